@@ -1,0 +1,235 @@
+"""The validated document a user submits: what to train, what to search, when to stop.
+
+`parse_definition` is the only way user input becomes a definition. The models here check their own
+fields; what one section demands of another is checked in `search_spaces.parsing`, once, at submission.
+So a definition accepted by an older version still loads (`StudyDefinition.model_validate(stored)`) when
+a later one has become stricter across sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+
+from search_spaces.errors import Fault
+from search_spaces.faults import one_error, problems
+from search_spaces.parameters import Choice
+from search_spaces.pruners import NoPruning, Pruning
+from search_spaces.quantities import Duration, Real, Seed, Whole, parse_duration
+from search_spaces.recipe import Recipe
+from search_spaces.space import SearchSpace
+
+Quantization = Literal["nf4", "fp4", "int8", "none"]
+DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
+Algorithm = Literal["grid", "random", "tpe"]
+Metric = Literal["eval_loss", "perplexity", "accuracy"]
+Direction = Literal["minimize", "maximize"]
+StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Text = Annotated[str, Field(min_length=1)]
+
+DIRECTIONS: Mapping[str, Direction] = {
+    "eval_loss": "minimize",
+    "perplexity": "minimize",
+    "accuracy": "maximize",
+}
+"""Which way each metric is better."""
+DATA_FIELDS = ("text", "prompt", "completion", "messages", "tools", "instruction", "input", "output")
+"""What the formats of `DataFormat` call the parts of a row, and so what `columns` can rename."""
+MAX_TRIALS = 100_000
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(_Document):
+    """The base model and how it is quantized."""
+
+    id: Text
+    """A hub id (`Qwen/Qwen2.5-0.5B-Instruct`) or a local folder."""
+    revision: Text | None = None
+    quantization: Quantization = "nf4"
+    double_quantization: StrictBool = True
+    """Quantize the quantization constants too: 0.37 bits less per parameter (QLoRA, section 3)."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the GPU has it, float32 on CPU."""
+
+
+class HubData(_Document):
+    """A data set on the Hugging Face hub."""
+
+    hub: Text
+    config: Text | None = None
+    split: Text
+    revision: Text | None = None
+
+
+def _data_kind(value: Any) -> str:
+    return "hub" if isinstance(value, (Mapping, HubData)) else "file"
+
+
+DataSource = Annotated[
+    Annotated[Text, Tag("file")] | Annotated[HubData, Tag("hub")], Discriminator(_data_kind)
+]
+
+
+class DataSpec(_Document):
+    """What to train and evaluate on."""
+
+    train: DataSource
+    """A file (.jsonl, .json, .csv, .parquet) or a hub data set."""
+    eval: DataSource
+    format: DataFormat = "auto"
+    columns: dict[str, Text] = Field(default_factory=dict)
+    """Renames: the format's field -> the column that holds it, for example {prompt: question}."""
+    max_length: Annotated[Whole, Field(ge=8)] = 512
+    """Tokens; longer examples are truncated and counted."""
+    max_train_examples: Annotated[Whole, Field(ge=1)] | None = None
+    max_eval_examples: Annotated[Whole, Field(ge=1)] | None = None
+
+
+class SearchSpec(_Document):
+    """What to search and how."""
+
+    algorithm: Algorithm = "tpe"
+    trials: Annotated[Whole, Field(ge=1, le=MAX_TRIALS)] | None = None
+    """Exactly this many. May be left out for a grid, which then has one trial per point."""
+    seed: Seed = 0
+    preset: str | None = None
+    """The preset that `space` came from, as a label: it is resolved when the definition is accepted."""
+    space: SearchSpace
+
+    @property
+    def total_trials(self) -> int:
+        """How many trials the study has: `trials`, or one per grid point.
+
+        Raises:
+            ValueError: Neither is known; no accepted definition is like that.
+        """
+        total = self.trials if self.trials is not None else self.space.grid_size()
+        if total is None:
+            raise ValueError("the search states no number of trials and its space has no finite grid")
+        return total
+
+
+class ObjectiveSpec(_Document):
+    """What makes one trial better than another."""
+
+    metric: Metric = "eval_loss"
+    direction: Direction = "minimize"
+    """Follows the metric when left out; one that contradicts it is a fault."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_metric(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or raw.get("direction") is not None:
+            return raw
+        metric = raw.get("metric", "eval_loss")
+        known = isinstance(metric, str) and metric in DIRECTIONS
+        return {**raw, "direction": DIRECTIONS[metric] if known else "minimize"}
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveSpec:
+        right = DIRECTIONS[self.metric]
+        if self.direction != right:
+            message = f"contradicts the metric: the better {self.metric} is the one to {right}"
+            raise problems([Fault(path="direction", value=self.direction, message=message, allowed=right)])
+        return self
+
+
+class EvaluationSpec(_Document):
+    """When trials are evaluated, and when one has diverged."""
+
+    every_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """Evaluate each time this many training examples have been seen, and at the end. None: at the end."""
+    divergence_factor: Annotated[Real, Field(gt=1)] = 4.0
+    """A trial whose smoothed train loss exceeds this multiple of its start has diverged."""
+
+
+class BudgetSpec(_Document):
+    """When to stop, and how much at once."""
+
+    max_parallel_trials: Annotated[Whole, Field(ge=1)] = 4
+    max_failed_trials: Annotated[Whole, Field(ge=0)] | None = None
+    max_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
+    timeout: Duration | None = None
+    """Wall clock from the study's start: `90s`, `30m`, `10h`, `2d`, `1h30m`."""
+    max_retries: Annotated[Whole, Field(ge=0)] = 3
+    """How often a trial whose worker was lost is tried again."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """`timeout` in seconds; None: no limit."""
+        return None if self.timeout is None else parse_duration(self.timeout)
+
+
+class ResourcesSpec(_Document):
+    """What the study's workers get."""
+
+    workers: Annotated[
+        Literal["auto"] | Annotated[Whole, Field(ge=1)], one_error("auto or a whole number, at least 1")
+    ] = "auto"
+    gpus_per_worker: Annotated[
+        Literal["auto"] | Annotated[Real, Field(ge=0)], one_error("auto or a number, at least 0")
+    ] = "auto"
+    """auto: 1 where the cluster has GPUs, else 0 and one single-threaded worker per core."""
+    micro_batch_size: Annotated[
+        Literal["auto"] | Annotated[Whole, Field(ge=1)], one_error("auto or a whole number, at least 1")
+    ] = "auto"
+
+
+class StudyDefinition(_Document):
+    """A study as accepted. Stored as `model_dump(mode="json")`; immutable."""
+
+    name: StudyName
+    model: ModelSpec
+    task: Literal["causal_lm"] = "causal_lm"
+    data: DataSpec
+    search: SearchSpec
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """Recipe fields that are fixed in this study."""
+    objective: ObjectiveSpec = ObjectiveSpec()
+    pruning: Pruning = NoPruning()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    budget: BudgetSpec = BudgetSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+
+    @property
+    def max_epochs(self) -> float:
+        """Epochs of the longest trial the search may suggest."""
+        parameter = self.search.space.parameters.get("epochs")
+        if parameter is None:
+            return build_recipe(self, {}).epochs
+        return float(max(parameter.choices)) if isinstance(parameter, Choice) else float(parameter.max)
+
+
+def parse_definition(document: Any) -> StudyDefinition:
+    """A definition from what a user submitted: the JSON or YAML document, parsed.
+
+    A preset is resolved here: the definition then holds its space, and its recipe under the user's own.
+    Numeric strings are read as numbers where a number belongs, because YAML 1.1 makes one of `1e-5`.
+
+    Args:
+        document: Anything; only a mapping of the right form is accepted.
+
+    Raises:
+        InvalidDefinition: With every fault in the document, and never any other exception.
+    """
+    from search_spaces.parsing import parse  # parsing is built on the models above
+
+    return parse(document)
+
+
+def build_recipe(definition: StudyDefinition, params: Mapping[str, Any]) -> Recipe:
+    """The recipe of one trial: defaults, then what the definition fixes, then the trial's parameters.
+
+    Args:
+        definition: The study's.
+        params: The trial's parameters as Optuna holds them (`trial.params`) or as grid points.
+
+    Raises:
+        InvalidRecipe: A parameter is no recipe field or out of its bounds.
+    """
+    return Recipe.build({**definition.recipe, **definition.search.space.decode(params)})

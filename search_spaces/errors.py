@@ -1,0 +1,78 @@
+"""Everything this package raises, and the fault that names what is wrong with a definition.
+
+SearchSpaceError
+├── InvalidDefinition   a user's document, with every fault in it
+├── InvalidRecipe       hyperparameters that make no recipe
+├── UnknownPresetError  no such named search space
+└── SuggestionError     a trial that the definition has no point for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong, at one place in a document.
+
+    `value` is safe to put into JSON as it stands: finite, without lone surrogates, and shortened.
+    """
+
+    path: str
+    """Dotted, from the document's root: `search.space.learning_rate.min`. Empty for the root itself."""
+    value: Any
+    message: str
+    """What is wrong and, where that is not plain, what to do. Reads after the path: "must be ..."."""
+    allowed: str | None = None
+    nearest: str | None = None
+    """The known name that a misspelt one most resembles."""
+
+    def below(self, path: str) -> Fault:
+        """The same fault, seen from further up: `min` below `search.space` is `search.space.min`."""
+        return replace(self, path=join_path(path, self.path))
+
+    def __str__(self) -> str:
+        text = f"{self.path or 'the definition'}: {self.message}"
+        if self.allowed is not None:
+            text += f"; allowed: {self.allowed}"
+        if self.nearest is not None:
+            text += f"; did you mean {self.nearest!r}?"
+        return text
+
+
+def join_path(*parts: str) -> str:
+    """Joins dotted paths, leaving out empty ones."""
+    return ".".join(part for part in parts if part)
+
+
+class SearchSpaceError(Exception):
+    """Base of all errors of this package."""
+
+
+class _FaultsError(SearchSpaceError):
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults: tuple[Fault, ...] = tuple(faults)
+        # The only argument, so that the exception survives pickling.
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)
+
+
+class InvalidDefinition(_FaultsError):  # noqa: N818  (reads as what it says: raise InvalidDefinition)
+    """A definition that cannot be accepted. `faults` holds everything that is wrong with it."""
+
+
+class InvalidRecipe(_FaultsError):  # noqa: N818  (as above)
+    """Hyperparameters that make no valid recipe. Paths are recipe fields."""
+
+
+class UnknownPresetError(SearchSpaceError):
+    """No preset has this name. The message lists those there are."""
+
+
+class SuggestionError(SearchSpaceError):
+    """A trial was asked for that the definition has no point for, such as one past a grid's end."""

@@ -1,0 +1,197 @@
+"""From what pydantic says to faults a person can act on.
+
+A pydantic error is one sentence about one union member; a `Fault` names the place, the value, what is
+allowed and the nearest known name. Validators of this package that find several things wrong at once
+raise `problems(faults)`, which `translate` unfolds again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from search_spaces.errors import Fault, join_path
+
+MAX_FAULTS = 100
+"""More than a person reads; bounds the answer to a hostile document."""
+
+_LONGEST_TEXT = 200
+_LONGEST_LIST = 20
+_DEEPEST = 4
+_PROBLEMS = "problems"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def shown(value: Any, depth: int = 0) -> Any:
+    """`value` as a fault shows it: always serialisable as JSON, never long."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        # Python refuses to print integers of more than 4,300 digits.
+        return value if abs(value) < 2**63 else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        text = value[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
+        return text if len(value) <= _LONGEST_TEXT else text + "…"
+    if isinstance(value, BaseModel):
+        return shown(value.model_dump(mode="json"), depth)
+    if depth >= _DEEPEST:
+        return "…"
+    if isinstance(value, Mapping):
+        items = list(value.items())[:_LONGEST_LIST]
+        return {str(shown(key)): shown(item, depth + 1) for key, item in items}
+    if isinstance(value, (list, tuple)):
+        return [shown(item, depth + 1) for item in value[:_LONGEST_LIST]]
+    return f"a value of type {type(value).__name__}"
+
+
+def nearest_name(word: object, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
+    """The known name that `word` most resembles, if any does.
+
+    `synonyms` maps names other tools use to ours (`lr` resembles no `learning_rate` by its letters).
+    """
+    if not isinstance(word, str) or len(word) > _LONGEST_TEXT:
+        return None
+    candidate = word.strip().lower()
+    if synonyms is not None and candidate in synonyms:
+        return synonyms[candidate]
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(candidate, by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def name_fault(
+    path: str, value: Any, what: str, known: Sequence[str], synonyms: Mapping[str, str] | None = None
+) -> Fault:
+    """A name that is none of the known ones."""
+    return Fault(
+        path=path,
+        value=shown(value),
+        message=f"is no known {what}",
+        allowed=", ".join(known),
+        nearest=nearest_name(value, known, synonyms),
+    )
+
+
+def problems(faults: Iterable[Fault]) -> PydanticCustomError:
+    """What a validator raises to report several faults at once; paths are relative to the validated value."""
+    found = tuple(faults)
+    text = "; ".join(str(fault) for fault in found)
+    return PydanticCustomError(_PROBLEMS, "{text}", {"text": text, "faults": found})
+
+
+def one_error(allowed: str) -> WrapValidator:
+    """Makes a union fail with one error that says what is allowed, not with one error per member."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("one_of_several", "must be {allowed}", {"allowed": allowed}) from None
+
+    return WrapValidator(validate)
+
+
+def _type_words(expected: str) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+    return lambda _: (f"must be {expected}", expected)
+
+
+def _bound(words: str, key: str) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+    return lambda context: (f"must be {words} {context[key]}", f"{words} {context[key]}")
+
+
+_WORDS: dict[str, Callable[[dict[str, Any]], tuple[str, str | None]]] = {
+    "missing": lambda _: ("is required", None),
+    "none_required": _type_words("null"),
+    "literal_error": lambda c: ("is not one of the allowed values", str(c["expected"]).replace("'", "")),
+    "string_type": _type_words("text (in quotes where YAML would read a number or a date)"),
+    "string_too_short": lambda _: ("must not be empty", None),
+    "bool_type": _type_words("true or false"),
+    "int_type": _type_words("a whole number"),
+    "float_type": _type_words("a number"),
+    "finite_number": _type_words("a finite number"),
+    "greater_than": _bound("greater than", "gt"),
+    "greater_than_equal": _bound("at least", "ge"),
+    "less_than": _bound("less than", "lt"),
+    "less_than_equal": _bound("at most", "le"),
+    "dict_type": _type_words("a mapping"),
+    "model_type": _type_words("a mapping"),
+    "tuple_type": _type_words("a list"),
+    "list_type": _type_words("a list"),
+    "too_short": lambda _: ("must not be empty", None),
+    "one_of_several": lambda c: (f"must be {c['allowed']}", str(c["allowed"])),
+}
+
+
+def _fault(error: ErrorDetails, path: str) -> list[Fault]:
+    here = join_path(path, *(str(shown(part)) for part in error["loc"]))
+    context = error.get("ctx", {})
+    if error["type"] == _PROBLEMS:
+        return [fault.below(here) for fault in context["faults"]]
+    words = _WORDS.get(error["type"])
+    message, allowed = words(context) if words is not None else (error["msg"], context.get("allowed"))
+    # For a missing key pydantic shows the mapping around it, which is not the value at this path.
+    value = None if error["type"] == "missing" else error["input"]
+    expected = context.get("expected", "") if error["type"] == "literal_error" else ""
+    names = [name.strip("' ") for part in str(expected).split(",") for name in part.split(" or ")]
+    return [
+        Fault(
+            path=here,
+            value=shown(value),
+            message=message,
+            allowed=allowed,
+            nearest=nearest_name(error["input"], names) if expected else None,
+        )
+    ]
+
+
+def translate(error: ValidationError, path: str = "") -> list[Fault]:
+    """The faults behind a pydantic error, with their paths below `path`."""
+    return [fault for details in error.errors(include_url=False) for fault in _fault(details, path)]
+
+
+def unknown_keys(
+    raw: Mapping[str, Any],
+    known: Sequence[str],
+    path: str,
+    synonyms: Mapping[str, str] | None = None,
+    what: str = "key",
+) -> list[Fault]:
+    """One fault for each key of `raw` that is not known, at most `MAX_FAULTS`."""
+    unknown = [key for key in raw if key not in known][:MAX_FAULTS]
+    return [
+        Fault(
+            path=join_path(path, str(shown(key))),
+            value=shown(raw[key]),
+            message=f"is no known {what}",
+            allowed=", ".join(known),
+            nearest=nearest_name(key, known, synonyms),
+        )
+        for key in unknown
+    ]
+
+
+def read_model(model: type[Model], raw: Any, path: str, faults: list[Fault]) -> Model | None:
+    """Validates a mapping as `model`, appending every fault; None when there was any."""
+    known = list(model.model_fields)
+    if not isinstance(raw, Mapping):
+        keys = ", ".join(known)
+        faults.append(
+            Fault(path=path, value=shown(raw), message="must be a mapping", allowed=f"the keys {keys}")
+        )
+        return None
+    found = unknown_keys(raw, known, path)
+    result = None
+    try:
+        result = model.model_validate({key: value for key, value in raw.items() if key in known})
+    except ValidationError as error:
+        found += translate(error, path)
+    faults += found
+    return None if found else result

@@ -1,0 +1,90 @@
+"""Numbers and durations as people write them in YAML and JSON.
+
+Two traps are handled here, once. PyYAML follows YAML 1.1, where `1e-5` (no dot) is a *string*: numeric
+strings are read as the number they spell. And `true` is an integer to Python: it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+LARGEST_WHOLE = 2**31 - 1
+"""What every database's INTEGER holds."""
+
+_NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([dhms])", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12}(\.\d{1,6})?[dhms])+", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 10 * 365 * 86400
+
+DURATION_FORMS = "a number and a unit (s, m, h or d), such as 90s, 30m, 10h, 2d or 1h30m"
+
+
+def read_float(value: Any) -> float:
+    """A finite number. Raises PydanticCustomError for anything else, `true` and `nan` included."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PydanticCustomError("number", "must be a number", {"allowed": "a number"})
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise PydanticCustomError("number", "must be a finite number", {"allowed": "a finite number"})
+    return number
+
+
+def read_int(value: Any) -> int:
+    """A whole number: `8`, `8.0`, `"8"` or `"1e3"`. Raises PydanticCustomError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(value)
+    number = read_float(value)
+    if number != int(number):
+        raise PydanticCustomError("number", "must be a whole number", {"allowed": "a whole number"})
+    return int(number)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as `90s`, `30m`, `10h`, `2d` or `1h30m`.
+
+    Raises:
+        ValueError: It is not of that form, zero, or longer than ten years.
+    """
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"must be {DURATION_FORMS}")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError("must be longer than 0s and at most 3650d")
+    return seconds
+
+
+def _check_duration(value: Any) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("duration", "must be {allowed}", {"allowed": DURATION_FORMS})
+    text = value.strip()
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "duration", "{why}", {"why": str(error), "allowed": DURATION_FORMS}
+        ) from None
+    return text
+
+
+Real = Annotated[float, BeforeValidator(read_float)]
+"""A finite float, from a number or a numeric string."""
+Whole = Annotated[int, BeforeValidator(read_int), Field(le=LARGEST_WHOLE)]
+"""An integer that every database holds, from a whole number or a numeric string."""
+Seed = Annotated[int, BeforeValidator(read_int), Field(ge=0, lt=2**32)]
+"""What numpy's and torch's generators both take as a seed."""
+Duration = Annotated[str, BeforeValidator(_check_duration)]
+"""A duration in words; `parse_duration` gives its seconds."""
