@@ -1,0 +1,28 @@
+"""Fixtures that tests of every layer share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any Hugging Face library is imported: they read these once. Tests use no network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no thread pool to warn about when a test forks
+
+
+@pytest.fixture(scope="session")
+def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random base model and its tokenizer."""
+    from tests.tiny_models import build_tiny_base
+
+    return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def odd_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an MLP whose width is not divisible by 32."""
+    from tests.tiny_models import build_odd_base
+
+    return build_odd_base(tmp_path_factory.mktemp("base") / "odd")

@@ -1,0 +1,101 @@
+"""The schema: made by migrations, equal to the models, and refused when it is another one."""
+
+from __future__ import annotations
+
+import stat
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+from starlette.testclient import TestClient
+
+from service import database, optuna_store
+from service.app import create_app
+from service.errors import SchemaOutOfDate
+from service.models import Base
+from service.settings import Settings
+
+
+def test_migrations_make_exactly_what_the_models_say(service_database: database.Database) -> None:
+    with service_database.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": database.VERSION_TABLE,
+                "compare_type": True,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_check_constraints_are_there(service_database: database.Database) -> None:
+    """Alembic does not compare these."""
+    names = {
+        constraint["name"]
+        for table in ("studies", "attempts")
+        for constraint in inspect(service_database.engine).get_check_constraints(table)
+    }
+    assert names == {"ck_studies_state", "ck_attempts_state"}
+
+
+def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> None:
+    errors: list[BaseException] = []
+
+    def upgrade() -> None:
+        try:
+            database.upgrade(empty_settings)
+        except BaseException as error:  # a thread's error must reach the test
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=upgrade) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert errors == []
+    engine = database.make_engine(empty_settings)
+    database.check_schema(engine)
+    engine.dispose()
+
+
+def test_the_api_refuses_to_start_without_the_schema(empty_settings: Settings) -> None:
+    with (
+        pytest.raises(SchemaOutOfDate, match="Run `nightsweep db upgrade`"),
+        TestClient(create_app(empty_settings)),
+    ):
+        pass
+
+
+def test_the_api_refuses_to_start_on_a_newer_schema(
+    settings: Settings, service_database: database.Database
+) -> None:
+    with service_database.write() as session:
+        session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
+    with (
+        pytest.raises(SchemaOutOfDate, match="a newer one upgraded it"),
+        TestClient(create_app(settings)),
+    ):
+        pass
+
+
+def test_optuna_storage_is_refused_without_its_tables(empty_settings: Settings) -> None:
+    with pytest.raises(SchemaOutOfDate, match="Run `nightsweep db upgrade`"):
+        optuna_store.open_storage(empty_settings)
+
+
+def test_optuna_tables_live_apart_from_the_services(
+    settings: Settings, service_database: database.Database, storage: optuna_store.Storage
+) -> None:
+    ours = set(inspect(service_database.engine).get_table_names())
+    theirs = set(inspect(storage.engine).get_table_names())
+    assert ours == {"studies", "attempts", "schedules", "events", database.VERSION_TABLE}
+    assert {"studies", "trials", "alembic_version", "version_info"} <= theirs
+
+
+def test_the_home_folder_is_the_owners_alone(empty_settings: Settings) -> None:
+    database.upgrade(empty_settings)
+    assert stat.S_IMODE(empty_settings.home.stat().st_mode) == 0o700

@@ -1,0 +1,121 @@
+"""Tiny random base models for the tests: Llama-style, own byte-level tokenizer, safetensors, no network.
+
+Each builder writes a folder that `transformers` loads as it would any model, in about a second. The
+weights are random but seeded, so a folder built twice holds the same model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOS, EOS, PAD, TURN, UNKNOWN = "<s>", "<|im_end|>", "<pad>", "<|im_start|>", "<unk>"
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The common chat template without `{% generation %}` markers."""
+
+CHATML_WITH_MARKERS = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
+    "{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The same with the markers that say which tokens the assistant wrote."""
+
+_CORPUS = [
+    "turn on the kitchen light",
+    "switch off the lamp in the bedroom",
+    'set the heating to twenty degrees {"device": "heating", "value": 20}',
+    "The quick brown fox jumps over the lazy dog. 0123456789",
+    "What is two plus two? Two plus two is four. What is the capital of France?",
+    "Below is an instruction that describes a task. Write a response that completes the request.",
+    "system user assistant instruction input response question answer",
+]
+
+
+def build_tiny_tokenizer(
+    *, bos: bool = False, pad: bool = True, chat_template: str | None = CHATML
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of about 400 tokens. With `bos`, it puts one before every text."""
+    tokenizer = Tokenizer(BPE(unk_token=None))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=[PAD, BOS, TURN, EOS],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS * 4, trainer)
+    if bos:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        bos_token=BOS,
+        pad_token=PAD if pad else None,
+        additional_special_tokens=[TURN],
+        clean_up_tokenization_spaces=False,
+    )
+    if chat_template is not None:
+        fast.chat_template = chat_template
+    return fast
+
+
+def build_tiny_base(
+    folder: Path,
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 128,
+    layers: int = 2,
+    max_positions: int = 256,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    seed: int = 0,
+) -> Path:
+    """Writes a tiny Llama-style causal language model and its tokenizer into `folder`."""
+    tokenizer = tokenizer or build_tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=max_positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.1,  # larger than usual, so that random logits are not all alike
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_odd_base(folder: Path) -> Path:
+    """A base whose MLP is 172 wide: not divisible by 32, as bitsandbytes' inference packing wants."""
+    return build_tiny_base(folder, intermediate_size=172)

@@ -1,0 +1,195 @@
+"""Loading a quantized base: every quantization trains LoRA on CPU, and evaluation leaves the base alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+from search_spaces.definition import ModelSpec, Quantization
+from tests.tiny_models import build_tiny_base, build_tiny_tokenizer
+from workers.base_model import LoadedBase, load_base, set_training
+
+# PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+CPU = torch.device("cpu")
+IDS = torch.arange(8, 40).reshape(2, 16)
+
+
+def load(folder: Path, quantization: Quantization = "nf4", **fields: object) -> LoadedBase:
+    spec = ModelSpec.model_validate({"id": str(folder), "quantization": quantization, **fields})
+    return load_base(spec, CPU)
+
+
+def with_lora(base: LoadedBase) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = get_peft_model(base.model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)  # B starts at zero, which would hide A's gradient
+    return model
+
+
+def train_step(model: torch.nn.Module) -> float:
+    set_training(model, True)
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return float(loss.detach())
+
+
+def quantized_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Everything a bitsandbytes layer computes with, copied."""
+    state = {}
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            quant = module.weight.quant_state
+            state[f"{name}.weight"] = module.weight.data.clone()
+            state[f"{name}.absmax"] = quant.absmax.clone()
+            if quant.nested:
+                state[f"{name}.state2"] = quant.state2.absmax.clone()
+                state[f"{name}.offset"] = quant.offset.clone()
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            state[f"{name}.weight"] = module.weight.data.clone()
+            state[f"{name}.scale"] = (
+                module.state.SCB if module.state.SCB is not None else module.weight.SCB
+            ).clone()
+    return state
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+def test_lora_trains_on_every_quantization_and_only_lora_gets_gradients(
+    odd_base_dir: Path, quantization: Quantization
+) -> None:
+    """Forward and backward run on CPU, and gradients reach all of LoRA and nothing else."""
+    base = load(odd_base_dir, quantization)
+    assert {p.requires_grad for p in base.model.parameters()} == {False}
+    model = with_lora(base)
+
+    loss = train_step(model)
+
+    assert torch.isfinite(torch.tensor(loss))
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert with_gradient == {n for n, _ in model.named_parameters() if "lora_" in n}
+    assert len(with_gradient) == 2 * 7 * 2
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"),
+    [("nf4", bnb.nn.Linear4bit), ("fp4", bnb.nn.Linear4bit), ("int8", bnb.nn.Linear8bitLt)],
+)
+def test_linear_layers_are_quantized_as_asked_and_the_head_is_not(
+    tiny_base_dir: Path, quantization: Quantization, layer: type[torch.nn.Module]
+) -> None:
+    """All seven projections of both layers are quantized; the output head and embeddings stay float32."""
+    model = load(tiny_base_dir, quantization).model
+    layers = [module for module in model.modules() if isinstance(module, layer)]
+    assert len(layers) == 14
+    if quantization != "int8":
+        assert {module.weight.quant_state.quant_type for module in layers} == {quantization}
+    assert type(model.lm_head) is torch.nn.Linear
+    assert model.lm_head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_double_quantization_is_a_choice(tiny_base_dir: Path, double: bool) -> None:
+    """The flag decides whether the quantization constants are quantized too."""
+    model = load(tiny_base_dir, "nf4", double_quantization=double).model
+    assert model.model.layers[0].mlp.up_proj.weight.quant_state.nested is double
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("repacking_cpu", [True, False])
+def test_evaluating_between_training_steps_changes_nothing(
+    odd_base_dir: Path, quantization: Quantization, repacking_cpu: bool
+) -> None:
+    """Training -> evaluating -> training leaves the quantized weights and the losses bit-identical."""
+    model = with_lora(load(odd_base_dir, quantization))
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On a CPU without AVX512-BF16 the layer would not repack; make it try on every machine.
+            module.support_avx512bf16_for_cpu = repacking_cpu
+    first = train_step(model)
+    before = quantized_state(model)
+
+    set_training(model, False)
+    with torch.no_grad():
+        evaluated = float(model(input_ids=IDS, labels=IDS).loss)
+
+    after = quantized_state(model)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert evaluated == pytest.approx(first, rel=1e-6)
+    assert train_step(model) == first
+
+
+def test_set_training_switches_dropout_but_not_the_quantized_layers(tiny_base_dir: Path) -> None:
+    """Everything follows the flag except bitsandbytes layers, which stay in training mode."""
+    model = get_peft_model(load(tiny_base_dir).model, LoraConfig(r=2, lora_dropout=0.5))
+    for training in (False, True, False):
+        set_training(model, training)
+        quantized = {m.training for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)}
+        dropouts = {m.training for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+        assert quantized == {True}
+        assert dropouts == {training}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_peft_preparation_would_change_no_number_in_float32(
+    tiny_base_dir: Path, quantization: Quantization
+) -> None:
+    """Users who call `prepare_model_for_kbit_training` get the same loss and gradients on CPU."""
+    ours = with_lora(load(tiny_base_dir, quantization))
+    prepared = load(tiny_base_dir, quantization)
+    prepared.model = prepare_model_for_kbit_training(prepared.model, use_gradient_checkpointing=False)
+    theirs = with_lora(prepared)
+    assert train_step(ours) == train_step(theirs)
+    for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if mine.grad is not None:
+            assert torch.equal(mine.grad, other.grad), name
+
+
+def test_the_compute_dtype_is_float32_on_cpu_unless_asked(tiny_base_dir: Path) -> None:
+    """Auto means float32 on a CPU; bfloat16 is there for who asks."""
+    auto, asked = load(tiny_base_dir), load(tiny_base_dir, compute_dtype="bfloat16")
+    assert (auto.compute_dtype, auto.model.lm_head.weight.dtype) == (torch.float32, torch.float32)
+    assert (asked.compute_dtype, asked.model.lm_head.weight.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_what_a_loaded_base_says_of_itself(tiny_base_dir: Path) -> None:
+    """Positions, vocabulary and padding come from the model and its tokenizer."""
+    base = load(tiny_base_dir)
+    assert (base.max_positions, base.vocabulary_size, base.pad_id) == (256, 400, 0)
+    assert base.device == CPU
+    assert base.model.training is False
+
+
+def test_a_tokenizer_without_pad_token_is_left_as_it_is(tmp_path: Path) -> None:
+    """Padding uses the end token's id; neither tokenizer nor embeddings are changed."""
+    base = load(build_tiny_base(tmp_path / "m", tokenizer=build_tiny_tokenizer(pad=False)))
+    assert base.tokenizer.pad_token is None
+    assert base.pad_id == base.tokenizer.eos_token_id
+    assert base.vocabulary_size == len(base.tokenizer)
+
+
+def test_a_model_built_twice_is_the_same_model(tiny_base_dir: Path, tmp_path: Path) -> None:
+    """The tests' tiny base is a function of its seed."""
+    again = build_tiny_base(tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (tiny_base_dir / "model.safetensors").read_bytes()
+
+
+def test_a_base_in_several_shards_loads(tiny_base_dir: Path, tmp_path: Path) -> None:
+    """Large models come as an index and several files."""
+    whole = load(tiny_base_dir, "none")
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_base_dir, folder)
+    (folder / "model.safetensors").unlink()
+    whole.model.save_pretrained(folder, max_shard_size="200KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    sharded = load(folder, "none")
+    assert torch.equal(whole.model(IDS).logits, sharded.model(IDS).logits)

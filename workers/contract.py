@@ -1,0 +1,164 @@
+"""What crosses the line between the coordinator and a worker: frozen values, nothing else.
+
+Light to import (no torch, no Ray) and picklable, because both sides of a Ray call hold these.
+The coordinator sends a `TrialOrder` and, later, `Verdict`s. The worker answers with numbered
+events, which it keeps until they are acknowledged: `TrialStarted`, `Progress`, `Report`, and in
+the end exactly one `TrialOutcome` per order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
+from search_spaces.recipe import Recipe
+
+
+class OutcomeStatus(StrEnum):
+    """How one attempt ended, as the worker saw it. A lost worker reports nothing."""
+
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Decision(StrEnum):
+    """What the coordinator wants of a running trial."""
+
+    PRUNE = "prune"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOrder:
+    """One trial to train. `artifact_dir` is the attempt's own folder; the worker makes it."""
+
+    attempt_id: int
+    study_id: str
+    trial_number: int
+    model: ModelSpec
+    data: DataSpec
+    recipe: Recipe
+    objective: ObjectiveSpec
+    evaluation: EvaluationSpec
+    micro_batch_size: int | None
+    """Examples per forward pass; None: the worker chooses. Never changes the numbers."""
+    artifact_dir: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Sent for an attempt; takes effect between two optimizer steps.
+
+    There is no "continue": training never waits, so silence means go on.
+    """
+
+    attempt_id: int
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted:
+    """The order's data and model are ready; the first optimizer step comes next."""
+
+    attempt_id: int
+    total_examples: int
+    """Training examples the trial sees if nothing stops it."""
+    total_steps: int
+    """Optimizer steps, likewise."""
+    micro_batch_size: int
+    device: str
+    trainable_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a trial is between rungs. Informative: the worker may drop an older one for a newer."""
+
+    attempt_id: int
+    examples_seen: int
+    step: int
+    train_loss: float
+    """Token-weighted mean over the last effective batch, in nats per supervised token."""
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The evaluation at one rung."""
+
+    attempt_id: int
+    rung: int
+    """Nominal training examples: a multiple of `evaluation.every_examples`, or the total at the
+    end. Trials with different batch sizes meet at the same rungs."""
+    examples_seen: int
+    """Examples really seen: `rung` rounded up to a whole optimizer step."""
+    step: int
+    epoch: float
+    metrics: Mapping[str, float]
+    """eval_loss (nats per supervised token), perplexity, accuracy (share of supervised tokens)."""
+    train_loss: float
+    """Token-weighted mean since the previous rung."""
+    train_seconds: float
+    """Training time so far, evaluation excluded."""
+    is_best: bool
+    """Whether the objective is the best of this attempt so far; its adapter has been saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """The end of one attempt."""
+
+    attempt_id: int
+    status: OutcomeStatus
+    reason: str
+    """One sentence a person can act on."""
+    value: float | None = None
+    """The objective at the best rung; set if and only if `status` is completed."""
+    best_rung: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All metrics at the best rung."""
+    final_metrics: Mapping[str, float] = field(default_factory=dict)
+    """All metrics at the last rung."""
+    examples_seen: int = 0
+    steps: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    """Peak allocated on the device; peak resident memory of the worker on CPU."""
+    best_adapter_dir: str | None = None
+    last_adapter_dir: str | None = None
+    fatal_to_study: bool = False
+    """The fault is in the study's model or data, so every other trial would fail alike."""
+
+
+Event = TrialStarted | Progress | Report | TrialOutcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedEvent:
+    """An event and its place in the worker's log. Numbers start at 1 and never repeat."""
+
+    seq: int
+    event: Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """What a worker says of itself."""
+
+    worker_id: str
+    node: str
+    pid: int
+    device: str
+    slots: int
+    free_slots: int
+    running_attempts: tuple[int, ...]
+    base: str | None
+    """Model id and quantization of the loaded base, if any."""

@@ -1,0 +1,186 @@
+"""Train and eval data: rows in, tokenised examples with label masks out, every loss on the way counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import torch
+
+from search_spaces.definition import DataSpec, HubData
+from workers.base_model import LoadedBase
+from workers.data_files import PlacedRow, describe_source, read_rows
+from workers.errors import DataError, RowError
+from workers.formats import FORMATS, Format, detect_format
+from workers.tokenization import IGNORED
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised row with at least one supervised token.
+
+    `labels` follow the Hugging Face convention: not shifted, `labels[i] == input_ids[i]` where supervised,
+    else -100. `labels[0]` is always -100, because nothing predicts the first token; so counting labels
+    that are not -100 counts the tokens that carry loss.
+    """
+
+    input_ids: torch.Tensor
+    """int64, [T]."""
+    labels: torch.Tensor
+    """int64, [T]."""
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """One data set, ready to train on or to evaluate."""
+
+    examples: tuple[Example, ...]
+    """In the source's order."""
+    format: str
+    rows: int
+    """Rows read: `len(examples) + skipped`."""
+    truncated: int
+    """Examples that were longer than max_length and lost their end."""
+    skipped: int
+    """Rows left out because no supervised token remained: all cut away, or none there to begin with."""
+    tokens: int
+    """Over all examples."""
+    supervised_tokens: int
+    """Tokens that carry loss, over all examples."""
+
+
+def load_data(spec: DataSpec, base: LoadedBase) -> tuple[TokenizedData, TokenizedData]:
+    """Reads, formats, tokenises and truncates the train and the eval data.
+
+    With `format: auto` the train data's columns decide, and the eval data must have the same format.
+
+    Returns:
+        Train and eval data, each with at least one example.
+
+    Raises:
+        DataError: a file cannot be read, a row is not what the format needs (naming file and line), nothing
+            is left to learn from, or `max_length` is above the model's positions.
+        ModelError: the tokenizer lacks the end token that the format needs.
+    """
+    if base.max_positions is not None and spec.max_length > base.max_positions:
+        raise DataError(
+            f"data.max_length is {spec.max_length} tokens, but the model {base.spec.id} has positions for "
+            f"{base.max_positions}. Set data.max_length to {base.max_positions} or less."
+        )
+    format_ = None if spec.format == "auto" else FORMATS[spec.format]
+    train = _load_one(spec.train, spec, spec.max_train_examples, format_, base)
+    evaluation = _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[train.format], base)
+    return train, evaluation
+
+
+def _load_one(
+    source: str | HubData, spec: DataSpec, limit: int | None, format_: Format | None, base: LoadedBase
+) -> TokenizedData:
+    name = describe_source(source)
+    rows = iter(read_rows(source))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"The data {name} has no rows. Give it at least one.")
+    if format_ is None:
+        format_ = detect_format(_renamed(*first, spec.columns, None).keys())
+    return _tokenize(name, islice(chain([first], rows), limit), format_, spec, base)
+
+
+def _tokenize(
+    name: str, rows: Iterable[PlacedRow], format_: Format, spec: DataSpec, base: LoadedBase
+) -> TokenizedData:
+    examples: list[Example] = []
+    count = truncated = tokens = supervised_tokens = 0
+    shortest_cut: int | None = None
+    for place, row in rows:
+        count += 1
+        input_ids, labels = _encode(place, row, format_, spec.columns, base)
+        first = next((i for i, label in enumerate(labels) if label != IGNORED), None)
+        if first is None or first >= spec.max_length:
+            if first is not None:
+                shortest_cut = min(first, shortest_cut or first)
+            continue
+        if len(input_ids) > spec.max_length:
+            truncated += 1
+            del input_ids[spec.max_length :], labels[spec.max_length :]
+        examples.append(Example(torch.tensor(input_ids), torch.tensor(labels)))
+        tokens += len(input_ids)
+        supervised_tokens += sum(label != IGNORED for label in labels)
+    if not examples:
+        raise DataError(_nothing_left(name, count, format_, spec.max_length, shortest_cut))
+    return TokenizedData(
+        examples=tuple(examples),
+        format=format_.name,
+        rows=count,
+        truncated=truncated,
+        skipped=count - len(examples),
+        tokens=tokens,
+        supervised_tokens=supervised_tokens,
+    )
+
+
+def _encode(
+    place: str, row: dict[str, Any], format_: Format, columns: Mapping[str, str], base: LoadedBase
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one row, before truncation."""
+    renamed = _renamed(place, row, columns, format_)
+    for field in format_.required:
+        if renamed.get(field) is None:
+            raise DataError(
+                f"{place}: the row has no {field!r}, which the format {format_.name} needs. It has: "
+                f"{', '.join(k for k, v in renamed.items() if v is not None) or 'nothing'}."
+            )
+    try:
+        encoded = format_.encode(renamed, base.tokenizer)
+    except RowError as error:
+        raise RowError(f"{place}: {error}") from error
+    highest = max(encoded.input_ids, default=0)
+    if highest >= base.vocabulary_size:
+        raise DataError(
+            f"{place}: the tokenizer gives token {highest} "
+            f"({base.tokenizer.convert_ids_to_tokens(highest)}), but the model {base.spec.id} embeds only "
+            f"{base.vocabulary_size}. Use the tokenizer the model was trained with, or a model whose "
+            "embeddings were resized for it."
+        )
+    return encoded.input_ids, [IGNORED, *encoded.labels[1:]]
+
+
+def _renamed(
+    place: str, row: dict[str, Any], columns: Mapping[str, str], format_: Format | None
+) -> dict[str, Any]:
+    """The row under the format's own field names.
+
+    Raises:
+        DataError: `columns` names a field that the format lacks, or a column that the row lacks.
+    """
+    fields = [f for f_ in FORMATS.values() for f in f_.fields] if format_ is None else list(format_.fields)
+    for field, column in columns.items():
+        if field not in fields:
+            of = "any format" if format_ is None else f"the format {format_.name}"
+            raise DataError(
+                f"data.columns renames {column!r} to {field!r}, which is not a field of {of}. "
+                f"Fields are: {', '.join(sorted(set(fields)))}."
+            )
+        if column not in row:
+            raise DataError(
+                f"{place}: the row has no column {column!r}, which data.columns gives as {field!r}. It has: "
+                f"{', '.join(row) or 'nothing'}."
+            )
+    kept = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**kept, **{field: row[column] for field, column in columns.items()}}
+
+
+def _nothing_left(name: str, rows: int, format_: Format, max_length: int, shortest_cut: int | None) -> str:
+    if shortest_cut is not None:
+        return (
+            f"Of the {rows} rows of {name} none is usable: data.max_length of {max_length} tokens cuts away "
+            f"everything that carries loss. The shortest prompt has {shortest_cut} tokens; raise "
+            "data.max_length above that."
+        )
+    if format_.name == "messages":
+        hint = "Each conversation needs an assistant message, and the chat template must render it."
+    else:
+        hint = "Each row needs at least two tokens."
+    return f"Of the {rows} rows of {name} none is usable: every token is masked, so there is no loss. {hint}"

@@ -1,0 +1,35 @@
+"""What can go wrong on a worker, as one tree.
+
+    WorkerError
+    ├── ModelError      the base model or its tokenizer cannot be used
+    ├── DataError       the train or eval data cannot be used
+    │   └── RowError    one row of it cannot be used
+    └── AdapterError    this recipe's adapter cannot be put on this base
+
+The first two are faults of the study, not of a trial: every trial of the study would fail alike, so a
+worker answers with an outcome that is `fatal_to_study`. A message is made of whole sentences that say what is
+wrong, where (file and line), what was expected and what to do, because it reaches a person as it stands
+in REST, the command line and the dashboard.
+"""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base of everything a worker raises on purpose."""
+
+
+class ModelError(WorkerError):
+    """The base model or its tokenizer is missing, unsafe, incomplete or corrupt."""
+
+
+class DataError(WorkerError):
+    """The train or eval data is missing, malformed, or has nothing to train on."""
+
+
+class AdapterError(WorkerError):
+    """The recipe's `target_modules` matches no layer of the base. Another trial's recipe may."""
+
+
+class RowError(DataError):
+    """One row is not what its format needs. Says what is wrong with it; its reader adds file and line."""

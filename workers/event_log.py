@@ -1,0 +1,71 @@
+"""The worker's numbered, acknowledged event log.
+
+Training appends and never waits; the coordinator reads when it can. An event is kept until a reader asks
+for what comes *after* it, so a coordinator may die at any moment, come back, ask again and lose nothing.
+Memory is bounded however long nobody reads: a trial has few reports and one outcome, and of its progress
+events only the newest is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from workers.contract import Event, NumberedEvent, Progress
+
+
+class EventLog:
+    """Thread-safe. Numbers start at 1, rise by 1 for each appended event and are never used twice."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._kept: dict[int, Event] = {}  # by number, in rising order
+        self._newest_progress: dict[int, int] = {}  # attempt -> number of its kept Progress
+        self._last = 0
+
+    def append(self, event: Event) -> int:
+        """Adds an event, wakes whoever waits, and returns its number.
+
+        A Progress takes the place of the attempt's older one, which leaves a gap in the numbers.
+        """
+        with self._changed:
+            self._last += 1
+            if isinstance(event, Progress):
+                older = self._newest_progress.get(event.attempt_id)
+                if older is not None:
+                    del self._kept[older]
+                self._newest_progress[event.attempt_id] = self._last
+            self._kept[self._last] = event
+            self._changed.notify_all()
+            return self._last
+
+    def events(self, after: int, timeout_s: float = 0.0) -> tuple[NumberedEvent, ...]:
+        """Acknowledges everything up to `after` and returns what is newer, in order.
+
+        Args:
+            after: Number of the last event the reader has dealt with; 0 for none. Events up to it are
+                dropped for good.
+            timeout_s: How long to wait, in seconds, when there is nothing newer.
+
+        Raises:
+            ValueError: `after` is a number that was never given out: the reader has mixed up two logs.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            if not 0 <= after <= self._last:
+                raise ValueError(f"cannot acknowledge event {after}: the newest event is {self._last}")
+            self._drop(after)
+            while not self._kept and (remaining := deadline - time.monotonic()) > 0:
+                self._changed.wait(remaining)
+            return tuple(NumberedEvent(seq=seq, event=event) for seq, event in self._kept.items())
+
+    def _drop(self, after: int) -> None:
+        for seq in [seq for seq in self._kept if seq <= after]:
+            event = self._kept.pop(seq)
+            if isinstance(event, Progress):
+                del self._newest_progress[event.attempt_id]
+
+    def __len__(self) -> int:
+        """Events kept."""
+        with self._changed:
+            return len(self._kept)

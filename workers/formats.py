@@ -1,0 +1,138 @@
+"""The shapes a row of data may have, and how each becomes tokens and labels.
+
+| format | fields | loss on |
+| --- | --- | --- |
+| text | text | every token, and the EOS after it |
+| prompt_completion | prompt, completion (texts, or lists of messages) | the completion and its EOS |
+| messages | messages, optionally tools | the assistant's turns with their end-of-turn tokens |
+| alpaca | instruction, output, optionally input | the output and its EOS |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from workers.conversations import check_messages, encode_conversation
+from workers.errors import DataError, RowError
+from workers.tokenization import (
+    EncodedRow,
+    Segment,
+    encode_segments,
+    end_of_text_id,
+    leading_special_ids,
+)
+
+Row = Mapping[str, Any]
+
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+"""The prompts of Stanford Alpaca, word for word (tatsu-lab/stanford_alpaca, train.py)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape of a row."""
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    encode: Callable[[Row, PreTrainedTokenizerBase], EncodedRow]
+    """Raises RowError, or DataError where every row would fail alike."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.required + self.optional
+
+
+def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+    text = _text(row, "text")
+    end = end_of_text_id(tokenizer)
+    encoded = encode_segments(tokenizer, [Segment(text, True)], prefix=leading_special_ids(tokenizer))
+    if encoded.input_ids[-1] == end:  # written in the text already
+        return encoded
+    return EncodedRow([*encoded.input_ids, end], [*encoded.labels, end])
+
+
+def _encode_prompt_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+        prompt = check_messages(row["prompt"], "prompt")
+        completion = check_messages(row["completion"], "completion")
+        return encode_conversation(
+            tokenizer, [*prompt, *completion], first=len(prompt), tools=row.get("tools")
+        )
+    return _encode_pair(_text(row, "prompt", empty=True), _text(row, "completion"), tokenizer)
+
+
+def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+    messages = check_messages(row["messages"], "messages")
+    return encode_conversation(tokenizer, messages, tools=row.get("tools"))
+
+
+def _encode_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+    instruction, output = _text(row, "instruction"), _text(row, "output")
+    given = _text(row, "input", empty=True) if row.get("input") is not None else ""
+    template = ALPACA_WITH_INPUT if given.strip() else ALPACA_WITHOUT_INPUT
+    return _encode_pair(template.format(instruction=instruction, input=given), output, tokenizer)
+
+
+def _encode_pair(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+    return encode_segments(
+        tokenizer,
+        [Segment(prompt, False), Segment(completion, True)],
+        prefix=leading_special_ids(tokenizer),
+        suffix=[end_of_text_id(tokenizer)],
+    )
+
+
+def _text(row: Row, field: str, *, empty: bool = False) -> str:
+    value = row[field]
+    if not isinstance(value, str):
+        raise RowError(f"The field {field!r} is of type {type(value).__name__}; expected a text.")
+    if not empty and not value.strip():
+        raise RowError(f"The field {field!r} is empty; expected a text. Remove the row or fill it in.")
+    return value
+
+
+FORMATS: dict[str, Format] = {
+    format_.name: format_
+    for format_ in (
+        Format("text", ("text",), (), _encode_text),
+        Format("prompt_completion", ("prompt", "completion"), ("tools",), _encode_prompt_completion),
+        Format("messages", ("messages",), ("tools",), _encode_messages),
+        Format("alpaca", ("instruction", "output"), ("input",), _encode_alpaca),
+    )
+}
+
+
+def detect_format(columns: Collection[str]) -> Format:
+    """The one format whose required fields are all among `columns`, which are named after renaming.
+
+    Raises:
+        DataError: no format fits, or more than one.
+    """
+    fitting = [format_ for format_ in FORMATS.values() if set(format_.required) <= set(columns)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"The data has the columns {', '.join(sorted(columns)) or '(none)'}"
+    if fitting:
+        names = ", ".join(format_.name for format_ in fitting)
+        raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
+    needs = "; ".join(
+        f"{format_.name} needs {' and '.join(format_.required)}" for format_ in FORMATS.values()
+    )
+    raise DataError(
+        f"{found}, which fit no format: {needs}. Rename columns with data.columns, for example "
+        "{prompt: question, completion: answer}."
+    )

@@ -1,0 +1,231 @@
+"""The thin Ray shell around a pack: a named, detached actor that owns one GPU or some CPU cores.
+
+Light to import: the coordinator's host has Ray but neither torch nor the models' libraries, which are
+imported where the actor runs. The actor holds no credentials and knows nobody: the coordinator finds it by
+its name, sends orders and verdicts, and long-polls its event log. It outlives any coordinator, and ends
+itself when none has asked for events for `orphan_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from workers.contract import Event, NumberedEvent, TrialOrder, TrialOutcome, Verdict, WorkerInfo
+from workers.event_log import EventLog
+
+if TYPE_CHECKING:
+    from workers.pack import Pack
+
+NAMESPACE = "nightsweep"
+"""Ray namespace of all workers."""
+
+_CONCURRENT_CALLS = 8
+"""Calls an actor serves at once: long polls of a coordinator and its successor, and the short ones."""
+
+_SHUTDOWN_GRACE_S = 0.5
+"""How long the process lives on after `shutdown`, so that its reply reaches the caller."""
+
+_log = logging.getLogger(__name__)
+
+
+class GpuWorker:
+    """One pack, trained by one background thread, behind thread-safe calls."""
+
+    def __init__(self, name: str, *, num_cpus: float, num_gpus: float, orphan_timeout_s: float) -> None:
+        """
+        Args:
+            name: The worker's id.
+            num_cpus: CPU cores it may use; on CPU, the threads it trains with.
+            num_gpus: GPUs it was given; 0: it trains on the CPU even where there is a GPU.
+            orphan_timeout_s: Seconds without a call of `events` after which the process ends itself.
+        """
+        self._name = name
+        self._orphan_timeout_s = orphan_timeout_s
+        self._log = EventLog()
+        self._wake = threading.Condition()
+        self._orders: deque[TrialOrder] = deque()
+        self._verdicts: deque[Verdict] = deque()
+        self._known: set[int] = set()  # every attempt ever accepted
+        self._live: dict[int, TrialOrder] = {}  # those without an outcome yet
+        self._stopping = False
+        self._last_poll = time.monotonic()
+        self._pack = self._make_pack(num_cpus, num_gpus)
+        threading.Thread(target=self._train, name="training", daemon=True).start()
+        threading.Thread(target=self._watch, name="orphan watch", daemon=True).start()
+
+    def submit(self, order: TrialOrder) -> bool:
+        """Takes an order, to be trained at once.
+
+        Returns:
+            True when it was accepted, now or before: sending the same attempt again changes nothing.
+            False when no slot is free for it or the worker is shutting down; ask another worker.
+        """
+        with self._wake:
+            if order.attempt_id in self._known:
+                return True
+            if self._stopping or len(self._live) >= self._pack.slots:
+                return False
+            if any(other.model != order.model for other in self._live.values()):
+                return False
+            self._known.add(order.attempt_id)
+            self._live[order.attempt_id] = order
+            self._orders.append(order)
+            self._wake.notify_all()
+            return True
+
+    def verdict(self, verdict: Verdict) -> bool:
+        """Takes a verdict; it has its effect between two optimizer steps.
+
+        Returns:
+            Whether the attempt is live here. A verdict for one that has ended has no effect.
+        """
+        with self._wake:
+            if verdict.attempt_id not in self._live:
+                return False
+            self._verdicts.append(verdict)
+            return True
+
+    def events(self, after: int, timeout_s: float = 0.0) -> tuple[NumberedEvent, ...]:
+        """Acknowledges every event up to `after` and returns the newer ones, waiting up to `timeout_s`.
+
+        Raises:
+            ValueError: `after` is a number this worker never gave out.
+        """
+        self._last_poll = time.monotonic()
+        try:
+            return self._log.events(after, timeout_s)
+        finally:
+            self._last_poll = time.monotonic()
+
+    def info(self) -> WorkerInfo:
+        """Who and where this worker is, and what it is doing."""
+        with self._wake:
+            live = tuple(self._live)
+        return WorkerInfo(
+            worker_id=self._name,
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            device=self._device,
+            slots=self._pack.slots,
+            free_slots=self._pack.slots - len(live),
+            running_attempts=live,
+            base=self._pack.base,
+        )
+
+    def shutdown(self) -> None:
+        """Ends the process soon, in the middle of whatever it trains; refuses orders from now on."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+
+    def _make_pack(self, num_cpus: float, num_gpus: float) -> Pack:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the training's
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        from workers.base_model import pick_device
+        from workers.pack import Pack
+
+        # Library advice to people who watch a notebook; a worker's log is for what this project does.
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        device = pick_device() if num_gpus > 0 else torch.device("cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(num_cpus)))
+        self._device = str(device)
+        return Pack(self._record, device=device)
+
+    def _record(self, event: Event) -> None:
+        if isinstance(event, TrialOutcome):
+            with self._wake:  # first, so that whoever reads the outcome finds the slot free
+                del self._live[event.attempt_id]
+        self._log.append(event)
+
+    def _train(self) -> None:
+        """The training thread. What escapes a pack leaves the process unusable, so it ends."""
+        try:
+            while not self._stopping:
+                orders, verdicts = self._inbox()
+                for order in orders:
+                    self._pack.admit(order)
+                for verdict in verdicts:
+                    self._pack.apply(verdict)
+                self._pack.step()
+        except BaseException:  # noqa: BLE001 - whatever it is, a worker without its thread must not linger
+            _log.critical("worker %s cannot go on", self._name, exc_info=True)
+            _end_process(1)
+
+    def _inbox(self) -> tuple[list[TrialOrder], list[Verdict]]:
+        """New orders and verdicts; waits for an order while there is nothing to train."""
+        with self._wake:
+            while not (self._orders or self._pack.running_attempts or self._stopping):
+                self._wake.wait()
+            orders, verdicts = list(self._orders), list(self._verdicts)
+            self._orders.clear()
+            self._verdicts.clear()
+            return orders, verdicts
+
+    def _watch(self) -> None:
+        """Ends the process after `shutdown`, or when nobody has asked for events for too long."""
+        with self._wake:
+            while not self._stopping:
+                left = self._last_poll + self._orphan_timeout_s - time.monotonic()
+                if left <= 0:
+                    _log.warning(
+                        "worker %s: nobody has asked for events for %g seconds; ending",
+                        self._name,
+                        self._orphan_timeout_s,
+                    )
+                    self._stopping = True
+                    break
+                self._wake.wait(left)
+        time.sleep(_SHUTDOWN_GRACE_S)
+        _end_process(0)
+
+
+def _end_process(status: int) -> None:
+    """Ends the process from any of its threads; Ray's `exit_actor` works inside an actor's call only."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def start_worker(name: str, *, num_cpus: float, num_gpus: float, orphan_timeout_s: float) -> Any:
+    """Starts a worker and returns its actor handle without waiting for it to be placed or ready.
+
+    The actor is detached and never restarted: what ran on it is lost, and the coordinator says what
+    happens next. `num_cpus` and `num_gpus` are reserved in the cluster.
+
+    Raises:
+        ValueError: A worker of that name is alive.
+    """
+    import ray
+
+    actor = ray.remote(GpuWorker).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=_CONCURRENT_CALLS,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    return actor.remote(name, num_cpus=num_cpus, num_gpus=num_gpus, orphan_timeout_s=orphan_timeout_s)
+
+
+def find_worker(name: str) -> Any | None:
+    """The handle of a living worker, or None."""
+    import ray
+
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:  # Ray's way of saying that there is none
+        return None

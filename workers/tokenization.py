@@ -1,0 +1,108 @@
+"""From pieces of text to token ids and labels, with the tokens a person meets again at inference.
+
+Whatever comes before the supervised part is tokenised as it will be at inference, where it stands alone:
+a token never spans the boundary. Special tokens that a tokenizer puts before every text (a BOS) come once, at
+the very start; those it puts after every text are left out, because the text goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from workers.errors import ModelError
+
+IGNORED = -100
+"""The label of a token that carries no loss (the value PyTorch and transformers ignore)."""
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row as tokens. `labels[i]` is `input_ids[i]` where supervised, else -100; not shifted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text that is supervised as a whole or not at all."""
+
+    text: str
+    supervised: bool
+
+
+def encode_segments(
+    tokenizer: PreTrainedTokenizerBase,
+    segments: Sequence[Segment],
+    *,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+) -> EncodedRow:
+    """Tokenises consecutive pieces of one text.
+
+    The whole text is tokenised at once when that leaves the tokens before every boundary as they are
+    alone (so that a sentencepiece tokenizer does not begin each piece with a space of its own); else every
+    piece is tokenised by itself and the pieces are joined.
+
+    Args:
+        tokenizer: adds no special tokens here, but recognises those written in the text.
+        segments: in order; together they are the text.
+        prefix: token ids put before everything, never supervised.
+        suffix: token ids put after everything, supervised.
+    """
+    pieces = _split_jointly(tokenizer, segments)
+    if pieces is None:
+        pieces = [_ids(tokenizer, segment.text) for segment in segments]
+    input_ids, labels = list(prefix), [IGNORED] * len(prefix)
+    for segment, ids in zip(segments, pieces, strict=True):
+        input_ids += ids
+        labels += ids if segment.supervised else [IGNORED] * len(ids)
+    return EncodedRow([*input_ids, *suffix], [*labels, *suffix])
+
+
+def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before every text: usually none, or a BOS."""
+    text = "a"
+    plain = _ids(tokenizer, text)
+    full = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start]
+    return []
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token a model must learn to end with.
+
+    Raises:
+        ModelError: the tokenizer has none, so generation with the adapter would never stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "The tokenizer has no end-of-sequence token, so an adapter could not learn to stop. Set "
+            "`tokenizer.eos_token` and save the tokenizer with its model."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _split_jointly(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> list[list[int]] | None:
+    """The pieces' tokens within the whole text; None where a boundary would change them."""
+    whole = _ids(tokenizer, "".join(segment.text for segment in segments))
+    pieces: list[list[int]] = []
+    text, start = "", 0
+    for segment in segments[:-1]:
+        text += segment.text
+        before = _ids(tokenizer, text)
+        if whole[: len(before)] != before:
+            return None
+        pieces.append(whole[start : len(before)])
+        start = len(before)
+    return [*pieces, whole[start:]]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # Not verbose: a text longer than the model's positions is cut later, and counted, not warned about.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
