@@ -1,0 +1,123 @@
+"""The REST application. Imports neither torch nor Ray: an API host needs neither."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from service import optuna_store, problems
+from service.auth import ApiKeyGuard
+from service.body_limit import BodyLimit
+from service.catalog import endpoints as catalog_endpoints
+from service.dashboard import Dashboard
+from service.database import check_schema, open_database
+from service.dependencies import Resources
+from service.health import router as health_router
+from service.schedules import endpoints as schedule_endpoints
+from service.settings import Settings
+from service.studies import endpoints as study_endpoints
+from service.trials import endpoints as trial_endpoints
+
+DESCRIPTION = """Hyperparameter search for quantized LoRA fine-tunes.
+
+Errors are RFC 9457 problems (`application/problem+json`) that name every fault at once."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. It opens its databases when it starts and closes them when it stops.
+
+    Raises (at its start):
+        SchemaOutOfDate: the tables are missing or not of this version; run `nightsweep db upgrade`.
+    """
+    app = FastAPI(
+        title="Nightsweep",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings),
+        redirect_slashes=False,
+        responses=problems.declare(503) | (problems.declare(401) if settings.api_key else {}),
+    )
+    problems.add_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_key is not None:
+        app.add_middleware(ApiKeyGuard, key=settings.api_key)  # outermost: before any byte is read
+    for endpoints in (study_endpoints, trial_endpoints, schedule_endpoints, catalog_endpoints):
+        app.include_router(endpoints.router)
+    app.include_router(health_router)
+    # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
+    # would also take `DELETE /v1/studies`, which is a 405 of ours.
+    app.router.default = _fallback
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return metadata.version("nightsweep")
+    except metadata.PackageNotFoundError:  # a checkout that was never installed
+        return "0"
+
+
+def _lifespan(settings: Settings) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        resources, dashboard = await run_in_threadpool(_open, settings)
+        app.state.resources, app.state.dashboard = resources, dashboard
+        try:
+            yield
+        finally:
+            await run_in_threadpool(_close, resources, dashboard)
+
+    return lifespan
+
+
+def _open(settings: Settings) -> tuple[Resources, Dashboard]:
+    database = open_database(settings)
+    try:
+        check_schema(database.engine)
+        storage = optuna_store.open_storage(settings)
+    except BaseException:
+        database.dispose()
+        raise
+    return Resources(settings, database, storage), Dashboard(storage)
+
+
+def _close(resources: Resources, dashboard: Dashboard) -> None:
+    dashboard.close()
+    optuna_store.close_storage(resources.storage)
+    resources.database.dispose()
+
+
+async def _fallback(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    await scope["app"].state.dashboard(scope, receive, send)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with our problems in place of its own shape for 422."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas |= {**problem.pop("$defs"), "Problem": problem}
+        for path in document["paths"].values():
+            for operation in path.values():
+                # Added by FastAPI wherever there is a parameter; ours is declared where it can happen.
+                content = operation["responses"].get("422", {}).get("content", {})
+                if "application/json" in content:
+                    del operation["responses"]["422"]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,19 @@
+"""Named search spaces as the REST API shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class SearchSpaceView(BaseModel):
+    name: str
+    description: str
+    parameters: dict[str, Any] = Field(description="As in a definition's search.space")
+    recipe: dict[str, Any] = Field(description="What it fixes, unless the definition's recipe does")
+    sources: dict[str, str] = Field(description="Recipe field to where its range or value comes from")
+
+
+class SearchSpaceList(BaseModel):
+    items: list[SearchSpaceView]

@@ -1,0 +1,60 @@
+"""The command line. `nightsweep --help` imports neither torch nor Ray nor Optuna."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli import demo, results, schedules, servers, spaces, studies
+from service.cli.errors import Commands
+from service.cli.output import say
+
+app = typer.Typer(
+    name="nightsweep",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Hyperparameter search for quantized LoRA fine-tunes.",
+    epilog="Exit codes: 0 done; 1 the service said no, or the study did not complete; "
+    "2 wrong usage or an unreadable file; 3 no server.",
+)
+
+_SERVICE = "The service"
+_STUDIES = "Studies"
+_RESULTS = "Results"
+
+app.command(rich_help_panel=_SERVICE)(demo.demo)
+app.command(rich_help_panel=_SERVICE)(servers.serve)
+app.command(rich_help_panel=_SERVICE)(servers.api)
+app.command(rich_help_panel=_SERVICE)(servers.coordinator)
+app.add_typer(servers.db, name="db", rich_help_panel=_SERVICE)
+app.command(rich_help_panel=_STUDIES)(studies.submit)
+app.command(rich_help_panel=_STUDIES)(studies.studies)
+app.command(rich_help_panel=_STUDIES)(studies.show)
+app.command(rich_help_panel=_STUDIES)(studies.watch)
+app.command(rich_help_panel=_STUDIES)(studies.cancel)
+app.command(rich_help_panel=_STUDIES)(studies.clone)
+app.command(rich_help_panel=_STUDIES)(studies.events)
+app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
+app.command(rich_help_panel=_STUDIES)(spaces.search_spaces)
+app.command(rich_help_panel=_RESULTS)(results.trials)
+app.command(rich_help_panel=_RESULTS)(results.best)
+app.command(rich_help_panel=_RESULTS)(results.export)
+app.command(rich_help_panel=_RESULTS)(results.adapter)
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        say(installed("nightsweep"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of the `nightsweep` command."""
+    app()

@@ -1,0 +1,89 @@
+"""Mistakes of the person at the keyboard, and the exit codes of every way to end.
+
+CommandError           wrong usage, an unreadable file, a setting out of range
+└── StudyFileError     a study file that is missing or is not a document
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from service.cli.output import say_error
+from service.client import ClientError, Fault, RefusedError, UnexpectedAnswerError, UnreachableError
+
+REFUSED = 1
+"""The service said no, or the study failed or was cancelled."""
+WRONG_USAGE = 2
+UNREACHABLE = 3
+INTERRUPTED = 130
+
+
+class CommandError(Exception):
+    """Something the person can put right; the message says how."""
+
+
+class StudyFileError(CommandError):
+    """A study file that cannot be read as a document."""
+
+
+def fault_line(fault: Fault) -> str:
+    """One fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`."""
+    hints = []
+    # A key that is missing has no value to show.
+    if fault.value is not None:
+        hints.append(f"got {json.dumps(fault.value, ensure_ascii=False)}")
+    if fault.allowed:
+        hints.append(f"allowed: {fault.allowed}")
+    if fault.nearest:
+        hints.append(f"did you mean {fault.nearest}?")
+    where = fault.path or "the definition"
+    return f"{where}: {fault.message}" + (f" ({'; '.join(hints)})" if hints else "")
+
+
+def explain(error: ClientError) -> tuple[int, list[str]]:
+    """The exit code for a client's error, and the lines that tell a person."""
+    if isinstance(error, RefusedError):
+        problem = error.problem
+        lines = [f"{problem.title} ({error.status})"]
+        if problem.detail:
+            lines.append(problem.detail)
+        lines += [f"  {fault_line(fault)}" for fault in problem.faults]
+        if error.status == 401:
+            lines.append("Set NIGHTSWEEP_API_KEY to the server's key.")
+        return REFUSED, lines
+    if isinstance(error, UnreachableError):
+        return UNREACHABLE, [
+            f"{error}.",
+            "Start one with `nightsweep serve`, or name another with --server or NIGHTSWEEP_SERVER.",
+        ]
+    if isinstance(error, UnexpectedAnswerError):
+        return UNREACHABLE, [f"{error}.", "Name the right one with --server or NIGHTSWEEP_SERVER."]
+    raise error
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    """Turns a person's mistakes and a server's answers into sentences on stderr and an exit code."""
+    try:
+        yield
+    except CommandError as error:
+        say_error(str(error))
+        raise typer.Exit(WRONG_USAGE) from error
+    except ClientError as error:
+        code, lines = explain(error)
+        say_error(*lines)
+        raise typer.Exit(code) from error
+
+
+class Commands(TyperGroup):
+    """A group of commands that never shows a traceback for a person's mistake."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_explained():
+            return super().invoke(ctx)

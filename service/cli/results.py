@@ -1,0 +1,182 @@
+"""Commands about what a study found: trials, best, export, adapter."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.errors import CommandError
+from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
+from service.cli.output import duration, number, say, say_json, say_note, setting, settings_line, table
+from service.client import Trial, UnexpectedAnswerError
+
+
+class ExportFormat(StrEnum):
+    CSV = "csv"
+    JSON = "json"
+
+
+class Which(StrEnum):
+    BEST = "best"
+    LAST = "last"
+
+
+def trials(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """List a study's trials."""
+    with connect(server) as client:
+        found = client.study(study)
+        all_trials = client.trials(found.id)
+    if as_json:
+        say_json([trial.document() for trial in all_trials])
+        return
+    best = found.best.trial_number if found.best else None
+    table(
+        ("trial", "state", found.metric, "best rung", "examples", "training", "hyperparameters", "reason"),
+        [
+            (
+                f"{trial.number}{' *' if trial.number == best else ''}",
+                trial.state,
+                number(trial.value),
+                "-" if trial.best_rung is None else trial.best_rung,
+                trial.examples_seen,
+                "-" if trial.train_seconds is None else duration(trial.train_seconds),
+                settings_line(trial.params),
+                trial.reason,
+            )
+            for trial in all_trials
+        ],
+        empty="No trials yet.",
+    )
+    if best is not None:
+        say("* the best trial")
+
+
+def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Show the best completed trial: its value, its recipe and its adapter."""
+    with connect(server) as client:
+        trial = client.best(study)
+        metric = client.study(study).metric
+    if as_json:
+        say_json(trial.document())
+        return
+    say(f"Trial {trial.number}  {metric} {number(trial.value)}")
+    for name, value in (trial.metrics or {}).items():
+        if name != metric:
+            say(f"  {name}  {number(value)}")
+    recipe = trial.recipe or {}
+    shown = dict(trial.params) | {key: value for key, value in recipe.items() if key not in trial.params}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        say(f"  {name:<{width}}  {setting(value)}{'  (searched)' if name in trial.params else ''}")
+    if trial.adapter:
+        say(f"Adapter on the server: {trial.adapter.path}")
+        say(f"Fetch it with: nightsweep adapter {study}")
+
+
+def export(
+    study: StudyName,
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="csv or json.")] = ExportFormat.CSV,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; stdout without.", show_default=False)
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Export all trials, one CSV row each, or the study and its trials as JSON."""
+    with connect(server) as client:
+        found = client.study(study)
+        all_trials = client.trials(found.id)
+    if export_format is ExportFormat.CSV:
+        text = trials_as_csv(all_trials)
+    else:
+        document = {"study": found.document(), "trials": [trial.document() for trial in all_trials]}
+        text = json.dumps(document, indent=2) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise CommandError(f"cannot write {output}: {error.strerror}") from error
+    say_note(f"{len(all_trials)} trials written to {output}")
+
+
+def adapter(
+    study: StudyName,
+    trial_number: Annotated[
+        int | None, typer.Argument(metavar="[NUMBER]", help="The trial; the best one without.", min=0)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to make; STUDY-NUMBER-WHICH without.", show_default=False
+        ),
+    ] = None,
+    which: Annotated[
+        Which, typer.Option(help="The adapter of the trial's best rung, or of its end.")
+    ] = Which.BEST,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Download a trial's adapter into a folder that PeftModel.from_pretrained reads."""
+    with connect(server) as client, tempfile.TemporaryFile() as archive:
+        found = client.study(study)
+        chosen = client.best(found.id).number if trial_number is None else trial_number
+        folder = output or Path(f"{found.name}-{chosen}-{which}")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CommandError(f"{folder} exists already; name another folder with -o")
+        client.download_adapter(found.id, chosen, archive, which=which.value)
+        archive.seek(0)
+        try:
+            with zipfile.ZipFile(archive) as files:
+                _unpack(files, folder)
+        except zipfile.BadZipFile as error:
+            raise UnexpectedAnswerError(client.server, "the adapter is not a zip archive") from error
+        except OSError as error:
+            raise CommandError(f"cannot write {folder}: {error.strerror}") from error
+    say(str(folder))
+
+
+def trials_as_csv(trials: Sequence[Trial]) -> str:
+    """One row per trial; hyperparameters as `params.NAME`, metrics at the best rung as `metrics.NAME`."""
+    params = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics or {}))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["number", "state", "value", "best_rung"]
+        + [f"params.{name}" for name in params]
+        + [f"metrics.{name}" for name in metrics]
+        + ["examples_seen", "train_seconds", "peak_memory_bytes", "started_at", "ended_at"]
+        + ["adapter", "reason"]
+    )
+    for trial in trials:
+        cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
+        cells += [_cell(trial.params.get(name)) for name in params]
+        cells += [(trial.metrics or {}).get(name) for name in metrics]
+        cells += [trial.examples_seen, trial.train_seconds, trial.peak_memory_bytes]
+        cells += [at.isoformat() if at else None for at in (trial.started_at, trial.ended_at)]
+        writer.writerow([*cells, trial.adapter.path if trial.adapter else None, trial.reason])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+
+
+def _unpack(files: zipfile.ZipFile, folder: Path) -> None:
+    """Unpacks beside `folder` and moves into place, so that a folder is whole or not there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as scratch:
+        files.extractall(Path(scratch) / "files")
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(Path(scratch) / "files", folder)

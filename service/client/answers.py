@@ -1,0 +1,183 @@
+"""What the REST API answers, as frozen values.
+
+Every model keeps keys it does not know, so that a newer server's answer reads and prints unharmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.states import LIVE_ATTEMPT_STATES, TERMINAL_STUDY_STATES, AttemptState
+
+WAITING = "waiting"
+"""A trial that has no attempt yet."""
+
+_UNFINISHED_TRIAL_STATES = frozenset({WAITING, AttemptState.LOST, *LIVE_ATTEMPT_STATES})
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def document(self) -> dict[str, Any]:
+        """The answer as the server sent it, ready for `json.dumps`."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Fault(Answer):
+    """One wrong key of a definition."""
+
+    path: str
+    message: str
+    value: Any = None
+    allowed: str | None = None
+    nearest: str | None = None
+
+
+class Problem(Answer):
+    """RFC 9457 `application/problem+json`."""
+
+    title: str
+    detail: str = ""
+    status: int | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+class Counts(Answer):
+    """How many trials of a study are in each state. `total` is how many exist so far."""
+
+    running: int = 0
+    completed: int = 0
+    pruned: int = 0
+    diverged: int = 0
+    out_of_memory: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    waiting: int = 0
+    total: int = 0
+
+
+class BestTrial(Answer):
+    trial_number: int
+    value: float
+    params: Mapping[str, Any]
+
+
+class Study(Answer):
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    definition: Mapping[str, Any]
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    schedule: str | None = None
+    fired_for: datetime | None = None
+    trials_requested: int | None = None
+    counts: Counts = Counts()
+    best: BestTrial | None = None
+    dashboard_path: str | None = None
+    """None until the coordinator has made the Optuna study."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_STUDY_STATES
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric; trials' values are in its unit."""
+        return str(self.definition["objective"]["metric"])
+
+    @property
+    def maximizes(self) -> bool:
+        return bool(self.definition["objective"]["direction"] == "maximize")
+
+
+class RungValue(Answer):
+    rung: int
+    """Training examples seen."""
+    value: float | None
+
+
+class Progress(Answer):
+    examples_seen: int = 0
+    total_examples: int | None = None
+    """None until the worker knows."""
+    step: int = 0
+    train_loss: float | None = None
+
+
+class Adapter(Answer):
+    path: str
+    """The folder on the server's disk."""
+    url: str | None = None
+
+
+class Trial(Answer):
+    number: int
+    state: str
+    """The latest attempt's state; `waiting` before the first."""
+    reason: str = ""
+    params: Mapping[str, Any] = Field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    value: float | None = None
+    best_rung: int | None = None
+    rungs: tuple[RungValue, ...] = ()
+    metrics: Mapping[str, float | None] | None = None
+    final_metrics: Mapping[str, float | None] | None = None
+    progress: Progress | None = None
+    train_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more comes: a lost attempt is followed by another, so it does not count."""
+        return self.state not in _UNFINISHED_TRIAL_STATES
+
+    @property
+    def examples_seen(self) -> int:
+        """Training examples seen, as far as is known."""
+        seen = self.progress.examples_seen if self.progress else 0
+        return max(seen, self.rungs[-1].rung if self.rungs else 0)
+
+
+class StudyEvent(Answer):
+    id: int
+    at: datetime
+    trial_number: int | None = None
+    kind: str
+    message: str
+
+
+class Schedule(Answer):
+    id: str
+    name: str
+    cron: str
+    timezone: str
+    enabled: bool
+    definition: Mapping[str, Any]
+    created_at: datetime
+    next_fire_at: datetime | None = None
+    last_fired_for: datetime | None = None
+    studies: int = 0
+
+
+class NamedSpace(Answer):
+    """A preset of the server's catalog."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    recipe: Mapping[str, Any] = Field(default_factory=dict)
+    """What it fixes, unless the definition's recipe does."""
+    sources: Mapping[str, str] = Field(default_factory=dict)
+    """Recipe field -> where its range or value comes from."""

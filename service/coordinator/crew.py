@@ -1,0 +1,146 @@
+"""The workers of one study, as its coordinator sees them: who is ready, who is busy, how many more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STARTS = 3
+"""Workers that died before they were ready, in a row, after which starting more is pointless."""
+
+
+@dataclass(kw_only=True)
+class _Member:
+    ready: bool = False
+    slots: int = 0
+    attempts: set[int] = field(default_factory=set)
+    acknowledged: int = 0
+    to_verify: bool = False
+    """Found after a coordinator's restart: its first events tell which orders it never got."""
+
+
+class Crew:
+    """Starts, fills and dismisses the workers of one study.
+
+    Args:
+        cluster: where workers run.
+        study_id: whose they are.
+        shape: what each reserves.
+        patience: seconds without any worker after which `unplaceable_reason` speaks.
+    """
+
+    def __init__(self, cluster: Workers, study_id: str, shape: WorkerShape, *, patience: float) -> None:
+        self._cluster = cluster
+        self._study_id = study_id
+        self.shape = shape
+        self._patience = patience
+        self._members: dict[str, _Member] = {}
+        self._failed_starts = 0
+        self._last_death = ""
+        self._no_capacity_since: float | None = None
+
+    @property
+    def members(self) -> set[str]:
+        return set(self._members)
+
+    @property
+    def free_slots(self) -> int:
+        return sum(m.slots - len(m.attempts) for m in self._members.values() if m.ready)
+
+    def attach(self) -> None:
+        """Take over the workers that an earlier coordinator of this study left running."""
+        for worker_id in self._cluster.attach(self._study_id, self.shape):
+            self._members[worker_id] = _Member(to_verify=True)
+
+    def detach(self) -> None:
+        """Let go of the workers without ending them: they are another coordinator's now."""
+        for worker_id in self._members:
+            self._cluster.forget(worker_id)
+        self._members.clear()
+
+    def dismiss(self) -> None:
+        """End all workers: their study is over."""
+        for worker_id in self._members:
+            self._cluster.stop(worker_id)
+        self._members.clear()
+
+    def resize(self, wanted: int) -> None:
+        """Start workers while fewer than wanted and the cluster has room; end idle ones beyond it."""
+        idle = [w for w, m in self._members.items() if m.ready and not m.attempts]
+        for worker_id in idle[: max(0, len(self._members) - wanted)]:
+            self._cluster.stop(worker_id)
+            del self._members[worker_id]
+        missing = wanted - len(self._members)
+        if missing > 0 and self._failed_starts < MAX_FAILED_STARTS:
+            for _ in range(min(missing, self._cluster.room(self.shape))):
+                self._members[self._cluster.start(self._study_id, self.shape)] = _Member()
+        self._watch_capacity(wanted)
+
+    def _watch_capacity(self, wanted: int) -> None:
+        if wanted > 0 and not self._members and self._cluster.capacity(self.shape) == 0:
+            self._no_capacity_since = self._no_capacity_since or time.monotonic()
+        else:
+            self._no_capacity_since = None
+
+    def unplaceable_reason(self) -> str | None:
+        """Why this study will get no worker however long it waits; None while it may."""
+        if self._failed_starts >= MAX_FAILED_STARTS and not self._members:
+            return f"{self._failed_starts} workers in a row died while starting: {self._last_death}"
+        since = self._no_capacity_since
+        if since is None or time.monotonic() - since < self._patience:
+            return None
+        need = f"{self.shape.num_cpus:g} CPU and {self.shape.num_gpus:g} GPU"
+        hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
+        return f"no node of the Ray cluster has the {need} that one worker needs{hint}"
+
+    def pick(self) -> str:
+        """A ready worker with a free slot, the least busy first."""
+        free = [w for w, m in self._members.items() if m.ready and len(m.attempts) < m.slots]
+        return min(free, key=lambda w: (len(self._members[w].attempts), w))
+
+    def submit(self, worker_id: str, order: TrialOrder) -> None:
+        self._members[worker_id].attempts.add(order.attempt_id)
+        self._cluster.submit(worker_id, order)
+
+    def send(self, worker_id: str, verdict: Verdict) -> None:
+        self._cluster.send(worker_id, verdict)
+
+    def on_ready(self, info: WorkerInfo) -> None:
+        member = self._members[info.worker_id]
+        member.ready = not member.to_verify
+        member.slots = info.slots
+        member.attempts |= set(info.running_attempts)
+        self._failed_starts = 0
+        log.info("worker %s is ready on %s (%s)", info.worker_id, info.node, info.device)
+        self._cluster.acknowledge(info.worker_id, 0)
+
+    def on_delivered(self, worker_id: str, last_seq: int | None) -> None:
+        """Acknowledge what was applied, and ask for more."""
+        member = self._members[worker_id]
+        if last_seq is not None:
+            member.acknowledged = last_seq
+        self._cluster.acknowledge(worker_id, member.acknowledged)
+
+    def unknown_orders(self, worker_id: str, live: Mapping[int, str]) -> list[int]:
+        """Once per worker found after a restart: live attempts it does not know."""
+        member = self._members[worker_id]
+        if not member.to_verify:
+            return []
+        member.to_verify = False
+        member.ready = True
+        return [a for a, owner in live.items() if owner == worker_id and a not in member.attempts]
+
+    def on_ended(self, worker_id: str, attempt_id: int) -> None:
+        self._members[worker_id].attempts.discard(attempt_id)
+
+    def on_gone(self, worker_id: str, reason: str) -> None:
+        member = self._members.pop(worker_id)
+        if not member.ready and not member.to_verify:
+            self._failed_starts += 1
+        self._last_death = reason

@@ -1,0 +1,306 @@
+"""The coordinator's side of Ray: start workers, send orders and verdicts, collect events.
+
+The only module of the service that imports Ray or the workers. Nothing here blocks on a worker: every
+call is a future that `poll` collects, so one slow or dead worker never holds up the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError
+
+from search_spaces.definition import ResourcesSpec
+from workers.contract import (
+    Decision,
+    Event,
+    NumberedEvent,
+    OutcomeStatus,
+    Progress,
+    Report,
+    TrialOrder,
+    TrialOutcome,
+    TrialStarted,
+    Verdict,
+    WorkerInfo,
+)
+from workers.gpu_worker import NAMESPACE, find_worker, start_worker
+
+__all__ = [
+    "Decision",
+    "Delivered",
+    "Delivery",
+    "Event",
+    "Gone",
+    "NumberedEvent",
+    "OutcomeStatus",
+    "Progress",
+    "RayWorkers",
+    "Ready",
+    "Refused",
+    "Report",
+    "TrialOrder",
+    "TrialOutcome",
+    "TrialStarted",
+    "Verdict",
+    "WorkerInfo",
+    "WorkerShape",
+    "Workers",
+]
+
+log = logging.getLogger(__name__)
+
+LONG_POLL_SECONDS = 5.0
+"""How long a worker holds an `events` call open when it has nothing to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerShape:
+    """What one worker reserves on the cluster."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker has started and can take orders; `info.running_attempts` survived a restart of ours."""
+
+    worker_id: str
+    info: WorkerInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """Events of one worker. They stay in its log until `acknowledge`."""
+
+    worker_id: str
+    events: tuple[NumberedEvent, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A worker did not take an order."""
+
+    worker_id: str
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """A worker died, was pre-empted, or cannot be found."""
+
+    worker_id: str
+    reason: str
+
+
+Delivery = Ready | Delivered | Refused | Gone
+
+
+class Workers(Protocol):
+    """What the coordinator asks of a cluster; `RayWorkers` is the real one."""
+
+    def shape(self, resources: ResourcesSpec) -> WorkerShape: ...
+    def capacity(self, shape: WorkerShape) -> int: ...
+    def room(self, shape: WorkerShape) -> int: ...
+    def start(self, study_id: str, shape: WorkerShape) -> str: ...
+    def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]: ...
+    def poll(self, timeout_s: float) -> list[Delivery]: ...
+    def acknowledge(self, worker_id: str, seq: int) -> None: ...
+    def submit(self, worker_id: str, order: TrialOrder) -> None: ...
+    def send(self, worker_id: str, verdict: Verdict) -> None: ...
+    def stop(self, worker_id: str) -> None: ...
+    def forget(self, worker_id: str) -> None: ...
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    handle: Any
+    shape: WorkerShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    kind: str
+    worker_id: str
+    attempt_id: int = 0
+    after: int = 0
+
+
+class RayWorkers:
+    """Workers as detached, named Ray actors: they outlive the coordinator that started them."""
+
+    def __init__(self, address: str, *, orphan_timeout_s: float) -> None:
+        # Ray's own logging set-up would take over the root logger.
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+        )
+        self._orphan_timeout_s = orphan_timeout_s
+        self._workers: dict[str, _Worker] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._found_dead: list[Delivery] = []
+        self._idle = threading.Event()
+
+    def shape(self, resources: ResourcesSpec) -> WorkerShape:
+        """What a worker of this study reserves: a GPU where there are any, one core otherwise.
+
+        One single-threaded worker per core beats one many-threaded worker on small batches.
+        """
+        gpus = resources.gpus_per_worker
+        if gpus == "auto":
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+        return WorkerShape(num_cpus=1.0, num_gpus=float(gpus))
+
+    def capacity(self, shape: WorkerShape) -> int:
+        """How many such workers fit on the cluster if nothing else ran there."""
+        return sum(
+            _fits(node["Resources"], shape) for node in ray.nodes() if node.get("Alive", node.get("alive"))
+        )
+
+    def room(self, shape: WorkerShape) -> int:
+        """How many more such workers fit beside those this coordinator already has."""
+        free = dict(ray.cluster_resources())
+        for worker in self._workers.values():
+            free["CPU"] = free.get("CPU", 0) - worker.shape.num_cpus
+            free["GPU"] = free.get("GPU", 0) - worker.shape.num_gpus
+        return _fits(free, shape)
+
+    def start(self, study_id: str, shape: WorkerShape) -> str:
+        """Start a worker for one study; `poll` says `Ready` once it can take orders."""
+        worker_id = f"{_prefix(study_id)}{uuid.uuid4().hex[:8]}"
+        handle = start_worker(
+            worker_id,
+            num_cpus=shape.num_cpus,
+            num_gpus=shape.num_gpus,
+            orphan_timeout_s=self._orphan_timeout_s,
+        )
+        self._add(worker_id, handle, shape)
+        return worker_id
+
+    def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]:
+        """Find the study's workers that an earlier coordinator started and that still live."""
+        found = []
+        for worker_id in ray.util.list_named_actors():
+            if worker_id in self._workers or not worker_id.startswith(_prefix(study_id)):
+                continue
+            handle = find_worker(worker_id)
+            if handle is None:
+                continue
+            self._add(worker_id, handle, shape)
+            found.append(worker_id)
+        return tuple(found)
+
+    def poll(self, timeout_s: float) -> list[Delivery]:
+        """What arrived, waiting at most `timeout_s` for the first of it."""
+        if self._found_dead:
+            deliveries, self._found_dead = self._found_dead, []
+            return deliveries
+        if not self._calls:
+            self._idle.wait(timeout_s)
+            return []
+        ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        return [d for ref in ready if (d := self._collect(ref)) is not None]
+
+    def acknowledge(self, worker_id: str, seq: int) -> None:
+        """Let the worker forget events up to `seq`, and ask for what comes after."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            ref = worker.handle.events.remote(seq, LONG_POLL_SECONDS)
+            self._calls[ref] = _Call(kind="events", worker_id=worker_id, after=seq)
+
+    def submit(self, worker_id: str, order: TrialOrder) -> None:
+        """Send an order. A worker that does not take it shows up in `poll` as `Refused` or `Gone`."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            self._found_dead.append(Gone(worker_id=worker_id, reason="the worker was gone before dispatch"))
+            return
+        ref = worker.handle.submit.remote(order)
+        self._calls[ref] = _Call(kind="submit", worker_id=worker_id, attempt_id=order.attempt_id)
+
+    def send(self, worker_id: str, verdict: Verdict) -> None:
+        """Send a verdict; safe to repeat."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.handle.verdict.remote(verdict)
+
+    def stop(self, worker_id: str) -> None:
+        """End a worker and give its resources back. Idle ones only: nothing is saved."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            self.forget(worker_id)
+            ray.kill(worker.handle)
+
+    def close(self) -> None:
+        """Leave the cluster; the workers stay."""
+        ray.shutdown()
+
+    def _add(self, worker_id: str, handle: Any, shape: WorkerShape) -> None:
+        self._workers[worker_id] = _Worker(handle=handle, shape=shape)
+        self._calls[handle.info.remote()] = _Call(kind="info", worker_id=worker_id)
+
+    def forget(self, worker_id: str) -> None:
+        """Stop listening to a worker, and leave it alone."""
+        self._workers.pop(worker_id, None)
+        self._calls = {ref: c for ref, c in self._calls.items() if c.worker_id != worker_id}
+
+    def _collect(self, ref: Any) -> Delivery | None:
+        call = self._calls.pop(ref, None)
+        if call is None:
+            return None
+        try:
+            answer = ray.get(ref)
+        except ActorUnavailableError as error:
+            # A network hiccup, not a death: the same question again.
+            log.warning("worker %s did not answer: %s", call.worker_id, error)
+            self._ask_again(call)
+            return None
+        except RayError as error:
+            self.forget(call.worker_id)
+            return Gone(worker_id=call.worker_id, reason=_first_line(error))
+        if call.kind == "info":
+            return Ready(worker_id=call.worker_id, info=answer)
+        if call.kind == "events":
+            return Delivered(worker_id=call.worker_id, events=answer)
+        if answer is not True:
+            return Refused(
+                worker_id=call.worker_id, attempt_id=call.attempt_id, reason="the worker had no free slot"
+            )
+        return None
+
+    def _ask_again(self, call: _Call) -> None:
+        worker = self._workers.get(call.worker_id)
+        if worker is None or call.kind == "submit":
+            # Whether the order arrived is unknown; the worker's events will tell.
+            return
+        if call.kind == "info":
+            self._calls[worker.handle.info.remote()] = call
+        else:
+            self.acknowledge(call.worker_id, call.after)
+
+
+def _prefix(study_id: str) -> str:
+    return f"worker-{study_id}-"
+
+
+def _fits(resources: dict[str, float], shape: WorkerShape) -> int:
+    by_cpu = resources.get("CPU", 0.0) / shape.num_cpus
+    if shape.num_gpus <= 0:
+        return max(0, int(by_cpu))
+    return max(0, int(min(by_cpu, resources.get("GPU", 0.0) / shape.num_gpus)))
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

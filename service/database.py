@@ -1,0 +1,200 @@
+"""The service's database: engine, transactions, clock and schema, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+from service import optuna_store
+from service.errors import SchemaOutOfDate
+from service.settings import OPTUNA_SCHEMA, SQLITE_BUSY_SECONDS, Settings, make_home
+
+VERSION_TABLE = "nightsweep_alembic_version"
+"""Not `alembic_version`: Optuna has a table of that name."""
+
+_UPGRADE_LOCK = 0x6E69676874  # "night": the advisory lock that two concurrent upgrades meet at
+_WRITES = "nightsweep_writes"
+
+
+@dataclass(frozen=True)
+class Database:
+    """An engine and its two kinds of transaction. Close it with `dispose()`."""
+
+    engine: Engine
+    _reader: sessionmaker[Session]
+    _writer: sessionmaker[Session]
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One transaction that only reads; never waits for a writer."""
+        with self._reader() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction that writes: committed at the end, rolled back on any error.
+
+        On SQLite it takes the write lock at its start. A deferred transaction that reads first and
+        writes later cannot wait for another writer (its snapshot is stale) and fails at once, whatever
+        the busy timeout is.
+        """
+        with self._writer.begin() as session:
+            yield session
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def open_database(settings: Settings) -> Database:
+    """Make the engine and the session factories. Nothing is read yet; see `check_schema`."""
+    engine = make_engine(settings)
+    return Database(
+        engine=engine,
+        _reader=sessionmaker(engine, expire_on_commit=False),
+        _writer=sessionmaker(engine.execution_options(**{_WRITES: True}), expire_on_commit=False),
+    )
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine of the service's tables. On SQLite: WAL, a busy timeout, foreign keys."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True, json_serializer=_dumps)
+    make_home(settings)
+    engine = create_engine(
+        url,
+        connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        json_serializer=_dumps,
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _dumps(value: Any) -> str:
+    """JSON that PostgreSQL takes: it has no infinity, which a perplexity can be; that becomes null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transaction by itself; `_begin_sqlite` does
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode safe against a crash of the process
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def database_now(session: Session) -> datetime:
+    """The present by the database's clock, in UTC: the one clock that all coordinators share."""
+    if session.get_bind().dialect.name == "sqlite":
+        now = session.scalar(select(func.strftime("%Y-%m-%dT%H:%M:%f", "now")))
+        return datetime.fromisoformat(str(now)).replace(tzinfo=UTC)
+    present: datetime = session.scalars(
+        select(func.clock_timestamp())
+    ).one()  # now() is the transaction's start
+    return present.astimezone(UTC)
+
+
+# -- schema ------------------------------------------------------------------------------------------
+
+
+def migrations_dir() -> Path:
+    """The Alembic scripts: beside the packages in a checkout, inside the package in a wheel."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_migrations", here.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise SchemaOutOfDate(
+        f"The migrations are missing from this installation (looked in {here / '_migrations'} and "
+        f"{here.parent / 'migrations'}). Install nightsweep again."
+    )
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def upgrade(settings: Settings) -> None:
+    """Bring both schemas, the service's and Optuna's, to this version. Safe to run twice at once."""
+    engine = make_engine(settings)
+    try:
+        with _upgrade_lock(engine) as connection:
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            if engine.dialect.name == "postgresql":
+                connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {OPTUNA_SCHEMA}"))
+                connection.commit()  # Optuna has its own connection, which must see the schema
+            optuna_store.create_tables(settings)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
+    if engine.dialect.name == "sqlite":
+        with engine.execution_options(**{_WRITES: True}).begin() as connection:
+            yield connection
+        return
+    with engine.connect() as guard, engine.connect() as connection:
+        guard.execute(select(func.pg_advisory_lock(_UPGRADE_LOCK)))
+        try:
+            yield connection
+            connection.commit()
+        finally:
+            guard.execute(select(func.pg_advisory_unlock(_UPGRADE_LOCK)))
+            guard.commit()
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise `SchemaOutOfDate` unless the service's tables are of exactly this version."""
+    script = ScriptDirectory.from_config(_alembic_config())
+    head = script.get_current_head()
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        current = context.get_current_revision()
+    if current == head:
+        return
+    where = engine.url.render_as_string(hide_password=True)
+    if current is None:
+        raise SchemaOutOfDate(f"The database {where} has no Nightsweep tables. Run `nightsweep db upgrade`.")
+    if current in {one.revision for one in script.walk_revisions()}:
+        raise SchemaOutOfDate(
+            f"The database {where} is at revision {current}; this version needs {head}. "
+            "Run `nightsweep db upgrade`."
+        )
+    raise SchemaOutOfDate(
+        f"The database {where} is at revision {current}, which this version of Nightsweep does not know: "
+        "a newer one upgraded it. Install that version."
+    )

@@ -1,0 +1,61 @@
+"""What endpoints ask FastAPI for: settings, sessions, Optuna's storage, the shapes of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from sqlalchemy.orm import Session
+
+from service import optuna_store
+from service.database import Database
+from service.settings import Settings
+
+MAX_ID = 2**31 - 1
+"""Ids and trial numbers are 32-bit integers in PostgreSQL."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the application opened at its start and closes at its end."""
+
+    settings: Settings
+    database: Database
+    storage: optuna_store.Storage
+
+
+def _resources(request: Request) -> Resources:
+    resources: Resources = request.app.state.resources
+    return resources
+
+
+def _settings(resources: Annotated[Resources, Depends(_resources)]) -> Settings:
+    return resources.settings
+
+
+def _storage(resources: Annotated[Resources, Depends(_resources)]) -> optuna_store.Storage:
+    return resources.storage
+
+
+def _reading(resources: Annotated[Resources, Depends(_resources)]) -> Iterator[Session]:
+    with resources.database.read() as session:
+        yield session
+
+
+def _writing(resources: Annotated[Resources, Depends(_resources)]) -> Iterator[Session]:
+    with resources.database.write() as session:
+        yield session
+
+
+ServiceResources = Annotated[Resources, Depends(_resources)]
+ServiceSettings = Annotated[Settings, Depends(_settings)]
+OptunaStorage = Annotated[optuna_store.Storage, Depends(_storage)]
+# scope="function": the transaction ends before the answer is sent, so an answer is about what is stored.
+Reading = Annotated[Session, Depends(_reading, scope="function")]
+Writing = Annotated[Session, Depends(_writing, scope="function")]
+
+StudyRef = Annotated[str, Path(description="The study's id or name")]
+ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]
+TrialNumber = Annotated[int, Path(ge=0, le=MAX_ID, description="The trial's number, from 0")]

@@ -1,0 +1,117 @@
+"""Everything the service raises on purpose, as one tree.
+
+ServiceError                 rendered as a problem by one handler; carries its HTTP status
+├── NotFound                 404  no such study, trial, schedule, search space
+├── Conflict                 409
+│   ├── NameTaken                 a study or schedule of that name exists
+│   ├── AlreadyEnded              the study is over, so it cannot be cancelled
+│   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
+│   └── IllegalTransition         a state was asked to move where the table has no way
+├── Unreadable               400  the body is not a JSON or YAML document
+├── TooLarge                 413
+├── UnsupportedMediaType     415
+├── Invalid                  422  a document or parameter with faults, all of them at once
+├── Unauthorized             401
+├── MethodNotAllowed         405
+└── Unavailable              503
+    └── SchemaOutOfDate           the database wants `nightsweep db upgrade`
+"""
+
+# ruff: noqa: N818  (the names say what happened, as `InvalidDefinition` does)
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from search_spaces.errors import Fault
+
+
+class ServiceError(Exception):
+    """Base of what the service raises on purpose.
+
+    Attributes:
+        status: the HTTP status it is answered with.
+        title: the same few words for every error of this kind.
+        detail: what was wrong, what was expected, and what to do.
+        faults: every fault found, for documents.
+    """
+
+    status = 500
+    title = "Internal error"
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, detail: str, *, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.faults = tuple(faults)
+
+
+class NotFound(ServiceError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(ServiceError):
+    status = 409
+    title = "Conflict"
+
+
+class NameTaken(Conflict):
+    title = "Name already taken"
+
+
+class AlreadyEnded(Conflict):
+    title = "Already ended"
+
+
+class IllegalTransition(Conflict):
+    title = "Illegal state change"
+
+
+class LeaseLost(Conflict):
+    title = "Lease lost"
+
+
+class Unreadable(ServiceError):
+    status = 400
+    title = "Unreadable body"
+
+
+class TooLarge(ServiceError):
+    status = 413
+    title = "Body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    status = 415
+    title = "Unsupported media type"
+
+
+class Invalid(ServiceError):
+    status = 422
+    title = "Invalid"
+
+    def __init__(self, what: str, faults: Sequence[Fault]) -> None:
+        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        paths = ", ".join(fault.path for fault in faults if fault.path)
+        super().__init__(f"{what} has {number}{': ' + paths if paths else ''}.", faults=faults)
+
+
+class Unauthorized(ServiceError):
+    status = 401
+    title = "Unauthorized"
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Basic realm="nightsweep", charset="UTF-8"'}
+
+
+class MethodNotAllowed(ServiceError):
+    status = 405
+    title = "Method not allowed"
+
+
+class Unavailable(ServiceError):
+    status = 503
+    title = "Unavailable"
+
+
+class SchemaOutOfDate(Unavailable):
+    title = "Database schema out of date"

@@ -1,0 +1,197 @@
+"""The service's own tables: lifecycle, attempts, leases, events, schedules.
+
+Parameters, intermediate values and final values live in Optuna's storage and are not mirrored here;
+a study's id and a trial's number link the two. Times are UTC with a zone. The partial unique indexes
+make bad states impossible rather than unlikely.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from service.states import AttemptState, StudyState
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timestamp that is always aware and always UTC, on SQLite too (which forgets zones)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a naive datetime was about to be stored: {value!r}; use an aware one")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Sentence(TypeDecorator[str]):
+    """Words from elsewhere, an exception's or a path's, made storable: PostgreSQL takes no NUL character
+    and no half of a surrogate pair, and a reason must never be what keeps an end from being recorded."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _one_of(column: str, states: type[StudyState] | type[AttemptState]) -> str:
+    return f"{column} IN ({', '.join(repr(str(s)) for s in states)})"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        # Named, so that a later migration can drop them on either database.
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own class attribute)
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+    }
+
+
+class Schedule(Base):
+    """A cron expression, a timezone and a definition. Each firing makes one study, a sweep."""
+
+    __tablename__ = "schedules"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    cron: Mapped[str] = mapped_column(String(200))
+    timezone: Mapped[str] = mapped_column(String(64))
+    definition: Mapped[dict[str, Any]]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    next_fire_at: Mapped[datetime | None] = mapped_column(index=True)
+    last_fired_for: Mapped[datetime | None]
+
+
+class Study(Base):
+    """One search. `definition` never changes after acceptance."""
+
+    __tablename__ = "studies"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", StudyState), name="ck_studies_state"),
+        # Exactly one study per firing, whoever fires it.
+        Index("uq_studies_firing", "schedule_id", "fired_for", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    """Also the name of its Optuna study."""
+    definition: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16), default=StudyState.QUEUED, index=True)
+    reason: Mapped[str] = mapped_column(Sentence, default="")
+    """Why it is in this state, in words."""
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id", ondelete="SET NULL"))
+    fired_for: Mapped[datetime | None]
+    """The cron instant this sweep belongs to."""
+
+    # The lease: who may write, until when by the database's clock, under which fencing number.
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    lease_number: Mapped[int] = mapped_column(default=0)
+
+
+class Attempt(Base):
+    """One execution of a trial on one worker."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", AttemptState), name="ck_attempts_state"),
+        Index("uq_attempts_ordinal", "study_id", "trial_number", "ordinal", unique=True),
+        # A trial has at most one live attempt.
+        Index(
+            "uq_attempts_live",
+            "study_id",
+            "trial_number",
+            unique=True,
+            sqlite_where=text("state IN ('dispatched', 'running')"),
+            postgresql_where=text("state IN ('dispatched', 'running')"),
+        ),
+        Index("ix_attempts_study_state", "study_id", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    trial_number: Mapped[int]
+    ordinal: Mapped[int]
+    """1 for the first attempt of a trial, and so on."""
+    state: Mapped[str] = mapped_column(String(16), default=AttemptState.DISPATCHED)
+    reason: Mapped[str] = mapped_column(Sentence, default="")
+    worker_id: Mapped[str] = mapped_column(String(100))
+    device: Mapped[str | None] = mapped_column(String(100))
+    gpus: Mapped[float] = mapped_column(Double, default=0.0)
+    """GPUs the attempt's worker holds, for GPU-hour budgets."""
+    artifact_dir: Mapped[str] = mapped_column(Text)
+    verdict_reason: Mapped[str | None] = mapped_column(Sentence)
+    """Set once when the pruner decided against it; final even if the training ended first."""
+    dispatched_at: Mapped[datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    total_examples: Mapped[int | None]
+    examples_seen: Mapped[int] = mapped_column(default=0)
+    step: Mapped[int] = mapped_column(default=0)
+    train_loss: Mapped[float | None] = mapped_column(Double)
+    last_event_seq: Mapped[int] = mapped_column(default=0)
+    """The worker's event number up to which this attempt's events have been applied."""
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Metrics, seconds, peak memory and adapter folders, as the worker reported them."""
+
+
+class EventRow(Base):
+    """One thing that happened, in words. Append-only."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_study", "study_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+    study_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    trial_number: Mapped[int | None]
+    kind: Mapped[str] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Sentence)

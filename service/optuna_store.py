@@ -1,0 +1,337 @@
+"""The service's only door to Optuna: its storage, and the asks, reports and tells of the coordinator.
+
+The coordinator alone asks and tells. Everybody else, the REST process and the dashboard, only reads.
+Optuna's steps are rungs: nominal training examples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy.engine import make_url
+
+from search_spaces import pruners, samplers
+from search_spaces.definition import StudyDefinition
+from service import pruning_reasons
+from service.errors import SchemaOutOfDate
+from service.settings import SQLITE_BUSY_SECONDS, Settings, make_home
+from service.states import AttemptState
+from service.trial_values import StudySummary, TrialValues
+
+Storage = RDBStorage
+"""What `open_storage` gives: for those who must not know Optuna."""
+
+STUDY_ID_ATTR = "nightsweep_study_id"
+OUTCOME_ATTR = "outcome"
+REASON_ATTR = "reason"
+OUT_OF_MEMORY_CONSTRAINT = "out_of_memory"
+
+__all__ = [
+    "OUTCOME_ATTR",
+    "REASON_ATTR",
+    "Storage",
+    "StudySummary",
+    "TrialValues",
+    "ask",
+    "check_storage",
+    "close_storage",
+    "complete_ask",
+    "create_tables",
+    "ensure_study",
+    "find_study_number",
+    "load_study",
+    "open_storage",
+    "read_summary",
+    "read_trials",
+    "remove_session",
+    "report",
+    "should_prune",
+    "tell",
+    "unfinished_asks",
+]
+
+# Optuna logs every trial at INFO to its own handler; the events table already tells that story.
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+# -- storage -----------------------------------------------------------------------------------------
+
+
+def open_storage(settings: Settings) -> Storage:
+    """Open Optuna's storage. Its tables must exist already (`nightsweep db upgrade`).
+
+    Raises:
+        SchemaOutOfDate: the tables are missing or of another version of Optuna.
+    """
+    make_home(settings)
+    options = _engine_options(settings)
+    # Looked at first: the storage's constructor fails without its tables, and leaves a connection behind.
+    engine = create_engine(settings.optuna_url, **options)
+    try:
+        made = inspect(engine).has_table("version_info")
+    finally:
+        engine.dispose()
+    if not made:
+        where = make_url(settings.optuna_url).render_as_string(hide_password=True)
+        raise SchemaOutOfDate(f"{where} has no tables of Optuna's. Run `nightsweep db upgrade`.")
+    storage = RDBStorage(
+        settings.optuna_url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
+    )
+    _tune(storage.engine)
+    try:
+        check_storage(storage)
+    except SchemaOutOfDate:
+        close_storage(storage)
+        raise
+    return storage
+
+
+def check_storage(storage: Storage) -> None:
+    """Raise `SchemaOutOfDate` unless the storage answers and is of this version of Optuna."""
+    try:
+        current = storage.get_current_version() == storage.get_head_version()
+    except AssertionError:  # Optuna's way to say that its version table is gone
+        current = False
+    if not current:
+        raise SchemaOutOfDate("Optuna's tables are of another version. Run `nightsweep db upgrade`.")
+
+
+def create_tables(settings: Settings) -> None:
+    """Create or upgrade Optuna's own tables. The caller holds the upgrade's lock."""
+    make_home(settings)
+    storage = RDBStorage(
+        settings.optuna_url, engine_kwargs=_engine_options(settings), skip_compatibility_check=True
+    )
+    try:
+        if storage.get_current_version() != storage.get_head_version():
+            storage.upgrade()
+    finally:
+        close_storage(storage)
+
+
+def close_storage(storage: Storage) -> None:
+    """Give back every connection. The storage must not be used afterwards."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def remove_session(storage: Storage) -> None:
+    """Call this from a thread that ends: Optuna keeps one session, so one connection, per thread."""
+    storage.remove_session()
+
+
+def _engine_options(settings: Settings) -> dict[str, Any]:
+    if make_url(settings.optuna_url).get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}}
+    return {"pool_pre_ping": True}
+
+
+def _tune(engine: Engine) -> None:
+    """On SQLite: WAL, so that readers and the coordinator's writes do not wait for each other."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    def set_up(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(engine, "connect", set_up)
+    engine.dispose()  # the connection that checked the schema was opened without them
+
+
+# -- studies -----------------------------------------------------------------------------------------
+
+
+def ensure_study(
+    storage: Storage, name: str, definition: StudyDefinition, *, study_id: str | None = None
+) -> optuna.Study:
+    """Make the Optuna study, or load it when it is there already.
+
+    Args:
+        storage: where.
+        name: the study's name, the same in Optuna.
+        definition: gives the direction, and what the dashboard shows of the study.
+        study_id: the service's id, kept as a user attribute.
+    """
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction=definition.objective.direction, load_if_exists=True
+    )
+    wanted = {
+        "model": definition.model.id,
+        "quantization": definition.model.quantization,
+        "objective": definition.objective.metric,
+        "algorithm": definition.search.algorithm,
+    }
+    if study_id is not None:
+        wanted[STUDY_ID_ATTR] = study_id
+    present = study.user_attrs
+    for key, value in wanted.items():
+        if present.get(key) != value:
+            study.set_user_attr(key, value)
+    if study.metric_names != [definition.objective.metric]:
+        with warnings.catch_warnings():
+            # Names the plots' axis; experimental in Optuna 5.0, and harmless if it goes.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([definition.objective.metric])
+    return study
+
+
+def load_study(storage: Storage, name: str) -> optuna.Study:
+    """Load an Optuna study. Raises `KeyError` when the coordinator has not made it yet."""
+    return optuna.load_study(storage=storage, study_name=name)
+
+
+def find_study_number(storage: Storage, name: str) -> int | None:
+    """Optuna's own number of a study, which the dashboard's addresses use; None before it is made."""
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+
+
+def read_trials(storage: Storage, name: str) -> list[TrialValues]:
+    """All trials of a study, by number; empty before the coordinator has made the Optuna study."""
+    number = find_study_number(storage, name)
+    if number is None:
+        return []
+    return [_values(trial) for trial in storage.get_all_trials(number, deepcopy=False)]
+
+
+def _values(trial: FrozenTrial) -> TrialValues:
+    return TrialValues(
+        number=trial.number,
+        params=dict(trial.params),
+        value=trial.value if trial.state is TrialState.COMPLETE else None,
+        rungs=tuple(sorted(trial.intermediate_values.items())),
+        state=trial.state.name.lower(),
+        user_attrs=dict(trial.user_attrs),
+    )
+
+
+def read_summary(storage: Storage, name: str) -> StudySummary | None:
+    """A study's number, size and best trial, in three small queries; None before it is made."""
+    number = find_study_number(storage, name)
+    if number is None:
+        return None
+    try:
+        best = _values(storage.get_best_trial(number))
+    except ValueError:  # Optuna's word for: no completed trial yet
+        best = None
+    return StudySummary(number=number, trials=storage.get_n_trials(number), best=best)
+
+
+# -- asking ------------------------------------------------------------------------------------------
+
+
+def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[int, dict[str, Any]]:
+    """Take the sampler's next trial: its number and all its parameters."""
+    trial = samplers.suggest(study, definition)
+    return trial.number, dict(trial.params)
+
+
+def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
+    """Trials that were asked for and not told of: running, or left by a coordinator that died."""
+    return [_values(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+
+
+def complete_ask(study: optuna.Study, definition: StudyDefinition, number: int) -> dict[str, Any]:
+    """The parameters of an unfinished ask, with those its asker did not live to draw."""
+    samplers.complete_suggestion(study, definition, _frozen(study, number))
+    return dict(_frozen(study, number).params)
+
+
+# -- reporting and pruning ---------------------------------------------------------------------------
+
+
+def report(study: optuna.Study, number: int, rung: int, value: float) -> bool:
+    """Report the objective at a rung. A rung reported before, or a finished trial, is left as it is.
+
+    Returns:
+        Whether the rung is the trial's latest, so that the pruner may be asked about it. It is not
+        while a further attempt goes over rungs that a lost one had reported.
+    """
+    frozen = _frozen(study, number)
+    if frozen.state.is_finished():
+        return False
+    if rung not in frozen.intermediate_values:
+        _storage(study).set_trial_intermediate_value(frozen._trial_id, rung, float(value))
+    return rung >= max(frozen.intermediate_values, default=0)
+
+
+def should_prune(
+    study: optuna.Study, definition: StudyDefinition, number: int, max_examples: int
+) -> str | None:
+    """Ask the definition's pruner about a running trial, after its latest report.
+
+    Args:
+        study: the Optuna study.
+        definition: names the pruner and its settings.
+        number: the trial.
+        max_examples: training examples that a trial of this study sees at most.
+
+    Returns:
+        None to go on; else why not, in numbers. Successive halving remembers in the storage what it
+        judged, so ask once for each report and keep the answer.
+    """
+    pruner = pruners.build_pruner(definition.pruning, max_examples)
+    frozen = _frozen(study, number)
+    if frozen.state.is_finished() or not pruner.prune(study, frozen):
+        return None
+    others = [_values(t) for t in study.get_trials(deepcopy=False) if t.number != number]
+    return pruning_reasons.describe(definition, _values(frozen), others)
+
+
+# -- telling -----------------------------------------------------------------------------------------
+
+
+_TOLD_AS: dict[AttemptState, TrialState] = {
+    AttemptState.COMPLETED: TrialState.COMPLETE,
+    AttemptState.PRUNED: TrialState.PRUNED,
+    # A sampler ignores failed trials, so it would never learn to avoid these two.
+    AttemptState.DIVERGED: TrialState.PRUNED,
+    AttemptState.OUT_OF_MEMORY: TrialState.PRUNED,
+    AttemptState.FAILED: TrialState.FAIL,
+    AttemptState.CANCELLED: TrialState.FAIL,
+}
+
+
+def tell(
+    study: optuna.Study, number: int, outcome: AttemptState, reason: str, *, value: float | None = None
+) -> None:
+    """Tell how a trial ended. Telling again changes nothing.
+
+    Running out of memory is also a violated constraint, so that the sampler learns where memory ends;
+    trials without the constraint count as feasible in Optuna 5 (`_split_trials` of its TPE sampler).
+
+    Args:
+        study: the Optuna study.
+        number: the trial.
+        outcome: how it ended; kept as a user attribute beside the reason. Never `lost`.
+        reason: why, in words.
+        value: the objective at the best rung, of a completed trial and of no other.
+    """
+    frozen = _frozen(study, number)
+    if frozen.state.is_finished():
+        return  # told before, by a coordinator that died afterwards
+    if outcome is AttemptState.OUT_OF_MEMORY and OUT_OF_MEMORY_CONSTRAINT not in frozen.constraints:
+        optuna.trial.Trial(study, frozen._trial_id).set_constraint(OUT_OF_MEMORY_CONSTRAINT, 1.0)
+    # The attributes come first: those of a finished trial cannot be changed.
+    storage = _storage(study)
+    storage.set_trial_user_attr(frozen._trial_id, OUTCOME_ATTR, str(outcome))
+    storage.set_trial_user_attr(frozen._trial_id, REASON_ATTR, reason)
+    completed = outcome is AttemptState.COMPLETED
+    study.tell(number, value if completed else None, state=_TOLD_AS[outcome], skip_if_finished=True)
+
+
+def _storage(study: optuna.Study) -> optuna.storages.BaseStorage:
+    return study._storage
+
+
+def _frozen(study: optuna.Study, number: int) -> FrozenTrial:
+    storage = _storage(study)
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))

@@ -1,0 +1,133 @@
+"""Errors as RFC 9457 problems: one renderer, one set of handlers, one way to declare them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from search_spaces.errors import Fault
+from search_spaces.faults import shown
+from service.errors import Invalid, ServiceError, Unavailable
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemFault(BaseModel):
+    """One thing that is wrong, at one place in a document or in the query."""
+
+    path: str = Field(description="Dotted: search.space.learning_rate.min")
+    value: Any = None
+    message: str
+    allowed: str | None = None
+    nearest: str | None = Field(default=None, description="The known name that a misspelt one resembles")
+
+
+class Problem(BaseModel):
+    """RFC 9457. `faults` names everything that is wrong at once."""
+
+    type: str = Field(description="Names the kind of problem: urn:nightsweep:problem:name-already-taken")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="The path that was asked for")
+    faults: list[ProblemFault] = []
+
+
+def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an endpoint that answers with these problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def render(
+    status: int,
+    title: str,
+    detail: str,
+    path: str,
+    *,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem as a response."""
+    slug = "-".join(title.lower().split())
+    problem = Problem(
+        type=f"urn:nightsweep:problem:{slug}",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=path.encode("utf-8", "replace").decode(),
+        faults=[
+            ProblemFault(path=f.path, value=f.value, message=f.message, allowed=f.allowed, nearest=f.nearest)
+            for f in faults
+        ],
+    )
+    return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def render_error(error: ServiceError, path: str) -> Response:
+    return render(
+        error.status, error.title, error.detail, path, faults=error.faults, headers=dict(error.headers)
+    )
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return render_error(error, request.url.path)
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        Fault(
+            path=".".join(str(part) for part in found["loc"]),
+            value=shown(found.get("input")),
+            message=found["msg"],
+            allowed=(found.get("ctx") or {}).get("expected"),
+        )
+        for found in error.errors()
+    ]
+    return render_error(Invalid("The request", faults), request.url.path)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase.capitalize()
+    detail = {
+        404: f"There is nothing at {request.url.path}.",
+        405: f"{request.method} is not possible on {request.url.path}.",
+    }.get(error.status_code, str(error.detail))
+    return render(error.status_code, title, detail, request.url.path, headers=error.headers)
+
+
+async def _database_error(request: Request, error: Exception) -> Response:
+    log.error("the database failed a request", exc_info=error)
+    unavailable = Unavailable("The database does not answer; try again. The server's log has the cause.")
+    return render_error(unavailable, request.url.path)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, and the server logs it with its traceback.
+    return render(500, "Internal error", "An unexpected error; the server's log has it.", request.url.path)

@@ -1,0 +1,140 @@
+"""The service's settings: `NIGHTSWEEP_*` environment variables, read once per entry point.
+
+Build `Settings()` in an entry point and pass it on; nothing in the service reads the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+OPTUNA_SCHEMA = "optuna"
+"""On PostgreSQL, Optuna's tables live in this schema of the service's database."""
+
+SQLITE_BUSY_SECONDS = 60.0
+"""How long a writer waits for another. Sixteen writers were served within it (18 s measured)."""
+
+
+def _default_optuna_url(values: dict[str, Any]) -> str:
+    url = make_url(values["database_url"])
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{values['home'] / 'optuna.db'}"
+    given = url.query.get("options", "")
+    options = " ".join([*([given] if isinstance(given, str) else given), f"-csearch_path={OPTUNA_SCHEMA}"])
+    return url.update_query_dict({"options": options.strip()}).render_as_string(hide_password=False)
+
+
+class Settings(BaseSettings):
+    """Where things are, who may come in, and how long to wait.
+
+    Raises `pydantic.ValidationError` naming the variable when a value is wrong.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="NIGHTSWEEP_", frozen=True, validate_default=True, env_ignore_empty=True
+    )
+
+    home: Path = Path("~/.nightsweep")
+    """Holds the embedded SQLite files, the artifacts and the key. Made on demand, mode 700."""
+    database_url: str = Field(default_factory=lambda values: f"sqlite:///{values['home'] / 'nightsweep.db'}")
+    """The service's tables: `sqlite:///<path>` or `postgresql://user:password@host/database`."""
+    optuna_url: str = Field(default_factory=_default_optuna_url)
+    """Optuna's storage, apart from the service's: a second SQLite file, or on PostgreSQL the schema
+    `optuna` of the same database."""
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
+    """Folders that local data and models must lie in, separated by `:` (`;` on Windows)."""
+    artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
+    """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    api_key: SecretStr | None = None
+    """When set, everything but /healthz and /readyz needs it: `Authorization: Bearer <key>`, or HTTP
+    Basic with any user name and the key as the password, for browsers."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    """Larger request bodies answer 413."""
+
+    ray_address: str | None = None
+    """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""
+    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a coordinator's hold on a study lasts unless renewed, by the database's clock."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 0.5
+    """Pause between two rounds of the coordinator when nothing happens."""
+    max_running_studies: Annotated[int, Field(ge=1)] = 4
+    """Studies that one coordinator runs at the same time; the others wait as `queued`."""
+    resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long to wait for the cluster to place a worker before the study says what it waits for."""
+    orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """A worker that no coordinator has spoken to for this long ends itself."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("home", "artifacts_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return Path(os.path.abspath(value.expanduser()))
+
+    @field_validator("database_url", "optuna_url")
+    @classmethod
+    def _with_driver(cls, value: str) -> str:
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError(
+                "not a database URL; expected sqlite:///<path> or postgresql://user:password@host/database"
+            ) from None
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+            raise ValueError(f"{url.drivername!r} is not supported; expected sqlite or postgresql")
+        if url.get_backend_name() == "sqlite":
+            url = _absolute_sqlite(url)
+        return url.render_as_string(hide_password=False)
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _real(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not value:
+            raise ValueError("at least one folder is needed")
+        return tuple(Path(os.path.realpath(root.expanduser())) for root in value)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+
+def _absolute_sqlite(url: URL) -> URL:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError("SQLite must be a file, since several processes share it: sqlite:///<path>")
+    return url.set(database=os.path.abspath(os.path.expanduser(url.database)))
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line per event on standard error, for the processes that have no terminal of their own."""
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def make_home(settings: Settings) -> None:
+    """Make the home folder, for its owner alone, and the SQLite files' folders, where missing."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for raw in (settings.database_url, settings.optuna_url):
+        url = make_url(raw)
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)

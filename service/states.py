@@ -1,0 +1,130 @@
+"""The life of a study and of an attempt, as data.
+
+One table of allowed moves each; `advance_study` and `advance_attempt` are the only ways to change a
+state, and each appends an event row that says why in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from service.errors import IllegalTransition
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from service.models import Attempt, Study
+
+
+class StudyState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptState(StrEnum):
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
+    StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.CANCELLED}),
+    StudyState.RUNNING: frozenset(
+        {StudyState.PAUSED, StudyState.COMPLETED, StudyState.FAILED, StudyState.CANCELLED}
+    ),
+    StudyState.PAUSED: frozenset({StudyState.RUNNING, StudyState.CANCELLED, StudyState.FAILED}),
+    StudyState.COMPLETED: frozenset(),
+    StudyState.FAILED: frozenset(),
+    StudyState.CANCELLED: frozenset(),
+}
+
+_ATTEMPT_ENDS = frozenset(
+    {
+        AttemptState.COMPLETED,
+        AttemptState.PRUNED,
+        AttemptState.DIVERGED,
+        AttemptState.OUT_OF_MEMORY,
+        AttemptState.FAILED,
+        AttemptState.LOST,
+        AttemptState.CANCELLED,
+    }
+)
+
+ATTEMPT_TRANSITIONS: dict[AttemptState, frozenset[AttemptState]] = {
+    # An attempt may end before it runs: bad data, a model that does not load, a worker that dies.
+    AttemptState.DISPATCHED: frozenset({AttemptState.RUNNING}) | _ATTEMPT_ENDS,
+    AttemptState.RUNNING: _ATTEMPT_ENDS,
+    **{state: frozenset() for state in _ATTEMPT_ENDS},
+}
+
+ACTIVE_STUDY_STATES = frozenset({StudyState.QUEUED, StudyState.RUNNING, StudyState.PAUSED})
+TERMINAL_STUDY_STATES = frozenset(StudyState) - ACTIVE_STUDY_STATES
+LIVE_ATTEMPT_STATES = frozenset({AttemptState.DISPATCHED, AttemptState.RUNNING})
+TERMINAL_ATTEMPT_STATES = _ATTEMPT_ENDS
+
+
+def advance_study(session: Session, study: Study, to: StudyState, reason: str) -> None:
+    """Move a study, say why, and note when it started or ended.
+
+    Raises `IllegalTransition` when the table has no such move.
+    """
+    came_from = StudyState(study.state)
+    if to not in STUDY_TRANSITIONS[came_from]:
+        raise IllegalTransition(
+            _refusal(f"Study {study.name!r}", came_from, to, STUDY_TRANSITIONS[came_from])
+        )
+    now = datetime.now(UTC)
+    study.state = to
+    study.reason = reason
+    if to is StudyState.RUNNING and study.started_at is None:
+        study.started_at = now
+    if to in TERMINAL_STUDY_STATES:
+        study.ended_at = now
+    append_event(session, study.id, f"study_{to}", reason)
+
+
+def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason: str) -> None:
+    """Move an attempt, say why, and note when it started or ended.
+
+    Raises `IllegalTransition` when the table has no such move.
+    """
+    came_from = AttemptState(attempt.state)
+    if to not in ATTEMPT_TRANSITIONS[came_from]:
+        what = f"Attempt {attempt.ordinal} of trial {attempt.trial_number}"
+        raise IllegalTransition(_refusal(what, came_from, to, ATTEMPT_TRANSITIONS[came_from]))
+    now = datetime.now(UTC)
+    attempt.state = to
+    attempt.reason = reason
+    if to is AttemptState.RUNNING:
+        attempt.started_at = now
+    if to in TERMINAL_ATTEMPT_STATES:
+        attempt.ended_at = now
+    append_event(session, attempt.study_id, f"attempt_{to}", reason, trial_number=attempt.trial_number)
+
+
+def append_event(
+    session: Session, study_id: str, kind: str, message: str, *, trial_number: int | None = None
+) -> None:
+    """Add one line to a study's history."""
+    # models.py needs the states for its constraints, so the import has to wait until both are loaded.
+    from service.models import EventRow
+
+    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))
+
+
+def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEnum]) -> str:
+    ways = ", ".join(sorted(allowed)) or "nothing: it is over"
+    return f"{what} is {came_from} and cannot become {to}; from there it can become {ways}."

@@ -1,0 +1,166 @@
+"""Reading studies and their events."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from search_spaces.errors import Fault
+from search_spaces.faults import shown
+from service import optuna_store
+from service.errors import Invalid, NotFound
+from service.models import Attempt, EventRow, Schedule, Study
+from service.states import LIVE_ATTEMPT_STATES, TERMINAL_STUDY_STATES, AttemptState, StudyState
+from service.studies.schemas import BestTrial, Counts, EventView, StudyView
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""What a reference by id or name can look like; nothing else is looked up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    studies: Sequence[Study]
+    next_cursor: str | None
+
+
+def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
+    """The study of this name or id. Raises `NotFound`."""
+    query = select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.name != ref)
+    found = None
+    if NAME.fullmatch(ref):
+        found = session.scalars(query.with_for_update() if lock else query).first()
+    if found is None:
+        raise NotFound(f"There is no study {ref[:200]!r}.")
+    return found
+
+
+def list_studies(session: Session, *, state: StudyState | None, limit: int, cursor: str | None) -> Page:
+    """One page of studies, newest first. Raises `Invalid` for a cursor that none of our pages gave."""
+    query = select(Study).order_by(Study.created_at.desc(), Study.id.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(Study.state == state)
+    if cursor is not None:
+        at, study_id = _read_cursor(cursor)
+        query = query.where(or_(Study.created_at < at, and_(Study.created_at == at, Study.id < study_id)))
+    studies = session.scalars(query).all()
+    last = studies[limit - 1] if len(studies) > limit else None
+    return Page(studies=studies[:limit], next_cursor=_make_cursor(last) if last else None)
+
+
+def _make_cursor(study: Study) -> str:
+    return base64.urlsafe_b64encode(f"{study.created_at.isoformat()} {study.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        at, study_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").split(" ")
+        instant = datetime.fromisoformat(at).astimezone(UTC)
+    except (binascii.Error, ValueError, OverflowError):
+        study_id = ""
+    if not NAME.fullmatch(study_id):
+        fault = Fault(
+            path="query.cursor", value=shown(cursor), message="is none of ours", allowed="a next_cursor"
+        )
+        raise Invalid("The request", [fault])
+    return instant, study_id
+
+
+def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[StudyView]:
+    """Studies as the API shows them."""
+    ids = [study.id for study in studies]
+    counts = _attempt_counts(session, ids)
+    schedule_ids = {study.schedule_id for study in studies if study.schedule_id}
+    rows = session.execute(select(Schedule.id, Schedule.name).where(Schedule.id.in_(schedule_ids))).all()
+    schedules = {row.id: row.name for row in rows}
+    return [
+        _view(study, storage, counts.get(study.id, {}), schedules.get(study.schedule_id or ""))
+        for study in studies
+    ]
+
+
+def _attempt_counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Study id -> state of each trial's latest attempt -> number of trials."""
+    latest = (
+        select(Attempt.study_id, Attempt.trial_number, func.max(Attempt.ordinal).label("ordinal"))
+        .where(Attempt.study_id.in_(ids))
+        .group_by(Attempt.study_id, Attempt.trial_number)
+        .subquery()
+    )
+    query = (
+        select(Attempt.study_id, Attempt.state, func.count().label("trials"))
+        .join(
+            latest,
+            and_(
+                Attempt.study_id == latest.c.study_id,
+                Attempt.trial_number == latest.c.trial_number,
+                Attempt.ordinal == latest.c.ordinal,
+            ),
+        )
+        .group_by(Attempt.study_id, Attempt.state)
+    )
+    result: dict[str, dict[str, int]] = {}
+    for row in session.execute(query):
+        result.setdefault(row.study_id, {})[row.state] = row.trials
+    return result
+
+
+def _view(
+    study: Study, storage: optuna_store.Storage, attempts: dict[str, int], schedule: str | None
+) -> StudyView:
+    summary = optuna_store.read_summary(storage, study.name)
+    best = summary.best if summary is not None else None
+    search = StudyDefinition.model_validate(study.definition).search
+    return StudyView(
+        id=study.id,
+        name=study.name,
+        state=StudyState(study.state),
+        reason=study.reason,
+        definition=study.definition,
+        created_at=study.created_at,
+        started_at=study.started_at,
+        ended_at=study.ended_at,
+        schedule=schedule,
+        fired_for=study.fired_for,
+        trials_requested=search.total_trials,
+        counts=_counts(study, attempts, summary.trials if summary is not None else 0),
+        best=None
+        if best is None or best.value is None
+        else BestTrial(trial_number=best.number, value=best.value, params=search.space.decode(best.params)),
+        dashboard_path=None if summary is None else f"/dashboard/studies/{summary.number}",
+    )
+
+
+def _counts(study: Study, attempts: dict[str, int], trials: int) -> Counts:
+    by_state = dict(attempts)
+    running = sum(by_state.pop(state, 0) for state in LIVE_ATTEMPT_STATES)
+    lost = by_state.pop(AttemptState.LOST, 0)
+    total = max(trials, sum(attempts.values()))
+    waiting = total - running - sum(by_state.values())
+    if study.state in TERMINAL_STUDY_STATES:
+        # Nothing waits any more: a trial whose last attempt was lost failed, one without any was cancelled.
+        by_state[AttemptState.FAILED] = by_state.get(AttemptState.FAILED, 0) + lost
+        by_state[AttemptState.CANCELLED] = by_state.get(AttemptState.CANCELLED, 0) + waiting - lost
+        waiting = 0
+    return Counts(running=running, waiting=waiting, total=total, **{str(k): n for k, n in by_state.items()})
+
+
+def list_events(session: Session, study: Study, *, after: int, limit: int) -> list[EventView]:
+    """A study's events with an id above `after`, oldest first."""
+    query = (
+        select(EventRow)
+        .where(EventRow.study_id == study.id, EventRow.id > after)
+        .order_by(EventRow.id)
+        .limit(limit)
+    )
+    return [
+        EventView(id=e.id, at=e.at, trial_number=e.trial_number, kind=e.kind, message=e.message)
+        for e in session.scalars(query)
+    ]

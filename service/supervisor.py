@@ -1,0 +1,262 @@
+"""Everything on one machine: a Ray head, the coordinator and the REST process, as three children.
+
+They are separate processes so that none takes another along: the coordinator attaches to Ray by its
+address as it would on a cluster, and workers train on while it is started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from service import database
+from service.child_process import ChildProcess
+from service.errors import Unavailable
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+READY_SECONDS = 120.0
+STOP_SECONDS = 15.0
+RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
+"""Orders and events are small; Ray's default takes 30 % of the machine's memory."""
+
+
+class Supervisor:
+    """Runs the three children while used as a context manager.
+
+    Args:
+        settings: `ray_address` set means that Ray is there already and none is started.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._logs = settings.home / "logs"
+        self._ray_dir: Path | None = None
+        self._ray: ChildProcess | None = None
+        self._api: ChildProcess | None = None
+        self._coordinator: ChildProcess | None = None
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
+        return f"http://{host}:{self.settings.port}"
+
+    def __enter__(self) -> Self:
+        database.upgrade(self.settings)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        _require_free_port(self.settings.host, self.settings.port)
+        environment = settings_environment(self.settings)
+        self._api = self._nightsweep("api", environment)
+        self._api.start()
+        address = self.settings.ray_address
+        if address is None:
+            port = free_port()
+            address = f"127.0.0.1:{port}"
+            ray_environment = self._ray_environment()
+            self._ray = self._ray_head(port, ray_environment)
+            self._ray.start()
+            environment = {**environment, **ray_environment}
+            self._wait_for_ray(port)
+        environment["NIGHTSWEEP_RAY_ADDRESS"] = address
+        self._coordinator = self._nightsweep("coordinator", environment)
+        self._coordinator.start()
+        self._wait_for_api()
+
+    def _nightsweep(self, command: str, environment: dict[str, str]) -> ChildProcess:
+        return ChildProcess(
+            command,
+            [sys.executable, "-m", "service.cli", command],
+            environment=environment,
+            log_file=self._logs / f"{command}.log",
+        )
+
+    def _ray_environment(self) -> dict[str, str]:
+        token = self.settings.home / "ray_token"
+        if not token.exists():
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32))
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # Nobody else shares this Ray, so there is nothing to drain when it is told to end.
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:
+        # Unix sockets live in it, and their paths must be short; the home folder's may be long.
+        self._ray_dir = Path(tempfile.mkdtemp(prefix="nightsweep-"))
+        # fmt: off
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            "--node-ip-address", "127.0.0.1", "--port", str(port),
+            "--temp-dir", str(self._ray_dir),
+            "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
+            "--include-dashboard", "false", "--disable-usage-stats",
+        ]
+        # fmt: on
+        return ChildProcess("ray", command, environment=environment, log_file=self._logs / "ray.log")
+
+    def _wait_for_ray(self, port: int) -> None:
+        def answers() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except OSError:
+                return False
+            return True
+
+        assert self._ray is not None
+        _wait_until(answers, self._ray)
+
+    def _wait_for_api(self) -> None:
+        def answers() -> bool:
+            try:
+                return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        assert self._api is not None
+        _wait_until(answers, self._api)
+
+    def _watch(self) -> None:
+        """Start again whichever child dies. Ray's death takes the coordinator's connection with it."""
+        while not self._stop.wait(0.5):
+            if self._ray is not None and self._coordinator is not None and self._ray.keep_alive():
+                self._coordinator.terminate()
+            for child in (self._coordinator, self._api):
+                if child is not None:
+                    child.keep_alive()
+
+    def stop(self) -> None:
+        """End the children, the coordinator before its Ray."""
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for child in (self._coordinator, self._api):
+            if child is not None:
+                child.terminate()
+        for child in (self._coordinator, self._api):
+            if child is not None:
+                child.join(STOP_SECONDS)
+        if self._ray is not None:
+            self._ray.terminate()
+            self._ray.join(STOP_SECONDS)
+        if self._ray_dir is not None:
+            shutil.rmtree(self._ray_dir, ignore_errors=True)
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+    """Run everything until SIGTERM or SIGINT.
+
+    Args:
+        settings: Of all three processes.
+        on_ready: Called once with the server's URL when it answers.
+    """
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    with Supervisor(settings) as server:
+        on_ready(server.url)
+        stop.wait()
+
+
+def run_api(settings: Settings) -> None:
+    """Run the REST process until SIGTERM or SIGINT."""
+    # Here, because the supervisor itself needs neither of them.
+    import uvicorn
+
+    from service.app import create_app
+
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level.lower(),
+        server_header=False,
+        access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second
+    )
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The settings as the environment variables that give them back."""
+    environment = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if name == "data_roots":
+            text = os.pathsep.join(str(root) for root in value)
+        elif name == "api_key":
+            text = value.get_secret_value()
+        else:
+            text = str(value)
+        environment[f"NIGHTSWEEP_{name.upper()}"] = text
+    return environment
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _require_free_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"Cannot listen on {host}:{port}: {error.strerror}. Is another `nightsweep serve` running? "
+                "Choose another port with --port."
+            ) from None
+
+
+def _wait_until(condition: Callable[[], bool], child: ChildProcess) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not condition():
+        if not child.is_alive:
+            raise Unavailable(
+                f"The {child.name} process ended with code {child.exit_code} while starting. "
+                f"The end of {child.log_file}:\n{child.last_words()}"
+            )
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"The {child.name} process was not ready within {READY_SECONDS:g} s; see {child.log_file}."
+            )
+        time.sleep(0.1)

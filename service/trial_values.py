@@ -1,0 +1,34 @@
+"""What Optuna knows of one trial, as a frozen value: for those who must not know Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialValues:
+    """What Optuna knows of one trial."""
+
+    number: int
+    params: Mapping[str, Any]
+    value: float | None
+    """The objective at the best rung; None unless the trial completed."""
+    rungs: tuple[tuple[int, float], ...]
+    """(rung, objective), ascending."""
+    state: str
+    """`running`, `complete`, `pruned`, `fail` or `waiting`."""
+    user_attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What Optuna knows of one study, in short."""
+
+    number: int
+    """Optuna's own number of the study, as in the dashboard's addresses."""
+    trials: int
+    """Trials that exist, in whatever state."""
+    best: TrialValues | None
+    """The best completed trial."""

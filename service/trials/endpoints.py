@@ -1,0 +1,60 @@
+"""/v1/studies/{study}/trials, …/best and …/adapter"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from service.dependencies import OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
+from service.problems import declare
+from service.studies.queries import get_study
+from service.trials import adapters, queries
+from service.trials.schemas import TrialPage, TrialView
+
+router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
+
+
+@router.get("/trials", response_model=TrialPage, responses=declare(404))
+def list_trials(study: StudyRef, session: Reading, storage: OptunaStorage) -> TrialPage:
+    """All trials of a study, by number."""
+    return TrialPage(items=queries.list_trials(session, storage, get_study(session, study)))
+
+
+@router.get("/trials/{number}", response_model=TrialView, responses=declare(404, 422))
+def get_trial(study: StudyRef, number: TrialNumber, session: Reading, storage: OptunaStorage) -> TrialView:
+    """One trial, with its attempts."""
+    return queries.get_trial(session, storage, get_study(session, study), number)
+
+
+@router.get("/best", response_model=TrialView, responses=declare(404))
+def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> TrialView:
+    """The best completed trial; 404 while there is none."""
+    return queries.get_best(session, storage, get_study(session, study))
+
+
+@router.get(
+    "/trials/{number}/adapter",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "A zip of adapter_config.json and adapter_model.safetensors",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **declare(404, 422),
+    },
+)
+def get_adapter(
+    study: StudyRef,
+    number: TrialNumber,
+    session: Reading,
+    settings: ServiceSettings,
+    which: queries.Which = "best",
+) -> StreamingResponse:
+    """An adapter, as `PeftModel.from_pretrained` reads it once unzipped."""
+    found = get_study(session, study)
+    folder = queries.adapter_folder(session, found, number, which)
+    return StreamingResponse(
+        adapters.stream_zip(folder, settings.artifacts_dir),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{found.name}-{number}-{which}.zip"'},
+    )

@@ -1,0 +1,236 @@
+"""Whole studies through the real loop, SQL and Optuna, on a cluster that trains nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from search_spaces.definition import parse_definition
+from service import database as db
+from service import optuna_store
+from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.loop import Coordinator
+from service.models import Attempt, Study
+from service.settings import Settings
+from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
+from tests.fakes.cluster import FakeCluster
+
+DEFINITION: dict[str, Any] = {
+    "name": "s",
+    "model": {"id": "org/model"},
+    "data": {"train": "/t.jsonl", "eval": "/e.jsonl"},
+    "search": {
+        "algorithm": "tpe",
+        "trials": 12,
+        "space": {
+            "learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"},
+            "lora_r": {"choices": [4, 8]},
+        },
+    },
+    "evaluation": {"every_examples": 25},
+    "budget": {"max_parallel_trials": 3},
+}
+GRID: dict[str, Any] = {
+    "algorithm": "grid",
+    "space": {
+        "learning_rate": {"choices": [1e-4, 1e-3]},
+        "lora_r": {"choices": [4, 8]},
+        "epochs": {"choices": [1, 2]},
+    },
+}
+
+
+class House:
+    """The service's two databases and a cluster, through which coordinators come and go."""
+
+    def __init__(self, home: Path, cluster: FakeCluster) -> None:
+        self.settings = Settings(home=home, poll_seconds=0.001, resource_timeout_seconds=0.01)
+        db.upgrade(self.settings)
+        self.database = db.open_database(self.settings)
+        self.storage = optuna_store.open_storage(self.settings)
+        self.cluster = cluster
+        self.coordinator = self.new_coordinator()
+
+    def new_coordinator(self) -> Coordinator:
+        return Coordinator(self.settings, self.database, self.storage, self.cluster)
+
+    def submit(self, **changes: Any) -> str:
+        document = {**DEFINITION, **changes}
+        definition = parse_definition(document).model_dump(mode="json")
+        with self.database.write() as session:
+            study = Study(name=document["name"], definition=definition)
+            session.add(study)
+        return study.id
+
+    def study(self, study_id: str) -> Study:
+        with self.database.read() as session:
+            return session.get_one(Study, study_id)
+
+    def attempts(self) -> list[Attempt]:
+        with self.database.read() as session:
+            return list(session.scalars(select(Attempt).order_by(Attempt.id)))
+
+    def run(self, *study_ids: str, rounds: int = 2000, each: Callable[[], None] = lambda: None) -> None:
+        """Rounds until the studies have ended."""
+        for _ in range(rounds):
+            if all(self.study(s).state in TERMINAL_STUDY_STATES for s in study_ids):
+                return
+            each()
+            self.coordinator.round()
+        raise AssertionError(f"no end after {rounds} rounds: {[self.study(s).state for s in study_ids]}")
+
+    def crash(self) -> None:
+        """The coordinator vanishes between two rounds, its lease runs out, and another one comes."""
+        self.cluster.lose_connection()
+        with self.database.write() as session:
+            for study in session.scalars(select(Study)):
+                study.lease_expires_at = None if study.lease_owner is None else study.created_at
+        self.coordinator = self.new_coordinator()
+
+    def values(self) -> dict[int, tuple[str, float | None, dict[str, Any]]]:
+        trials = optuna_store.read_trials(self.storage, "s")
+        return {t.number: (t.user_attrs["outcome"], t.value, dict(t.params)) for t in trials}
+
+    def close(self) -> None:
+        optuna_store.close_storage(self.storage)
+        self.database.dispose()
+
+
+@pytest.fixture
+def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    houses: list[House] = []
+
+    def make(cpus: int = 4, **options: Any) -> House:
+        houses.append(House(tmp_path / str(len(houses)), FakeCluster(cpus, **options)))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        house.close()
+
+
+@pytest.mark.parametrize(
+    "search", [DEFINITION["search"], {**DEFINITION["search"], "algorithm": "random"}, GRID]
+)
+def test_a_study_runs_exactly_its_trials_and_never_more_at_once_than_allowed(
+    make_house: Callable[..., House], search: dict[str, Any]
+) -> None:
+    house = make_house(cpus=8)
+    study_id = house.submit(search=search)
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, house.cluster.running)
+
+    house.run(study_id, each=look)
+    study = house.study(study_id)
+    expected = 8 if search is GRID else 12
+    assert (study.state, study.reason) == (StudyState.COMPLETED, f"all {expected} trials ended")
+    assert [a.trial_number for a in house.attempts()] == list(range(expected))
+    assert len(house.values()) == expected
+    assert most == 3
+    assert house.cluster.alive == []
+
+
+def test_every_grid_point_is_trained_exactly_once(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    house.run(house.submit(search=GRID))
+    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in house.cluster.orders]
+    assert sorted(points) == sorted({(lr, r, e) for lr in (1e-4, 1e-3) for r in (4, 8) for e in (1, 2)})
+
+
+def test_pruned_trials_end_pruned_with_a_reason_in_numbers(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1)
+    house.run(house.submit(pruning={"algorithm": "median", "min_examples": 25, "n_startup_trials": 2}))
+    pruned = [a for a in house.attempts() if a.state == AttemptState.PRUNED]
+    assert pruned
+    assert all(
+        "eval_loss" in a.reason and "at 25 examples" in a.reason for a in pruned if a.examples_seen == 25
+    )
+    assert all(house.values()[a.trial_number][0] == "pruned" for a in pruned)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_crashes_of_coordinators_and_workers_change_nothing(
+    make_house: Callable[..., House], seed: int
+) -> None:
+    """The same trials with the same values as an undisturbed run, each ended once."""
+    calm = make_house(cpus=1)
+    search = {**DEFINITION["search"], "algorithm": "random"}
+    budget = {"max_parallel_trials": 3, "max_retries": 1000}
+    calm.run(calm.submit(search=search, budget=budget))
+    stormy = make_house(cpus=4)
+    study_id = stormy.submit(search=search, budget=budget)
+    dice = random.Random(seed)
+
+    def disturb() -> None:
+        roll = dice.random()
+        if roll < 0.15:
+            stormy.crash()
+        elif roll < 0.25 and stormy.cluster.alive:
+            stormy.cluster.kill(dice.choice(stormy.cluster.alive))
+
+    stormy.run(study_id, each=disturb)
+    assert stormy.study(study_id).state == StudyState.COMPLETED
+    assert stormy.values() == calm.values()
+    ends = [a.trial_number for a in stormy.attempts() if a.state != AttemptState.LOST]
+    assert sorted(ends) == list(range(12))
+
+
+def test_a_cancelled_study_ends_its_trials_and_its_workers(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    study_id = house.submit()
+    for _ in range(4):
+        house.coordinator.round()
+    with house.database.write() as session:
+        session.get_one(Study, study_id).cancel_requested = True
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.CANCELLED
+    assert {a.state for a in house.attempts()} == {AttemptState.CANCELLED}
+    assert house.cluster.alive == []
+
+
+def test_a_fault_in_the_data_fails_the_study_with_the_worker_s_sentence(
+    make_house: Callable[..., House],
+) -> None:
+    def bad(order: TrialOrder) -> TrialOutcome:
+        return TrialOutcome(
+            attempt_id=order.attempt_id,
+            status=OutcomeStatus.FAILED,
+            reason="/t.jsonl:7: the field 'completion' is missing",
+            fatal_to_study=True,
+        )
+
+    house = make_house(ending=bad)
+    study_id = house.submit()
+    house.run(study_id)
+    study = house.study(study_id)
+    assert (study.state, study.reason) == (
+        StudyState.FAILED,
+        "/t.jsonl:7: the field 'completion' is missing",
+    )
+
+
+def test_a_study_that_no_node_can_hold_fails_and_says_what_it_needed(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    study_id = house.submit(resources={"gpus_per_worker": 1})
+    house.run(study_id)
+    study = house.study(study_id)
+    assert study.state == StudyState.FAILED
+    assert "1 GPU" in study.reason
+
+
+def test_studies_share_the_cluster_in_the_order_they_came(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=2)
+    first, second = house.submit(name="a"), house.submit(name="b")
+    house.run(first, second)
+    assert [house.study(s).state for s in (first, second)] == [StudyState.COMPLETED] * 2
+    assert house.study(first).ended_at < house.study(second).ended_at  # type: ignore[operator]
