@@ -42,19 +42,19 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan(settings),
         redirect_slashes=False,
-        responses=problems.declare(503) | (problems.declare(401) if settings.api_key else {}),
     )
     problems.add_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(ApiKeyGuard, key=settings.api_key)  # outermost: before any byte is read
+    everywhere = problems.declare(503) | (problems.declare(401) if settings.api_key is not None else {})
     for endpoints in (study_endpoints, trial_endpoints, schedule_endpoints, catalog_endpoints):
-        app.include_router(endpoints.router)
+        app.include_router(endpoints.router, responses=everywhere)
     app.include_router(health_router)
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.
     app.router.default = _fallback
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, guarded=settings.api_key is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -102,7 +102,7 @@ async def _fallback(scope: Scope, receive: Receive, send: Send) -> None:
     await scope["app"].state.dashboard(scope, receive, send)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
     """FastAPI's document, with our problems in place of its own shape for 422."""
     if app.openapi_schema is None:
         document = get_openapi(
@@ -119,5 +119,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "application/json" in content:
                     del operation["responses"]["422"]
+                if guarded and "401" in operation["responses"]:
+                    operation["security"] = [{"bearer": []}, {"basic": []}]
+        if guarded:
+            document["components"]["securitySchemes"] = {
+                scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")
+            }
         app.openapi_schema = document
     return app.openapi_schema

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.database_fixtures"]
+
 # Set before any Hugging Face library is imported: they read these once. Tests use no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no thread pool to warn about when a test forks

@@ -216,8 +216,8 @@ def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) ->
     if wrong:
         key, found, asked = min(wrong)
         raise ModelError(
-            f"The weights of the model {name} do not fit its config.json: {key} is {list(found)} in the file, "
-            f"expected {list(asked)}. Download or save the model again."
+            f"The weights of the model {name} do not fit its config.json: {key} is {list(found)} in the "
+            f"file, expected {list(asked)}. Download or save the model again."
         )
 
 

@@ -8,6 +8,7 @@ itself when none has asked for events for `orphan_timeout_s`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -137,10 +138,13 @@ class GpuWorker:
         warnings.simplefilter("ignore")
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        # The libraries' own objects stay to the end: collecting after a trial need not visit them.
+        gc.collect()
+        gc.freeze()
         device = pick_device() if num_gpus > 0 else torch.device("cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(num_cpus)))
         self._device = str(device)
+        self._threads = max(1, int(num_cpus)) if device.type == "cpu" else None
         return Pack(self._record, device=device)
 
     def _record(self, event: Event) -> None:
@@ -151,6 +155,10 @@ class GpuWorker:
 
     def _train(self) -> None:
         """The training thread. What escapes a pack leaves the process unusable, so it ends."""
+        import torch
+
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # OpenMP counts threads per thread that starts them
         try:
             while not self._stopping:
                 orders, verdicts = self._inbox()

@@ -32,7 +32,7 @@ POSITIONS = 256
 DOCUMENTS = 200_000
 HELD_OUT_SEED = 11
 SEQUENCE = 128
-BATCH = 32
+BATCH = 16
 PEAK_RATE = 3e-3
 WARMUP_STEPS = 50
 
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="fewer for a quick look")
     arguments = parser.parse_args()
 
+    torch.set_num_threads(1)  # more would share out the sums differently from machine to machine
     torch.use_deterministic_algorithms(True)
     tokenizer = train_tokenizer(documents(20_000))
     rows = token_rows(tokenizer, documents(arguments.documents))

@@ -20,7 +20,10 @@ class Snapshot:
 
 
 def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
-    """The lines that lead from `before` (None: nothing was seen yet) to `after`, trials by number."""
+    """The lines that lead from `before` to `after`, trials by number.
+
+    Without a `before`, the lines say where everything stands and leave out how it came there.
+    """
     lines: list[str] = []
     study = after.study
     if before is None or before.study.state != study.state:
@@ -29,25 +32,26 @@ def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
             line += f": {counts_line(study)}"
         lines.append(line + (f" ({one_line(study.reason)})" if study.reason else ""))
     known = {trial.number: trial for trial in before.trials} if before else {}
-    # The study's own end is the last line, after the ends of its trials.
     of_trials: list[str] = []
     for trial in after.trials:
-        of_trials += _trial_changes(known.get(trial.number), trial, study)
+        earlier = known.get(trial.number)
+        told = len(trial.rungs) if before is None else len(earlier.rungs) if earlier else 0
+        of_trials += _trial_changes(earlier.state if earlier else None, told, trial, study)
+    # The study's own end is the last line, after the ends of its trials.
     return of_trials + lines if study.ended else lines + of_trials
 
 
-def _trial_changes(before: Trial | None, after: Trial, study: Study) -> list[str]:
+def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Study) -> list[str]:
+    """What is new about a trial that was in `state` and whose first `rungs_told` rungs are known."""
+    name = f"trial {trial.number}"
+    running = trial.state == AttemptState.RUNNING
     lines: list[str] = []
-    if before is not None and before.state == after.state and len(before.rungs) == len(after.rungs):
-        return lines
-    name = f"trial {after.number}"
-    running = after.state == AttemptState.RUNNING
-    if running and (before is None or before.state != after.state):
-        lines.append(f"{name} running {settings_line(after.params)}".rstrip())
-    for rung in after.rungs[len(before.rungs) if before else 0 :]:
+    if running and state != trial.state:
+        lines.append(f"{name} running {settings_line(trial.params)}".rstrip())
+    for rung in trial.rungs[rungs_told:]:
         lines.append(f"{name} at {rung.rung} examples {study.metric} {number(rung.value)}")
-    if not running and (before is None or before.state != after.state):
-        lines.extend(_end_line(name, after, study))
+    if not running and state != trial.state:
+        lines.extend(_end_line(name, trial, study))
     return lines
 
 

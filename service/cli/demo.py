@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shlex
 import signal
@@ -20,7 +21,7 @@ from service.cli.servers import build_settings, service_errors_explained
 from service.cli.study_file import read_study_file
 from service.cli.summary import best_trial, comparison, summary
 from service.cli.watch import follow
-from service.client import Client, UnreachableError
+from service.client import Client, ClientError, Study, UnreachableError
 from service.states import StudyState
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def demo(
             with Supervisor(settings) as server, Client(server.url, api_key=api_key) as client:
                 study = client.submit(definition)
                 say(f"Study {study.name} submitted; dashboard: {client.dashboard_url()}", "")
-                ended = follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)
+                ended = _follow_or_cancel(client, study)
                 say("", *ending(ended, client.dashboard_url(ended.study), settings))
                 if keep_serving:
                     say("", f"Serving at {server.url} until Ctrl-C.")
@@ -65,6 +66,16 @@ def demo(
     if ended.study.state != StudyState.COMPLETED or best_trial(ended) is None:
         say_error(f"the demo's study ended as {ended.study.state}: {ended.study.reason}")
         raise typer.Exit(REFUSED)
+
+
+def _follow_or_cancel(client: Client, study: Study) -> Snapshot:
+    """Follows the study; on Ctrl-C cancels it, or the next demo in this home would train it as well."""
+    try:
+        return follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)
+    except KeyboardInterrupt:
+        with contextlib.suppress(ClientError):  # it has just ended, or the service has: nothing to cancel
+            client.cancel(study.id)
+        raise
 
 
 def quickstart_folder() -> Path:

@@ -106,11 +106,11 @@ def _table(study: Study, trials: Sequence[Trial]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     # Only the hyperparameters' columns give way when the terminal is narrow.
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("progress", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=9)  # steady while states come and go
+    table.add_column("progress", no_wrap=True, min_width=_BAR_WIDTH)
     table.add_column("examples", justify="right", no_wrap=True)
-    table.add_column("last rung", justify="right", no_wrap=True)
-    table.add_column(_heading(study.metric), justify="right", no_wrap=True)
+    table.add_column("last rung", justify="right", no_wrap=True, min_width=10)
+    table.add_column(_heading(study.metric), justify="right", no_wrap=True, min_width=6)
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for name in params:
         table.add_column(_heading(name), justify="right")

@@ -85,7 +85,11 @@ def number(value: float | None) -> str:
 
 
 def setting(value: object) -> str:
-    """A hyperparameter's value: floats to three significant digits, the rest as they are."""
+    """A hyperparameter's value: floats to three significant digits, `-` for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):

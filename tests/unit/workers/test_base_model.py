@@ -9,6 +9,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
 from search_spaces.definition import ModelSpec, Quantization
 from tests.tiny_models import build_tiny_base, build_tiny_tokenizer
@@ -193,3 +194,33 @@ def test_a_base_in_several_shards_loads(tiny_base_dir: Path, tmp_path: Path) -> 
     assert (folder / "model.safetensors.index.json").is_file()
     sharded = load(folder, "none")
     assert torch.equal(whole.model(IDS).logits, sharded.model(IDS).logits)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(
+            vocab_size=400,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+        ),
+        GPT2Config(vocab_size=400, n_embd=64, n_layer=1, n_head=4, n_positions=128),
+    ],
+    ids=["qwen2", "gpt2"],
+)
+def test_other_architectures_load(
+    config: PreTrainedConfig, quantization: Quantization, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    """A head tied to the embeddings is not a missing tensor, nor is GPT-2's transposed layer a wrong one."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_base_dir, folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    base = load(folder, quantization)
+    assert base.max_positions == 128
+    assert torch.isfinite(base.model(IDS, labels=IDS).loss)

@@ -1,0 +1,117 @@
+"""The real processes: a Ray head, the coordinator and the API, on a tiny base and a little data."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from service.supervisor import Supervisor, free_port
+from tests.database_fixtures import fresh_postgres_database
+
+DEADLINE_SECONDS = 240.0
+
+COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
+ROOMS = ["kitchen", "hall", "attic", "garden"]
+
+
+@dataclass(frozen=True)
+class House:
+    """A running service and what its studies may use."""
+
+    settings: Settings
+    client: httpx.Client
+    folder: Path
+
+    def definition(self, name: str, **changes: Any) -> dict[str, Any]:
+        """A study of seconds: nf4, 48 rows, a tiny base."""
+        return {
+            "name": name,
+            "model": {"id": str(self.folder / "base"), "quantization": "nf4"},
+            "data": {
+                "train": str(self.folder / "train.jsonl"),
+                "eval": str(self.folder / "eval.jsonl"),
+                "max_length": 64,
+            },
+            "search": {
+                "algorithm": "tpe",
+                "trials": 5,
+                "space": {
+                    "learning_rate": {"min": 1e-4, "max": 1e-2, "scale": "log"},
+                    "lora_r": {"choices": [2, 4]},
+                },
+            },
+            "recipe": {"batch_size": 8},
+            "evaluation": {"every_examples": 16},
+            "budget": {"max_parallel_trials": 2},
+            **changes,
+        }
+
+    def submit(self, definition: dict[str, Any]) -> dict[str, Any]:
+        answer = self.client.post("/v1/studies", json=definition)
+        assert answer.status_code == 201, answer.text
+        study: dict[str, Any] = answer.json()
+        return study
+
+    def wait(self, name: str) -> dict[str, Any]:
+        """The study, once it has ended."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            study: dict[str, Any] = self.client.get(f"/v1/studies/{name}").json()
+            if study["ended_at"] is not None:
+                return study
+            assert time.monotonic() < deadline, f"{name} did not end in time: {study['counts']}"
+            time.sleep(0.2)
+
+    def trials(self, name: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.client.get(f"/v1/studies/{name}/trials").json()["items"]
+        return items
+
+
+def _rows(count: int, offset: int) -> str:
+    rows = []
+    for index in range(offset, offset + count):
+        colour, room = COLOURS[index % len(COLOURS)], ROOMS[index % len(ROOMS)]
+        request = f"paint the {room} {colour}, number {index}"
+        rows.append({"prompt": request, "completion": f"{room}={colour}"})
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="session")
+def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
+    """A folder with `base`, `train.jsonl` and `eval.jsonl`."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "base").symlink_to(tiny_base_dir)
+    (folder / "train.jsonl").write_text(_rows(48, 0))
+    (folder / "eval.jsonl").write_text(_rows(12, 100))
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def house(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    study_folder: Path,
+    tiny_base_dir: Path,
+) -> Iterator[House]:
+    """`nightsweep serve`, on each database."""
+    options: dict[str, Any] = {}
+    if request.param == "postgresql":
+        options["database_url"] = fresh_postgres_database(request.getfixturevalue("postgres"))
+    settings = Settings(
+        home=tmp_path_factory.mktemp(f"home-{uuid.uuid4().hex[:6]}"),
+        data_roots=(study_folder, tiny_base_dir),
+        port=free_port(),
+        poll_seconds=0.1,
+        **options,
+    )
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        yield House(settings=settings, client=client, folder=study_folder)

@@ -1,0 +1,71 @@
+"""Optuna dashboard in a real browser, on the same port as the API."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.acceptance.conftest import House
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine; install the package `chromium`"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    options = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=options)
+        yield one
+        one.close()
+
+
+def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
+    house: House, browser: Browser, tmp_path: Path
+) -> None:
+    """What a person sees at /dashboard. `NIGHTSWEEP_SCREENSHOTS` keeps the pictures."""
+    house.submit(house.definition("shown", pruning={"algorithm": "median", "n_startup_trials": 1}))
+    house.wait("shown")
+    trials = house.trials("shown")
+    pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
+    page = browser.new_page(base_url=str(house.client.base_url), viewport={"width": 1400, "height": 1000})
+    page.goto("/dashboard")
+    page.get_by_text("shown", exact=False).first.wait_for()
+    page.screenshot(path=pictures / "studies.png")
+
+    path = house.client.get("/v1/studies/shown").json()["dashboard_path"]
+    page.goto(f"{path}/trials")
+    page.get_by_text("Trial 0", exact=False).first.wait_for()
+    text = page.inner_text("body")
+    for trial in trials:
+        assert f"Trial {trial['number']}" in text
+    page.get_by_text("Intermediate Values", exact=False).first.wait_for()
+    page.screenshot(path=pictures / "trials.png")
+
+    # What the page draws from: the dashboard's own API, through the same mount.
+    number = path.rsplit("/", 1)[1]
+    shown = house.client.get(f"/api/studies/{number}").json()["trials"]
+    expected = {"completed": "Complete", "pruned": "Pruned"}
+    assert [one["state"] for one in shown] == [expected[trial["state"]] for trial in trials]
+    assert [[v["step"] for v in one["intermediate_values"]] for one in shown] == [
+        [rung["rung"] for rung in trial["rungs"]] for trial in trials
+    ]
+
+
+def test_the_dashboard_cannot_change_anything(house: House) -> None:
+    """It has neither login nor a read-only mode of its own."""
+    answer = house.client.delete("/api/studies/1")
+    assert answer.status_code == 405
+    assert answer.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,232 @@
+"""The application as a whole: problems everywhere, health, the dashboard, the key, the OpenAPI document."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from search_spaces.definition import parse_definition
+from service import optuna_store
+from service.app import create_app
+from service.database import VERSION_TABLE, Database
+from service.settings import Settings
+
+Make = Callable[..., dict[str, Any]]
+KEY = "correct horse"
+
+
+@pytest.fixture
+def guarded(settings: Settings) -> Iterator[TestClient]:
+    """A client of a server that wants its key."""
+    with TestClient(create_app(settings.model_copy(update={"api_key": SecretStr(KEY)}))) as client:
+        yield client
+
+
+def _basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1", 404),
+        ("GET", "/v1/studies/", 404),
+        ("GET", "/v1/studies/a/b/c", 404),
+        ("GET", "/dashboardish", 404),
+        ("DELETE", "/v1/studies", 405),
+        ("PUT", "/v1/studies/a", 405),
+        ("GET", "/v1/studies/a/cancel", 405),
+        ("POST", "/healthz", 405),
+        ("TRACE", "/v1/studies", 405),
+    ],
+)
+def test_what_is_not_there_is_a_problem(client: TestClient, method: str, path: str, status: int) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail", "instance", "faults"}
+    assert (problem["status"], problem["instance"]) == (status, path)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_an_unexpected_error_is_a_problem_that_gives_nothing_away(
+    settings: Settings, service_database: Database
+) -> None:
+    app = create_app(settings)
+
+    @app.get("/break")
+    def _break() -> None:
+        raise KeyError("the secret")
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/break")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "secret" not in answer.text
+
+
+def test_health_and_readiness(client: TestClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert (client.get(path).status_code, client.get(path).json()) == (200, {"status": "ok"})
+
+
+def test_readiness_fails_when_the_schema_is_not_ours(client: TestClient, service_database: Database) -> None:
+    with service_database.write() as session:
+        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'other'"))
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert client.get("/healthz").status_code == 200
+
+
+def test_readiness_fails_when_optunas_tables_are_gone(
+    client: TestClient, storage: optuna_store.Storage
+) -> None:
+    with storage.engine.begin() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+    assert client.get("/readyz").status_code == 503
+
+
+def test_search_spaces_are_listed_and_shown(client: TestClient, definition: Make) -> None:
+    items = client.get("/v1/search-spaces").json()["items"]
+    assert {"qlora-quick", "qlora-default", "qlora-thorough"} <= {item["name"] for item in items}
+    for item in items:
+        assert client.get(f"/v1/search-spaces/{item['name']}").json() == item
+        search = {"algorithm": "random", "trials": 2, "space": item["parameters"]}
+        answer = client.post(
+            "/v1/studies", json=definition(name=item["name"], search=search, recipe=item["recipe"])
+        )
+        assert answer.status_code == 201, answer.text
+    assert client.get("/v1/search-spaces/nothing").status_code == 404
+
+
+def test_the_dashboard_shows_a_study(
+    client: TestClient, storage: optuna_store.Storage, definition: Make
+) -> None:
+    study = optuna_store.ensure_study(storage, "support-tone", parse_definition(definition()))
+    optuna_store.ask(study, parse_definition(definition()))
+    listed = client.get("/api/studies").json()["study_summaries"]
+    assert [s["study_name"] for s in listed] == ["support-tone"]
+    number = listed[0]["study_id"]
+    assert len(client.get(f"/api/studies/{number}").json()["trials"]) == 1
+    assert "Optuna Dashboard" in client.get(f"/dashboard/studies/{number}").text
+    assert client.get(f"/csv/{number}").status_code == 200
+    assert client.head("/dashboard").status_code == 200
+
+
+def test_the_root_leads_to_the_dashboard(client: TestClient) -> None:
+    answer = client.get("/", follow_redirects=False)
+    assert (answer.status_code, httpx.URL(answer.headers["location"]).path) == (302, "/dashboard")
+
+
+@pytest.mark.parametrize("encoding", [None, "identity", "gzip", "br"])
+def test_the_dashboards_script_is_served_whatever_encoding_is_asked_for(
+    client: TestClient, encoding: str | None
+) -> None:
+    client.headers.pop("accept-encoding")
+    headers = {} if encoding is None else {"accept-encoding": encoding}
+    answer = client.get("/static/bundle.js", headers=headers)
+    assert answer.status_code == 200
+    assert len(answer.content) > 100_000
+
+
+def test_a_query_of_raw_bytes_reaches_the_dashboard_unharmed(client: TestClient) -> None:
+    assert client.get("/api/studies?x=%FF&y=é").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/api/studies", "/api/studies/1", "/dashboard", "/incompatible-rdb-schema"])
+def test_the_dashboard_is_for_reading_only(
+    client: TestClient, storage: optuna_store.Storage, definition: Make, method: str, path: str
+) -> None:
+    optuna_store.ensure_study(storage, "support-tone", parse_definition(definition()))
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert [s.study_name for s in storage.get_all_studies()] == ["support-tone"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/studies", "/dashboard", "/api/studies", "/static/bundle.js", "/openapi.json", "/docs", "/x"]
+)
+def test_nothing_is_shown_without_the_key(guarded: TestClient, path: str) -> None:
+    answer = guarded.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Bearer wrong",
+        "Bearer ",
+        "Bearer",
+        f"Token {KEY}",
+        KEY,
+        "Basic !!!",
+        "Basic " + base64.b64encode(KEY.encode()).decode(),
+        _basic(KEY, ""),
+        _basic("me", KEY + "x"),
+    ],
+)
+def test_a_wrong_key_is_refused(guarded: TestClient, header: str) -> None:
+    assert guarded.get("/v1/studies", headers={"authorization": header}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "header", [f"Bearer {KEY}", f"bearer {KEY}", _basic("anybody", KEY), _basic("", KEY)]
+)
+def test_the_key_opens_the_api_and_the_dashboard(guarded: TestClient, header: str) -> None:
+    for path in ("/v1/studies", "/dashboard", "/api/studies"):
+        assert guarded.get(path, headers={"authorization": header}).status_code == 200
+
+
+def test_the_health_checks_need_no_key(guarded: TestClient) -> None:
+    assert [guarded.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in str(document)
+    declared = {
+        f"{method} {path}": {
+            status
+            for status, response in operation["responses"].items()
+            if "application/problem+json" in response.get("content", {})
+        }
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert declared == {
+        "get /healthz": set(),
+        "get /readyz": {"503"},
+        "get /v1/search-spaces": {"503"},
+        "get /v1/search-spaces/{name}": {"404", "503"},
+        "get /v1/studies": {"422", "503"},
+        "post /v1/studies": {"400", "409", "413", "415", "422", "503"},
+        "get /v1/studies/{study}": {"404", "503"},
+        "post /v1/studies/{study}/cancel": {"404", "409", "503"},
+        "get /v1/studies/{study}/events": {"404", "422", "503"},
+        "get /v1/studies/{study}/trials": {"404", "503"},
+        "get /v1/studies/{study}/trials/{number}": {"404", "422", "503"},
+        "get /v1/studies/{study}/best": {"404", "503"},
+        "get /v1/studies/{study}/trials/{number}/adapter": {"404", "422", "503"},
+        "get /v1/schedules": {"503"},
+        "post /v1/schedules": {"400", "409", "413", "415", "422", "503"},
+        "get /v1/schedules/{schedule}": {"404", "503"},
+        "patch /v1/schedules/{schedule}": {"400", "404", "413", "415", "422", "503"},
+        "delete /v1/schedules/{schedule}": {"404", "503"},
+    }
+
+
+def test_the_openapi_document_says_when_a_key_is_needed(guarded: TestClient) -> None:
+    document = guarded.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
+    assert "401" in document["paths"]["/v1/studies"]["get"]["responses"]
+    assert "401" not in document["paths"]["/healthz"]["get"]["responses"]
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "basic"}

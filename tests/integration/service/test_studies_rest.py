@@ -1,0 +1,465 @@
+"""/v1/studies over HTTP, on both databases: accepting, refusing, listing, cancelling."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from search_spaces.definition import StudyDefinition
+from service import optuna_store
+from service.database import Database
+from service.models import Attempt, Study
+from service.settings import Settings
+from service.states import AttemptState, StudyState, advance_attempt, advance_study
+
+Make = Callable[..., dict[str, Any]]
+
+
+def _problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert (status, "application/problem+json") == (answer.status_code, answer.headers["content-type"])
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    return problem
+
+
+def _stored(client: TestClient) -> int:
+    return len(client.get("/v1/studies").json()["items"])
+
+
+def _search(make: Make, **changes: Any) -> dict[str, Any]:
+    return {**make()["search"], **changes}
+
+
+def _space(make: Make, **parameters: Any) -> dict[str, Any]:
+    return _search(make, space=parameters)
+
+
+def test_a_right_definition_is_stored_as_queued(
+    client: TestClient, definition: Make, settings: Settings
+) -> None:
+    answer = client.post("/v1/studies", json=definition())
+    study = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/studies/{study['id']}"
+    assert (study["state"], study["trials_requested"], study["best"]) == ("queued", 4, None)
+    assert study["counts"]["total"] == 0
+    assert study["dashboard_path"] is None
+    root = settings.data_roots[0]
+    assert study["definition"]["data"]["train"] == str(root / "train.jsonl")
+    assert study["definition"]["data"]["eval"] == str(root / "eval.jsonl")
+    for ref in (study["id"], study["name"]):
+        assert client.get(f"/v1/studies/{ref}").json() == study
+
+
+def test_yaml_is_accepted_as_people_write_it(client: TestClient) -> None:
+    body = """
+name: by-hand
+model: {id: Qwen/Qwen2.5-0.5B-Instruct}
+data: {train: train.jsonl, eval: eval.jsonl}
+search:
+  algorithm: grid
+  space:
+    learning_rate: {choices: [1e-4, 1.0e-3]}   # 1e-4 is text in YAML 1.1
+    batch_size: {choices: [4, 8]}
+"""
+    for media_type in ("application/yaml", "application/x-yaml; charset=utf-8"):
+        answer = client.post(
+            "/v1/studies",
+            content=body.replace("by-hand", f"hand-{media_type[12]}"),
+            headers={"content-type": media_type},
+        )
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["trials_requested"] == 4
+
+
+def test_a_name_already_taken_is_a_conflict(client: TestClient, definition: Make) -> None:
+    assert client.post("/v1/studies", json=definition()).status_code == 201
+    problem = _problem(client.post("/v1/studies", json=definition()), 409)
+    assert problem["type"] == "urn:nightsweep:problem:name-already-taken"
+    assert "'support-tone'" in problem["detail"]
+    assert _stored(client) == 1
+
+
+BAD: dict[str, tuple[Callable[[Make], dict[str, Any]], set[str]]] = {
+    "unknown key": (lambda make: make(serach={}), {"serach"}),
+    "unknown nested key": (
+        lambda make: make(model={"id": "a/b", "quantisation": "nf4"}),
+        {"model.quantisation"},
+    ),
+    "missing sections": (lambda make: {"name": "x"}, {"model", "data", "search"}),
+    "empty range": (
+        lambda make: make(search=_space(make, learning_rate={"choices": []})),
+        {"search.space.learning_rate.choices"},
+    ),
+    "inverted range": (
+        lambda make: make(search=_space(make, learning_rate={"min": 1.0, "max": 0.1})),
+        {"search.space.learning_rate.min", "search.space.learning_rate.max"},
+    ),
+    "non-finite range": (
+        lambda make: make(search=_space(make, learning_rate={"min": 1e-5, "max": float("inf")})),
+        {"search.space.learning_rate.max"},
+    ),
+    "not a number": (
+        lambda make: make(search=_space(make, learning_rate={"min": float("nan"), "max": 1e-3})),
+        {"search.space.learning_rate.min"},
+    ),
+    "log of zero": (
+        lambda make: make(search=_space(make, weight_decay={"min": 0.0, "max": 0.1, "scale": "log"})),
+        {"search.space.weight_decay.min"},
+    ),
+    "infinite grid": (
+        lambda make: make(search=_search(make, algorithm="grid", trials=None)),
+        {"search.space.learning_rate"},
+    ),
+    "grid too large": (
+        lambda make: make(
+            search={
+                "algorithm": "grid",
+                "space": {
+                    "learning_rate": {"choices": [i * 1e-6 for i in range(1, 102)]},
+                    "batch_size": {"choices": list(range(1, 101))},
+                },
+            }
+        ),
+        {"search.space"},
+    ),
+    "unknown algorithm": (
+        lambda make: make(search=_search(make, algorithm="bayes")),
+        {"search.algorithm"},
+    ),
+    "unknown metric": (lambda make: make(objective={"metric": "eval_los"}), {"objective.metric"}),
+    "unknown pruner": (lambda make: make(pruning={"algorithm": "ashaa"}), {"pruning.algorithm"}),
+    "unknown preset": (
+        lambda make: make(search={"trials": 4, "preset": "qlora-defalt"}),
+        {"search.preset"},
+    ),
+    "no trials": (lambda make: make(search=_search(make, trials=0)), {"search.trials"}),
+    "batch of zero": (
+        lambda make: make(search=_space(make, batch_size={"choices": [0, 4]})),
+        {"search.space.batch_size.choices.0"},
+    ),
+    "negative rank": (lambda make: make(recipe={"lora_r": -1}), {"recipe.lora_r"}),
+    "no such file": (
+        lambda make: make(data={"train": "trian.jsonl", "eval": "eval.jsonl"}),
+        {"data.train"},
+    ),
+    "wrong suffix": (lambda make: make(data={"train": "notes.txt", "eval": "eval.jsonl"}), {"data.train"}),
+    "hub id that is a path": (
+        lambda make: make(data={"train": {"hub": "/etc", "split": "train"}, "eval": "eval.jsonl"}),
+        {"data.train.hub"},
+    ),
+    "no such model folder": (lambda make: make(model={"id": "./nothing"}), {"model.id"}),
+    "many at once": (
+        lambda make: make(
+            nme=1,
+            model={"id": "a/b", "quantization": "nf3"},
+            data={"train": "../secret.jsonl", "eval": "eval.jsonl", "max_length": 2},
+            budget={"max_parallel_trials": 0},
+        ),
+        {"nme", "model.quantization", "data.train", "data.max_length", "budget.max_parallel_trials"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_every_fault_of_a_wrong_definition_is_named_and_nothing_is_stored(
+    client: TestClient, definition: Make, settings: Settings, case: str
+) -> None:
+    make, paths = BAD[case]
+    (settings.data_roots[0] / "notes.txt").write_text("x")
+    body = json.dumps(make(definition))  # httpx itself would refuse to write NaN
+    answer = client.post("/v1/studies", content=body, headers={"content-type": "application/json"})
+    problem = _problem(answer, 422)
+    found = {fault["path"] for fault in problem["faults"]}
+    if case == "inverted range":
+        assert found
+        assert found <= paths  # either end can be blamed
+    else:
+        assert found == paths
+    assert all(fault["message"] for fault in problem["faults"])
+    assert _stored(client) == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "nearest"),
+    [
+        ({"serach": {}}, "serach", "search"),
+        ({"objective": {"metric": "eval_los"}}, "objective.metric", "eval_loss"),
+        ({"data": {"train": "trian.jsonl", "eval": "eval.jsonl"}}, "data.train", "train.jsonl"),
+        ({"search": {"trials": 4, "preset": "qlora-defalt"}}, "search.preset", "qlora-default"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest_known_one(
+    client: TestClient, definition: Make, sections: dict[str, Any], path: str, nearest: str
+) -> None:
+    problem = _problem(client.post("/v1/studies", json=definition(**sections)), 422)
+    fault = next(f for f in problem["faults"] if f["path"] == path)
+    assert fault["nearest"] == nearest
+    assert fault["allowed"]
+
+
+@pytest.mark.parametrize("escape", ["dots", "link", "absolute", "folder link"])
+def test_data_outside_the_roots_is_refused_whatever_leads_there(
+    client: TestClient, definition: Make, settings: Settings, tmp_path: Path, escape: str
+) -> None:
+    outside = tmp_path / "secret.jsonl"
+    outside.write_text('{"text": "secret"}\n')
+    root = settings.data_roots[0]
+    if escape == "link":
+        (root / "link.jsonl").symlink_to(outside)
+    if escape == "folder link":
+        (root / "up").symlink_to(tmp_path)
+    name = {
+        "dots": "../secret.jsonl",
+        "link": "link.jsonl",
+        "absolute": str(outside),
+        "folder link": "up/secret.jsonl",
+    }[escape]
+    body = definition(data={"train": name, "eval": "eval.jsonl"})
+    problem = _problem(client.post("/v1/studies", json=body), 422)
+    assert [f["path"] for f in problem["faults"]] == ["data.train"]
+    assert "outside the data roots" in problem["faults"][0]["message"]
+    assert _stored(client) == 0
+
+
+def test_a_path_outside_is_refused_alike_whether_it_exists_or_not(
+    client: TestClient, definition: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "there.jsonl").write_text("{}")
+    messages = {
+        client.post(
+            "/v1/studies", json=definition(data={"train": str(tmp_path / name), "eval": "eval.jsonl"})
+        ).json()["faults"][0]["message"]
+        for name in ("there.jsonl", "not-there.jsonl")
+    }
+    assert len(messages) == 1
+
+
+def test_a_link_inside_the_roots_is_stored_as_the_file_it_leads_to(
+    client: TestClient, definition: Make, settings: Settings
+) -> None:
+    root = settings.data_roots[0]
+    (root / "link.jsonl").symlink_to(root / "train.jsonl")
+    study = client.post(
+        "/v1/studies", json=definition(data={"train": "link.jsonl", "eval": "eval.jsonl"})
+    ).json()
+    assert study["definition"]["data"]["train"] == str(root / "train.jsonl")
+
+
+def test_a_model_folder_inside_the_roots_is_stored_resolved(
+    client: TestClient, definition: Make, settings: Settings
+) -> None:
+    folder = settings.data_roots[0] / "base"
+    folder.mkdir()
+    study = client.post("/v1/studies", json=definition(model={"id": "base"})).json()
+    assert study["definition"]["model"]["id"] == str(folder)
+
+
+def test_a_model_folder_outside_the_roots_is_refused(
+    client: TestClient, definition: Make, tmp_path: Path
+) -> None:
+    problem = _problem(client.post("/v1/studies", json=definition(model={"id": str(tmp_path)})), 422)
+    assert [f["path"] for f in problem["faults"]] == ["model.id"]
+
+
+def test_a_preset_is_resolved_at_acceptance(client: TestClient, definition: Make) -> None:
+    study = client.post("/v1/studies", json=definition(search={"trials": 3, "preset": "qlora-quick"})).json()
+    stored = StudyDefinition.model_validate(study["definition"])
+    assert stored.search.preset == "qlora-quick"
+    assert stored.search.space.parameters
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b'{"name": "\xff"}', "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b'{"a":' * 900 + b"1" + b"}" * 900, "application/json", 422),
+        (b'{"name": "a", "name": "b"}', "application/json", 400),
+        (b'{"name": ' + b"1" * 5000 + b"}", "application/json", 400),
+        (b'{"name": NaN}', "application/json", 422),
+        (b'{"name": "\\ud800"}', "application/json", 422),
+        (b'{"name": "a\\u0000"}', "application/json", 422),
+        (b"[]", "application/json", 422),
+        (b"null", "application/json", 422),
+        (b"1", "application/json", 422),
+        (b"a: [", "application/yaml", 400),
+        (b"a: &x [1]\nb: *x", "application/yaml", 400),
+        (b"a: &x 1", "application/yaml", 400),
+        (b"!!python/object/apply:os.system ['true']", "application/yaml", 400),
+        (b"a: !!binary aGk=", "application/yaml", 400),
+        (b"a: 1\na: 2", "application/yaml", 400),
+        (b"? [1, 2]\n: 3", "application/yaml", 400),
+        (b"[" * 5000, "application/yaml", 400),
+        (b"a: 1\n---\nb: 2", "application/yaml", 400),
+        (b"a: 2026-01-31", "application/yaml", 422),
+        (b"1: 2", "application/yaml", 422),
+        (b"", "application/yaml", 422),
+        (b"\x00", "application/yaml", 400),
+        (b"{}", "text/plain", 415),
+        (b"{}", "application/json; charset=utf-16", 415),
+        (b"{}", "", 415),
+    ],
+)
+def test_hostile_bodies_are_problems(
+    client: TestClient, content: bytes, media_type: str, status: int
+) -> None:
+    headers = {"content-type": media_type} if media_type else {}
+    _problem(client.post("/v1/studies", content=content, headers=headers), status)
+    assert _stored(client) == 0
+
+
+def test_a_body_over_the_limit_is_413_whether_its_length_is_stated_or_not(
+    client: TestClient, settings: Settings
+) -> None:
+    headers = {"content-type": "application/json"}
+    body = b" " * (settings.max_body_bytes + 1)
+    _problem(client.post("/v1/studies", content=body, headers=headers), 413)
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 100_000
+            yield b" " * 100_000
+
+    _problem(client.post("/v1/studies", content=chunks(), headers=headers), 413)
+
+
+def test_a_body_of_exactly_the_limit_is_read(
+    client: TestClient, settings: Settings, definition: Make
+) -> None:
+    body = json.dumps(definition()).encode()
+    padded = body + b" " * (settings.max_body_bytes - len(body))
+    answer = client.post("/v1/studies", content=padded, headers={"content-type": "application/json"})
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize("ref", ["nobody", "%00", "a%20b", "%ED%A0%80", "%FF", "x" * 5000, "..", "'--"])
+def test_there_is_no_such_study(client: TestClient, ref: str) -> None:
+    for path in ("", "/trials", "/trials/0", "/best", "/events", "/trials/0/adapter"):
+        _problem(client.get(f"/v1/studies/{ref}{path}"), 404)
+    _problem(client.post(f"/v1/studies/{ref}/cancel"), 404)
+
+
+def test_studies_are_listed_newest_first_page_by_page(client: TestClient, definition: Make) -> None:
+    names = [f"s{i}" for i in range(5)]
+    for name in names:
+        client.post("/v1/studies", json=definition(name=name))
+    seen, query = [], {"limit": 2}
+    while True:
+        page = client.get("/v1/studies", params=query).json()
+        seen.append([study["name"] for study in page["items"]])
+        if page["next_cursor"] is None:
+            break
+        query = {"limit": 2, "cursor": page["next_cursor"]}
+    assert seen == [["s4", "s3"], ["s2", "s1"], ["s0"]]
+
+
+def test_studies_are_listed_by_state(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    for name in ("a", "b"):
+        client.post("/v1/studies", json=definition(name=name))
+    with service_database.write() as session:
+        study = session.query(Study).filter_by(name="b").one()
+        advance_study(session, study, StudyState.RUNNING, "taken up")
+    listed = {
+        state: [s["name"] for s in client.get("/v1/studies", params={"state": state}).json()["items"]]
+        for state in ("queued", "running", "failed")
+    }
+    assert listed == {"queued": ["a"], "running": ["b"], "failed": []}
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("limit=0", "query.limit"),
+        ("limit=x", "query.limit"),
+        ("limit=101", "query.limit"),
+        ("state=sleeping", "query.state"),
+        ("cursor=zz", "query.cursor"),
+        ("cursor=MjAyNi0wMS0wMSAn", "query.cursor"),
+        ("cursor=%00", "query.cursor"),
+        ("cursor=" + "a" * 300, "query.cursor"),
+    ],
+)
+def test_a_wrong_query_is_a_problem_that_names_the_parameter(
+    client: TestClient, query: str, path: str
+) -> None:
+    problem = _problem(client.get(f"/v1/studies?{query}"), 422)
+    assert [fault["path"] for fault in problem["faults"]] == [path]
+
+
+def test_cancelling_is_requested_once_and_written_down(client: TestClient, definition: Make) -> None:
+    client.post("/v1/studies", json=definition())
+    for _ in range(2):
+        answer = client.post("/v1/studies/support-tone/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+    events = client.get("/v1/studies/support-tone/events").json()["items"]
+    assert [event["kind"] for event in events] == ["study_queued", "cancel_requested"]
+    after = client.get("/v1/studies/support-tone/events", params={"after": events[0]["id"]}).json()
+    assert after["items"] == events[1:]
+
+
+def test_a_study_that_is_over_cannot_be_cancelled(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    client.post("/v1/studies", json=definition())
+    with service_database.write() as session:
+        advance_study(session, session.query(Study).one(), StudyState.FAILED, "no usable rows")
+    problem = _problem(client.post("/v1/studies/support-tone/cancel"), 409)
+    assert "failed already: no usable rows" in problem["detail"]
+
+
+def test_a_study_counts_its_trials_by_their_latest_attempt(
+    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+) -> None:
+    study_id = client.post("/v1/studies", json=definition()).json()["id"]
+    wanted = StudyDefinition.model_validate(client.get("/v1/studies/support-tone").json()["definition"])
+    optuna_study = optuna_store.ensure_study(storage, "support-tone", wanted, study_id=study_id)
+    for _ in range(5):
+        optuna_store.ask(optuna_study, wanted)
+    histories = [
+        [AttemptState.COMPLETED],
+        [AttemptState.LOST, AttemptState.DIVERGED],
+        [None],
+        [AttemptState.LOST],
+    ]  # and the fifth has no attempt yet
+    with service_database.write() as session:
+        for number, history in enumerate(histories):
+            for ordinal, end in enumerate(history, 1):
+                attempt = Attempt(
+                    study_id=study_id, trial_number=number, ordinal=ordinal, worker_id="w", artifact_dir="/a"
+                )
+                session.add(attempt)
+                session.flush()
+                if end is not None:
+                    advance_attempt(session, attempt, end, "because")
+                    session.flush()
+    optuna_store.tell(optuna_study, 0, AttemptState.COMPLETED, "done", value=1.25)
+    study = client.get("/v1/studies/support-tone").json()
+    expected = {"running": 1, "completed": 1, "diverged": 1, "waiting": 2, "total": 5}
+    assert {name: n for name, n in study["counts"].items() if n} == expected
+    params = client.get("/v1/studies/support-tone/trials/0").json()["params"]
+    assert study["best"] == {"trial_number": 0, "value": 1.25, "params": params}
+    assert client.get(study["dashboard_path"]).status_code == 200
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_the_server_may_not_read_is_a_fault(
+    client: TestClient, definition: Make, settings: Settings
+) -> None:
+    (settings.data_roots[0] / "train.jsonl").chmod(0)
+    problem = _problem(client.post("/v1/studies", json=definition()), 422)
+    assert [f["path"] for f in problem["faults"]] == ["data.train"]
