@@ -123,6 +123,8 @@ class Supervisor:
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address", "127.0.0.1", "--port", str(port),
+            # Its default is one fixed port, on which two services of one machine would meet.
+            "--ray-client-server-port", str(free_port()),
             "--temp-dir", str(self._ray_dir),
             "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
             "--include-dashboard", "false", "--disable-usage-stats",

@@ -58,7 +58,8 @@ class GpuWorker:
         self._stopping = False
         self._last_poll = time.monotonic()
         self._pack = self._make_pack(num_cpus, num_gpus)
-        threading.Thread(target=self._train, name="training", daemon=True).start()
+        self._training = threading.Thread(target=self._train, name="training", daemon=True)
+        self._training.start()
         threading.Thread(target=self._watch, name="orphan watch", daemon=True).start()
 
     def submit(self, order: TrialOrder) -> bool:
@@ -99,7 +100,7 @@ class GpuWorker:
         Raises:
             ValueError: `after` is a number this worker never gave out.
         """
-        self._last_poll = time.monotonic()
+        self._last_poll = time.monotonic() + timeout_s  # who waits is not gone
         try:
             return self._log.events(after, timeout_s)
         finally:

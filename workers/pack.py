@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -197,5 +198,6 @@ def _ending(error: Exception) -> tuple[OutcomeStatus, str, bool]:
         return OutcomeStatus.FAILED, str(error), isinstance(error, DataError | ModelError)
     if is_out_of_memory(error):
         return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory outside a forward pass: {error}", False
-    _log.error("a trial failed unexpectedly", exc_info=error)
+    # As text: a log record that is kept somewhere would keep the traceback's frames and their tensors.
+    _log.error("a trial failed unexpectedly\n%s", "".join(traceback.format_exception(error)))
     return OutcomeStatus.FAILED, f"{type(error).__name__}: {error}", False

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from search_spaces.definition import parse_definition
 from service import optuna_store
 from service.app import create_app
-from service.database import VERSION_TABLE, Database
+from service.database import VERSION_TABLE, open_database, upgrade
 from service.settings import Settings
 
 Make = Callable[..., dict[str, Any]]
@@ -57,9 +57,7 @@ def test_what_is_not_there_is_a_problem(client: TestClient, method: str, path: s
     assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_an_unexpected_error_is_a_problem_that_gives_nothing_away(
-    settings: Settings, service_database: Database
-) -> None:
+def test_an_unexpected_error_is_a_problem_that_gives_nothing_away(settings: Settings) -> None:
     app = create_app(settings)
 
     @app.get("/break")
@@ -77,20 +75,26 @@ def test_health_and_readiness(client: TestClient) -> None:
         assert (client.get(path).status_code, client.get(path).json()) == (200, {"status": "ok"})
 
 
-def test_readiness_fails_when_the_schema_is_not_ours(client: TestClient, service_database: Database) -> None:
-    with service_database.write() as session:
-        session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'other'"))
-    answer = client.get("/readyz")
-    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
-    assert client.get("/healthz").status_code == 200
+def test_readiness_fails_when_the_schema_is_not_ours(empty_settings: Settings) -> None:
+    upgrade(empty_settings)
+    database = open_database(empty_settings)
+    with TestClient(create_app(empty_settings)) as client:
+        with database.write() as session:
+            session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'other'"))
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert client.get("/healthz").status_code == 200
+    database.dispose()
 
 
-def test_readiness_fails_when_optunas_tables_are_gone(
-    client: TestClient, storage: optuna_store.Storage
-) -> None:
-    with storage.engine.begin() as connection:
-        connection.execute(text("DELETE FROM alembic_version"))
-    assert client.get("/readyz").status_code == 503
+def test_readiness_fails_when_optunas_tables_are_not_ours(empty_settings: Settings) -> None:
+    upgrade(empty_settings)
+    storage = optuna_store.open_storage(empty_settings)
+    with TestClient(create_app(empty_settings)) as client:
+        with storage.engine.begin() as connection:
+            connection.execute(text("DELETE FROM alembic_version"))
+        assert client.get("/readyz").status_code == 503
+    optuna_store.close_storage(storage)
 
 
 def test_search_spaces_are_listed_and_shown(client: TestClient, definition: Make) -> None:

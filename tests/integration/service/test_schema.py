@@ -70,14 +70,15 @@ def test_the_api_refuses_to_start_without_the_schema(empty_settings: Settings) -
         pass
 
 
-def test_the_api_refuses_to_start_on_a_newer_schema(
-    settings: Settings, service_database: database.Database
-) -> None:
-    with service_database.write() as session:
+def test_the_api_refuses_to_start_on_a_newer_schema(empty_settings: Settings) -> None:
+    database.upgrade(empty_settings)
+    opened = database.open_database(empty_settings)
+    with opened.write() as session:
         session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
+    opened.dispose()
     with (
         pytest.raises(SchemaOutOfDate, match="a newer one upgraded it"),
-        TestClient(create_app(settings)),
+        TestClient(create_app(empty_settings)),
     ):
         pass
 

@@ -19,9 +19,7 @@ def test_one_odd_example_at_batch_size_one_is_not_divergence() -> None:
 
 def test_a_loss_that_stays_high_is_divergence_within_a_few_windows() -> None:
     follow = watch()
-    steps = next(
-        n for n in range(1, 1000) if follow.update(loss_sum=10 * 12.0, tokens=10, examples=1)
-    )
+    steps = next(n for n in range(1, 1000) if follow.update(loss_sum=10 * 12.0, tokens=10, examples=1))
     assert 1 < steps <= 2 * WINDOW_EXAMPLES
 
 

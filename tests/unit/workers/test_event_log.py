@@ -18,9 +18,7 @@ def outcome(attempt_id: int = 1) -> TrialOutcome:
 
 
 def progress(step: int, attempt_id: int = 1) -> Progress:
-    return Progress(
-        attempt_id=attempt_id, examples_seen=step, step=step, train_loss=1.0, learning_rate=0.1
-    )
+    return Progress(attempt_id=attempt_id, examples_seen=step, step=step, train_loss=1.0, learning_rate=0.1)
 
 
 def numbers(log: EventLog, after: int = 0) -> list[int]:

@@ -94,12 +94,14 @@ def test_names_stand_for_every_layer_they_end() -> None:
 
 
 def test_a_name_that_matches_no_layer_is_an_error_that_names_the_nearest() -> None:
-    with pytest.raises(AdapterError, match=r"names 'q_prj', which is no linear layer of Llama. Did you mean 'q_proj'"):
+    with pytest.raises(
+        AdapterError, match=r"names 'q_prj', which is no linear layer of Llama. Did you mean 'q_proj'"
+    ):
         resolve_target_modules(("v_proj", "q_prj"), linear_layers(build(LLAMA)), "Llama")
 
 
 def test_attention_without_attention_layers_is_an_error_that_lists_the_layers() -> None:
-    with pytest.raises(AdapterError, match="matches no layer of Mixer.*: mixing, up|are called mixing, up"):
+    with pytest.raises(AdapterError, match=r"matches no layer of Mixer.*are called mixing, up"):
         resolve_target_modules("attention", ["block.0.mixing", "block.0.up"], "Mixer")
 
 

@@ -163,9 +163,7 @@ def test_every_step_equals_trainer(
 
     base = load_base(ModelSpec(id=str(tiny_base_dir), quantization=quantization), CPU)
     adapter = AdapterHost(base).add("trial", recipe)
-    run = TrialRun(
-        recipe, base, adapter, TRAIN, divergence_factor=100, micro_batch_size=micro_batch_size
-    )
+    run = TrialRun(recipe, base, adapter, TRAIN, divergence_factor=100, micro_batch_size=micro_batch_size)
     results = [run.step() for _ in range(run.plan.total_steps)]
 
     assert run.finished

@@ -189,7 +189,9 @@ def test_a_trial_that_does_not_fit_one_example_ends_out_of_memory_and_has_not_mo
         train(run, 1)
         before = weights(run)
         out_of_memory_above(0, monkeypatch)
-        with pytest.raises(TrialEndedError, match=r"Out of memory training at micro-batch 1.*LoRA rank 4") as end:
+        with pytest.raises(
+            TrialEndedError, match=r"Out of memory training at micro-batch 1.*LoRA rank 4"
+        ) as end:
             run.step()
         assert end.value.status is OutcomeStatus.OUT_OF_MEMORY
         assert run.steps == 1
@@ -205,7 +207,9 @@ def test_an_evaluation_out_of_memory_is_repeated_in_smaller_batches(
         assert run.evaluate(TRAIN).metrics() == pytest.approx(expected, rel=1e-5)
         assert max(tried) > 3 * LONGEST
         out_of_memory_above(0, monkeypatch)
-        with pytest.raises(TrialEndedError, match=f"Out of memory evaluating one example of {LONGEST} tokens"):
+        with pytest.raises(
+            TrialEndedError, match=f"Out of memory evaluating one example of {LONGEST} tokens"
+        ):
             run.evaluate(TRAIN)
 
 
@@ -230,7 +234,9 @@ def test_a_loss_that_is_not_finite_ends_the_trial_before_anything_moves(
         train(run, 2)
         before = weights(run)
         monkeypatch.setattr(trial_run, "loss_sum", lambda *args: real(*args) * value)
-        with pytest.raises(TrialEndedError, match=r"Diverged in step 3 of 6, after 16 .*must be finite") as end:
+        with pytest.raises(
+            TrialEndedError, match=r"Diverged in step 3 of 6, after 16 .*must be finite"
+        ) as end:
             run.step()
         assert end.value.status is OutcomeStatus.DIVERGED
         assert (run.steps, run.examples_seen) == (2, 16)

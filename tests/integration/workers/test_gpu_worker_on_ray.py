@@ -1,0 +1,153 @@
+"""A worker as a detached Ray actor: found by name, driven through orders, events and verdicts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from search_spaces.recipe import Recipe
+from tests.tiny_trials import of_type, trial_order
+from workers.contract import (
+    Decision,
+    Event,
+    OutcomeStatus,
+    Progress,
+    Report,
+    TrialOutcome,
+    TrialStarted,
+    Verdict,
+    WorkerInfo,
+)
+from workers.gpu_worker import find_worker, start_worker
+
+# Ray leaves its sockets and log files to the interpreter's end.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+DEADLINE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=80 * 2**20,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def worker(cluster: None) -> Iterator[Any]:
+    name = f"worker-{uuid.uuid4().hex}"
+    handle = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    yield handle
+    ray.kill(handle)
+
+
+def follow(worker: Any, until: type, *, after: int = 0) -> tuple[list[Event], int]:
+    """Long-polls, acknowledging as it goes, until an event of a type arrives."""
+    seen: list[Event] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not of_type(seen, until):
+        assert time.monotonic() < deadline
+        for numbered in ray.get(worker.events.remote(after, timeout_s=2.0)):
+            assert numbered.seq > after
+            after = numbered.seq
+            seen.append(numbered.event)
+    return seen, after
+
+
+def test_two_orders_run_through_one_worker_and_the_second_is_pruned(
+    worker: Any, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    info: WorkerInfo = ray.get(worker.info.remote(), timeout=DEADLINE_S)
+    assert (info.device, info.slots, info.free_slots, info.base) == ("cpu", 1, 1, None)
+    assert find_worker(info.worker_id) == worker
+
+    first = trial_order(tmp_path, tiny_base_dir, every_examples=8)
+    assert ray.get(worker.submit.remote(first)) is True
+    seen, after = follow(worker, TrialOutcome)
+    assert len(of_type(seen, TrialStarted)) == 1
+    assert [report.rung for report in of_type(seen, Report)] == [8, 16, 24]
+    (outcome,) = of_type(seen, TrialOutcome)
+    assert (outcome.status, Path(outcome.best_adapter_dir or "").is_dir()) == (OutcomeStatus.COMPLETED, True)
+
+    endless = Recipe(learning_rate=1e-3, batch_size=2, epochs=10_000, lora_r=2)
+    second = trial_order(tmp_path, tiny_base_dir, attempt_id=2, recipe=endless, every_examples=100)
+    assert ray.get(worker.submit.remote(second)) is True
+    # While it trains, the worker answers: another order has no place, and the same one is known.
+    third = trial_order(tmp_path, tiny_base_dir, attempt_id=3)
+    assert ray.get([worker.submit.remote(third), worker.submit.remote(second)]) == [False, True]
+    seen, after = follow(worker, Report, after=after)
+    assert [p.attempt_id for p in of_type(seen, Progress)][-1] == 2
+    verdict = Verdict(attempt_id=2, decision=Decision.PRUNE, reason="below the median at 100 examples")
+    assert ray.get(worker.verdict.remote(verdict)) is True
+    seen, after = follow(worker, TrialOutcome, after=after)
+    (outcome,) = of_type(seen, TrialOutcome)
+    assert (outcome.status, outcome.reason, outcome.value) == (
+        OutcomeStatus.PRUNED,
+        "below the median at 100 examples",
+        None,
+    )
+    assert ray.get(worker.events.remote(after)) == ()
+    assert ray.get(worker.info.remote()).free_slots == 1
+
+
+def test_events_that_were_not_acknowledged_are_there_for_the_next_coordinator(
+    worker: Any, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    ray.get(worker.submit.remote(trial_order(tmp_path, tiny_base_dir)))
+    follow(worker, TrialOutcome)
+    # A new coordinator has read nothing; what the old one did acknowledge is gone, the outcome is not.
+    successor = find_worker(ray.get(worker.info.remote()).worker_id)
+    assert successor is not None
+    events = ray.get(successor.events.remote(0))
+    assert type(events[-1].event) is TrialOutcome
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nobody_has_that_name() -> None:
+    assert find_worker("nobody") is None
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shutdown_ends_the_process_and_frees_the_name() -> None:
+    name = f"worker-{uuid.uuid4().hex}"
+    worker = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    assert ray.get(worker.shutdown.remote(), timeout=DEADLINE_S) is None
+    assert_gone(name, worker)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_nobody_polls_ends_itself() -> None:
+    name = f"worker-{uuid.uuid4().hex}"
+    worker = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=0.5)
+    assert_gone(name, worker)
+
+
+def assert_gone(name: str, worker: Any) -> None:
+    """Waits until the actor is dead: its calls fail and its name is free."""
+    deadline = time.monotonic() + DEADLINE_S
+    while is_alive(worker) or find_worker(name) is not None:
+        assert time.monotonic() < deadline
+
+
+def is_alive(worker: Any) -> bool:
+    """Asks with `info`, because `events` would keep an orphan alive."""
+    try:
+        ray.get(worker.info.remote(), timeout=DEADLINE_S)
+    except RayActorError:
+        return False
+    return True

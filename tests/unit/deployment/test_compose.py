@@ -1,0 +1,101 @@
+"""Every command, port and variable in the deployment files is one the code has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.coordinator.loop import ALIVE_FILE
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+VARIABLES = {f"NIGHTSWEEP_{name.upper()}" for name in Settings.model_fields}
+
+
+def nightsweep_commands() -> Iterator[list[str]]:
+    for service in SERVICES.values():
+        command = service.get("command", [])
+        if command[:1] == ["nightsweep"]:
+            yield command[1:]
+    for line in re.findall(r"^CMD \[(.*)\]$", DOCKERFILE, flags=re.MULTILINE):
+        words = re.findall(r'"([^"]*)"', line)
+        yield words[1:]
+
+
+@pytest.mark.parametrize("words", list(nightsweep_commands()), ids=" ".join)
+def test_every_command_and_option_exists(words: list[str]) -> None:
+    command: Any = get_command(app)
+    while words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+
+
+def test_every_variable_is_a_setting() -> None:
+    text = (ROOT / "docker-compose.yml").read_text() + DOCKERFILE
+    used = set(re.findall(r"NIGHTSWEEP_\w+", text))
+    assert used - VARIABLES == set()
+    assert {"NIGHTSWEEP_DATABASE_URL", "NIGHTSWEEP_RAY_ADDRESS", "NIGHTSWEEP_API_KEY"} <= used
+
+
+def test_the_published_port_is_the_default_one_and_the_one_asked_for() -> None:
+    port = str(Settings.model_fields["port"].default)
+    api = SERVICES["api"]
+    assert api["ports"] == [f"{port}:{port}"]
+    assert api["command"][api["command"].index("--port") + 1] == port
+    assert f"127.0.0.1:{port}/readyz" in " ".join(api["healthcheck"]["test"])
+
+
+def test_ray_s_address_is_the_head_s_port_everywhere() -> None:
+    head = SERVICES["ray-head"]["command"]
+    address = f"ray-head:{head[head.index('--port') + 1]}"
+    assert SERVICES["coordinator"]["environment"]["NIGHTSWEEP_RAY_ADDRESS"] == address
+    for name in ("gpu-worker", "cpu-worker"):
+        command = SERVICES[name]["command"]
+        assert command[command.index("--address") + 1] == address
+
+
+def test_the_coordinator_s_health_check_looks_at_the_file_the_coordinator_touches() -> None:
+    assert f"/var/lib/nightsweep/{ALIVE_FILE}" in " ".join(SERVICES["coordinator"]["healthcheck"]["test"])
+    assert "NIGHTSWEEP_HOME=/var/lib/nightsweep" in DOCKERFILE
+
+
+def test_no_secret_is_written_down() -> None:
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|TOKEN|KEY|URL", variable):
+                assert re.search(r"\$\{\w+:[?-]", str(value)), (
+                    f"{name}: {variable} is not from the environment"
+                )
+
+
+def test_every_long_running_service_has_a_health_check_and_the_profiles_are_gpu_and_cpu() -> None:
+    assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == {"migrate"}
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"gpu-worker": ["gpu"], "cpu-worker": ["cpu"]}
+
+
+def test_adapters_are_written_and_read_at_one_place() -> None:
+    for name in ("api", "gpu-worker", "cpu-worker"):
+        assert "artifacts:/var/lib/nightsweep/artifacts" in SERVICES[name]["volumes"]
+        assert "./data:/data:ro" in SERVICES[name]["volumes"]
+    assert SERVICES["api"]["environment"]["NIGHTSWEEP_DATA_ROOTS"] == "/data"
+
+
+def test_every_folder_the_image_copies_is_there() -> None:
+    for line in re.findall(r"^COPY (.*)$", DOCKERFILE, flags=re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source

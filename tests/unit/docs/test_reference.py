@@ -1,0 +1,96 @@
+"""The reference pages name every key and every setting, with the defaults the code has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from search_spaces.definition import (
+    BudgetSpec,
+    DataSpec,
+    EvaluationSpec,
+    HubData,
+    ModelSpec,
+    ObjectiveSpec,
+    ResourcesSpec,
+    SearchSpec,
+    StudyDefinition,
+    parse_definition,
+)
+from search_spaces.pruners import PRUNING_SPECS
+from search_spaces.recipe import Recipe
+from service.documents import parse_yaml
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+DEFINITION = (ROOT / "docs/reference/definition.md").read_text()
+SETTINGS = (ROOT / "docs/reference/settings.md").read_text()
+
+
+def documented(text: str) -> set[str]:
+    """Every word in code quotes, and the last part of dotted ones."""
+    quoted = {word for quote in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[\w.]+", quote)}
+    return quoted | {word.rsplit(".", 1)[-1] for word in quoted}
+
+
+MODELS: list[type[BaseModel]] = [
+    StudyDefinition,
+    ModelSpec,
+    DataSpec,
+    HubData,
+    SearchSpec,
+    Recipe,
+    ObjectiveSpec,
+    EvaluationSpec,
+    BudgetSpec,
+    ResourcesSpec,
+    *PRUNING_SPECS.values(),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_key_of_a_definition_is_documented(model: type[BaseModel]) -> None:
+    assert set(model.model_fields) - documented(DEFINITION) == set()
+
+
+def settings_rows() -> Iterator[tuple[str, str]]:
+    for line in SETTINGS.splitlines():
+        if match := re.match(r"\| `(NIGHTSWEEP_\w+)` \| (.*?) \|", line):
+            yield match[1], match[2]
+
+
+def test_every_setting_is_documented_with_its_default(tmp_path: Path) -> None:
+    defaults = Settings(home=tmp_path)
+    expected = {}
+    for name in Settings.model_fields:
+        value = getattr(defaults, name)
+        expected[f"NIGHTSWEEP_{name.upper()}"] = value
+    rows = dict(settings_rows())
+    clients = {"NIGHTSWEEP_SERVER"}
+    assert set(rows) == set(expected) | clients
+    for variable, value in expected.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert rows[variable] == f"{value:g}" if value < 1e5 else str(value), variable
+
+
+def examples_in(page: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md"])
+def test_every_yaml_example_is_a_definition_that_is_accepted(page: str) -> None:
+    examples = examples_in(page)
+    assert examples
+    for example in examples:
+        assert parse_definition(parse_yaml(example.encode())).name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("*/study.yaml")), ids=lambda p: p.parent.name
+)
+def test_every_study_in_the_examples_is_accepted(path: Path) -> None:
+    assert parse_definition(parse_yaml(path.read_bytes())).name
