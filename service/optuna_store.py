@@ -23,6 +23,8 @@ from service.settings import SQLITE_BUSY_SECONDS, Settings, make_home
 from service.states import AttemptState
 from service.trial_values import StudySummary, TrialValues
 
+StorageInternalError = optuna.exceptions.StorageInternalError
+
 Storage = RDBStorage
 """What `open_storage` gives: for those who must not know Optuna."""
 
@@ -35,6 +37,7 @@ __all__ = [
     "OUTCOME_ATTR",
     "REASON_ATTR",
     "Storage",
+    "StorageInternalError",
     "StudySummary",
     "TrialValues",
     "ask",

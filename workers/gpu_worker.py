@@ -60,7 +60,8 @@ class GpuWorker:
         self._pack = self._make_pack(num_cpus, num_gpus)
         self._training = threading.Thread(target=self._train, name="training", daemon=True)
         self._training.start()
-        threading.Thread(target=self._watch, name="orphan watch", daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, name="orphan watch", daemon=True)
+        self._watching.start()
 
     def submit(self, order: TrialOrder) -> bool:
         """Takes an order, to be trained at once.
@@ -194,6 +195,7 @@ class GpuWorker:
                         self._orphan_timeout_s,
                     )
                     self._stopping = True
+                    self._wake.notify_all()
                     break
                 self._wake.wait(left)
         time.sleep(_SHUTDOWN_GRACE_S)

@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service import optuna_store
 from service.coordinator import leases
 from service.coordinator.crew import Crew
@@ -37,7 +39,6 @@ from service.coordinator.dispatch import (
     Verdict,
     Workers,
 )
-from service.coordinator.leases import Lease
 from service.coordinator.study_run import StudyRun
 from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
@@ -122,29 +123,27 @@ class Coordinator:
         with self._database.write() as session:
             taken = leases.take(session, owner=self.owner, seconds=self._settings.lease_seconds, limit=room)
         for lease in taken:
-            try:
-                self._adopt(lease)
-            except LeaseLost as error:
-                log.warning("study %s was lost while being taken: %s", lease.study_id, error)
+            run = StudyRun(
+                lease=lease,
+                database=self._database,
+                storage=self._storage,
+                artifacts_dir=self._settings.artifacts_dir,
+            )
+            log.info("took study %s, lease %d", run.name, lease.number)
+            shape = self._cluster.shape(run.definition.resources)
+            patience = self._settings.resource_timeout_seconds
+            self._runs[run.study_id] = run
+            self._crews[run.study_id] = Crew(self._cluster, run.study_id, shape, patience=patience)
+            self._guarded(run, partial(self._adopt, run))
 
-    def _adopt(self, lease: Lease) -> None:
+    def _adopt(self, run: StudyRun) -> None:
         """Repair what a predecessor left half done, and find its workers."""
-        run = StudyRun(
-            lease=lease,
-            database=self._database,
-            storage=self._storage,
-            artifacts_dir=self._settings.artifacts_dir,
-        )
-        log.info("took study %s, lease %d", run.name, lease.number)
         run.begin()
         run.reconcile()
-        shape = self._cluster.shape(run.definition.resources)
-        crew = Crew(self._cluster, run.study_id, shape, patience=self._settings.resource_timeout_seconds)
+        crew = self._crews[run.study_id]
         crew.attach()
         for worker_id in set(run.live_attempts().values()) - crew.members:
             run.on_lost(worker_id, f"worker {worker_id} was not found on the cluster")
-        self._runs[run.study_id] = run
-        self._crews[run.study_id] = crew
 
     def _renew(self, run: StudyRun) -> None:
         with self._database.write() as session:
@@ -155,13 +154,29 @@ class Coordinator:
             self._guarded(run, partial(work, run))
 
     def _guarded(self, run: StudyRun, work: Callable[[], None]) -> None:
-        """Do something for one study, and let go of the study when its lease turns out to be lost."""
+        """Do something for one study; whatever goes wrong there must not touch the others.
+
+        A lost lease means letting go. Trouble with a database is every study's: it ends the process,
+        whose successor takes up where SQL says. Anything else is a fault of ours that this study has
+        met: it fails with the reason, in place of meeting it again for ever.
+        """
         try:
             work()
         except LeaseLost as error:
             log.warning("letting go of study %s: %s", run.name, error)
             self._runs.pop(run.study_id, None)
             self._crews.pop(run.study_id).detach()
+        except (SQLAlchemyError, optuna_store.StorageInternalError):
+            raise
+        except Exception as error:
+            log.exception("study %s met an internal error", run.name)
+            self._abandon(run, f"internal error, see the coordinator's log: {type(error).__name__}: {error}")
+
+    def _abandon(self, run: StudyRun, reason: str) -> None:
+        """Fail a study that cannot be worked on, with everything it has running."""
+        for worker_id in set(run.live_attempts().values()):
+            run.on_lost(worker_id, reason)
+        self._end(run, StudyState.FAILED, reason)
 
     # -- events in -----------------------------------------------------------------------------
 

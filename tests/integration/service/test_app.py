@@ -20,6 +20,8 @@ from service.settings import Settings
 
 Make = Callable[..., dict[str, Any]]
 KEY = "correct horse"
+# Nothing here reaches the database, so one of the two is enough.
+on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ def _basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -129,6 +132,7 @@ def test_the_root_leads_to_the_dashboard(client: TestClient) -> None:
     assert (answer.status_code, httpx.URL(answer.headers["location"]).path) == (302, "/dashboard")
 
 
+@on_sqlite
 @pytest.mark.parametrize("encoding", [None, "identity", "gzip", "br"])
 def test_the_dashboards_script_is_served_whatever_encoding_is_asked_for(
     client: TestClient, encoding: str | None
@@ -144,6 +148,7 @@ def test_a_query_of_raw_bytes_reaches_the_dashboard_unharmed(client: TestClient)
     assert client.get("/api/studies?x=%FF&y=é").status_code == 200
 
 
+@on_sqlite
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/api/studies", "/api/studies/1", "/dashboard", "/incompatible-rdb-schema"])
 def test_the_dashboard_is_for_reading_only(
@@ -156,6 +161,7 @@ def test_the_dashboard_is_for_reading_only(
     assert [s.study_name for s in storage.get_all_studies()] == ["support-tone"]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "path", ["/v1/studies", "/dashboard", "/api/studies", "/static/bundle.js", "/openapi.json", "/docs", "/x"]
 )
@@ -165,6 +171,7 @@ def test_nothing_is_shown_without_the_key(guarded: TestClient, path: str) -> Non
     assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "header",
     [
@@ -183,6 +190,7 @@ def test_a_wrong_key_is_refused(guarded: TestClient, header: str) -> None:
     assert guarded.get("/v1/studies", headers={"authorization": header}).status_code == 401
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "header", [f"Bearer {KEY}", f"bearer {KEY}", _basic("anybody", KEY), _basic("", KEY)]
 )
@@ -195,6 +203,7 @@ def test_the_health_checks_need_no_key(guarded: TestClient) -> None:
     assert [guarded.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
+@on_sqlite
 def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert "HTTPValidationError" not in str(document)
@@ -229,6 +238,7 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
     }
 
 
+@on_sqlite
 def test_the_openapi_document_says_when_a_key_is_needed(guarded: TestClient) -> None:
     document = guarded.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
     assert "401" in document["paths"]["/v1/studies"]["get"]["responses"]

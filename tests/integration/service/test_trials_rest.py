@@ -22,6 +22,8 @@ from service.settings import Settings
 from service.states import AttemptState, advance_attempt
 
 Make = Callable[..., dict[str, Any]]
+# Nothing here reaches the database, so one of the two is enough.
+on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 
 class Lab:
@@ -208,6 +210,7 @@ def test_an_adapter_comes_as_a_zip_of_its_peft_files_alone(
         assert {name: archive.read(name) for name in archive.namelist()} == expected
 
 
+@on_sqlite
 @pytest.mark.parametrize("trick", ["outside", "linked folder", "linked file", "missing", "pipe"])
 def test_nothing_but_an_adapter_inside_the_artifacts_is_given_out(
     client: TestClient, lab: Lab, settings: Settings, tmp_path: Path, trick: str

@@ -37,8 +37,15 @@ def worker(ended: threading.Event) -> Iterator[GpuWorker]:
     worker = GpuWorker("w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
     yield worker
     worker.shutdown()
-    assert ended.wait(DEADLINE_S)
-    worker._training.join(DEADLINE_S)
+    assert has_ended(worker, ended)
+
+
+def has_ended(worker: GpuWorker, ended: threading.Event) -> bool:
+    """Waits for the worker to end its process, and for its threads: none may outlive the fixture `ended`."""
+    for thread in (worker._watching, worker._training):
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    return ended.is_set()
 
 
 def follow(worker: GpuWorker, until: type) -> list[Event]:
@@ -120,18 +127,18 @@ def test_a_worker_that_shuts_down_refuses_orders(
 
 
 def test_a_worker_that_nobody_polls_ends_itself(ended: threading.Event) -> None:
-    GpuWorker("orphan", num_cpus=1, num_gpus=0, orphan_timeout_s=0.1)
-    assert ended.wait(DEADLINE_S)
+    worker = GpuWorker("orphan", num_cpus=1, num_gpus=0, orphan_timeout_s=0.1)
+    assert has_ended(worker, ended)
 
 
 def test_a_worker_that_is_polled_does_not_end_itself(ended: threading.Event) -> None:
-    worker = GpuWorker("kept", num_cpus=1, num_gpus=0, orphan_timeout_s=2.0)
-    deadline = time.monotonic() + 4.0
+    worker = GpuWorker("kept", num_cpus=1, num_gpus=0, orphan_timeout_s=1.0)
+    deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
         worker.events(0, timeout_s=0.2)
     assert not ended.is_set()
     worker.shutdown()
-    assert ended.wait(DEADLINE_S)
+    assert has_ended(worker, ended)
 
 
 def test_a_training_thread_that_breaks_ends_the_process(

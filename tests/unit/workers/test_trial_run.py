@@ -283,3 +283,24 @@ def test_float16_overflow_lowers_the_loss_scale_and_redoes_the_step(base: Loaded
         actual = [result.train_loss for result in train(run)]
         assert actual == pytest.approx(expected, rel=1e-4)
         assert run._loss_scale < 2.0**130
+
+
+def test_every_step_draws_its_own_dropout(base: LoadedBase) -> None:
+    """With equal examples and a rate that moves nothing, only dropout tells the steps apart."""
+    still = Recipe(learning_rate=1e-30, batch_size=4, epochs=3, lora_r=4)
+    norms = {}
+    for dropout in (0.0, 0.3):
+        recipe = still.model_copy(update={"lora_dropout": dropout})
+        with trial(base, recipe, examples=TRAIN[:1] * 4) as run:
+            norms[dropout] = [round(result.grad_norm, 4) for result in train(run)]
+    assert [len(set(norms[dropout])) for dropout in (0.0, 0.3)] == [1, 3]
+
+
+def test_bfloat16_compute_stays_close_to_float32_and_trains_float32_adapters(
+    base: LoadedBase, tiny_base_dir: Path
+) -> None:
+    half = load_base(ModelSpec(id=str(tiny_base_dir), compute_dtype="bfloat16"), CPU)
+    with trial(half) as run:
+        actual = [result.train_loss for result in train(run)]
+        assert {parameter.dtype for parameter in run._adapter.parameters} == {torch.float32}
+    assert actual == pytest.approx(losses(base, RECIPE), rel=0.02)

@@ -234,3 +234,23 @@ def test_studies_share_the_cluster_in_the_order_they_came(make_house: Callable[.
     house.run(first, second)
     assert [house.study(s).state for s in (first, second)] == [StudyState.COMPLETED] * 2
     assert house.study(first).ended_at < house.study(second).ended_at  # type: ignore[operator]
+
+
+def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    bad, good = house.submit(name="bad"), house.submit(name="good")
+    ask = optuna_store.ask
+
+    def broken_ask(study: Any, definition: Any) -> Any:
+        if definition.name == "bad":
+            raise ZeroDivisionError("a bug")
+        return ask(study, definition)
+
+    monkeypatch.setattr(optuna_store, "ask", broken_ask)
+    house.run(bad, good)
+    assert house.study(bad).state == StudyState.FAILED
+    assert "ZeroDivisionError: a bug" in house.study(bad).reason
+    assert house.study(good).state == StudyState.COMPLETED
+    assert house.cluster.alive == []
