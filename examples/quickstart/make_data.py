@@ -19,7 +19,7 @@ import words
 from words import Dice, clock, spoken_number, spoken_time
 
 SEED = 20
-TRAIN_ROWS = 720
+TRAIN_ROWS = 600
 EVAL_ROWS = 120
 EVAL_SHARE = 0.2
 """Share of the distinct answers that are set aside for evaluation."""

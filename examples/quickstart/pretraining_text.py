@@ -96,8 +96,9 @@ def about_a_door(dice: Dice) -> tuple[str, Facts]:
     facts = (("door", door), ("time", clock(time)))
     return dice.pick(
         (
-            (f"we {verb} the {door} door at {said}", facts),
-            (f"at {said} {name} will {verb} the {door} door", (*facts, ("name", name))),
+            (f"we {verb} the {door} door at {said}", (*facts, ("state", verb))),
+            (f"please {verb} the {door} door at {said}", (*facts, ("state", verb))),
+            (f"at {said} {name} will {verb} the {door} door", (*facts, ("name", name), ("state", verb))),
             (f"the {door} door was open at {said}", facts),
         )
     )
@@ -162,8 +163,8 @@ def about_a_chore(dice: Dice) -> tuple[str, Facts]:
 
 
 TOPICS: tuple[Callable[[Dice], tuple[str, Facts]], ...] = (
-    about_a_device, about_a_device, about_warmth, about_minutes, about_a_date, about_a_date, about_a_door,
-    about_things, about_a_message, about_people, about_a_chore,
+    about_a_device, about_a_device, about_a_device, about_warmth, about_minutes, about_a_date, about_a_date,
+    about_a_door, about_things, about_a_message, about_people, about_a_chore,
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from search_spaces.definition import (
 )
 from search_spaces.pruners import PRUNING_SPECS
 from search_spaces.recipe import Recipe
-from service.documents import parse_yaml
+from service.document_syntax import parse_yaml
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[3]
