@@ -84,7 +84,7 @@ def test_sections_of_another_shape_are_left_for_the_service_to_judge(tmp_path: P
         (
             "s.yaml",
             "a: 1\nb:\n  c: 1\n  c: 2\n",
-            r"s\.yaml: The key 'c' is given twice in one mapping \(line 4\)",
+            r"s\.yaml: The key 'c' is given twice .*line 4",
         ),
         ("s.yaml", "x: !!python/name:os.system a", r"s\.yaml: YAML tags are not read; .*line 1"),
         ("s.yaml", "x: \x07", r"s\.yaml: Not YAML"),
