@@ -47,7 +47,8 @@ class TrialOrder:
     objective: ObjectiveSpec
     evaluation: EvaluationSpec
     micro_batch_size: int | None
-    """Examples per forward pass; None: the worker chooses. Never changes the numbers."""
+    """Examples per forward pass; None: the worker chooses. Changes no number, but for the activations that
+    LoRA dropout drops, which it draws by micro-batch."""
     artifact_dir: str
 
 
