@@ -192,12 +192,13 @@ def table(trials: list[dict[str, Any]]) -> str:
     ]
     for trial in trials:
         params, progress = trial["params"], trial["progress"] or {}
+        batch, epochs = params["batch_size"], params["epochs"]
         value = trial["value"]
         last = trial["rungs"][-1]["value"] if trial["rungs"] else None
         shown = f"{value:.4f}" if value is not None else f"({last:.4f})" if last is not None else ""
         lines.append(
-            f"| {trial['number']} | {trial['state']} | {params['learning_rate']:.2e} | {params['batch_size']} "
-            f"| {params['epochs']} | {params['weight_decay']:.3f} | {params['lora_r']} "
+            f"| {trial['number']} | {trial['state']} | {params['learning_rate']:.2e} | {batch} | {epochs} "
+            f"| {params['weight_decay']:.3f} | {params['lora_r']} "
             f"| {progress.get('examples_seen')} | {shown} | {trial['train_seconds'] or 0:.0f} "
             f"| {(trial['peak_memory_bytes'] or 0) / 1e6:.0f} |"
         )
