@@ -2,9 +2,9 @@
 
     python pretrain.py [--out FOLDER]
 
-About ten minutes on two CPU cores. The text and the tokenizer come out the same everywhere. The weights
-come out bit for bit the same with the same torch version, number of threads and kind of processor;
-elsewhere floating-point sums round differently, and the model is another one of the same quality.
+About ten minutes on two idle CPU cores. The text and the tokenizer come out the same everywhere. The weights
+come out bit for bit the same with the same torch version on the same kind of processor; elsewhere
+floating-point sums round differently, and the model is another one of the same quality.
 
 The shape is chosen for its use. Every width is a multiple of 64, the block of bitsandbytes' NF4, so no
 block straddles two rows. Two million parameters in float32 are 8 MB: small enough to commit, and what is

@@ -1,0 +1,136 @@
+"""One trial in our engine against the same trial in `transformers.Trainer`, in one run.
+
+    python -m benchmarks.one_trial
+
+Both train LoRA on the quickstart's base in nf4, on the quickstart's data, with the same recipe, for one
+epoch and without evaluations; they take turns, and the ratio of their examples per second is printed.
+What is compared is the loop alone: loading the base is in neither figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from search_spaces.definition import DataSpec, ModelSpec
+from search_spaces.recipe import Recipe
+from workers.adapters import AdapterHost
+from workers.base_model import load_base
+from workers.batches import collate
+from workers.datasets import Example, load_data
+from workers.trial_run import TrialRun
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
+CPU = torch.device("cpu")
+
+
+def ours(examples: list[Example], recipe: Recipe) -> float:
+    """Examples per second of our loop."""
+    base = load_base(ModelSpec(id=str(QUICKSTART / "base")), CPU)
+    adapter = AdapterHost(base).add("trial", recipe)
+    run = TrialRun(recipe, base, adapter, examples, divergence_factor=100.0)
+    started = time.perf_counter()
+    while not run.finished:
+        run.step()
+    return run.examples_seen / (time.perf_counter() - started)
+
+
+def trainer(examples: list[Example], recipe: Recipe) -> float:
+    """Examples per second of `transformers.Trainer`."""
+    base = load_base(ModelSpec(id=str(QUICKSTART / "base")), CPU)
+    config = LoraConfig(
+        r=recipe.lora_r, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base.model, config)
+
+    def padded(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        def pad(key: str, value: int) -> torch.Tensor:
+            rows = [row[key] for row in batch]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+        ids = pad("input_ids", base.pad_id)
+        mask = pad("attention_mask", 0)
+        return {"input_ids": ids, "labels": pad("labels", -100), "attention_mask": mask}
+
+    rows = [
+        {
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+            "attention_mask": torch.ones_like(example.input_ids),
+        }
+        for example in examples
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type=recipe.lr_scheduler,
+            max_grad_norm=recipe.max_grad_norm,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        loop = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=padded)
+        started = time.perf_counter()
+        loop.train()
+        return len(rows) * recipe.epochs / (time.perf_counter() - started)
+
+
+def useful_share(examples: list[Example], batch_size: int) -> float:
+    """Share of the padded batches' positions that hold a token, in the data's own order."""
+    parts = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+    tokens = sum(len(example.input_ids) for example in examples)
+    return tokens / sum(collate(part, 0).input_ids.numel() for part in parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=240)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/one_trial.json"))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    base = load_base(ModelSpec(id=str(QUICKSTART / "base")), CPU)
+    data = DataSpec(
+        train=str(QUICKSTART / "train.jsonl"),
+        eval=str(QUICKSTART / "eval.jsonl"),
+        max_length=128,
+        max_train_examples=arguments.rows,
+    )
+    examples = list(load_data(data, base)[0].examples)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    print("| batch | useful tokens | Trainer, examples/s | ours, examples/s | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    results = []
+    for batch_size in (1, 4, 16):
+        recipe = Recipe(batch_size=batch_size, learning_rate=1e-3)
+        rounds = [(trainer(examples, recipe), ours(examples, recipe)) for _ in range(arguments.rounds)]
+        theirs = statistics.median(a for a, _ in rounds)
+        mine = statistics.median(b for _, b in rounds)
+        ratio = statistics.median(b / a for a, b in rounds)
+        results.append({"batch_size": batch_size, "trainer": theirs, "ours": mine, "ratio": ratio})
+        share = useful_share(examples, batch_size)
+        print(f"| {batch_size} | {share:.0%} | {theirs:.1f} | {mine:.1f} | {ratio:.2f} |", flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2))
+    print(f"speedup: {statistics.geometric_mean([r['ratio'] for r in results]):.2f}")
+
+
+if __name__ == "__main__":
+    main()
