@@ -42,7 +42,7 @@ def comparison(snapshot: Snapshot) -> str | None:
     if worst.value == 0:
         return line
     share = abs(best.value - worst.value) / abs(worst.value)
-    return f"{line}: the best is {share:.0%} {'higher' if best.value > worst.value else 'lower'}"
+    return f"{line}: the best is {share:.1%} {'higher' if best.value > worst.value else 'lower'}"
 
 
 def summary(snapshot: Snapshot, dashboard_url: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.cli.changes import Snapshot
-from service.cli.demo import demo_settings, ending, free_port
+from service.cli.demo import demo_settings, ending, free_port, sigterm_as_interrupt
 from service.cli.errors import CommandError
 from service.cli.summary import comparison, summary
 from service.client import Study, Trial
@@ -72,7 +74,7 @@ def test_the_demo_ends_with_all_that_it_found(tmp_path: Path) -> None:
         "    learning_rate  0.000312",
         "    lora_r         8",
         "  Adapter     /home/a/best",
-        "  Worst       trial 1  eval_loss 1.6: the best is 75% lower",
+        "  Worst       trial 1  eval_loss 1.6: the best is 75.0% lower",
         "  Dashboard   http://127.0.0.1:4711/dashboard",
         f"              after the demo: nightsweep serve --home '{tmp_path}/my home' --port 4711",
         "",
@@ -91,7 +93,7 @@ def test_a_maximized_metric_compares_the_other_way_round() -> None:
         definition=definition,
         best={"trial_number": 0, "value": 0.9, "params": {}},
     )
-    assert comparison(ended) == "trial 1  accuracy 0.6: the best is 50% higher"
+    assert comparison(ended) == "trial 1  accuracy 0.6: the best is 50.0% higher"
 
 
 def test_one_completed_trial_has_nothing_to_be_compared_with() -> None:
@@ -112,3 +114,11 @@ def test_a_failed_study_shows_why_its_trials_failed() -> None:
     lines = summary(failed, "http://127.0.0.1:4711/dashboard")
     assert "  Best trial  none completed" in lines
     assert [line for line in lines if "Failure" in line] == ["  Failure     train.jsonl:3: no prompt"]
+
+
+def test_sigterm_ends_the_demo_as_an_interrupt_does() -> None:
+    """Else its study would stay unfinished, and the next demo in this home would train it as well."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
