@@ -9,9 +9,12 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     NIGHTSWEEP_HOME=/var/lib/nightsweep
+# Where pip looks for packages while the image is built; not set means where it always looks.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 RUN useradd --create-home --uid 10001 nightsweep \
  && install --directory --owner=nightsweep --mode=700 /var/lib/nightsweep /var/lib/nightsweep/artifacts \
- && install --directory --owner=nightsweep /home/nightsweep/.cache/huggingface /data
+ && install --directory --owner=nightsweep /home/nightsweep/.cache /home/nightsweep/.cache/huggingface /data
 WORKDIR /opt/nightsweep
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY search_spaces search_spaces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,23 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 VARIABLES = {f"NIGHTSWEEP_{name.upper()}" for name in Settings.model_fields}
 
 
+def command_words(name: str) -> list[str]:
+    """A service's command, a shell's script included, as words."""
+    command = SERVICES[name]["command"]
+    return shlex.split(command[2], posix=True) if command[:2] == ["sh", "-c"] else list(command)
+
+
 def nightsweep_commands() -> Iterator[list[str]]:
-    for service in SERVICES.values():
-        command = service.get("command", [])
-        if command[:1] == ["nightsweep"]:
-            yield command[1:]
+    for name in SERVICES.keys() - {"postgres"}:
+        words = command_words(name)
+        if "nightsweep" in words:
+            yield words[words.index("nightsweep") + 1 :]
     for line in re.findall(r"^CMD \[(.*)\]$", DOCKERFILE, flags=re.MULTILINE):
         words = re.findall(r'"([^"]*)"', line)
         yield words[1:]
 
 
-@pytest.mark.parametrize("words", list(nightsweep_commands()), ids=" ".join)
+@pytest.mark.parametrize("words", sorted(nightsweep_commands()), ids=" ".join)
 def test_every_command_and_option_exists(words: list[str]) -> None:
     command: Any = get_command(app)
     while words and not words[0].startswith("-"):
@@ -60,12 +67,44 @@ def test_the_published_port_is_the_default_one_and_the_one_asked_for() -> None:
 
 
 def test_ray_s_address_is_the_head_s_port_everywhere() -> None:
-    head = SERVICES["ray-head"]["command"]
+    head = command_words("ray-head")
     address = f"ray-head:{head[head.index('--port') + 1]}"
     assert SERVICES["coordinator"]["environment"]["NIGHTSWEEP_RAY_ADDRESS"] == address
-    for name in ("gpu-worker", "cpu-worker"):
-        command = SERVICES[name]["command"]
-        assert command[command.index("--address") + 1] == address
+    for name in ("coordinator", "gpu-worker", "cpu-worker"):
+        words = command_words(name)
+        assert words[words.index("--address") + 1] == address
+
+
+def test_only_the_worker_nodes_offer_cpus() -> None:
+    for name in ("ray-head", "coordinator"):
+        words = command_words(name)
+        assert words[words.index("--num-cpus") + 1] == "0"
+
+
+def test_ray_s_object_store_fits_the_shared_memory_of_its_container() -> None:
+    for name in ("ray-head", "coordinator", "gpu-worker", "cpu-worker"):
+        words = command_words(name)
+        megabytes = int(re.fullmatch(r"(\d+)mb", SERVICES[name]["shm_size"])[1])  # type: ignore[index]
+        assert int(words[words.index("--object-store-memory") + 1]) <= megabytes * 2**20 * 0.9
+
+
+def test_every_ray_node_has_the_token_and_ends_when_told_to() -> None:
+    nodes = {name for name in SERVICES.keys() - {"postgres"} if "ray" in " ".join(command_words(name))}
+    assert nodes == {"ray-head", "coordinator", "gpu-worker", "cpu-worker"}
+    for name in nodes:
+        environment = SERVICES[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+        assert environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"
+
+
+def test_every_image_is_built_once() -> None:
+    builders = [service["image"] for service in SERVICES.values() if "build" in service]
+    assert len(builders) == len(set(builders))
+    for name, service in SERVICES.items():
+        assert service["image"] in {"postgres:18", *builders}, name
+        if "build" not in service and name != "postgres":
+            assert service["pull_policy"] == "never"
 
 
 def test_the_coordinator_s_health_check_looks_at_the_file_the_coordinator_touches() -> None:
@@ -99,3 +138,9 @@ def test_every_folder_the_image_copies_is_there() -> None:
     for line in re.findall(r"^COPY (.*)$", DOCKERFILE, flags=re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
+
+
+def test_what_is_secret_or_large_stays_out_of_the_build() -> None:
+    assert {".env", "data", ".git"} <= set((ROOT / ".dockerignore").read_text().split())
+    for name in re.findall(r"^ARG (\w+)", DOCKERFILE, flags=re.MULTILINE):
+        assert name in COMPOSE["x-build-args"]
