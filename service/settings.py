@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     max_running_studies: Annotated[int, Field(ge=1)] = 4
     """Studies that one coordinator runs at the same time; the others wait as `queued`."""
     resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """How long to wait for the cluster to place a worker before the study says what it waits for."""
+    """How long a study waits for a node that could hold its workers before it fails and says so."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker that no coordinator has spoken to for this long ends itself."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
