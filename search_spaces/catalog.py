@@ -75,6 +75,6 @@ def get_preset(name: str) -> Preset:
     preset = _catalog().get(name)
     if preset is None:
         nearest = nearest_name(name, preset_names())
-        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        hint = f"; did you mean {nearest!r}?" if nearest else "."
         raise UnknownPresetError(f"no preset {name!r}{hint} There are: {', '.join(preset_names())}.")
     return preset

@@ -26,7 +26,13 @@ DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
 Algorithm = Literal["grid", "random", "tpe"]
 Metric = Literal["eval_loss", "perplexity", "accuracy"]
 Direction = Literal["minimize", "maximize"]
-StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+StudyName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
+    one_error(
+        "up to 128 letters, digits, dots, hyphens and underscores, beginning with one of the first two"
+    ),
+]
 Text = Annotated[str, Field(min_length=1)]
 
 DIRECTIONS: Mapping[str, Direction] = {

@@ -37,6 +37,8 @@ from search_spaces.recipe import RECIPE_FIELDS, Recipe, recipe_faults
 from search_spaces.space import SearchSpace, read_parameters
 
 MAX_GRID_POINTS = 10_000
+MIN_GPU_SHARE = 0.01
+"""Ray counts in steps of 0.0001; nobody shares a GPU among more than a hundred workers."""
 _PRUNER_SYNONYMS = {
     "successive_halving": "asha",
     "successivehalving": "asha",
@@ -98,6 +100,8 @@ class _Reader:
         resources = self._section(ResourcesSpec, "resources", self._optional("resources"))
         if pruning is not None and evaluation is not None:
             self._check_rungs(pruning, evaluation)
+        if resources is not None:
+            self._check_gpus(resources)
         self._drop_repeats()
         if self.faults:
             return None
@@ -333,6 +337,18 @@ class _Reader:
             )
             return None
         return read_model(PRUNING_SPECS[name], raw, "pruning", self.faults)
+
+    def _check_gpus(self, resources: ResourcesSpec) -> None:
+        gpus = resources.gpus_per_worker
+        if gpus != "auto" and (0 < gpus < MIN_GPU_SHARE or (gpus > 1 and not gpus.is_integer())):
+            self.faults.append(
+                Fault(
+                    path="resources.gpus_per_worker",
+                    value=gpus,
+                    message="is nothing that Ray can reserve: a share of one GPU, or whole ones",
+                    allowed=f"auto, 0, {MIN_GPU_SHARE} to 1, or a whole number",
+                )
+            )
 
     def _check_rungs(self, pruning: Any, evaluation: EvaluationSpec) -> None:
         every = evaluation.every_examples

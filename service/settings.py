@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """Pause between two rounds of the coordinator when nothing happens."""
     max_running_studies: Annotated[int, Field(ge=1)] = 4
-    """Studies that one coordinator runs at the same time; the others wait as `queued`."""
+    """Studies that one coordinator runs at the same time; the others wait as `queued`. Studies whose
+    coordinator died are taken up beyond it."""
     resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long a study waits for a node that could hold its workers before it fails and says so."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -75,6 +75,9 @@ TERMINAL_STUDY_STATES = frozenset(StudyState) - ACTIVE_STUDY_STATES
 LIVE_ATTEMPT_STATES = frozenset({AttemptState.DISPATCHED, AttemptState.RUNNING})
 TERMINAL_ATTEMPT_STATES = _ATTEMPT_ENDS
 
+TRIAL_FAILED = f"trial_{AttemptState.FAILED}"
+"""The kind of event that ends a trial as failed without an attempt that is."""
+
 
 def advance_study(session: Session, study: Study, to: StudyState, reason: str) -> None:
     """Move a study, say why, and note when it started or ended.

@@ -52,7 +52,9 @@ def find_model_folder(spec: ModelSpec) -> Path:
         ModelError: the folder is missing, or the hub does not know the id or cannot be reached.
     """
     folder = Path(spec.id).expanduser()
-    if spec.id.startswith((".", "/", "~")) or folder.is_dir():
+    # A folder that happens to be called `organisation/name` where this process runs is not the hub's model,
+    # and nobody has checked that it lies in the data roots.
+    if spec.id.startswith((".", "~")) or folder.is_absolute():
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise ModelError(

@@ -7,6 +7,8 @@ import errno
 import shlex
 import signal
 import socket
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _GIVE_UP_SECONDS = 60.0
 """The demo's own server restarts within seconds; a longer silence means that it will not come back."""
 
+_CANCEL_SECONDS = 10.0
+"""Trials stop at their next step, so a cancelled study has ended within this; nothing is lost if not."""
+
 
 def demo(
     keep_serving: Annotated[
@@ -49,7 +54,11 @@ def demo(
             from service.supervisor import Supervisor
 
             say("Starting the service: a local Ray, the coordinator and the API ...")
-            with Supervisor(settings) as server, Client(server.url, api_key=api_key) as client:
+            with (
+                sigterm_as_interrupt(),
+                Supervisor(settings) as server,
+                Client(server.url, api_key=api_key) as client,
+            ):
                 study = client.submit(definition)
                 say(f"Study {study.name} submitted; dashboard: {client.dashboard_url()}", "")
                 ended = _follow_or_cancel(client, study)
@@ -68,13 +77,27 @@ def demo(
         raise typer.Exit(REFUSED)
 
 
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Ends the demo on SIGTERM as on Ctrl-C: study cancelled, children stopped, folders removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _follow_or_cancel(client: Client, study: Study) -> Snapshot:
     """Follows the study; on Ctrl-C cancels it, or the next demo in this home would train it as well."""
     try:
         return follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)
     except KeyboardInterrupt:
-        with contextlib.suppress(ClientError):  # it has just ended, or the service has: nothing to cancel
+        # It has just ended, or the service has: nothing to cancel. A second Ctrl-C: nothing to wait for.
+        with contextlib.suppress(ClientError, KeyboardInterrupt):
             client.cancel(study.id)
+            deadline = time.monotonic() + _CANCEL_SECONDS
+            while not client.study(study.id).ended and time.monotonic() < deadline:
+                time.sleep(0.2)
         raise
 
 

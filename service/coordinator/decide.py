@@ -9,7 +9,7 @@ end. A study that meets several of them ends with the first one's reason.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.states import AttemptState, StudyState
@@ -95,6 +95,8 @@ class EndTrial:
 class EndStudy:
     state: StudyState
     reason: str
+    cause: str = field(default="", compare=False)
+    """What brought the end about, where `reason` also says what came of the trials."""
 
 
 Action = Ask | Dispatch | StopAttempt | EndTrial | EndStudy
@@ -129,7 +131,8 @@ def _end_of_study(snapshot: Snapshot) -> EndStudy | None:
     if limits.max_failed_trials is not None and failed > limits.max_failed_trials:
         return EndStudy(
             state=StudyState.FAILED,
-            reason=f"{failed} trials failed; budget.max_failed_trials allows {limits.max_failed_trials}",
+            reason=f"{'1 trial' if failed == 1 else f'{failed} trials'} failed; "
+            f"budget.max_failed_trials allows {limits.max_failed_trials}",
         )
     if limits.timeout_seconds is not None and snapshot.running_seconds >= limits.timeout_seconds:
         return _natural_end(snapshot, f"budget.timeout of {limits.timeout_seconds:g} s reached")
@@ -149,22 +152,20 @@ def _natural_end(snapshot: Snapshot, why: str) -> EndStudy:
     tally = ", ".join(
         f"{outcomes.count(state)} {state.replace('_', ' ')}" for state in AttemptState if state in outcomes
     )
-    return EndStudy(state=StudyState.FAILED, reason=f"{why}, and none completed ({tally or 'none was run'})")
+    reason = f"{why}, and none completed ({tally or 'none was run'})"
+    return EndStudy(state=StudyState.FAILED, reason=reason, cause=why)
 
 
 def _wind_down(snapshot: Snapshot, end: EndStudy) -> Iterator[Action]:
     """Stop what lives, close what waits; the study ends once nothing is alive."""
     live = [t for t in snapshot.trials if t.phase is TrialPhase.LIVE]
+    reason = f"the study ended: {end.cause or end.reason}"
     for trial in live:
         if not trial.stop_requested and trial.live_attempt_id is not None:
-            yield StopAttempt(attempt_id=trial.live_attempt_id, reason=f"the study ended: {end.reason}")
+            yield StopAttempt(attempt_id=trial.live_attempt_id, reason=reason)
     for trial in snapshot.trials:
         if trial.phase is TrialPhase.WAITING:
-            yield EndTrial(
-                trial_number=trial.number,
-                outcome=AttemptState.CANCELLED,
-                reason=f"the study ended: {end.reason}",
-            )
+            yield EndTrial(trial_number=trial.number, outcome=AttemptState.CANCELLED, reason=reason)
     if not live:
         yield end
 

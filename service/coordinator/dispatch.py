@@ -33,6 +33,7 @@ from workers.contract import (
 from workers.gpu_worker import NAMESPACE, find_worker, start_worker
 
 __all__ = [
+    "ClusterError",
     "Decision",
     "Delivered",
     "Delivery",
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+ClusterError = RayError
+"""What calls of `Workers` raise when the cluster itself does not answer."""
 
 LONG_POLL_SECONDS = 5.0
 """How long a worker holds an `events` call open when it has nothing to say."""
@@ -130,7 +134,7 @@ class _Worker:
 class _Call:
     kind: str
     worker_id: str
-    attempt_id: int = 0
+    order: TrialOrder | None = None
     after: int = 0
 
 
@@ -227,7 +231,7 @@ class RayWorkers:
             self._found_dead.append(Gone(worker_id=worker_id, reason="the worker was gone before dispatch"))
             return
         ref = worker.handle.submit.remote(order)
-        self._calls[ref] = _Call(kind="submit", worker_id=worker_id, attempt_id=order.attempt_id)
+        self._calls[ref] = _Call(kind="submit", worker_id=worker_id, order=order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
         """Send a verdict; safe to repeat."""
@@ -273,19 +277,23 @@ class RayWorkers:
             return Ready(worker_id=call.worker_id, info=answer)
         if call.kind == "events":
             return Delivered(worker_id=call.worker_id, events=answer)
-        if answer is not True:
+        if call.order is not None and answer is not True:
             return Refused(
-                worker_id=call.worker_id, attempt_id=call.attempt_id, reason="the worker had no free slot"
+                worker_id=call.worker_id,
+                attempt_id=call.order.attempt_id,
+                reason="the worker had no free slot",
             )
         return None
 
     def _ask_again(self, call: _Call) -> None:
         worker = self._workers.get(call.worker_id)
-        if worker is None or call.kind == "submit":
-            # Whether the order arrived is unknown; the worker's events will tell.
+        if worker is None:
             return
         if call.kind == "info":
             self._calls[worker.handle.info.remote()] = call
+        elif call.order is not None:
+            # Whether the order arrived is unknown; the same attempt twice changes nothing.
+            self.submit(call.worker_id, call.order)
         else:
             self.acknowledge(call.worker_id, call.after)
 

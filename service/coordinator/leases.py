@@ -18,8 +18,6 @@ from service.errors import LeaseLost
 from service.models import Study
 from service.states import StudyState
 
-WORKABLE = (StudyState.QUEUED, StudyState.RUNNING)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
@@ -29,18 +27,24 @@ class Lease:
 
 
 def take(session: Session, *, owner: str, seconds: float, limit: int) -> list[Lease]:
-    """Take every free or expired lease on a workable study, oldest study first, at most `limit`."""
-    if limit <= 0:
-        return []
+    """Take free or expired leases: of all running studies, and of queued ones while under `limit`.
+
+    A running study is never left waiting, whatever the limit: workers that its dead coordinator started
+    still hold what the studies taken in its place would wait for.
+
+    Args:
+        session: a writing transaction; the caller commits it.
+        owner: who takes them.
+        seconds: how long they last unless renewed.
+        limit: how many studies more the owner would run; the oldest are taken first.
+    """
     now = database_now(session)
     free = or_(Study.lease_owner.is_(None), Study.lease_expires_at < now)
-    candidates = session.scalars(
-        select(Study)
-        .where(Study.state.in_(WORKABLE), free)
-        .order_by(Study.created_at, Study.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
+    oldest = select(Study).where(free).order_by(Study.created_at, Study.id).with_for_update(skip_locked=True)
+    candidates = list(session.scalars(oldest.where(Study.state == StudyState.RUNNING)))
+    room = limit - len(candidates)
+    if room > 0:
+        candidates += session.scalars(oldest.where(Study.state == StudyState.QUEUED).limit(room))
     for study in candidates:
         study.lease_owner = owner
         study.lease_expires_at = now + timedelta(seconds=seconds)

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import optuna_store
@@ -24,6 +25,7 @@ from service.coordinator import leases
 from service.coordinator.crew import Crew
 from service.coordinator.decide import Action, Ask, Dispatch, EndStudy, EndTrial, StopAttempt, decide
 from service.coordinator.dispatch import (
+    ClusterError,
     Decision,
     Delivered,
     Delivery,
@@ -123,18 +125,29 @@ class Coordinator:
         with self._database.write() as session:
             taken = leases.take(session, owner=self.owner, seconds=self._settings.lease_seconds, limit=room)
         for lease in taken:
-            run = StudyRun(
-                lease=lease,
-                database=self._database,
-                storage=self._storage,
-                artifacts_dir=self._settings.artifacts_dir,
-            )
+            try:
+                run = StudyRun(
+                    lease=lease,
+                    database=self._database,
+                    storage=self._storage,
+                    artifacts_dir=self._settings.artifacts_dir,
+                )
+            except ValidationError as error:
+                self._refuse(lease, f"this version cannot read the study's definition: {error}")
+                continue
             log.info("took study %s, lease %d", run.name, lease.number)
             shape = self._cluster.shape(run.definition.resources)
             patience = self._settings.resource_timeout_seconds
             self._runs[run.study_id] = run
             self._crews[run.study_id] = Crew(self._cluster, run.study_id, shape, patience=patience)
             self._guarded(run, partial(self._adopt, run))
+
+    def _refuse(self, lease: leases.Lease, reason: str) -> None:
+        """Fail a study that cannot even be taken up, or every coordinator would die of it."""
+        log.error("study %s: %s", lease.study_id, reason)
+        with self._database.write() as session:
+            study = leases.hold(session, lease)
+            advance_study(session, study, StudyState.FAILED, reason)
 
     def _adopt(self, run: StudyRun) -> None:
         """Repair what a predecessor left half done, and find its workers."""
@@ -156,26 +169,35 @@ class Coordinator:
     def _guarded(self, run: StudyRun, work: Callable[[], None]) -> None:
         """Do something for one study; whatever goes wrong there must not touch the others.
 
-        A lost lease means letting go. Trouble with a database is every study's: it ends the process,
-        whose successor takes up where SQL says. Anything else is a fault of ours that this study has
-        met: it fails with the reason, in place of meeting it again for ever.
+        A lost lease means letting go. Trouble with a database or with the cluster is every study's: it
+        ends the process, whose successor takes up where SQL says. Anything else is a fault of ours that
+        this study has met: it fails with the reason, in place of meeting it again for ever.
         """
         try:
-            work()
+            try:
+                work()
+            except (LeaseLost, SQLAlchemyError, optuna_store.StorageInternalError, ClusterError):
+                raise
+            except Exception as error:
+                log.exception("study %s met an internal error", run.name)
+                what = f"{type(error).__name__}: {error}"
+                self._abandon(run, f"internal error, see the coordinator's log: {what}")
         except LeaseLost as error:
             log.warning("letting go of study %s: %s", run.name, error)
             self._runs.pop(run.study_id, None)
             self._crews.pop(run.study_id).detach()
-        except (SQLAlchemyError, optuna_store.StorageInternalError):
-            raise
-        except Exception as error:
-            log.exception("study %s met an internal error", run.name)
-            self._abandon(run, f"internal error, see the coordinator's log: {type(error).__name__}: {error}")
 
     def _abandon(self, run: StudyRun, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
         for worker_id in set(run.live_attempts().values()):
             run.on_lost(worker_id, reason)
+        try:
+            run.close_trials(reason)
+        except LeaseLost:
+            raise
+        except Exception:
+            # Whatever keeps a trial from being closed must not keep the study from its end.
+            log.exception("study %s leaves trials open in Optuna", run.name)
         self._end(run, StudyState.FAILED, reason)
 
     # -- events in -----------------------------------------------------------------------------
@@ -256,10 +278,12 @@ class Coordinator:
         crew.submit(worker_id, order)
 
     def _end(self, run: StudyRun, state: StudyState, reason: str) -> None:
+        self._renew(run)  # Whoever has lost the lease must leave the workers alone.
+        # Before the end is recorded: nobody would look for the workers of a study that is over.
+        self._crews[run.study_id].dismiss()
         run.end(state, reason)
         log.info("study %s %s: %s", run.name, state, reason)
-        self._crews.pop(run.study_id).dismiss()
-        del self._runs[run.study_id]
+        del self._crews[run.study_id], self._runs[run.study_id]
 
 
 def run(settings: Settings) -> None:

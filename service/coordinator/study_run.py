@@ -109,7 +109,9 @@ class StudyRun:
                 free_slots=free_slots,
                 running_seconds=(now - started).total_seconds(),
                 gpu_hours=sum(
-                    a.gpus * ((a.ended_at or now) - (a.started_at or now)).total_seconds() for a in attempts
+                    a.gpus * ((a.ended_at or now) - a.started_at).total_seconds()
+                    for a in attempts
+                    if a.started_at is not None
                 )
                 / 3600,
                 unplaceable_reason=unplaceable_reason,
@@ -313,6 +315,11 @@ class StudyRun:
                 )
             )
         self._tell(number, outcome, reason)
+
+    def close_trials(self, reason: str) -> None:
+        """End every trial that is open still, as cancelled: its study ends without waiting for it."""
+        for trial in optuna_store.unfinished_asks(self._optuna):
+            self.end_trial(trial.number, AttemptState.CANCELLED, reason)
 
     def end(self, state: StudyState, reason: str) -> None:
         with self._transaction() as (session, study):

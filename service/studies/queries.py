@@ -18,7 +18,13 @@ from search_spaces.faults import shown
 from service import optuna_store
 from service.errors import Invalid, NotFound
 from service.models import Attempt, EventRow, Schedule, Study
-from service.states import LIVE_ATTEMPT_STATES, TERMINAL_STUDY_STATES, AttemptState, StudyState
+from service.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_STUDY_STATES,
+    TRIAL_FAILED,
+    AttemptState,
+    StudyState,
+)
 from service.studies.schemas import BestTrial, Counts, EventView, StudyView
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -81,7 +87,7 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     rows = session.execute(select(Schedule.id, Schedule.name).where(Schedule.id.in_(schedule_ids))).all()
     schedules = {row.id: row.name for row in rows}
     return [
-        _view(study, storage, counts.get(study.id, {}), schedules.get(study.schedule_id or ""))
+        _view(session, study, storage, counts.get(study.id, {}), schedules.get(study.schedule_id or ""))
         for study in studies
     ]
 
@@ -113,7 +119,11 @@ def _attempt_counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str,
 
 
 def _view(
-    study: Study, storage: optuna_store.Storage, attempts: dict[str, int], schedule: str | None
+    session: Session,
+    study: Study,
+    storage: optuna_store.Storage,
+    attempts: dict[str, int],
+    schedule: str | None,
 ) -> StudyView:
     summary = optuna_store.read_summary(storage, study.name)
     best = summary.best if summary is not None else None
@@ -130,7 +140,7 @@ def _view(
         schedule=schedule,
         fired_for=study.fired_for,
         trials_requested=search.total_trials,
-        counts=_counts(study, attempts, summary.trials if summary is not None else 0),
+        counts=_counts(session, study, attempts, summary.trials if summary is not None else 0),
         best=None
         if best is None or best.value is None
         else BestTrial(trial_number=best.number, value=best.value, params=search.space.decode(best.params)),
@@ -138,18 +148,27 @@ def _view(
     )
 
 
-def _counts(study: Study, attempts: dict[str, int], trials: int) -> Counts:
+def _counts(session: Session, study: Study, attempts: dict[str, int], trials: int) -> Counts:
     by_state = dict(attempts)
     running = sum(by_state.pop(state, 0) for state in LIVE_ATTEMPT_STATES)
-    lost = by_state.pop(AttemptState.LOST, 0)
+    by_state.pop(AttemptState.LOST, None)
     total = max(trials, sum(attempts.values()))
     waiting = total - running - sum(by_state.values())
+    if waiting:
+        failed = _failed_while_waiting(session, study)
+        by_state[AttemptState.FAILED] = by_state.get(AttemptState.FAILED, 0) + failed
+        waiting -= failed
     if study.state in TERMINAL_STUDY_STATES:
-        # Nothing waits any more: a trial whose last attempt was lost failed, one without any was cancelled.
-        by_state[AttemptState.FAILED] = by_state.get(AttemptState.FAILED, 0) + lost
-        by_state[AttemptState.CANCELLED] = by_state.get(AttemptState.CANCELLED, 0) + waiting - lost
+        by_state[AttemptState.CANCELLED] = by_state.get(AttemptState.CANCELLED, 0) + waiting
         waiting = 0
     return Counts(running=running, waiting=waiting, total=total, **{str(k): n for k, n in by_state.items()})
+
+
+def _failed_while_waiting(session: Session, study: Study) -> int:
+    """Trials that failed without an attempt that did: their workers were lost too often."""
+    number = func.count(EventRow.trial_number.distinct())
+    query = select(number).where(EventRow.study_id == study.id, EventRow.kind == TRIAL_FAILED)
+    return session.scalar(query) or 0
 
 
 def list_events(session: Session, study: Study, *, after: int, limit: int) -> list[EventView]:

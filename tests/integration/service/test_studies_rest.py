@@ -18,7 +18,14 @@ from service import optuna_store
 from service.database import Database
 from service.models import Attempt, Study
 from service.settings import Settings
-from service.states import AttemptState, StudyState, advance_attempt, advance_study
+from service.states import (
+    TRIAL_FAILED,
+    AttemptState,
+    StudyState,
+    advance_attempt,
+    advance_study,
+    append_event,
+)
 
 Make = Callable[..., dict[str, Any]]
 # Nothing here reaches the database, so one of the two is enough.
@@ -479,10 +486,45 @@ def test_a_study_counts_its_trials_by_their_latest_attempt(
     optuna_store.tell(optuna_study, 0, AttemptState.COMPLETED, "done", value=1.25)
     study = client.get("/v1/studies/support-tone").json()
     expected = {"running": 1, "completed": 1, "diverged": 1, "waiting": 2, "total": 5}
-    assert {name: n for name, n in study["counts"].items() if n} == expected
+    assert _counted(study) == expected
     params = client.get("/v1/studies/support-tone/trials/0").json()["params"]
     assert study["best"] == {"trial_number": 0, "value": 1.25, "params": params}
     assert client.get(study["dashboard_path"]).status_code == 200
+
+
+def _counted(study: dict[str, Any]) -> dict[str, int]:
+    return {name: n for name, n in study["counts"].items() if n}
+
+
+def test_a_lost_trial_counts_as_what_became_of_it(
+    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+) -> None:
+    """Lost too often: failed. Waiting for its next attempt when the study was cancelled: cancelled."""
+    study_id = client.post("/v1/studies", json=definition()).json()["id"]
+    wanted = StudyDefinition.model_validate(client.get("/v1/studies/support-tone").json()["definition"])
+    optuna_study = optuna_store.ensure_study(storage, "support-tone", wanted, study_id=study_id)
+    for _ in range(2):
+        optuna_store.ask(optuna_study, wanted)
+    with service_database.write() as session:
+        for number in range(2):
+            attempt = Attempt(
+                study_id=study_id, trial_number=number, ordinal=1, worker_id="w", artifact_dir="/a"
+            )
+            session.add(attempt)
+            session.flush()
+            advance_attempt(session, attempt, AttemptState.LOST, "its worker died")
+        append_event(session, study_id, TRIAL_FAILED, "lost 4 times", trial_number=0)
+    optuna_store.tell(optuna_study, 0, AttemptState.FAILED, "lost 4 times")
+    study = client.get("/v1/studies/support-tone").json()
+    assert _counted(study) == {"failed": 1, "waiting": 1, "total": 2}
+
+    with service_database.write() as session:
+        advance_study(session, session.query(Study).one(), StudyState.CANCELLED, "cancelled on request")
+    optuna_store.tell(optuna_study, 1, AttemptState.CANCELLED, "the study ended")
+    study = client.get("/v1/studies/support-tone").json()
+    assert _counted(study) == {"failed": 1, "cancelled": 1, "total": 2}
+    states = [t["state"] for t in client.get("/v1/studies/support-tone/trials").json()["items"]]
+    assert states == ["failed", "cancelled"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

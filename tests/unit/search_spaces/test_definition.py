@@ -181,6 +181,8 @@ def test_a_fault_names_value_message_and_what_is_allowed(
         ("resources", {"workers": "atuo"}, "resources.workers"),
         ("resources", {"workers": 0}, "resources.workers"),
         ("resources", {"gpus_per_worker": -1}, "resources.gpus_per_worker"),
+        ("resources", {"gpus_per_worker": 1.5}, "resources.gpus_per_worker"),
+        ("resources", {"gpus_per_worker": 1e-6}, "resources.gpus_per_worker"),
         ("pruning", "none", "pruning"),
         ("pruning", {"min_examples": 10}, "pruning.algorithm"),
         ("pruning", {"algorithm": ["asha"]}, "pruning.algorithm"),
@@ -422,3 +424,15 @@ def test_a_hundred_thousand_unknown_keys_are_not_all_reported() -> None:
     with pytest.raises(InvalidDefinition) as caught:
         parse_definition({f"key{i}": i for i in range(40_000)})
     assert len(caught.value.faults) == MAX_FAULTS
+
+
+@pytest.mark.parametrize("gpus", ["auto", 0, 0.25, 1, 2])
+def test_a_worker_may_have_a_share_of_a_gpu_or_whole_ones(document: dict[str, Any], gpus: Any) -> None:
+    definition = parse_definition(document | {"resources": {"gpus_per_worker": gpus}})
+    assert definition.resources.gpus_per_worker == gpus
+
+
+def test_a_wrong_name_is_told_what_a_name_is_in_words(document: dict[str, Any], faults_of: FaultsOf) -> None:
+    fault = faults_of(document | {"name": "a/b"})["name"]
+    assert (fault.value, fault.message) == ("a/b", f"must be {fault.allowed}")
+    assert "letters, digits" in str(fault.allowed)

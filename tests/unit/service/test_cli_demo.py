@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.cli import demo
 from service.cli.changes import Snapshot
 from service.cli.demo import demo_settings, ending, free_port, sigterm_as_interrupt
 from service.cli.errors import CommandError
@@ -122,3 +123,25 @@ def test_sigterm_ends_the_demo_as_an_interrupt_does() -> None:
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupted_demo_waits_until_its_study_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service would be stopped before its coordinator had carried the cancellation out."""
+    asked: list[str] = []
+
+    class FakeClient:
+        def cancel(self, study: str) -> None:
+            asked.append("cancel")
+
+        def study(self, study: str) -> Study:
+            asked.append("study")
+            state = "running" if asked.count("study") == 1 else "cancelled"
+            return Study.model_validate(study_json(state=state))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo._follow_or_cancel(FakeClient(), Study.model_validate(study_json()))  # type: ignore[arg-type]
+    assert asked == ["cancel", "study", "study"]

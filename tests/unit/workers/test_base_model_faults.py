@@ -219,3 +219,14 @@ def test_a_hub_model_without_access_to_the_hub() -> None:
 def test_an_id_that_is_neither_folder_nor_hub_id() -> None:
     """Nothing is asked of the hub for an impossible id."""
     assert "is neither a folder on this worker" in refusal("a/b/c")
+
+
+def test_a_folder_of_the_working_directory_is_not_taken_for_a_hub_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has checked that it lies in the data roots: the service resolves every folder it accepts."""
+    (tmp_path / "org").mkdir()
+    folder.rename(tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "The hub model org/name is not in this worker's cache" in refusal("org/name")

@@ -180,3 +180,16 @@ def test_gpu_hours_complete_a_study_that_has_a_result() -> None:
     assert actions == [
         EndStudy(state=StudyState.COMPLETED, reason="budget.max_gpu_hours of 1 reached (1.25 spent)")
     ]
+
+
+def test_trials_that_a_budget_stops_are_told_of_the_budget_and_not_of_what_came_of_the_others() -> None:
+    actions = decide(snapshot(live(0), waiting(1), limits=limits(timeout_seconds=60.0), running_seconds=61.0))
+    reasons = [a.reason for a in actions if isinstance(a, StopAttempt | EndTrial)]
+    assert reasons == ["the study ended: budget.timeout of 60 s reached"] * 2
+
+
+def test_one_failed_trial_is_counted_in_the_singular() -> None:
+    [end] = decide(snapshot(ended(0, AttemptState.FAILED), limits=limits(max_failed_trials=0)))
+    assert end == EndStudy(
+        state=StudyState.FAILED, reason="1 trial failed; budget.max_failed_trials allows 0"
+    )

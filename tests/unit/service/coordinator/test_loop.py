@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from search_spaces.definition import parse_definition
 from service import database as db
 from service import optuna_store
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator import study_run
+from service.coordinator.dispatch import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
 from service.coordinator.loop import Coordinator
 from service.models import Attempt, Study
 from service.settings import Settings
@@ -254,3 +257,120 @@ def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
     assert "ZeroDivisionError: a bug" in house.study(bad).reason
     assert house.study(good).state == StudyState.COMPLETED
     assert house.cluster.alive == []
+
+
+def test_a_fault_of_ours_leaves_no_trial_running_in_optuna(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    study_id = house.submit()
+
+    def broken_report(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(optuna_store, "report", broken_report)
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.FAILED
+    trials = optuna_store.read_trials(house.storage, "s")
+    assert [(t.state, t.user_attrs["outcome"]) for t in trials] == [("fail", "cancelled")] * 3
+
+
+def test_trouble_with_the_cluster_fails_no_study(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    study_id = house.submit()
+
+    def no_answer(_: Any) -> int:
+        raise ClusterError("the head does not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(house.cluster, "room", no_answer)
+        with pytest.raises(ClusterError):
+            house.coordinator.round()
+    house.crash()
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+
+
+def test_a_stored_definition_that_cannot_be_read_fails_its_study_and_no_other(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    bad, good = house.submit(name="bad"), house.submit(name="good")
+    with house.database.write() as session:
+        study = session.get_one(Study, bad)
+        study.definition = {**study.definition, "from_the_future": 1}
+    house.run(bad, good)
+    assert house.study(bad).state == StudyState.FAILED
+    assert "from_the_future" in house.study(bad).reason
+    assert house.study(good).state == StudyState.COMPLETED
+
+
+def test_half_done_studies_are_taken_up_again_before_and_beyond_new_ones(
+    make_house: Callable[..., House],
+) -> None:
+    """Their workers hold the cluster, for which new studies taken in their place would wait."""
+    house = make_house(cpus=2)
+    half_done = [house.submit(name=f"old-{i}") for i in range(house.settings.max_running_studies)]
+    for _ in range(4):
+        house.coordinator.round()
+    new = [house.submit(name=f"new-{i}") for i in range(house.settings.max_running_studies)]
+    house.cluster.lose_connection()
+    house.coordinator = house.new_coordinator()
+    house.coordinator.round()  # the leases have not run out yet
+    assert [house.study(s).state for s in new] == [StudyState.RUNNING] * len(new)
+    with house.database.write() as session:
+        for study_id in half_done:
+            study = session.get_one(Study, study_id)
+            study.lease_expires_at = study.created_at
+    house.run(*half_done, *new)
+    assert {house.study(s).state for s in (*half_done, *new)} == {StudyState.COMPLETED}
+
+
+def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    study_id = house.submit(search={**DEFINITION["search"], "trials": 2}, budget={"max_gpu_hours": 1})
+    house.coordinator.round()
+    run = next(iter(house.coordinator._runs.values()))
+    now = datetime.now(UTC)
+    spans = [(None, now - timedelta(hours=5)), (now - timedelta(minutes=90), now - timedelta(minutes=30))]
+    with house.database.write() as session:
+        for ordinal, (started_at, ended_at) in enumerate(spans, 1):
+            session.add(
+                Attempt(
+                    study_id=study_id,
+                    trial_number=0,
+                    ordinal=ordinal,
+                    worker_id="w",
+                    artifact_dir="/a",
+                    gpus=1.0,
+                    state=AttemptState.LOST,
+                    started_at=started_at,
+                    ended_at=ended_at,
+                )
+            )
+    snapshot = run.snapshot(free_slots=0, unplaceable_reason=None)
+    assert snapshot.gpu_hours == pytest.approx(1.0)
+
+
+def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    study_id = house.submit(search={**DEFINITION["search"], "trials": 2})
+    advance_study = study_run.advance_study
+
+    def dies(session: Any, study: Any, to: StudyState, reason: str) -> None:
+        if to in TERMINAL_STUDY_STATES:
+            raise OperationalError("the database went away", None, Exception())
+        advance_study(session, study, to, reason)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(study_run, "advance_study", dies)
+        with pytest.raises(OperationalError):
+            house.run(study_id)
+    assert house.cluster.alive == []
+    house.crash()
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
