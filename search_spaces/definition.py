@@ -161,7 +161,7 @@ class BudgetSpec(_Document):
     max_failed_trials: Annotated[Whole, Field(ge=0)] | None = None
     max_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
     timeout: Duration | None = None
-    """Wall clock from the study's start: `90s`, `30m`, `10h`, `2d`, `1h30m`."""
+    """Wall clock from the first trial's dispatch: `90s`, `30m`, `10h`, `2d`, `1h30m`."""
     max_retries: Annotated[Whole, Field(ge=0)] = 3
     """How often a trial whose worker was lost is tried again."""
 

@@ -56,7 +56,7 @@ class Snapshot:
     trials: tuple[TrialSnapshot, ...]
     free_slots: int
     running_seconds: float
-    """Wall clock since the study started."""
+    """Wall clock since the first trial was dispatched."""
     gpu_hours: float
     unplaceable_reason: str | None = None
     """Set when the cluster could not give this study any worker for too long."""

@@ -7,7 +7,9 @@ call is a future that `poll` collects, so one slow or dead worker never holds up
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,6 +61,15 @@ log = logging.getLogger(__name__)
 
 ClusterError = RayError
 """What calls of `Workers` raise when the cluster itself does not answer."""
+
+SILENCE_SECONDS = 60.0
+"""A worker that has been unreachable for this long is given up, and its trials go to another one."""
+
+RESOURCES_SECONDS = 2.0
+"""How long an answer about the cluster's resources is good for: it costs Ray's control process work."""
+
+RETRY_SECONDS = 1.0
+"""Pause before an unreachable worker is asked again."""
 
 LONG_POLL_SECONDS = 5.0
 """How long a worker holds an `events` call open when it has nothing to say."""
@@ -154,6 +165,9 @@ class RayWorkers:
         self._workers: dict[str, _Worker] = {}
         self._calls: dict[Any, _Call] = {}
         self._found_dead: list[Delivery] = []
+        self._silent_since: dict[str, float] = {}
+        self._later: list[tuple[float, _Call]] = []
+        self._resources: tuple[float, dict[str, float]] = (-math.inf, {})
         self._idle = threading.Event()
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
@@ -163,7 +177,7 @@ class RayWorkers:
         """
         gpus = resources.gpus_per_worker
         if gpus == "auto":
-            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+            gpus = 1.0 if self._cluster_resources().get("GPU", 0) >= 1 else 0.0
         return WorkerShape(num_cpus=1.0, num_gpus=float(gpus))
 
     def capacity(self, shape: WorkerShape) -> int:
@@ -174,11 +188,18 @@ class RayWorkers:
 
     def room(self, shape: WorkerShape) -> int:
         """How many more such workers fit beside those this coordinator already has."""
-        free = dict(ray.cluster_resources())
+        free = dict(self._cluster_resources())
         for worker in self._workers.values():
             free["CPU"] = free.get("CPU", 0) - worker.shape.num_cpus
             free["GPU"] = free.get("GPU", 0) - worker.shape.num_gpus
         return _fits(free, shape)
+
+    def _cluster_resources(self) -> dict[str, float]:
+        at, resources = self._resources
+        if time.monotonic() - at > RESOURCES_SECONDS:
+            resources = ray.cluster_resources()
+            self._resources = (time.monotonic(), resources)
+        return resources
 
     def start(self, study_id: str, shape: WorkerShape) -> str:
         """Start a worker for one study; `poll` says `Ready` once it can take orders."""
@@ -210,6 +231,11 @@ class RayWorkers:
         if self._found_dead:
             deliveries, self._found_dead = self._found_dead, []
             return deliveries
+        now = time.monotonic()
+        due = [call for at, call in self._later if at <= now]
+        self._later = [(at, call) for at, call in self._later if at > now]
+        for call in due:
+            self._ask_again(call)
         if not self._calls:
             self._idle.wait(timeout_s)
             return []
@@ -257,6 +283,7 @@ class RayWorkers:
     def forget(self, worker_id: str) -> None:
         """Stop listening to a worker, and leave it alone."""
         self._workers.pop(worker_id, None)
+        self._silent_since.pop(worker_id, None)
         self._calls = {ref: c for ref, c in self._calls.items() if c.worker_id != worker_id}
 
     def _collect(self, ref: Any) -> Delivery | None:
@@ -266,13 +293,18 @@ class RayWorkers:
         try:
             answer = ray.get(ref)
         except ActorUnavailableError as error:
-            # A network hiccup, not a death: the same question again.
-            log.warning("worker %s did not answer: %s", call.worker_id, error)
-            self._ask_again(call)
+            since = self._silent_since.setdefault(call.worker_id, time.monotonic())
+            if time.monotonic() - since > SILENCE_SECONDS:
+                self.forget(call.worker_id)
+                return Gone(worker_id=call.worker_id, reason=f"unreachable for {SILENCE_SECONDS:g} s")
+            # Perhaps a network hiccup: the same question again.
+            log.warning("worker %s did not answer: %s", call.worker_id, _first_line(error))
+            self._later.append((time.monotonic() + RETRY_SECONDS, call))
             return None
         except RayError as error:
             self.forget(call.worker_id)
             return Gone(worker_id=call.worker_id, reason=_first_line(error))
+        self._silent_since.pop(call.worker_id, None)
         if call.kind == "info":
             return Ready(worker_id=call.worker_id, info=answer)
         if call.kind == "events":

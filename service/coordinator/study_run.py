@@ -93,7 +93,8 @@ class StudyRun:
             study = session.get_one(Study, self.study_id)
             attempts = session.scalars(select(Attempt).where(Attempt.study_id == self.study_id)).all()
             now = database_now(session)
-            started = study.started_at or now
+            # From the first dispatch: a study that waits for another's workers has spent nothing.
+            started = min((a.dispatched_at for a in attempts), default=now)
             return Snapshot(
                 state=StudyState(study.state),
                 cancel_requested=study.cancel_requested,
