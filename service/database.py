@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, select, t
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
-from service import optuna_store
+from service import optuna_store, sqlite_files
 from service.errors import SchemaOutOfDate
 from service.settings import OPTUNA_SCHEMA, SQLITE_BUSY_SECONDS, Settings, make_home
 
@@ -70,7 +70,7 @@ def open_database(settings: Settings) -> Database:
 
 
 def make_engine(settings: Settings) -> Engine:
-    """The engine of the service's tables. On SQLite: WAL, a busy timeout, foreign keys."""
+    """The engine of the service's tables. On SQLite: a busy timeout, foreign keys, explicit transactions."""
     url = make_url(settings.database_url)
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True, json_serializer=_dumps)
@@ -102,7 +102,6 @@ def _finite(value: Any) -> Any:
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transaction by itself; `_begin_sqlite` does
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode safe against a crash of the process
     connection.execute("PRAGMA foreign_keys=ON")
 
@@ -164,8 +163,11 @@ def upgrade(settings: Settings) -> None:
 @contextmanager
 def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
     if engine.dialect.name == "sqlite":
-        with engine.execution_options(**{_WRITES: True}).begin() as connection:
-            yield connection
+        url = engine.url.render_as_string(hide_password=False)
+        with sqlite_files.alone(url):
+            sqlite_files.use_write_ahead_log(url)
+            with engine.execution_options(**{_WRITES: True}).begin() as connection:
+                yield connection
         return
     with engine.connect() as guard, engine.connect() as connection:
         guard.execute(select(func.pg_advisory_lock(_UPGRADE_LOCK)))

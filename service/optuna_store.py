@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from search_spaces import pruners, samplers
 from search_spaces.definition import StudyDefinition
-from service import pruning_reasons
+from service import pruning_reasons, sqlite_files
 from service.errors import SchemaOutOfDate
 from service.settings import SQLITE_BUSY_SECONDS, Settings, make_home
 from service.states import AttemptState
@@ -107,6 +107,8 @@ def check_storage(storage: Storage) -> None:
 def create_tables(settings: Settings) -> None:
     """Create or upgrade Optuna's own tables. The caller holds the upgrade's lock."""
     make_home(settings)
+    if make_url(settings.optuna_url).get_backend_name() == "sqlite":
+        sqlite_files.use_write_ahead_log(settings.optuna_url)
     storage = RDBStorage(
         settings.optuna_url, engine_kwargs=_engine_options(settings), skip_compatibility_check=True
     )
@@ -135,12 +137,11 @@ def _engine_options(settings: Settings) -> dict[str, Any]:
 
 
 def _tune(engine: Engine) -> None:
-    """On SQLite: WAL, so that readers and the coordinator's writes do not wait for each other."""
+    """On SQLite in WAL mode this is safe against a crash of the process, and commits need not wait."""
     if engine.dialect.name != "sqlite":
         return
 
     def set_up(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     event.listen(engine, "connect", set_up)

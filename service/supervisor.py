@@ -58,6 +58,11 @@ class Supervisor:
         host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
         return f"http://{host}:{self.settings.port}"
 
+    @property
+    def coordinator_pid(self) -> int | None:
+        """Process id of the coordinator that runs now."""
+        return None if self._coordinator is None else self._coordinator.pid
+
     def __enter__(self) -> Self:
         database.upgrade(self.settings)
         try:

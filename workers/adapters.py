@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
@@ -62,13 +63,18 @@ class AdapterHost:
 
         Raises:
             AdapterError: `target_modules` matches no layer of the base.
+            Exception: PEFT's or torch's, when it cannot be made; nothing of it stays on the base.
         """
         config = self._config(recipe)
-        with seeded(recipe.seed, self.base.device):
-            if self._peft is None:
-                self._peft = get_peft_model(self.base.model, config, adapter_name=name)
-            else:
-                self._peft.add_adapter(name, config)
+        try:
+            with seeded(recipe.seed, self.base.device):
+                if self._peft is None:
+                    self._peft = get_peft_model(self.base.model, config, adapter_name=name)
+                else:
+                    self._peft.add_adapter(name, config)
+        except BaseException:
+            self._take_back(name)
+            raise
         self._names.append(name)
         self.activate(name)
         return Adapter(name, tuple(self._parameters(name).values()))
@@ -119,6 +125,18 @@ class AdapterHost:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
+    def _take_back(self, name: str) -> None:
+        """Removes a half-made adapter: PEFT wraps layer after layer, and leaves them so when one fails."""
+        if self._peft is not None:
+            self.activate(self._names[0])  # PEFT warns when the active adapter is deleted
+        for path, module in list(self.base.model.named_modules()):
+            if not isinstance(module, BaseTunerLayer):
+                continue
+            if self._peft is not None:
+                module.delete_adapter(name)
+            else:
+                self.base.model.set_submodule(path, module.get_base_layer())
+
     def _config(self, recipe: Recipe) -> LoraConfig:
         selected = resolve_target_modules(recipe.target_modules, self._linear, type(self.base.model).__name__)
         alpha = recipe.alpha
@@ -161,5 +179,9 @@ def _replace(fresh: Path, folder: Path) -> None:
         return
     older = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     folder.rename(older)
-    fresh.rename(folder)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        older.rename(folder)
+        raise
     shutil.rmtree(older)

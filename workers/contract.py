@@ -48,7 +48,7 @@ class TrialOrder:
     evaluation: EvaluationSpec
     micro_batch_size: int | None
     """Examples per forward pass; None: the worker chooses. Changes no number, but for the activations that
-    LoRA dropout drops, which it draws by micro-batch."""
+    dropout drops (LoRA's, or the base's own, as in GPT-2), which it draws by micro-batch."""
     artifact_dir: str
 
 

@@ -18,7 +18,14 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from workers.errors import DataError, RowError
-from workers.tokenization import IGNORED, EncodedRow, Segment, encode_segments
+from workers.tokenization import (
+    IGNORED,
+    EncodedRow,
+    Segment,
+    check_text,
+    encode_segments,
+    is_special,
+)
 
 Message = Mapping[str, Any]
 
@@ -27,6 +34,9 @@ _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 def check_messages(messages: object, field: str) -> list[Message]:
     """A list of messages, each with a role and a content.
+
+    Parquet and hub data give every message the keys of all, as None where it has none. Those keys are left
+    out: templates ask whether a message *has* tool calls or a name.
 
     Raises:
         RowError: it is something else; the message says what.
@@ -46,7 +56,12 @@ def check_messages(messages: object, field: str) -> list[Message]:
                 f"The 'content' of message {number} of {field!r} is {_kind(message.get('content'))}; "
                 "expected a text."
             )
-    return messages
+        if isinstance(message.get("content"), str):
+            check_text(message["content"], f"Message {number} of {field!r}")
+    return [
+        {key: value for key, value in message.items() if value is not None or key == "content"}
+        for message in messages
+    ]
 
 
 def encode_conversation(
@@ -95,10 +110,13 @@ def _encode_marked(
     except (TemplateError, ValueError, TypeError, KeyError) as error:
         raise RowError(f"The tokenizer's chat template refuses this conversation: {error}") from error
     input_ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-    special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id}
+
+    def ends_turn(token: int) -> bool:
+        return token != tokenizer.bos_token_id and is_special(tokenizer, token)
+
     for i in range(1, len(mask)):
         # Markers that stop short of the end-of-turn token would leave a model that never stops.
-        if mask[i - 1] and not mask[i] and input_ids[i - 1] not in special and input_ids[i] in special:
+        if mask[i - 1] and not mask[i] and not ends_turn(input_ids[i - 1]) and ends_turn(input_ids[i]):
             mask[i] = 1
     return EncodedRow(
         input_ids, [token if on else IGNORED for token, on in zip(input_ids, mask, strict=True)]
@@ -156,20 +174,23 @@ def _rendered_before(
 def _without_trailing_space(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:
     """Unsupervises the white space that a template writes after an end-of-turn token.
 
-    Generation has stopped by then, so the model never writes it.
+    Generation has stopped by then, so the model never writes it. White space after a special token *within*
+    a turn stays supervised.
     """
-    special = set(tokenizer.all_special_ids)
     labels = list(row.labels)
-    after_end = False
-    for i, (token, label) in enumerate(zip(row.input_ids, row.labels, strict=True)):
-        if label == IGNORED:
-            after_end = False
-        elif token in special:
-            after_end = True
-        elif after_end and not tokenizer.decode([token]).strip():
-            labels[i] = IGNORED
+    blanks: list[int] | None = []  # white space at the end of a turn; None while in the turn itself
+    for i in reversed(range(len(labels))):
+        if labels[i] == IGNORED:
+            blanks = []
+        elif blanks is None:
+            continue
+        elif not tokenizer.decode([labels[i]]).strip():
+            blanks.append(i)
         else:
-            after_end = False
+            if is_special(tokenizer, labels[i]):
+                for blank in blanks:
+                    labels[blank] = IGNORED
+            blanks = None
     return EncodedRow(row.input_ids, labels)
 
 

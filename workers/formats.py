@@ -21,6 +21,7 @@ from workers.errors import DataError, RowError
 from workers.tokenization import (
     EncodedRow,
     Segment,
+    check_text,
     encode_segments,
     end_of_text_id,
     leading_special_ids,
@@ -58,11 +59,12 @@ class Format:
 
 def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
     text = _text(row, "text")
-    end = end_of_text_id(tokenizer)
-    encoded = encode_segments(tokenizer, [Segment(text, True)], prefix=leading_special_ids(tokenizer))
-    if encoded.input_ids[-1] == end:  # written in the text already
-        return encoded
-    return EncodedRow([*encoded.input_ids, end], [*encoded.labels, end])
+    return encode_segments(
+        tokenizer,
+        [Segment(text, True)],
+        prefix=leading_special_ids(tokenizer),
+        suffix=[end_of_text_id(tokenizer)],
+    )
 
 
 def _encode_prompt_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
@@ -102,7 +104,7 @@ def _text(row: Row, field: str, *, empty: bool = False) -> str:
         raise RowError(f"The field {field!r} is of type {type(value).__name__}; expected a text.")
     if not empty and not value.strip():
         raise RowError(f"The field {field!r} is empty; expected a text. Remove the row or fill it in.")
-    return value
+    return check_text(value, f"The field {field!r}")
 
 
 FORMATS: dict[str, Format] = {

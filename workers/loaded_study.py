@@ -37,9 +37,10 @@ class LoadedStudies:
     @property
     def description(self) -> str | None:
         """Model id and quantization of the loaded base, if any."""
-        if self._base is None:
+        base = self._base  # read once: another thread asks while the training thread changes it
+        if base is None:
             return None
-        spec = self._base.host.base.spec
+        spec = base.host.base.spec
         return f"{spec.id} {spec.quantization}"
 
     def load(
@@ -72,7 +73,7 @@ class LoadedStudies:
 
 
 def _base_key(spec: ModelSpec) -> tuple[object, ...]:
-    folder = Path(spec.id)
+    folder = Path(spec.id).expanduser()
     if not folder.is_dir():
         return (spec.model_dump_json(),)
     files = sorted((file.name, file.stat()) for file in folder.iterdir() if file.is_file())

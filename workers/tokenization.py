@@ -2,7 +2,8 @@
 
 Whatever comes before the supervised part is tokenised as it will be at inference, where it stands alone:
 a token never spans the boundary. Special tokens that a tokenizer puts before every text (a BOS) come once, at
-the very start; those it puts after every text are left out, because the text goes on.
+the very start; those it puts after every text are left out, because the text goes on. A BOS or an end token
+that is written in the text already is not doubled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from workers.errors import ModelError
+from workers.errors import ModelError, RowError
 
 IGNORED = -100
 """The label of a token that carries no loss (the value PyTorch and transformers ignore)."""
@@ -50,17 +51,50 @@ def encode_segments(
     Args:
         tokenizer: adds no special tokens here, but recognises those written in the text.
         segments: in order; together they are the text.
-        prefix: token ids put before everything, never supervised.
-        suffix: token ids put after everything, supervised.
+        prefix: token ids put before everything, never supervised; left out where the text begins with them.
+        suffix: token ids put after everything, supervised; left out where the text ends with them.
     """
     pieces = _split_jointly(tokenizer, segments)
     if pieces is None:
         pieces = [_ids(tokenizer, segment.text) for segment in segments]
-    input_ids, labels = list(prefix), [IGNORED] * len(prefix)
+    input_ids: list[int] = []
+    labels: list[int] = []
     for segment, ids in zip(segments, pieces, strict=True):
         input_ids += ids
         labels += ids if segment.supervised else [IGNORED] * len(ids)
+    if prefix and input_ids[: len(prefix)] == list(prefix):
+        labels[: len(prefix)] = [IGNORED] * len(prefix)
+    else:
+        input_ids, labels = [*prefix, *input_ids], [IGNORED] * len(prefix) + labels
+    if suffix and input_ids[-len(suffix) :] == list(suffix):
+        suffix = ()
     return EncodedRow([*input_ids, *suffix], [*labels, *suffix])
+
+
+def check_text(text: str, what: str) -> str:
+    r"""A text that can be tokenised, as it is.
+
+    Raises:
+        RowError: it holds half of a surrogate pair. JSON can escape one (`\ud83d`), UTF-8 cannot encode it,
+            and tokenizers say only that it is not a text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"{what} holds {error.object[error.start]!a}, half of a surrogate pair, which is no character. "
+            "Write the whole character, or remove it."
+        ) from error
+    return text
+
+
+def is_special(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a token is a control token, not text.
+
+    Asked of decoding, because `all_special_ids` lacks the special tokens that have no role of their own,
+    such as the end-of-turn token of Phi-3.
+    """
+    return bool(tokenizer.decode([token])) and not tokenizer.decode([token], skip_special_tokens=True)
 
 
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

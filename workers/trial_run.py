@@ -147,7 +147,7 @@ class TrialRun:
 
         The loss is the sum over the batch's supervised tokens divided by how many there are in the *whole*
         effective batch, so 8 x 1, 4 x 2 and 1 x 8 examples give the same number and the same gradient.
-        (LoRA dropout, when on, draws by micro-batch: then the split changes which activations drop.)
+        (Dropout, LoRA's or the base's own, draws by micro-batch: the split changes which activations drop.)
 
         Raises:
             TrialEndedError: The loss or the gradient is not finite, the smoothed loss has diverged, or the

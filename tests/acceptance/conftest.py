@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class House:
     settings: Settings
     client: httpx.Client
     folder: Path
+    supervisor: Supervisor
 
     def definition(self, name: str, **changes: Any) -> dict[str, Any]:
         """A study of seconds: nf4, 48 rows, a tiny base."""
@@ -71,6 +72,12 @@ class House:
             assert time.monotonic() < deadline, f"{name} did not end in time: {study['counts']}"
             time.sleep(0.2)
 
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not come true in time"
+            time.sleep(0.1)
+
     def trials(self, name: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self.client.get(f"/v1/studies/{name}/trials").json()["items"]
         return items
@@ -111,7 +118,8 @@ def house(
         data_roots=(study_folder, tiny_base_dir),
         port=free_port(),
         poll_seconds=0.1,
+        lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,
     )
     with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        yield House(settings=settings, client=client, folder=study_folder)
+        yield House(settings=settings, client=client, folder=study_folder, supervisor=server)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 import threading
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -100,3 +103,12 @@ def test_optuna_tables_live_apart_from_the_services(
 def test_the_home_folder_is_the_owners_alone(empty_settings: Settings) -> None:
     database.upgrade(empty_settings)
     assert stat.S_IMODE(empty_settings.home.stat().st_mode) == 0o700
+
+
+def test_both_sqlite_files_use_a_write_ahead_log(tmp_path: Path) -> None:
+    """So that readers never wait for the coordinator; the mode stays with the file."""
+    settings = Settings(home=tmp_path)
+    database.upgrade(settings)
+    for name in ("nightsweep.db", "optuna.db"):
+        with closing(sqlite3.connect(tmp_path / name)) as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

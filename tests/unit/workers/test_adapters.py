@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -201,6 +202,67 @@ def test_a_save_that_fails_leaves_the_older_adapter_and_no_debris(
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == before
     host.remove("first")
+
+
+def test_a_save_that_cannot_be_moved_into_place_leaves_the_older_adapter(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = AdapterHost(base)
+    host.add("first", Recipe(lora_r=2))
+    host.save("first", tmp_path / "best")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()}
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def rename_but_once(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError("no such device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_but_once)
+    with pytest.raises(OSError, match="no such device"):
+        host.save("first", tmp_path / "best")
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == before
+    host.remove("first")
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_adapter_that_cannot_be_made_leaves_nothing_behind(
+    base: LoadedBase, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory runs out in the middle of a high rank's matrices, after PEFT has wrapped some layers."""
+    host = AdapterHost(base)
+    attention = Recipe(lora_r=2, target_modules="attention")
+    kept = [host.add(f"other-{number}", attention) for number in range(others)]
+    for adapter in kept:
+        disturb(adapter)
+    modules = {name: type(module) for name, module in base.model.named_modules()}
+    parameters = [name for name, _ in base.model.named_parameters()]
+    before = logits_in_eval(base)
+    update_layer, layers = LoraLayer.update_layer, []
+
+    def run_out_at_the_sixth(self: LoraLayer, *args: object, **kwargs: object) -> None:
+        layers.append(self)
+        if len(layers) == 6:
+            raise torch.OutOfMemoryError("out of memory")
+        update_layer(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraLayer, "update_layer", run_out_at_the_sixth)
+        with pytest.raises(torch.OutOfMemoryError):
+            host.add("large", Recipe(lora_r=8))
+    assert [name for name, _ in base.model.named_parameters() if "large" in name] == []
+    assert torch.equal(logits_in_eval(base), before)
+    if not others:
+        assert {name: type(module) for name, module in base.model.named_modules()} == modules
+        assert [name for name, _ in base.model.named_parameters()] == parameters
+    again = host.add("large", Recipe(lora_r=8))
+    assert all(parameter.requires_grad for parameter in again.parameters)
+    host.remove("large")
+    for number in range(others):
+        host.remove(f"other-{number}")
 
 
 def test_a_recipe_that_matches_no_layer_leaves_the_base_bare(base: LoadedBase) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, build_tiny_tokenizer
@@ -46,6 +47,16 @@ def test_text_is_supervised_whole_with_its_end(tokenizer: PreTrainedTokenizerFas
 def test_an_end_that_is_written_in_the_text_comes_once(tokenizer: PreTrainedTokenizerFast) -> None:
     """No second EOS is added."""
     assert encode("text", {"text": f"the lamp{EOS}"}, tokenizer)[0] == f"the lamp{EOS}"
+
+
+def test_special_tokens_that_are_written_in_the_text_are_not_doubled(
+    bos_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """As in text that a chat template has rendered: one BOS, one end."""
+    whole = f"{BOS}turn on the light{EOS}"
+    assert encode("text", {"text": whole}, bos_tokenizer) == (whole, f"turn on the light{EOS}")
+    pair = {"prompt": f"{BOS}turn on", "completion": f" the light{EOS}"}
+    assert encode("prompt_completion", pair, bos_tokenizer) == (whole, f" the light{EOS}")
 
 
 def test_prompt_completion_has_loss_on_the_completion_and_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -117,6 +128,36 @@ def test_markers_that_stop_before_the_end_of_turn_are_extended_by_it() -> None:
     )
     tokenizer = build_tiny_tokenizer(chat_template=template)
     assert encode("messages", {"messages": [ASK, ANSWER, ASK_AGAIN]}, tokenizer)[1] == f"done{EOS}"
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_WITH_MARKERS])
+def test_an_end_of_turn_token_without_a_role_of_its_own_is_supervised(template: str) -> None:
+    """Phi-3's `<|end|>` is a special token, but not among `all_special_ids`."""
+    ending = "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    template = template.replace(ending, "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}")
+    tokenizer = build_tiny_tokenizer(chat_template=template.replace(EOS, "<|end|>"))
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    assert tokenizer.convert_tokens_to_ids("<|end|>") not in tokenizer.all_special_ids
+    kept = encode("messages", {"messages": [ASK, ANSWER, ASK_AGAIN, ANSWER_AGAIN]}, tokenizer)[1]
+    assert kept == "done<|end|>four<|end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_WITH_MARKERS])
+def test_white_space_after_a_special_token_within_a_turn_is_supervised(template: str) -> None:
+    """The model must write it; only what follows the end of the turn is the template's."""
+    tokenizer = build_tiny_tokenizer(chat_template=template)
+    tokenizer.add_tokens([AddedToken("<call>", special=True)])
+    answer = {"role": "assistant", "content": "<call>\n\ndone"}
+    kept = encode("messages", {"messages": [ASK, answer, ASK_AGAIN, ANSWER_AGAIN]}, tokenizer)[1]
+    assert kept == f"<call>\n\ndone{EOS}four{EOS}"
+
+
+def test_keys_that_parquet_fills_up_with_none_are_left_out() -> None:
+    """Templates ask whether a message has a key, as Llama 3.1's does with tool_calls."""
+    template = CHATML.replace("message['content']", "(message['content'] ~ ' calls' * ('calls' in message))")
+    tokenizer = build_tiny_tokenizer(chat_template=template)
+    messages = [{**ASK, "calls": None}, {**ANSWER, "calls": None}]
+    assert encode("messages", {"messages": messages}, tokenizer)[1] == f"done{EOS}"
 
 
 def test_a_template_without_generation_prompt(bos_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -227,6 +268,12 @@ def test_alpaca_without_input(extra: dict[str, Any], tokenizer: PreTrainedTokeni
         ("prompt_completion", {"prompt": "a", "completion": ""}, "The field 'completion' is empty"),
         ("prompt_completion", {"prompt": [ASK], "completion": "a"}, "'completion' is of type str"),
         ("alpaca", {"instruction": "a", "output": ""}, "The field 'output' is empty"),
+        ("text", {"text": "a\ud83db"}, r"The field 'text' holds '\\ud83d', half of a surrogate pair"),
+        (
+            "messages",
+            {"messages": [ASK, {"role": "assistant", "content": "\udc00"}]},
+            r"Message 2 of 'messages' holds '\\udc00', half of a surrogate pair",
+        ),
         ("alpaca", {"instruction": "a", "input": 1, "output": "b"}, "The field 'input' is of type int"),
     ],
 )

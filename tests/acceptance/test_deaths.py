@@ -1,0 +1,76 @@
+"""What dies comes back, and the study ends as it would have."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.conftest import House
+
+RANDOM = {
+    "algorithm": "random",
+    "trials": 4,
+    "seed": 5,
+    "space": {"learning_rate": {"min": 1e-4, "max": 1e-2, "scale": "log"}},
+}
+
+
+def results(house: House, name: str) -> list[tuple[Any, ...]]:
+    keys = ("number", "state", "value", "params", "rungs")
+    return [tuple(trial[key] for key in keys) for trial in house.trials(name)]
+
+
+def worker_pids(house: House) -> list[int]:
+    """Processes of this service's workers: Ray titles them, and they inherit the service's environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            title, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::") and b"GpuWorker" in title and bytes(house.settings.home) in environment:
+            found.append(int(entry.name))
+    return found
+
+
+def early(trials: list[dict[str, Any]]) -> int:
+    """How many running trials have seen less than half of their examples."""
+    running = [trial["progress"] for trial in trials if trial["state"] == "running"]
+    return sum(2 * seen["examples_seen"] < seen["total_examples"] for seen in running)
+
+
+def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: House) -> None:
+    """Same trials, same values and same rungs as the undisturbed study; nothing told twice."""
+    changes = {
+        "search": RANDOM,
+        "recipe": {"batch_size": 2, "epochs": 40},
+        "evaluation": {"every_examples": 640},
+    }
+    house.submit(house.definition("calm", **changes))
+    house.wait("calm")
+
+    house.submit(house.definition("stormy", **changes))
+    house.wait_for(lambda: any(t["rungs"] for t in house.trials("stormy")), "a first rung")
+    coordinator = house.supervisor.coordinator_pid
+    assert coordinator is not None
+    os.kill(coordinator, signal.SIGKILL)
+    house.wait_for(lambda: house.supervisor.coordinator_pid != coordinator, "another coordinator")
+    events = house.client.get("/v1/studies/stormy/events").json()["items"]
+    house.wait_for(
+        lambda: (
+            any(t["state"] == "running" for t in house.trials("stormy"))
+            and house.client.get("/v1/studies/stormy/events").json()["items"] != events
+        ),
+        "the new coordinator's first write",
+    )
+    # Both workers in the first half of a trial, so that whichever dies takes one along.
+    house.wait_for(lambda: early(house.trials("stormy")) == 2, "two trials in their first half")
+    os.kill(worker_pids(house)[0], signal.SIGKILL)
+
+    study = house.wait("stormy")
+    assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
+    assert results(house, "stormy") == results(house, "calm")
+    lost = [a for t in house.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
+    assert len(lost) == 1
