@@ -81,9 +81,16 @@ def encode_conversation(
 
     Raises:
         DataError: the tokenizer has no chat template, or it is not prefix-consistent.
-        RowError: the template refuses this conversation.
+        RowError: the template refuses this conversation, or does not render its tool calls.
     """
     template = _template(tokenizer, tools)
+    caller = next((number for number, m in enumerate(messages, start=1) if m.get("tool_calls")), None)
+    if caller is not None and "tool_calls" not in template:
+        raise RowError(
+            f"Message {caller} calls tools, but the tokenizer's chat template renders no tool_calls, so the "
+            "calls would be lost. Use a model whose chat template knows tools, or write the calls into the "
+            "content."
+        )
     if _GENERATION_MARKER.search(template) and first == 0:
         return _encode_marked(tokenizer, messages, tools)
     return _encode_by_prefixes(tokenizer, messages, first, tools)

@@ -144,6 +144,11 @@ def _read_csv(path: Path) -> Iterator[PlacedRow]:
             header = reader.fieldnames
             if header is None:
                 return
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise DataError(
+                    f"{path}:1: the header names the column {twice[0]!r} more than once, so a record's value "
+                    "of it cannot be told. Rename or remove the repeated columns."
+                )
             end = reader.line_num
             for row in reader:
                 place, end = f"{path}:{end + 1}", reader.line_num

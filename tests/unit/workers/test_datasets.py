@@ -277,6 +277,7 @@ def test_the_eval_data_must_have_the_train_datas_format(good: str, tmp_path: Pat
         ("d.json", '{"rows": []}', "", 'must hold a list of objects, or {"data": [...]}'),
         ("d.csv", 'text,n\n"a\nb",1\n"",2\n', ":4", "The field 'text' is empty"),
         ("d.csv", "text,n\na,1\nb\n", ":3", "the record has 1 cells, the header 2"),
+        ("d.csv", "text,n,text\na,1,b\n", ":1", "the header names the column 'text' more than once"),
         ("d.csv", "text\na\nb,c\n", ":3", "the record has 2 cells, the header 1"),
         ("d.csv", 'text\na\n"b"c\n', ":3", "the record is not valid CSV"),
         ("d.csv", "text\n\udcff\n", "", "is not UTF-8"),

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny_models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, build_tiny_tokenizer
+from tests.tiny_models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, TURN, build_tiny_tokenizer
 from workers.errors import DataError, ModelError, RowError
 from workers.formats import FORMATS, detect_format
 
@@ -146,10 +146,28 @@ def test_an_end_of_turn_token_without_a_role_of_its_own_is_supervised(template: 
 def test_white_space_after_a_special_token_within_a_turn_is_supervised(template: str) -> None:
     """The model must write it; only what follows the end of the turn is the template's."""
     tokenizer = build_tiny_tokenizer(chat_template=template)
-    tokenizer.add_tokens([AddedToken("<call>", special=True)])
-    answer = {"role": "assistant", "content": "<call>\n\ndone"}
+    answer = {"role": "assistant", "content": f"{TURN}\n\ndone"}
     kept = encode("messages", {"messages": [ASK, answer, ASK_AGAIN, ANSWER_AGAIN]}, tokenizer)[1]
-    assert kept == f"<call>\n\ndone{EOS}four{EOS}"
+    assert kept == f"{TURN}\n\ndone{EOS}four{EOS}"
+
+
+@pytest.mark.parametrize("content", [{"content": ""}, {"content": None}, {}])
+def test_tool_calls_that_the_template_does_not_render_are_refused(content: dict[str, Any]) -> None:
+    """Else the model would learn to answer with nothing, or with the word None."""
+    template = CHATML.replace("+ message['content'] +", "~ message['content'] ~")
+    call = {"type": "function", "function": {"name": "switch", "arguments": {"lamp": "on"}}}
+    answer = {"role": "assistant", "tool_calls": [call], **content}
+    with pytest.raises(RowError, match=r"Message 2 calls tools, .* renders no tool_calls"):
+        encode("messages", {"messages": [ASK, answer]}, build_tiny_tokenizer(chat_template=template))
+
+
+def test_tool_calls_that_the_template_renders_carry_loss() -> None:
+    """They are the assistant's turn."""
+    called = "(message['content'] or message['tool_calls'][0]['function']['name'])"
+    tokenizer = build_tiny_tokenizer(chat_template=CHATML.replace("message['content']", called))
+    call = {"type": "function", "function": {"name": "switch", "arguments": {}}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert encode("messages", {"messages": [ASK, answer]}, tokenizer)[1] == f"switch{EOS}"
 
 
 def test_keys_that_parquet_fills_up_with_none_are_left_out() -> None:
