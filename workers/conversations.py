@@ -35,9 +35,6 @@ _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def check_messages(messages: object, field: str) -> list[Message]:
     """A list of messages, each with a role and a content.
 
-    Parquet and hub data give every message the keys of all, as None where it has none. Those keys are left
-    out: templates ask whether a message *has* tool calls or a name.
-
     Raises:
         RowError: it is something else; the message says what.
     """
@@ -58,10 +55,7 @@ def check_messages(messages: object, field: str) -> list[Message]:
             )
         if isinstance(message.get("content"), str):
             check_text(message["content"], f"Message {number} of {field!r}")
-    return [
-        {key: value for key, value in message.items() if value is not None or key == "content"}
-        for message in messages
-    ]
+    return messages
 
 
 def encode_conversation(

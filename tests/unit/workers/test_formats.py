@@ -170,14 +170,6 @@ def test_tool_calls_that_the_template_renders_carry_loss() -> None:
     assert encode("messages", {"messages": [ASK, answer]}, tokenizer)[1] == f"switch{EOS}"
 
 
-def test_keys_that_parquet_fills_up_with_none_are_left_out() -> None:
-    """Templates ask whether a message has a key, as Llama 3.1's does with tool_calls."""
-    template = CHATML.replace("message['content']", "(message['content'] ~ ' calls' * ('calls' in message))")
-    tokenizer = build_tiny_tokenizer(chat_template=template)
-    messages = [{**ASK, "calls": None}, {**ANSWER, "calls": None}]
-    assert encode("messages", {"messages": messages}, tokenizer)[1] == f"done{EOS}"
-
-
 def test_a_template_without_generation_prompt(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     """Where inference gives the model no header, the turn begins right after the user's."""
     template = (
