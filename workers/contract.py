@@ -65,6 +65,34 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """Rows read, rows left out for want of a supervised token, and examples cut to `max_length`."""
+
+    train_rows: int
+    train_skipped: int
+    train_truncated: int
+    eval_rows: int
+    eval_skipped: int
+    eval_truncated: int
+
+    def in_words(self) -> str:
+        """`600 train rows, 120 eval rows`, and what was lost of them, if anything was."""
+        return ", ".join(
+            _rows(name, rows, skipped, truncated)
+            for name, rows, skipped, truncated in (
+                ("train", self.train_rows, self.train_skipped, self.train_truncated),
+                ("eval", self.eval_rows, self.eval_skipped, self.eval_truncated),
+            )
+        )
+
+
+def _rows(name: str, rows: int, skipped: int, truncated: int) -> str:
+    losses = [f"{skipped:,} skipped: no supervised token"] * bool(skipped)
+    losses += [f"{truncated:,} cut to max_length"] * bool(truncated)
+    return f"{rows:,} {name} rows" + (f" ({'; '.join(losses)})" if losses else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialStarted:
     """The order's data and model are ready; the first optimizer step comes next."""
 
@@ -76,6 +104,8 @@ class TrialStarted:
     micro_batch_size: int
     device: str
     trainable_parameters: int
+    data: DataSummary
+    """What became of the rows, so that nobody trains on a tenth of a file without knowing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 
 from workers.attempt import Attempt
 from workers.contract import (
+    DataSummary,
     Decision,
     Event,
     OutcomeStatus,
@@ -140,6 +141,14 @@ class Pack:
                 micro_batch_size=run.micro_batch_size,
                 device=str(self._device),
                 trainable_parameters=adapter.trainable_parameters,
+                data=DataSummary(
+                    train_rows=train.rows,
+                    train_skipped=train.skipped,
+                    train_truncated=train.truncated,
+                    eval_rows=evaluation.rows,
+                    eval_skipped=evaluation.skipped,
+                    eval_truncated=evaluation.truncated,
+                ),
             )
         )
         return Attempt(order, run, host, name, evaluation.examples)

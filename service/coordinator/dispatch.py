@@ -20,6 +20,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 
 from search_spaces.definition import ResourcesSpec
 from workers.contract import (
+    DataSummary,
     Decision,
     Event,
     NumberedEvent,
@@ -36,6 +37,7 @@ from workers.gpu_worker import NAMESPACE, find_worker, start_worker
 
 __all__ = [
     "ClusterError",
+    "DataSummary",
     "Decision",
     "Delivered",
     "Delivery",

@@ -216,7 +216,8 @@ class StudyRun:
             attempt.last_event_seq = seq
             attempt.total_examples = event.total_examples
             attempt.device = event.device
-            advance_attempt(session, attempt, AttemptState.RUNNING, f"training on {event.device}")
+            doing = f"training on {event.device}: {event.data.in_words()}"
+            advance_attempt(session, attempt, AttemptState.RUNNING, doing)
 
     def on_progress(self, event: Progress, seq: int) -> None:
         with self._transaction() as (session, _):

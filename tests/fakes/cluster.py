@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from search_spaces.definition import ResourcesSpec
 from search_spaces.recipe import Recipe
 from service.coordinator.dispatch import (
+    DataSummary,
     Decision,
     Delivered,
     Delivery,
@@ -213,6 +214,14 @@ class FakeCluster:
                     micro_batch_size=1,
                     device="cpu",
                     trainable_parameters=1,
+                    data=DataSummary(
+                        train_rows=ROWS,
+                        train_skipped=0,
+                        train_truncated=0,
+                        eval_rows=10,
+                        eval_skipped=0,
+                        eval_truncated=0,
+                    ),
                 )
             )
         elif training.seen < training.total:

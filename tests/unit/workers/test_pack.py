@@ -98,6 +98,7 @@ def test_a_trial_starts_progresses_reports_at_its_rungs_and_completes(
     events = recorder.run(order)
     (started,) = of_type(events, TrialStarted)
     assert (started.total_examples, started.total_steps, started.device) == (48, 6, "cpu")
+    assert started.data.in_words() == "24 train rows, 8 eval rows"
     assert [p.examples_seen for p in of_type(events, Progress)] == [8, 16, 24, 32, 40, 48]
     reports = of_type(events, Report)
     assert [(r.rung, r.examples_seen, r.step, r.epoch) for r in reports] == [
