@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -46,6 +48,22 @@ def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     if found is None:
         raise NotFound(f"There is no study {ref[:200]!r}.")
     return found
+
+
+def read_definition(study: Study) -> StudyDefinition | None:
+    """The study's definition; None when this version cannot read what an older or newer one stored.
+
+    Such a study is still listed and shown: one of them must not hide all the others.
+    """
+    try:
+        return StudyDefinition.model_validate(study.definition)
+    except ValidationError:
+        return None
+
+
+def shown_params(definition: StudyDefinition | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as people wrote them, where the definition says how Optuna holds them."""
+    return dict(params) if definition is None else definition.search.space.decode(params)
 
 
 def list_studies(session: Session, *, state: StudyState | None, limit: int, cursor: str | None) -> Page:
@@ -127,7 +145,7 @@ def _view(
 ) -> StudyView:
     summary = optuna_store.read_summary(storage, study.name)
     best = summary.best if summary is not None else None
-    search = StudyDefinition.model_validate(study.definition).search
+    definition = read_definition(study)
     return StudyView(
         id=study.id,
         name=study.name,
@@ -139,11 +157,13 @@ def _view(
         ended_at=study.ended_at,
         schedule=schedule,
         fired_for=study.fired_for,
-        trials_requested=search.total_trials,
+        trials_requested=None if definition is None else definition.search.total_trials,
         counts=_counts(session, study, attempts, summary.trials if summary is not None else 0),
         best=None
         if best is None or best.value is None
-        else BestTrial(trial_number=best.number, value=best.value, params=search.space.decode(best.params)),
+        else BestTrial(
+            trial_number=best.number, value=best.value, params=shown_params(definition, best.params)
+        ),
         dashboard_path=None if summary is None else f"/dashboard/studies/{summary.number}",
     )
 

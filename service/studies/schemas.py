@@ -41,7 +41,9 @@ class StudyView(BaseModel):
     ended_at: datetime | None
     schedule: str | None = Field(description="The name of the schedule that made it")
     fired_for: datetime | None = Field(description="The cron instant that this sweep belongs to")
-    trials_requested: int
+    trials_requested: int | None = Field(
+        description="None when this version cannot read the stored definition"
+    )
     counts: Counts
     best: BestTrial | None
     dashboard_path: str | None = Field(description="None until its first trial is asked for")

@@ -15,6 +15,7 @@ from service import optuna_store
 from service.errors import NotFound
 from service.models import Attempt, Study
 from service.states import AttemptState
+from service.studies.queries import read_definition, shown_params
 from service.trial_values import TrialValues
 from service.trials.schemas import AdapterView, AttemptView, ProgressView, RungView, TrialView
 
@@ -23,7 +24,7 @@ Which = Literal["best", "last"]
 
 def list_trials(session: Session, storage: optuna_store.Storage, study: Study) -> list[TrialView]:
     """All trials of a study, by number."""
-    definition = StudyDefinition.model_validate(study.definition)
+    definition = read_definition(study)
     attempts: dict[int, list[Attempt]] = {}
     query = select(Attempt).where(Attempt.study_id == study.id).order_by(Attempt.ordinal)
     for attempt in session.scalars(query):
@@ -39,9 +40,7 @@ def get_trial(session: Session, storage: optuna_store.Storage, study: Study, num
     values = next((t for t in optuna_store.read_trials(storage, study.name) if t.number == number), None)
     if values is None:
         raise NotFound(f"The study {study.name!r} has no trial {number}.")
-    return _view(
-        study, StudyDefinition.model_validate(study.definition), values, _attempts(session, study, number)
-    )
+    return _view(study, read_definition(study), values, _attempts(session, study, number))
 
 
 def get_best(session: Session, storage: optuna_store.Storage, study: Study) -> TrialView:
@@ -75,7 +74,7 @@ def _attempts(session: Session, study: Study, number: int) -> Sequence[Attempt]:
 
 
 def _view(
-    study: Study, definition: StudyDefinition, values: TrialValues, attempts: Sequence[Attempt]
+    study: Study, definition: StudyDefinition | None, values: TrialValues, attempts: Sequence[Attempt]
 ) -> TrialView:
     last = attempts[-1] if attempts else None
     outcome: Mapping[str, Any] = (last.outcome if last else None) or {}
@@ -85,7 +84,7 @@ def _view(
         number=values.number,
         state=state,
         reason=reason,
-        params=definition.search.space.decode(values.params),
+        params=shown_params(definition, values.params),
         recipe=_recipe(definition, values.params),
         # The coordinator records an end before it tells Optuna.
         value=values.value if values.value is not None or not _completed(last) else outcome.get("value"),
@@ -142,8 +141,8 @@ def _completed(attempt: Attempt | None) -> bool:
     return attempt is not None and attempt.state == AttemptState.COMPLETED
 
 
-def _recipe(definition: StudyDefinition, params: Mapping[str, Any]) -> dict[str, Any] | None:
-    if set(params) != set(definition.search.space.parameters):
+def _recipe(definition: StudyDefinition | None, params: Mapping[str, Any]) -> dict[str, Any] | None:
+    if definition is None or set(params) != set(definition.search.space.parameters):
         return None  # asked for, and not yet fully drawn
     try:
         return build_recipe(definition, params).model_dump(mode="json")

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
@@ -334,3 +335,16 @@ def test_a_lost_trial_counts_as_what_became_of_it(
     assert _counted(study) == {"failed": 1, "cancelled": 1, "total": 2}
     states = [t["state"] for t in client.get("/v1/studies/support-tone/trials").json()["items"]]
     assert states == ["failed", "cancelled"]
+
+
+def test_a_study_whose_definition_this_version_cannot_read_hides_no_other(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    for name in ("fine", "foreign"):
+        assert client.post("/v1/studies", json=definition(name=name)).status_code == 201
+    with service_database.write() as session:
+        foreign = session.scalars(select(Study).where(Study.name == "foreign")).one()
+        foreign.definition = {**foreign.definition, "from_the_future": 1}
+    listed = {study["name"]: study["trials_requested"] for study in client.get("/v1/studies").json()["items"]}
+    assert listed == {"fine": 4, "foreign": None}
+    assert client.get("/v1/studies/foreign/trials").json() == {"items": []}
