@@ -193,7 +193,7 @@ def _read_hub(source: HubData) -> Iterator[PlacedRow]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"The {name} could not be loaded: {first.rstrip('.')}. Check its id, config, split and revision, "
-            "and that this worker reaches huggingface.co or has the data in its cache."
+            "and that this worker reaches the Hugging Face hub or has the data in its cache."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{name}, row {number}", dict(row)

@@ -79,7 +79,7 @@ def _fetch(spec: ModelSpec) -> Path:
         )
     except GatedRepoError as error:
         raise ModelError(
-            f"The hub model {spec.id} is gated. Accept its terms on huggingface.co and give the worker a "
+            f"The hub model {spec.id} is gated. Accept its terms on the hub and give the worker a "
             "token in HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
@@ -94,7 +94,7 @@ def _fetch(spec: ModelSpec) -> Path:
     except (OSError, httpx.HTTPError) as error:
         raise ModelError(
             f"The hub model {spec.id} is not in this worker's cache and could not be fetched "
-            f"({type(error).__name__}: {_first_line(error)}). Let the worker reach huggingface.co, fill its "
+            f"({type(error).__name__}: {_first_line(error)}). Let the worker reach the hub, fill its "
             f"cache beforehand with `hf download {spec.id}`, or give model.id a local folder."
         ) from error
 
