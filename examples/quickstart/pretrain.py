@@ -2,9 +2,8 @@
 
     python pretrain.py [--out FOLDER]
 
-About ten minutes on two idle CPU cores. The text and the tokenizer come out the same everywhere. The weights
-come out bit for bit the same with the same torch version on the same kind of processor; elsewhere
-floating-point sums round differently, and the model is another one of the same quality.
+Took 21 minutes on two cores of a busy machine. Short runs on one machine give the same weights bit for
+bit; with another torch version or processor, floating-point sums round differently.
 
 The shape is chosen for its use. Every width is a multiple of 64, the block of bitsandbytes' NF4, so no
 block straddles two rows. Two million parameters in float32 are 8 MB: small enough to commit, and what is

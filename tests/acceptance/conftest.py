@@ -64,13 +64,12 @@ class House:
 
     def wait(self, name: str) -> dict[str, Any]:
         """The study, once it has ended."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while True:
-            study: dict[str, Any] = self.client.get(f"/v1/studies/{name}").json()
-            if study["ended_at"] is not None:
-                return study
-            assert time.monotonic() < deadline, f"{name} did not end in time: {study['counts']}"
-            time.sleep(0.2)
+        self.wait_for(lambda: self.study(name)["ended_at"] is not None, f"the end of {name}")
+        return self.study(name)
+
+    def study(self, name: str) -> dict[str, Any]:
+        study: dict[str, Any] = self.client.get(f"/v1/studies/{name}").json()
+        return study
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_SECONDS

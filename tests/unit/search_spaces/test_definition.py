@@ -1,3 +1,8 @@
+"""Definitions: what is accepted, and every way of being wrong, each named with its path.
+
+One file, because it goes through one door, `parse_definition`, with one example that each case changes.
+"""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,7 @@
-"""The commands against scripted answers: what they print, where, and how they exit."""
+"""The commands against scripted answers: what they print, where, and how they exit.
+
+One file for all commands, since they share one scripted server and one way of being run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A pack turns orders into events: one outcome each, nothing left behind."""
+"""A pack turns orders into events: one outcome each, nothing left behind.
+
+One file, since every test drives the same recorder of events through whole trials.
+"""
 
 from __future__ import annotations
 
