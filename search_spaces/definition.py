@@ -184,6 +184,13 @@ class ResourcesSpec(_Document):
     micro_batch_size: Annotated[
         Literal["auto"] | Annotated[Whole, Field(ge=1)], one_error("auto or a whole number, at least 1")
     ] = "auto"
+    trials_per_worker: Annotated[
+        Literal["auto"] | Annotated[Whole, Field(ge=1)], one_error("auto or a whole number, at least 1")
+    ] = "auto"
+    """Most trials that share one base in a worker; 1 trains each alone. auto: while memory and throughput
+    gain from one more."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
 
 
 class StudyDefinition(_Document):

@@ -3,7 +3,8 @@
 Light to import (no torch, no Ray) and picklable, because both sides of a Ray call hold these.
 The coordinator sends a `TrialOrder` and, later, `Verdict`s. The worker answers with numbered
 events, which it keeps until they are acknowledged: `TrialStarted`, `Progress`, `Report`, and in
-the end exactly one `TrialOutcome` per order.
+the end exactly one `TrialOutcome` per order. `PackCapacity`, of no attempt, says how many trials the
+worker wants at once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Decision(StrEnum):
     PRUNE = "prune"
     STOP = "stop"
 
+    @property
+    def ends_as(self) -> OutcomeStatus:
+        """The status of a trial that ends by it."""
+        return OutcomeStatus.PRUNED if self is Decision.PRUNE else OutcomeStatus.CANCELLED
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOrder:
@@ -47,9 +53,16 @@ class TrialOrder:
     objective: ObjectiveSpec
     evaluation: EvaluationSpec
     micro_batch_size: int | None
-    """Examples per forward pass; None: the worker chooses. Changes no number, but for the activations that
-    dropout drops (LoRA's, or the base's own, as in GPT-2), which it draws by micro-batch."""
+    """Examples of the trial per pass; None: the worker chooses. Changes no number, but for the activations
+    that a base's own dropout drops (as in GPT-2), which are drawn by micro-batch."""
+    trials_per_worker: int | None = None
+    """Most trials that train together in the worker; None: memory and throughput decide."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
     artifact_dir: str
+    resume_from: tuple[str, ...] = ()
+    """Checkpoint folders of earlier attempts of the trial, newest first. Ones that are absent or unusable
+    are passed over; with none left the trial starts from the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,8 @@ class TrialStarted:
     trainable_parameters: int
     data: DataSummary
     """What became of the rows, so that nobody trains on a tenth of a file without knowing."""
+    resumed_at_examples: int = 0
+    """Training examples that the checkpoint had seen; 0: from the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +178,34 @@ class TrialOutcome:
     eval_seconds: float = 0.0
     peak_memory_bytes: int = 0
     """Peak allocated on the device; peak resident memory of the worker on CPU."""
+    predicted_memory_bytes: int | None = None
+    """What the cost model said of the whole pack when the trial was admitted; None: it was not asked."""
+    useful_token_share: float | None = None
+    """Share of the positions in the trial's passes that held a token, not padding; None: no pass was made."""
     best_adapter_dir: str | None = None
     last_adapter_dir: str | None = None
     fatal_to_study: bool = False
     """The fault is in the study's model or data, so every other trial would fail alike."""
 
 
-Event = TrialStarted | Progress | Report | TrialOutcome
+@dataclass(frozen=True, kw_only=True)
+class PackCapacity:
+    """How many trials the worker wants at once. Of no attempt; said when the number changes.
+
+    It may fall below the trials that run: those go on, and no new one is wanted until some have ended.
+    """
+
+    slots: int
+    """Trials the worker wants to have at once, those running included."""
+    reason: str
+    """One sentence with the numbers that led to it."""
+    predicted_bytes: int | None = None
+    """What the cost model says of a pack of that size."""
+    measured_bytes: int | None = None
+    """The peak that was measured, of the pack as it was."""
+
+
+Event = TrialStarted | Progress | Report | TrialOutcome | PackCapacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +225,10 @@ class WorkerInfo:
     pid: int
     device: str
     slots: int
+    """Trials it wants at once at present."""
     free_slots: int
+    """Orders it wants more than it has; 0 while it has more than its slots."""
     running_attempts: tuple[int, ...]
+    """Orders taken and without an outcome yet, those that wait for their turn included."""
     base: str | None
     """Model id and quantization of the loaded base, if any."""

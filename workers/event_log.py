@@ -3,7 +3,7 @@
 Training appends and never waits; the coordinator reads when it can. An event is kept until a reader asks
 for what comes *after* it, so a coordinator may die at any moment, come back, ask again and lose nothing.
 Memory is bounded however long nobody reads: a trial has few reports and one outcome, and of its progress
-events only the newest is kept.
+events, as of what the worker says of its capacity, only the newest is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ from __future__ import annotations
 import threading
 import time
 
-from workers.contract import Event, NumberedEvent, Progress
+from workers.contract import Event, NumberedEvent, PackCapacity, Progress
+
+_Subject = tuple[type[Progress], int] | type[PackCapacity]
+
+
+def _subject(event: Event) -> _Subject | None:
+    """What a newer event says anew; None when an event stands for itself."""
+    match event:
+        case Progress(attempt_id=attempt_id):
+            return Progress, attempt_id
+        case PackCapacity():
+            return PackCapacity
+    return None
 
 
 class EventLog:
@@ -20,21 +32,23 @@ class EventLog:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._kept: dict[int, Event] = {}  # by number, in rising order
-        self._newest_progress: dict[int, int] = {}  # attempt -> number of its kept Progress
+        self._newest: dict[_Subject, int] = {}  # number of the kept event on each subject
         self._last = 0
 
     def append(self, event: Event) -> int:
         """Adds an event, wakes whoever waits, and returns its number.
 
-        A Progress takes the place of the attempt's older one, which leaves a gap in the numbers.
+        A Progress takes the place of the attempt's older one, and a PackCapacity that of the worker's, which
+        leaves a gap in the numbers.
         """
         with self._changed:
             self._last += 1
-            if isinstance(event, Progress):
-                older = self._newest_progress.get(event.attempt_id)
+            subject = _subject(event)
+            if subject is not None:
+                older = self._newest.get(subject)
                 if older is not None:
                     del self._kept[older]
-                self._newest_progress[event.attempt_id] = self._last
+                self._newest[subject] = self._last
             self._kept[self._last] = event
             self._changed.notify_all()
             return self._last
@@ -61,9 +75,9 @@ class EventLog:
 
     def _drop(self, after: int) -> None:
         for seq in [seq for seq in self._kept if seq <= after]:
-            event = self._kept.pop(seq)
-            if isinstance(event, Progress):
-                del self._newest_progress[event.attempt_id]
+            subject = _subject(self._kept.pop(seq))
+            if subject is not None:
+                del self._newest[subject]
 
     def __len__(self) -> int:
         """Events kept."""

@@ -18,7 +18,15 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from workers.contract import Event, NumberedEvent, TrialOrder, TrialOutcome, Verdict, WorkerInfo
+from workers.contract import (
+    Event,
+    NumberedEvent,
+    PackCapacity,
+    TrialOrder,
+    TrialOutcome,
+    Verdict,
+    WorkerInfo,
+)
 from workers.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -51,10 +59,11 @@ class GpuWorker:
         self._orphan_timeout_s = orphan_timeout_s
         self._log = EventLog()
         self._wake = threading.Condition()
-        self._orders: deque[TrialOrder] = deque()
+        self._orders: deque[TrialOrder] = deque()  # taken, and waiting for room in the pack
         self._verdicts: deque[Verdict] = deque()
         self._known: set[int] = set()  # every attempt ever accepted
         self._live: dict[int, TrialOrder] = {}  # those without an outcome yet
+        self._most_slots = 0  # ever announced
         self._stopping = False
         self._last_poll = time.monotonic()
         self._pack = self._make_pack(num_cpus, num_gpus)
@@ -64,16 +73,21 @@ class GpuWorker:
         self._watching.start()
 
     def submit(self, order: TrialOrder) -> bool:
-        """Takes an order, to be trained at once.
+        """Takes an order, to be trained as soon as the pack has room for it.
+
+        An order was sent for a slot that had been announced. If the pack has shrunk since, the order waits
+        here for its turn: it is no lost attempt.
 
         Returns:
             True when it was accepted, now or before: sending the same attempt again changes nothing.
-            False when no slot is free for it or the worker is shutting down; ask another worker.
+            False when as many orders are live as there ever were slots, when those train on another base, or
+            when the worker is shutting down; ask another worker.
         """
         with self._wake:
             if order.attempt_id in self._known:
                 return True
-            if self._stopping or len(self._live) >= self._pack.slots:
+            self._slots_at_present()
+            if self._stopping or len(self._live) >= self._most_slots:
                 return False
             if any(other.model != order.model for other in self._live.values()):
                 return False
@@ -110,14 +124,14 @@ class GpuWorker:
     def info(self) -> WorkerInfo:
         """Who and where this worker is, and what it is doing."""
         with self._wake:
-            live = tuple(self._live)
+            live, slots = tuple(self._live), self._slots_at_present()
         return WorkerInfo(
             worker_id=self._name,
             node=socket.gethostname(),
             pid=os.getpid(),
             device=self._device,
-            slots=self._pack.slots,
-            free_slots=self._pack.slots - len(live),
+            slots=slots,
+            free_slots=max(0, slots - len(live)),
             running_attempts=live,
             base=self._pack.base,
         )
@@ -149,10 +163,18 @@ class GpuWorker:
         self._threads = max(1, int(num_cpus)) if device.type == "cpu" else None
         return Pack(self._record, device=device)
 
+    def _slots_at_present(self) -> int:
+        """What the pack wants now. Whoever is told may act on it later, so the most is remembered."""
+        slots = self._pack.slots
+        self._most_slots = max(self._most_slots, slots)
+        return slots
+
     def _record(self, event: Event) -> None:
-        if isinstance(event, TrialOutcome):
-            with self._wake:  # first, so that whoever reads the outcome finds the slot free
+        with self._wake:  # first, so that whoever reads the event finds it in force
+            if isinstance(event, TrialOutcome):
                 del self._live[event.attempt_id]
+            elif isinstance(event, PackCapacity):
+                self._most_slots = max(self._most_slots, event.slots)
         self._log.append(event)
 
     def _train(self) -> None:
@@ -163,25 +185,49 @@ class GpuWorker:
             torch.set_num_threads(self._threads)  # OpenMP counts threads per thread that starts them
         try:
             while not self._stopping:
-                orders, verdicts = self._inbox()
-                for order in orders:
+                # Verdicts first: an order that is wanted no more need not be loaded.
+                for verdict in self._next_verdicts():
+                    self._obey(verdict)
+                while (order := self._next_order()) is not None:
                     self._pack.admit(order)
-                for verdict in verdicts:
-                    self._pack.apply(verdict)
                 self._pack.step()
         except BaseException:  # noqa: BLE001 - whatever it is, a worker without its thread must not linger
             _log.critical("worker %s cannot go on", self._name, exc_info=True)
             _end_process(1)
 
-    def _inbox(self) -> tuple[list[TrialOrder], list[Verdict]]:
-        """New orders and verdicts; waits for an order while there is nothing to train."""
+    def _next_verdicts(self) -> list[Verdict]:
+        """Verdicts that have come; waits for an order while there is nothing to train."""
         with self._wake:
             while not (self._orders or self._pack.running_attempts or self._stopping):
                 self._wake.wait()
-            orders, verdicts = list(self._orders), list(self._verdicts)
-            self._orders.clear()
+            verdicts = list(self._verdicts)
             self._verdicts.clear()
-            return orders, verdicts
+            return verdicts
+
+    def _obey(self, verdict: Verdict) -> None:
+        """Passes a verdict to the pack, or ends the order that still waits for its turn."""
+        with self._wake:
+            waiting = next((o for o in self._orders if o.attempt_id == verdict.attempt_id), None)
+            if waiting is not None:
+                self._orders.remove(waiting)
+        if waiting is None:
+            self._pack.apply(verdict)
+        else:
+            self._record(
+                TrialOutcome(
+                    attempt_id=verdict.attempt_id, status=verdict.decision.ends_as, reason=verdict.reason
+                )
+            )
+
+    def _next_order(self) -> TrialOrder | None:
+        """The order whose turn it is, if the pack has room for it."""
+        with self._wake:
+            if not self._orders:
+                return None
+            # An empty pack is not asked: whom it would not take now it would never take.
+            if self._pack.running_attempts and not self._pack.accepts(self._orders[0]):
+                return None
+            return self._orders.popleft()
 
     def _watch(self) -> None:
         """Ends the process after `shutdown`, or when nobody has asked for events for too long."""

@@ -155,14 +155,15 @@ def trials_as_csv(trials: Sequence[Trial]) -> str:
         ["number", "state", "value", "best_rung"]
         + [f"params.{name}" for name in params]
         + [f"metrics.{name}" for name in metrics]
-        + ["examples_seen", "train_seconds", "peak_memory_bytes", "started_at", "ended_at"]
-        + ["adapter", "reason"]
+        + ["examples_seen", "train_seconds", "peak_memory_bytes", "predicted_memory_bytes"]
+        + ["useful_token_share", "started_at", "ended_at", "adapter", "reason"]
     )
     for trial in trials:
         cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
         cells += [_cell(trial.params.get(name)) for name in params]
         cells += [(trial.metrics or {}).get(name) for name in metrics]
         cells += [trial.examples_seen, trial.train_seconds, trial.peak_memory_bytes]
+        cells += [trial.predicted_memory_bytes, trial.useful_token_share]
         cells += [at.isoformat() if at else None for at in (trial.started_at, trial.ended_at)]
         writer.writerow([*cells, trial.adapter.path if trial.adapter else None, trial.reason])
     return text.getvalue()

@@ -134,6 +134,8 @@ class Trial(Answer):
     progress: Progress | None = None
     train_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    predicted_memory_bytes: int | None = None
+    useful_token_share: float | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     adapter: Adapter | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,12 @@ MAX_FAILED_STARTS = 3
 
 @dataclass(kw_only=True)
 class _Member:
+    since: float = field(default_factory=time.monotonic)
     ready: bool = False
     slots: int = 0
+    """Trials it wants at once; they may fall below those it has."""
+    settled: bool = False
+    """It has had a trial, so `slots` is a measurement and no longer a guess."""
     attempts: set[int] = field(default_factory=set)
     acknowledged: int = 0
     to_verify: bool = False
@@ -32,13 +37,18 @@ class Crew:
         cluster: where workers run.
         study_id: whose they are.
         shape: what each reserves.
-        patience: seconds without any worker after which `unplaceable_reason` speaks.
+        at_once: trials of the study that are ever alive together, at most.
+        patience: seconds without any worker after which `unplaceable_reason` speaks, and seconds that
+            trials wait for a worker that is starting while others could take them.
     """
 
-    def __init__(self, cluster: Workers, study_id: str, shape: WorkerShape, *, patience: float) -> None:
+    def __init__(
+        self, cluster: Workers, study_id: str, shape: WorkerShape, *, at_once: int, patience: float
+    ) -> None:
         self._cluster = cluster
         self._study_id = study_id
         self.shape = shape
+        self._at_once = at_once
         self._patience = patience
         self._members: dict[str, _Member] = {}
         self._failed_starts = 0
@@ -50,8 +60,39 @@ class Crew:
         return set(self._members)
 
     @property
+    def busy(self) -> int:
+        """Workers that have a trial."""
+        return sum(bool(m.attempts) for m in self._members.values())
+
+    @property
+    def live(self) -> int:
+        """Trials that workers have."""
+        return sum(len(m.attempts) for m in self._members.values())
+
+    @property
     def free_slots(self) -> int:
-        return sum(m.slots - len(m.attempts) for m in self._members.values() if m.ready)
+        """Trials that ready workers would take now, each no more than its share."""
+        share = self._share()
+        return sum(max(0, min(m.slots, share) - len(m.attempts)) for m in self._members.values() if m.ready)
+
+    def _share(self) -> int:
+        """Most trials for one worker, so that all of them together are spread as evenly as slots allow.
+
+        A worker that is starting, or has trained nothing yet, counts as one that may take any number.
+        Otherwise the first to be ready, or to be measured, would get every trial and the others none.
+        """
+        now = time.monotonic()
+        limits = [
+            m.slots if m.settled else self._at_once
+            for m in self._members.values()
+            if m.ready or now - m.since < self._patience
+        ]
+        if sum(limits) < self._at_once:
+            return self._at_once
+        share = math.ceil(self._at_once / len(limits))
+        while sum(min(limit, share) for limit in limits) < self._at_once:
+            share += 1
+        return share
 
     def attach(self) -> None:
         """Take over the workers that an earlier coordinator of this study left running."""
@@ -115,6 +156,7 @@ class Crew:
         member = self._members[info.worker_id]
         member.ready = not member.to_verify
         member.slots = info.slots
+        member.settled = info.base is not None
         member.attempts |= set(info.running_attempts)
         self._failed_starts = 0
         log.info("worker %s is ready on %s (%s)", info.worker_id, info.node, info.device)
@@ -136,8 +178,16 @@ class Crew:
         member.ready = True
         return [a for a, owner in live.items() if owner == worker_id and a not in member.attempts]
 
+    def on_capacity(self, worker_id: str, slots: int) -> None:
+        """The worker has measured how many trials it takes at once."""
+        member = self._members[worker_id]
+        member.slots = slots
+        member.settled = True
+
     def on_ended(self, worker_id: str, attempt_id: int) -> None:
-        self._members[worker_id].attempts.discard(attempt_id)
+        member = self._members[worker_id]
+        member.attempts.discard(attempt_id)
+        member.settled = True
 
     def on_gone(self, worker_id: str, reason: str) -> None:
         member = self._members.pop(worker_id)

@@ -31,6 +31,7 @@ from service.coordinator.dispatch import (
     Delivery,
     Event,
     Gone,
+    PackCapacity,
     Progress,
     RayWorkers,
     Ready,
@@ -137,9 +138,14 @@ class Coordinator:
                 continue
             log.info("took study %s, lease %d", run.name, lease.number)
             shape = self._cluster.shape(run.definition.resources)
-            patience = self._settings.resource_timeout_seconds
             self._runs[run.study_id] = run
-            self._crews[run.study_id] = Crew(self._cluster, run.study_id, shape, patience=patience)
+            self._crews[run.study_id] = Crew(
+                self._cluster,
+                run.study_id,
+                shape,
+                at_once=run.trials_at_once,
+                patience=self._settings.resource_timeout_seconds,
+            )
             self._guarded(run, partial(self._adopt, run))
 
     def _refuse(self, lease: leases.Lease, reason: str) -> None:
@@ -156,7 +162,7 @@ class Coordinator:
         crew = self._crews[run.study_id]
         crew.attach()
         for worker_id in set(run.live_attempts().values()) - crew.members:
-            run.on_lost(worker_id, f"worker {worker_id} was not found on the cluster")
+            run.on_lost([worker_id], f"worker {worker_id} was not found on the cluster")
 
     def _renew(self, run: StudyRun) -> None:
         with self._database.write() as session:
@@ -189,9 +195,8 @@ class Coordinator:
 
     def _abandon(self, run: StudyRun, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
-        for worker_id in set(run.live_attempts().values()):
-            run.on_lost(worker_id, reason)
         try:
+            run.on_lost(run.live_attempts().values(), reason)
             run.close_trials(reason)
         except LeaseLost:
             raise
@@ -224,7 +229,7 @@ class Coordinator:
                 run.lose(attempt_id, f"worker {worker_id} refused it: {reason}")
             case Gone(worker_id=worker_id, reason=reason):
                 crew.on_gone(worker_id, reason)
-                for number in run.on_lost(worker_id, f"worker {worker_id} died: {reason}"):
+                for number in run.on_lost([worker_id], f"worker {worker_id} died: {reason}"):
                     log.warning("trial %d of %s lost its worker: %s", number, run.name, reason)
 
     def _apply_event(self, run: StudyRun, crew: Crew, worker_id: str, event: Event, seq: int) -> None:
@@ -243,6 +248,9 @@ class Coordinator:
             case TrialOutcome():
                 run.on_outcome(event, seq)
                 crew.on_ended(worker_id, event.attempt_id)
+            case PackCapacity():
+                run.on_capacity(worker_id, event)
+                crew.on_capacity(worker_id, event.slots)
 
     # -- actions out ---------------------------------------------------------------------------
 
@@ -252,7 +260,7 @@ class Coordinator:
         for action in decide(snapshot):
             self._perform(run, crew, action)
         if run.study_id in self._runs:
-            crew.resize(run.wanted_workers(snapshot))
+            crew.resize(run.wanted_workers(snapshot, busy=crew.busy, live=crew.live))
 
     def _perform(self, run: StudyRun, crew: Crew, action: Action) -> None:
         match action:

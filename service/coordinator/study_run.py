@@ -8,7 +8,7 @@ itself when the study is next taken (`reconcile`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +20,19 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition, build_recipe
 from service import optuna_store
 from service.coordinator import leases
-from service.coordinator.decide import Limits, Snapshot, TrialPhase, TrialSnapshot
-from service.coordinator.dispatch import Progress, Report, TrialOrder, TrialOutcome, TrialStarted, WorkerShape
+from service.coordinator.decide import Limits, Snapshot, TrialPhase
+from service.coordinator.dispatch import (
+    PackCapacity,
+    Progress,
+    Report,
+    TrialOrder,
+    TrialOutcome,
+    TrialStarted,
+    WorkerShape,
+)
 from service.coordinator.leases import Lease
+from service.coordinator.orders import make_order
+from service.coordinator.trial_history import gpu_hours, has_ended, trial_snapshots
 from service.database import Database, database_now
 from service.models import Attempt, EventRow, Study
 from service.states import (
@@ -31,9 +41,13 @@ from service.states import (
     StudyState,
     advance_attempt,
     advance_study,
+    append_event,
 )
 
 log = logging.getLogger(__name__)
+
+WORKER_CAPACITY = "worker_capacity"
+"""The kind of event that says how many trials a worker wants at once."""
 
 
 class StudyRun:
@@ -81,7 +95,7 @@ class StudyRun:
             if trial.state != "running":
                 self._closed[trial.number] = AttemptState(trial.user_attrs[optuna_store.OUTCOME_ATTR])
         with self._database.read() as session:
-            ended = [a for a in self._latest(session).values() if _has_ended(a)]
+            ended = [a for a in self._latest(session).values() if has_ended(a)]
         for attempt in ended:
             if attempt.trial_number not in self._closed:
                 self._tell_of(attempt)
@@ -106,49 +120,16 @@ class StudyRun:
                     timeout_seconds=limits.timeout_seconds,
                     max_gpu_hours=limits.max_gpu_hours,
                 ),
-                trials=tuple(self._trial_snapshots(list(attempts))),
+                trials=tuple(
+                    trial_snapshots(
+                        attempts, asked=self._params, closed=self._closed, stops_sent=self.stops_sent
+                    )
+                ),
                 free_slots=free_slots,
                 running_seconds=(now - started).total_seconds(),
-                gpu_hours=sum(
-                    a.gpus * ((a.ended_at or now) - a.started_at).total_seconds()
-                    for a in attempts
-                    if a.started_at is not None
-                )
-                / 3600,
+                gpu_hours=gpu_hours(attempts, now),
                 unplaceable_reason=unplaceable_reason,
             )
-
-    def _trial_snapshots(self, attempts: list[Attempt]) -> Iterator[TrialSnapshot]:
-        by_trial: dict[int, list[Attempt]] = {number: [] for number in self._params}
-        for attempt in attempts:
-            by_trial.setdefault(attempt.trial_number, []).append(attempt)
-        for number in sorted(by_trial):
-            tries = sorted(by_trial[number], key=lambda a: a.ordinal)
-            last = tries[-1] if tries else None
-            lost = sum(a.state == AttemptState.LOST for a in tries)
-            if last is not None and last.state in LIVE_ATTEMPT_STATES:
-                yield TrialSnapshot(
-                    number=number,
-                    phase=TrialPhase.LIVE,
-                    lost_attempts=lost,
-                    live_attempt_id=last.id,
-                    stop_requested=last.id in self.stops_sent,
-                )
-            elif last is not None and _has_ended(last):
-                fatal = bool((last.outcome or {}).get("fatal_to_study"))
-                yield TrialSnapshot(
-                    number=number,
-                    phase=TrialPhase.ENDED,
-                    lost_attempts=lost,
-                    outcome=AttemptState(last.state),
-                    fatal_reason=last.reason if fatal else None,
-                )
-            elif number in self._closed:
-                yield TrialSnapshot(
-                    number=number, phase=TrialPhase.ENDED, lost_attempts=lost, outcome=self._closed[number]
-                )
-            else:
-                yield TrialSnapshot(number=number, phase=TrialPhase.WAITING, lost_attempts=lost)
 
     def live_attempts(self) -> dict[int, str]:
         """Live attempts and the workers they were sent to."""
@@ -178,8 +159,8 @@ class StudyRun:
         """Write the attempt's row, then make its order."""
         recipe = build_recipe(self.definition, self._params[number])
         with self._transaction() as (session, _):
-            earlier = self._latest(session).get(number)
-            ordinal = 1 if earlier is None else earlier.ordinal + 1
+            earlier = self._attempts_of(session, number)
+            ordinal = len(earlier) + 1
             folder = self._artifacts_dir / self.study_id / str(number) / str(ordinal)
             attempt = Attempt(
                 study_id=self.study_id,
@@ -192,21 +173,7 @@ class StudyRun:
             session.add(attempt)
             session.flush()
             session.add(self._event(attempt, "attempt_dispatched", f"attempt {ordinal} sent to {worker_id}"))
-            attempt_id = attempt.id
-        definition = self.definition
-        micro = definition.resources.micro_batch_size
-        return TrialOrder(
-            attempt_id=attempt_id,
-            study_id=self.study_id,
-            trial_number=number,
-            model=definition.model,
-            data=definition.data,
-            recipe=recipe,
-            objective=definition.objective,
-            evaluation=definition.evaluation,
-            micro_batch_size=None if micro == "auto" else micro,
-            artifact_dir=str(folder),
-        )
+        return make_order(self.definition, recipe, attempt, earlier)
 
     def on_started(self, event: TrialStarted, seq: int) -> None:
         with self._transaction() as (session, _):
@@ -217,6 +184,9 @@ class StudyRun:
             attempt.total_examples = event.total_examples
             attempt.device = event.device
             doing = f"training on {event.device}: {event.data.in_words()}"
+            if event.resumed_at_examples > 0:
+                attempt.examples_seen = event.resumed_at_examples
+                doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
             advance_attempt(session, attempt, AttemptState.RUNNING, doing)
 
     def on_progress(self, event: Progress, seq: int) -> None:
@@ -275,34 +245,74 @@ class StudyRun:
         self.stops_sent.discard(attempt.id)
         self._tell_of(attempt)
 
-    def on_lost(self, worker_id: str, reason: str) -> list[int]:
-        """End the live attempts of a dead worker as lost; their trials' numbers."""
+    def on_lost(self, worker_ids: Iterable[str], reason: str) -> list[int]:
+        """End the live attempts of dead workers; the numbers of the trials that are lost by it."""
         with self._transaction() as (session, _):
             attempts = session.scalars(
                 select(Attempt).where(
                     Attempt.study_id == self.study_id,
-                    Attempt.worker_id == worker_id,
+                    Attempt.worker_id.in_(set(worker_ids)),
                     Attempt.state.in_(LIVE_ATTEMPT_STATES),
                 )
             ).all()
             for attempt in attempts:
-                advance_attempt(session, attempt, AttemptState.LOST, reason)
+                _lose(session, attempt, reason)
                 self.stops_sent.discard(attempt.id)
-            return [a.trial_number for a in attempts]
+        for attempt in attempts:
+            if has_ended(attempt):
+                self._tell_of(attempt)
+        return [a.trial_number for a in attempts if not has_ended(a)]
 
     def lose(self, attempt_id: int, reason: str) -> None:
         """End one attempt as lost while its worker lives."""
         with self._transaction() as (session, _):
             attempt = session.get_one(Attempt, attempt_id)
-            if attempt.state in LIVE_ATTEMPT_STATES:
-                advance_attempt(session, attempt, AttemptState.LOST, reason)
+            if attempt.state not in LIVE_ATTEMPT_STATES:
+                return
+            _lose(session, attempt, reason)
+        if has_ended(attempt):
+            self._tell_of(attempt)
 
-    def wanted_workers(self, snapshot: Snapshot) -> int:
-        """How many workers have something to do: never more than trials left or allowed in parallel."""
+    def on_capacity(self, worker_id: str, event: PackCapacity) -> None:
+        """Write down how many trials a worker wants at once, in words.
+
+        The worker keeps only its newest word, so one that comes again is the newest that was written.
+        """
+        message = f"{worker_id} wants {_trials(event.slots)} at once: {event.reason}{_memory(event)}"
+        with self._transaction() as (session, _):
+            newest = session.scalars(
+                select(EventRow.message)
+                .where(
+                    EventRow.study_id == self.study_id,
+                    EventRow.kind == WORKER_CAPACITY,
+                    EventRow.message.startswith(f"{worker_id} ", autoescape=True),
+                )
+                .order_by(EventRow.id.desc())
+                .limit(1)
+            ).one_or_none()
+            if newest != message:
+                append_event(session, self.study_id, WORKER_CAPACITY, message)
+
+    @property
+    def trials_at_once(self) -> int:
+        """Trials that are ever alive together, at most."""
+        return min(self.definition.budget.max_parallel_trials, self.definition.search.total_trials)
+
+    def wanted_workers(self, snapshot: Snapshot, *, busy: int, live: int) -> int:
+        """How many workers have something to do.
+
+        Breadth first: beside those that train, one for each trial that is still to be sent out, since a
+        trial trains faster alone than in a pack. Packs fill where the cluster has no room for more workers.
+
+        Args:
+            snapshot: the study as `decide` saw it.
+            busy: workers with a trial, after what `decide` wanted was done.
+            live: trials they have.
+        """
         ended = sum(t.phase is TrialPhase.ENDED for t in snapshot.trials)
+        unsent = max(0, snapshot.limits.trials - ended - live)
+        wanted = min(busy + unsent, snapshot.limits.max_parallel_trials)
         most = self.definition.resources.workers
-        left = max(0, snapshot.limits.trials - ended)
-        wanted = min(left, snapshot.limits.max_parallel_trials)
         return wanted if most == "auto" else min(wanted, most)
 
     def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
@@ -330,6 +340,11 @@ class StudyRun:
             advance_study(session, study, state, reason)
             study.lease_owner = None
             study.lease_expires_at = None
+
+    def _attempts_of(self, session: Session, number: int) -> list[Attempt]:
+        """The attempts of one trial so far, oldest first."""
+        of_trial = select(Attempt).where(Attempt.study_id == self.study_id, Attempt.trial_number == number)
+        return list(session.scalars(of_trial.order_by(Attempt.ordinal)))
 
     def _latest(self, session: Session) -> dict[int, Attempt]:
         rows = session.scalars(
@@ -362,6 +377,19 @@ class StudyRun:
         return EventRow(study_id=self.study_id, trial_number=attempt.trial_number, kind=kind, message=message)
 
 
-def _has_ended(attempt: Attempt) -> bool:
-    """Whether the attempt ended its trial, too: a lost attempt does not."""
-    return attempt.state not in LIVE_ATTEMPT_STATES and attempt.state != AttemptState.LOST
+def _lose(session: Session, attempt: Attempt, reason: str) -> None:
+    """End an attempt whose worker is lost; what the pruner has decided stands all the same."""
+    if attempt.verdict_reason is None:
+        advance_attempt(session, attempt, AttemptState.LOST, reason)
+    else:
+        advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
+
+
+def _trials(number: int) -> str:
+    return "1 trial" if number == 1 else f"{number} trials"
+
+
+def _memory(event: PackCapacity) -> str:
+    said = (("predicted", event.predicted_bytes), ("measured", event.measured_bytes))
+    known = [f"{name} {size / 2**30:.2f} GiB" for name, size in said if size]
+    return f" ({', '.join(known)})" if known else ""

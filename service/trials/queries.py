@@ -102,6 +102,8 @@ def _view(
         ),
         train_seconds=outcome.get("train_seconds"),
         peak_memory_bytes=outcome.get("peak_memory_bytes"),
+        predicted_memory_bytes=outcome.get("predicted_memory_bytes"),
+        useful_token_share=outcome.get("useful_token_share"),
         started_at=next((a.started_at for a in attempts if a.started_at is not None), None),
         ended_at=last.ended_at if last else None,
         adapter=AdapterView(path=adapter, url=f"/v1/studies/{study.id}/trials/{values.number}/adapter")

@@ -54,7 +54,15 @@ class TrialView(BaseModel):
     final_metrics: dict[str, float | None] = Field(description="At the last rung")
     progress: ProgressView | None
     train_seconds: float | None
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = Field(
+        description="Measured: on the device, or of the whole worker on a CPU, pack-mates included"
+    )
+    predicted_memory_bytes: int | None = Field(
+        description="What the cost model said of the whole pack when the trial was admitted"
+    )
+    useful_token_share: float | None = Field(
+        description="Share of the positions in the trial's passes that held a token, not padding"
+    )
     started_at: datetime | None = Field(description="Of the first attempt")
     ended_at: datetime | None = Field(description="Of the latest attempt")
     adapter: AdapterView | None

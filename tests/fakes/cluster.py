@@ -2,26 +2,28 @@
 
 It outlives coordinators, as detached Ray actors do, so a test can drop a coordinator at any moment and
 start another. A trial's metric is a fixed function of its recipe and the rung, so a study's outcome can
-be known in advance.
+be known in advance, wherever and however often its trials were begun.
+
+Each trial of a pack goes one rung further per tick. At a rung it writes a checkpoint and is evaluated then;
+checkpoints outlive the workers, as those on a shared disk do.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from search_spaces.definition import ResourcesSpec
 from search_spaces.recipe import Recipe
 from service.coordinator.dispatch import (
     DataSummary,
-    Decision,
     Delivered,
     Delivery,
     Gone,
-    NumberedEvent,
     OutcomeStatus,
+    PackCapacity,
     Ready,
     Refused,
     Report,
@@ -32,6 +34,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
+from workers.event_log import EventLog
 
 ROWS = 100
 
@@ -46,7 +49,10 @@ class _Training:
     order: TrialOrder
     total: int
     seen: int = 0
-    best: tuple[float, int] | None = None
+    best: tuple[float, int] = (math.inf, 0)
+    started: bool = False
+    evaluated: bool = True
+    """Whether the rung at `seen` has been reported."""
     verdict: Verdict | None = None
 
 
@@ -54,13 +60,20 @@ class _Training:
 class _FakeWorker:
     worker_id: str
     study_id: str
-    log: list[NumberedEvent] = field(default_factory=list)
-    seq: int = 0
-    training: _Training | None = None
+    slots: int = 1
+    most_slots: int = 1
+    base: str | None = None
+    log: EventLog = field(default_factory=EventLog)
+    waiting: list[TrialOrder] = field(default_factory=list)
+    pack: dict[int, _Training] = field(default_factory=dict)
 
-    def say(self, event: object) -> None:
-        self.seq += 1
-        self.log.append(NumberedEvent(seq=self.seq, event=event))  # type: ignore[arg-type]
+    @property
+    def live(self) -> tuple[int, ...]:
+        return (*self.pack, *(order.attempt_id for order in self.waiting))
+
+    def announce(self, slots: int, reason: str) -> None:
+        self.slots, self.most_slots = slots, max(self.most_slots, slots)
+        self.log.append(PackCapacity(slots=slots, reason=reason))
 
 
 class FakeCluster:
@@ -68,19 +81,33 @@ class FakeCluster:
 
     Args:
         cpus: how many workers fit.
+        slots: how many trials a worker wants at once, which it finds out with its first; 1 until then.
         ending: what becomes of a trial that trained to its end; default: completed.
+        start_polls: how many polls a worker takes to start, by its id; default: 0. The first worker is `w1`.
     """
 
     def __init__(
-        self, cpus: int, *, ending: Callable[[TrialOrder], TrialOutcome | None] | None = None
+        self,
+        cpus: int,
+        *,
+        slots: int = 1,
+        ending: Callable[[TrialOrder], TrialOutcome | None] | None = None,
+        start_polls: Mapping[str, int] | None = None,
     ) -> None:
         self.cpus = cpus
         self.orders: list[TrialOrder] = []
+        self.started: list[str] = []
+        self.reported: list[tuple[int, int]] = []
+        """Attempts and their rungs, in the order in which they were evaluated."""
+        self._slots = slots
         self._ending = ending
+        self._start_polls = dict(start_polls or {})
         self._workers: dict[str, _FakeWorker] = {}
+        self._checkpoints: dict[str, tuple[int, tuple[float, int]]] = {}
         self._ids = itertools.count(1)
         self._known: set[str] = set()
         self._asking: dict[str, int] = {}
+        self._starting: set[str] = set()
         self._news: list[Delivery] = []
 
     # -- what a test does to it ----------------------------------------------------------------
@@ -89,23 +116,39 @@ class FakeCluster:
         """The coordinator died: nothing it had asked for will be answered."""
         self._known.clear()
         self._asking.clear()
+        self._starting.clear()
         self._news.clear()
 
     def kill(self, worker_id: str) -> None:
         """A worker dies with all it knew."""
         del self._workers[worker_id]
         self._asking.pop(worker_id, None)
+        self._starting.discard(worker_id)
         if worker_id in self._known:
             self._news.append(Gone(worker_id=worker_id, reason="killed"))
             self._known.discard(worker_id)
+
+    def announce(self, worker_id: str, slots: int, reason: str = "as measured") -> None:
+        """A worker finds out that it wants another number of trials."""
+        self._workers[worker_id].announce(slots, reason)
 
     @property
     def alive(self) -> list[str]:
         return list(self._workers)
 
     @property
+    def packs(self) -> dict[str, int]:
+        """How many trials each worker trains."""
+        return {worker_id: len(worker.pack) for worker_id, worker in self._workers.items()}
+
+    @property
+    def waiting(self) -> int:
+        """Orders that a worker has taken and its pack has no room for."""
+        return sum(len(worker.waiting) for worker in self._workers.values())
+
+    @property
     def running(self) -> int:
-        return sum(w.training is not None for w in self._workers.values())
+        return sum(len(worker.live) for worker in self._workers.values())
 
     # -- Workers -------------------------------------------------------------------------------
 
@@ -122,6 +165,7 @@ class FakeCluster:
     def start(self, study_id: str, shape: WorkerShape) -> str:
         worker = _FakeWorker(worker_id=f"w{next(self._ids)}", study_id=study_id)
         self._workers[worker.worker_id] = worker
+        self.started.append(worker.worker_id)
         self._meet(worker)
         return worker.worker_id
 
@@ -135,18 +179,20 @@ class FakeCluster:
 
     def poll(self, timeout_s: float) -> list[Delivery]:
         news, self._news = self._news, []
+        for worker_id in sorted(self._starting):
+            left = self._start_polls.get(worker_id, 0)
+            self._start_polls[worker_id] = left - 1
+            if left <= 0:
+                self._starting.discard(worker_id)
+                news.append(Ready(worker_id=worker_id, info=_info(self._workers[worker_id])))
         for worker in self._workers.values():
             self._tick(worker)
         for worker_id, after in list(self._asking.items()):
-            worker = self._workers[worker_id]
-            worker.log = [e for e in worker.log if e.seq > after]
-            if worker.log:
+            events = self._workers[worker_id].log.events(after)
+            # The long poll of a silent worker comes back empty.
+            if events or after == 0:
                 del self._asking[worker_id]
-                news.append(Delivered(worker_id=worker_id, events=tuple(worker.log)))
-            elif after == 0:
-                # The long poll of a silent worker comes back empty.
-                del self._asking[worker_id]
-                news.append(Delivered(worker_id=worker_id, events=()))
+                news.append(Delivered(worker_id=worker_id, events=events))
         return news
 
     def acknowledge(self, worker_id: str, seq: int) -> None:
@@ -157,16 +203,21 @@ class FakeCluster:
         worker = self._workers.get(worker_id)
         if worker is None:
             return
-        if worker.training is not None:
+        if len(worker.live) >= worker.most_slots:
             self._news.append(Refused(worker_id=worker_id, attempt_id=order.attempt_id, reason="busy"))
             return
         self.orders.append(order)
-        worker.training = _Training(order=order, total=round(ROWS * order.recipe.epochs))
+        worker.waiting.append(order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
         worker = self._workers.get(worker_id)
-        if worker and worker.training and worker.training.order.attempt_id == verdict.attempt_id:
-            worker.training.verdict = verdict
+        if worker is None:
+            return
+        if verdict.attempt_id in worker.pack:
+            worker.pack[verdict.attempt_id].verdict = verdict
+        for order in [o for o in worker.waiting if o.attempt_id == verdict.attempt_id]:
+            worker.waiting.remove(order)
+            worker.log.append(_stopped(verdict))
 
     def stop(self, worker_id: str) -> None:
         self._workers.pop(worker_id, None)
@@ -175,88 +226,65 @@ class FakeCluster:
     def forget(self, worker_id: str) -> None:
         self._known.discard(worker_id)
         self._asking.pop(worker_id, None)
+        self._starting.discard(worker_id)
 
     # -- training ------------------------------------------------------------------------------
 
     def _meet(self, worker: _FakeWorker) -> None:
         self._known.add(worker.worker_id)
-        running = () if worker.training is None else (worker.training.order.attempt_id,)
-        info = WorkerInfo(
-            worker_id=worker.worker_id,
-            node="n1",
-            pid=1,
-            device="cpu",
-            slots=1,
-            free_slots=1 - len(running),
-            running_attempts=running,
-            base=None,
-        )
-        self._news.append(Ready(worker_id=worker.worker_id, info=info))
+        self._starting.add(worker.worker_id)
 
     def _tick(self, worker: _FakeWorker) -> None:
-        training = worker.training
-        if training is None:
-            return
-        attempt_id = training.order.attempt_id
+        while worker.waiting and len(worker.pack) < worker.slots:
+            self._admit(worker, worker.waiting.pop(0))
+        for training in list(worker.pack.values()):
+            self._step(worker, training)
+
+    def _admit(self, worker: _FakeWorker, order: TrialOrder) -> None:
+        training = _Training(order=order, total=round(ROWS * order.recipe.epochs))
+        found = next((self._checkpoints[f] for f in order.resume_from if f in self._checkpoints), None)
+        if found is not None:
+            training.seen, training.best = found
+            training.evaluated = False
+        worker.pack[order.attempt_id] = training
+        if worker.base is None:
+            worker.base = order.model.id
+            if self._slots != worker.slots:
+                worker.announce(min(self._slots, order.trials_per_worker or self._slots), "as measured")
+
+    def _step(self, worker: _FakeWorker, training: _Training) -> None:
         if training.verdict is not None:
-            pruned = training.verdict.decision is Decision.PRUNE
-            status = OutcomeStatus.PRUNED if pruned else OutcomeStatus.CANCELLED
-            self._end(
-                worker, TrialOutcome(attempt_id=attempt_id, status=status, reason=training.verdict.reason)
-            )
-        elif training.seen == 0 and training.best is None:
-            training.best = (math.inf, 0)
-            worker.say(
-                TrialStarted(
-                    attempt_id=attempt_id,
-                    total_examples=training.total,
-                    total_steps=training.total,
-                    micro_batch_size=1,
-                    device="cpu",
-                    trainable_parameters=1,
-                    data=DataSummary(
-                        train_rows=ROWS,
-                        train_skipped=0,
-                        train_truncated=0,
-                        eval_rows=10,
-                        eval_skipped=0,
-                        eval_truncated=0,
-                    ),
-                )
-            )
+            self._end(worker, _stopped(training.verdict))
+        elif not training.started:
+            training.started = True
+            worker.log.append(_started(training))
+        elif not training.evaluated:
+            self._evaluate(worker, training)
         elif training.seen < training.total:
-            self._reach_next_rung(worker, training)
+            every = training.order.evaluation.every_examples or training.total
+            training.seen = min(training.total, training.seen + every)
+            checkpoint = (training.seen, training.best)
+            self._checkpoints[f"{training.order.artifact_dir}/checkpoint"] = checkpoint
+            self._evaluate(worker, training)
         else:
             outcome = self._ending(training.order) if self._ending else None
-            value, rung = training.best or (math.inf, 0)
-            self._end(
-                worker,
-                outcome
-                or TrialOutcome(
-                    attempt_id=attempt_id,
-                    status=OutcomeStatus.COMPLETED,
-                    reason="trained to the end",
-                    value=value,
-                    best_rung=rung,
-                    metrics={"eval_loss": value},
-                    examples_seen=training.seen,
-                ),
-            )
+            self._end(worker, outcome or _completed(training))
 
-    def _reach_next_rung(self, worker: _FakeWorker, training: _Training) -> None:
-        every = training.order.evaluation.every_examples or training.total
-        training.seen = min(training.total, training.seen + every)
-        loss = loss_of(training.order.recipe, training.seen)
-        better = training.best is None or loss < training.best[0]
+    def _evaluate(self, worker: _FakeWorker, training: _Training) -> None:
+        training.evaluated = True
+        attempt_id, seen = training.order.attempt_id, training.seen
+        self.reported.append((attempt_id, seen))
+        loss = loss_of(training.order.recipe, seen)
+        better = loss < training.best[0]
         if better:
-            training.best = (loss, training.seen)
-        worker.say(
+            training.best = (loss, seen)
+        worker.log.append(
             Report(
-                attempt_id=training.order.attempt_id,
-                rung=training.seen,
-                examples_seen=training.seen,
-                step=training.seen,
-                epoch=training.seen / ROWS,
+                attempt_id=attempt_id,
+                rung=seen,
+                examples_seen=seen,
+                step=seen,
+                epoch=seen / ROWS,
                 metrics={"eval_loss": loss},
                 train_loss=loss,
                 train_seconds=1.0,
@@ -265,5 +293,55 @@ class FakeCluster:
         )
 
     def _end(self, worker: _FakeWorker, outcome: TrialOutcome) -> None:
-        worker.say(outcome)
-        worker.training = None
+        del worker.pack[outcome.attempt_id]
+        worker.log.append(outcome)
+
+
+def _info(worker: _FakeWorker) -> WorkerInfo:
+    return WorkerInfo(
+        worker_id=worker.worker_id,
+        node="n1",
+        pid=1,
+        device="cpu",
+        slots=worker.slots,
+        free_slots=max(0, worker.slots - len(worker.live)),
+        running_attempts=worker.live,
+        base=worker.base,
+    )
+
+
+def _started(training: _Training) -> TrialStarted:
+    return TrialStarted(
+        attempt_id=training.order.attempt_id,
+        total_examples=training.total,
+        total_steps=training.total,
+        micro_batch_size=1,
+        device="cpu",
+        trainable_parameters=1,
+        data=DataSummary(
+            train_rows=ROWS,
+            train_skipped=0,
+            train_truncated=0,
+            eval_rows=10,
+            eval_skipped=0,
+            eval_truncated=0,
+        ),
+        resumed_at_examples=training.seen,
+    )
+
+
+def _stopped(verdict: Verdict) -> TrialOutcome:
+    return TrialOutcome(attempt_id=verdict.attempt_id, status=verdict.decision.ends_as, reason=verdict.reason)
+
+
+def _completed(training: _Training) -> TrialOutcome:
+    value, rung = training.best
+    return TrialOutcome(
+        attempt_id=training.order.attempt_id,
+        status=OutcomeStatus.COMPLETED,
+        reason="trained to the end",
+        value=value,
+        best_rung=rung,
+        metrics={"eval_loss": value},
+        examples_seen=training.seen,
+    )

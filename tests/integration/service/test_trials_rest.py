@@ -83,6 +83,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "final_metrics": {"eval_loss": 1.75},
         "train_seconds": 12.5,
         "peak_memory_bytes": 1024,
+        "predicted_memory_bytes": 2048,
+        "useful_token_share": 0.75,
         "best_adapter_dir": "/artifacts/best",
     }
     lab.attempt(
@@ -121,6 +123,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "progress": {"examples_seen": 400, "total_examples": 400, "step": 50, "train_loss": 1.25},
         "train_seconds": 12.5,
         "peak_memory_bytes": 1024,
+        "predicted_memory_bytes": 2048,
+        "useful_token_share": 0.75,
         "adapter": {"path": "/artifacts/best", "url": f"/v1/studies/{lab.id}/trials/0/adapter"},
     }
     assert times == (attempts[0]["started_at"], attempts[1]["ended_at"])

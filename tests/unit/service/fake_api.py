@@ -97,6 +97,8 @@ def trial_json(number: int, state: str = "completed", **changes: Any) -> dict[st
         "progress": {"examples_seen": 0, "total_examples": 960, "step": 0, "train_loss": None},
         "train_seconds": None,
         "peak_memory_bytes": None,
+        "predicted_memory_bytes": None,
+        "useful_token_share": None,
         "started_at": None,
         "ended_at": None,
         "adapter": None,

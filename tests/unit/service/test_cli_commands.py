@@ -317,16 +317,19 @@ def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_and_me
         metrics={"eval_loss": 0.5, "accuracy": 0.9},
         rungs=[{"rung": 960, "value": 0.5}],
         train_seconds=12.5,
+        peak_memory_bytes=2048,
+        predicted_memory_bytes=1024,
+        useful_token_share=0.75,
         started_at="2026-07-01T22:00:05Z",
     )
     second = trial_json(1, "failed", params={"lora_r": 4, "scheduler": "cosine"}, reason='no "text", no loss')
     result = run({"GET /v1/studies/tone": study(), TRIALS: items(first, second)}, "export", "tone")
     assert result.stdout == (
         "number,state,value,best_rung,params.learning_rate,params.lora_r,params.scheduler,"
-        "metrics.eval_loss,metrics.accuracy,examples_seen,train_seconds,peak_memory_bytes,started_at,ended_at,"
-        "adapter,reason\n"
-        "0,completed,0.5,960,0.0003123,8,,0.5,0.9,960,12.5,,2026-07-01T22:00:05+00:00,,,\n"
-        '1,failed,,,,4,cosine,,,0,,,,,,"no ""text"", no loss"\n'
+        "metrics.eval_loss,metrics.accuracy,examples_seen,train_seconds,peak_memory_bytes,"
+        "predicted_memory_bytes,useful_token_share,started_at,ended_at,adapter,reason\n"
+        "0,completed,0.5,960,0.0003123,8,,0.5,0.9,960,12.5,2048,1024,0.75,2026-07-01T22:00:05+00:00,,,\n"
+        '1,failed,,,,4,cosine,,,0,,,,,,,,"no ""text"", no loss"\n'
     )
 
 

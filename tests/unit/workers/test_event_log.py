@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.contract import Event, OutcomeStatus, Progress, TrialOutcome
+from workers.contract import Event, OutcomeStatus, PackCapacity, Progress, TrialOutcome
 from workers.event_log import EventLog
 
 
@@ -19,6 +19,10 @@ def outcome(attempt_id: int = 1) -> TrialOutcome:
 
 def progress(step: int, attempt_id: int = 1) -> Progress:
     return Progress(attempt_id=attempt_id, examples_seen=step, step=step, train_loss=1.0, learning_rate=0.1)
+
+
+def capacity(slots: int) -> PackCapacity:
+    return PackCapacity(slots=slots, reason="as measured")
 
 
 def numbers(log: EventLog, after: int = 0) -> list[int]:
@@ -53,6 +57,29 @@ def test_only_the_newest_progress_of_an_attempt_is_kept() -> None:
         (1000, Progress, 1),
         (1001, TrialOutcome, 1),
     ]
+
+
+def test_only_the_newest_capacity_of_the_worker_is_kept() -> None:
+    log = EventLog()
+    for slots in range(1, 100):
+        log.append(progress(slots, attempt_id=slots % 2))
+        log.append(capacity(slots))
+    log.append(outcome())
+    assert [(e.seq, type(e.event)) for e in log.events(0)] == [
+        (195, Progress),
+        (197, Progress),
+        (198, PackCapacity),
+        (199, TrialOutcome),
+    ]
+    assert log.events(0)[2].event == capacity(99)
+
+
+def test_a_capacity_after_an_acknowledged_capacity_is_kept() -> None:
+    log = EventLog()
+    log.append(capacity(4))
+    assert numbers(log, after=1) == []
+    log.append(capacity(4))
+    assert numbers(log, after=1) == [2]
 
 
 def test_progress_after_an_acknowledged_progress_is_kept() -> None:
@@ -112,6 +139,7 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("progress"), st.integers(0, 2)),
         st.tuples(st.just("outcome"), st.integers(0, 2)),
+        st.tuples(st.just("capacity"), st.integers(0, 2)),
         st.tuples(st.just("read"), st.floats(0, 1)),
     ),
     max_size=60,
@@ -119,9 +147,10 @@ operations = st.lists(
 
 
 @given(operations)
-def test_the_log_is_everything_after_the_acknowledgement_less_superseded_progress(
+def test_the_log_is_everything_after_the_acknowledgement_less_what_was_superseded(
     steps: list[tuple[str, float]],
 ) -> None:
+    make = {"progress": lambda n: progress(1, n), "outcome": outcome, "capacity": capacity}
     log = EventLog()
     every: dict[int, Event] = {}
     acknowledged = 0
@@ -130,12 +159,21 @@ def test_the_log_is_everything_after_the_acknowledgement_less_superseded_progres
             acknowledged = max(acknowledged, round(argument * len(every)))
             log.events(acknowledged)
         else:
-            event = progress(1, int(argument)) if kind == "progress" else outcome(int(argument))
+            event = make[kind](int(argument))
             every[log.append(event)] = event
-    newest = {e.attempt_id: seq for seq, e in every.items() if isinstance(e, Progress)}
+    newest: dict[object, int] = {}
+    for seq, event in every.items():
+        newest[subject(event, seq)] = seq
     expected = [
         (seq, event)
         for seq, event in every.items()
-        if seq > acknowledged and (not isinstance(event, Progress) or newest[event.attempt_id] == seq)
+        if seq > acknowledged and newest[subject(event, seq)] == seq
     ]
     assert [(e.seq, e.event) for e in log.events(acknowledged)] == expected
+
+
+def subject(event: Event, seq: int) -> object:
+    """What a newer event of the same subject takes the place of."""
+    if isinstance(event, Progress):
+        return f"progress of {event.attempt_id}"
+    return "capacity" if isinstance(event, PackCapacity) else seq

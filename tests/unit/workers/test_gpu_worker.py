@@ -1,4 +1,4 @@
-"""The worker's calls, on the plain class: idempotent orders, slots, verdicts, long polls."""
+"""The worker's calls, on the plain class: idempotent orders, slots, waiting, verdicts, long polls."""
 
 from __future__ import annotations
 
@@ -6,22 +6,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from search_spaces.recipe import Recipe
+from tests.fakes.pack import FakePack
 from tests.tiny_trials import of_type, trial_order
 from workers import gpu_worker
-from workers.contract import Decision, Event, OutcomeStatus, TrialOutcome, TrialStarted, Verdict
+from workers.contract import (
+    Decision,
+    Event,
+    OutcomeStatus,
+    PackCapacity,
+    TrialOrder,
+    TrialOutcome,
+    Verdict,
+)
 from workers.gpu_worker import GpuWorker
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 DEADLINE_S = 60.0
-LONG = Recipe(learning_rate=1e-3, batch_size=1, epochs=1000, lora_r=2)
+
+Make = Callable[..., TrialOrder]
 
 
 @pytest.fixture
@@ -33,11 +42,29 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 @pytest.fixture
-def worker(ended: threading.Event) -> Iterator[GpuWorker]:
+def worker(ended: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuWorker]:
+    """One whose pack trains nothing."""
+
+    def make_pack(worker: GpuWorker, num_cpus: float, num_gpus: float) -> FakePack:
+        worker._device, worker._threads = "cpu", None
+        return FakePack(worker._record)
+
+    monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
     worker = GpuWorker("w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
     yield worker
     worker.shutdown()
     assert has_ended(worker, ended)
+
+
+@pytest.fixture
+def pack(worker: GpuWorker) -> FakePack:
+    assert isinstance(worker._pack, FakePack)
+    return worker._pack
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Make:
+    return lambda attempt_id, base="base": trial_order(tmp_path, Path(base), attempt_id=attempt_id)
 
 
 def has_ended(worker: GpuWorker, ended: threading.Event) -> bool:
@@ -60,6 +87,12 @@ def follow(worker: GpuWorker, until: type) -> list[Event]:
     return seen
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline
+
+
 def test_the_module_is_light_to_import() -> None:
     code = "import sys, workers.gpu_worker; print([m for m in ('torch', 'ray', 'peft') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -67,63 +100,141 @@ def test_the_module_is_light_to_import() -> None:
 
 
 def test_an_order_is_trained_to_its_outcome_and_frees_the_slot(
-    worker: GpuWorker, tmp_path: Path, tiny_base_dir: Path
+    ended: threading.Event, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
-    order = trial_order(tmp_path, tiny_base_dir)
-    assert worker.submit(order) is True
-    assert worker.info().free_slots == 0
+    """With the real pack."""
+    worker = GpuWorker("w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    assert worker.info().free_slots == 1
+    assert worker.submit(trial_order(tmp_path, tiny_base_dir)) is True
+    assert worker.info().running_attempts == (1,)
     (outcome,) = of_type(follow(worker, TrialOutcome), TrialOutcome)
     assert outcome.status is OutcomeStatus.COMPLETED
     info = worker.info()
-    assert (info.worker_id, info.device, info.slots, info.free_slots, info.running_attempts, info.base) == (
+    assert (info.worker_id, info.device, info.running_attempts, info.base) == (
         "w1",
         "cpu",
-        1,
-        1,
         (),
         f"{tiny_base_dir} nf4",
     )
+    assert info.free_slots == info.slots >= 1
+    worker.shutdown()
+    assert has_ended(worker, ended)
 
 
 def test_the_same_attempt_again_is_accepted_and_changes_nothing(
-    worker: GpuWorker, tmp_path: Path, tiny_base_dir: Path
+    worker: GpuWorker, pack: FakePack, order: Make
 ) -> None:
-    order = trial_order(tmp_path, tiny_base_dir)
-    assert [worker.submit(order), worker.submit(order)] == [True, True]
-    seen = follow(worker, TrialOutcome)
-    assert worker.submit(order) is True
-    assert worker.info().free_slots == 1
-    assert len(of_type(seen, TrialStarted)) == 1
+    assert [worker.submit(order(1)), worker.submit(order(1))] == [True, True]
+    wait_until(lambda: pack.admitted == [1])
+    pack.finish(1)
+    follow(worker, TrialOutcome)
+    assert worker.submit(order(1)) is True
+    assert (worker.info().free_slots, pack.admitted) == (1, [1])
 
 
 def test_an_order_without_a_free_slot_is_refused_and_a_verdict_frees_it(
-    worker: GpuWorker, tmp_path: Path, tiny_base_dir: Path
+    worker: GpuWorker, order: Make
 ) -> None:
-    assert worker.submit(trial_order(tmp_path, tiny_base_dir, recipe=LONG)) is True
-    second = trial_order(tmp_path, tiny_base_dir, attempt_id=2)
-    assert worker.submit(second) is False
-    follow(worker, TrialStarted)
+    assert [worker.submit(order(1)), worker.submit(order(2))] == [True, False]
+    assert worker.info().free_slots == 0
     assert worker.verdict(Verdict(attempt_id=1, decision=Decision.PRUNE, reason="poor")) is True
     (outcome,) = of_type(follow(worker, TrialOutcome), TrialOutcome)
     assert (outcome.status, outcome.reason) == (OutcomeStatus.PRUNED, "poor")
     assert worker.verdict(Verdict(attempt_id=1, decision=Decision.STOP, reason="late")) is False
-    assert worker.submit(second) is True
+    assert worker.submit(order(2)) is True
 
 
-def test_a_verdict_that_comes_before_the_trial_has_started_counts(
-    worker: GpuWorker, tmp_path: Path, tiny_base_dir: Path
+def test_an_order_for_another_base_is_refused_while_trials_are_live(
+    worker: GpuWorker, pack: FakePack, order: Make
 ) -> None:
-    worker.submit(trial_order(tmp_path, tiny_base_dir, recipe=LONG))
+    pack.resize(4)
+    assert [worker.submit(order(1)), worker.submit(order(2, base="other"))] == [True, False]
+    wait_until(lambda: pack.admitted == [1])
+    pack.finish(1)
+    follow(worker, TrialOutcome)
+    assert worker.submit(order(2, base="other")) is True
+
+
+def test_a_pack_that_grows_takes_more_and_says_so(worker: GpuWorker, pack: FakePack, order: Make) -> None:
+    worker.submit(order(1))
+    pack.resize(3)
+    (capacity,) = of_type(follow(worker, PackCapacity), PackCapacity)
+    assert capacity == PackCapacity(slots=3, reason="as measured")
+    info = worker.info()
+    assert (info.slots, info.free_slots) == (3, 2)
+    assert [worker.submit(order(n)) for n in (2, 3, 4)] == [True, True, False]
+    wait_until(lambda: pack.admitted == [1, 2, 3])
+
+
+def test_orders_that_come_after_a_pack_has_shrunk_wait_for_their_turn(
+    worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    """They were sent for slots that had been announced: refusing them would make lost attempts of them."""
+    pack.resize(4)
+    worker.submit(order(1))
+    wait_until(lambda: pack.admitted == [1])
+    pack.resize(1)
+    assert [worker.submit(order(n)) for n in (2, 3, 4, 5)] == [True, True, True, False]
+    info = worker.info()
+    assert (info.slots, info.free_slots, info.running_attempts) == (1, 0, (1, 2, 3, 4))
+    for attempt_id in (1, 2, 3):
+        assert pack.admitted == list(range(1, attempt_id + 1))
+        pack.finish(attempt_id)
+        wait_until(lambda last=attempt_id + 1: pack.admitted[-1] == last)
+
+
+@pytest.mark.parametrize("told_by", ["an event", "info", "an answer"])
+def test_every_number_of_slots_that_anybody_was_told_is_kept_to(
+    worker: GpuWorker, pack: FakePack, order: Make, told_by: str
+) -> None:
+    """Whoever reads the slots may send that many orders, whatever the pack finds out in the meantime."""
+    if told_by == "an event":
+        pack.resize(2)
+    else:
+        pack.slots = 2
+        worker.info() if told_by == "info" else worker.submit(order(1))
+    pack.resize(1)
+    assert [worker.submit(order(n)) for n in (1, 2, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("decision", "status"),
+    [(Decision.PRUNE, OutcomeStatus.PRUNED), (Decision.STOP, OutcomeStatus.CANCELLED)],
+)
+def test_an_order_that_still_waits_ends_by_a_verdict_with_one_outcome(
+    worker: GpuWorker, pack: FakePack, order: Make, decision: Decision, status: OutcomeStatus
+) -> None:
+    pack.resize(3)
+    worker.submit(order(1))
+    wait_until(lambda: pack.admitted == [1])
+    pack.resize(1)
+    worker.submit(order(2))
+    worker.submit(order(3))
+    for reason in ("first", "second"):
+        worker.verdict(Verdict(attempt_id=2, decision=decision, reason=reason))
+    wait_until(lambda: worker.info().running_attempts == (1, 3))
+    pack.finish(1)
+    wait_until(lambda: pack.admitted == [1, 3])
+    pack.finish(3)
+    wait_until(lambda: worker.info().running_attempts == ())
+    outcomes = of_type([numbered.event for numbered in worker.events(0)], TrialOutcome)
+    assert [(o.attempt_id, o.status, o.reason) for o in outcomes] == [
+        (2, status, "first"),
+        (1, OutcomeStatus.COMPLETED, "trained to the end"),
+        (3, OutcomeStatus.COMPLETED, "trained to the end"),
+    ]
+
+
+def test_a_verdict_that_comes_before_the_trial_has_started_counts(worker: GpuWorker, order: Make) -> None:
+    worker.submit(order(1))
     worker.verdict(Verdict(attempt_id=1, decision=Decision.STOP, reason="cancelled by a person"))
     (outcome,) = of_type(follow(worker, TrialOutcome), TrialOutcome)
     assert (outcome.status, outcome.reason) == (OutcomeStatus.CANCELLED, "cancelled by a person")
 
 
-def test_a_worker_that_shuts_down_refuses_orders(
-    worker: GpuWorker, tmp_path: Path, tiny_base_dir: Path
-) -> None:
+def test_a_worker_that_shuts_down_refuses_orders(worker: GpuWorker, order: Make) -> None:
     worker.shutdown()
-    assert worker.submit(trial_order(tmp_path, tiny_base_dir)) is False
+    assert worker.submit(order(1)) is False
 
 
 def test_a_worker_that_nobody_polls_ends_itself(ended: threading.Event) -> None:
@@ -142,15 +253,20 @@ def test_a_worker_that_is_polled_does_not_end_itself(ended: threading.Event) -> 
 
 
 def test_a_training_thread_that_breaks_ends_the_process(
-    worker: GpuWorker,
-    ended: threading.Event,
-    tmp_path: Path,
-    tiny_base_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(order: object) -> None:
         raise SystemError("the pack itself broke")
 
-    monkeypatch.setattr(worker._pack, "admit", broken)
-    worker.submit(trial_order(tmp_path, tiny_base_dir))
+    monkeypatch.setattr(pack, "admit", broken)
+    worker.submit(order(1))
+    assert ended.wait(DEADLINE_S)
+
+
+def test_an_empty_pack_without_a_slot_ends_the_process_in_place_of_waiting_for_ever(
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event
+) -> None:
+    pack.resize(2)
+    pack.resize(0)
+    worker.submit(order(1))
     assert ended.wait(DEADLINE_S)

@@ -3,118 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from search_spaces.definition import parse_definition
-from service import database as db
 from service import optuna_store
 from service.coordinator import study_run
 from service.coordinator.dispatch import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
-from service.coordinator.loop import Coordinator
 from service.models import Attempt, Study
-from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.fakes.cluster import FakeCluster
-
-DEFINITION: dict[str, Any] = {
-    "name": "s",
-    "model": {"id": "org/model"},
-    "data": {"train": "/t.jsonl", "eval": "/e.jsonl"},
-    "search": {
-        "algorithm": "tpe",
-        "trials": 12,
-        "space": {
-            "learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"},
-            "lora_r": {"choices": [4, 8]},
-        },
-    },
-    "evaluation": {"every_examples": 25},
-    "budget": {"max_parallel_trials": 3},
-}
-GRID: dict[str, Any] = {
-    "algorithm": "grid",
-    "space": {
-        "learning_rate": {"choices": [1e-4, 1e-3]},
-        "lora_r": {"choices": [4, 8]},
-        "epochs": {"choices": [1, 2]},
-    },
-}
-
-
-class House:
-    """The service's two databases and a cluster, through which coordinators come and go."""
-
-    def __init__(self, home: Path, cluster: FakeCluster) -> None:
-        self.settings = Settings(home=home, poll_seconds=0.001, resource_timeout_seconds=0.01)
-        db.upgrade(self.settings)
-        self.database = db.open_database(self.settings)
-        self.storage = optuna_store.open_storage(self.settings)
-        self.cluster = cluster
-        self.coordinator = self.new_coordinator()
-
-    def new_coordinator(self) -> Coordinator:
-        return Coordinator(self.settings, self.database, self.storage, self.cluster)
-
-    def submit(self, **changes: Any) -> str:
-        document = {**DEFINITION, **changes}
-        definition = parse_definition(document).model_dump(mode="json")
-        with self.database.write() as session:
-            study = Study(name=document["name"], definition=definition)
-            session.add(study)
-        return study.id
-
-    def study(self, study_id: str) -> Study:
-        with self.database.read() as session:
-            return session.get_one(Study, study_id)
-
-    def attempts(self) -> list[Attempt]:
-        with self.database.read() as session:
-            return list(session.scalars(select(Attempt).order_by(Attempt.id)))
-
-    def run(self, *study_ids: str, rounds: int = 2000, each: Callable[[], None] = lambda: None) -> None:
-        """Rounds until the studies have ended."""
-        for _ in range(rounds):
-            if all(self.study(s).state in TERMINAL_STUDY_STATES for s in study_ids):
-                return
-            each()
-            self.coordinator.round()
-        raise AssertionError(f"no end after {rounds} rounds: {[self.study(s).state for s in study_ids]}")
-
-    def crash(self) -> None:
-        """The coordinator vanishes between two rounds, its lease runs out, and another one comes."""
-        self.cluster.lose_connection()
-        with self.database.write() as session:
-            for study in session.scalars(select(Study)):
-                study.lease_expires_at = None if study.lease_owner is None else study.created_at
-        self.coordinator = self.new_coordinator()
-
-    def values(self) -> dict[int, tuple[str, float | None, dict[str, Any]]]:
-        trials = optuna_store.read_trials(self.storage, "s")
-        return {t.number: (t.user_attrs["outcome"], t.value, dict(t.params)) for t in trials}
-
-    def close(self) -> None:
-        optuna_store.close_storage(self.storage)
-        self.database.dispose()
-
-
-@pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    houses: list[House] = []
-
-    def make(cpus: int = 4, **options: Any) -> House:
-        houses.append(House(tmp_path / str(len(houses)), FakeCluster(cpus, **options)))
-        return houses[-1]
-
-    yield make
-    for house in houses:
-        house.close()
+from tests.unit.service.coordinator.house import DEFINITION, GRID, House
 
 
 @pytest.mark.parametrize(
@@ -159,16 +60,17 @@ def test_pruned_trials_end_pruned_with_a_reason_in_numbers(make_house: Callable[
     assert all(house.values()[a.trial_number][0] == "pruned" for a in pruned)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
 def test_crashes_of_coordinators_and_workers_change_nothing(
-    make_house: Callable[..., House], seed: int
+    make_house: Callable[..., House], seed: int, slots: int
 ) -> None:
     """The same trials with the same values as an undisturbed run, each ended once."""
     calm = make_house(cpus=1)
     search = {**DEFINITION["search"], "algorithm": "random"}
     budget = {"max_parallel_trials": 3, "max_retries": 1000}
     calm.run(calm.submit(search=search, budget=budget))
-    stormy = make_house(cpus=4)
+    stormy = make_house(cpus=4 // slots, slots=slots)
     study_id = stormy.submit(search=search, budget=budget)
     dice = random.Random(seed)
 

@@ -1,0 +1,26 @@
+"""Houses for the tests of the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.cluster import FakeCluster
+from tests.unit.service.coordinator.house import House
+
+
+@pytest.fixture
+def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    houses: list[House] = []
+
+    def make(cpus: int = 4, *, patience: float = 0.01, **options: Any) -> House:
+        cluster = FakeCluster(cpus, **options)
+        houses.append(House(tmp_path / str(len(houses)), cluster, patience=patience))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        house.close()

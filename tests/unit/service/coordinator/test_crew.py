@@ -1,0 +1,153 @@
+"""Which worker gets the next trial, and how many each may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.coordinator.crew import Crew
+from service.coordinator.dispatch import Ready, TrialOrder, WorkerShape
+from tests.fakes.cluster import FakeCluster
+
+SHAPE = WorkerShape(num_cpus=1.0, num_gpus=0.0)
+
+
+@dataclass
+class Order:
+    """All that a crew looks at in an order."""
+
+    attempt_id: int
+
+
+class Workshop(FakeCluster):
+    """Workers that start, and do nothing of what they are told."""
+
+    def submit(self, worker_id: str, order: TrialOrder) -> None:
+        pass
+
+
+class Bench:
+    """A crew and its workers; what they say is the test's."""
+
+    def __init__(self, workers: int, *, at_once: int, patience: float = 1000.0, **options: Any) -> None:
+        self.cluster = Workshop(workers, **options)
+        self.crew = Crew(self.cluster, "s", SHAPE, at_once=at_once, patience=patience)
+        self.crew.resize(workers)
+        self.sent: dict[str, list[int]] = {worker_id: [] for worker_id in self.cluster.alive}
+        self._at_once = at_once
+        self._attempts = 0
+        self.meet()
+
+    def meet(self) -> None:
+        """Workers that have started by now say so."""
+        for delivery in self.cluster.poll(0.0):
+            if isinstance(delivery, Ready):
+                self.crew.on_ready(delivery.info)
+
+    def fill(self) -> list[int]:
+        """Sends orders as long as there is a free slot; the numbers of each worker's trials."""
+        while self.crew.live < self._at_once and self.crew.free_slots > 0:
+            self._attempts += 1
+            worker_id = self.crew.pick()
+            self.crew.submit(worker_id, cast(TrialOrder, Order(self._attempts)))
+            self.sent[worker_id].append(self._attempts)
+        return [len(attempts) for attempts in self.sent.values()]
+
+    def end_one(self, worker_id: str) -> None:
+        self.crew.on_ended(worker_id, self.sent[worker_id].pop())
+
+
+def test_a_worker_has_the_slots_it_said_last() -> None:
+    bench = Bench(1, at_once=9)
+    free = [bench.crew.free_slots]
+    for slots in (4, 2, 6):
+        bench.crew.on_capacity("w1", slots)
+        free.append(bench.crew.free_slots)
+    assert free == [1, 4, 2, 6]
+
+
+def test_a_pack_that_has_shrunk_below_its_trials_takes_nothing_from_the_others() -> None:
+    bench = Bench(2, at_once=12)
+    for worker_id in ("w1", "w2"):
+        bench.crew.on_capacity(worker_id, 6)
+    assert bench.fill() == [6, 6]
+    bench.end_one("w2")
+    bench.crew.on_capacity("w1", 1)
+    assert (bench.crew.free_slots, bench.crew.pick()) == (1, "w2")
+    assert bench.fill() == [6, 6]
+
+
+def test_the_first_worker_to_be_ready_leaves_the_others_their_share() -> None:
+    bench = Bench(4, at_once=8, start_polls={"w2": 1, "w3": 1, "w4": 2})
+    bench.crew.on_capacity("w1", 8)
+    assert bench.fill() == [2, 0, 0, 0]
+    bench.meet()
+    assert bench.fill() == [2, 1, 1, 0]  # the second and the third have not said yet what they take
+    bench.meet()
+    for worker_id in ("w2", "w3", "w4"):
+        bench.crew.on_capacity(worker_id, 8)
+    assert bench.fill() == [2, 2, 2, 2]
+
+
+def test_a_worker_that_does_not_come_is_not_waited_for_without_end() -> None:
+    bench = Bench(2, at_once=4, patience=0.0, start_polls={"w2": 1000})
+    bench.crew.on_capacity("w1", 8)
+    assert bench.fill() == [4, 0]
+
+
+def test_a_worker_that_ended_a_trial_without_asking_for_more_is_taken_at_its_word() -> None:
+    bench = Bench(2, at_once=4)
+    bench.crew.on_capacity("w1", 8)
+    assert bench.fill() == [2, 1]
+    bench.end_one("w2")
+    assert bench.fill() == [3, 1]
+
+
+def test_a_worker_that_an_earlier_coordinator_measured_needs_no_second_measurement() -> None:
+    bench = Bench(1, at_once=4, slots=3)
+    worker = bench.cluster._workers["w1"]
+    worker.base = "org/model"
+    worker.announce(3, "as measured")
+    later = Crew(bench.cluster, "s", SHAPE, at_once=4, patience=0.0)
+    bench.cluster.lose_connection()
+    later.attach()
+    [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
+    later.on_ready(ready.info)
+    assert later.unknown_orders("w1", {}) == []
+    assert (later.free_slots, later._members["w1"].settled) == (3, True)
+
+
+def test_the_least_busy_worker_is_picked() -> None:
+    bench = Bench(3, at_once=12)
+    for worker_id in ("w1", "w2", "w3"):
+        bench.crew.on_capacity(worker_id, 4)
+    assert bench.fill() == [4, 4, 4]
+    for worker_id in ("w1", "w3", "w3"):
+        bench.end_one(worker_id)
+    assert bench.crew.pick() == "w3"
+
+
+def test_idle_workers_beyond_the_need_are_ended_and_busy_ones_are_not() -> None:
+    bench = Bench(3, at_once=3)
+    assert bench.fill() == [1, 1, 1]
+    bench.end_one("w1")
+    bench.crew.resize(3)
+    assert bench.cluster.alive == ["w1", "w2", "w3"]
+    bench.crew.resize(1)
+    assert bench.cluster.alive == ["w2", "w3"]
+    assert (bench.crew.busy, bench.crew.live) == (2, 2)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 20))
+def test_measured_workers_are_filled_evenly_and_as_far_as_they_go(slots: list[int], at_once: int) -> None:
+    """Nothing that may run is left out, no worker has too many, and only full ones have fewer than others."""
+    bench = Bench(len(slots), at_once=at_once)
+    for worker_id, wanted in zip(bench.sent, slots, strict=True):
+        bench.crew.on_capacity(worker_id, wanted)
+    filled = bench.fill()
+    assert sum(filled) == min(at_once, sum(slots))
+    assert all(has <= wanted for has, wanted in zip(filled, slots, strict=True))
+    assert all(has == wanted for has, wanted in zip(filled, slots, strict=True) if has < max(filled) - 1)
