@@ -1,4 +1,4 @@
-"""Tiny random base models for the tests: Llama-style, own byte-level tokenizer, safetensors, no network.
+"""Tiny random base models for the tests: own byte-level tokenizer, safetensors, no network.
 
 Each builder writes a folder that `transformers` loads as it would any model, in about a second. The
 weights are random but seeded, so a folder built twice holds the same model.
@@ -15,7 +15,14 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 BOS, EOS, PAD, TURN, UNKNOWN = "<s>", "<|im_end|>", "<pad>", "<|im_start|>", "<unk>"
 
@@ -38,6 +45,9 @@ CHATML_WITH_MARKERS = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """The same with the markers that say which tokens the assistant wrote."""
+
+INITIALIZER_RANGE = 0.1
+"""Larger than usual, so that random logits are not all alike."""
 
 _CORPUS = [
     "turn on the kitchen light",
@@ -104,18 +114,63 @@ def build_tiny_base(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.1,  # larger than usual, so that random logits are not all alike
+        initializer_range=INITIALIZER_RANGE,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return _write(folder, config, tokenizer, seed)
 
 
 def build_odd_base(folder: Path) -> Path:
     """A base whose MLP is 172 wide: not divisible by 32, as bitsandbytes' inference packing wants."""
     return build_tiny_base(folder, intermediate_size=172)
+
+
+def build_tiny_gpt2(folder: Path, *, dropout: float = 0.0) -> Path:
+    """A base of `Conv1D` layers, which keep their weight as [in, out]; with `dropout`, of its own."""
+    tokenizer = build_tiny_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer)
+
+
+def build_tiny_opt(folder: Path) -> Path:
+    """A base whose MLP is given its rows as one: [rows * tokens, features]."""
+    tokenizer = build_tiny_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        init_std=INITIALIZER_RANGE,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer)
+
+
+def _write(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ import torch
 
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
+from workers.adapters import Adapter, AdapterHost
+from workers.base_model import LoadedBase
 from workers.contract import TrialOrder
 from workers.datasets import Example
+from workers.packed_lora import Form
+from workers.shared_pass import SharedPasses
+from workers.trial_run import StepResult, TrialRun, first_examples
+
+UNLIMITED = 10**6
+"""Padded tokens: more than any pass here holds."""
 
 _DEVICES = ("kitchen light", "bedroom lamp", "heating", "fan in the hall", "radio")
 _STATES = ("on", "off")
@@ -31,6 +40,149 @@ def random_examples(count: int, *, seed: int = 0, longest: int = 20, vocabulary:
         labels[:prompt] = -100
         examples.append(Example(input_ids, labels))
     return examples
+
+
+def new_run(
+    host: AdapterHost,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    *,
+    name: str = "trial",
+    divergence_factor: float = 100.0,
+    micro_batch_size: int | None = None,
+    loss_scaled: bool = False,
+) -> TrialRun:
+    """A trial that has not begun, its adapter on the host's base. Take it off with `host.remove(name)`."""
+    adapter = host.add(name, recipe)
+    passes = SharedPasses(host, token_budget=UNLIMITED)
+    return TrialRun(
+        recipe,
+        adapter,
+        examples,
+        start=passes.measure_start(adapter, first_examples(recipe, examples)),
+        divergence_factor=divergence_factor,
+        micro_batch_size=micro_batch_size,
+        loss_scaled=loss_scaled,
+    )
+
+
+@dataclass
+class Trained:
+    """What a trial's training came to."""
+
+    steps: list[StepResult] = field(default_factory=list)
+    weights: list[torch.Tensor] = field(default_factory=list)
+    """As `matrices` gives them, after the last step."""
+    ended: Exception | None = None
+    """Why it ended early, if it did."""
+
+    @property
+    def losses(self) -> list[float]:
+        """The train loss of every step."""
+        return [step.train_loss for step in self.steps]
+
+
+def matrices(adapter: Adapter) -> list[torch.Tensor]:
+    """Copies of lora_A [r, d_in] and lora_B [d_out, r] of each layer in turn, as PEFT orders them."""
+    pairs = ((layer.a, layer.b.t()) for _number, layer in sorted(adapter.layers.items()))
+    return [matrix.detach().clone() for pair in pairs for matrix in pair]
+
+
+@dataclass
+class Together:
+    """Trials in shared passes, which may be joined and left between two of them.
+
+    Attributes:
+        trained: By the name of the trial's adapter.
+        passes_made: How many there were.
+        waited: Whether some trial had no row in some pass.
+        accumulated: Whether some pass held a part of a batch only.
+    """
+
+    passes: SharedPasses
+    live: list[TrialRun] = field(default_factory=list)
+    trained: dict[str, Trained] = field(default_factory=dict)
+    passes_made: int = 0
+    waited: bool = False
+    accumulated: bool = False
+    _on_base: list[str] = field(default_factory=list)
+
+    def join(self, run: TrialRun) -> None:
+        """From the next pass on."""
+        self.live.append(run)
+        self._on_base.append(run.adapter.name)
+        self.trained[run.adapter.name] = Trained()
+
+    def leave(self, name: str) -> None:
+        """Before the next pass. The adapter is taken off the base."""
+        run = next(run for run in self.live if run.adapter.name == name)
+        self.live.remove(run)
+        self._note_weights(run)
+        self._on_base.remove(name)
+        self.passes.host.remove(name)
+
+    def step(self) -> None:
+        """One pass. Trials that have finished or diverged drop out; their adapters stay on the base."""
+        advances = self.passes.train(self.live)
+        self.passes_made += 1
+        self.waited |= len(advances) < len(self.live)
+        for advance in advances:
+            self.live.remove(advance.run)
+            trained = self.trained[advance.run.adapter.name]
+            trained.ended = advance.ended
+            if advance.step is not None:
+                trained.steps.append(advance.step)
+            self.accumulated |= advance.step is None and advance.ended is None
+            if advance.ended is None and not advance.run.finished:
+                self.live.append(advance.run)  # behind those that had no row
+            else:
+                self._note_weights(advance.run)
+
+    def finish(self) -> dict[str, Trained]:
+        """Passes until nobody is left, and the base is without adapters."""
+        try:
+            while self.live:
+                self.step()
+        finally:
+            for name in self._on_base:
+                self.passes.host.remove(name)
+        return self.trained
+
+    def _note_weights(self, run: TrialRun) -> None:
+        self.trained[run.adapter.name].weights = matrices(run.adapter)
+
+
+def train_together(
+    base: LoadedBase,
+    trials: dict[str, Recipe],
+    examples: Sequence[Example],
+    *,
+    token_budget: int = UNLIMITED,
+    form: Form | None = None,
+    **options: Any,
+) -> Together:
+    """Trains trials together from their beginning to their end, on a base without adapters.
+
+    Args:
+        options: For `new_run`.
+    """
+    host = AdapterHost(base)
+    together = Together(SharedPasses(host, token_budget=token_budget, form=form))
+    for name, recipe in trials.items():
+        together.join(new_run(host, recipe, examples, name=name, **options))
+    together.finish()
+    return together
+
+
+def solo_run(base: LoadedBase, recipe: Recipe, examples: Sequence[Example], **options: Any) -> Trained:
+    """Trains one trial alone; `options` are those of `train_together`."""
+    return train_together(base, {"alone": recipe}, examples, **options).trained["alone"]
+
+
+def relative_difference(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest of |actual - expected| / |expected| over matrices, in the Frobenius norm; NaN if any is."""
+    pairs = zip(actual, expected, strict=True)
+    return torch.stack([(one - other).norm() / other.norm() for one, other in pairs]).max().item()
 
 
 def write_data(file: Path, rows: int, *, seed: int = 0) -> Path:

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workers.adapters import AdapterHost
+from workers.checkpoints import Checkpoint, CheckpointError, write_checkpoint
 from workers.contract import (
+    DataSummary,
     OutcomeStatus,
     Progress,
     Report,
     TrialOrder,
     TrialOutcome,
+    TrialStarted,
 )
 from workers.datasets import Example
-from workers.memory import peak_bytes
-from workers.trial_run import TrialEndedError, TrialRun
+from workers.evaluation import Totals
+from workers.loaded_study import Loaded
+from workers.memory import is_out_of_memory, peak_bytes
+from workers.rungs import rung_reached
+from workers.trial_run import StepResult, TrialEndedError, TrialRun
+
+_log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Joins an order to its run, and remembers what reports and the outcome are made of."""
+    """Joins an order to its run, and remembers what reports and the outcome are made of.
+
+    Attributes:
+        due: The rung that has been reached and not yet reported.
+    """
 
     def __init__(
-        self, order: TrialOrder, run: TrialRun, host: AdapterHost, name: str, eval_examples: Sequence[Example]
+        self,
+        order: TrialOrder,
+        run: TrialRun,
+        host: AdapterHost,
+        eval_examples: Sequence[Example],
+        *,
+        recipe_key: str,
     ) -> None:
         """
         Args:
             order: What the coordinator wants.
             run: The trial, not yet stepped.
             host: Where its adapter lives.
-            name: The adapter's name there.
             eval_examples: What every rung evaluates on.
+            recipe_key: What a checkpoint must have been made of to be this trial's.
         """
         self.order = order
         self.run = run
-        self.name = name
+        self.eval_examples = eval_examples
+        self.due: int | None = None
+        self.predicted_memory_bytes: int | None = None
         self._host = host
-        self._eval_examples = eval_examples
+        self._recipe_key = recipe_key
         self._loss_since_rung = 0.0
         self._tokens_since_rung = 0
         self._best_rung: int | None = None
@@ -47,33 +70,114 @@ class Attempt:
         self._final: Mapping[str, float] = {}
         self._folders: dict[str, str] = {}
 
-    def step(self) -> Progress:
-        """Takes one optimizer step.
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where its checkpoints go."""
+        return _checkpoint_dir(self.order)
 
-        Raises:
-            TrialEndedError: The trial diverged or does not fit.
-        """
-        self._host.activate(self.name)
-        result = self.run.step()
-        self._loss_since_rung += result.loss_sum
-        self._tokens_since_rung += result.supervised_tokens
-        return Progress(
+    def started(self, loaded: Loaded, device: torch.device) -> TrialStarted:
+        """What is known before the next optimizer step: the first, or the one after the checkpoint."""
+        run, train, evaluation = self.run, loaded.train, loaded.evaluation
+        return TrialStarted(
             attempt_id=self.order.attempt_id,
-            examples_seen=self.run.examples_seen,
-            step=self.run.steps,
-            train_loss=result.train_loss,
-            learning_rate=result.learning_rate,
+            total_examples=run.plan.total_examples,
+            total_steps=run.plan.total_steps,
+            micro_batch_size=loaded.base.passes.most_rows(run),
+            device=str(device),
+            trainable_parameters=run.adapter.trainable_parameters,
+            resumed_at_examples=run.examples_seen,
+            data=DataSummary(
+                train_rows=train.rows,
+                train_skipped=train.skipped,
+                train_truncated=train.truncated,
+                eval_rows=evaluation.rows,
+                eval_skipped=evaluation.skipped,
+                eval_truncated=evaluation.truncated,
+            ),
         )
 
-    def report(self, rung: int) -> Report:
-        """Evaluates at a rung and saves the adapter when it is the best so far.
+    def took(self, step: StepResult) -> Progress:
+        """Takes note of an optimizer step. At a rung it writes a checkpoint, and the rung is due.
+
+        The checkpoint comes before the rung's evaluation: a trial resumed from it reports the rung again,
+        while one made after it could leave a report out that nobody had received.
+        """
+        run, order = self.run, self.order
+        self._loss_since_rung += step.loss_sum
+        self._tokens_since_rung += step.supervised_tokens
+        self.due = rung_reached(
+            run.plan.examples_seen(run.steps - 1),
+            run.examples_seen,
+            every=order.evaluation.every_examples,
+            total=run.plan.total_examples,
+        )
+        if self.due is not None:
+            self.checkpoint_if_possible()
+        return Progress(
+            attempt_id=order.attempt_id,
+            examples_seen=run.examples_seen,
+            step=run.steps,
+            train_loss=step.train_loss,
+            learning_rate=step.learning_rate,
+        )
+
+    def checkpoint(self) -> None:
+        """Writes all that is needed to go on elsewhere."""
+        tensors, run = self.run.state()
+        write_checkpoint(
+            self.checkpoint_dir,
+            tensors,
+            {
+                "recipe_key": self._recipe_key,
+                "run": run,
+                "due": self.due,
+                "loss_since_rung": self._loss_since_rung,
+                "tokens_since_rung": self._tokens_since_rung,
+                "best_rung": self._best_rung,
+                "best": dict(self._best),
+                "final": dict(self._final),
+                "folders": self._folders,
+            },
+        )
+
+    def checkpoint_if_possible(self) -> None:
+        """The same, but where it cannot be written that costs the insurance, not the trial.
+
+        Disk or memory may be full; or the loss that the trial started from is not finite, for which JSON has
+        no number.
+        """
+        try:
+            self.checkpoint()
+            return
+        except (OSError, CheckpointError) as error:
+            reason = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"out of memory: {error}"
+        _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of the same trial, this attempt's or an earlier one's."""
+        state: Mapping[str, Any] = checkpoint.state
+        self.run.restore(checkpoint.tensors, state["run"])
+        self.due = state["due"]
+        self._loss_since_rung = state["loss_since_rung"]
+        self._tokens_since_rung = state["tokens_since_rung"]
+        self._best_rung = state["best_rung"]
+        self._best, self._final = state["best"], state["final"]
+        self._folders = dict(state["folders"])
+
+    def report(self, totals: Totals) -> Report:
+        """The report of the rung that is due; saves the adapter when it is the best so far.
 
         Raises:
-            TrialEndedError: A metric is not finite, the objective's metric is missing, or the evaluation
-                does not fit.
+            TrialEndedError: A metric is not finite, or the objective's metric is missing.
         """
-        self._host.activate(self.name)
-        metrics = self.run.evaluate(self._eval_examples).metrics()
+        assert self.due is not None
+        rung, self.due = self.due, None
+        metrics = totals.metrics()
+        self._require_finite_adapter(rung)
         self._require_objective(metrics, rung)
         train_loss = self._loss_since_rung / self._tokens_since_rung
         self._loss_since_rung, self._tokens_since_rung = 0.0, 0
@@ -108,6 +212,7 @@ class Attempt:
     def outcome(self, status: OutcomeStatus, reason: str, device: torch.device) -> TrialOutcome:
         """The outcome as things stand. Only a completed trial has a value."""
         completed = status is OutcomeStatus.COMPLETED
+        run = self.run
         return TrialOutcome(
             attempt_id=self.order.attempt_id,
             status=status,
@@ -116,18 +221,29 @@ class Attempt:
             best_rung=self._best_rung,
             metrics=self._best,
             final_metrics=self._final,
-            examples_seen=self.run.examples_seen,
-            steps=self.run.steps,
-            train_seconds=self.run.train_seconds,
-            eval_seconds=self.run.eval_seconds,
+            examples_seen=run.examples_seen,
+            steps=run.steps,
+            train_seconds=run.train_seconds,
+            eval_seconds=run.eval_seconds,
             peak_memory_bytes=peak_bytes(device),
+            predicted_memory_bytes=self.predicted_memory_bytes,
+            useful_token_share=run.real_tokens / run.padded_tokens if run.padded_tokens else None,
             best_adapter_dir=self._folders.get("best"),
             last_adapter_dir=self._folders.get("last"),
         )
 
-    def retire(self) -> None:
+    def leave(self) -> None:
         """Takes the trial's adapter off the base."""
-        self._host.remove(self.name)
+        self._host.remove(self.run.adapter.name)
+
+    def _require_finite_adapter(self, rung: int) -> None:
+        """An attention kernel may turn a query that is not a number into zeros, and the loss be finite."""
+        norm = torch.linalg.vector_norm(self.run.adapter.master.detach()).item()
+        if not math.isfinite(norm):
+            raise TrialEndedError(
+                OutcomeStatus.DIVERGED,
+                f"Diverged: the norm of the adapter's weights is {norm} at {rung:,} examples.",
+            )
 
     def _require_objective(self, metrics: Mapping[str, float], rung: int) -> None:
         """Nothing is ever substituted for a metric: missing fails the trial, not finite is divergence."""
@@ -154,5 +270,15 @@ class Attempt:
 
     def _save(self, which: str) -> None:
         folder = Path(self.order.artifact_dir) / which
-        self._host.save(self.name, folder)
+        self._host.save(self.run.adapter.name, folder)
         self._folders[which] = str(folder)
+
+
+def forget_checkpoints(order: TrialOrder) -> None:
+    """Once a trial has ended nobody goes on from it, and optimizer states are large."""
+    for folder in (str(_checkpoint_dir(order)), *order.resume_from):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoint_dir(order: TrialOrder) -> Path:
+    return Path(order.artifact_dir) / "checkpoint"

@@ -28,6 +28,8 @@ from transformers import (
 )
 
 from search_spaces.definition import ModelSpec
+from workers.causal_attention import attend_without_masks
+from workers.chunked_loss import head_is_plain
 from workers.errors import ModelError
 from workers.model_files import check_model_folder, find_model_folder
 
@@ -57,6 +59,19 @@ class LoadedBase:
     spec: ModelSpec
     max_positions: int | None
     """Tokens the model has positions for; None where the architecture sets no limit."""
+    head_is_plain: bool = False
+    """Whether the logits are the output head's and nothing else, so that they can be made in chunks."""
+    has_dropout: bool = False
+    """Whether the base draws random numbers of its own in training, such as the dropout of GPT-2."""
+
+    @property
+    def rows_independent(self) -> bool:
+        """Whether what a forward pass computes for one row does not depend on the others.
+
+        LLM.int8() on CUDA looks for outlier features over all the rows of a pass (arXiv 2208.07339); on a
+        CPU, bitsandbytes computes with the dequantized weights.
+        """
+        return not (self.spec.quantization == "int8" and self.device.type == "cuda")
 
     @property
     def pad_id(self) -> int:
@@ -123,6 +138,7 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
     model.requires_grad_(False)
     set_training(model, False)
+    attend_without_masks(model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedBase(
         model=model,
@@ -131,6 +147,23 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
         compute_dtype=compute_dtype,
         spec=spec,
         max_positions=int(positions) if positions else None,
+        head_is_plain=head_is_plain(model),
+        has_dropout=_has_dropout(model),
+    )
+
+
+def _has_dropout(model: PreTrainedModel) -> bool:
+    """By its modules, and by its configuration for what is drawn inside functions: dropped or jittered.
+
+    Configurations also hold the dropout of classification heads, which a language model does not have.
+    """
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or any(
+        ("drop" in key or "jitter" in key)
+        and not key.startswith(("classifier", "summary"))
+        and isinstance(value, float)
+        and value > 0
+        for key, value in model.config.get_text_config().to_dict().items()
     )
 
 
@@ -148,6 +181,32 @@ def set_training(model: torch.nn.Module, training: bool) -> None:
     for module in model.modules():
         if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
             module.train(True)
+
+
+def checkpoint_activations(model: PreTrainedModel, wanted: bool) -> None:
+    """Switches gradient checkpointing: activations are computed again in the backward pass, not kept.
+
+    The variant without re-entrance, which needs no input that requires a gradient.
+    """
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if wanted and not checkpointed:
+        # transformers 5 renamed both on the way; the older names warn where the newer are there.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        leave_inputs_without_gradient(model)
+    elif not wanted and checkpointed:
+        disable = getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)
+        disable()
+
+
+def leave_inputs_without_gradient(model: PreTrainedModel) -> None:
+    """Takes off the hook that makes the embeddings' output require a gradient, if there is one.
+
+    transformers and PEFT put it on a model that checkpoints its activations, one more with each adapter
+    that begins. Only re-entrant checkpointing needs it.
+    """
+    if getattr(model, "_require_grads_hook", None) is not None:
+        model.disable_input_require_grads()
 
 
 def _quantization_config(spec: ModelSpec, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,17 +90,6 @@ class DataOrder:
         return self._order[start : start + self._plan.batch_size]
 
 
-def micro_batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """An effective batch in parts of at most `size` examples, every example exactly once.
-
-    Examples of like length go together, to pad little. The order does not matter to the sum that the
-    gradient is taken of.
-    """
-    by_length = sorted(examples, key=lambda example: len(example.input_ids))
-    for start in range(0, len(by_length), size):
-        yield by_length[start : start + size]
-
-
 @dataclass(frozen=True)
 class MicroBatch:
     """B examples padded on the right to T tokens, with S supervised targets among them.
@@ -125,15 +114,13 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
-        if device.type == "cpu":
-            return self
+        fields = (self.input_ids, self.attention_mask, self.positions, self.targets)
+        return MicroBatch(*(to_device(tensor, device) for tensor in fields))
 
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
 
-        return MicroBatch(
-            move(self.input_ids), move(self.attention_mask), move(self.positions), move(self.targets)
-        )
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device; to CUDA through pinned memory, without waiting for the copy."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:

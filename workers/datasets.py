@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -31,6 +33,11 @@ class Example:
     labels: torch.Tensor
     """int64, [T]."""
 
+    @cached_property
+    def supervised_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int((self.labels[1:] != -100).sum())
+
 
 @dataclass(frozen=True)
 class TokenizedData:
@@ -49,6 +56,16 @@ class TokenizedData:
     """Over all examples."""
     supervised_tokens: int
     """Tokens that carry loss, over all examples."""
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the examples' tokens and labels."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(
+                example.input_ids.numpy().tobytes() + b"/" + example.labels.numpy().tobytes() + b";"
+            )
+        return digest.digest()
 
 
 def load_data(spec: DataSpec, base: LoadedBase) -> tuple[TokenizedData, TokenizedData]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 WINDOW_EXAMPLES = 16
 """Examples that the start is measured on, and over which the train loss is smoothed.
@@ -55,3 +56,11 @@ class DivergenceWatch:
         self._loss_sum = self._loss_sum * decay + loss_sum
         self._tokens = self._tokens * decay + tokens
         return self.smoothed > self.limit
+
+    def state(self) -> list[float]:
+        """What `restore` goes back to."""
+        return [self.start, self.limit, self._loss_sum, self._tokens]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Goes back to a `state`."""
+        self.start, self.limit, self._loss_sum, self._tokens = state

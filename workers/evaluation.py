@@ -1,17 +1,19 @@
-"""Evaluation of the active adapter: loss, perplexity and accuracy over a data set."""
+"""Evaluation of adapters: loss, perplexity and accuracy over a data set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from workers.base_model import LoadedBase, set_training
+from workers.adapters import Adapter, AdapterHost
+from workers.base_model import set_training
 from workers.batches import collate
 from workers.datasets import Example
-from workers.forward import loss_sum, target_logits
+from workers.forward import batch_losses
+from workers.packed_lora import RowsUnknownError
 
 
 @dataclass(frozen=True)
@@ -66,29 +68,69 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[i
 
 
 @torch.no_grad()
-def evaluate(base: LoadedBase, examples: Sequence[Example], *, token_budget: int) -> Totals:
-    """Evaluates the active adapter on examples that hold at least one supervised token.
+def evaluate(
+    host: AdapterHost, adapters: Sequence[Adapter], examples: Sequence[Example], *, token_budget: int
+) -> list[Totals]:
+    """Evaluates adapters on the same examples, in shared passes.
 
     Modules are switched to evaluation, all but the quantized ones (see `base_model.set_training`), so
     nothing is drawn from any random generator. Left in evaluation mode; training switches back.
 
     Args:
-        base: The base with the adapter active.
-        examples: In any order; the result does not depend on it beyond rounding.
+        host: The base with the adapters on it.
+        adapters: At least one.
+        examples: Each with at least one supervised token, in any order; the result does not depend on it
+            beyond rounding.
         token_budget: Padded tokens per forward pass.
+
+    Returns:
+        The totals of each adapter.
 
     Raises:
         torch.OutOfMemoryError: A pass did not fit; the same call with a smaller budget may.
     """
-    set_training(base.model, False)
-    loss = torch.zeros((), dtype=torch.float64, device=base.device)
-    correct = torch.zeros((), dtype=torch.int64, device=base.device)
+    set_training(host.base.model, False)
+    lengths = [len(example.input_ids) for example in examples]
+    together = max(1, min(len(adapters), token_budget // max(lengths))) if host.shares_evaluations else 1
+    totals: list[Totals] = []
+    for first in range(0, len(adapters), together):
+        some = adapters[first : first + together]
+        try:
+            found = _evaluate(host, some, examples, length_batches(lengths, token_budget // len(some)))
+            if len(some) > 1 and not all(math.isfinite(one.loss_sum) for one in found):
+                # 0 x NaN is NaN: what is not finite may be a pack-mate's. Alone it shows whose it is.
+                batches = list(length_batches(lengths, token_budget))
+                found = [one for adapter in some for one in _evaluate(host, [adapter], examples, batches)]
+            totals += found
+        except RowsUnknownError:
+            if len(some) == 1:
+                raise
+            return evaluate(host, adapters, examples, token_budget=token_budget)
+    return totals
+
+
+def _evaluate(
+    host: AdapterHost,
+    adapters: Sequence[Adapter],
+    examples: Sequence[Example],
+    batches: Iterable[list[int]],
+) -> list[Totals]:
+    base, count = host.base, len(adapters)
+    loss = torch.zeros(count, dtype=torch.float64, device=base.device)
+    correct = torch.zeros(count, dtype=torch.int64, device=base.device)
     tokens = 0
-    for indices in length_batches([len(example.input_ids) for example in examples], token_budget):
-        batch = collate([examples[index] for index in indices], base.pad_id).to(base.device)
-        logits = target_logits(base, batch)
-        loss += loss_sum(logits, batch.targets)
-        correct += (logits.argmax(dim=-1) == batch.targets).sum()
-        tokens += batch.supervised_tokens
-        del logits, batch  # else they stay alive through the next pass, and the peak doubles
-    return Totals(loss_sum=loss.item(), correct=int(correct.item()), tokens=tokens)
+    for indices in batches:
+        batch = collate([examples[index] for index in indices] * count, base.pad_id).to(base.device)
+        groups = [adapter.rows(len(indices)) for adapter in adapters]
+        with host.packed.running(
+            groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
+        ):
+            result = batch_losses(base, batch)
+        loss += result.losses.double().view(count, -1).sum(1)
+        correct += result.correct.view(count, -1).sum(1)
+        tokens += batch.supervised_tokens // count
+        del result, batch  # else they stay alive through the next pass, and the peak doubles
+    return [
+        Totals(loss_sum=loss_sum, correct=right, tokens=tokens)
+        for loss_sum, right in zip(loss.tolist(), correct.tolist(), strict=True)
+    ]

@@ -7,30 +7,43 @@ import torch.nn.functional as F
 
 from workers.base_model import LoadedBase
 from workers.batches import MicroBatch
+from workers.chunked_loss import TargetLosses, hidden_states, target_losses
+
+LOGITS_BYTES_PER_CHUNK = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
+"""What one chunk of float32 logits may take. Large enough for efficient products: with 152,000 tokens of
+vocabulary, 880 tokens on a GPU."""
 
 
-def target_logits(base: LoadedBase, batch: MicroBatch) -> torch.Tensor:
-    """Logits of the positions that predict a supervised target, under the active adapter.
+def chunk_tokens(base: LoadedBase) -> int:
+    """Targets whose logits are made at once."""
+    return max(16, LOGITS_BYTES_PER_CHUNK[base.device.type] // (4 * base.vocabulary_size))
 
-    Activations and the adapter's products run in the base's compute dtype; the LoRA matrices themselves
-    stay float32, as with mixed precision in `transformers.Trainer`.
+
+def batch_losses(base: LoadedBase, batch: MicroBatch, weights: torch.Tensor | None = None) -> TargetLosses:
+    """Losses at the positions that predict a supervised target, under whatever adapters are in force.
+
+    Activations and the adapters' products run in the base's compute dtype; the LoRA matrices themselves
+    stay float32, as with mixed precision in `transformers.Trainer`. Logits are made in chunks, in float32,
+    and only where there is a target; architectures that do more than `head(hidden)` make them all at once.
 
     Args:
-        base: The base, with whatever adapter is active in it.
-        batch: On the base's device.
-
-    Returns:
-        float32 [S, vocabulary].
+        base: The base.
+        batch: On the base's device, with S targets.
+        weights: float32 [S], what each target's loss counts in the objective; None: no gradient is wanted.
     """
     with torch.autocast(
         base.device.type, dtype=base.compute_dtype, enabled=base.compute_dtype != torch.float32
     ):
+        if base.head_is_plain:
+            hidden = hidden_states(base.model, batch.input_ids, batch.attention_mask)
+            rows = hidden.flatten(0, 1).index_select(0, batch.positions)
+            head = base.model.get_output_embeddings()
+            return target_losses(head, rows, batch.targets, weights, chunk_tokens=chunk_tokens(base))
         output = base.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    logits: torch.Tensor = output.logits
-    # Rows are selected before the upcast: masked prompts and padding cost no float32 logits.
-    return logits.flatten(0, 1).index_select(0, batch.positions).float()
-
-
-def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over S targets, in nats: a scalar to divide by however many tokens belong."""
-    return F.cross_entropy(logits, targets, reduction="sum")
+    logits = output.logits.flatten(0, 1).index_select(0, batch.positions).float()
+    losses = F.cross_entropy(logits, batch.targets, reduction="none")
+    return TargetLosses(
+        losses=losses.detach(),
+        correct=logits.detach().argmax(dim=-1) == batch.targets,
+        objective=None if weights is None else (losses * weights).sum(),
+    )

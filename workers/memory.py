@@ -3,52 +3,42 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
 import resource
-import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 TOKENS_PER_FORWARD = {"cpu": 2_048, "cuda": 8_192}
-"""Padded tokens in one forward and backward pass when the order does not fix the micro-batch.
+"""Padded tokens in one forward and backward pass until a probe has measured what pays (`workers.probe`).
 
 On CPU 2,048 tokens already keep the cores busy (8 x 64 tokens were found to saturate four of them), and
 more only takes memory from the neighbouring single-threaded workers. A GPU saturates at about 8 x 512
 tokens on a 7B base (mLoRA's measurement, arXiv 2312.02515); twice that leaves room for padding.
 """
 
-LOGITS_BYTES_PER_FORWARD = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
-"""What the logits of one pass may take, since with a large vocabulary and a small base they outweigh all
-the rest: 152,000 tokens of vocabulary make 1.2 MB of fp32 logits and gradients for every single token."""
-
 _OUT_OF_MEMORY_WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
+    "std::bad_alloc",
 )
 """How a lack of memory reads where torch does not raise `OutOfMemoryError` for it."""
 
-
-def tokens_per_forward(device: torch.device, vocabulary: int) -> int:
-    """Padded tokens that one pass may hold, at least 1.
-
-    Args:
-        device: Where the pass runs.
-        vocabulary: Size of the model's vocabulary. A token costs its row of logits and of their gradient
-            in float32, 8 bytes x vocabulary.
-    """
-    by_logits = LOGITS_BYTES_PER_FORWARD[device.type] // (8 * vocabulary)
-    return max(1, min(TOKENS_PER_FORWARD[device.type], by_logits))
+_LINUX = platform.system() == "Linux"
 
 
-def choose_micro_batch_size(batch_size: int, longest: int, token_budget: int) -> int:
-    """Examples per pass so that even the longest ones fit `token_budget`, from 1 to `batch_size`."""
-    return max(1, min(batch_size, token_budget // longest))
+def tokens_per_forward(device: torch.device) -> int:
+    """Padded tokens that one pass may hold where nothing has been measured."""
+    return TOKENS_PER_FORWARD[device.type]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the device has no memory left, and a smaller pass may succeed."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
@@ -66,17 +56,51 @@ def release(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new peak on CUDA. A process's peak resident memory cannot be started anew."""
+    """Starts a new peak: of what is allocated on CUDA, of the process's resident memory on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif _LINUX:
+        with suppress(OSError):  # forbidden in some containers; the peak is then the process's own
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak allocated on the device since `reset_peak`; on CPU, the process's peak resident memory."""
+    """Peak allocated on the device since `reset_peak`; on CPU, peak resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
+    if _LINUX:
+        return _kilobytes(Path("/proc/self/status"), "VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def allocated_bytes(device: torch.device) -> int:
+    """Allocated on the device now; on CPU, resident memory of the process (on Linux; elsewhere its peak)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if _LINUX:
+        return _kilobytes(Path("/proc/self/status"), "VmRSS")
+    return peak_bytes(device)
+
+
+def available_bytes(device: torch.device) -> int:
+    """What could still be allocated on the device.
+
+    On a CPU, this process's share of what the machine has left: workers with one thread each are as many
+    as there are cores, and each must expect the others to grow as it does.
+    """
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if not _LINUX:
+        return 2**33  # nothing in the standard library tells; a pack on a laptop stays small anyway
+    share = torch.get_num_threads() / (os.cpu_count() or 1)
+    return int(_kilobytes(Path("/proc/meminfo"), "MemAvailable") * min(1.0, share))
+
+
+def _kilobytes(file: Path, field: str) -> int:
+    """A field of a file in /proc, in bytes."""
+    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def describe(device: torch.device) -> str:

@@ -1,42 +1,58 @@
 """The training loop: trials that share one base, from order to outcome.
 
-Knows orders, verdicts and a callback for events, and nothing else of the world. Each optimizer step here
-is one trial's own; running several trials in one forward pass replaces `Pack.step`, not what surrounds it.
+Knows orders, verdicts and a callback for events, and nothing else of the world. A step is one pass that
+all the trials share; between two steps trials join and leave.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from workers.attempt import Attempt
+from workers.attempt import Attempt, forget_checkpoints
+from workers.capacity import limited, plan
+from workers.checkpoints import newest_usable
 from workers.contract import (
-    DataSummary,
-    Decision,
     Event,
     OutcomeStatus,
+    PackCapacity,
+    Progress,
     TrialOrder,
     TrialOutcome,
-    TrialStarted,
     Verdict,
 )
-from workers.errors import DataError, ModelError, WorkerError
-from workers.loaded_study import LoadedStudies
-from workers.memory import is_device_fault, is_out_of_memory, release, reset_peak
-from workers.rungs import rung_reached
-from workers.trial_run import TrialEndedError, TrialRun
+from workers.cost_model import MOST_TRIALS, Capacity
+from workers.endings import does_not_fit, ending
+from workers.loaded_study import Loaded, LoadedStudies, SharedBase
+from workers.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
+from workers.shared_pass import Advance, DoesNotFitError
+from workers.trial_run import TrialRun, first_examples
 
 _log = logging.getLogger(__name__)
 
-_STATUS = {Decision.PRUNE: OutcomeStatus.PRUNED, Decision.STOP: OutcomeStatus.CANCELLED}
+_SLIGHT_CHANGE = 0.25
+"""Share of the slots that a new count must differ by. It is made of the trials present, so it swings with
+who happens to be there, and everybody who watches the study reads of each change."""
+
+
+@dataclass(frozen=True)
+class _Parked:
+    """A trial that waits outside the device's memory while another trains alone."""
+
+    order: TrialOrder
+    last: TrialOutcome
+    """What its outcome would be, but for status and reason."""
+    started: bool = True
 
 
 class Pack:
-    """Trials training on one base, at most `slots` of them. Used by one thread.
+    """Trials training on one base. Used by one thread.
 
     Exactly one `TrialOutcome` is emitted for each admitted order, whatever happens to the trial; it is the
     last event of its attempt.
@@ -47,30 +63,37 @@ class Pack:
         emit: Callable[[Event], object],
         *,
         device: torch.device,
-        slots: int = 1,
+        slots: int | None = None,
         progress_interval_s: float = 1.0,
     ) -> None:
         """
         Args:
             emit: Receives every event, in order.
             device: Where the base and its adapters live.
-            slots: Places for trials.
+            slots: Places for trials; None: as many as memory and throughput allow, which is measured with
+                the first trial and told by a `PackCapacity` whenever it changes.
             progress_interval_s: Seconds between two `Progress` events of a trial, so that whoever waits
                 for events is not woken at every step.
         """
-        self.slots = slots
+        self.slots = slots or 1
+        self._wanted = slots
+        self._announced = False
+        self._room = 0
         self._emit = emit
         self._device = device
         self._progress_interval_s = progress_interval_s
         self._loaded = LoadedStudies(device)
         self._running: dict[int, Attempt] = {}
+        self._parked: dict[int, _Parked] = {}
+        self._most_before: int | None = None
+        """`SharedBase.most` before the newest trial that was given the device alone."""
         self._verdicts: dict[int, Verdict] = {}
         self._last_progress: dict[int, float] = {}
 
     @property
     def running_attempts(self) -> tuple[int, ...]:
-        """Attempts in the pack's slots."""
-        return tuple(self._running)
+        """Attempts in the pack's slots, and those that wait for room to go on."""
+        return (*self._running, *self._parked)
 
     @property
     def base(self) -> str | None:
@@ -78,10 +101,15 @@ class Pack:
         return self._loaded.description
 
     def accepts(self, order: TrialOrder) -> bool:
-        """Whether a slot is free and the trials in the others use the same base."""
-        if len(self._running) >= self.slots:
+        """Whether there is room and the trials that have it use the same base.
+
+        There is more room than slots where throughput alone limits those: an order may have been sent
+        before they became fewer, and a trial that waits here while other workers are idle loses more than
+        a pack that is one too large.
+        """
+        if self._parked or len(self._running) >= max(self.slots, self._room):
             return False
-        return all(attempt.order.model == order.model for attempt in self._running.values())
+        return all(other.model == order.model for other in self._orders())
 
     def admit(self, order: TrialOrder) -> None:
         """Loads what the trial needs and gives it a slot; emits `TrialStarted`, or the outcome `failed`.
@@ -91,122 +119,281 @@ class Pack:
         """
         if not self.accepts(order):
             raise RuntimeError(f"no free slot for attempt {order.attempt_id}")
-        reset_peak(self._device)
-        try:
-            attempt = self._prepare(order)
-        except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
-            status, reason, fatal = _ending(error)
-            outcome = TrialOutcome(
-                attempt_id=order.attempt_id, status=status, reason=reason, fatal_to_study=fatal
-            )
-        else:
-            self._running[order.attempt_id] = attempt
-            return
-        release(self._device)
-        self._emit(outcome)
+        if not self._running:
+            reset_peak(self._device)
+        last = TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.CANCELLED, reason="")
+        self._join(_Parked(order, last, started=False))
 
     def apply(self, verdict: Verdict) -> None:
         """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none."""
-        if verdict.attempt_id in self._running:
+        if verdict.attempt_id in self.running_attempts:
             self._verdicts[verdict.attempt_id] = verdict
 
     def step(self) -> None:
-        """Gives every trial one optimizer step and whatever follows from it: report, outcome, free slot."""
-        for attempt_id in self.running_attempts:
-            outcome = self._advance(self._running[attempt_id], self._verdicts.pop(attempt_id, None))
-            if outcome is not None:
-                self._retire(attempt_id, outcome)
+        """One shared pass and whatever follows from it: steps, reports, outcomes, free slots."""
+        self._carry_out_verdicts()
+        self._report_due()  # of trials that were resumed at a rung
+        if self._running:
+            self._train(list(self._running.values()))
+        self._report_due()
+        if self._parked and len(self._running) < self.slots:
+            self._join(self._parked.pop(next(iter(self._parked))))
 
-    def _prepare(self, order: TrialOrder) -> Attempt:
-        host, train, evaluation = self._loaded.load(order, self._running_orders())
-        name = f"attempt-{order.attempt_id}"
-        adapter = host.add(name, order.recipe)
+    @property
+    def _shared(self) -> SharedBase:
+        assert self._loaded.base is not None
+        return self._loaded.base
+
+    def _orders(self) -> list[TrialOrder]:
+        return [a.order for a in self._running.values()] + [p.order for p in self._parked.values()]
+
+    # -- joining -----------------------------------------------------------------------------------
+
+    def _join(self, trial: _Parked) -> None:
+        """Gives a trial a slot, from its beginning or from its newest checkpoint."""
+        order = trial.order
         try:
+            loaded = self._loaded.load(order, self._orders())
+            attempt = self._prepare(order, loaded)
+        except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
+            status, reason, fatal = ending(error)
+        else:
+            self._running[order.attempt_id] = attempt
+            if order.attempt_id in loaded.base.beside:
+                loaded.base.beside[order.attempt_id] = len(self._running)
+            if not trial.started:
+                self._emit(attempt.started(loaded, self._device))
+            self._plan_capacity()
+            return
+        release(self._device)
+        if status is OutcomeStatus.OUT_OF_MEMORY and self._running:
+            self._parked[order.attempt_id] = trial
+            self._shared.beside[order.attempt_id] = len(self._running)
+            self._announce(limited(len(self._running), reason))
+            return
+        self._end(trial, status, reason, fatal_to_study=fatal)
+
+    def _end(
+        self, trial: _Parked, status: OutcomeStatus, reason: str, *, fatal_to_study: bool = False
+    ) -> None:
+        """Lets the outcome of a trial that holds no slot be known."""
+        if self._loaded.base is not None:
+            self._loaded.base.beside.pop(trial.order.attempt_id, None)
+        forget_checkpoints(trial.order)
+        self._emit(replace(trial.last, status=status, reason=reason, fatal_to_study=fatal_to_study))
+        self._plan_capacity()
+
+    def _prepare(self, order: TrialOrder, loaded: Loaded) -> Attempt:
+        base, examples = loaded.base, loaded.train.examples
+        adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
+        try:
+            start = base.passes.measure_start(adapter, first_examples(order.recipe, examples))
             run = TrialRun(
                 order.recipe,
-                host.base,
                 adapter,
-                train.examples,
+                examples,
+                start=start,
                 divergence_factor=order.evaluation.divergence_factor,
                 micro_batch_size=order.micro_batch_size,
+                loss_scaled=base.host.base.compute_dtype == torch.float16,
             )
+            key = loaded.recipe_key(order)
+            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, recipe_key=key)
+            found = newest_usable(order.resume_from, recipe_key=key)
+            if found is not None:
+                attempt.restore(found[0])
         except BaseException:
-            host.remove(name)
+            base.host.remove(adapter.name)
             raise
+        return attempt
+
+    def _plan_capacity(self) -> None:
+        """Counts the slots anew, and tells when they have changed."""
+        if not self._running:
+            return
+        base = self._shared
+        if self._wanted is not None:
+            trials = min(self._wanted, base.limit or self._wanted)
+            if trials != self.slots:
+                self._announce(limited(trials, f"of {self._wanted} wanted, as many as fit"))
+            return
+        try:
+            capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            _log.exception("the pack could not be measured, and stays as it is")
+            return
+        for attempt in self._running.values():
+            if attempt.predicted_memory_bytes is None:
+                attempt.predicted_memory_bytes = capacity.predicted_bytes or None
+        self._announce(capacity)
+
+    def _announce(self, capacity: Capacity) -> None:
+        """Tells the first measurement, and later ones that differ by more than trials come and go."""
+        self._room = MOST_TRIALS if capacity.limited_by == "throughput" else capacity.trials
+        change = abs(capacity.trials - self.slots)
+        slight = capacity.limited_by == "throughput" and change <= self.slots * _SLIGHT_CHANGE
+        if self._announced and (slight or change == 0):
+            return
+        self._announced = True
+        self.slots = capacity.trials
         self._emit(
-            TrialStarted(
-                attempt_id=order.attempt_id,
-                total_examples=run.plan.total_examples,
-                total_steps=run.plan.total_steps,
-                micro_batch_size=run.micro_batch_size,
-                device=str(self._device),
-                trainable_parameters=adapter.trainable_parameters,
-                data=DataSummary(
-                    train_rows=train.rows,
-                    train_skipped=train.skipped,
-                    train_truncated=train.truncated,
-                    eval_rows=evaluation.rows,
-                    eval_skipped=evaluation.skipped,
-                    eval_truncated=evaluation.truncated,
-                ),
+            PackCapacity(
+                slots=capacity.trials,
+                reason=capacity.reason,
+                predicted_bytes=capacity.predicted_bytes or None,
+                measured_bytes=peak_bytes(self._device),
             )
         )
-        return Attempt(order, run, host, name, evaluation.examples)
 
-    def _running_orders(self) -> list[TrialOrder]:
-        return [attempt.order for attempt in self._running.values()]
+    # -- training ----------------------------------------------------------------------------------
 
-    def _advance(self, attempt: Attempt, verdict: Verdict | None) -> TrialOutcome | None:
-        if verdict is not None:
-            return attempt.outcome(_STATUS[verdict.decision], verdict.reason, self._device)
+    def _train(self, attempts: Sequence[Attempt]) -> None:
+        """One pass of these trials; a fault that one of them brings is found by training each alone."""
         try:
-            return self._train(attempt)
-        except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
-            status, reason, _fatal = _ending(error)
-            return attempt.outcome(status, reason, self._device)
+            advances = self._shared.passes.train([attempt.run for attempt in attempts])
+        except DoesNotFitError as error:
+            misfit = error
+        except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
+            self._take_apart(attempts, error, self._train)
+            return
+        else:
+            self._take(advances)
+            return
+        self._make_room(misfit)
 
-    def _train(self, attempt: Attempt) -> TrialOutcome | None:
-        run, order = attempt.run, attempt.order
-        before = run.examples_seen
-        progress = attempt.step()
+    def _take(self, advances: Sequence[Advance]) -> None:
+        by_run = {id(attempt.run): attempt for attempt in self._running.values()}
+        for advance in advances:
+            attempt = by_run[id(advance.run)]
+            # Those that took part go behind those that did not.
+            self._running[attempt.order.attempt_id] = self._running.pop(attempt.order.attempt_id)
+            try:
+                if advance.ended is not None:
+                    raise advance.ended
+                if advance.step is not None:
+                    self._say(attempt.took(advance.step))
+            except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
+                if is_out_of_memory(error) and len(self._running) > 1:
+                    self._go_back(attempt, str(error))
+                else:
+                    self._retire(attempt, *ending(error)[:2])
+
+    def _say(self, progress: Progress) -> None:
+        """Lets progress be known, unless it was a moment ago."""
         now = time.monotonic()
-        if now - self._last_progress.get(order.attempt_id, -float("inf")) >= self._progress_interval_s:
-            self._last_progress[order.attempt_id] = now
+        if now - self._last_progress.get(progress.attempt_id, -math.inf) >= self._progress_interval_s:
+            self._last_progress[progress.attempt_id] = now
             self._emit(progress)
-        rung = rung_reached(
-            before, run.examples_seen, every=order.evaluation.every_examples, total=run.plan.total_examples
-        )
-        if rung is not None:
-            self._emit(attempt.report(rung))
-        return attempt.complete(self._device) if run.finished else None
 
-    def _retire(self, attempt_id: int, outcome: TrialOutcome) -> None:
+    def _report_due(self) -> None:
+        """Evaluates the trials that are at a rung, those with the same data together."""
+        while due := [attempt for attempt in self._running.values() if attempt.due is not None]:
+            together = [a for a in due if a.eval_examples is due[0].eval_examples]
+            self._evaluate(together)
+
+    def _evaluate(self, attempts: Sequence[Attempt]) -> None:
+        try:
+            totals = self._shared.passes.evaluate([a.run for a in attempts], attempts[0].eval_examples)
+        except DoesNotFitError as error:
+            misfit = error
+        except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
+            self._take_apart(attempts, error, self._evaluate)
+            return
+        else:
+            for attempt, total in zip(attempts, totals, strict=True):
+                try:
+                    self._emit(attempt.report(total))
+                    outcome = attempt.complete(self._device) if attempt.run.finished else None
+                except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
+                    self._retire(attempt, *ending(error)[:2])
+                    continue
+                if outcome is not None:
+                    self._let_go(attempt, outcome)
+            return
+        self._make_room(misfit)
+
+    def _take_apart(
+        self, attempts: Sequence[Attempt], error: Exception, work: Callable[[Sequence[Attempt]], None]
+    ) -> None:
+        """What broke for several trials is done for each alone, and shows whose fault it is."""
+        if len(attempts) == 1:
+            self._retire(attempts[0], *ending(error)[:2])
+        elif is_device_fault(error):
+            raise error
+        else:
+            _log.warning("a pass of %d trials broke, so each has its own: %r", len(attempts), error)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the broken pass
+            for attempt in attempts:
+                if attempt.order.attempt_id in self._running:  # not parked for one before it
+                    work([attempt])
+
+    # -- leaving -----------------------------------------------------------------------------------
+
+    def _carry_out_verdicts(self) -> None:
+        for attempt_id, verdict in list(self._verdicts.items()):
+            if attempt_id in self._parked:
+                del self._verdicts[attempt_id]
+                self._end(self._parked.pop(attempt_id), verdict.decision.ends_as, verdict.reason)
+            else:
+                self._retire(self._running[attempt_id], verdict.decision.ends_as, verdict.reason)
+
+    def _retire(self, attempt: Attempt, status: OutcomeStatus, reason: str) -> None:
+        self._let_go(attempt, attempt.outcome(status, reason, self._device))
+
+    def _let_go(self, attempt: Attempt, outcome: TrialOutcome) -> None:
         """Frees the slot and everything the trial held, then lets the outcome be known.
 
-        By now nothing else may refer to the attempt, or its memory would outlive it.
+        By now nothing else may refer to the attempt's tensors, or their memory would outlive it.
         """
-        self._running.pop(attempt_id).retire()
+        attempt_id = attempt.order.attempt_id
+        del self._running[attempt_id]
+        self._shared.beside.pop(attempt_id, None)
+        attempt.leave()
+        forget_checkpoints(attempt.order)
         self._verdicts.pop(attempt_id, None)
         self._last_progress.pop(attempt_id, None)
+        del attempt
         release(self._device)
         self._emit(outcome)
+        self._plan_capacity()
 
+    # -- out of memory -----------------------------------------------------------------------------
 
-def _ending(error: Exception) -> tuple[OutcomeStatus, str, bool]:
-    """How an exception ends a trial: status, reason, and whether every trial of the study would fail alike.
+    def _make_room(self, misfit: DoesNotFitError) -> None:
+        """A single row did not fit. Whether it fits alone shows once the other trials are out of the way."""
+        attempt = next(a for a in self._running.values() if a.run is misfit.run)
+        others = [other for other in self._running.values() if other is not attempt]
+        if not others:
+            if attempt.order.attempt_id in self._shared.beside:
+                self._shared.most = self._most_before  # it was not the others' fault
+            reason = does_not_fit(attempt.run, misfit.what, self._device)
+            self._retire(attempt, OutcomeStatus.OUT_OF_MEMORY, reason)
+            return
+        for other in others:
+            other.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
+            self._park(other)
+        base, count = self._shared, len(others)
+        self._most_before, base.most = base.most, count
+        base.beside[attempt.order.attempt_id] = 1
+        del others, other, attempt
+        release(self._device)
+        self._announce(limited(1, f"out of memory {misfit.what} beside {count} others, which wait"))
 
-    Raises:
-        Exception: `error` itself, when it has broken the CUDA context: no later trial could run in this
-            process, so the worker must die and the attempt go on elsewhere.
-    """
-    if is_device_fault(error):
-        raise error
-    if isinstance(error, TrialEndedError):
-        return error.status, error.reason, False
-    if isinstance(error, WorkerError):
-        return OutcomeStatus.FAILED, str(error), isinstance(error, DataError | ModelError)
-    if is_out_of_memory(error):
-        return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory outside a forward pass: {error}", False
-    # As text: a log record that is kept somewhere would keep the traceback's frames and their tensors.
-    _log.error("a trial failed unexpectedly\n%s", "".join(traceback.format_exception(error)))
-    return OutcomeStatus.FAILED, f"{type(error).__name__}: {error}", False
+    def _go_back(self, attempt: Attempt, reason: str) -> None:
+        """An optimizer step ran out of memory halfway: the trial waits, to go on from its last checkpoint."""
+        self._park(attempt)
+        release(self._device)
+        self._shared.beside[attempt.order.attempt_id] = len(self._running)
+        self._announce(limited(len(self._running), f"out of memory outside a forward pass: {reason}"))
+
+    def _park(self, attempt: Attempt) -> None:
+        """Takes a trial out of the pack."""
+        attempt_id = attempt.order.attempt_id
+        last = attempt.outcome(OutcomeStatus.CANCELLED, "", self._device)
+        earlier = (str(attempt.checkpoint_dir), *attempt.order.resume_from)
+        order = replace(attempt.order, resume_from=earlier)
+        del self._running[attempt_id]
+        self._parked[attempt_id] = _Parked(order, last)
+        attempt.leave()

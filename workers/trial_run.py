@@ -1,50 +1,36 @@
-"""Everything one trial owns, and its optimizer step.
+"""Everything one trial owns: adapter, optimizer, schedule, cursor and counters.
 
-A step is transactional. Until the moment the optimizer moves, only gradients have been written; running
-out of memory, overflow or divergence is noticed before that moment, so a step can be redone or given up
-and nothing has happened.
+A trial takes part in passes (`workers.shared_pass`), each of which adds the gradient of some rows of its
+current effective batch. It moves only when the batch is complete, and only if every number is finite:
+until then only gradients have been written, so a pass can be redone or given up and nothing has happened.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from search_spaces.recipe import Recipe
 from workers.adapters import Adapter
-from workers.base_model import LoadedBase, set_training
-from workers.batches import (
-    DataOrder,
-    TrainingPlan,
-    collate,
-    derive_seed,
-    micro_batches,
-)
+from workers.batches import DataOrder, TrainingPlan
 from workers.contract import OutcomeStatus
 from workers.datasets import Example
 from workers.divergence import WINDOW_EXAMPLES, DivergenceWatch
-from workers.evaluation import Totals, evaluate
-from workers.forward import loss_sum, target_logits
-from workers.generators import TrialGenerators
-from workers.memory import (
-    choose_micro_batch_size,
-    describe,
-    is_out_of_memory,
-    release,
-    tokens_per_forward,
-)
+from workers.evaluation import Totals
+from workers.lora_dropout import row_keys
 from workers.optimizers import build_optimizer, set_learning_rate
+from workers.packed_lora import RowGroup
 from workers.schedules import learning_rate_multiplier, warmup_steps
-
-_log = logging.getLogger(__name__)
 
 _FLOAT16_LOSS_SCALE = 65_536.0
 """First loss scale with float16 compute, which loses small gradients otherwise (torch.amp.GradScaler's)."""
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state, beside its step count."""
 
 
 class TrialEndedError(Exception):
@@ -76,65 +62,72 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class _Gradient:
-    """What is known once the gradient stands and before anything has moved."""
+class PassResult:
+    """What a pass says of one trial."""
 
     loss_sum: float
-    tokens: int
+    """Over the rows it had in the pass, in nats."""
     norm: float
+    """Of the gradient of all the rows so far, under the loss scale."""
 
     @property
     def finite(self) -> bool:
+        """Whether the pass may count."""
         return math.isfinite(self.loss_sum) and math.isfinite(self.norm)
 
 
 class TrialRun:
-    """One trial on one base: adapter, optimizer, schedule, generators, cursor and counters.
-
-    The caller makes the trial's adapter the active one before `step` and `evaluate`.
-    """
+    """One trial on one base."""
 
     def __init__(
         self,
         recipe: Recipe,
-        base: LoadedBase,
         adapter: Adapter,
         examples: Sequence[Example],
         *,
+        start: Totals,
         divergence_factor: float,
         micro_batch_size: int | None = None,
+        loss_scaled: bool = False,
     ) -> None:
         """
         Args:
             recipe: The trial's hyperparameters.
-            base: With the trial's adapter on it, untrained and active.
-            adapter: That adapter.
+            adapter: Untrained, on its base.
             examples: One epoch of training examples, each with at least one supervised token.
+            start: Loss on `first_examples` before any step.
             divergence_factor: Multiple of the loss at the start above which the trial has diverged.
-            micro_batch_size: Examples per forward pass; None: as many as a token budget allows.
+            micro_batch_size: Most rows it has in one pass; None: any number.
+            loss_scaled: Scale the loss, as float16 compute needs it.
         """
         self.recipe = recipe
+        self.adapter = adapter
+        self.examples = examples
+        self.micro_batch_size = micro_batch_size
         self.plan = TrainingPlan(len(examples), recipe.batch_size, recipe.epochs)
         self.steps = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
-        self._base = base
-        self._adapter = adapter
-        self._examples = examples
-        self._optimizer = build_optimizer(adapter.parameters, recipe)
+        self.real_tokens = 0
+        self.padded_tokens = 0
+        self._optimizer = build_optimizer([adapter.master], recipe)
+        # All the memory that a step takes is taken here, so that no step runs out of it half-way.
+        moments = {name: torch.zeros_like(adapter.master, requires_grad=False) for name in _MOMENTS}
+        self._optimizer.state[adapter.master] = {"step": adapter.gradient.new_zeros(()), **moments}
+        self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
         self._warmup = warmup_steps(recipe.warmup_ratio, self.plan.total_steps)
         self._order = DataOrder(self.plan, recipe.seed)
-        self._generators = TrialGenerators(derive_seed(recipe.seed, "dropout"), base.device)
-        self._loss_scale = _FLOAT16_LOSS_SCALE if base.compute_dtype == torch.float16 else 1.0
-        self._token_budget = tokens_per_forward(base.device, base.vocabulary_size)
-        longest = max(len(example.input_ids) for example in examples)
-        chosen = choose_micro_batch_size(recipe.batch_size, longest, self._token_budget)
-        self.micro_batch_size = min(micro_batch_size or chosen, recipe.batch_size)
-        self._watch = self._watch_from_start(divergence_factor)
+        self._loss_scale = _FLOAT16_LOSS_SCALE if loss_scaled else 1.0
+        self._watch = DivergenceWatch(
+            divergence_factor, start_loss_sum=start.loss_sum, start_tokens=start.tokens
+        )
+        self._waiting: list[int] = []
+        self._loss_sum = 0.0
+        self._begin_batch()
 
     @property
     def examples_seen(self) -> int:
-        """Training examples seen, repeats counted."""
+        """Training examples seen in whole steps, repeats counted."""
         return self.plan.examples_seen(self.steps)
 
     @property
@@ -142,148 +135,170 @@ class TrialRun:
         """Whether the last optimizer step is done."""
         return self.steps >= self.plan.total_steps
 
-    def step(self) -> StepResult:
-        """Takes one optimizer step on one whole effective batch.
+    @property
+    def waiting(self) -> Sequence[int]:
+        """The rows of the current effective batch that are left, by index, shortest first."""
+        return self._waiting
 
-        The loss is the sum over the batch's supervised tokens divided by how many there are in the *whole*
-        effective batch, so 8 x 1, 4 x 2 and 1 x 8 examples give the same number and the same gradient.
-        (Dropout, LoRA's or the base's own, draws by micro-batch: the split changes which activations drop.)
+    @property
+    def waiting_lengths(self) -> list[int]:
+        """Their tokens."""
+        return [len(self.examples[index].input_ids) for index in self._waiting]
 
-        Raises:
-            TrialEndedError: The loss or the gradient is not finite, the smoothed loss has diverged, or the
-                batch does not fit even one example at a time. The adapter has not moved.
+    @property
+    def loss_weight(self) -> float:
+        """What the loss of each supervised token counts: one over how many the *whole* batch has.
+
+        So 8 x 1, 4 x 2 and 1 x 8 rows give the same number and the same gradient.
         """
-        started = time.perf_counter()
-        if not self._base.model.training:  # walks all modules, so only after an evaluation
-            set_training(self._base.model, True)
-        batch = [self._examples[index] for index in self._order.batch(self.steps)]
-        learning_rate = self.recipe.learning_rate * learning_rate_multiplier(
+        return self._loss_scale / self._tokens
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return self.recipe.learning_rate * learning_rate_multiplier(
             self.recipe.lr_scheduler, self.steps, warmup=self._warmup, total=self.plan.total_steps
         )
-        gradient = self._gradient(batch)
-        self._require_convergence(gradient, len(batch), learning_rate)
 
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._generators.commit()
-        self.steps += 1
-        self.train_seconds += time.perf_counter() - started
-        return StepResult(
-            loss_sum=gradient.loss_sum,
-            supervised_tokens=gradient.tokens,
-            grad_norm=gradient.norm,
-            learning_rate=learning_rate,
+    def rows(self, indices: Sequence[int]) -> RowGroup:
+        """These rows as a part of a training pass, each with its own dropout."""
+        drops = self.adapter.dropout > 0
+        return self.adapter.rows(
+            len(indices), row_keys(self.recipe.seed, self.steps, indices) if drops else ()
         )
 
-    def evaluate(self, examples: Sequence[Example]) -> Totals:
-        """Evaluates the adapter as it is; the trial's generators stay where they are.
+    def gather(self) -> torch.Tensor:
+        """After a pass: makes its gradient that of all the rows so far; its norm, float32 []."""
+        if self._partial and self._accumulated is not None:
+            self.adapter.gradient.add_(self._accumulated)
+        norm: torch.Tensor = torch.linalg.vector_norm(self.adapter.gradient)
+        return norm
+
+    def commit(self, indices: Sequence[int], result: PassResult) -> StepResult | None:
+        """Takes in a pass over these rows, and the optimizer step if they complete the batch.
+
+        Returns:
+            The step; None while rows are left (or are to be done again, at a smaller loss scale).
 
         Raises:
-            TrialEndedError: It does not fit even one example at a time.
+            TrialEndedError: The loss or the gradient is not finite, or the smoothed loss has diverged. The
+                adapter has not moved.
         """
-        started = time.perf_counter()
-        longest = max(len(example.input_ids) for example in examples)
-        while True:
-            try:
-                return evaluate(self._base, examples, token_budget=self._token_budget)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            finally:
-                self.eval_seconds += time.perf_counter() - started
-                started = time.perf_counter()
-            release(self._base.device)
-            if self._token_budget <= longest:
-                raise self._out_of_memory(f"evaluating one example of {longest} tokens")
-            self._token_budget = max(self._token_budget // 2, longest)
+        if not result.finite:
+            if self._loss_scale > 1.0:
+                self._halve_loss_scale()
+                return None
+            raise self._diverged(
+                f"train loss {(self._loss_sum + result.loss_sum) / self._tokens:.4g},"
+                f" gradient norm {result.norm:.4g}; both must be finite."
+            )
+        done = set(indices)
+        self._waiting = [index for index in self._waiting if index not in done]
+        self._loss_sum += result.loss_sum
+        if not self._waiting:
+            return self._step(result.norm / self._loss_scale)
+        assert self._accumulated is not None  # a batch of one row is never done in part
+        self._accumulated.copy_(self.adapter.gradient)
+        return None
 
-    def _gradient(self, batch: Sequence[Example]) -> _Gradient:
-        """Leaves the effective batch's clipped gradient in the adapter.
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything to go on from, bit for bit: tensors on the CPU, and plain values.
 
-        Running out of memory halves the micro-batch, and overflow of the float16 loss scale halves the
-        scale; either way the whole batch is redone with the same draws.
+        Random numbers have no state: each is a function of the seed, the step and the example.
         """
-        while True:
-            try:
-                with self._generators.lent():
-                    gradient = self._accumulate(batch)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            else:
-                if gradient.finite or self._loss_scale == 1.0:
-                    return gradient
-                self._loss_scale /= 2
-                continue
-            # Only here, outside the handler, has the traceback let go of the pass's tensors.
-            self._halve_micro_batch(batch)
+        moments = self._optimizer.state[self.adapter.master]
+        tensors = {"adapter": self.adapter.master.detach()}
+        tensors |= {name: moments[name] for name in _MOMENTS}
+        if self._partial and self._accumulated is not None:
+            tensors["accumulated"] = self._accumulated
+        values = {
+            "steps": self.steps,
+            "waiting": list(self._waiting),
+            "loss_sum": self._loss_sum,
+            "loss_scale": self._loss_scale,
+            "watch": self._watch.state(),
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "real_tokens": self.real_tokens,
+            "padded_tokens": self.padded_tokens,
+        }
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values
 
-    def _accumulate(self, batch: Sequence[Example]) -> _Gradient:
-        """Forward and backward over all micro-batches, then clipping. Waits for the device once."""
-        self._optimizer.zero_grad(set_to_none=True)
-        parts = [collate(part, self._base.pad_id) for part in micro_batches(batch, self.micro_batch_size)]
-        tokens = sum(part.supervised_tokens for part in parts)
-        total = torch.zeros((), dtype=torch.float64, device=self._base.device)
-        for part in parts:
-            on_device = part.to(self._base.device)
-            loss = loss_sum(target_logits(self._base, on_device), on_device.targets)
-            (loss * (self._loss_scale / tokens)).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        if self._loss_scale != 1.0:
-            torch._foreach_mul_(
-                [p.grad for p in self._adapter.parameters if p.grad is not None], 1.0 / self._loss_scale
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self._adapter.parameters, self.recipe.max_grad_norm)
-        loss_value, norm_value = torch.stack((total, norm.double())).tolist()
-        return _Gradient(loss_sum=loss_value, tokens=tokens, norm=norm_value)
+    def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Goes back to a `state` of the same recipe on the same base and data."""
+        device = self.adapter.master.device
+        self.adapter.master.data.copy_(tensors["adapter"])
+        self.steps = values["steps"]
+        self._optimizer.state[self.adapter.master] = {
+            "step": torch.tensor(float(self.steps), device=device),
+            **{name: tensors[name].to(device, copy=True) for name in _MOMENTS},
+        }
+        self._begin_batch()
+        self._waiting = list(values["waiting"])
+        self._loss_sum = values["loss_sum"]
+        self._loss_scale = values["loss_scale"]
+        if "accumulated" in tensors:
+            self._accumulated = tensors["accumulated"].to(device, copy=True)
+        self._watch.restore(values["watch"])
+        self.train_seconds, self.eval_seconds = values["train_seconds"], values["eval_seconds"]
+        self.real_tokens, self.padded_tokens = values["real_tokens"], values["padded_tokens"]
 
-    def _halve_micro_batch(self, batch: Sequence[Example]) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        release(self._base.device)
-        if self.micro_batch_size == 1:
-            longest = max(len(example.input_ids) for example in batch)
-            raise self._out_of_memory(f"training at micro-batch 1, on examples of up to {longest} tokens")
-        smaller = (min(self.micro_batch_size, len(batch)) + 1) // 2
-        _log.warning(
-            "out of memory at micro-batch %d; going on with %d (the effective batch stays %d)",
-            self.micro_batch_size,
-            smaller,
-            self.recipe.batch_size,
-        )
-        self.micro_batch_size = smaller
+    @property
+    def _partial(self) -> bool:
+        """Whether some rows of the current batch are done and some are not."""
+        return len(self._waiting) < self._batch_rows
 
-    def _out_of_memory(self, what: str) -> TrialEndedError:
-        return TrialEndedError(
-            OutcomeStatus.OUT_OF_MEMORY,
-            f"Out of memory {what}, with LoRA rank {self.recipe.lora_r}"
-            f" ({self._adapter.trainable_parameters:,} trainable parameters) beside the base"
-            f"{describe(self._base.device)}. Shorten max_length, lower the rank, or use a larger device.",
-        )
+    def _begin_batch(self) -> None:
+        """The next effective batch, its rows by length, so that passes of a part of it pad little."""
+        if self.finished:
+            self._waiting, self._batch_rows = [], 0
+            return
+        batch = self._order.batch(self.steps)
+        self._waiting = sorted(batch, key=lambda index: len(self.examples[index].input_ids))
+        self._batch_rows = len(batch)
+        self._tokens = sum(self.examples[index].supervised_tokens for index in batch)
+        self._loss_sum = 0.0
 
-    def _watch_from_start(self, factor: float) -> DivergenceWatch:
-        """Measures the start on the first examples of the trial's own order, before any step."""
-        window = TrainingPlan(len(self._examples), WINDOW_EXAMPLES, epochs=1)
-        first = DataOrder(window, self.recipe.seed).batch(0)
-        start = self.evaluate([self._examples[index] for index in first])
-        self.eval_seconds = 0.0  # preparation, not an evaluation of the trial
-        return DivergenceWatch(factor, start_loss_sum=start.loss_sum, start_tokens=start.tokens)
-
-    def _require_convergence(self, gradient: _Gradient, examples: int, learning_rate: float) -> None:
-        where = (
-            f"in step {self.steps + 1} of {self.plan.total_steps}, after {self.examples_seen} training"
-            f" examples, at learning rate {learning_rate:.3g}"
-        )
-        if not gradient.finite:
-            raise TrialEndedError(
-                OutcomeStatus.DIVERGED,
-                f"Diverged {where}: train loss {gradient.loss_sum / gradient.tokens:.4g},"
-                f" gradient norm {gradient.norm:.4g}; both must be finite.",
-            )
-        if self._watch.update(loss_sum=gradient.loss_sum, tokens=gradient.tokens, examples=examples):
-            raise TrialEndedError(
-                OutcomeStatus.DIVERGED,
-                f"Diverged {where}: the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
+    def _step(self, norm: float) -> StepResult:
+        learning_rate = self.learning_rate
+        if self._watch.update(loss_sum=self._loss_sum, tokens=self._tokens, examples=self._batch_rows):
+            raise self._diverged(
+                f"the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
                 f" {self._watch.smoothed:.4g}, above {self._watch.limit:.4g}, the allowed multiple of"
-                f" {self._watch.start:.4g}, where it started.",
+                f" {self._watch.start:.4g}, where it started."
             )
+        result = StepResult(
+            loss_sum=self._loss_sum,
+            supervised_tokens=self._tokens,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+        )
+        # As torch.nn.utils.clip_grad_norm_, with the norm that is known already.
+        factor = min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)) / self._loss_scale
+        if factor != 1.0:
+            self.adapter.gradient.mul_(factor)
+        set_learning_rate(self._optimizer, learning_rate)
+        self.adapter.master.grad = self.adapter.gradient
+        self._optimizer.step()
+        self.adapter.master.grad = None
+        self.steps += 1
+        self._begin_batch()
+        return result
+
+    def _halve_loss_scale(self) -> None:
+        self._loss_scale /= 2
+        if self._accumulated is not None:
+            self._accumulated.div_(2)
+
+    def _diverged(self, what: str) -> TrialEndedError:
+        return TrialEndedError(
+            OutcomeStatus.DIVERGED,
+            f"Diverged in step {self.steps + 1} of {self.plan.total_steps}, after {self.examples_seen}"
+            f" training examples, at learning rate {self.learning_rate:.3g}: {what}",
+        )
+
+
+def first_examples(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    """What the start of a trial is measured on: the first examples of its own order."""
+    window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
+    return [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]

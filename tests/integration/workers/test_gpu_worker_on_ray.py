@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import ray
 from ray.exceptions import RayActorError
 
 from search_spaces.recipe import Recipe
+from tests.tiny_packs import Recorder, assert_equal_trials
 from tests.tiny_trials import of_type, trial_order
 from workers.contract import (
     Decision,
     Event,
     OutcomeStatus,
+    PackCapacity,
     Progress,
     Report,
+    TrialOrder,
     TrialOutcome,
     TrialStarted,
     Verdict,
@@ -28,7 +32,11 @@ from workers.contract import (
 from workers.gpu_worker import find_worker, start_worker
 
 # Ray leaves its sockets and log files to the interpreter's end.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+# And PEFT 0.21 reads a property that transformers 5.23 renamed, whenever it wraps a model.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 DEADLINE_S = 120.0
 
@@ -69,14 +77,32 @@ def follow(worker: Any, until: type, *, after: int = 0) -> tuple[list[Event], in
     return seen, after
 
 
-def test_two_orders_run_through_one_worker_and_the_second_is_pruned(
+def train_all(worker: Any, orders: Sequence[TrialOrder]) -> list[Event]:
+    """Sends orders whenever they are taken, and follows their trials to the last outcome."""
+    waiting, seen = list(orders), list[Event]()
+    after, deadline = 0, time.monotonic() + DEADLINE_S
+    while len(of_type(seen, TrialOutcome)) < len(orders):
+        assert time.monotonic() < deadline
+        while waiting and ray.get(worker.submit.remote(waiting[0])):
+            waiting.pop(0)
+        for numbered in ray.get(worker.events.remote(after, timeout_s=2.0)):
+            after = numbered.seq
+            seen.append(numbered.event)
+    return seen
+
+
+def test_two_orders_run_one_after_the_other_and_the_second_is_pruned(
     worker: Any, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
+    def lone_order(attempt_id: int, **fields: Any) -> TrialOrder:
+        order = trial_order(tmp_path, tiny_base_dir, attempt_id=attempt_id, **fields)
+        return replace(order, trials_per_worker=1)
+
     info: WorkerInfo = ray.get(worker.info.remote(), timeout=DEADLINE_S)
     assert (info.device, info.slots, info.free_slots, info.base) == ("cpu", 1, 1, None)
     assert find_worker(info.worker_id) == worker
 
-    first = trial_order(tmp_path, tiny_base_dir, every_examples=8)
+    first = lone_order(1, every_examples=8)
     assert ray.get(worker.submit.remote(first)) is True
     seen, after = follow(worker, TrialOutcome)
     assert len(of_type(seen, TrialStarted)) == 1
@@ -85,10 +111,10 @@ def test_two_orders_run_through_one_worker_and_the_second_is_pruned(
     assert (outcome.status, Path(outcome.best_adapter_dir or "").is_dir()) == (OutcomeStatus.COMPLETED, True)
 
     endless = Recipe(learning_rate=1e-3, batch_size=2, epochs=10_000, lora_r=2)
-    second = trial_order(tmp_path, tiny_base_dir, attempt_id=2, recipe=endless, every_examples=100)
+    second = lone_order(2, recipe=endless, every_examples=100)
     assert ray.get(worker.submit.remote(second)) is True
     # While it trains, the worker answers: another order has no place, and the same one is known.
-    third = trial_order(tmp_path, tiny_base_dir, attempt_id=3)
+    third = lone_order(3)
     assert ray.get([worker.submit.remote(third), worker.submit.remote(second)]) == [False, True]
     seen, after = follow(worker, Report, after=after)
     assert [p.attempt_id for p in of_type(seen, Progress)][-1] == 2
@@ -103,6 +129,30 @@ def test_two_orders_run_through_one_worker_and_the_second_is_pruned(
     )
     assert ray.get(worker.events.remote(after)) == ()
     assert ray.get(worker.info.remote()).free_slots == 1
+
+
+def test_a_worker_trains_several_trials_at_once_as_each_would_train_alone(
+    worker: Any, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    # A pass of one short row on a tiny base is nearly all fixed cost, so further trials pay anywhere.
+    recipes = [
+        Recipe(learning_rate=1e-2, batch_size=1, epochs=epochs, lora_r=rank, lora_dropout=0.1, seed=rank)
+        for epochs, rank in ((10, 2), (1, 4), (2, 8))
+    ]
+    orders = [
+        trial_order(tmp_path, tiny_base_dir, attempt_id=number, recipe=recipe, every_examples=8)
+        for number, recipe in enumerate(recipes, start=1)
+    ]
+    together = Recorder()
+    together.events = train_all(worker, orders)
+    told = of_type(together.events, PackCapacity)[-1]
+    info: WorkerInfo = ray.get(worker.info.remote())
+    assert (info.slots, info.free_slots, info.running_attempts) == (told.slots, told.slots, ())
+    assert told.slots > 1
+    kinds = [(event.attempt_id, type(event)) for event in together.events if type(event) is not PackCapacity]
+    assert kinds.index((2, TrialStarted)) < kinds.index((1, TrialOutcome))
+    for order in orders:
+        assert_equal_trials(together, order, progress=False)
 
 
 def test_events_that_were_not_acknowledged_are_there_for_the_next_coordinator(

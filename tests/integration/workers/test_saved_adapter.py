@@ -1,4 +1,4 @@
-"""The best adapter of a trial, loaded by plain PEFT in another process, gives the recorded numbers."""
+"""The best adapter of a trial of a pack, loaded by plain PEFT elsewhere, gives the recorded numbers."""
 
 from __future__ import annotations
 
@@ -60,24 +60,27 @@ def test_the_best_adapter_reproduces_its_eval_loss_in_a_fresh_process(
 ) -> None:
     torch.set_num_threads(1)
     events: list[Event] = []
-    pack = Pack(events.append, device=torch.device("cpu"))
+    pack = Pack(events.append, device=torch.device("cpu"), slots=2)
     # A rate that overshoots at the end, so that best and last are different adapters.
     recipe = Recipe(
         learning_rate=5e-2, batch_size=4, epochs=3, lora_r=8, lora_dropout=0.1, lr_scheduler="constant"
     )
-    order = trial_order(
-        tmp_path,
-        tiny_base_dir,
-        recipe=recipe,
-        quantization=quantization,
-        every_examples=8,
-        divergence_factor=50,
-    )
-    pack.admit(order)
+    mate = Recipe(learning_rate=1e-3, batch_size=2, epochs=1, lora_r=2, target_modules="attention")
+    for attempt_id, own in ((1, recipe), (2, mate)):
+        order = trial_order(
+            tmp_path,
+            tiny_base_dir,
+            attempt_id=attempt_id,
+            recipe=own,
+            quantization=quantization,
+            every_examples=8,
+            divergence_factor=50,
+        )
+        pack.admit(order)
     while pack.running_attempts:
         pack.step()
-    (outcome,) = of_type(events, TrialOutcome)
-    first = of_type(events, Report)[0].metrics["eval_loss"]
+    (outcome,) = (o for o in of_type(events, TrialOutcome) if o.attempt_id == 1)
+    first = next(r for r in of_type(events, Report) if r.attempt_id == 1).metrics["eval_loss"]
     assert outcome.value < first
     arguments = [str(tiny_base_dir), outcome.best_adapter_dir, str(order.data.eval), quantization]
     run = subprocess.run([sys.executable, "-c", PLAIN_PEFT, *arguments], capture_output=True, text=True)

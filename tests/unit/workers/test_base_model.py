@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -12,8 +14,8 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
 from search_spaces.definition import ModelSpec, Quantization
-from tests.tiny_models import build_tiny_base, build_tiny_tokenizer
-from workers.base_model import LoadedBase, load_base, set_training
+from tests.tiny_models import build_tiny_base, build_tiny_gpt2, build_tiny_tokenizer
+from workers.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -162,9 +164,71 @@ def test_the_compute_dtype_is_float32_on_cpu_unless_asked(tiny_base_dir: Path) -
     assert (asked.compute_dtype, asked.model.lm_head.weight.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_activations_are_checkpointed_as_long_as_wanted_without_a_hook_or_a_warning(
+    tiny_base_dir: Path, quantization: Quantization
+) -> None:
+    """transformers would add a hook each time that makes the embeddings' output require a gradient."""
+    base = load(tiny_base_dir, quantization)
+    runs: list[int] = []
+    handle = base.model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: runs.append(1))
+    with_lora(base)
+    counts = []
+    for wanted in (False, True, True, False, True, False):
+        checkpoint_activations(base.model, wanted)
+        train_step(base.model)
+        counts.append(len(runs))
+        runs.clear()
+    handle.remove()
+    assert counts == [1, 2, 2, 1, 2, 1]
+    assert [name for name, module in base.model.named_modules() if module._forward_hooks] == []
+
+
+def test_a_bases_own_dropout_is_told_from_that_of_heads_it_does_not_have(tmp_path: Path) -> None:
+    """GPT-2's configuration has a `summary_first_dropout`, GPT-NeoX's a `classifier_dropout`, always."""
+    without = load(build_tiny_gpt2(tmp_path / "without"))
+    dropping = load(build_tiny_gpt2(tmp_path / "dropping", dropout=0.1))
+    assert without.model.config.summary_first_dropout == 0.1
+    assert (without.has_dropout, dropping.has_dropout) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "drops"),
+    [
+        ({}, False),
+        ({"classifier_dropout": 0.1}, False),
+        ({"attention_dropout": 0.1}, True),
+        ({"layerdrop": 0.1}, True),
+        ({"router_jitter_noise": 0.01}, True),
+        ({"attention_dropout": 0}, False),
+    ],
+)
+def test_what_is_drawn_inside_functions_shows_in_the_configuration(
+    tiny_base_dir: Path, tmp_path: Path, change: dict[str, float], drops: bool
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(tiny_base_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert load(folder).has_dropout is drops
+
+
+def test_rows_change_each_other_only_in_int8_on_cuda(tiny_base_dir: Path) -> None:
+    """LLM.int8() looks for outlier features over all the rows of a pass."""
+    spec = {quantization: ModelSpec(id="x", quantization=quantization) for quantization in ("nf4", "int8")}
+    base = load(tiny_base_dir)
+    found = {
+        (quantization, device): replace(base, spec=own, device=torch.device(device)).rows_independent
+        for quantization, own in spec.items()
+        for device in ("cpu", "cuda")
+    }
+    assert [key for key, independent in found.items() if not independent] == [("int8", "cuda")]
+
+
 def test_what_a_loaded_base_says_of_itself(tiny_base_dir: Path) -> None:
     """Positions, vocabulary and padding come from the model and its tokenizer."""
     base = load(tiny_base_dir)
+    assert (base.head_is_plain, base.has_dropout, base.rows_independent) == (True, False, True)
     assert (base.max_positions, base.vocabulary_size, base.pad_id) == (256, 400, 0)
     assert base.device == CPU
     assert base.model.training is False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_trials import random_examples
-from workers.batches import DataOrder, TrainingPlan, collate, derive_seed, epoch_order, micro_batches
+from workers.batches import DataOrder, TrainingPlan, collate, derive_seed, epoch_order, to_device
 
 counts = st.integers(1, 60)
 
@@ -67,15 +68,6 @@ def test_derived_seeds_fit_the_32_bits_that_torch_keeps() -> None:
     assert max(seeds) < 2**32
 
 
-@given(count=counts, size=st.integers(1, 70))
-def test_micro_batches_hold_every_example_once_and_none_is_too_large(count: int, size: int) -> None:
-    examples = random_examples(count)
-    parts = list(micro_batches(examples, size))
-    assert sorted(id(e) for part in parts for e in part) == sorted(id(e) for e in examples)
-    assert all(1 <= len(part) <= size for part in parts)
-    assert len(parts) == math.ceil(count / size)
-
-
 @given(count=counts, seed=st.integers(0, 5))
 def test_collating_pads_on_the_right_and_keeps_every_target_at_its_place(count: int, seed: int) -> None:
     examples = random_examples(count, seed=seed)
@@ -97,4 +89,6 @@ def test_collating_pads_on_the_right_and_keeps_every_target_at_its_place(count: 
 
 def test_moving_to_the_cpu_copies_nothing() -> None:
     batch = collate(random_examples(2), 0)
-    assert batch.to(torch.device("cpu")) is batch
+    moved = batch.to(torch.device("cpu"))
+    assert all(getattr(moved, field.name) is getattr(batch, field.name) for field in fields(batch))
+    assert to_device(batch.targets, torch.device("cpu")) is batch.targets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +51,15 @@ def test_weights_are_tokens_not_batches() -> None:
     follow.update(loss_sum=100.0, tokens=100, examples=WINDOW_EXAMPLES * 50)
     follow.update(loss_sum=9.0, tokens=1, examples=0)
     assert follow.smoothed == pytest.approx(109 / 101)
+
+
+def test_restored_from_its_state_it_goes_on_bit_for_bit() -> None:
+    """The state is plain numbers, which a checkpoint can hold as text."""
+    first, other = watch(), DivergenceWatch(9.0, start_loss_sum=1.0, start_tokens=1)
+    for loss in (30.1, 28.7):
+        first.update(loss_sum=loss, tokens=9, examples=2)
+    other.restore(json.loads(json.dumps(first.state())))
+    assert (other.start, other.limit, other.smoothed) == (first.start, first.limit, first.smoothed)
+    ends = [follow.update(loss_sum=640 * 9.0, tokens=640, examples=16) for follow in (first, other)]
+    assert ends == [True, True]
+    assert other.smoothed == first.smoothed

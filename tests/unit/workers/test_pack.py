@@ -1,6 +1,7 @@
-"""A pack turns orders into events: one outcome each, nothing left behind.
+"""A pack turns an order into events, one outcome in the end, and leaves nothing behind.
 
-One file, since every test drives the same recorder of events through whole trials.
+Of one trial at a time; `test_shared_pack.py` has those that train together. One file, since every test
+drives the same recorder of events through whole trials.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import gc
 import json
 import math
 import os
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,48 +21,25 @@ import torch
 
 from search_spaces.recipe import Recipe
 from tests.tiny_models import build_tiny_base
+from tests.tiny_packs import Device, Recorder
 from tests.tiny_trials import data_spec, of_type, trial_order
-from workers import attempt, loaded_study, trial_run
+from workers import loaded_study, trial_run
+from workers.base_model import load_base
 from workers.contract import (
     Decision,
-    Event,
     OutcomeStatus,
     Progress,
     Report,
-    TrialOrder,
     TrialOutcome,
     TrialStarted,
     Verdict,
 )
 from workers.evaluation import Totals
-from workers.pack import Pack
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-CPU = torch.device("cpu")
 Metrics = dict[str, float]
-
-
-class Recorder:
-    """A pack and the events it emitted."""
-
-    def __init__(self, slots: int = 1) -> None:
-        self.events: list[Event] = []
-        self.pack = Pack(self.events.append, device=CPU, slots=slots, progress_interval_s=0.0)
-
-    def run(self, *orders: TrialOrder) -> list[Event]:
-        """Trains orders to their ends and returns the events they made."""
-        before = len(self.events)
-        for order in orders:
-            self.pack.admit(order)
-        while self.pack.running_attempts:
-            self.pack.step()
-        return self.events[before:]
-
-    def outcome(self, order: TrialOrder) -> TrialOutcome:
-        (outcome,) = of_type(self.run(order), TrialOutcome)
-        return outcome
 
 
 @pytest.fixture
@@ -137,6 +117,16 @@ def test_a_trial_starts_progresses_reports_at_its_rungs_and_completes(
         assert config["base_model_name_or_path"] == str(tiny_base_dir)
 
 
+def test_the_outcome_tells_the_share_of_positions_that_held_a_token(
+    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device.installed(monkeypatch)
+    outcome = recorder.outcome(trial_order(tmp_path, tiny_base_dir))
+    passes = device.of_kind(trained=True)
+    real, padded = sum(one.real_tokens for one in passes), sum(one.rows * one.tokens for one in passes)
+    assert outcome.useful_token_share == real / padded
+
+
 def test_the_report_averages_the_train_loss_since_the_last_rung(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
@@ -191,10 +181,10 @@ def test_a_verdict_ends_the_trial_between_two_steps_with_its_reason(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, decision: Decision, status: OutcomeStatus
 ) -> None:
     recorder.pack.admit(trial_order(tmp_path, tiny_base_dir, every_examples=8))
-    recorder.pack.step()
+    recorder.run_until(lambda: bool(recorder.of(1, Report)))
     recorder.pack.apply(Verdict(attempt_id=1, decision=decision, reason="worse than the median"))
     recorder.pack.step()
-    (outcome,) = of_type(recorder.events, TrialOutcome)
+    outcome = recorder.outcomes()[1]
     assert (outcome.status, outcome.reason, outcome.value) == (status, "worse than the median", None)
     assert (outcome.steps, outcome.examples_seen, outcome.best_rung) == (1, 8, 8)
     assert outcome.best_adapter_dir is not None
@@ -241,6 +231,24 @@ def test_another_quantization_and_a_changed_folder_load_the_base_anew(
     assert loads == ["base", "data"] * 3
 
 
+def test_the_older_base_is_gone_when_the_next_one_is_loaded(
+    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def load(*args: Any) -> Any:
+        alive.append(sum(model() is not None for model in models))
+        base = load_base(*args)
+        models.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(loaded_study, "load_base", load)
+    recorder.run(trial_order(tmp_path, tiny_base_dir))
+    recorder.run(trial_order(tmp_path, tiny_base_dir, attempt_id=2, quantization="none"))
+    assert alive == [0, 0]
+
+
 def test_faults_of_data_and_model_fail_the_trial_and_are_fatal_to_the_study(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
@@ -280,7 +288,7 @@ def test_an_unexpected_error_fails_that_trial_alone(
         raise ZeroDivisionError("somebody erred")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial_run, "loss_sum", broken)
+        Device.installed(patch).fault = broken
         outcome = recorder.outcome(trial_order(tmp_path, tiny_base_dir))
     assert (outcome.status, outcome.reason) == (OutcomeStatus.FAILED, "ZeroDivisionError: somebody erred")
     assert outcome.fatal_to_study is False
@@ -295,19 +303,21 @@ def test_a_broken_cuda_context_is_not_taken_for_a_trials_fault(
     def broken(*args: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(trial_run, "loss_sum", broken)
     recorder.pack.admit(trial_order(tmp_path, tiny_base_dir))
+    Device.installed(monkeypatch).fault = broken
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         recorder.pack.step()
+    assert recorder.outcomes() == {}
 
 
-def test_out_of_memory_outside_a_pass_is_an_outcome_too(
-    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["build_optimizer", "set_learning_rate"], ids=["making it", "stepping it"])
+def test_out_of_memory_in_the_optimizer_is_an_outcome_too(
+    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def broken(*args: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(trial_run, "build_optimizer", broken)
+    monkeypatch.setattr(trial_run, where, broken)
     outcome = recorder.outcome(trial_order(tmp_path, tiny_base_dir))
     assert outcome.status is OutcomeStatus.OUT_OF_MEMORY
     assert "Tried to allocate 20.00 MiB" in outcome.reason
@@ -345,29 +355,6 @@ def test_a_full_pack_admits_nobody(recorder: Recorder, tmp_path: Path, tiny_base
         recorder.pack.admit(second)
 
 
-def test_two_slots_train_two_trials_as_each_would_train_alone(tmp_path: Path, tiny_base_dir: Path) -> None:
-    orders = [
-        trial_order(
-            tmp_path,
-            tiny_base_dir,
-            attempt_id=n,
-            every_examples=8,
-            recipe=Recipe(learning_rate=1e-2, batch_size=4 * n, lora_r=2 * n, lora_dropout=0.2, seed=n),
-        )
-        for n in (1, 2)
-    ]
-    alone = {order.attempt_id: Recorder().outcome(order).final_metrics for order in orders}
-    together = of_type(Recorder(slots=2).run(*orders), TrialOutcome)
-    assert {outcome.attempt_id: outcome.final_metrics for outcome in together} == alone
-
-
-def test_a_pack_with_a_free_slot_refuses_another_base(tmp_path: Path, tiny_base_dir: Path) -> None:
-    pack = Recorder(slots=2).pack
-    pack.admit(trial_order(tmp_path, tiny_base_dir))
-    assert pack.accepts(trial_order(tmp_path, tiny_base_dir, attempt_id=2)) is True
-    assert pack.accepts(trial_order(tmp_path, tiny_base_dir, attempt_id=2, quantization="none")) is False
-
-
 def live_tensors() -> tuple[int, int]:
     """How many tensors are alive, and their bytes."""
     gc.collect()
@@ -379,6 +366,10 @@ def test_twenty_trials_leave_no_tensor_behind(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = data_spec(tmp_path, train_rows=8, eval_rows=2)
+    device = Device.installed(monkeypatch)
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("somebody erred")
 
     def train(attempt_id: int) -> None:
         recipe = Recipe(
@@ -387,19 +378,22 @@ def test_twenty_trials_leave_no_tensor_behind(
         order = trial_order(tmp_path, tiny_base_dir, attempt_id=attempt_id, recipe=recipe, data=data)
         recorder.pack.admit(order)
         recorder.pack.step()
-        if attempt_id % 3 == 0:
+        if attempt_id % 4 == 0:
             recorder.pack.apply(Verdict(attempt_id=attempt_id, decision=Decision.PRUNE, reason="test"))
-        if attempt_id % 3 == 1:
-            with monkeypatch.context() as patch:
-                patch.setattr(attempt.AdapterHost, "activate", lambda *args: 1 / 0)
-                recorder.pack.step()
+        elif attempt_id % 4 == 1:
+            device.fault = broken
+            recorder.pack.step()
+        elif attempt_id % 4 == 2:
+            device.limit_bytes = 0
+            recorder.pack.step()
         recorder.run()
+        device.fault, device.limit_bytes = (lambda batch, trained: None), math.inf
 
-    train(1)
-    train(2)
-    train(3)
+    for attempt_id in range(1, 5):
+        train(attempt_id)
     expected = live_tensors()
-    for attempt_id in range(4, 24):
+    for attempt_id in range(5, 25):
         train(attempt_id)
     assert live_tensors() == expected
-    assert len(of_type(recorder.events, TrialOutcome)) == 23
+    statuses = Counter(outcome.status for outcome in recorder.outcomes().values())
+    assert statuses == dict.fromkeys(("failed", "out_of_memory", "completed", "pruned"), 6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe, Scheduler
-from tests.tiny_trials import random_examples
-from workers.adapters import AdapterHost
+from tests.tiny_trials import Trained, random_examples, relative_difference, solo_run, train_together
 from workers.base_model import load_base
 from workers.batches import epoch_order
 from workers.datasets import Example
-from workers.trial_run import TrialRun
+from workers.packed_lora import Form
 
 # PEFT 0.21 and accelerate 1.15 use properties that transformers 5.23 and torch 2.13 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -27,8 +26,8 @@ CPU = torch.device("cpu")
 TRAIN = random_examples(29, seed=4, longest=24)  # 3 whole batches of 8 and one of 5
 
 
-def make_recipe(lr_scheduler: Scheduler = "cosine") -> Recipe:
-    return Recipe(
+def make_recipe(lr_scheduler: Scheduler = "cosine", **fields: Any) -> Recipe:
+    recipe = Recipe(
         learning_rate=2e-2,
         batch_size=8,
         epochs=2,
@@ -40,6 +39,7 @@ def make_recipe(lr_scheduler: Scheduler = "cosine") -> Recipe:
         max_grad_norm=0.5,
         seed=11,
     )
+    return recipe.model_copy(update=fields)
 
 
 class EpochOrders(torch.utils.data.Sampler[int]):
@@ -136,6 +136,7 @@ def train_reference(
             warmup_steps=recipe.warmup_ratio,
             lr_scheduler_type=name,
             max_grad_norm=recipe.max_grad_norm,
+            adam_epsilon=recipe.adam_epsilon,
             seed=recipe.seed,
             use_cpu=True,
             report_to=[],
@@ -153,6 +154,48 @@ def train_reference(
     return trainer, [p.detach() for p in peft.parameters() if p.requires_grad]
 
 
+@pytest.fixture(scope="module")
+def trainers(
+    tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Recipe, Reference, list[torch.Tensor]]]:
+    """Three recipes, with epsilons above rounding error, and what Trainer comes to with each."""
+    recipes = {
+        "batches of 8": make_recipe(adam_epsilon=1e-5),
+        "batches of 4": make_recipe(
+            "linear",
+            batch_size=4,
+            learning_rate=1e-2,
+            lora_r=8,
+            weight_decay=0.0,
+            adam_epsilon=1e-4,
+            seed=3,
+        ),
+        "batches of 1": make_recipe(
+            "constant",
+            batch_size=1,
+            epochs=1,
+            learning_rate=2e-3,
+            lora_r=2,
+            warmup_ratio=0.0,
+            adam_epsilon=1e-5,
+            seed=5,
+        ),
+    }
+    folder = tmp_path_factory.mktemp("trainers")
+    return {
+        name: (recipe, *train_reference(tiny_base_dir, folder / name, "nf4", recipe, recipe.batch_size))
+        for name, recipe in recipes.items()
+    }
+
+
+def assert_equal(actual: Trained, reference: Reference, expected: list[torch.Tensor]) -> None:
+    assert actual.losses == pytest.approx(reference.losses, abs=1e-4)
+    assert [step.grad_norm for step in actual.steps] == pytest.approx(reference.norms, rel=1e-4)
+    assert [step.learning_rate for step in actual.steps] == reference.rates
+    for weight, other in zip(actual.weights, expected, strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("micro_batch_size", [8, 4, 1])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_every_step_equals_trainer(
@@ -160,20 +203,11 @@ def test_every_step_equals_trainer(
 ) -> None:
     recipe = make_recipe()
     reference, expected = train_reference(tiny_base_dir, tmp_path, quantization, recipe, micro_batch_size)
-
     base = load_base(ModelSpec(id=str(tiny_base_dir), quantization=quantization), CPU)
-    adapter = AdapterHost(base).add("trial", recipe)
-    run = TrialRun(recipe, base, adapter, TRAIN, divergence_factor=100, micro_batch_size=micro_batch_size)
-    results = [run.step() for _ in range(run.plan.total_steps)]
-
-    assert run.finished
-    assert [r.train_loss for r in results] == pytest.approx(reference.losses, abs=1e-4)
-    assert [r.grad_norm for r in results] == pytest.approx(reference.norms, rel=1e-4)
-    assert [r.learning_rate for r in results] == reference.rates
-    assert len({r.supervised_tokens for r in results}) > 1  # token weighting matters here
+    actual = solo_run(base, recipe, TRAIN, micro_batch_size=micro_batch_size)
+    assert_equal(actual, reference, expected)
+    assert len({step.supervised_tokens for step in actual.steps}) > 1  # token weighting matters here
     assert max(reference.norms) > recipe.max_grad_norm  # and so does clipping
-    for actual, weight in zip(adapter.parameters, expected, strict=True):
-        torch.testing.assert_close(actual.detach(), weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("lr_scheduler", ["linear", "constant"])
@@ -181,8 +215,19 @@ def test_the_other_schedules_equal_trainer_too(
     tiny_base_dir: Path, tmp_path: Path, lr_scheduler: Scheduler
 ) -> None:
     recipe = make_recipe(lr_scheduler)
-    reference, _ = train_reference(tiny_base_dir, tmp_path, "none", recipe, 8)
+    reference, expected = train_reference(tiny_base_dir, tmp_path, "none", recipe, 8)
     base = load_base(ModelSpec(id=str(tiny_base_dir), quantization="none"), CPU)
-    run = TrialRun(recipe, base, AdapterHost(base).add("trial", recipe), TRAIN, divergence_factor=100)
-    losses = [run.step().train_loss for _ in range(run.plan.total_steps)]
-    assert losses == pytest.approx(reference.losses, abs=1e-4)
+    assert_equal(solo_run(base, recipe, TRAIN), reference, expected)
+
+
+@pytest.mark.parametrize("form", ["looped", "batched", "concatenated"])
+def test_three_trials_in_one_pack_each_equal_a_trainer_of_their_own(
+    tiny_base_dir: Path, trainers: Mapping[str, tuple[Recipe, Reference, list[torch.Tensor]]], form: Form
+) -> None:
+    base = load_base(ModelSpec(id=str(tiny_base_dir)), CPU)
+    recipes = {name: recipe for name, (recipe, _reference, _weights) in trainers.items()}
+    together = train_together(base, recipes, TRAIN, token_budget=150, form=form)
+    for name, (_recipe, reference, weights) in trainers.items():
+        assert_equal(together.trained[name], reference, weights)
+        assert relative_difference(together.trained[name].weights, weights) <= 1e-4
+    assert together.accumulated

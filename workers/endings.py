@@ -1,0 +1,47 @@
+"""How a trial ends that does not end well."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import torch
+
+from workers.contract import OutcomeStatus
+from workers.errors import DataError, ModelError, WorkerError
+from workers.memory import describe, is_device_fault, is_out_of_memory
+from workers.shared_pass import DoesNotFitError
+from workers.trial_run import TrialEndedError, TrialRun
+
+_log = logging.getLogger(__name__)
+
+
+def ending(error: Exception) -> tuple[OutcomeStatus, str, bool]:
+    """Status, reason, and whether every trial of the study would fail alike.
+
+    Raises:
+        Exception: `error` itself, when it has broken the CUDA context: no later trial could run in this
+            process, so the worker must die and the attempt go on elsewhere.
+    """
+    if is_device_fault(error):
+        raise error
+    if isinstance(error, TrialEndedError):
+        return error.status, error.reason, False
+    if isinstance(error, WorkerError):
+        return OutcomeStatus.FAILED, str(error), isinstance(error, DataError | ModelError)
+    if isinstance(error, DoesNotFitError):
+        return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory {error.what}.", False
+    if is_out_of_memory(error):
+        return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory outside a forward pass: {error}", False
+    # As text: a log record that is kept somewhere would keep the traceback's frames and their tensors.
+    _log.error("a trial failed unexpectedly\n%s", "".join(traceback.format_exception(error)))
+    return OutcomeStatus.FAILED, f"{type(error).__name__}: {error}", False
+
+
+def does_not_fit(run: TrialRun, what: str, device: torch.device) -> str:
+    """Why a trial that has the device alone ends, with what can be done about it."""
+    return (
+        f"Out of memory {what}, with LoRA rank {run.recipe.lora_r}"
+        f" ({run.adapter.trainable_parameters:,} trainable parameters) beside the base{describe(device)}."
+        " Shorten max_length, lower the rank, or use a larger device."
+    )
