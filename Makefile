@@ -20,6 +20,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.one_trial
+	$(BIN)/python -m benchmarks.pack
+	$(BIN)/python -m benchmarks.versus_sequential
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -119,6 +119,9 @@ class Supervisor:
             # Nobody else shares this Ray, so there is nothing to drain when it is told to end.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray starts a process per core before anybody asks for one. They import what a worker needs
+            # (seconds of torch, transformers and peft) while the API and the coordinator start, too.
+            "RAY_preload_python_modules": "workers.pack",
         }
 
     def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:
