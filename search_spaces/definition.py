@@ -189,7 +189,7 @@ class ResourcesSpec(_Document):
     ] = "auto"
     """Most trials that share one base in a worker; 1 trains each alone. auto: while memory and throughput
     gain from one more."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: StrictBool = False
     """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
 
 

@@ -17,6 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    FalconConfig,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -161,6 +163,55 @@ def build_tiny_opt(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         init_std=INITIALIZER_RANGE,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer)
+
+
+def build_tiny_falcon(folder: Path) -> Path:
+    """A base that changes what its layers give it in place."""
+    tokenizer = build_tiny_tokenizer()
+    config = FalconConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer)
+
+
+def build_tiny_deepseek(folder: Path) -> Path:
+    """A base with layers that go by the names of its fused experts."""
+    tokenizer = build_tiny_tokenizer()
+    config = DeepseekV3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
         dtype="float32",
     )
     return _write(folder, config, tokenizer)

@@ -20,11 +20,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.recipe import Recipe
 from workers.base_model import LoadedBase, leave_inputs_without_gradient
+from workers.errors import AdapterError
 from workers.generators import seeded
 from workers.packed_lora import CONCATENATED_SHARE, Form, LayerAdapter, PackedLora, RowGroup
 from workers.target_modules import linear_layers, resolve_target_modules, shortest_suffixes
@@ -105,11 +107,12 @@ class AdapterHost:
         nobody else's random draws are disturbed.
 
         Raises:
-            AdapterError: `target_modules` matches no layer of the base.
+            AdapterError: `target_modules` matches no layer of the base, or layers that PEFT takes for others.
             Exception: PEFT's or torch's, when it cannot be made; nothing of it stays on the base.
         """
         selected = resolve_target_modules(recipe.target_modules, self._linear, type(self.base.model).__name__)
         config = self._config(recipe, selected)
+        self._refuse_fused_experts(config)
         try:
             with seeded(recipe.seed, self.base.device):
                 wrapped = dict(self._wrapped())
@@ -248,6 +251,26 @@ class AdapterHost:
             bias="none",
             task_type="CAUSAL_LM",
         )
+
+    def _refuse_fused_experts(self, config: LoraConfig) -> None:
+        """PEFT takes the names that a base's layers share with its fused experts for the experts'.
+
+        So it does when an adapter is loaded, too: one of those layers alone could be saved, but not used.
+
+        Raises:
+            AdapterError: The adapter would be one of the experts.
+        """
+        converted = copy.deepcopy(config)
+        try:
+            convert_peft_config_for_transformers(converted, self.base.model, None)
+        except ValueError as error:  # some of the names that are fused into one, but not all
+            raise AdapterError(f"target_modules cannot be adapted: {error}") from error
+        if converted.target_parameters:
+            taken = sorted(set(config.target_modules or ()) - set(converted.target_modules or ()))
+            raise AdapterError(
+                f"PEFT takes {', '.join(taken)} of {type(self.base.model).__name__} for its fused experts,"
+                " which cannot be adapted here. Leave them out of target_modules; `attention` does."
+            )
 
     def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
         """An adapter's matrices by PEFT's names, in the model's order."""

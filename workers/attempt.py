@@ -157,6 +157,18 @@ class Attempt:
             reason = f"out of memory: {error}"
         _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
 
+    def goes_on_from(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint was made on this base: the recipe's key covers its name, not its weights."""
+        state: Mapping[str, Any] = checkpoint.state["run"]  # type: ignore[assignment]
+        if self.run.began_like(state):
+            return True
+        _log.warning(
+            "attempt %d begins anew: its checkpoint is from a trial that started at another loss,"
+            " so the base's weights have changed",
+            self.order.attempt_id,
+        )
+        return False
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of the same trial, this attempt's or an earlier one's."""
         state: Mapping[str, Any] = checkpoint.state

@@ -106,8 +106,13 @@ def _stacked_forward(
     else:
         a, b = (matrices.index_select(0, stack.rows) for matrices in (a, b))
     z = torch.bmm(x, a.transpose(1, 2)).mul_(stack.scale)
-    output = torch.baddbmm(part, z, b) if base.dtype == x.dtype else part + torch.bmm(z, b)
-    return output.to(base.dtype).view(base.shape), [z]
+    # Not a view made here: autograd lets no model change one in place, as Falcon does with its MLP's output.
+    output = torch.empty_like(base, memory_format=torch.contiguous_format)
+    if base.dtype == x.dtype:
+        torch.baddbmm(part, z, b, out=output.view(part.shape))
+    else:
+        output.view(part.shape).copy_(part + torch.bmm(z, b))
+    return output, [z]
 
 
 def _stacked_backward(

@@ -200,7 +200,7 @@ class Pack:
             key = loaded.recipe_key(order)
             attempt = Attempt(order, run, base.host, loaded.evaluation.examples, recipe_key=key)
             found = newest_usable(order.resume_from, recipe_key=key)
-            if found is not None:
+            if found is not None and attempt.goes_on_from(found[0]):
                 attempt.restore(found[0])
         except BaseException:
             base.host.remove(adapter.name)

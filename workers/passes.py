@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+
+_FAIR = 4
+"""How many times the rows of the trial with the smallest batch any other may have in a pass. Without such
+a limit a trial with a batch of 1 gets one row of every long pass: it is as good as stopped by mates with
+batches of 32, for which the same work is done by fewer, longer passes."""
+
+_EFFICIENT = 4
+"""A pass of so many times its overhead is not made shorter for fairness: four fifths of its time trains."""
 
 _WIDTHS = 8
 """Widths that are tried for a pass: enough to tell a good one from a bad one, and quickly done."""
@@ -17,6 +26,8 @@ class Waiting:
 
     lengths: Sequence[int]
     """Tokens of the rows that are left, shortest first; at least one."""
+    batch: int
+    """Rows of its whole effective batch: what it can have in one pass at most before it must step."""
     most: int | None = None
     """Rows it may have in one pass; None: any number."""
 
@@ -26,8 +37,8 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, *, overhead_tokens:
 
     Every trial contributes at least one row, as far as the budget goes, in the order given (the first
     always does: a row that is longer than the budget makes a pass of its own). What is left of the budget
-    is shared out a row at a time to whoever has the fewest, so a trial with a batch of 32 does not hold up
-    one with a batch of 1, which can step after every pass.
+    is shared out evenly, and bounded by what the trial with the smallest batch can take, so that a trial with
+    a batch of 1, which steps after every pass, is not held up by long passes for those with a batch of 32.
 
     A wide pass takes more rows and pads the short ones; a narrow one leaves the long rows for a further
     pass. Of some widths the one is taken that trains most tokens for its cost, counted in tokens: those of
@@ -48,7 +59,7 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, *, overhead_tokens:
     best: list[range] = []
     best_rate = -1.0
     for width in _widths(trials, narrowest, token_budget):
-        chosen = _fill(trials, width, token_budget)
+        chosen = _fill(trials, width, token_budget, overhead_tokens)
         rows = sum(len(own) for own in chosen)
         tokens = sum(total[own.stop] - total[own.start] for total, own in zip(sums, chosen, strict=True))
         rate = tokens / (overhead_tokens + rows * width)
@@ -80,10 +91,12 @@ def _widths(trials: Sequence[Waiting], narrowest: int, token_budget: int) -> Ite
     yield from others[::-step]
 
 
-def _fill(trials: Sequence[Waiting], width: int, token_budget: int) -> list[range]:
+def _fill(trials: Sequence[Waiting], width: int, token_budget: int, overhead_tokens: float) -> list[range]:
     """Rows of at most `width` for each trial, the budget shared out evenly."""
     fitting = [bisect_right(trial.lengths, width) for trial in trials]
-    rooms = [min(fits, trial.most or fits) for fits, trial in zip(fitting, trials, strict=True)]
+    efficient = _EFFICIENT * overhead_tokens / width / len(trials)
+    fair = max(_FAIR * min(trial.batch for trial in trials), math.ceil(efficient))
+    rooms = [min(fits, trial.most or fits, fair) for fits, trial in zip(fitting, trials, strict=True)]
     left = max(len(trials), token_budget // width)
     counts = [0] * len(trials)
     # Evenly: those with little room first, each at most its share of what is left.

@@ -185,7 +185,7 @@ class SharedPasses:
     def _plan(self, runs: Sequence[TrialRun]) -> list[Part]:
         if not self.host.shares_passes:
             runs = runs[:1]
-        waiting = [Waiting(run.waiting_lengths, run.micro_batch_size) for run in runs]
+        waiting = [Waiting(run.waiting_lengths, run.recipe.batch_size, run.micro_batch_size) for run in runs]
         chosen = plan_pass(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
         return [
             Part(run, [run.waiting[position] for position in positions])

@@ -29,6 +29,9 @@ from workers.schedules import learning_rate_multiplier, warmup_steps
 _FLOAT16_LOSS_SCALE = 65_536.0
 """First loss scale with float16 compute, which loses small gradients otherwise (torch.amp.GradScaler's)."""
 
+_SAME_START = 0.01
+"""Relative difference between the losses of one base on two devices, in bfloat16."""
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state, beside its step count."""
 
@@ -223,6 +226,10 @@ class TrialRun:
             "padded_tokens": self.padded_tokens,
         }
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values
+
+    def began_like(self, values: Mapping[str, Any]) -> bool:
+        """Whether a `state` is of a trial that started at the same loss, but for what devices differ by."""
+        return math.isclose(self._watch.start, values["watch"][0], rel_tol=_SAME_START)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         """Goes back to a `state` of the same recipe on the same base and data."""

@@ -278,7 +278,8 @@ class StudyRun:
 
         The worker keeps only its newest word, so one that comes again is the newest that was written.
         """
-        message = f"{worker_id} wants {_trials(event.slots)} at once: {event.reason}{_memory(event)}"
+        reason = event.reason.removesuffix(".")  # what follows belongs to the sentence
+        message = f"{worker_id} wants {_trials(event.slots)} at once: {reason}{_memory(event)}"
         with self._transaction() as (session, _):
             newest = session.scalars(
                 select(EventRow.message)
@@ -392,4 +393,4 @@ def _trials(number: int) -> str:
 def _memory(event: PackCapacity) -> str:
     said = (("predicted", event.predicted_bytes), ("measured", event.measured_bytes))
     known = [f"{name} {size / 2**30:.2f} GiB" for name, size in said if size]
-    return f" ({', '.join(known)})" if known else ""
+    return f" (memory: {', '.join(known)})" if known else ""

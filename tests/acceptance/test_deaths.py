@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance.conftest import House
 
 RANDOM = {
@@ -44,6 +46,7 @@ def early(trials: list[dict[str, Any]]) -> int:
 def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: House) -> None:
     """Same trials, same values and same rungs as the undisturbed study; nothing told twice."""
     changes = {
+        "resources": {"trials_per_worker": 1},
         "search": RANDOM,
         "recipe": {"batch_size": 2, "epochs": 40},
         "evaluation": {"every_examples": 640},
@@ -74,3 +77,40 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: Ho
     assert results(house, "stormy") == results(house, "calm")
     lost = [a for t in house.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
     assert len(lost) == 1
+
+
+def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(house: House) -> None:
+    """They end as in the undisturbed study, to rounding: their mates are others than before."""
+    changes = {
+        "resources": {"workers": 1},
+        "search": RANDOM,
+        "recipe": {"batch_size": 2, "epochs": 20, "lora_dropout": 0.1},
+        "evaluation": {"every_examples": 240},
+        "budget": {"max_parallel_trials": 4},
+    }
+    house.submit(house.definition("calm-pack", **changes))
+    house.wait("calm-pack")
+
+    house.submit(house.definition("stormy-pack", **changes))
+    house.wait_for(
+        lambda: sum(bool(t["rungs"]) for t in house.trials("stormy-pack")) >= 2, "rungs of two trials"
+    )
+    os.kill(worker_pids(house)[0], signal.SIGKILL)
+
+    study = house.wait("stormy-pack")
+    assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
+    for (*ours, value, rungs), (*theirs, expected, expected_rungs) in zip(
+        by_value(house, "stormy-pack"), by_value(house, "calm-pack"), strict=True
+    ):
+        assert ours == theirs
+        assert value == pytest.approx(expected, rel=1e-4)
+        assert [r["rung"] for r in rungs] == [r["rung"] for r in expected_rungs]
+        assert [r["value"] for r in rungs] == pytest.approx([r["value"] for r in expected_rungs], rel=1e-4)
+    events = house.client.get("/v1/studies/stormy-pack/events").json()["items"]
+    resumed = [e for e in events if e["kind"] == "attempt_running" and "checkpoint" in e["message"]]
+    assert len(resumed) >= 2
+
+
+def by_value(house: House, name: str) -> list[tuple[Any, ...]]:
+    keys = ("number", "state", "params", "value", "rungs")
+    return [tuple(trial[key] for key in keys) for trial in house.trials(name)]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe, TargetModules
+from tests.tiny_models import build_tiny_deepseek
 from workers.adapters import Adapter, AdapterHost
 from workers.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.errors import AdapterError
@@ -444,6 +445,27 @@ def test_a_recipe_that_matches_no_layer_leaves_the_base_bare(base: LoadedBase) -
     with pytest.raises(AdapterError, match="no linear layer of LlamaForCausalLM"):
         AdapterHost(base).add("first", Recipe(target_modules=("nowhere",)))
     assert [name for name, _ in base.model.named_modules()] == modules
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("all-linear", "down_proj, gate_proj, up_proj of DeepseekV3ForCausalLM"),
+        (("up_proj",), "without also targeting gate_proj"),
+    ],
+)
+def test_layers_that_peft_takes_for_fused_experts_are_refused(
+    tmp_path: Path, targets: TargetModules, message: str
+) -> None:
+    """Its adapter would be one of the experts, made and loaded; other layers of the base can be adapted."""
+    base = load(build_tiny_deepseek(tmp_path / "base"), "none")
+    host = AdapterHost(base)
+    adapter = host.add("first", Recipe(target_modules="attention"))
+    before = [name for name, _ in base.model.named_parameters()]
+    with pytest.raises(AdapterError, match=message):
+        host.add("second", Recipe(target_modules=targets))
+    assert [name for name, _ in base.model.named_parameters()] == before
+    assert adapter.trainable_parameters > 0
 
 
 def test_the_saved_adapter_fits_the_unquantized_base_too(

@@ -13,7 +13,7 @@ import torch
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.live_tensors import LiveTensors
-from tests.tiny_models import build_tiny_base, build_tiny_gpt2, build_tiny_opt
+from tests.tiny_models import build_tiny_base, build_tiny_falcon, build_tiny_gpt2, build_tiny_opt
 from tests.tiny_trials import random_examples
 from workers.adapters import Adapter, AdapterHost
 from workers.base_model import LoadedBase, checkpoint_activations, load_base, set_training
@@ -32,6 +32,7 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "llama": build_tiny_base,
     "gpt2": build_tiny_gpt2,
     "opt": build_tiny_opt,
+    "falcon": build_tiny_falcon,
 }
 ROWS = (3, 1, 2)
 
@@ -145,12 +146,16 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, relative: float) -
         ("gpt2", "none"),
         ("opt", "nf4"),
         ("opt", "none"),
+        ("falcon", "none"),
     ],
 )
 def test_each_trial_of_a_pack_gets_what_pefts_own_forward_gives(
     folders: dict[str, Path], name: str, quantization: str, form: Form
 ) -> None:
-    """Linear4bit, Linear8bitLt, nn.Linear and Conv1D; rows of a layer apart (Llama) and as one (OPT)."""
+    """Linear4bit, Linear8bitLt, nn.Linear and Conv1D; rows of a layer apart (Llama) and as one (OPT).
+
+    And outputs that the model changes in place (Falcon).
+    """
     host, adapters, examples = pack(load(folders[name], quantization))
     losses = backward(host, adapters, examples, form)
     assert host.packed.rows_kept_apart is True

@@ -10,7 +10,14 @@ from workers.passes import Waiting
 
 bounded = settings(deadline=None, derandomize=True, database=None, max_examples=300)
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12).map(sorted)
-trials = st.builds(Waiting, lengths, st.integers(1, 12) | st.none())
+
+
+def waits(lengths: list[int], most: int | None = None) -> Waiting:
+    """A trial that has its whole batch before it."""
+    return Waiting(lengths, len(lengths), most)
+
+
+trials = st.builds(waits, lengths, st.integers(1, 12) | st.none())
 packs = st.lists(trials, min_size=1, max_size=7)
 budgets = st.integers(1, 900)
 
@@ -99,7 +106,7 @@ def test_the_budget_is_used_up_or_nobody_could_take_more(waiting: list[Waiting],
     if (sum(len(own) for own in chosen) + 1) * longest <= budget:
         for trial, own in zip(waiting, chosen, strict=True):
             could = min(sum(length <= longest for length in trial.lengths), trial.most or len(trial.lengths))
-            assert len(own) == could
+            assert len(own) == could or len(own) >= 4 * min(t.batch for t in waiting)
 
 
 @bounded
@@ -136,7 +143,7 @@ def test_every_row_is_consumed_by_passes_one_after_another(waiting: list[Waiting
     waited = [0] * len(waiting)
     passes = 0
     while queue:
-        chosen = plan_pass([Waiting(left[k], waiting[k].most) for k in queue], budget)
+        chosen = plan_pass([Waiting(left[k], waiting[k].batch, waiting[k].most) for k in queue], budget)
         took = [k for k, own in zip(queue, chosen, strict=True) if own]
         for k, own in zip(queue, chosen, strict=True):
             waited[k] = 0 if own else waited[k] + 1
@@ -149,30 +156,42 @@ def test_every_row_is_consumed_by_passes_one_after_another(waiting: list[Waiting
 
 
 def test_a_row_longer_than_the_budget_makes_a_pass_of_its_own() -> None:
-    chosen = plan_pass([Waiting([50, 50]), Waiting([2])], 40)
+    chosen = plan_pass([waits([50, 50]), waits([2])], 40)
     assert [len(own) for own in chosen] == [1, 0]
 
 
 def test_a_small_batch_is_whole_after_one_pass_whatever_the_others_have_left() -> None:
     """8 rows of 10 tokens for batches of 1, 2 and 32."""
-    waiting = [Waiting([10] * rows) for rows in (32, 1, 2)]
-    assert [len(own) for own in plan_pass(waiting, 80)] == [5, 1, 2]
+    waiting = [waits([10] * rows) for rows in (32, 1, 2)]
+    assert [len(own) for own in plan_pass(waiting, 70)] == [4, 1, 2]
+
+
+def test_mates_of_a_small_batch_have_at_most_four_times_its_rows() -> None:
+    """So that its next pass comes soon, though the budget would hold all their rows."""
+    waiting = [waits([10] * rows) for rows in (32, 1, 32)]
+    assert [len(own) for own in plan_pass(waiting, 10_000, overhead=0.0)] == [4, 1, 4]
+
+
+def test_a_pass_is_not_made_so_short_that_its_overhead_weighs_more_than_its_rows() -> None:
+    """With an overhead of 60 tokens, a pass of 240 is short enough: a third of it for each, 8 rows."""
+    waiting = [waits([10] * rows) for rows in (32, 1, 32)]
+    assert [len(own) for own in plan_pass(waiting, 10_000, overhead=60.0)] == [8, 1, 8]
 
 
 def test_a_batch_that_fits_is_one_pass_where_a_further_pass_costs_more_than_the_padding() -> None:
-    assert plan_pass([Waiting([3, 3, 5, 9])], 100) == [range(4)]
+    assert plan_pass([waits([3, 3, 5, 9])], 100) == [range(4)]
 
 
 def test_a_long_row_waits_for_its_own_pass_where_padding_to_it_costs_more() -> None:
     """Padded to 90 tokens, seven rows of 10 would waste 560; a further pass costs 40."""
-    assert plan_pass([Waiting([10] * 7 + [90])], 1_000) == [range(7)]
+    assert plan_pass([waits([10] * 7 + [90])], 1_000) == [range(7)]
 
 
 def test_without_overhead_nothing_is_padded() -> None:
-    assert plan_pass([Waiting([3, 3, 5, 9])], 100, overhead=0.0) == [range(2)]
+    assert plan_pass([waits([3, 3, 5, 9])], 100, overhead=0.0) == [range(2)]
 
 
 def test_a_trial_with_a_choice_takes_rows_like_those_of_the_others() -> None:
     """The second trial has but one row, of 30 tokens; the first fills the pass with those nearest to it."""
-    waiting = [Waiting([10, 10, 28, 29, 60]), Waiting([30])]
+    waiting = [waits([10, 10, 28, 29, 60]), waits([30])]
     assert plan_pass(waiting, 90) == [range(2, 4), range(1)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from search_spaces.recipe import Recipe
+from tests.tiny_models import build_tiny_base
 from tests.tiny_packs import Recorder, final_weights
 from tests.tiny_trials import data_spec, relative_difference, trial_order
 from tests.train_orders import train_elsewhere
@@ -216,6 +217,20 @@ def test_with_a_checkpoint_that_is_not_its_own_or_not_whole_a_trial_starts_from_
             _untimed(event) for event in whole.of(9, kind)
         ]
     assert after.outcomes()[2].value == whole.outcomes()[9].value
+
+
+def test_a_trial_on_a_base_whose_weights_have_changed_starts_from_the_beginning(
+    order: TrialOrder, tmp_path: Path
+) -> None:
+    """The folder is the same, so only where the trial starts tells."""
+    base = build_tiny_base(tmp_path / "base", seed=0)
+    order = replace(order, model=order.model.model_copy(update={"id": str(base)}))
+    train_to(order, steps=4)
+    build_tiny_base(base, seed=1)
+    recorder = Recorder()
+    recorder.pack.admit(next_attempt(order))
+    (started,) = recorder.of(2, TrialStarted)
+    assert started.resumed_at_examples == 0
 
 
 def _untimed(event: Any) -> Any:

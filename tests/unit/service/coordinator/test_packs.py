@@ -94,13 +94,13 @@ def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Ca
         run.on_capacity(
             "w1",
             PackCapacity(
-                slots=slots, reason="out of memory", predicted_bytes=predicted, measured_bytes=measured
+                slots=slots, reason="two would not fit.", predicted_bytes=predicted, measured_bytes=measured
             ),
         )
     assert house.events("worker_capacity") == [
-        "w1 wants 1 trial at once: out of memory (predicted 3.00 GiB)",
-        "w1 wants 2 trials at once: out of memory (predicted 1.00 GiB, measured 0.50 GiB)",
-        "w1 wants 3 trials at once: out of memory",
+        "w1 wants 1 trial at once: two would not fit (memory: predicted 3.00 GiB)",
+        "w1 wants 2 trials at once: two would not fit (memory: predicted 1.00 GiB, measured 0.50 GiB)",
+        "w1 wants 3 trials at once: two would not fit",
     ]
 
 
