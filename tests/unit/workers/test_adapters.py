@@ -1,4 +1,7 @@
-"""Adapters come, are saved and go; the base stays what it was."""
+"""Adapters come, are saved and go; the base stays what it was.
+
+One file, since every test shares one small base and its fixtures.
+"""
 
 from __future__ import annotations
 

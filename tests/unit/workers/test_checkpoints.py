@@ -1,4 +1,7 @@
-"""A checkpoint comes back bit by bit, or not at all, whatever happens to its writer and its files."""
+"""A checkpoint comes back bit by bit, or not at all, whatever happens to its writer and its files.
+
+One file, since every test goes through the same fake disk and the same writer.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +13,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from tests.live_tensors import LiveTensors
 from workers.chunked_loss import TargetLosses, chunk_bytes, target_losses
 
 CPU = torch.device("cpu")
@@ -276,43 +274,6 @@ def test_no_targets_give_an_objective_of_zero() -> None:
     found, gradient = in_chunks(linear(8, 20), *problem(0, 8, 20), 4)
     assert found.objective is not None
     assert (found.objective.item(), found.losses.shape, gradient.shape) == (0.0, (0,), (0, 8))
-
-
-class LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operations make, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-        self.peak = 0
-        self._live = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {
-            leaf.untyped_storage()._cdata
-            for leaf in tree_leaves((args, kwargs or {}))
-            if isinstance(leaf, torch.Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in before | self._known:
-                    self._count(storage)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.largest = max(self.largest, size)
-        self._known.add(storage._cdata)
-        self._live += size
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._live -= size
 
 
 @contextlib.contextmanager

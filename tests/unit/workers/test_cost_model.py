@@ -1,4 +1,7 @@
-"""How long a pass takes, how much it holds, and how many trials a pack should have."""
+"""How long a pass takes, how much it holds, and how many trials a pack should have.
+
+One file: the strategies and the brute-force model are shared by all properties.
+"""
 
 from __future__ import annotations
 

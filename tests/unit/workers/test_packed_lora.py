@@ -1,4 +1,7 @@
-"""Packed LoRA on one layer: every form gives the numbers of a naive reference, each row its own adapter's."""
+"""Packed LoRA on one layer: every form gives the numbers of a naive reference, each row its own adapter's.
+
+One file, since every test is about the same randomly drawn layer and its naive reference.
+"""
 
 from __future__ import annotations
 
