@@ -85,9 +85,9 @@ class AdapterHost:
     def choose_form(self, groups: Sequence[RowGroup]) -> Form:
         """How the products of a pass are best taken.
 
-        On a CPU core `looped` won at every size measured (`benchmarks/LOG.md`). On a GPU the number of
-        kernels counts: `concatenated` where its masked products are a small share of the layers' own, else
-        `batched`.
+        On one CPU thread, which is what a worker has, `looped` was the fastest or level with it
+        (`docs/decisions/0009-three-forms.md`). On a GPU the number of kernels should count: `concatenated`
+        where its masked products are a small share of the layers' own, else `batched`. Not measured.
         """
         if self.base.device.type == "cpu" or len(groups) == 1:
             return "looped"

@@ -15,6 +15,7 @@ import torch
 from workers.adapters import Adapter, AdapterHost
 from workers.base_model import set_training
 from workers.batches import collate
+from workers.chunked_loss import chunk_bytes
 from workers.cost_model import MemoryCost, PassCost, fit_pass_cost
 from workers.datasets import Example
 from workers.forward import batch_losses, chunk_tokens
@@ -80,7 +81,7 @@ def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[Example]) ->
         MemoryCost(
             base_bytes=base_bytes,
             bytes_per_token=weight / (rows * tokens),
-            chunk_bytes=2 * 4 * host.base.vocabulary_size * min(chunk_tokens(host.base), rows * tokens),
+            chunk_bytes=chunk_bytes(min(chunk_tokens(host.base), rows * tokens), host.base.vocabulary_size),
         ),
     )
 
