@@ -11,20 +11,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from search_spaces.errors import Fault
 from search_spaces.faults import one_error, problems
 from search_spaces.parameters import Choice
 from search_spaces.pruners import NoPruning, Pruning
 from search_spaces.quantities import Duration, Real, Seed, Whole, parse_duration
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Quantization, Recipe
 from search_spaces.space import SearchSpace
 
-Quantization = Literal["nf4", "fp4", "int8", "none"]
 DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
-Algorithm = Literal["grid", "random", "tpe"]
+Algorithm = Literal["grid", "random", "tpe", "qmc", "gp", "cmaes"]
 Metric = Literal["eval_loss", "perplexity", "accuracy"]
+Cost = Literal["train_seconds", "peak_memory_gb", "trainable_parameters"]
+"""What a trial costs: measured once, at its end, and always better when smaller. A GB is 10^9 bytes."""
 Direction = Literal["minimize", "maximize"]
 StudyName = Annotated[
     str,
@@ -96,6 +106,62 @@ class DataSpec(_Document):
     max_eval_examples: Annotated[Whole, Field(ge=1)] | None = None
 
 
+class RangeTestSpec(_Document):
+    """A learning-rate range test: the rate rises exponentially, step by step, until the loss diverges.
+
+    Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section 3.3.
+    """
+
+    min: Annotated[Real, Field(gt=0)] = 1e-7
+    """The first step's rate."""
+    max: Annotated[Real, Field(gt=0)] = 1.0
+    """The last step's."""
+    steps: Annotated[Whole, Field(ge=20, le=10_000)] = 100
+    """Optimizer steps of the sweep."""
+    widen: StrictBool = False
+    """Whether the bounds found may go beyond those that the space gives the learning rate."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RangeTestSpec:
+        if self.max <= self.min:
+            message = f"must be more than min ({self.min:g})"
+            raise problems(
+                [Fault(path="max", value=self.max, message=message, allowed=f"more than {self.min:g}")]
+            )
+        return self
+
+
+class WarmStartSpec(_Document):
+    """What the search takes over from an earlier study."""
+
+    from_: Annotated[Text, Field(alias="from")]
+    """A study's name or id, or a schedule's name: then its latest sweep that completed."""
+    top_k: Annotated[Whole, Field(ge=1, le=1000)] = 5
+    """How many of its best completed trials."""
+    as_: Annotated[Literal["enqueue", "prior"], Field(alias="as")] = "enqueue"
+    """enqueue: their recipes are evaluated first. prior: their results are given to the sampler."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, serialize_by_alias=True
+    )
+
+
+class RepeatsSpec(_Document):
+    """Runs of the best recipes with other seeds, after the search, to see whether the winner is real."""
+
+    top_k: Annotated[Whole, Field(ge=1, le=100)] = 3
+    """How many of the best recipes."""
+    seeds: Annotated[Whole, Field(ge=1, le=100)] = 3
+    """Further runs of each, with seeds that the search did not use."""
+
+
+class Bound(_Document):
+    """A constraint on one measured value: at least one end."""
+
+    min: Real | None = None
+    max: Real | None = None
+
+
 class SearchSpec(_Document):
     """What to search and how."""
 
@@ -103,9 +169,16 @@ class SearchSpec(_Document):
     trials: Annotated[Whole, Field(ge=1, le=MAX_TRIALS)] | None = None
     """Exactly this many. May be left out for a grid, which then has one trial per point."""
     seed: Seed = 0
+    learning_rate_range_test: RangeTestSpec | None = None
+    """A range test before the first trial, whose bounds narrow the learning rate. `true`: as it comes."""
     preset: str | None = None
     """The preset that `space` came from, as a label: it is resolved when the definition is accepted."""
     space: SearchSpace
+
+    @field_validator("learning_rate_range_test", mode="before")
+    @classmethod
+    def _read_range_test(cls, raw: Any) -> Any:
+        return {} if raw is True else None if raw is False else raw
 
     @property
     def total_trials(self) -> int:
@@ -126,6 +199,8 @@ class ObjectiveSpec(_Document):
     metric: Metric = "eval_loss"
     direction: Direction = "minimize"
     """Follows the metric when left out; one that contradicts it is a fault."""
+    costs: tuple[Cost, ...] = ()
+    """Minimized beside the metric: the study then has a Pareto front in place of one best trial."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +227,9 @@ class EvaluationSpec(_Document):
     """Evaluate each time this many training examples have been seen, and at the end. None: at the end."""
     divergence_factor: Annotated[Real, Field(gt=1)] = 4.0
     """A trial whose smoothed train loss exceeds this multiple of its start has diverged."""
+    overfit_rungs: Annotated[Whole, Field(ge=1)] | None = None
+    """End a trial, as completed at its best rung, once its eval loss has risen at this many rungs in a row
+    while its train loss fell. None: never."""
 
 
 class BudgetSpec(_Document):
@@ -162,6 +240,10 @@ class BudgetSpec(_Document):
     max_gpu_hours: Annotated[Real, Field(gt=0)] | None = None
     timeout: Duration | None = None
     """Wall clock from the first trial's dispatch: `90s`, `30m`, `10h`, `2d`, `1h30m`."""
+    target_value: Real | None = None
+    """The search ends once a completed trial's objective is at least as good as this."""
+    no_improvement_trials: Annotated[Whole, Field(ge=1)] | None = None
+    """The search ends once this many trials in a row have ended without a better objective."""
     max_retries: Annotated[Whole, Field(ge=0)] = 3
     """How often a trial whose worker was lost is tried again."""
 
@@ -208,6 +290,10 @@ class StudyDefinition(_Document):
     evaluation: EvaluationSpec = EvaluationSpec()
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    constraints: dict[str, Bound] = Field(default_factory=dict)
+    """Metric or cost -> what it may be. A trial that breaks one is never the best; the sampler learns it."""
+    warm_start: WarmStartSpec | None = None
+    repeats: RepeatsSpec | None = None
 
     @property
     def max_epochs(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,9 @@ from search_spaces.faults import one_error, translate, unknown_keys
 from search_spaces.quantities import Real, Seed, Whole
 
 Scheduler = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw", "sgd", "rmsprop"]
+LearningRateScaling = Literal["none", "sqrt", "linear"]
+Quantization = Literal["nf4", "fp4", "int8", "none"]
 _ModuleName = Annotated[str, Field(min_length=1)]
 TargetModules = Annotated[
     Literal["all-linear", "attention"] | Annotated[tuple[_ModuleName, ...], Field(min_length=1)],
@@ -56,12 +60,18 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: Annotated[Real, Field(gt=0)] = 2e-4
-    """Peak learning rate [QLoRA]."""
+    """Peak learning rate [QLoRA]; with `learning_rate_scaling`, that of the reference batch."""
+    learning_rate_scaling: LearningRateScaling = "none"
+    """How the rate follows the batch: times sqrt(batch_size / learning_rate_batch_size), as noise suggests
+    for Adam (Malladi et al. 2022, arXiv 2205.10287), or times their ratio (Goyal et al. 2017,
+    arXiv 1706.02677)."""
+    learning_rate_batch_size: Annotated[Whole, Field(ge=1)] = 16
+    """The batch that `learning_rate` is meant for, where it is scaled."""
     batch_size: Annotated[Whole, Field(ge=1)] = 16
     """Effective batch, in examples: what one optimizer step sees, on any device [QLoRA]."""
     epochs: Annotated[Real, Field(gt=0, le=10_000)] = 1.0
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
-    """AdamW's decoupled decay, on the adapter's weights [HF]."""
+    """Decoupled decay (adamw) or L2 penalty (sgd, rmsprop), on the adapter's weights [HF]."""
     lora_r: Annotated[Whole, Field(ge=1)] = 16
     lora_alpha_ratio: Annotated[Real, Field(gt=0)] = 2.0
     """lora_alpha = ratio x lora_r, so that changing the rank does not change the update's scale."""
@@ -78,9 +88,19 @@ class Recipe(BaseModel):
     """Share of all optimizer steps spent warming up linearly from 0."""
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
     """Gradient clipping by global norm [HF]."""
+    optimizer: Optimizer = "adamw"
+    """adamw [QLoRA]; sgd and rmsprop as torch.optim has them."""
     adam_beta1: Annotated[Real, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[Real, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[Real, Field(gt=0)] = 1e-8
+    sgd_momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    sgd_nesterov: StrictBool = False
+    rmsprop_alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
+    """Smoothing of the squared gradient (torch.optim.RMSprop)."""
+    quantization: Quantization | None = None
+    """Of the base; None: the study's `model.quantization`."""
+    max_length: Annotated[Whole, Field(ge=8)] | None = None
+    """Tokens of a training example; None: the study's `data.max_length`, by which evaluation always goes."""
     seed: Seed = 42
     """Adapter initialisation, data order and dropout. The same for all trials of a study by default, so
     that they differ by their hyperparameters alone."""
@@ -89,6 +109,13 @@ class Recipe(BaseModel):
     def alpha(self) -> float:
         """The LoRA alpha in force."""
         return self.lora_alpha if self.lora_alpha is not None else self.lora_alpha_ratio * self.lora_r
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate after warm-up, scaled to the batch where the recipe says so."""
+        ratio = self.batch_size / self.learning_rate_batch_size
+        factor = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.learning_rate_scaling]
+        return self.learning_rate * factor
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Recipe:
@@ -109,10 +136,29 @@ NOT_SEARCHABLE: Mapping[str, str] = {
     " recipe; fix it under recipe",
 }
 SEARCHABLE_FIELDS: tuple[str, ...] = tuple(name for name in RECIPE_FIELDS if name not in NOT_SEARCHABLE)
-INT_FIELDS = frozenset({"batch_size", "lora_r", "seed"})
-CATEGORICAL_FIELDS = frozenset({"use_rslora", "target_modules", "lr_scheduler"})
+INT_FIELDS = frozenset({"batch_size", "learning_rate_batch_size", "lora_r", "max_length", "seed"})
+CATEGORICAL_FIELDS = frozenset(
+    {
+        "use_rslora",
+        "target_modules",
+        "lr_scheduler",
+        "learning_rate_scaling",
+        "optimizer",
+        "sgd_nesterov",
+        "quantization",
+    }
+)
 """Fields without an order: searched as choices only."""
 FLOAT_FIELDS = frozenset(RECIPE_FIELDS) - INT_FIELDS - CATEGORICAL_FIELDS
+OPTIMIZER_FIELDS: Mapping[str, Optimizer] = {
+    "adam_beta1": "adamw",
+    "adam_beta2": "adamw",
+    "adam_epsilon": "adamw",
+    "sgd_momentum": "sgd",
+    "sgd_nesterov": "sgd",
+    "rmsprop_alpha": "rmsprop",
+}
+"""Fields that only one optimizer reads. Where the optimizer is searched they are conditional on it."""
 
 
 def recipe_faults(values: Mapping[str, Any], path: str = "") -> list[Fault]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -106,8 +107,16 @@ class Schedule(Base):
     last_fired_for: Mapped[datetime | None]
 
 
+class StudyKind(StrEnum):
+    """What the trials of a study are."""
+
+    SEARCH = "search"
+    RANGE_TEST = "range_test"
+    """Sweeps of the learning rate, one trial for each (batch size, rank) corner of a definition's space."""
+
+
 class Study(Base):
-    """One search. `definition` never changes after acceptance."""
+    """One search, or one learning-rate range test. `definition` never changes after acceptance."""
 
     __tablename__ = "studies"
     __table_args__ = (
@@ -119,6 +128,7 @@ class Study(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(200), unique=True)
     """Also the name of its Optuna study."""
+    kind: Mapped[str] = mapped_column(String(16), default=StudyKind.SEARCH, server_default=StudyKind.SEARCH)
     definition: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16), default=StudyState.QUEUED, index=True)
     reason: Mapped[str] = mapped_column(Sentence, default="")
@@ -130,6 +140,10 @@ class Study(Base):
     schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id", ondelete="SET NULL"))
     fired_for: Mapped[datetime | None]
     """The cron instant this sweep belongs to."""
+    range_test_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="SET NULL"))
+    """The range test that is this study's first stage, once it has been made."""
+    preparation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """A `search_spaces.preparation.Preparation`, written once. A study that needs one waits for it."""
 
     # The lease: who may write, until when by the database's clock, under which fencing number.
     lease_owner: Mapped[str | None] = mapped_column(String(64))
@@ -181,6 +195,26 @@ class Attempt(Base):
     """The worker's event number up to which this attempt's events have been applied."""
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """Metrics, seconds, peak memory and adapter folders, as the worker reported them."""
+
+
+class RungReport(Base):
+    """What a trial reported at a rung beside its objective, which is Optuna's. One row per rung and trial."""
+
+    __tablename__ = "rung_reports"
+    __table_args__ = (Index("uq_rung_reports", "study_id", "trial_number", "rung", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    trial_number: Mapped[int]
+    rung: Mapped[int]
+    attempt_id: Mapped[int]
+    examples_seen: Mapped[int]
+    step: Mapped[int]
+    epoch: Mapped[float] = mapped_column(Double)
+    metrics: Mapped[dict[str, Any]]
+    train_loss: Mapped[float | None] = mapped_column(Double)
+    train_seconds: Mapped[float] = mapped_column(Double)
+    gradient_noise_scale: Mapped[float | None] = mapped_column(Double)
 
 
 class EventRow(Base):

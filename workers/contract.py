@@ -41,6 +41,18 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateSweep:
+    """A learning-rate range test in place of a training: the rate rises exponentially, step by step."""
+
+    first: float
+    """Learning rate of the first optimizer step."""
+    last: float
+    """Of the last one."""
+    steps: int
+    """Optimizer steps, whatever the recipe's epochs: the data is gone over as often as they need."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialOrder:
     """One trial to train. `artifact_dir` is the attempt's own folder; the worker makes it."""
 
@@ -63,6 +75,8 @@ class TrialOrder:
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders of earlier attempts of the trial, newest first. Ones that are absent or unusable
     are passed over; with none left the trial starts from the beginning."""
+    rate_sweep: RateSweep | None = None
+    """Set for a range test: nothing is evaluated and no adapter is kept; the outcome holds the curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +169,9 @@ class Report:
     """Training time so far, evaluation excluded."""
     is_best: bool
     """Whether the objective is the best of this attempt so far; its adapter has been saved."""
+    gradient_noise_scale: float | None = None
+    """McCandlish et al. 2018 (arXiv 1812.06162): the critical batch size in examples, measured since the
+    beginning; None: no optimizer step could be measured, or its gradient was all noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +197,13 @@ class TrialOutcome:
     """Peak allocated on the device; peak resident memory of the worker on CPU."""
     predicted_memory_bytes: int | None = None
     """What the cost model said of the whole pack when the trial was admitted; None: it was not asked."""
+    trainable_parameters: int | None = None
+    """Numbers in the adapter; None: it was never made."""
+    gradient_noise_scale: float | None = None
+    """As the last report has it."""
+    rate_curve: tuple[tuple[float, float], ...] = ()
+    """Of a range test: learning rate and train loss (nats per supervised token) of each optimizer step, up to
+    the one at which it diverged."""
     useful_token_share: float | None = None
     """Share of the positions in the trial's passes that held a token, not padding; None: no pass was made."""
     best_adapter_dir: str | None = None

@@ -1,0 +1,43 @@
+"""What was settled for a study before its first trial: narrowed bounds, and what an earlier study left.
+
+Settled once, stored with the study, and never changed: suggestions depend on it, so a study that is taken
+up again after a crash must find it as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from search_spaces.quantities import Real
+
+
+class PriorTrial(BaseModel):
+    """An earlier study's result, given to the sampler as if it were of this one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: Mapping[str, Any]
+    """Every active parameter of this study's space, as recipe values."""
+    value: Real
+    """The objective."""
+
+
+class Preparation(BaseModel):
+    """Stored as `model_dump(mode="json")`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate_bounds: tuple[Real, Real] | None = None
+    """What a range test narrowed (or, if it was told to, widened) the learning rate to."""
+    enqueued: tuple[Mapping[str, Any], ...] = ()
+    """Points of the space, as recipe values, that the first trials evaluate, in this order."""
+    prior: tuple[PriorTrial, ...] = Field(default=())
+    notes: tuple[str, ...] = ()
+    """What was done and what was left out, in words."""
+
+
+NOTHING = Preparation()
+"""Of a study without a range test and without a warm start."""
