@@ -9,7 +9,7 @@ a later one has become stricter across sections.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -53,6 +53,11 @@ DIRECTIONS: Mapping[str, Direction] = {
 """Which way each metric is better."""
 DATA_FIELDS = ("text", "prompt", "completion", "messages", "tools", "instruction", "input", "output")
 """What the formats of `DataFormat` call the parts of a row, and so what `columns` can rename."""
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+COSTS: tuple[Cost, ...] = get_args(Cost)
+MEASURES: tuple[str, ...] = (*METRICS, *COSTS)
+"""All that is measured of a trial, and may be constrained."""
 MAX_TRIALS = 100_000
 
 
@@ -120,6 +125,9 @@ class RangeTestSpec(_Document):
     """Optimizer steps of the sweep."""
     widen: StrictBool = False
     """Whether the bounds found may go beyond those that the space gives the learning rate."""
+    within: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = None
+    """Bounds that the space gives the learning rate, of a range test whose own space has none. Set by the
+    service."""
 
     @model_validator(mode="after")
     def _check(self) -> RangeTestSpec:
@@ -136,8 +144,9 @@ class WarmStartSpec(_Document):
 
     from_: Annotated[Text, Field(alias="from")]
     """A study's name or id, or a schedule's name: then its latest sweep that completed."""
-    top_k: Annotated[Whole, Field(ge=1, le=1000)] = 5
-    """How many of its best completed trials."""
+    top_k: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    """How many of its best completed trials. None: 5 to enqueue, all as a prior (a sampler that sees only
+    good trials does not learn what to avoid)."""
     as_: Annotated[Literal["enqueue", "prior"], Field(alias="as")] = "enqueue"
     """enqueue: their recipes are evaluated first. prior: their results are given to the sampler."""
 
@@ -161,18 +170,31 @@ class Bound(_Document):
     min: Real | None = None
     max: Real | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Bound:
+        if self.min is None and self.max is None:
+            message = "bounds nothing: give min, max or both"
+            raise problems([Fault(path="", value={}, message=message, allowed="{min: ...}, {max: ...}")])
+        if self.min is not None and self.max is not None and self.min > self.max:
+            message = f"is above max ({self.max:g}), so that no trial can meet both"
+            allowed = f"at most {self.max:g}"
+            raise problems([Fault(path="min", value=self.min, message=message, allowed=allowed)])
+        return self
+
 
 class SearchSpec(_Document):
     """What to search and how."""
 
     algorithm: Algorithm = "tpe"
     trials: Annotated[Whole, Field(ge=1, le=MAX_TRIALS)] | None = None
-    """Exactly this many. May be left out for a grid, which then has one trial per point."""
+    """Exactly this many, unless the space has fewer configurations: then one for each. May be left out for
+    a grid, which then has one trial per point."""
     seed: Seed = 0
     learning_rate_range_test: RangeTestSpec | None = None
     """A range test before the first trial, whose bounds narrow the learning rate. `true`: as it comes."""
     preset: str | None = None
-    """The preset that `space` came from, as a label: it is resolved when the definition is accepted."""
+    """The preset that `space` came from, as a label: it is resolved, with the changes given beside it, when
+    the definition is accepted."""
     space: SearchSpace
 
     @field_validator("learning_rate_range_test", mode="before")
@@ -182,15 +204,18 @@ class SearchSpec(_Document):
 
     @property
     def total_trials(self) -> int:
-        """How many trials the study has: `trials`, or one per grid point.
+        """How many trials the study has: `trials`, but no more than there are points to suggest.
+
+        A grid's points are those of the grid; for the other algorithms a range with `points` is a range.
 
         Raises:
             ValueError: Neither is known; no accepted definition is like that.
         """
-        total = self.trials if self.trials is not None else self.space.grid_size()
-        if total is None:
+        points = self.space.grid_size() if self.algorithm == "grid" else self.space.size()
+        known = [number for number in (self.trials, points) if number is not None]
+        if not known or (self.algorithm != "grid" and self.trials is None):
             raise ValueError("the search states no number of trials and its space has no finite grid")
-        return total
+        return min(known)
 
 
 class ObjectiveSpec(_Document):
@@ -217,6 +242,11 @@ class ObjectiveSpec(_Document):
         if self.direction != right:
             message = f"contradicts the metric: the better {self.metric} is the one to {right}"
             raise problems([Fault(path="direction", value=self.direction, message=message, allowed=right)])
+        twice = [i for i, cost in enumerate(self.costs) if cost in self.costs[:i]]
+        if twice:
+            raise problems(
+                [Fault(path=f"costs.{i}", value=self.costs[i], message="is listed twice") for i in twice]
+            )
         return self
 
 
@@ -299,15 +329,18 @@ class StudyDefinition(_Document):
     def max_epochs(self) -> float:
         """Epochs of the longest trial the search may suggest."""
         parameter = self.search.space.parameters.get("epochs")
+        fixed = build_recipe(self, {}).epochs
         if parameter is None:
-            return build_recipe(self, {}).epochs
-        return float(max(parameter.choices)) if isinstance(parameter, Choice) else float(parameter.max)
+            return fixed
+        longest = float(max(parameter.choices) if isinstance(parameter, Choice) else parameter.max)
+        return max(longest, fixed) if parameter.when else longest
 
 
 def parse_definition(document: Any) -> StudyDefinition:
     """A definition from what a user submitted: the JSON or YAML document, parsed.
 
-    A preset is resolved here: the definition then holds its space, and its recipe under the user's own.
+    A preset is resolved here: the definition then holds its space, as the user changed it, and its recipe
+    under the user's own. Submitted again as it stands, an accepted definition is accepted as the same.
     Numeric strings are read as numbers where a number belongs, because YAML 1.1 makes one of `1e-5`.
 
     Args:

@@ -5,6 +5,7 @@ SearchSpaceError
 ├── InvalidRecipe       hyperparameters that make no recipe
 ├── UnknownPresetError  no such named search space
 └── SuggestionError     a trial that the definition has no point for
+    └── SearchSpaceExhausted    every configuration of the space has had its trial
 """
 
 from __future__ import annotations
@@ -76,3 +77,7 @@ class UnknownPresetError(SearchSpaceError):
 
 class SuggestionError(SearchSpaceError):
     """A trial was asked for that the definition has no point for, such as one past a grid's end."""
+
+
+class SearchSpaceExhausted(SuggestionError):  # noqa: N818  (reads as what it says)
+    """Every configuration of a finite search space has had its trial."""

@@ -180,7 +180,8 @@ def unknown_keys(
 
 def read_model(model: type[Model], raw: Any, path: str, faults: list[Fault]) -> Model | None:
     """Validates a mapping as `model`, appending every fault; None when there was any."""
-    known = list(model.model_fields)
+    # A field named after a Python keyword has its key as an alias.
+    known = [field.alias or name for name, field in model.model_fields.items()]
     if not isinstance(raw, Mapping):
         keys = ", ".join(known)
         faults.append(

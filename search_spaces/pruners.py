@@ -1,22 +1,19 @@
-"""When to stop a trial early: `none`, `median`, `percentile`, `asha`, `hyperband`.
+"""When to stop a trial early: what a definition may ask for. `search_spaces.pruning_rules` judges by it.
 
-All resources are **training examples seen**, the unit of rungs: Optuna's steps are the rungs' nominal
-examples. Optuna's `"auto"` resources are never used: they are learned per pruner object from trials it
-has seen, so they change with every restart (optuna 5.0, `_successive_halving.py`, `_hyperband.py`).
+All resources are **training examples seen**, the unit of rungs, and each has a first and a last one: nothing
+is pruned before `min_examples` or after `max_examples`. Nothing is learned per process, as Optuna's `"auto"`
+resources are (optuna 5.0, `_successive_halving.py`, `_hyperband.py`), so a restart changes no rule.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import problems
 from search_spaces.quantities import Real, Whole
-
-if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
 
 
 class _Pruning(BaseModel):
@@ -29,13 +26,30 @@ class NoPruning(_Pruning):
     algorithm: Literal["none"] = "none"
 
 
-class _AgainstCompleted(_Pruning):
-    n_startup_trials: Annotated[Whole, Field(ge=0)] = 5
-    """Trials that must have *completed* before any is pruned; pruned ones do not count (Optuna's default)."""
+class _Bounded(_Pruning):
+    max_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """No trial is pruned once it has seen more examples than this. None: pruned up to its end."""
+
+
+class _FromTheFirst(_Bounded):
     min_examples: Annotated[Whole, Field(ge=0)] = 0
     """No trial is pruned before it has seen this many examples."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> _FromTheFirst:
+        if self.max_examples is not None and self.max_examples < self.min_examples:
+            raise problems([_too_low("max_examples", self.max_examples, "min_examples", self.min_examples)])
+        return self
+
+
+class _AtIntervals(_FromTheFirst):
     interval_examples: Annotated[Whole, Field(ge=1)] = 1
     """Examples between two looks, counted from `min_examples`; 1 looks at every rung."""
+
+
+class _AgainstCompleted(_AtIntervals):
+    n_startup_trials: Annotated[Whole, Field(ge=0)] = 5
+    """Trials that must have *completed* before any is pruned; pruned ones do not count (Optuna's default)."""
     n_min_trials: Annotated[Whole, Field(ge=1)] = 1
     """Completed trials that must have reported at the same rung (Optuna's default)."""
 
@@ -60,35 +74,32 @@ class PercentilePruning(_AgainstCompleted):
     """Percent of completed trials a trial must keep up with: 25 keeps the best quarter."""
 
 
-class _Halving(_Pruning):
-    min_examples: Annotated[Whole, Field(ge=1)]
-    """Examples at the first rung; the next ones are at `reduction_factor` times the one before."""
-    max_examples: Annotated[Whole, Field(ge=1)] | None = None
-    """Examples of a full trial. None: those of the study's longest trial."""
+class _Halving(_Bounded):
+    min_examples: Annotated[Whole, Field(ge=1)] | None = None
+    """Examples at the first level; the next ones are at `reduction_factor` times the one before.
+    None: `evaluation.every_examples`."""
     reduction_factor: Annotated[Whole, Field(ge=2, le=1000)] = 3
-    """One in this many goes on from each rung. 3 is Hyperband's default (eta)."""
+    """One in this many goes on from each level. 3 is Hyperband's default (eta)."""
+    n_min_trials: Annotated[Whole, Field(ge=1)] = 1
+    """Other trials that must have reported at a rung before any is pruned at it."""
     bootstrap_count: Annotated[Whole, Field(ge=0)] = 0
-    """Trials that must reach a rung before any is promoted from it. Those that come first are pruned."""
+    """This many trials that reach a level first are pruned there, however good they are (Optuna's rule)."""
 
     @model_validator(mode="after")
     def _check(self) -> _Halving:
-        if self.max_examples is not None and self.max_examples <= self.min_examples:
+        low, high = self.min_examples, self.max_examples
+        if low is not None and high is not None and high <= low:
+            message = f"must be more than min_examples ({low})"
             raise problems(
-                [
-                    Fault(
-                        path="max_examples",
-                        value=self.max_examples,
-                        message=f"must be more than min_examples ({self.min_examples})",
-                        allowed=f"more than {self.min_examples}",
-                    )
-                ]
+                [Fault(path="max_examples", value=high, message=message, allowed=f"more than {low}")]
             )
         return self
 
 
 class AshaPruning(_Halving):
-    """Asynchronous successive halving: at each rung only the best 1 / `reduction_factor` go on.
+    """Asynchronous successive halving: at each level only the best 1 / `reduction_factor` go on.
 
+    Trials do not wait for each other: each is judged when it gets there, against those that came before.
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934.
     """
 
@@ -98,16 +109,92 @@ class AshaPruning(_Halving):
 class HyperbandPruning(_Halving):
     """Successive halving in several brackets, which differ in how early they begin to prune.
 
-    Source: Li et al. 2018, "Hyperband", arXiv 1603.06560 (reduction factor 3 or 4).
+    `max_examples` (None: those of the study's longest trial) is the paper's R: it decides how many brackets
+    there are. Source: Li et al. 2018, "Hyperband", arXiv 1603.06560 (reduction factor 3 or 4).
     """
 
     algorithm: Literal["hyperband"]
 
 
-Pruning = Annotated[
-    NoPruning | MedianPruning | PercentilePruning | AshaPruning | HyperbandPruning,
-    Field(discriminator="algorithm"),
-]
+class ThresholdPruning(_AtIntervals):
+    """Prunes a trial whose value at a rung lies outside of two fixed ends. At least one is given.
+
+    Source: optuna.pruners.ThresholdPruner.
+    """
+
+    algorithm: Literal["threshold"]
+    lower: Real | None = None
+    """Pruned below this."""
+    upper: Real | None = None
+    """Pruned above this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ThresholdPruning:
+        if self.lower is None and self.upper is None:
+            message = "is required, or lower: a threshold without an end prunes nothing"
+            raise problems([Fault(path="upper", value=None, message=message, allowed="a number")])
+        if self.lower is not None and self.upper is not None and self.upper < self.lower:
+            raise problems([_too_low("upper", self.upper, "lower", self.lower)])
+        return self
+
+
+class WilcoxonPruning(_FromTheFirst):
+    """Prunes a trial that is worse than the best one at so many rungs that chance does not explain it.
+
+    Pairs are the rungs that both have reported, at the same examples; the test is Wilcoxon's signed-rank
+    test, one-sided. With 3 pairs p is never below 0.125, with 4 never below 0.063, with 5 never below 0.031.
+    Source: optuna.pruners.WilcoxonPruner.
+    """
+
+    algorithm: Literal["wilcoxon"]
+    p_threshold: Annotated[Real, Field(gt=0, le=1)] = 0.1
+    """Pruned if p lies below this (Optuna's default)."""
+    n_startup_rungs: Annotated[Whole, Field(ge=0)] = 2
+    """Pairs of rungs there must be; never fewer than two (Optuna's default)."""
+
+
+Wrapped: TypeAlias = (
+    MedianPruning | PercentilePruning | AshaPruning | HyperbandPruning | ThresholdPruning | WilcoxonPruning
+)
+"""What `patient` may wrap."""
+
+
+class PatientPruning(_FromTheFirst):
+    """Lets another pruner have its way only once a trial has stopped to improve.
+
+    A trial has stopped to improve when all its reports of the last `patience_examples` and this one are worse
+    than the best before them, by more than `min_delta`. Source: optuna.pruners.PatientPruner, whose
+    patience counts reports.
+    """
+
+    algorithm: Literal["patient"]
+    patience_examples: Annotated[Whole, Field(ge=0)] | None = None
+    """Examples."""
+    patience: Annotated[Whole, Field(ge=0)] | None = None
+    """In its place: rungs, each of `evaluation.every_examples` whatever the trial's batch size."""
+    min_delta: Annotated[Real, Field(ge=0)] = 0.0
+    """By how much the reports must be worse, in the metric's unit."""
+    wrapped: Annotated[Wrapped, Field(discriminator="algorithm")] | None = None
+    """The pruner that must also decide against the trial. None: having stopped to improve is enough."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PatientPruning:
+        if (self.patience is None) == (self.patience_examples is None):
+            both = "and patience are both given" if self.patience is not None else "is required, or patience"
+            raise problems(
+                [
+                    Fault(
+                        path="patience_examples",
+                        value=self.patience_examples,
+                        message=f"{both}: one of the two says how long to wait",
+                        allowed="patience_examples (examples) or patience (rungs)",
+                    )
+                ]
+            )
+        return self
+
+
+Pruning = Annotated[NoPruning | Wrapped | PatientPruning, Field(discriminator="algorithm")]
 
 PRUNING_SPECS: dict[str, type[_Pruning]] = {
     "none": NoPruning,
@@ -115,56 +202,13 @@ PRUNING_SPECS: dict[str, type[_Pruning]] = {
     "percentile": PercentilePruning,
     "asha": AshaPruning,
     "hyperband": HyperbandPruning,
+    "patient": PatientPruning,
+    "threshold": ThresholdPruning,
+    "wilcoxon": WilcoxonPruning,
 }
 """Every pruning algorithm by its name in a definition."""
 
 
-def build_pruner(spec: Any, max_examples: int) -> BasePruner:
-    """The Optuna pruner for a spec.
-
-    Args:
-        spec: One of the `Pruning` models.
-        max_examples: Training examples of the study's longest possible trial; used where the spec does
-            not state its own.
-    """
-    from optuna.pruners import (
-        HyperbandPruner,
-        MedianPruner,
-        NopPruner,
-        PercentilePruner,
-        SuccessiveHalvingPruner,
-    )
-
-    match spec:
-        case NoPruning():
-            return NopPruner()
-        case MedianPruning():
-            return MedianPruner(
-                n_startup_trials=spec.n_startup_trials,
-                n_warmup_steps=spec.min_examples,
-                interval_steps=spec.interval_examples,
-                n_min_trials=spec.n_min_trials,
-            )
-        case PercentilePruning():
-            return PercentilePruner(
-                percentile=spec.percentile,
-                n_startup_trials=spec.n_startup_trials,
-                n_warmup_steps=spec.min_examples,
-                interval_steps=spec.interval_examples,
-                n_min_trials=spec.n_min_trials,
-            )
-        case AshaPruning():
-            return SuccessiveHalvingPruner(
-                min_resource=spec.min_examples,
-                reduction_factor=spec.reduction_factor,
-                bootstrap_count=spec.bootstrap_count,
-            )
-        case HyperbandPruning():
-            return HyperbandPruner(
-                min_resource=spec.min_examples,
-                # Fewer examples than the first rung would leave Hyperband without a single bracket.
-                max_resource=max(spec.max_examples or max_examples, spec.min_examples),
-                reduction_factor=spec.reduction_factor,
-                bootstrap_count=spec.bootstrap_count,
-            )
-    raise TypeError(f"{spec!r} is no pruning spec")
+def _too_low(key: str, value: float, other: str, least: float) -> Fault:
+    message = f"must be at least {other} ({least:g})"
+    return Fault(path=key, value=value, message=message, allowed=f"at least {least:g}")

@@ -159,6 +159,16 @@ OPTIMIZER_FIELDS: Mapping[str, Optimizer] = {
     "rmsprop_alpha": "rmsprop",
 }
 """Fields that only one optimizer reads. Where the optimizer is searched they are conditional on it."""
+NULL_MEANS_STUDY: Mapping[str, str] = {
+    "quantization": "the study's model.quantization",
+    "max_length": "the study's data.max_length",
+}
+"""Fields that a recipe leaves to another section of the definition: null is no value to search."""
+DEPENDENT_FIELDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    **{name: ("optimizer", (optimizer,)) for name, optimizer in OPTIMIZER_FIELDS.items()},
+    "learning_rate_batch_size": ("learning_rate_scaling", ("sqrt", "linear")),
+}
+"""Field -> the field that decides whether it is read at all, and the values with which it is."""
 
 
 def recipe_faults(values: Mapping[str, Any], path: str = "") -> list[Fault]:

@@ -1,179 +1,302 @@
-"""Which hyperparameters a trial gets: grid, random or TPE, from a definition.
+"""Which hyperparameters a trial gets: grid, random, qmc, tpe, gp or cmaes, from a definition.
 
-A suggestion depends on the definition, the trial's number and (TPE) on what the study has learned so
-far, never on how often the asking process was restarted. Optuna's own samplers keep their random state
-in memory: after a restart the same seed suggests the same points again. So every draw has its own
-generator, seeded from (search.seed, trial number).
+A suggestion depends on the definition, the study's preparation, the trial's number and (tpe, gp, cmaes) on
+what the storage holds of earlier trials, never on how often the asking process was restarted. Optuna's own
+samplers keep their random state in memory: after a restart the same seed suggests the same points again. So
+every draw has its own generator, seeded from (search.seed, trial number), and every model is built anew.
 
-A suggestion is drawn whole, written down whole (one system attribute of the Optuna trial), and only then
-set parameter by parameter. Should the asker die in between, `complete_suggestion` sets the missing
-parameters to what was written down, whatever other trials have been told since.
+A trial is created with all its parameters in one transaction, so there is no moment at which an asker can
+die and leave half of one. Its number is known before, because there is one asker: the coordinator that holds
+the study's lease. Parameters that are inactive in its configuration are not among them.
 
-Grid: trial n is grid point n. Optuna's GridSampler is never used: it picks among unvisited points at
-random, and so repeats some under concurrent asks.
+No configuration gets two trials, unless the first one failed or was cancelled and there is no other left: a
+draw that has been used is drawn again a few times, and where the space is finite replaced by the nearest
+configuration that is unused.
+Grid: trial n is grid point n, after the enqueued points. Optuna's GridSampler is never used: it picks among
+unvisited points at random, and so repeats some under concurrent asks.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
+from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.errors import SuggestionError
-from search_spaces.parameters import Choice, Float, Int, encode_choice
+from search_spaces.errors import SearchSpaceExhausted, SuggestionError
+from search_spaces.parameters import encode_choice
+from search_spaces.preparation import NOTHING, Preparation
+from search_spaces.sampling.axes import axes_of
+from search_spaces.sampling.history import REPEAT_OF, SEED, SUGGESTION_KEY, History
+from search_spaces.sampling.plan import (
+    Values,
+    enqueued_points,
+    grid_entry,
+    planned_trials,
+    prepared_space,
+)
+from search_spaces.sampling.shadow import Finding, Shadow, parameter_distribution
+from search_spaces.sampling.spread import derive_seed, draw_random, draw_sobol
+from search_spaces.sampling.unused import nearest_unused
+from search_spaces.space import SearchSpace
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.study import Study
+__all__ = [
+    "REPEAT_OF",
+    "SEED",
+    "SUGGESTION_KEY",
+    "SearchSpaceExhausted",
+    "complete_suggestion",
+    "distributions",
+    "n_startup_trials",
+    "planned_trials",
+    "suggest",
+    "suggest_repeat",
+]
 
-SUGGESTION_KEY = "nightsweep:suggestion"
-"""System attribute of an Optuna trial: all its parameters, as Optuna holds them."""
+REDRAWS = 4
+"""How often a used configuration is drawn again before the nearest unused one is taken. As good as 10: where
+20 % of a table of 384 fine-tunes is searched (benchmarks/data/quickstart.json), the best one is found with 51
+and 52 of 60 seeds; with none with 16 of 24."""
+DESPERATE_REDRAWS = 1000
+"""The same where the space is infinite, uniformly at random: some corner of it may still be finite."""
+RACES = 3
+"""How often an ask may find that another asker got its number, before it gives up."""
 
 
-def distribution(parameter: Float | Int | Choice) -> BaseDistribution:
-    """The Optuna distribution of a parameter.
-
-    The upper end of a stepped range is its last point: Optuna would move it there itself, with a warning.
-    """
-    if isinstance(parameter, Choice):
-        return CategoricalDistribution(parameter.encoded)
-    if isinstance(parameter, Int):
-        log = parameter.scale == "log"
-        return IntDistribution(parameter.min, parameter.last, log=log, step=parameter.step)
-    return FloatDistribution(parameter.min, parameter.last, log=parameter.scale == "log", step=parameter.step)
-
-
-def distributions(definition: StudyDefinition) -> dict[str, BaseDistribution]:
-    """The Optuna distributions of a definition's search space, in the order of the space."""
-    return {name: distribution(p) for name, p in definition.search.space.parameters.items()}
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """The Optuna distributions of a search space as the storage holds them, in the order of the space."""
+    return {name: parameter_distribution(p) for name, p in space.parameters.items()}
 
 
 def n_startup_trials(trials: int) -> int:
-    """Finished trials before TPE takes over from random search.
+    """Finished trials before a model takes over from a Sobol sequence.
 
-    Optuna's default is 10; a study of fewer than 40 trials would spend more than a quarter of itself at
-    random, so there it is a quarter, but at least 4.
+    Optuna's default is 10; a study of fewer than 40 trials would spend more than a quarter of itself on
+    them, so there it is a quarter, but at least 4. On the table of fine-tunes (see `REDRAWS`) neither 6, 8
+    nor 16 did better, nor did other settings of TPE (share of good trials, candidates, weights).
     """
     return max(4, min(10, trials // 4))
 
 
-def _seed(*parts: object) -> int:
-    # Not hash(): Python salts it per process.
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big")
-
-
-class StudySampler(BaseSampler):
-    """Draws every trial of one study, each with a generator of its own."""
-
-    def __init__(self, study: Study, definition: StudyDefinition) -> None:
-        # Optuna hands samplers a bracket's view of the study when the pruner is Hyperband, and the bracket
-        # is known only once the pruner object has pruned, so it changes at a restart. We learn from all.
-        self._study = study
-        self._definition = definition
-        self._distributions = distributions(definition)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All parameters: suggestions are joint."""
-        return self._distributions
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """The trial's whole suggestion, as written down; drawn and written down if it is not yet."""
-        written: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION_KEY)
-        if written is not None:
-            return written
-        drawn = self._draw(trial)
-        # As Optuna's own samplers do it (optuna/samplers/_tpe/sampler.py); there is no public call.
-        study._storage.set_trial_system_attr(trial._trial_id, SUGGESTION_KEY, drawn)
-        return drawn
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Refuses: a definition's parameters are all in the joint suggestion.
-
-        Raises:
-            SuggestionError: Always.
-        """
-        raise SuggestionError(f"{param_name} is not in this study's search space")
-
-    def _draw(self, trial: FrozenTrial) -> dict[str, Any]:
-        search = self._definition.search
-        if search.algorithm == "grid":
-            return self._grid_point(trial.number)
-        drawn: dict[str, Any] = {}
-        if search.algorithm == "tpe":
-            drawn = self._draw_tpe(trial)
-        for name, dist in self._distributions.items():
-            if name not in drawn:
-                sampler = RandomSampler(seed=_seed(search.seed, trial.number, name))
-                drawn[name] = sampler.sample_independent(self._study, trial, name, dist)
-        return {name: self._snap(name, drawn[name]) for name in self._distributions}
-
-    def _draw_tpe(self, trial: FrozenTrial) -> dict[str, Any]:
-        search = self._definition.search
-        finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(finished) < n_startup_trials(search.total_trials):
-            return {}
-        sampler = TPESampler(
-            seed=_seed(search.seed, trial.number, "tpe"),
-            # Decided above, on an uncached count.
-            n_startup_trials=0,
-            # The defaults of Optuna 5 for one objective, stated because they matter: parameters are drawn
-            # together, and trials still running push new ones away.
-            multivariate=True,
-            constant_liar=True,
-        )
-        # The generator is used parameter by parameter; sorted, so that no storage's key order matters.
-        several = {name: dist for name, dist in sorted(self._distributions.items()) if not dist.single()}
-        return dict(sampler.sample_relative(self._study, trial, several))
-
-    def _grid_point(self, number: int) -> dict[str, Any]:
-        space = self._definition.search.space
-        size = space.grid_size()
-        if size is None or number >= size:
-            points = "no finite number of" if size is None else str(size)
-            raise SuggestionError(f"trial {number} has no grid point: the grid has {points} points")
-        return {name: encode_choice(value) for name, value in space.grid_point(number).items()}
-
-    def _snap(self, name: str, value: Any) -> Any:
-        parameter = self._definition.search.space.root[name]
-        return value if isinstance(parameter, Choice) else parameter.snap(value)
-
-
-def suggest(study: Study, definition: StudyDefinition) -> Trial:
+def suggest(study: Study, definition: StudyDefinition, preparation: Preparation = NOTHING) -> Trial:
     """Asks for one trial: it is RUNNING in the study's storage and has all its parameters.
 
-    Sets `study.sampler`. One asker at a time: the coordinator that holds the study's lease.
+    One asker at a time: the coordinator that holds the study's lease.
+
+    Args:
+        study: The study, of which earlier trials are read.
+        definition: The study's.
+        preparation: The study's; the same at every call.
 
     Raises:
-        SuggestionError: The grid has no more points.
+        SearchSpaceExhausted: Every configuration has had its trial.
+        SuggestionError: The algorithm cannot run here, or another process keeps asking too.
     """
-    study.sampler = StudySampler(study, definition)
-    return study.ask(fixed_distributions=distributions(definition))
+    for _ in range(RACES):
+        trials = study.get_trials(deepcopy=False)
+        number = len(trials)
+        values = _Suggester(study, definition, preparation, trials).values(number)
+        trial = _create(study, values, distributions(prepared_space(definition, preparation)))
+        if trial.number == number:
+            return trial
+        # Only possible while two coordinators hold one lease. What was drawn was for another number.
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    raise SuggestionError("another process asks for trials of this study at the same time")
 
 
-def complete_suggestion(study: Study, definition: StudyDefinition, trial: FrozenTrial) -> Trial:
-    """Gives a RUNNING trial whose asker died the parameters it is missing.
+def complete_suggestion(
+    study: Study, definition: StudyDefinition, trial: FrozenTrial, preparation: Preparation = NOTHING
+) -> Trial:
+    """Gives a RUNNING trial the parameters it is missing, if any.
 
-    They are the values it would have got, had its asker lived. A trial that has them all is left as it is.
+    A trial made by `suggest` or `suggest_repeat` has them all and is left as it is. Another one gets what
+    `suggest` would suggest for its number; that is written down first, so that dying half-way and coming
+    back after other trials were told makes no difference.
 
     Raises:
-        SuggestionError: The trial's number has no grid point.
+        SearchSpaceExhausted: Every configuration has had its trial.
+        SuggestionError: The algorithm cannot run here.
     """
-    study.sampler = StudySampler(study, definition)
-    resumed = Trial(study, trial._trial_id)
-    for name, dist in distributions(definition).items():
-        if isinstance(dist, CategoricalDistribution):
-            resumed.suggest_categorical(name, dist.choices)
-        elif isinstance(dist, IntDistribution):
-            resumed.suggest_int(name, dist.low, dist.high, step=dist.step, log=dist.log)
-        elif isinstance(dist, FloatDistribution):
-            resumed.suggest_float(name, dist.low, dist.high, step=dist.step, log=dist.log)
-    return resumed
+    if REPEAT_OF not in trial.user_attrs:
+        storage = _storage(study)
+        params: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION_KEY)
+        if params is None:
+            others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+            params = _encoded(_Suggester(study, definition, preparation, others).values(trial.number))
+            storage.set_trial_system_attr(trial._trial_id, SUGGESTION_KEY, params)
+        held = distributions(prepared_space(definition, preparation))
+        for name, value in params.items():
+            if name not in trial.params:
+                internal = held[name].to_internal_repr(value)
+                storage.set_trial_param(trial._trial_id, name, internal, held[name])
+    return Trial(study, trial._trial_id)
+
+
+def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int) -> Trial:
+    """A RUNNING trial with the parameters of another one, which is to run with another seed.
+
+    It is no part of the search: no sampler learns from it. User attributes `repeat_of` and `seed` say what
+    it is.
+
+    Args:
+        study: The study.
+        definition: The study's.
+        of: The number of the trial that is repeated.
+        seed: The recipe's seed.
+
+    Raises:
+        SuggestionError: There is no such trial, or it is a repeat itself.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs:
+        raise SuggestionError(f"study {definition.name} has no trial {of} that can be repeated")
+    repeated = trials[of]
+    values = definition.search.space.decode(repeated.params)
+    return _create(study, values, repeated.distributions, user_attrs={REPEAT_OF: of, SEED: seed})
+
+
+class _Suggester:
+    """What one suggestion of one study is made from."""
+
+    def __init__(
+        self,
+        study: Study,
+        definition: StudyDefinition,
+        preparation: Preparation,
+        trials: list[FrozenTrial],
+    ) -> None:
+        self._study = study
+        self._definition = definition
+        self._preparation = preparation
+        self._space = prepared_space(definition, preparation)
+        self._axes = axes_of(self._space)
+        self._history = History.read(self._space, trials)
+
+    def values(self, number: int) -> Values:
+        """The configuration of trial `number`."""
+        on_grid = self._definition.search.algorithm == "grid"
+        enqueued = enqueued_points(self._space, self._preparation, on_grid=on_grid)
+        handed_out = self._history.handed_out
+        if on_grid:
+            # All entries differ, so this is the trial's number, unless a number was lost to a race.
+            return grid_entry(self._space, enqueued, len(handed_out))
+        for point in enqueued:
+            if self._space.configuration_key(point) not in handed_out:
+                return point
+        return self._unused(number)
+
+    def _unused(self, number: int) -> Values:
+        space, size = self._space, self._space.size()
+        avoided = self._avoided(size)
+        draw = self._drawer(number)
+        first = draw(0)
+        for attempt in range(1 + REDRAWS):
+            drawn = draw(attempt) if attempt else first
+            if space.configuration_key(drawn) not in avoided:
+                return space.prune_inactive(drawn)
+        if size is None:
+            return self._somewhere_unused(number)
+        seed = derive_seed(self._definition.search.seed, number, "nearest")
+        nearest = nearest_unused(space, self._axes, avoided, first, seed)
+        assert nearest is not None, "fewer keys than configurations"
+        return space.prune_inactive(nearest)
+
+    def _avoided(self, size: int | None) -> frozenset[Hashable]:
+        """Keys of the configurations that are not to be suggested, of a space with so many."""
+        history = self._history
+        if size is None or len(history.handed_out) < size:
+            # What failed may fail again, and no model learns from it: as long as there is something else, it
+            # is not tried again.
+            return history.handed_out
+        if len(history.used) < size:
+            return history.used
+        raise SearchSpaceExhausted(f"all {size} configurations of the search space have had their trials")
+
+    def _somewhere_unused(self, number: int) -> Values:
+        for attempt in range(DESPERATE_REDRAWS):
+            drawn = draw_random(self._axes, self._definition.search.seed, number, "anywhere", attempt)
+            if self._space.configuration_key(drawn) not in self._history.handed_out:
+                return self._space.prune_inactive(drawn)
+        raise SuggestionError(f"{DESPERATE_REDRAWS} draws found no configuration that was not used before")
+
+    def _drawer(self, number: int) -> Callable[[int], Values]:
+        """Draws a value for every parameter, inactive ones too, by attempt."""
+        search, axes, shadow = self._definition.search, self._axes, self._shadow
+
+        def random(attempt: int) -> Values:
+            return draw_random(axes, search.seed, number, attempt)
+
+        def sobol(attempt: int) -> Values:
+            # Another attempt is the same point of another sequence.
+            return draw_sobol(axes, number, search.seed, "sobol", attempt)
+
+        if search.algorithm == "random" or not shadow.axes:
+            return random
+        if search.algorithm == "qmc" or shadow.finished < self._startup:
+            return sobol
+        informed = self._informed_drawer(number)
+        # What a model does not draw, because there is one value only or it saw no trial with it, is random.
+        return lambda attempt: {**random(attempt), **informed(attempt)}
+
+    def _informed_drawer(self, number: int) -> Callable[[int], Values]:
+        # Imported when used: they load scipy and PyTorch.
+        from search_spaces.sampling import evolution, models
+
+        search, shadow = self._definition.search, self._shadow
+        if search.algorithm == "cmaes":
+            return evolution.cmaes_drawer(shadow, search.seed, number)
+        draw = models.draw_tpe if search.algorithm == "tpe" else models.draw_gp
+        return lambda attempt: draw(shadow, derive_seed(search.seed, number, search.algorithm, attempt))
+
+    @property
+    def _startup(self) -> int:
+        # CMA-ES has a first population of its own.
+        if self._definition.search.algorithm == "cmaes":
+            return 0
+        return n_startup_trials(planned_trials(self._definition, self._preparation))
+
+    @cached_property
+    def _shadow(self) -> Shadow:
+        prior = []
+        for earlier in self._preparation.prior:
+            values = self._space.decode(earlier.params)
+            if self._space.contains(values):
+                prior.append(Finding(values, earlier.value))
+        return Shadow(
+            axes={name: axis for name, axis in self._axes.items() if axis.size != 1},
+            history=self._history,
+            prior=prior if len(self._study.directions) == 1 else [],
+            directions=self._study.directions,
+            conditional=self._space.conditional,
+        )
+
+
+def _create(
+    study: Study,
+    values: Values,
+    held: Mapping[str, BaseDistribution],
+    user_attrs: dict[str, Any] | None = None,
+) -> Trial:
+    params = _encoded(values)
+    template = create_trial(
+        state=TrialState.RUNNING,
+        params=params,
+        distributions={name: held[name] for name in params},
+        user_attrs=user_attrs,
+        system_attrs={SUGGESTION_KEY: params},
+    )
+    # As Study.add_trial does it, which has no use for what it makes; there is no public call.
+    return Trial(study, _storage(study).create_new_trial(study._study_id, template_trial=template))
+
+
+def _encoded(values: Values) -> dict[str, Any]:
+    return {name: encode_choice(value) for name, value in values.items()}
+
+
+def _storage(study: Study) -> BaseStorage:
+    return study._storage

@@ -1,38 +1,36 @@
-"""A search space: which recipe fields vary, and over what.
+"""A search space: which recipe fields vary, over what, and when.
 
 Order matters in one place: grid points are enumerated as `itertools.product` does over the parameters
-in the order they are written, so the last one varies fastest; ranges ascend, choices come as listed.
+in the order they are written, so the last one varies fastest; ranges ascend, choices come as listed. Where
+conditions make points equal, the first of them stands for all.
+
+Values are recipe values throughout (lists of names are tuples); what Optuna's storage holds in their place
+(JSON text) is read too.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
-from pydantic import ConfigDict, RootModel, ValidationError, model_validator
+from pydantic import ConfigDict, RootModel, model_validator
 
-from search_spaces.errors import Fault, InvalidRecipe, join_path
-from search_spaces.faults import MAX_FAULTS, name_fault, problems, shown, translate, unknown_keys
+from search_spaces.configurations import Dimensions, activity, configuration, configurations, count
+from search_spaces.dimensions import dimensions_of
+from search_spaces.faults import MAX_FAULTS, problems
+from search_spaces.parameter_reading import read_parameters
 from search_spaces.parameters import Choice, Float, Int, Parameter
-from search_spaces.recipe import (
-    CATEGORICAL_FIELDS,
-    INT_FIELDS,
-    NOT_SEARCHABLE,
-    SEARCHABLE_FIELDS,
-    SYNONYMS,
-    canonical,
-)
 
-_KINDS: Mapping[str, type[Float] | type[Int] | type[Choice]] = {"float": Float, "int": Int, "choice": Choice}
-_FORMS = "{min: ..., max: ...} or {choices: [...]}"
+_NO_GRID = "a search space with a continuous range has no grid points"
 
 
 class SearchSpace(RootModel[dict[str, Parameter]]):
     """Recipe field -> parameter. Valid by construction: every point makes a recipe.
 
     A parameter's `type` may be left out: `choices` make a Choice, and otherwise a range is Int where the
-    recipe field is whole and Float where it is not.
+    recipe field is whole and Float where it is not. A field that only some values of another searched field
+    make use of (`sgd_momentum`, `optimizer: sgd`) is conditional on them by itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,41 +50,117 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         """The parameters by recipe field, in the order they were written."""
         return dict(self.root)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether any parameter has a condition."""
+        return any(parameter.when for parameter in self.root.values())
+
     def grid_size(self) -> int | None:
         """Number of grid points; None if a continuous range leaves them uncountable."""
-        sizes = [parameter.size for parameter in self.root.values()]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        return None if self._grid is None else count(self._grid)
 
     def grid_point(self, index: int) -> dict[str, Any]:
-        """Grid point `index`, counted from 0, without enumerating those before it.
+        """Grid point `index`, counted from 0, without making those before it.
 
         Raises:
             IndexError: There is no such point.
             ValueError: The space has a continuous range, so no grid.
         """
         size = self.grid_size()
-        if size is None:
-            raise ValueError("a search space with a continuous range has no grid points")
+        if self._grid is None or size is None:
+            raise ValueError(_NO_GRID)
         if not 0 <= index < size:
             raise IndexError(f"grid point {index} of {size}")
-        point: dict[str, Any] = {}
-        for name, parameter in reversed(self.root.items()):
-            count = parameter.size
-            assert count is not None  # grid_size() was not None
-            index, digit = divmod(index, count)
-            point[name] = parameter.value_at(digit)
-        return {name: point[name] for name in self.root}
+        return self._grid_values(configuration(self._grid, index))
 
     def grid_points(self) -> Iterator[dict[str, Any]]:
-        """All grid points; the last parameter varies fastest.
+        """All grid points, each configuration once; the last parameter varies fastest.
 
         Raises:
             ValueError: The space has a continuous range, so no grid.
         """
-        size = self.grid_size()
-        if size is None:
-            raise ValueError("a search space with a continuous range has no grid points")
-        return (self.grid_point(index) for index in range(size))
+        if self._grid is None:
+            raise ValueError(_NO_GRID)
+        return (self._grid_values(digits) for digits in configurations(self._grid))
+
+    def size(self) -> int | None:
+        """How many configurations there are to suggest; None if a continuous range leaves them uncountable.
+
+        It differs from the grid's where a range has `points`, which count for a grid only.
+        """
+        return None if self._all is None else count(self._all)
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """These configurations, each once, in the order of a grid.
+
+        Raises:
+            ValueError: The space has a continuous range.
+        """
+        dimensions = self._all
+        if dimensions is None:
+            raise ValueError("a search space with a continuous range has no countable points")
+        names = list(self.root)
+        for digits in configurations(dimensions):
+            active = activity(dimensions, digits)
+            yield {
+                name: self.root[name].value_at(digit)
+                for name, digit, is_active in zip(names, digits, active, strict=True)
+                if is_active
+            }
+
+    def active(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The fields that are searched where the others have these values, in the order of the space.
+
+        Those without a condition always are, and those whose condition names a field that `values` lacks
+        are not.
+        """
+        known = self.decode(values)
+        verdicts: dict[str, bool] = {}
+
+        def is_active(name: str) -> bool:
+            if name not in verdicts:
+                when = self.root[name].when
+                verdicts[name] = all(
+                    parent in known and known[parent] in allowed and is_active(parent)
+                    for parent, allowed in when.items()
+                )
+            return verdicts[name]
+
+        return tuple(name for name in self.root if is_active(name))
+
+    def prune_inactive(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` without those of parameters that are inactive given the others, and of other fields."""
+        return {name: values[name] for name in self.active(values) if name in values}
+
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Whether `values` is a configuration of this space: the active parameters, each in its range."""
+        if set(values) != set(self.active(values)):
+            return False
+        return all(self.root[name].contains(value) for name, value in self.decode(values).items())
+
+    def configuration_key(self, values: Mapping[str, Any]) -> Hashable:
+        """What two equal configurations have in common, however they were written, stored or computed.
+
+        Real numbers count as equal when their first 12 digits are.
+        """
+        known = self.decode(values)
+        return tuple((name, _plain(known[name])) for name in self.active(known) if name in known)
+
+    def narrowed(self, name: str, low: float, high: float) -> SearchSpace:
+        """This space with another range for one parameter: its values from `low` to `high`.
+
+        Where the range has steps, the values stay on them. Nothing keeps `low` and `high` inside the old
+        range; the bounds of the recipe field hold.
+
+        Raises:
+            KeyError: The parameter is not searched.
+            ValueError: It is a list of choices, or fewer than two values that the field may have are left.
+        """
+        parameter = self.root[name]
+        if isinstance(parameter, Choice):
+            raise ValueError(f"{name} is searched over choices, which have no range to narrow")
+        changed = {**parameter.model_dump(), **parameter.bounds_within(low, high)}
+        return SearchSpace.model_validate({**self.root, name: changed})
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Recipe values from what Optuna's storage holds (lists of names are JSON text there)."""
@@ -97,109 +171,23 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
                 decoded[name] = parameter.decode(value)
         return decoded
 
+    @cached_property
+    def _grid(self) -> Dimensions | None:
+        return dimensions_of(self.root, grid=True)
 
-def read_parameters(raw: Any) -> tuple[dict[str, Float | Int | Choice], list[Fault]]:
-    """The valid parameters of a search space, and every fault in the others (paths from the space)."""
-    if not isinstance(raw, Mapping):
-        message = "must be a mapping of recipe fields to parameters"
-        return {}, [Fault(path="", value=shown(raw), message=message, allowed=f"name: {_FORMS}")]
-    if not raw:
-        return {}, [Fault(path="", value={}, message="is empty: name at least one recipe field to search")]
-    faults = [
-        fault
-        for fault in unknown_keys(raw, SEARCHABLE_FIELDS, "", SYNONYMS, what="searchable recipe field")
-        if fault.path not in NOT_SEARCHABLE
-    ]
-    faults += [
-        Fault(path=name, value=shown(raw[name]), message=f"cannot be searched: {why}")
-        for name, why in NOT_SEARCHABLE.items()
-        if name in raw
-    ]
-    parameters = {}
-    for name in raw:
-        if name in SEARCHABLE_FIELDS:
-            parameter = _read_parameter(name, raw[name], faults)
-            if parameter is not None:
-                parameters[name] = parameter
-    return parameters, faults
+    @cached_property
+    def _all(self) -> Dimensions | None:
+        return dimensions_of(self.root, grid=False)
+
+    def _grid_values(self, digits: tuple[int, ...]) -> dict[str, Any]:
+        assert self._grid is not None
+        active = activity(self._grid, digits)
+        return {
+            name: parameter.grid_value(digit)
+            for (name, parameter), digit, is_active in zip(self.root.items(), digits, active, strict=True)
+            if is_active
+        }
 
 
-def _read_parameter(name: str, raw: Any, faults: list[Fault]) -> Float | Int | Choice | None:
-    if isinstance(raw, (Float, Int, Choice)):
-        raw = raw.model_dump()
-    if not isinstance(raw, Mapping):
-        hint = "must be a range or a list of choices"
-        if not isinstance(raw, list):
-            hint += "; a fixed value belongs in recipe"
-        faults.append(Fault(path=name, value=shown(raw), message=hint, allowed=_FORMS))
-        return None
-    kind = _kind_of(name, raw, faults)
-    if kind is None:
-        return None
-    found = unknown_keys(raw, list(kind.model_fields), name)
-    try:
-        parameter = kind.model_validate({key: raw[key] for key in raw if key in kind.model_fields})
-    except ValidationError as error:
-        faults += found + translate(error, name)
-        return None
-    fitted, misfits = _fit(name, parameter)
-    found += misfits
-    faults += found
-    return None if found else fitted
-
-
-def _kind_of(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> type[Float | Int | Choice] | None:
-    stated = raw.get("type")
-    if stated is not None and (not isinstance(stated, str) or stated not in _KINDS):
-        faults.append(name_fault(f"{name}.type", stated, "parameter type", list(_KINDS)))
-        return None
-    ranged = [key for key in ("min", "max", "step", "scale") if key in raw]
-    if "choices" in raw and ranged:
-        faults.append(
-            Fault(path=name, value=shown(raw), message="has both choices and a range", allowed=_FORMS)
-        )
-        return None
-    if stated is None:
-        stated = "choice" if "choices" in raw else "int" if name in INT_FIELDS else "float"
-        if stated != "choice" and "min" not in raw and "max" not in raw:
-            message = "has neither a range nor choices"
-            if "value" in raw:
-                message += "; a fixed value belongs in recipe"
-            faults += unknown_keys(raw, [*Float.model_fields, "choices"], name) if "value" not in raw else []
-            faults.append(Fault(path=name, value=shown(raw), message=message, allowed=_FORMS))
-            return None
-    if stated != "choice" and name in CATEGORICAL_FIELDS:
-        message = "has no order, so no range; list its values in choices"
-        faults.append(Fault(path=name, value=shown(raw), message=message, allowed="{choices: [...]}"))
-        return None
-    if stated == "float" and name in INT_FIELDS:
-        message = f"{name} is a whole number"
-        faults.append(Fault(path=f"{name}.type", value=stated, message=message, allowed="int, choice"))
-        return None
-    return _KINDS[stated]
-
-
-def _fit(name: str, parameter: Float | Int | Choice) -> tuple[Float | Int | Choice, list[Fault]]:
-    """The parameter with its values as the recipe field holds them, and what does not fit the field."""
-    faults: list[Fault] = []
-    if isinstance(parameter, Choice):
-        values = []
-        for index, choice in enumerate(parameter.choices):
-            path = join_path(name, "choices", str(index))
-            try:
-                values.append(canonical(name, choice))
-            except InvalidRecipe as error:
-                faults += [fault.below(path) for fault in error.faults]
-        if not faults:
-            try:
-                return Choice(choices=tuple(values)), []
-            except ValidationError as error:
-                faults += translate(error, name)
-        return parameter, faults
-    # Every bound of a recipe field is an interval, so a range fits if its ends do.
-    for end, value in (("min", parameter.min), ("max", parameter.max)):
-        try:
-            canonical(name, value)
-        except InvalidRecipe as error:
-            faults += [fault.below(f"{name}.{end}") for fault in error.faults]
-    return parameter, faults
+def _plain(value: Any) -> Any:
+    return float(f"{value:.12g}") if isinstance(value, float) else value

@@ -20,6 +20,9 @@ from service.dashboard import Dashboard
 from service.database import check_schema, open_database
 from service.dependencies import Resources
 from service.health import router as health_router
+from service.plans.report_process import ReportProcesses
+from service.range_tests import endpoints as range_test_endpoints
+from service.reports import endpoints as report_endpoints
 from service.schedules import endpoints as schedule_endpoints
 from service.settings import Settings
 from service.studies import endpoints as study_endpoints
@@ -48,7 +51,14 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.api_key is not None:
         app.add_middleware(ApiKeyGuard, key=settings.api_key)  # outermost: before any byte is read
     everywhere = problems.declare(503) | (problems.declare(401) if settings.api_key is not None else {})
-    for endpoints in (study_endpoints, trial_endpoints, schedule_endpoints, catalog_endpoints):
+    for endpoints in (
+        study_endpoints,
+        trial_endpoints,
+        report_endpoints,
+        range_test_endpoints,
+        schedule_endpoints,
+        catalog_endpoints,
+    ):
         app.include_router(endpoints.router, responses=everywhere)
     app.include_router(health_router)
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
@@ -86,7 +96,8 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
     except BaseException:
         database.dispose()
         raise
-    return Resources(settings, database, storage), Dashboard(storage)
+    reports = ReportProcesses(settings.plan_timeout_seconds)
+    return Resources(settings, database, storage, reports), Dashboard(storage)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:

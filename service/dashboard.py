@@ -7,6 +7,7 @@ removes a study. Only GET and HEAD get through, which is all that its pages need
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote_from_bytes
 
 import optuna_dashboard
@@ -50,6 +51,21 @@ class Dashboard:
     def close(self) -> None:
         """End its threads."""
         self._wsgi.executor.shutdown()
+
+
+def save_figure(storage: optuna_store.Storage, study: str, figure: Any, name: str) -> None:
+    """Put a `plotly.graph_objects.Figure` on a study's page, in place of an earlier one of this name.
+
+    It is stored with the Optuna study itself, in system attributes; only the coordinator writes those.
+
+    Args:
+        storage: where the Optuna study is.
+        study: its name; it must exist.
+        figure: the figure.
+        name: letters, digits, `-`, `_` and `.`.
+    """
+    loaded = optuna_store.load_study(storage, study)
+    optuna_dashboard.save_plotly_graph_object(loaded, figure, graph_object_id=name)
 
 
 def _mended(scope: Scope) -> Scope:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.database import Database
+from service.plans.report_process import ReportProcesses
 from service.settings import Settings
 
 MAX_ID = 2**31 - 1
@@ -24,6 +25,7 @@ class Resources:
     settings: Settings
     database: Database
     storage: optuna_store.Storage
+    reports: ReportProcesses
 
 
 def _resources(request: Request) -> Resources:

@@ -7,6 +7,7 @@ Optuna's steps are rungs: nominal training examples.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,8 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 
-from search_spaces import pruners, samplers
+from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
+from search_spaces.errors import SearchSpaceExhausted
+from search_spaces.preparation import NOTHING, Preparation
+from search_spaces.pruners import NoPruning
+from search_spaces.pruning_rules import Curve, Judge
 from service import pruning_reasons, sqlite_files
 from service.errors import SchemaOutOfDate
 from service.settings import SQLITE_BUSY_SECONDS, Settings, make_home
@@ -32,15 +37,18 @@ STUDY_ID_ATTR = "nightsweep_study_id"
 OUTCOME_ATTR = "outcome"
 REASON_ATTR = "reason"
 OUT_OF_MEMORY_CONSTRAINT = "out_of_memory"
+JUDGED_ATTR = "nightsweep_judged"
 
 __all__ = [
     "OUTCOME_ATTR",
     "REASON_ATTR",
+    "SearchSpaceExhausted",
     "Storage",
     "StorageInternalError",
     "StudySummary",
     "TrialValues",
     "ask",
+    "ask_repeat",
     "check_storage",
     "close_storage",
     "complete_ask",
@@ -152,23 +160,38 @@ def _tune(engine: Engine) -> None:
 
 
 def ensure_study(
-    storage: Storage, name: str, definition: StudyDefinition, *, study_id: str | None = None
+    storage: Storage,
+    name: str,
+    definition: StudyDefinition,
+    *,
+    study_id: str | None = None,
+    metric: str | None = None,
 ) -> optuna.Study:
     """Make the Optuna study, or load it when it is there already.
+
+    Its objectives are the definition's metric and then its costs, which are minimized.
 
     Args:
         storage: where.
         name: the study's name, the same in Optuna.
-        definition: gives the direction, and what the dashboard shows of the study.
+        definition: gives the directions, and what the dashboard shows of the study.
         study_id: the service's id, kept as a user attribute.
+        metric: what is minimized in place of the definition's objectives.
     """
+    objective = definition.objective
+    metrics: list[str] = [objective.metric, *objective.costs] if metric is None else [metric]
+    directions = [objective.direction if metric is None else "minimize"]
+    directions += ["minimize"] * (len(metrics) - 1)
     study = optuna.create_study(
-        storage=storage, study_name=name, direction=definition.objective.direction, load_if_exists=True
+        storage=storage,
+        study_name=name,
+        directions=directions,
+        load_if_exists=True,
     )
     wanted = {
         "model": definition.model.id,
         "quantization": definition.model.quantization,
-        "objective": definition.objective.metric,
+        "objective": metrics[0],
         "algorithm": definition.search.algorithm,
     }
     if study_id is not None:
@@ -177,11 +200,11 @@ def ensure_study(
     for key, value in wanted.items():
         if present.get(key) != value:
             study.set_user_attr(key, value)
-    if study.metric_names != [definition.objective.metric]:
+    if study.metric_names != metrics:
         with warnings.catch_warnings():
-            # Names the plots' axis; experimental in Optuna 5.0, and harmless if it goes.
+            # Names the plots' axes; experimental in Optuna 5.0, and harmless if it goes.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([definition.objective.metric])
+            study.set_metric_names(metrics)
     return study
 
 
@@ -207,34 +230,69 @@ def read_trials(storage: Storage, name: str) -> list[TrialValues]:
 
 
 def _values(trial: FrozenTrial) -> TrialValues:
+    values = tuple(trial.values) if trial.state is TrialState.COMPLETE and trial.values else ()
     return TrialValues(
         number=trial.number,
         params=dict(trial.params),
-        value=trial.value if trial.state is TrialState.COMPLETE else None,
+        value=values[0] if values else None,
+        values=values,
+        feasible=all(violation <= 0.0 for violation in trial.constraints.values()),
         rungs=tuple(sorted(trial.intermediate_values.items())),
         state=trial.state.name.lower(),
+        repeat_of=trial.user_attrs.get(samplers.REPEAT_OF),
+        seed=trial.user_attrs.get(samplers.SEED),
         user_attrs=dict(trial.user_attrs),
     )
 
 
 def read_summary(storage: Storage, name: str) -> StudySummary | None:
-    """A study's number, size and best trial, in three small queries; None before it is made."""
+    """A study's number, size and best trial; None before it is made.
+
+    In three small queries, unless the best value is a repeat's or breaks a constraint, or there are several
+    objectives: then all completed trials are read.
+    """
     number = find_study_number(storage, name)
     if number is None:
         return None
-    try:
-        best = _values(storage.get_best_trial(number))
-    except ValueError:  # Optuna's word for: no completed trial yet
-        best = None
-    return StudySummary(number=number, trials=storage.get_n_trials(number), best=best)
+    return StudySummary(number=number, trials=storage.get_n_trials(number), best=_best(storage, number))
+
+
+def _best(storage: Storage, number: int) -> TrialValues | None:
+    """The best of the search's completed trials that break no constraint, by the first objective."""
+    directions = storage.get_study_directions(number)
+    if len(directions) == 1:
+        try:
+            best = _values(storage.get_best_trial(number))
+        except ValueError:  # Optuna's word for: no completed trial yet
+            return None
+        if best.feasible and best.repeat_of is None:
+            return best
+    completed = storage.get_all_trials(number, deepcopy=False, states=(TrialState.COMPLETE,))
+    eligible = [t for t in map(_values, completed) if t.feasible and t.repeat_of is None]
+    sign = -1.0 if directions[0] is optuna.study.StudyDirection.MAXIMIZE else 1.0
+    return min(eligible, key=lambda t: (sign * t.values[0], t.number), default=None)
 
 
 # -- asking ------------------------------------------------------------------------------------------
 
 
-def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[int, dict[str, Any]]:
-    """Take the sampler's next trial: its number and all its parameters."""
-    trial = samplers.suggest(study, definition)
+def ask(
+    study: optuna.Study, definition: StudyDefinition, preparation: Preparation = NOTHING
+) -> tuple[int, dict[str, Any]]:
+    """Take the sampler's next trial: its number and all its parameters.
+
+    Raises:
+        SearchSpaceExhausted: the space has no further configuration.
+    """
+    trial = samplers.suggest(study, definition, preparation)
+    return trial.number, dict(trial.params)
+
+
+def ask_repeat(
+    study: optuna.Study, definition: StudyDefinition, *, of: int, seed: int
+) -> tuple[int, dict[str, Any]]:
+    """Make a trial that runs another one's recipe with a further seed: its number and its parameters."""
+    trial = samplers.suggest_repeat(study, definition, of, seed)
     return trial.number, dict(trial.params)
 
 
@@ -243,9 +301,15 @@ def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
     return [_values(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
 
-def complete_ask(study: optuna.Study, definition: StudyDefinition, number: int) -> dict[str, Any]:
-    """The parameters of an unfinished ask, with those its asker did not live to draw."""
-    samplers.complete_suggestion(study, definition, _frozen(study, number))
+def complete_ask(
+    study: optuna.Study, definition: StudyDefinition, number: int, preparation: Preparation = NOTHING
+) -> dict[str, Any]:
+    """The parameters of an unfinished ask, with those its asker did not live to draw.
+
+    Raises:
+        SearchSpaceExhausted: the space has no configuration for it.
+    """
+    samplers.complete_suggestion(study, definition, _frozen(study, number), preparation)
     return dict(_frozen(study, number).params)
 
 
@@ -272,6 +336,9 @@ def should_prune(
 ) -> str | None:
     """Ask the definition's pruner about a running trial, after its latest report.
 
+    The answer is kept in the storage before it is given. So a coordinator that died before it could act on
+    one is followed by another that gets the same, whatever other trials have reported meanwhile.
+
     Args:
         study: the Optuna study.
         definition: names the pruner and its settings.
@@ -279,15 +346,52 @@ def should_prune(
         max_examples: training examples that a trial of this study sees at most.
 
     Returns:
-        None to go on; else why not, in numbers. Successive halving remembers in the storage what it
-        judged, so ask once for each report and keep the answer.
+        None to go on; else why not, in numbers. None for repeats and with several objectives, always.
     """
-    pruner = pruners.build_pruner(definition.pruning, max_examples)
     frozen = _frozen(study, number)
-    if frozen.state.is_finished() or not pruner.prune(study, frozen):
+    if (
+        isinstance(definition.pruning, NoPruning)
+        or definition.objective.costs
+        or samplers.REPEAT_OF in frozen.user_attrs
+        or frozen.state.is_finished()
+        or frozen.last_step is None
+    ):
         return None
-    others = [_values(t) for t in study.get_trials(deepcopy=False) if t.number != number]
-    return pruning_reasons.describe(definition, _values(frozen), others)
+    judged = f"{JUDGED_ATTR}:{frozen.last_step}"
+    if judged in frozen.system_attrs:
+        kept: str | None = frozen.system_attrs[judged]
+        return kept
+    judge = Judge(
+        spec=definition.pruning,
+        minimize=definition.objective.direction == "minimize",
+        every_examples=definition.evaluation.every_examples or frozen.last_step,
+        max_examples=max_examples,
+        seed=definition.search.seed,
+    )
+    finding = judge.judge(_curve(frozen), lambda: _peers(study, number))
+    reason = None if finding is None else pruning_reasons.describe(definition.objective.metric, finding)
+    _storage(study).set_trial_system_attr(frozen._trial_id, judged, reason)
+    return reason
+
+
+def _peers(study: optuna.Study, number: int) -> list[Curve]:
+    """All other trials but those that failed or were cancelled, and repeats."""
+    return [
+        _curve(trial)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.number != number
+        and trial.state is not TrialState.FAIL
+        and samplers.REPEAT_OF not in trial.user_attrs
+    ]
+
+
+def _curve(trial: FrozenTrial) -> Curve:
+    return Curve(
+        number=trial.number,
+        rungs=tuple(sorted(trial.intermediate_values.items())),
+        value=trial.value if trial.state is TrialState.COMPLETE else None,
+        feasible=all(violation <= 0 for violation in trial.constraints.values()),
+    )
 
 
 # -- telling -----------------------------------------------------------------------------------------
@@ -305,7 +409,14 @@ _TOLD_AS: dict[AttemptState, TrialState] = {
 
 
 def tell(
-    study: optuna.Study, number: int, outcome: AttemptState, reason: str, *, value: float | None = None
+    study: optuna.Study,
+    number: int,
+    outcome: AttemptState,
+    reason: str,
+    *,
+    value: float | None = None,
+    costs: Sequence[float] = (),
+    violations: Mapping[str, float] | None = None,
 ) -> None:
     """Tell how a trial ended. Telling again changes nothing.
 
@@ -318,18 +429,24 @@ def tell(
         outcome: how it ended; kept as a user attribute beside the reason. Never `lost`.
         reason: why, in words.
         value: the objective at the best rung, of a completed trial and of no other.
+        costs: what it cost, in the order of `objective.costs`; likewise.
+        violations: constraint -> by how much its bound is exceeded; at most 0 where it is kept.
     """
     frozen = _frozen(study, number)
     if frozen.state.is_finished():
         return  # told before, by a coordinator that died afterwards
-    if outcome is AttemptState.OUT_OF_MEMORY and OUT_OF_MEMORY_CONSTRAINT not in frozen.constraints:
-        optuna.trial.Trial(study, frozen._trial_id).set_constraint(OUT_OF_MEMORY_CONSTRAINT, 1.0)
+    broken = dict(violations or {})
+    if outcome is AttemptState.OUT_OF_MEMORY:
+        broken[OUT_OF_MEMORY_CONSTRAINT] = 1.0
+    for name, violation in broken.items():
+        if name not in frozen.constraints:
+            optuna.trial.Trial(study, frozen._trial_id).set_constraint(name, violation)
     # The attributes come first: those of a finished trial cannot be changed.
     storage = _storage(study)
     storage.set_trial_user_attr(frozen._trial_id, OUTCOME_ATTR, str(outcome))
     storage.set_trial_user_attr(frozen._trial_id, REASON_ATTR, reason)
-    completed = outcome is AttemptState.COMPLETED
-    study.tell(number, value if completed else None, state=_TOLD_AS[outcome], skip_if_finished=True)
+    values = [value, *costs] if outcome is AttemptState.COMPLETED and value is not None else None
+    study.tell(number, values, state=_TOLD_AS[outcome], skip_if_finished=True)
 
 
 def _storage(study: optuna.Study) -> optuna.storages.BaseStorage:

@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     Basic with any user name and the key as the password, for browsers."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """Larger request bodies answer 413."""
+    plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A plan's report on data and model is given up after this long; the rest of the plan still comes."""
 
     ray_address: str | None = None
     """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""

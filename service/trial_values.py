@@ -15,10 +15,18 @@ class TrialValues:
     params: Mapping[str, Any]
     value: float | None
     """The objective at the best rung; None unless the trial completed."""
+    values: tuple[float, ...] = ()
+    """The objective and then the costs, in the definition's order; empty unless the trial completed."""
+    feasible: bool = True
+    """It breaks no constraint that it was measured against."""
     rungs: tuple[tuple[int, float], ...]
     """(rung, objective), ascending."""
     state: str
     """`running`, `complete`, `pruned`, `fail` or `waiting`."""
+    repeat_of: int | None = None
+    """The trial whose recipe it runs again; None: it is of the search."""
+    seed: int | None = None
+    """Of a repeat: the recipe's."""
     user_attrs: Mapping[str, Any]
 
 
@@ -31,4 +39,4 @@ class StudySummary:
     trials: int
     """Trials that exist, in whatever state."""
     best: TrialValues | None
-    """The best completed trial."""
+    """The best completed trial of the search, by the objective, that breaks no constraint."""

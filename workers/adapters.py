@@ -140,8 +140,7 @@ class AdapterHost:
                 self.activate(self._names[0])  # PEFT warns when the active adapter is deleted
             peft.delete_adapter(name)
         else:
-            peft.unload()
-            self._peft = None
+            self._unwrap(peft)
 
     def save(self, name: str, folder: Path) -> None:
         """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` reads it.
@@ -224,11 +223,17 @@ class AdapterHost:
             offset = end
         return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe.lora_dropout)
 
+    def _unwrap(self, peft: PeftModel) -> None:
+        """Takes PEFT off the base, and the mark that it leaves there, at which it warns when it comes again."""
+        peft.unload()
+        self._peft = None
+        if hasattr(self.base.model, "peft_config"):
+            del self.base.model.peft_config
+
     def _take_back(self, name: str) -> None:
         """Removes a half-made adapter: PEFT wraps layer after layer, and leaves them so when one fails."""
         if self._peft is not None and not self._names:
-            self._peft.unload()
-            self._peft = None
+            self._unwrap(self._peft)
         elif self._peft is not None:
             self.activate(self._names[0])  # PEFT warns when the active adapter is deleted
             self._peft.peft_config.pop(name, None)

@@ -26,6 +26,7 @@ from workers.datasets import Example
 from workers.evaluation import Totals
 from workers.loaded_study import Loaded
 from workers.memory import is_out_of_memory, peak_bytes
+from workers.overfitting import OverfitWatch
 from workers.rungs import rung_reached
 from workers.trial_run import StepResult, TrialEndedError, TrialRun
 
@@ -69,11 +70,17 @@ class Attempt:
         self._best: Mapping[str, float] = {}
         self._final: Mapping[str, float] = {}
         self._folders: dict[str, str] = {}
+        self._overfitting = OverfitWatch(order.evaluation.overfit_rungs)
 
     @property
     def checkpoint_dir(self) -> Path:
         """Where its checkpoints go."""
         return _checkpoint_dir(self.order)
+
+    @property
+    def value(self) -> float:
+        """What the trial is worth once it is completed: the objective at the best rung."""
+        return self._best[self.order.objective.metric]
 
     def started(self, loaded: Loaded, device: torch.device) -> TrialStarted:
         """What is known before the next optimizer step: the first, or the one after the checkpoint."""
@@ -113,10 +120,14 @@ class Attempt:
         )
         if self.due is not None:
             self.checkpoint_if_possible()
+        return self.progress(step)
+
+    def progress(self, step: StepResult) -> Progress:
+        """Where the trial is after a step."""
         return Progress(
-            attempt_id=order.attempt_id,
-            examples_seen=run.examples_seen,
-            step=run.steps,
+            attempt_id=self.order.attempt_id,
+            examples_seen=self.run.examples_seen,
+            step=self.run.steps,
             train_loss=step.train_loss,
             learning_rate=step.learning_rate,
         )
@@ -137,6 +148,7 @@ class Attempt:
                 "best": dict(self._best),
                 "final": dict(self._final),
                 "folders": self._folders,
+                "overfitting": self._overfitting.state(),
             },
         )
 
@@ -179,6 +191,8 @@ class Attempt:
         self._best_rung = state["best_rung"]
         self._best, self._final = state["best"], state["final"]
         self._folders = dict(state["folders"])
+        if "overfitting" in state:  # not in checkpoints of version 0.1
+            self._overfitting.restore(state["overfitting"])
 
     def report(self, totals: Totals) -> Report:
         """The report of the rung that is due; saves the adapter when it is the best so far.
@@ -194,6 +208,7 @@ class Attempt:
         train_loss = self._loss_since_rung / self._tokens_since_rung
         self._loss_since_rung, self._tokens_since_rung = 0.0, 0
         self._final = metrics
+        self._overfitting.update(eval_loss=metrics["eval_loss"], train_loss=train_loss)
         is_best = self._improves(metrics)
         if is_best:
             self._save("best")
@@ -208,28 +223,36 @@ class Attempt:
             train_loss=train_loss,
             train_seconds=self.run.train_seconds,
             is_best=is_best,
+            gradient_noise_scale=self.run.gradient_noise_scale,
         )
 
+    @property
+    def finished(self) -> bool:
+        """Whether the trial has come to its end, or need not go there because it overfits."""
+        return self.run.finished or self._overfitting.overfits
+
     def complete(self, device: torch.device) -> TrialOutcome:
-        """The outcome of a trial that was trained to its end; saves its last adapter."""
+        """The outcome of a trial that is finished; saves its last adapter."""
         self._save("last")
-        metric = self.order.objective.metric
-        return self.outcome(
-            OutcomeStatus.COMPLETED,
-            f"Trained to the end on {self.run.examples_seen:,} examples; best {metric}"
-            f" {self._best[metric]:.6g} at {self._best_rung:,} examples.",
-            device,
-        )
+        metric, seen = self.order.objective.metric, self.run.examples_seen
+        best = f"{self.value:.6g} at {self._best_rung:,} examples."
+        if self.run.finished:
+            reason = f"Trained to the end on {seen:,} examples; best {metric} {best}"
+        else:
+            reason = (
+                f"Overfitting, so it ends after {seen:,} examples, {self.run.plan.total_examples:,} were"
+                f" planned: {self._overfitting.in_words()}; best {metric} {best}"
+            )
+        return self.outcome(OutcomeStatus.COMPLETED, reason, device)
 
     def outcome(self, status: OutcomeStatus, reason: str, device: torch.device) -> TrialOutcome:
         """The outcome as things stand. Only a completed trial has a value."""
-        completed = status is OutcomeStatus.COMPLETED
         run = self.run
         return TrialOutcome(
             attempt_id=self.order.attempt_id,
             status=status,
             reason=reason,
-            value=self._best[self.order.objective.metric] if completed else None,
+            value=self.value if status is OutcomeStatus.COMPLETED else None,
             best_rung=self._best_rung,
             metrics=self._best,
             final_metrics=self._final,
@@ -238,6 +261,8 @@ class Attempt:
             train_seconds=run.train_seconds,
             eval_seconds=run.eval_seconds,
             peak_memory_bytes=peak_bytes(device),
+            trainable_parameters=run.adapter.trainable_parameters,
+            gradient_noise_scale=run.gradient_noise_scale,
             predicted_memory_bytes=self.predicted_memory_bytes,
             useful_token_share=run.real_tokens / run.padded_tokens if run.padded_tokens else None,
             best_adapter_dir=self._folders.get("best"),

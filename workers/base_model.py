@@ -33,7 +33,7 @@ from workers.chunked_loss import head_is_plain
 from workers.errors import ModelError
 from workers.model_files import check_model_folder, find_model_folder
 
-_LOADING_FAULTS = (
+LOADING_FAULTS = (
     OSError,
     ValueError,
     RuntimeError,
@@ -109,7 +109,7 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
     device = device or pick_device()
     folder = find_model_folder(spec)
     check_model_folder(folder, spec.id)
-    tokenizer = _load_tokenizer(str(folder), spec.id)
+    tokenizer = load_tokenizer(str(folder), spec.id)
     compute_dtype = _compute_dtype(spec, device)
     if spec.quantization == "int8" and device.type == "cuda":
         _silence_int8_cast_notice()
@@ -130,9 +130,9 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
             f"The model {spec.id} with quantization {spec.quantization} does not fit the memory of {device}. "
             "Use nf4, a smaller model, or a device with more free memory."
         ) from error
-    except _LOADING_FAULTS as error:
+    except LOADING_FAULTS as error:
         raise ModelError(
-            f"The model {spec.id} could not be loaded from {folder}: {_sentence(error)}"
+            f"The model {spec.id} could not be loaded from {folder}: {error_sentence(error)}"
         ) from error
     _check_loaded(model, loading, spec.id)
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
@@ -240,17 +240,18 @@ def _compute_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
             return torch.bfloat16
 
 
-def _load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder. Raises ModelError, naming the model as the definition does."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except _LOADING_FAULTS as error:
+    except LOADING_FAULTS as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"The tokenizer of the model {name} needs Python code from its own checkpoint, and "
                 "Nightsweep never runs remote code. Choose a model whose tokenizer is part of transformers."
             ) from error
         raise ModelError(
-            f"The tokenizer of the model {name} could not be loaded from {folder}: {_sentence(error)}"
+            f"The tokenizer of the model {name} could not be loaded from {folder}: {error_sentence(error)}"
         ) from error
 
 
@@ -298,7 +299,7 @@ def _silence_int8_cast_notice() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_INT8_CAST_NOTICE)
 
 
-def _sentence(error: BaseException) -> str:
+def error_sentence(error: BaseException) -> str:
     """The first paragraph of a library's message, or the error's type where it has none."""
     text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
     return text if text.endswith(".") else f"{text}."

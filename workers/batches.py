@@ -7,51 +7,16 @@ neighbours: step k of a trial is a function of (seed, batch size, k), so a curso
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from search_spaces.trial_length import TrainingPlan as TrainingPlan  # for those who import it from here
 from workers.datasets import Example
 
 IGNORED = -100
 """The label of a token that is not supervised, as everywhere in Hugging Face's libraries."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """The arithmetic of a trial's length, the same as `transformers.Trainer`'s."""
-
-    examples: int
-    """Examples in one epoch."""
-    batch_size: int
-    """Effective batch, in examples."""
-    epochs: float
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in a whole epoch; the last one may see a partial batch."""
-        return math.ceil(self.examples / self.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the trial; a fraction of an epoch is rounded up to a whole step."""
-        return math.ceil(self.epochs * self.steps_per_epoch)
-
-    @property
-    def total_examples(self) -> int:
-        """Training examples the trial sees, repeats counted."""
-        return self.examples_seen(self.total_steps)
-
-    def examples_seen(self, steps: int) -> int:
-        """Training examples seen after `steps` optimizer steps."""
-        epochs, steps_in_epoch = divmod(steps, self.steps_per_epoch)
-        return epochs * self.examples + min(steps_in_epoch * self.batch_size, self.examples)
-
-    def epoch(self, steps: int) -> float:
-        """Epochs done after `steps` optimizer steps."""
-        return steps / self.steps_per_epoch
 
 
 def derive_seed(seed: int, purpose: str, number: int = 0) -> int:

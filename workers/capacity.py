@@ -10,6 +10,7 @@ from workers.attempt import Attempt
 from workers.cost_model import Capacity, Member, adapter_bytes, plan_capacity
 from workers.loaded_study import SharedBase
 from workers.memory import available_bytes, is_out_of_memory, release
+from workers.optimizers import moment_names
 from workers.probe import probe
 
 
@@ -77,5 +78,9 @@ def _member(attempt: Attempt) -> Member:
     return Member(
         tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
         longest_tokens=max(lengths),
-        adapter_bytes=adapter_bytes(run.adapter.trainable_parameters, accumulates=run.recipe.batch_size > 1),
+        adapter_bytes=adapter_bytes(
+            run.adapter.trainable_parameters,
+            accumulates=run.recipe.batch_size > 1,
+            moments=len(moment_names(run.recipe)),
+        ),
     )

@@ -171,7 +171,8 @@ class Report:
     """Whether the objective is the best of this attempt so far; its adapter has been saved."""
     gradient_noise_scale: float | None = None
     """McCandlish et al. 2018 (arXiv 1812.06162): the critical batch size in examples, measured since the
-    beginning; None: no optimizer step could be measured, or its gradient was all noise."""
+    beginning; None: no optimizer step could be measured (batches of one never can), or no signal was to be
+    seen in the noise. See `workers.noise_scale`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,15 +193,21 @@ class TrialOutcome:
     examples_seen: int = 0
     steps: int = 0
     train_seconds: float = 0.0
+    """Of its passes and optimizer steps, by the clock on the wall, other attempts' part included. In a shared
+    pack the share of each pass that its rows have, so it is less than alone, by what sharing saves."""
     eval_seconds: float = 0.0
+    """Likewise of its evaluations: one shared by K trials counts a Kth for each."""
     peak_memory_bytes: int = 0
-    """Peak allocated on the device; peak resident memory of the worker on CPU."""
+    """Peak allocated on the device, and on CPU peak resident memory of the worker (its libraries included),
+    since the trial that found the worker idle had been loaded. So a trial that has the worker for itself
+    (`trials_per_worker: 1`) is told its own peak, and one in a shared pack that of the pack, which may have
+    been before its time. Outside Linux a CPU's peak is that of the process's whole life."""
     predicted_memory_bytes: int | None = None
     """What the cost model said of the whole pack when the trial was admitted; None: it was not asked."""
     trainable_parameters: int | None = None
     """Numbers in the adapter; None: it was never made."""
     gradient_noise_scale: float | None = None
-    """As the last report has it."""
+    """As `Report.gradient_noise_scale`, at the end."""
     rate_curve: tuple[tuple[float, float], ...] = ()
     """Of a range test: learning rate and train loss (nats per supervised token) of each optimizer step, up to
     the one at which it diverged."""

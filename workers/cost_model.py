@@ -118,14 +118,16 @@ class Capacity:
     """Why not one trial more, in one sentence with numbers."""
 
 
-def adapter_bytes(trainable_parameters: int, *, accumulates: bool) -> int:
-    """What a trial keeps on the device, in float32: weights 4, gradient 4 and Adam's moments 8 per parameter.
+def adapter_bytes(trainable_parameters: int, *, accumulates: bool, moments: int = 2) -> int:
+    """What a trial keeps on the device, in float32: 4 bytes a parameter for weights, gradient and each moment.
 
     Args:
         trainable_parameters: Of its adapter.
-        accumulates: Whether a batch spans passes, which takes a second gradient buffer of 4 bytes.
+        accumulates: Whether a batch spans passes, which takes a second gradient buffer.
+        moments: What the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with SGD that
+            has momentum, else 0 (`workers.optimizers.moment_names`).
     """
-    return trainable_parameters * (20 if accumulates else 16)
+    return 4 * trainable_parameters * (2 + moments + accumulates)
 
 
 def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: int) -> int:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from search_spaces.definition import DataSpec, HubData
-from workers.base_model import LoadedBase
+from search_spaces.definition import DataSpec, HubData, ModelSpec
 from workers.data_files import PlacedRow, describe_source, read_rows
-from workers.errors import DataError, RowError
+from workers.errors import DataError, LengthError, RowError
 from workers.formats import FORMATS, Format, detect_format
 from workers.tokenization import IGNORED
+
+
+class Reader(Protocol):
+    """What turns rows into tokens: a `LoadedBase`, or the same without weights."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids must be below it."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens the model has positions for; None where the architecture sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class TokenizedData:
         return digest.digest()
 
 
-def load_data(spec: DataSpec, base: LoadedBase) -> tuple[TokenizedData, TokenizedData]:
+def load_data(spec: DataSpec, base: Reader) -> tuple[TokenizedData, TokenizedData]:
     """Reads, formats, tokenises and truncates the train and the eval data.
 
     With `format: auto` the train data's columns decide, and the eval data must have the same format.
@@ -81,39 +99,71 @@ def load_data(spec: DataSpec, base: LoadedBase) -> tuple[TokenizedData, Tokenize
             is left to learn from, or `max_length` is above the model's positions.
         ModelError: the tokenizer lacks the end token that the format needs.
     """
+    train = load_train(spec, base)
+    return train, load_eval(spec, base, train.format)
+
+
+def load_train(spec: DataSpec, base: Reader) -> TokenizedData:
+    """The train data alone; raises as `load_data`."""
+    check_positions(spec, base)
+    format_ = None if spec.format == "auto" else FORMATS[spec.format]
+    return _load_one(spec.train, spec, spec.max_train_examples, format_, base)
+
+
+def load_eval(spec: DataSpec, base: Reader, format_name: str) -> TokenizedData:
+    """The eval data alone, in the format that the train data has; raises as `load_data`."""
+    check_positions(spec, base)
+    return _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[format_name], base)
+
+
+def check_positions(spec: DataSpec, base: Reader) -> None:
+    """Raises LengthError when `max_length` is above the model's positions."""
     if base.max_positions is not None and spec.max_length > base.max_positions:
-        raise DataError(
+        raise LengthError(
             f"data.max_length is {spec.max_length} tokens, but the model {base.spec.id} has positions for "
             f"{base.max_positions}. Set data.max_length to {base.max_positions} or less."
         )
-    format_ = None if spec.format == "auto" else FORMATS[spec.format]
-    train = _load_one(spec.train, spec, spec.max_train_examples, format_, base)
-    evaluation = _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[train.format], base)
-    return train, evaluation
 
 
-def _load_one(
-    source: str | HubData, spec: DataSpec, limit: int | None, format_: Format | None, base: LoadedBase
-) -> TokenizedData:
-    name = describe_source(source)
+def open_rows(
+    source: str | HubData, columns: Mapping[str, str], limit: int | None, format_: Format | None
+) -> tuple[Format, Iterator[PlacedRow]]:
+    """The format and the first `limit` rows, none of which is checked yet.
+
+    Args:
+        source: What is read.
+        columns: As in a definition's data.
+        limit: Most rows; None: all.
+        format_: None: told by the first row's columns.
+
+    Raises:
+        DataError: there is no first row, or no format fits it.
+    """
     rows = iter(read_rows(source))
     first = next(rows, None)
     if first is None:
-        raise DataError(f"The data {name} has no rows. Give it at least one.")
+        raise DataError(f"The data {describe_source(source)} has no rows. Give it at least one.")
     if format_ is None:
-        format_ = detect_format(_renamed(*first, spec.columns, None).keys())
-    return _tokenize(name, islice(chain([first], rows), limit), format_, spec, base)
+        format_ = detect_format(renamed_row(*first, columns, None).keys())
+    return format_, islice(chain([first], rows), limit)
+
+
+def _load_one(
+    source: str | HubData, spec: DataSpec, limit: int | None, format_: Format | None, base: Reader
+) -> TokenizedData:
+    format_, rows = open_rows(source, spec.columns, limit, format_)
+    return _tokenize(describe_source(source), rows, format_, spec, base)
 
 
 def _tokenize(
-    name: str, rows: Iterable[PlacedRow], format_: Format, spec: DataSpec, base: LoadedBase
+    name: str, rows: Iterable[PlacedRow], format_: Format, spec: DataSpec, base: Reader
 ) -> TokenizedData:
     examples: list[Example] = []
     count = truncated = tokens = supervised_tokens = 0
     shortest_cut: int | None = None
     for place, row in rows:
         count += 1
-        input_ids, labels = _encode(place, row, format_, spec.columns, base)
+        input_ids, labels = encode_row(place, row, format_, spec.columns, base)
         first = next((i for i, label in enumerate(labels) if label != IGNORED), None)
         if first is None or first >= spec.max_length:
             if first is not None:
@@ -126,7 +176,8 @@ def _tokenize(
         tokens += len(input_ids)
         supervised_tokens += sum(label != IGNORED for label in labels)
     if not examples:
-        raise DataError(_nothing_left(name, count, format_, spec.max_length, shortest_cut))
+        fault = DataError if shortest_cut is None else LengthError
+        raise fault(nothing_usable(name, count, format_, spec.max_length, shortest_cut))
     return TokenizedData(
         examples=tuple(examples),
         format=format_.name,
@@ -138,11 +189,15 @@ def _tokenize(
     )
 
 
-def _encode(
-    place: str, row: dict[str, Any], format_: Format, columns: Mapping[str, str], base: LoadedBase
+def encode_row(
+    place: str, row: dict[str, Any], format_: Format, columns: Mapping[str, str], base: Reader
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one row, before truncation."""
-    renamed = _renamed(place, row, columns, format_)
+    """Token ids and labels of one row, before truncation.
+
+    Raises:
+        DataError: the row is not what the format needs; the message names its place.
+    """
+    renamed = renamed_row(place, row, columns, format_)
     for field in format_.required:
         if renamed.get(field) is None:
             raise DataError(
@@ -164,7 +219,7 @@ def _encode(
     return encoded.input_ids, [IGNORED, *encoded.labels[1:]]
 
 
-def _renamed(
+def renamed_row(
     place: str, row: dict[str, Any], columns: Mapping[str, str], format_: Format | None
 ) -> dict[str, Any]:
     """The row under the format's own field names.
@@ -189,7 +244,17 @@ def _renamed(
     return {**kept, **{field: row[column] for field, column in columns.items()}}
 
 
-def _nothing_left(name: str, rows: int, format_: Format, max_length: int, shortest_cut: int | None) -> str:
+def nothing_usable(name: str, rows: int, format_: Format, max_length: int, shortest_cut: int | None) -> str:
+    """Why no row is left, for a DataError.
+
+    Args:
+        name: Of the data.
+        rows: Read.
+        format_: Of the rows.
+        max_length: Tokens that are kept of each.
+        shortest_cut: Of the rows that lost all supervised tokens to `max_length`, the fewest tokens before
+            the first supervised one; None: no row did.
+    """
     if shortest_cut is not None:
         return (
             f"Of the {rows} rows of {name} none is usable: data.max_length of {max_length} tokens cuts away "

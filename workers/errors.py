@@ -3,8 +3,10 @@
     WorkerError
     ├── ModelError      the base model or its tokenizer cannot be used
     ├── DataError       the train or eval data cannot be used
-    │   └── RowError    one row of it cannot be used
-    └── AdapterError    this recipe's adapter cannot be put on this base
+    │   ├── RowError    one row of it cannot be used
+    │   └── LengthError `max_length` leaves nothing of it, or is more than the base has positions for
+    ├── AdapterError    this recipe's adapter cannot be put on this base
+    └── RecipeLengthError   `max_length` cannot be used, and is this recipe's own
 
 The first two are faults of the study, not of a trial: every trial of the study would fail alike, so a
 worker answers with an outcome that is `fatal_to_study`. A message is made of whole sentences that say what is
@@ -29,6 +31,20 @@ class DataError(WorkerError):
 
 class AdapterError(WorkerError):
     """The recipe's `target_modules` matches no layer of the base. Another trial's recipe may."""
+
+
+class RecipeLengthError(WorkerError):
+    """The recipe's own `max_length` cannot be used with this data or base. Another trial's may."""
+
+    @classmethod
+    def of(cls, error: LengthError) -> RecipeLengthError:
+        """The fault of a study's `data.max_length`, said of a recipe's."""
+        text = str(error).replace("data.max_length", "the recipe's max_length")
+        return cls(text[0].upper() + text[1:])
+
+
+class LengthError(DataError):
+    """`max_length` cuts away everything that carries loss, or is more than the base has positions for."""
 
 
 class RowError(DataError):

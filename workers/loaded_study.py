@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,15 @@ from search_spaces.definition import ModelSpec
 from workers.adapters import AdapterHost
 from workers.base_model import checkpoint_activations, load_base
 from workers.contract import TrialOrder
-from workers.datasets import TokenizedData, load_data
+from workers.datasets import TokenizedData, load_eval, load_train
+from workers.errors import LengthError, RecipeLengthError
 from workers.memory import release, tokens_per_forward
 from workers.probe import Costs
 from workers.shared_pass import SharedPasses
+
+_SPARE_LENGTHS = 4
+"""Lengths that train data stays cut to while no running trial needs it: the next one may, where `max_length`
+is a choice of a few, and no end of copies is kept where it is one of many."""
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Loaded:
         digest = hashlib.sha256()
         for document in (order.recipe, order.model, order.evaluation):
             digest.update(document.model_dump_json().encode())
+        if order.rate_sweep is not None:
+            digest.update(repr(order.rate_sweep).encode())
         digest.update(self.train.digest + self.evaluation.digest)
         return digest.hexdigest()
 
@@ -61,14 +68,16 @@ class LoadedStudies:
     """Holds one base at a time, and the tokenised data of the studies that train on it now.
 
     A base in a local folder is loaded again when a file in it has changed. Data is kept per study: all
-    its trials see the same rows, and tomorrow's sweep over the same path reads it anew.
+    its trials see the same rows, and tomorrow's sweep over the same path reads it anew. Train data is kept
+    for each length that recipes cut it to; all trials of a study share one eval data.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.base: SharedBase | None = None
         """What is loaded, if anything is."""
-        self._data: dict[tuple[str, str], tuple[TokenizedData, TokenizedData]] = {}
+        self._train: dict[tuple[str, str, int], TokenizedData] = {}
+        self._evaluation: dict[tuple[str, str], TokenizedData] = {}
 
     @property
     def description(self) -> str | None:
@@ -89,24 +98,47 @@ class LoadedStudies:
         Raises:
             ModelError: The base cannot be loaded.
             DataError: The data cannot be used.
+            RecipeLengthError: It can, but not with the recipe's own `max_length`.
         """
         running = list(running)
         key = _base_key(order.model)
         if self.base is None or (self.base.key != key and not running):
             # The older base goes before the new one comes: a device seldom holds two.
             self.base = None
-            self._data.clear()
+            self._train.clear()
+            self._evaluation.clear()
             release(self._device)
             host = AdapterHost(load_base(order.model, self._device))
             budget = tokens_per_forward(self._device)
             self.base = SharedBase(key, host, SharedPasses(host, token_budget=budget))
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
-        used = {_data_key(other) for other in (order, *running)}
-        self._data = {key: data for key, data in self._data.items() if key in used}
-        if _data_key(order) not in self._data:
-            self._data[_data_key(order)] = load_data(order.data, base.host.base)
-        return Loaded(base, *self._data[_data_key(order)])
+        self._forget((order, *running))
+        train = self._train.pop(_train_key(order), None) or _load_train(order, base)
+        self._train[_train_key(order)] = train  # the newest
+        evaluation = self._evaluation.get(_data_key(order))
+        if evaluation is None:
+            evaluation = load_eval(order.data, base.host.base, train.format)
+            self._evaluation[_data_key(order)] = evaluation
+        return Loaded(base, train, evaluation)
+
+    def _forget(self, orders: Sequence[TrialOrder]) -> None:
+        """Keeps the data of these orders, and of their studies that of a few more lengths."""
+        studies, needed = {_data_key(each) for each in orders}, {_train_key(each) for each in orders}
+        spare = [key for key in self._train if key[:2] in studies and key not in needed][-_SPARE_LENGTHS:]
+        self._train = {key: data for key, data in self._train.items() if key in needed or key in spare}
+        self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
+
+
+def _load_train(order: TrialOrder, base: SharedBase) -> TokenizedData:
+    """The train data, cut to the recipe's own length where it has one."""
+    length = order.recipe.max_length
+    if length is None or length == order.data.max_length:
+        return load_train(order.data, base.host.base)
+    try:
+        return load_train(order.data.model_copy(update={"max_length": length}), base.host.base)
+    except LengthError as error:
+        raise RecipeLengthError.of(error) from error
 
 
 def _base_key(spec: ModelSpec) -> tuple[object, ...]:
@@ -119,3 +151,7 @@ def _base_key(spec: ModelSpec) -> tuple[object, ...]:
 
 def _data_key(order: TrialOrder) -> tuple[str, str]:
     return order.study_id, order.data.model_dump_json()
+
+
+def _train_key(order: TrialOrder) -> tuple[str, str, int]:
+    return *_data_key(order), order.recipe.max_length or order.data.max_length

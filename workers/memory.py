@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -56,10 +57,16 @@ def release(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new peak: of what is allocated on CUDA, of the process's resident memory on Linux."""
+    """Starts a new peak at what is there now: allocated on CUDA, resident in the process on Linux.
+
+    What has been freed on a CPU is given back to the system first, for the C library keeps it: the next trial
+    would seem to need what the one before it did.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _LINUX:
+        with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):  # forbidden in some containers; the peak is then the process's own
             Path("/proc/self/clear_refs").write_text("5")
 

@@ -28,7 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from search_spaces.definition import ModelSpec
 from workers.errors import ModelError
 
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_WEIGHTS = "*.safetensors"
+_DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _UNWANTED = ["*/*", "consolidated*", "training_args*", "trainer_state*"]
 """Sub-folders hold other formats (onnx, original weights); `consolidated` repeats the same weights."""
 
@@ -45,8 +46,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def find_model_folder(spec: ModelSpec) -> Path:
+def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
     """The local folder with the model's files, fetched from the hub when the id is a hub id.
+
+    Args:
+        spec: Which model.
+        weights: Whether a hub model's weights are wanted too, which are most of what there is to fetch.
 
     Raises:
         ModelError: the folder is missing, or the hub does not know the id or cannot be reached.
@@ -62,10 +67,10 @@ def find_model_folder(spec: ModelSpec) -> Path:
                 "folder that every worker can read, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
             )
         return folder.resolve()
-    return _fetch(spec)
+    return _fetch(spec, [*_DESCRIPTION, _WEIGHTS] if weights else _DESCRIPTION)
 
 
-def _fetch(spec: ModelSpec) -> Path:
+def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
     if not _HUB_ID.fullmatch(spec.id):
         raise ModelError(
             f"{spec.id!r} is neither a folder on this worker ({socket.gethostname()}) nor a hub id of the "
@@ -74,7 +79,7 @@ def _fetch(spec: ModelSpec) -> Path:
     try:
         return Path(
             snapshot_download(
-                spec.id, revision=spec.revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                spec.id, revision=spec.revision, allow_patterns=wanted, ignore_patterns=_UNWANTED
             )
         )
     except GatedRepoError as error:
@@ -99,12 +104,13 @@ def _fetch(spec: ModelSpec) -> Path:
         ) from error
 
 
-def check_model_folder(folder: Path, name: str) -> dict[str, Any]:
+def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict[str, Any]:
     """Checks everything that can be checked without building the model; answers its config.json.
 
     Args:
         folder: holds the model's files.
         name: the model as the definition calls it, for messages.
+        weights: whether the weights must be there.
 
     Raises:
         ModelError: a file is missing or corrupt, the weights are pickles only, the architecture is
@@ -112,7 +118,8 @@ def check_model_folder(folder: Path, name: str) -> dict[str, Any]:
     """
     config = _read_config(folder, name)
     _check_architecture(config, name)
-    _check_weights(folder, name)
+    if weights:
+        _check_weights(folder, name)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ModelError(
             f"The model {name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in {folder}. Save "

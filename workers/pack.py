@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from workers.admission import prepare
 from workers.attempt import Attempt, forget_checkpoints
 from workers.capacity import limited, plan
-from workers.checkpoints import newest_usable
 from workers.contract import (
     Event,
     OutcomeStatus,
@@ -29,10 +29,9 @@ from workers.contract import (
 )
 from workers.cost_model import MOST_TRIALS, Capacity
 from workers.endings import does_not_fit, ending
-from workers.loaded_study import Loaded, LoadedStudies, SharedBase
+from workers.loaded_study import LoadedStudies, SharedBase
 from workers.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.shared_pass import Advance, DoesNotFitError
-from workers.trial_run import TrialRun, first_examples
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +118,13 @@ class Pack:
         """
         if not self.accepts(order):
             raise RuntimeError(f"no free slot for attempt {order.attempt_id}")
-        if not self._running:
+        idle = not self.running_attempts
+        if idle:
             reset_peak(self._device)
         last = TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.CANCELLED, reason="")
         self._join(_Parked(order, last, started=False))
+        if idle:
+            reset_peak(self._device)  # loading and probing are not the trial's own
 
     def apply(self, verdict: Verdict) -> None:
         """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none."""
@@ -154,7 +156,7 @@ class Pack:
         order = trial.order
         try:
             loaded = self._loaded.load(order, self._orders())
-            attempt = self._prepare(order, loaded)
+            attempt = prepare(order, loaded)
         except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
             status, reason, fatal = ending(error)
         else:
@@ -182,30 +184,6 @@ class Pack:
         forget_checkpoints(trial.order)
         self._emit(replace(trial.last, status=status, reason=reason, fatal_to_study=fatal_to_study))
         self._plan_capacity()
-
-    def _prepare(self, order: TrialOrder, loaded: Loaded) -> Attempt:
-        base, examples = loaded.base, loaded.train.examples
-        adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
-        try:
-            start = base.passes.measure_start(adapter, first_examples(order.recipe, examples))
-            run = TrialRun(
-                order.recipe,
-                adapter,
-                examples,
-                start=start,
-                divergence_factor=order.evaluation.divergence_factor,
-                micro_batch_size=order.micro_batch_size,
-                loss_scaled=base.host.base.compute_dtype == torch.float16,
-            )
-            key = loaded.recipe_key(order)
-            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, recipe_key=key)
-            found = newest_usable(order.resume_from, recipe_key=key)
-            if found is not None and attempt.goes_on_from(found[0]):
-                attempt.restore(found[0])
-        except BaseException:
-            base.host.remove(adapter.name)
-            raise
-        return attempt
 
     def _plan_capacity(self) -> None:
         """Counts the slots anew, and tells when they have changed."""
@@ -305,7 +283,7 @@ class Pack:
             for attempt, total in zip(attempts, totals, strict=True):
                 try:
                     self._emit(attempt.report(total))
-                    outcome = attempt.complete(self._device) if attempt.run.finished else None
+                    outcome = attempt.complete(self._device) if attempt.finished else None
                 except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
                     self._retire(attempt, *ending(error)[:2])
                     continue

@@ -130,7 +130,7 @@ def _time(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], part
 
 
 def _time_optimizer(adapter: Adapter) -> float:
-    """Seconds of one AdamW step on numbers that nobody needs."""
+    """Seconds of one AdamW step, the costliest optimizer's, on numbers that nobody needs."""
     numbers = torch.nn.Parameter(torch.zeros_like(adapter.master))
     numbers.grad = torch.zeros_like(numbers)
     optimizer = torch.optim.AdamW([numbers], fused=True)

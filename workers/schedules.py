@@ -9,11 +9,7 @@ from __future__ import annotations
 import math
 
 from search_spaces.recipe import Scheduler
-
-
-def warmup_steps(warmup_ratio: float, total_steps: int) -> int:
-    """Optimizer steps spent warming up, as `transformers.TrainingArguments.get_warmup_steps` counts them."""
-    return math.ceil(total_steps * warmup_ratio)
+from search_spaces.trial_length import warmup_steps as warmup_steps  # for those who import it from here
 
 
 def learning_rate_multiplier(schedule: Scheduler, step: int, *, warmup: int, total: int) -> float:

@@ -266,8 +266,11 @@ class SharedPasses:
 
 
 def _commit(part: Part, result: PassResult) -> Advance:
+    started = time.perf_counter()
     try:
-        return Advance(part.run, step=part.run.commit(part.indices, result))
+        step = part.run.commit(part.indices, result)
+        part.run.train_seconds += time.perf_counter() - started
+        return Advance(part.run, step=step)
     except TrialEndedError as ended:
         return Advance(part.run, ended=ended.with_traceback(None))
     except Exception as error:

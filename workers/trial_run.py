@@ -20,9 +20,11 @@ from workers.batches import DataOrder, TrainingPlan
 from workers.contract import OutcomeStatus
 from workers.datasets import Example
 from workers.divergence import WINDOW_EXAMPLES, DivergenceWatch
+from workers.effective_batch import EffectiveBatch
 from workers.evaluation import Totals
 from workers.lora_dropout import row_keys
-from workers.optimizers import build_optimizer, set_learning_rate
+from workers.noise_scale import NoiseScale, measured_rows
+from workers.optimizers import build_optimizer, moments, restore_moments, set_learning_rate
 from workers.packed_lora import RowGroup
 from workers.schedules import learning_rate_multiplier, warmup_steps
 
@@ -32,12 +34,9 @@ _FLOAT16_LOSS_SCALE = 65_536.0
 _SAME_START = 0.01
 """Relative difference between the losses of one base on two devices, in bfloat16."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state, beside its step count."""
-
 
 class TrialEndedError(Exception):
-    """The trial ends here, through no fault of the study: diverged or out of memory."""
+    """The trial ends here, through no fault of the study: diverged, out of memory, or its sweep is over."""
 
     def __init__(self, status: OutcomeStatus, reason: str) -> None:
         super().__init__(reason)
@@ -92,6 +91,7 @@ class TrialRun:
         divergence_factor: float,
         micro_batch_size: int | None = None,
         loss_scaled: bool = False,
+        steps: int | None = None,
     ) -> None:
         """
         Args:
@@ -102,21 +102,20 @@ class TrialRun:
             divergence_factor: Multiple of the loss at the start above which the trial has diverged.
             micro_batch_size: Most rows it has in one pass; None: any number.
             loss_scaled: Scale the loss, as float16 compute needs it.
+            steps: Optimizer steps, over as many epochs as they take; None: those of the recipe's epochs.
         """
         self.recipe = recipe
         self.adapter = adapter
         self.examples = examples
         self.micro_batch_size = micro_batch_size
-        self.plan = TrainingPlan(len(examples), recipe.batch_size, recipe.epochs)
+        self.plan = TrainingPlan(len(examples), recipe.batch_size, recipe.epochs, steps)
         self.steps = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
         self.real_tokens = 0
         self.padded_tokens = 0
-        self._optimizer = build_optimizer([adapter.master], recipe)
         # All the memory that a step takes is taken here, so that no step runs out of it half-way.
-        moments = {name: torch.zeros_like(adapter.master, requires_grad=False) for name in _MOMENTS}
-        self._optimizer.state[adapter.master] = {"step": adapter.gradient.new_zeros(()), **moments}
+        self._optimizer = build_optimizer(adapter.master, recipe)
         self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
         self._warmup = warmup_steps(recipe.warmup_ratio, self.plan.total_steps)
         self._order = DataOrder(self.plan, recipe.seed)
@@ -124,9 +123,8 @@ class TrialRun:
         self._watch = DivergenceWatch(
             divergence_factor, start_loss_sum=start.loss_sum, start_tokens=start.tokens
         )
-        self._waiting: list[int] = []
-        self._loss_sum = 0.0
-        self._begin_batch()
+        self._noise = NoiseScale()
+        self._batch = self._next_batch()
 
     @property
     def examples_seen(self) -> int:
@@ -140,13 +138,18 @@ class TrialRun:
 
     @property
     def waiting(self) -> Sequence[int]:
-        """The rows of the current effective batch that are left, by index, shortest first."""
-        return self._waiting
+        """The rows of the current effective batch that a pass may have, by index, shortest first."""
+        return self._batch.waiting
+
+    @property
+    def gradient_noise_scale(self) -> float | None:
+        """As `NoiseScale.value` has it, of all the steps so far."""
+        return self._noise.value
 
     @property
     def waiting_lengths(self) -> list[int]:
         """Their tokens."""
-        return [len(self.examples[index].input_ids) for index in self._waiting]
+        return [len(self.examples[index].input_ids) for index in self.waiting]
 
     @property
     def loss_weight(self) -> float:
@@ -154,12 +157,12 @@ class TrialRun:
 
         So 8 x 1, 4 x 2 and 1 x 8 rows give the same number and the same gradient.
         """
-        return self._loss_scale / self._tokens
+        return self._loss_scale / self._batch.tokens
 
     @property
     def learning_rate(self) -> float:
         """The rate of the next step."""
-        return self.recipe.learning_rate * learning_rate_multiplier(
+        return self.recipe.peak_learning_rate * learning_rate_multiplier(
             self.recipe.lr_scheduler, self.steps, warmup=self._warmup, total=self.plan.total_steps
         )
 
@@ -172,7 +175,7 @@ class TrialRun:
 
     def gather(self) -> torch.Tensor:
         """After a pass: makes its gradient that of all the rows so far; its norm, float32 []."""
-        if self._partial and self._accumulated is not None:
+        if self._batch.partial and self._accumulated is not None:
             self.adapter.gradient.add_(self._accumulated)
         norm: torch.Tensor = torch.linalg.vector_norm(self.adapter.gradient)
         return norm
@@ -192,14 +195,12 @@ class TrialRun:
                 self._halve_loss_scale()
                 return None
             raise self._diverged(
-                f"train loss {(self._loss_sum + result.loss_sum) / self._tokens:.4g},"
+                f"train loss {(self._batch.loss_sum + result.loss_sum) / self._batch.tokens:.4g},"
                 f" gradient norm {result.norm:.4g}; both must be finite."
             )
-        done = set(indices)
-        self._waiting = [index for index in self._waiting if index not in done]
-        self._loss_sum += result.loss_sum
-        if not self._waiting:
-            return self._step(result.norm / self._loss_scale)
+        norm = result.norm / self._loss_scale
+        if self._batch.take(indices, loss_sum=result.loss_sum, norm=norm):
+            return self._step(norm)
         assert self._accumulated is not None  # a batch of one row is never done in part
         self._accumulated.copy_(self.adapter.gradient)
         return None
@@ -209,15 +210,13 @@ class TrialRun:
 
         Random numbers have no state: each is a function of the seed, the step and the example.
         """
-        moments = self._optimizer.state[self.adapter.master]
-        tensors = {"adapter": self.adapter.master.detach()}
-        tensors |= {name: moments[name] for name in _MOMENTS}
-        if self._partial and self._accumulated is not None:
+        tensors = {"adapter": self.adapter.master.detach(), **moments(self._optimizer)}
+        if self._batch.partial and self._accumulated is not None:
             tensors["accumulated"] = self._accumulated
         values = {
             "steps": self.steps,
-            "waiting": list(self._waiting),
-            "loss_sum": self._loss_sum,
+            "batch": self._batch.state(),
+            "noise": self._noise.state(),
             "loss_scale": self._loss_scale,
             "watch": self._watch.state(),
             "train_seconds": self.train_seconds,
@@ -236,13 +235,10 @@ class TrialRun:
         device = self.adapter.master.device
         self.adapter.master.data.copy_(tensors["adapter"])
         self.steps = values["steps"]
-        self._optimizer.state[self.adapter.master] = {
-            "step": torch.tensor(float(self.steps), device=device),
-            **{name: tensors[name].to(device, copy=True) for name in _MOMENTS},
-        }
-        self._begin_batch()
-        self._waiting = list(values["waiting"])
-        self._loss_sum = values["loss_sum"]
+        restore_moments(self._optimizer, tensors, steps=self.steps)
+        self._batch = self._next_batch()
+        self._batch.restore(values["batch"])
+        self._noise.restore(values["noise"])
         self._loss_scale = values["loss_scale"]
         if "accumulated" in tensors:
             self._accumulated = tensors["accumulated"].to(device, copy=True)
@@ -250,33 +246,27 @@ class TrialRun:
         self.train_seconds, self.eval_seconds = values["train_seconds"], values["eval_seconds"]
         self.real_tokens, self.padded_tokens = values["real_tokens"], values["padded_tokens"]
 
-    @property
-    def _partial(self) -> bool:
-        """Whether some rows of the current batch are done and some are not."""
-        return len(self._waiting) < self._batch_rows
-
-    def _begin_batch(self) -> None:
-        """The next effective batch, its rows by length, so that passes of a part of it pad little."""
+    def _next_batch(self) -> EffectiveBatch:
         if self.finished:
-            self._waiting, self._batch_rows = [], 0
-            return
+            return EffectiveBatch([], self.examples)
         batch = self._order.batch(self.steps)
-        self._waiting = sorted(batch, key=lambda index: len(self.examples[index].input_ids))
-        self._batch_rows = len(batch)
-        self._tokens = sum(self.examples[index].supervised_tokens for index in batch)
-        self._loss_sum = 0.0
+        return EffectiveBatch(batch, self.examples, part=self._measured_rows(len(batch)))
+
+    def _measured_rows(self, rows: int) -> int | None:
+        """How many of the next batch's rows are measured by themselves."""
+        return measured_rows(self.steps, rows, min(self.recipe.batch_size, len(self.examples)))
 
     def _step(self, norm: float) -> StepResult:
         learning_rate = self.learning_rate
-        if self._watch.update(loss_sum=self._loss_sum, tokens=self._tokens, examples=self._batch_rows):
-            raise self._diverged(
-                f"the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
-                f" {self._watch.smoothed:.4g}, above {self._watch.limit:.4g}, the allowed multiple of"
-                f" {self._watch.start:.4g}, where it started."
+        batch = self._batch
+        self._judge(batch.loss_sum, batch.tokens, batch.rows)
+        if batch.part_rows:
+            self._noise.update(
+                part=batch.part_rows, part_norm=batch.part_norm, whole=batch.rows, whole_norm=norm
             )
         result = StepResult(
-            loss_sum=self._loss_sum,
-            supervised_tokens=self._tokens,
+            loss_sum=batch.loss_sum,
+            supervised_tokens=batch.tokens,
             grad_norm=norm,
             learning_rate=learning_rate,
         )
@@ -289,8 +279,21 @@ class TrialRun:
         self._optimizer.step()
         self.adapter.master.grad = None
         self.steps += 1
-        self._begin_batch()
+        self._batch = self._next_batch()
         return result
+
+    def _judge(self, loss_sum: float, tokens: int, rows: int) -> None:
+        """Takes in the loss of a whole batch, before the step.
+
+        Raises:
+            TrialEndedError: The step shall not be taken.
+        """
+        if self._watch.update(loss_sum=loss_sum, tokens=tokens, examples=rows):
+            raise self._diverged(
+                f"the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
+                f" {self._watch.smoothed:.4g}, above {self._watch.limit:.4g}, the allowed multiple of"
+                f" {self._watch.start:.4g}, where it started."
+            )
 
     def _halve_loss_scale(self) -> None:
         self._loss_scale /= 2

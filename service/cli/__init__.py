@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import demo, results, schedules, servers, spaces, studies
+from service.cli import demo, plan, range_tests, reports, results, schedules, servers, spaces, studies
 from service.cli.errors import Commands
 from service.cli.output import say
 
@@ -29,6 +29,7 @@ app.command(rich_help_panel=_SERVICE)(servers.serve)
 app.command(rich_help_panel=_SERVICE)(servers.api)
 app.command(rich_help_panel=_SERVICE)(servers.coordinator)
 app.add_typer(servers.db, name="db", rich_help_panel=_SERVICE)
+app.command(rich_help_panel=_STUDIES)(plan.plan)
 app.command(rich_help_panel=_STUDIES)(studies.submit)
 app.command(rich_help_panel=_STUDIES)(studies.studies)
 app.command(rich_help_panel=_STUDIES)(studies.show)
@@ -36,10 +37,13 @@ app.command(rich_help_panel=_STUDIES)(studies.watch)
 app.command(rich_help_panel=_STUDIES)(studies.cancel)
 app.command(rich_help_panel=_STUDIES)(studies.clone)
 app.command(rich_help_panel=_STUDIES)(studies.events)
+app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
 app.command(rich_help_panel=_STUDIES)(spaces.search_spaces)
 app.command(rich_help_panel=_RESULTS)(results.trials)
-app.command(rich_help_panel=_RESULTS)(results.best)
+app.command(rich_help_panel=_RESULTS)(reports.best)
+app.command(rich_help_panel=_RESULTS)(reports.report)
+app.command(rich_help_panel=_RESULTS)(reports.importance)
 app.command(rich_help_panel=_RESULTS)(results.export)
 app.command(rich_help_panel=_RESULTS)(results.adapter)
 

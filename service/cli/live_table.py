@@ -86,10 +86,15 @@ def render(
 
 def _header(study: Study, now: datetime) -> Text:
     ended = sum(getattr(study.counts, state) for state in _FINISHED)
-    of = f"{ended}/{study.trials_requested}" if study.trials_requested else str(ended)
+    # Repeats are planned for; until the search has ended they are not certain to come.
+    planned = study.trials_requested or 0
+    if study.counts.repeats:
+        planned += study.repeats_requested
+    of = f"{ended}/{planned}" if planned else str(ended)
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(study.name, "bold")
-    line.append(f"  {study.state}", _STATE_STYLES.get(study.state, "cyan"))
+    stage = f" ({study.stage})" if study.stage in ("range test", "repeats") else ""
+    line.append(f"  {study.state}{stage}", _STATE_STYLES.get(study.state, "cyan"))
     line.append(f"  {of} trials ended  {duration(elapsed(study, now))}  {counts_line(study)}")
     return line
 
@@ -99,6 +104,8 @@ def _best(study: Study) -> Text:
         return _line(study.reason if study.ended else f"best {study.metric}: none yet", "dim")
     best = study.best
     value = f"best {study.metric} {number(best.value)}"
+    if best.mean is not None:
+        value += f" (mean of {best.n} repeats {number(best.mean)})"
     return _line(f"{value}: trial {best.trial_number}  {settings_line(best.params)}", "green")
 
 
@@ -117,7 +124,7 @@ def _table(study: Study, trials: Sequence[Trial]) -> Table:
     best = study.best.trial_number if study.best else None
     for trial in trials:
         table.add_row(
-            str(trial.number),
+            str(trial.number) if trial.repeat_of is None else f"{trial.number} (={trial.repeat_of})",
             Text(trial.state, _STATE_STYLES.get(trial.state, "")),
             _bar(trial),
             _examples(trial),

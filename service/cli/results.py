@@ -1,4 +1,4 @@
-"""Commands about what a study found: trials, best, export, adapter."""
+"""Commands about the trials of a study: trials, export, adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
-from service.cli.output import duration, number, say, say_json, say_note, setting, settings_line, table
+from service.cli.output import duration, number, say, say_json, say_note, settings_line, table
 from service.client import Trial, UnexpectedAnswerError
 
 
@@ -41,7 +41,17 @@ def trials(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
         return
     best = found.best.trial_number if found.best else None
     table(
-        ("trial", "state", found.metric, "best rung", "examples", "training", "hyperparameters", "reason"),
+        (
+            "trial",
+            "state",
+            found.metric,
+            "best rung",
+            "examples",
+            "training",
+            "hyperparameters",
+            "diagnosis",
+            "reason",
+        ),
         [
             (
                 f"{trial.number}{' *' if trial.number == best else ''}",
@@ -50,7 +60,8 @@ def trials(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
                 "-" if trial.best_rung is None else trial.best_rung,
                 trial.examples_seen,
                 "-" if trial.train_seconds is None else duration(trial.train_seconds),
-                settings_line(trial.params),
+                settings_line(trial.params) if trial.repeat_of is None else repeat_line(trial),
+                verdicts_line(trial),
                 trial.reason,
             )
             for trial in all_trials
@@ -61,26 +72,16 @@ def trials(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
         say("* the best trial")
 
 
-def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Show the best completed trial: its value, its recipe and its adapter."""
-    with connect(server) as client:
-        trial = client.best(study)
-        metric = client.study(study).metric
-    if as_json:
-        say_json(trial.document())
-        return
-    say(f"Trial {trial.number}  {metric} {number(trial.value)}")
-    for name, value in (trial.metrics or {}).items():
-        if name != metric:
-            say(f"  {name}  {number(value)}")
-    recipe = trial.recipe or {}
-    shown = dict(trial.params) | {key: value for key, value in recipe.items() if key not in trial.params}
-    width = max((len(name) for name in shown), default=0)
-    for name, value in shown.items():
-        say(f"  {name:<{width}}  {setting(value)}{'  (searched)' if name in trial.params else ''}")
-    if trial.adapter:
-        say(f"Adapter on the server: {trial.adapter.path}")
-        say(f"Fetch it with: nightsweep adapter {study}")
+def repeat_line(trial: Trial) -> str:
+    """What a repeat runs again, in place of the hyperparameters it shares."""
+    return f"trial {trial.repeat_of} again, seed={trial.seed}"
+
+
+def verdicts_line(trial: Trial) -> str:
+    """The verdicts on a trial in short; `-` where its curves say nothing."""
+    told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
+    broke = [] if trial.feasible else ["breaks a constraint"]
+    return ", ".join([*broke, *told]) or "-"
 
 
 def export(
@@ -152,18 +153,21 @@ def trials_as_csv(trials: Sequence[Trial]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["number", "state", "value", "best_rung"]
+        ["number", "state", "value", "best_rung", "repeat_of", "seed", "feasible"]
         + [f"params.{name}" for name in params]
         + [f"metrics.{name}" for name in metrics]
         + ["examples_seen", "train_seconds", "peak_memory_bytes", "predicted_memory_bytes"]
-        + ["useful_token_share", "started_at", "ended_at", "adapter", "reason"]
+        + ["useful_token_share", "gradient_noise_scale", "diagnosis"]
+        + ["started_at", "ended_at", "adapter", "reason"]
     )
     for trial in trials:
         cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
+        cells += [trial.repeat_of, trial.seed, _cell(trial.feasible)]
         cells += [_cell(trial.params.get(name)) for name in params]
         cells += [(trial.metrics or {}).get(name) for name in metrics]
         cells += [trial.examples_seen, trial.train_seconds, trial.peak_memory_bytes]
-        cells += [trial.predicted_memory_bytes, trial.useful_token_share]
+        cells += [trial.predicted_memory_bytes, trial.useful_token_share, trial.gradient_noise_scale]
+        cells += [" ".join(finding.verdict for finding in trial.diagnosis)]
         cells += [at.isoformat() if at else None for at in (trial.started_at, trial.ended_at)]
         writer.writerow([*cells, trial.adapter.path if trial.adapter else None, trial.reason])
     return text.getvalue()

@@ -107,11 +107,17 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
         ("objective", f"{definition['objective']['direction']} {found.metric}"),
         ("model", definition["model"]["id"]),
     ]
+    if found.stage:
+        rows.insert(3, ("stage", found.stage))
+    if found.preparation:
+        rows += [("prepared", one_line(note)) for note in found.preparation.notes]
     if found.best:
         best = found.best
         rows.append(
             ("best", f"{number(best.value)}, trial {best.trial_number}: {settings_line(best.params)}")
         )
+        if best.sentence:
+            rows.append(("repeats", one_line(best.sentence)))
     rows.append(("dashboard", dashboard))
     for label, value in rows:
         say(f"{label:<10}  {value}")

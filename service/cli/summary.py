@@ -19,11 +19,11 @@ def best_trial(snapshot: Snapshot) -> Trial | None:
 
 
 def worst_completed_trial(snapshot: Snapshot) -> Trial | None:
-    """The completed trial with the worst value, by the study's direction."""
+    """The search's completed trial with the worst value, by the study's direction."""
     completed = [
         (trial.value, trial)
         for trial in snapshot.trials
-        if trial.state == AttemptState.COMPLETED and trial.value is not None
+        if trial.state == AttemptState.COMPLETED and trial.value is not None and trial.repeat_of is None
     ]
     if not completed:
         return None
@@ -60,6 +60,11 @@ def summary(snapshot: Snapshot, dashboard_url: str) -> list[str]:
         lines.append(f"  Best trial  {best.number}  {study.metric} {number(best.value)}")
         width = max((len(name) for name in best.params), default=0)
         lines += [f"    {name:<{width}}  {setting(value)}" for name, value in best.params.items()]
+        if study.best is not None and study.best.sentence:
+            lines.append(f"  Repeats     {one_line(study.best.sentence)}")
+        if study.pareto_front:
+            numbers = ", ".join(str(point.trial_number) for point in study.pareto_front)
+            lines.append(f"  Pareto      trials {numbers}")
         if best.adapter is not None:
             lines.append(f"  Adapter     {best.adapter.path}")
     if study.state == StudyState.FAILED:

@@ -60,12 +60,35 @@ class Counts(Answer):
     cancelled: int = 0
     waiting: int = 0
     total: int = 0
+    repeats: int = 0
 
 
 class BestTrial(Answer):
     trial_number: int
     value: float
     params: Mapping[str, Any]
+    mean: float | None = None
+    """Over its repeats; None without any."""
+    standard_deviation: float | None = None
+    n: int = 0
+    sentence: str | None = None
+    """Whether the winner is real; None without repeats."""
+
+
+class ParetoPoint(Answer):
+    trial_number: int
+    value: float
+    costs: Mapping[str, float] = Field(default_factory=dict)
+    params: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Preparation(Answer):
+    """What was settled before a study's first trial."""
+
+    learning_rate_bounds: tuple[float, float] | None = None
+    enqueued: int = 0
+    prior: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Study(Answer):
@@ -79,9 +102,16 @@ class Study(Answer):
     ended_at: datetime | None = None
     schedule: str | None = None
     fired_for: datetime | None = None
+    stage: str | None = None
+    """`range test`, `search` or `repeats`; None before it begins and after its end."""
     trials_requested: int | None = None
+    """Of the search."""
+    repeats_requested: int = 0
+    range_test: str | None = None
+    preparation: Preparation | None = None
     counts: Counts = Counts()
     best: BestTrial | None = None
+    pareto_front: tuple[ParetoPoint, ...] | None = None
     dashboard_path: str | None = None
     """None until the coordinator has made the Optuna study."""
 
@@ -119,6 +149,14 @@ class Adapter(Answer):
     url: str | None = None
 
 
+class Finding(Answer):
+    """A verdict on a trial's curves, and the numbers it rests on."""
+
+    verdict: str
+    evidence: str = ""
+    rung: int | None = None
+
+
 class Trial(Answer):
     number: int
     state: str
@@ -126,7 +164,13 @@ class Trial(Answer):
     reason: str = ""
     params: Mapping[str, Any] = Field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    repeat_of: int | None = None
+    """The trial whose recipe it runs again with another seed."""
+    seed: int | None = None
     value: float | None = None
+    costs: Mapping[str, float] = Field(default_factory=dict)
+    feasible: bool = True
+    diagnosis: tuple[Finding, ...] = ()
     best_rung: int | None = None
     rungs: tuple[RungValue, ...] = ()
     metrics: Mapping[str, float | None] | None = None
@@ -136,6 +180,8 @@ class Trial(Answer):
     peak_memory_bytes: int | None = None
     predicted_memory_bytes: int | None = None
     useful_token_share: float | None = None
+    gradient_noise_scale: float | None = None
+    critical_batch_size: int | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     adapter: Adapter | None = None
@@ -150,6 +196,51 @@ class Trial(Answer):
         """Training examples seen, as far as is known."""
         seen = self.progress.examples_seen if self.progress else 0
         return max(seen, self.rungs[-1].rung if self.rungs else 0)
+
+
+class CurvePoint(Answer):
+    """One optimizer step of a sweep of the learning rate."""
+
+    learning_rate: float
+    loss: float
+    smoothed: float
+
+
+class Corner(Answer):
+    """One sweep of a range test."""
+
+    trial_number: int
+    values: Mapping[str, Any]
+    curve: tuple[CurvePoint, ...] = ()
+    steepest: float | None = None
+    minimum: float | None = None
+    divergence: float | None = None
+    note: str = ""
+
+
+class Bounds(Answer):
+    min: float
+    max: float
+
+
+class RangeTest(Answer):
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    study: str | None = None
+    """The name of the study whose first stage it is."""
+    corners: tuple[Corner, ...] = ()
+    allowed: Bounds | None = None
+    proposed: Bounds | None = None
+    bounds: Bounds | None = None
+    """What was found within what is allowed; None: nothing (yet)."""
+    notes: tuple[str, ...] = ()
+    dashboard_path: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_STUDY_STATES
 
 
 class StudyEvent(Answer):

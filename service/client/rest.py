@@ -11,13 +11,16 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from service.client.answers import Answer, NamedSpace, Problem, Schedule, Study, StudyEvent, Trial
+from service.client.answers import Answer, NamedSpace, Problem, RangeTest, Schedule, Study, StudyEvent, Trial
 from service.client.errors import RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client.reports import Best, Importance, Report
 
 DEFAULT_SERVER = "http://127.0.0.1:8787"
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PAGE = 100
+_PLAN_SECONDS = 600.0
+"""A plan reads data on the server, which has a time limit of its own."""
 A = TypeVar("A", bound=Answer)
 
 
@@ -74,6 +77,10 @@ class Client:
     def submit(self, definition: Mapping[str, Any]) -> Study:
         return self._one(Study, "POST", "/v1/studies", definition)
 
+    def plan(self, definition: Mapping[str, Any]) -> dict[str, Any]:
+        """What a study would do, as the server sent it. Nothing is stored. It may take minutes."""
+        return self._json("POST", "/v1/studies", definition, {"dry_run": "true"}, timeout=_PLAN_SECONDS)
+
     def studies(self, *, state: str | None = None) -> Iterator[Study]:
         """All studies, newest first, fetched page by page as they are read."""
         query: dict[str, str] = {"limit": str(_PAGE)} | ({"state": state} if state else {})
@@ -94,8 +101,14 @@ class Client:
     def trial(self, study: str, number: int) -> Trial:
         return self._one(Trial, "GET", f"/v1/studies/{_segment(study)}/trials/{number}")
 
-    def best(self, study: str) -> Trial:
-        return self._one(Trial, "GET", f"/v1/studies/{_segment(study)}/best")
+    def best(self, study: str) -> Best:
+        return self._one(Best, "GET", f"/v1/studies/{_segment(study)}/best")
+
+    def report(self, study: str) -> Report:
+        return self._one(Report, "GET", f"/v1/studies/{_segment(study)}/report")
+
+    def importance(self, study: str) -> Importance:
+        return self._one(Importance, "GET", f"/v1/studies/{_segment(study)}/importance")
 
     def cancel(self, study: str) -> Study:
         return self._one(Study, "POST", f"/v1/studies/{_segment(study)}/cancel")
@@ -128,6 +141,18 @@ class Client:
     def dashboard_url(self, study: Study | None = None) -> str:
         """The study's page in Optuna dashboard; the list of studies while it has none."""
         return self.server + ((study and study.dashboard_path) or "/dashboard")
+
+    # Range tests
+
+    def submit_range_test(self, definition: Mapping[str, Any]) -> RangeTest:
+        """Sweeps the learning rate for a study, which itself is not submitted."""
+        return self._one(RangeTest, "POST", "/v1/range-tests", definition)
+
+    def range_test(self, range_test: str) -> RangeTest:
+        return self._one(RangeTest, "GET", f"/v1/range-tests/{_segment(range_test)}")
+
+    def cancel_range_test(self, range_test: str) -> RangeTest:
+        return self._one(RangeTest, "POST", f"/v1/range-tests/{_segment(range_test)}/cancel")
 
     # Schedules and search spaces
 
@@ -170,12 +195,20 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> httpx.Response:
         # httpx refuses to write NaN and infinity; the service reads them and names the key that holds one.
         content = None if body is None else json.dumps(body).encode()
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            response = self._http.request(method, path, content=content, headers=headers, params=query)
+            response = self._http.request(
+                method,
+                path,
+                content=content,
+                headers=headers,
+                params=query,
+                timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=5.0),
+            )
         except httpx.RequestError as error:
             raise UnreachableError(self.server, _cause(error)) from error
         self._check(response)
@@ -201,8 +234,9 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
-        response = self._send(method, path, body, query)
+        response = self._send(method, path, body, query, timeout)
         try:
             document = response.json()
         except ValueError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
+from service.coordinator.orders import base_of
+from service.coordinator.room import Place, Room
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,10 @@ class _Member:
     settled: bool = False
     """It has had a trial, so `slots` is a measurement and no longer a guess."""
     attempts: set[int] = field(default_factory=set)
+    base: str | None = None
+    """What its trials train on; of an idle worker what it has in memory, if anything."""
+    kept_for: str | None = None
+    """It gets no trials but those of this base, for which it is being emptied."""
     acknowledged: int = 0
     to_verify: bool = False
     """Found after a coordinator's restart: its first events tell which orders it never got."""
@@ -70,10 +76,29 @@ class Crew:
         return sum(len(m.attempts) for m in self._members.values())
 
     @property
-    def free_slots(self) -> int:
-        """Trials that ready workers would take now, each no more than its share."""
+    def room(self) -> Room:
+        """What the ready workers would take now, each no more than its share while there are others."""
         share = self._share()
-        return sum(max(0, min(m.slots, share) - len(m.attempts)) for m in self._members.values() if m.ready)
+        expecting = any(not (m.ready and m.settled) and self._is_awaited(m) for m in self._members.values())
+        places = []
+        for worker_id, member in self._members.items():
+            if not member.ready:
+                continue
+            has = len(member.attempts)
+            free = max(0, min(member.slots, share) - has)
+            base = member.base if member.attempts else None
+            if member.kept_for is not None and base is None:
+                base = member.kept_for
+            elif member.kept_for not in (None, base):
+                continue
+            spare = 0 if expecting else max(0, member.slots - has - free)
+            places.append(
+                Place(worker_id=worker_id, trials=has, free=free, spare=spare, base=base, loaded=member.base)
+            )
+        return Room(places=tuple(places))
+
+    def _is_awaited(self, member: _Member) -> bool:
+        return member.ready or time.monotonic() - member.since < self._patience
 
     def _share(self) -> int:
         """Most trials for one worker, so that all of them together are spread as evenly as slots allow.
@@ -81,11 +106,8 @@ class Crew:
         A worker that is starting, or has trained nothing yet, counts as one that may take any number.
         Otherwise the first to be ready, or to be measured, would get every trial and the others none.
         """
-        now = time.monotonic()
         limits = [
-            m.slots if m.settled else self._at_once
-            for m in self._members.values()
-            if m.ready or now - m.since < self._patience
+            m.slots if m.settled else self._at_once for m in self._members.values() if self._is_awaited(m)
         ]
         if sum(limits) < self._at_once:
             return self._at_once
@@ -140,20 +162,43 @@ class Crew:
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
         return f"no node of the Ray cluster has the {need} that one worker needs{hint}"
 
-    def pick(self) -> str:
-        """A ready worker with a free slot, the least busy first."""
-        free = [w for w, m in self._members.items() if m.ready and len(m.attempts) < m.slots]
-        return min(free, key=lambda w: (len(self._members[w].attempts), w))
+    def pick(self, base: str) -> str | None:
+        """A worker for one more trial of a base; None: nobody would take it now."""
+        place = self.room.pick(base)
+        return None if place is None else place.worker_id
+
+    def make_way(self, bases: Collection[str]) -> None:
+        """See that a worker is emptied for each of these bases, unless one has it; and for no other."""
+        for member in self._members.values():
+            if member.kept_for not in bases:
+                member.kept_for = None
+        for base in bases:
+            if any(base in (m.kept_for, m.base if m.attempts else None) for m in self._members.values()):
+                continue
+            ready = [w for w, m in self._members.items() if m.ready and m.kept_for is None]
+            if ready:
+                least_busy = min(ready, key=lambda w: (len(self._members[w].attempts), w))
+                self._members[least_busy].kept_for = base
 
     def submit(self, worker_id: str, order: TrialOrder) -> None:
-        self._members[worker_id].attempts.add(order.attempt_id)
+        member = self._members[worker_id]
+        member.attempts.add(order.attempt_id)
+        member.base = base_of(order.model)
+        member.kept_for = None
         self._cluster.submit(worker_id, order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
         self._cluster.send(worker_id, verdict)
 
-    def on_ready(self, info: WorkerInfo) -> None:
+    def on_ready(self, info: WorkerInfo, *, base: str | None = None) -> None:
+        """A worker has started, or was found again.
+
+        Args:
+            info: what it says of itself.
+            base: what the orders that it has are to train on; it may still be loading that.
+        """
         member = self._members[info.worker_id]
+        member.base = base or info.base
         member.ready = not member.to_verify
         member.slots = info.slots
         member.settled = info.base is not None

@@ -1,70 +1,55 @@
 """What to do next for one study: a pure function from a snapshot to actions.
 
-No I/O, no clock, no randomness: the loop reads the snapshot and performs the actions. The order in
-which ends are looked at is fixed, and it is the order of `decide`'s body: a person's cancel, a fault
-that every trial would share, too many failures, the wall clock, the GPU-hours, and last the natural
-end. A study that meets several of them ends with the first one's reason.
+No I/O, no clock, no randomness: the loop reads the snapshot and performs the actions. What ends a study,
+and in which order that is looked at, is said in `stops`. When the search is over by itself, what still
+runs of it is stopped, and then its best recipes are run again where the definition wants repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from service.coordinator.snapshot import (
+    Limits,
+    Repeats,
+    Snapshot,
+    TrialPhase,
+    TrialSnapshot,
+)
+from service.coordinator.stops import Stop, budget_stop, forced_stop, ranking, search_end
 from service.states import AttemptState, StudyState
 
-
-class TrialPhase(StrEnum):
-    WAITING = "waiting"
-    """Asked, but no attempt is alive: never dispatched, or its worker was lost."""
-    LIVE = "live"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSnapshot:
-    number: int
-    phase: TrialPhase
-    lost_attempts: int = 0
-    live_attempt_id: int | None = None
-    stop_requested: bool = False
-    """A stop was already sent to the live attempt."""
-    outcome: AttemptState | None = None
-    """Set when the phase is ended."""
-    fatal_reason: str | None = None
-    """The trial failed for a reason in the study's model or data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The part of the definition that bounds a study. Times in seconds."""
-
-    trials: int
-    max_parallel_trials: int
-    max_failed_trials: int | None
-    max_retries: int
-    timeout_seconds: float | None
-    max_gpu_hours: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    state: StudyState
-    cancel_requested: bool
-    limits: Limits
-    trials: tuple[TrialSnapshot, ...]
-    free_slots: int
-    running_seconds: float
-    """Wall clock since the first trial was dispatched."""
-    gpu_hours: float
-    unplaceable_reason: str | None = None
-    """Set when the cluster could not give this study any worker for too long."""
+__all__ = [
+    "Action",
+    "Ask",
+    "AskRepeat",
+    "Dispatch",
+    "EndStudy",
+    "EndTrial",
+    "Limits",
+    "Repeats",
+    "Snapshot",
+    "StopAttempt",
+    "TrialPhase",
+    "TrialSnapshot",
+    "decide",
+    "starving_bases",
+    "trials_to_come",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """Ask the sampler for the next trial and dispatch it."""
+    """Ask the sampler for the next trial, and dispatch it if a worker takes its base; else it waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskRepeat:
+    """Make a trial of another's recipe with a further seed, and dispatch it likewise."""
+
+    of: int
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,94 +84,175 @@ class EndStudy:
     """What brought the end about, where `reason` also says what came of the trials."""
 
 
-Action = Ask | Dispatch | StopAttempt | EndTrial | EndStudy
+Action = Ask | AskRepeat | Dispatch | StopAttempt | EndTrial | EndStudy
 
 
 def decide(snapshot: Snapshot) -> list[Action]:
     """The next actions for a study that is queued or running.
 
-    Never asks for more than `limits.trials` trials and never lets more than
-    `limits.max_parallel_trials` be alive, whatever `free_slots` says: budgets are reserved here, before
-    anything is dispatched.
+    Never makes more than `limits.trials` trials of the search, and never lets more than
+    `limits.max_parallel_trials` be alive or waiting for their base, whatever room there is: budgets are
+    reserved here, before anything is dispatched. An ask for which nobody has a place yet keeps its
+    reservation, and goes before any later one.
     """
-    end = _end_of_study(snapshot)
-    if end is not None:
-        return list(_wind_down(snapshot, end))
-    return list(_go_on(snapshot))
+    return list(_decide(snapshot))
 
 
-def _end_of_study(snapshot: Snapshot) -> EndStudy | None:
-    """The first end that holds, in the documented order; None while the study goes on."""
-    limits = snapshot.limits
-    ended = [t for t in snapshot.trials if t.phase is TrialPhase.ENDED]
-    failed = sum(t.outcome is AttemptState.FAILED for t in ended)
-    fatal = next((t for t in ended if t.fatal_reason is not None), None)
-
-    if snapshot.cancel_requested:
-        return EndStudy(state=StudyState.CANCELLED, reason="cancelled on request")
-    if fatal is not None:
-        return EndStudy(state=StudyState.FAILED, reason=str(fatal.fatal_reason))
-    if snapshot.unplaceable_reason is not None:
-        return EndStudy(state=StudyState.FAILED, reason=snapshot.unplaceable_reason)
-    if limits.max_failed_trials is not None and failed > limits.max_failed_trials:
-        return EndStudy(
-            state=StudyState.FAILED,
-            reason=f"{'1 trial' if failed == 1 else f'{failed} trials'} failed; "
-            f"budget.max_failed_trials allows {limits.max_failed_trials}",
-        )
-    if limits.timeout_seconds is not None and snapshot.running_seconds >= limits.timeout_seconds:
-        return _natural_end(snapshot, f"budget.timeout of {limits.timeout_seconds:g} s reached")
-    if limits.max_gpu_hours is not None and snapshot.gpu_hours >= limits.max_gpu_hours:
-        spent = f"({snapshot.gpu_hours:.2f} spent)"
-        return _natural_end(snapshot, f"budget.max_gpu_hours of {limits.max_gpu_hours:g} reached {spent}")
-    if len(ended) >= limits.trials:
-        return _natural_end(snapshot, f"all {limits.trials} trials ended")
-    return None
+def _decide(snapshot: Snapshot) -> Iterator[Action]:
+    forced = forced_stop(snapshot)
+    if forced is not None:
+        yield from _wind_down(snapshot.trials, _end(snapshot, forced))
+        return
+    over, cut = search_end(snapshot), budget_stop(snapshot)
+    if over is None and cut is None:
+        unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
+        yield from _go_on(snapshot, [Ask()] * unasked)
+    elif over is None and cut is not None:
+        yield from _wind_down(snapshot.trials, _end(snapshot, cut))
+    elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
+        yield from _close(snapshot.search, f"the search ended: {over}")
+    else:
+        yield from _repeat(snapshot, str(over), _cut_of_repeats(snapshot, cut))
 
 
-def _natural_end(snapshot: Snapshot, why: str) -> EndStudy:
-    """Completed if anything completed; a study without a single result has failed, and says how."""
-    outcomes = [t.outcome for t in snapshot.trials if t.outcome is not None]
+def trials_to_come(snapshot: Snapshot) -> int:
+    """Trials that are still to be sent out as far as anybody knows now, those that wait included."""
+    over, cut = search_end(snapshot), budget_stop(snapshot)
+    if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
+        return 0
+    if over is None:
+        unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
+        return unasked + len(_waiting(snapshot, snapshot.search))
+    if any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
+        return 0
+    return len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+
+
+def starving_bases(snapshot: Snapshot) -> tuple[str, ...]:
+    """Bases of waiting trials that no worker would take and that enough newer trials have overtaken.
+
+    A trial that waits a little for its base lets the packs of other bases stay full. One that as many newer
+    trials have passed as may run at once waits no longer: a worker has to be emptied for it.
+    """
+    newest = max((t.number for t in snapshot.trials), default=0)
+    overdue = newest - snapshot.limits.max_parallel_trials
+    waiting = [t for t in _waiting(snapshot, snapshot.trials) if t.number <= overdue]
+    return tuple(dict.fromkeys(t.base for t in waiting if snapshot.room.pick(t.base) is None))
+
+
+def _end(snapshot: Snapshot, stop: Stop) -> EndStudy:
+    if stop.state is not None:
+        return EndStudy(state=stop.state, reason=stop.reason)
+    return _natural_end(snapshot, stop.reason)
+
+
+def _natural_end(snapshot: Snapshot, why: str, then: str = "", cause: str = "") -> EndStudy:
+    """Completed if any trial of the search is; a study without a single result has failed, and says how."""
+    cause = cause or why
+    outcomes = [t.outcome for t in snapshot.search if t.outcome is not None]
     if AttemptState.COMPLETED in outcomes:
-        return EndStudy(state=StudyState.COMPLETED, reason=why)
+        if not ranking(snapshot):
+            then = f", and no completed trial meets the constraints{then}"
+        return EndStudy(state=StudyState.COMPLETED, reason=f"{why}{then}", cause=cause)
     tally = ", ".join(
         f"{outcomes.count(state)} {state.replace('_', ' ')}" for state in AttemptState if state in outcomes
     )
     reason = f"{why}, and none completed ({tally or 'none was run'})"
-    return EndStudy(state=StudyState.FAILED, reason=reason, cause=why)
+    return EndStudy(state=StudyState.FAILED, reason=reason, cause=cause)
 
 
-def _wind_down(snapshot: Snapshot, end: EndStudy) -> Iterator[Action]:
-    """Stop what lives, close what waits; the study ends once nothing is alive."""
-    live = [t for t in snapshot.trials if t.phase is TrialPhase.LIVE]
-    reason = f"the study ended: {end.cause or end.reason}"
-    for trial in live:
-        if not trial.stop_requested and trial.live_attempt_id is not None:
+def _close(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
+    """Stop what lives, end what waits."""
+    for trial in trials:
+        if trial.phase is TrialPhase.LIVE and not trial.stop_requested and trial.live_attempt_id is not None:
             yield StopAttempt(attempt_id=trial.live_attempt_id, reason=reason)
-    for trial in snapshot.trials:
+    for trial in trials:
         if trial.phase is TrialPhase.WAITING:
             yield EndTrial(trial_number=trial.number, outcome=AttemptState.CANCELLED, reason=reason)
-    if not live:
+
+
+def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Action]:
+    """Close all trials; the study ends once nothing is alive."""
+    yield from _close(trials, f"the study ended: {end.cause or end.reason}")
+    if not any(t.phase is TrialPhase.LIVE for t in trials):
         yield end
 
 
-def _go_on(snapshot: Snapshot) -> Iterator[Action]:
-    """Fill free slots: lost trials first, oldest first, then new ones."""
-    limits = snapshot.limits
-    live = sum(t.phase is TrialPhase.LIVE for t in snapshot.trials)
-    room = min(snapshot.free_slots, limits.max_parallel_trials - live)
+def _waiting(snapshot: Snapshot, trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
+    """Trials that wait and may be tried again."""
+    retries = snapshot.limits.max_retries
+    return [t for t in trials if t.phase is TrialPhase.WAITING and t.lost_attempts <= retries]
+
+
+def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Action]:
+    """Fill the room: trials that wait first, the oldest first, then new ones."""
+    limits, room = snapshot.limits, snapshot.room
+    waiting = _waiting(snapshot, snapshot.trials)
     for trial in snapshot.trials:
-        if trial.phase is not TrialPhase.WAITING:
-            continue
-        if trial.lost_attempts > limits.max_retries:
+        if trial.phase is TrialPhase.WAITING and trial.lost_attempts > limits.max_retries:
             yield EndTrial(
                 trial_number=trial.number,
                 outcome=AttemptState.FAILED,
                 reason=f"its worker was lost {trial.lost_attempts} times; "
                 f"budget.max_retries allows {limits.max_retries} further attempts",
             )
-        elif room > 0:
+    live = sum(t.phase is TrialPhase.LIVE for t in snapshot.trials)
+    may_start = limits.max_parallel_trials - live
+    may_ask = may_start - len(waiting)
+    for trial in waiting:
+        place = room.pick(trial.base)
+        if place is not None and may_start > 0:
             yield Dispatch(trial_number=trial.number)
-            room -= 1
-    for _ in range(min(max(room, 0), limits.trials - len(snapshot.trials))):
-        yield Ask()
+            room = room.filled(place, trial.base)
+            may_start -= 1
+    yield from to_ask[: max(0, min(may_ask, room.free))]
+
+
+# -- repeats -----------------------------------------------------------------------------------------
+
+
+def _repeats_wanted(snapshot: Snapshot) -> list[AskRepeat]:
+    """Every repeat there should be: each recipe with the first seed, then each with the second, and so on.
+
+    Known once no trial of the search is open: until then the best may change.
+    """
+    repeats = snapshot.limits.repeats
+    if repeats is None:
+        return []
+    best = ranking(snapshot)[: repeats.top_k]
+    return [AskRepeat(of=trial.number, seed=seed) for seed in repeats.seeds for trial in best]
+
+
+def _repeats_to_ask(snapshot: Snapshot) -> list[AskRepeat]:
+    present = {(t.repeat_of, t.seed) for t in snapshot.again}
+    return [wanted for wanted in _repeats_wanted(snapshot) if (wanted.of, wanted.seed) not in present]
+
+
+def _cut_of_repeats(snapshot: Snapshot, cut: Stop | None) -> Stop | None:
+    """What keeps repeats from going on: a budget, or a fault that all of them would share."""
+    fatal = next((t.fatal_reason for t in snapshot.again if t.fatal_reason is not None), None)
+    return Stop(reason=fatal) if fatal is not None else cut
+
+
+def _repeat(snapshot: Snapshot, over: str, cut: Stop | None) -> Iterator[Action]:
+    """The best recipes again, and then the study's end."""
+    missing = _repeats_to_ask(snapshot)
+    if not missing and all(t.phase is TrialPhase.ENDED for t in snapshot.again):
+        yield _natural_end(snapshot, over, _repeats_in_words(snapshot))
+    elif cut is None:
+        yield from _go_on(snapshot, missing)
+    else:
+        then = f"{_repeats_in_words(snapshot)}: {cut.reason}"
+        yield from _wind_down(snapshot.again, _natural_end(snapshot, over, then, cause=cut.reason))
+
+
+def _repeats_in_words(snapshot: Snapshot) -> str:
+    wanted = _repeats_wanted(snapshot)
+    if not wanted:
+        return ""
+    recipes, seeds = len({w.of for w in wanted}), len({w.seed for w in wanted})
+    who = "the best was" if recipes == 1 else f"the {recipes} best were"
+    each = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    completed = sum(t.outcome is AttemptState.COMPLETED for t in snapshot.again)
+    share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} to the end"
+    return f"; {who} run again with {each}{' each' if recipes > 1 else ''}{share}"

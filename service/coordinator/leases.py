@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
 from service.errors import LeaseLost
-from service.models import Study
+from service.models import Study, StudyKind
 from service.states import StudyState
 
 
@@ -28,6 +28,8 @@ class Lease:
 
 def take(session: Session, *, owner: str, seconds: float, limit: int) -> list[Lease]:
     """Take free or expired leases: of all running studies, and of queued ones while under `limit`.
+
+    A queued study that waits for its range test or its warm start is not taken.
 
     A running study is never left waiting, whatever the limit: workers that its dead coordinator started
     still hold what the studies taken in its place would wait for.
@@ -44,13 +46,23 @@ def take(session: Session, *, owner: str, seconds: float, limit: int) -> list[Le
     candidates = list(session.scalars(oldest.where(Study.state == StudyState.RUNNING)))
     room = limit - len(candidates)
     if room > 0:
-        candidates += session.scalars(oldest.where(Study.state == StudyState.QUEUED).limit(room))
+        queued = oldest.where(Study.state == StudyState.QUEUED, ~waits_for_stages())
+        candidates += session.scalars(queued.limit(room))
     for study in candidates:
         study.lease_owner = owner
         study.lease_expires_at = now + timedelta(seconds=seconds)
         study.lease_number += 1
     session.flush()
     return [Lease(study_id=s.id, owner=owner, number=s.lease_number) for s in candidates]
+
+
+def waits_for_stages() -> ColumnElement[bool]:
+    """Searches that `service.coordinator.stages` has to prepare before their first trial, and has not."""
+    asks = or_(
+        Study.definition[("search", "learning_rate_range_test")].as_string().is_not(None),
+        Study.definition["warm_start"].as_string().is_not(None),
+    )
+    return and_(Study.kind == StudyKind.SEARCH, Study.preparation.is_(None), asks)
 
 
 def hold(session: Session, lease: Lease) -> Study:

@@ -17,13 +17,24 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from search_spaces.errors import SearchSpaceError
 from service import optuna_store
 from service.coordinator import leases
 from service.coordinator.crew import Crew
-from service.coordinator.decide import Action, Ask, Dispatch, EndStudy, EndTrial, StopAttempt, decide
+from service.coordinator.decide import (
+    Action,
+    Ask,
+    AskRepeat,
+    Dispatch,
+    EndStudy,
+    EndTrial,
+    StopAttempt,
+    decide,
+    starving_bases,
+    trials_to_come,
+)
 from service.coordinator.dispatch import (
     ClusterError,
     Decision,
@@ -42,6 +53,7 @@ from service.coordinator.dispatch import (
     Verdict,
     Workers,
 )
+from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
@@ -100,6 +112,7 @@ class Coordinator:
             (self._settings.home / ALIVE_FILE).touch()
             self._cancel_unstarted()
             self._fire_schedules()
+            advance_stages(self._database, self._storage)
             self._take_leases()
         if now - self._renewed_at >= self._settings.lease_seconds / 3:
             self._renewed_at = now
@@ -133,7 +146,7 @@ class Coordinator:
                     storage=self._storage,
                     artifacts_dir=self._settings.artifacts_dir,
                 )
-            except ValidationError as error:
+            except (ValueError, SearchSpaceError) as error:
                 self._refuse(lease, f"this version cannot read the study's definition: {error}")
                 continue
             log.info("took study %s, lease %d", run.name, lease.number)
@@ -162,7 +175,7 @@ class Coordinator:
         crew = self._crews[run.study_id]
         crew.attach()
         for worker_id in set(run.live_attempts().values()) - crew.members:
-            run.on_lost([worker_id], f"worker {worker_id} was not found on the cluster")
+            run.events.on_lost([worker_id], f"worker {worker_id} was not found on the cluster")
 
     def _renew(self, run: StudyRun) -> None:
         with self._database.write() as session:
@@ -196,7 +209,7 @@ class Coordinator:
     def _abandon(self, run: StudyRun, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
         try:
-            run.on_lost(run.live_attempts().values(), reason)
+            run.events.on_lost(run.live_attempts().values(), reason)
             run.close_trials(reason)
         except LeaseLost:
             raise
@@ -217,59 +230,66 @@ class Coordinator:
     def _apply(self, run: StudyRun, crew: Crew, delivery: Delivery) -> None:
         match delivery:
             case Ready(info=info):
-                crew.on_ready(info)
+                crew.on_ready(info, base=run.base_of_attempts(info.running_attempts))
             case Delivered(worker_id=worker_id, events=events):
                 for numbered in events:
                     self._apply_event(run, crew, worker_id, numbered.event, numbered.seq)
                 crew.on_delivered(worker_id, max((n.seq for n in events), default=None))
                 for attempt_id in crew.unknown_orders(worker_id, run.live_attempts()):
-                    run.lose(attempt_id, f"its order never reached worker {worker_id}")
+                    run.events.lose(attempt_id, f"its order never reached worker {worker_id}")
             case Refused(worker_id=worker_id, attempt_id=attempt_id, reason=reason):
                 crew.on_ended(worker_id, attempt_id)
-                run.lose(attempt_id, f"worker {worker_id} refused it: {reason}")
+                run.events.lose(attempt_id, f"worker {worker_id} refused it: {reason}")
             case Gone(worker_id=worker_id, reason=reason):
                 crew.on_gone(worker_id, reason)
-                for number in run.on_lost([worker_id], f"worker {worker_id} died: {reason}"):
+                for number in run.events.on_lost([worker_id], f"worker {worker_id} died: {reason}"):
                     log.warning("trial %d of %s lost its worker: %s", number, run.name, reason)
 
     def _apply_event(self, run: StudyRun, crew: Crew, worker_id: str, event: Event, seq: int) -> None:
         match event:
             case TrialStarted():
-                run.on_started(event, seq)
+                run.events.on_started(event, seq)
             case Progress():
-                run.on_progress(event, seq)
+                run.events.on_progress(event, seq)
             case Report():
-                reason = run.on_report(event, seq)
+                reason = run.events.on_report(event, seq)
                 if reason is not None:
                     crew.send(
                         worker_id,
                         Verdict(attempt_id=event.attempt_id, decision=Decision.PRUNE, reason=reason),
                     )
             case TrialOutcome():
-                run.on_outcome(event, seq)
+                run.events.on_outcome(event, seq)
                 crew.on_ended(worker_id, event.attempt_id)
             case PackCapacity():
-                run.on_capacity(worker_id, event)
+                run.events.on_capacity(worker_id, event)
                 crew.on_capacity(worker_id, event.slots)
 
     # -- actions out ---------------------------------------------------------------------------
 
     def _advance(self, run: StudyRun) -> None:
         crew = self._crews[run.study_id]
-        snapshot = run.snapshot(free_slots=crew.free_slots, unplaceable_reason=crew.unplaceable_reason())
+        snapshot = run.snapshot(room=crew.room, unplaceable_reason=crew.unplaceable_reason())
+        had = crew.live
         for action in decide(snapshot):
             self._perform(run, crew, action)
         if run.study_id in self._runs:
-            crew.resize(run.wanted_workers(snapshot, busy=crew.busy, live=crew.live))
+            crew.make_way(starving_bases(snapshot))
+            unsent = max(0, trials_to_come(snapshot) - (crew.live - had))
+            crew.resize(run.wanted_workers(unsent, busy=crew.busy))
 
     def _perform(self, run: StudyRun, crew: Crew, action: Action) -> None:
         match action:
             case Ask():
-                self._dispatch(run, crew, run.ask())
+                number = run.ask()
+                if number is not None:
+                    self._dispatch(run, crew, number)
+            case AskRepeat(of=of, seed=seed):
+                self._dispatch(run, crew, run.ask_repeat(of, seed))
             case Dispatch(trial_number=number):
                 self._dispatch(run, crew, number)
             case StopAttempt(attempt_id=attempt_id, reason=reason):
-                run.stops_sent.add(attempt_id)
+                run.stop_sent(attempt_id)
                 worker_id = run.live_attempts().get(attempt_id)
                 if worker_id is not None:
                     crew.send(
@@ -281,9 +301,11 @@ class Coordinator:
                 self._end(run, state, reason)
 
     def _dispatch(self, run: StudyRun, crew: Crew, number: int) -> None:
-        worker_id = crew.pick()
-        order = run.open_attempt(number, worker_id=worker_id, shape=crew.shape)
-        crew.submit(worker_id, order)
+        """Send a trial to a worker that takes its base; without one it waits."""
+        worker_id = crew.pick(run.base_of(number))
+        if worker_id is not None:
+            order = run.open_attempt(number, worker_id=worker_id, shape=crew.shape)
+            crew.submit(worker_id, order)
 
     def _end(self, run: StudyRun, state: StudyState, reason: str) -> None:
         self._renew(run)  # Whoever has lost the lease must leave the workers alone.

@@ -5,17 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from search_spaces.definition import StudyDefinition
+from search_spaces.definition import ModelSpec, StudyDefinition
 from search_spaces.recipe import Recipe
-from service.coordinator.dispatch import TrialOrder
-from service.models import Attempt
+from service.coordinator.dispatch import RateSweep, TrialOrder
+from service.models import Attempt, StudyKind
 
 CHECKPOINT = "checkpoint"
 """Where an attempt keeps its checkpoint, in its own folder."""
 
 
+def model_of(definition: StudyDefinition, recipe: Recipe) -> ModelSpec:
+    """The base that a recipe trains on: the definition's, quantized as the recipe says, where it does."""
+    if recipe.quantization is None:
+        return definition.model
+    return definition.model.model_copy(update={"quantization": recipe.quantization})
+
+
+def base_of(model: ModelSpec) -> str:
+    """A base in words, as `WorkerInfo.base` has it. Within a study, equal words are equal bases."""
+    return f"{model.id} {model.quantization}"
+
+
 def make_order(
-    definition: StudyDefinition, recipe: Recipe, attempt: Attempt, earlier: Iterable[Attempt]
+    definition: StudyDefinition,
+    recipe: Recipe,
+    attempt: Attempt,
+    earlier: Iterable[Attempt],
+    kind: StudyKind = StudyKind.SEARCH,
 ) -> TrialOrder:
     """The order for an attempt.
 
@@ -25,14 +41,17 @@ def make_order(
         attempt: the attempt that is about to begin.
         earlier: the trial's attempts before it, oldest first. Whether one left a checkpoint only the worker
             can see: artifacts need not lie on the coordinator's machine.
+        kind: whether the trial is trained, or its learning rate swept.
     """
+    test = definition.search.learning_rate_range_test if kind is StudyKind.RANGE_TEST else None
+    sweep = None if test is None else RateSweep(first=test.min, last=test.max, steps=test.steps)
     resources = definition.resources
     micro_batch, together = resources.micro_batch_size, resources.trials_per_worker
     return TrialOrder(
         attempt_id=attempt.id,
         study_id=attempt.study_id,
         trial_number=attempt.trial_number,
-        model=definition.model,
+        model=model_of(definition, recipe),
         data=definition.data,
         recipe=recipe,
         objective=definition.objective,
@@ -42,4 +61,5 @@ def make_order(
         gradient_checkpointing=resources.gradient_checkpointing,
         artifact_dir=attempt.artifact_dir,
         resume_from=tuple(str(Path(a.artifact_dir) / CHECKPOINT) for a in reversed(list(earlier))),
+        rate_sweep=sweep,
     )

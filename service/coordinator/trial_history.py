@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from service.coordinator.decide import TrialPhase, TrialSnapshot
+from service.coordinator.snapshot import TrialPhase, TrialSnapshot
 from service.models import Attempt
-from service.states import LIVE_ATTEMPT_STATES, AttemptState
+from service.states import LIVE_ATTEMPT_STATES, TERMINAL_ATTEMPT_STATES, AttemptState
+
+_ENDS = TERMINAL_ATTEMPT_STATES - {AttemptState.LOST}
+END_EVENTS = frozenset(f"{subject}_{state}" for subject in ("attempt", "trial") for state in _ENDS)
+"""Kinds of events that end a trial: with its last attempt, or without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTrial:
+    """A trial that Optuna was asked for."""
+
+    params: Mapping[str, Any]
+    repeat_of: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """What Optuna was told of a trial."""
+
+    outcome: AttemptState
+    order: int
+    """Place among the ends of the study's trials."""
+    value: float | None
+    """The objective, of a completed trial."""
+    feasible: bool
 
 
 def has_ended(attempt: Attempt) -> bool:
@@ -18,48 +45,49 @@ def has_ended(attempt: Attempt) -> bool:
 def trial_snapshots(
     attempts: Iterable[Attempt],
     *,
-    asked: Iterable[int],
-    closed: Mapping[int, AttemptState],
+    asked: Mapping[int, AskedTrial],
+    ends: Mapping[int, TrialEnd],
     stops_sent: Collection[int],
+    base_of: Callable[[int], str],
 ) -> Iterator[TrialSnapshot]:
     """Where each trial stands, by number.
 
     Args:
         attempts: all of the study.
-        asked: trials that Optuna was asked for, those without an attempt included.
-        closed: what Optuna was told of the trials that have ended.
+        asked: every trial of the study, those without an attempt included.
+        ends: what Optuna was told of the trials that have ended.
         stops_sent: attempts that a stop was sent to.
+        base_of: the base that a trial trains on, in words.
     """
     by_trial: dict[int, list[Attempt]] = {number: [] for number in asked}
     for attempt in attempts:
-        by_trial.setdefault(attempt.trial_number, []).append(attempt)
+        by_trial[attempt.trial_number].append(attempt)
     for number in sorted(by_trial):
         tries = sorted(by_trial[number], key=lambda a: a.ordinal)
         last = tries[-1] if tries else None
-        lost = sum(a.state == AttemptState.LOST for a in tries)
+        common: dict[str, Any] = {
+            "number": number,
+            "repeat_of": asked[number].repeat_of,
+            "seed": asked[number].seed,
+            "lost_attempts": sum(a.state == AttemptState.LOST for a in tries),
+        }
         if last is not None and last.state in LIVE_ATTEMPT_STATES:
+            sent = last.id in stops_sent
+            yield TrialSnapshot(phase=TrialPhase.LIVE, live_attempt_id=last.id, stop_requested=sent, **common)
+        elif number in ends:
+            end = ends[number]
+            fatal = last is not None and bool((last.outcome or {}).get("fatal_to_study"))
             yield TrialSnapshot(
-                number=number,
-                phase=TrialPhase.LIVE,
-                lost_attempts=lost,
-                live_attempt_id=last.id,
-                stop_requested=last.id in stops_sent,
-            )
-        elif last is not None and has_ended(last):
-            fatal = bool((last.outcome or {}).get("fatal_to_study"))
-            yield TrialSnapshot(
-                number=number,
                 phase=TrialPhase.ENDED,
-                lost_attempts=lost,
-                outcome=AttemptState(last.state),
-                fatal_reason=last.reason if fatal else None,
-            )
-        elif number in closed:
-            yield TrialSnapshot(
-                number=number, phase=TrialPhase.ENDED, lost_attempts=lost, outcome=closed[number]
+                outcome=end.outcome,
+                end_order=end.order,
+                value=end.value,
+                feasible=end.feasible,
+                fatal_reason=last.reason if last is not None and fatal else None,
+                **common,
             )
         else:
-            yield TrialSnapshot(number=number, phase=TrialPhase.WAITING, lost_attempts=lost)
+            yield TrialSnapshot(phase=TrialPhase.WAITING, base=base_of(number), **common)
 
 
 def gpu_hours(attempts: Iterable[Attempt], now: datetime) -> float:

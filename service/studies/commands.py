@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.errors import Fault, InvalidDefinition
+from service import warm_start
 from service.errors import AlreadyEnded, Invalid, NameTaken
 from service.local_files import resolve_paths
 from service.models import Study, new_id
@@ -39,7 +40,10 @@ def accept_definition(document: Any, data_roots: Sequence[Path]) -> StudyDefinit
 
 
 def submit(session: Session, definition: StudyDefinition) -> Study:
-    """Store a study as queued. Raises `NameTaken`."""
+    """Store a study as queued. Raises `NameTaken`, and `Invalid` for a warm start that cannot be."""
+    faults = warm_start.check(session, definition)
+    if faults:
+        raise Invalid("The definition", faults)
     taken = NameTaken(f"There is a study {definition.name!r} already; choose another name.")
     if session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None:
         raise taken

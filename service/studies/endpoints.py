@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
 
 from search_spaces.definition import StudyDefinition
-from service.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings, StudyRef, Writing
+from service.dependencies import MAX_ID, OptunaStorage, Reading, ServiceResources, StudyRef, Writing
 from service.documents import Document, request_body
+from service.plans import commands as plans
+from service.plans.schemas import PlanView
 from service.problems import declare
 from service.states import StudyState
 from service.studies import commands, queries
@@ -30,6 +33,7 @@ DEFINITION_SCHEMA: dict[str, Any] = {
     status_code=201,
     response_model=StudyView,
     responses={
+        200: {"model": PlanView, "description": "With `dry_run=true`: the plan. Nothing is stored"},
         201: {"headers": {"Location": {"description": "The study's address", "schema": {"type": "string"}}}},
         **declare(400, 409, 413, 415, 422),
     },
@@ -37,16 +41,24 @@ DEFINITION_SCHEMA: dict[str, Any] = {
 )
 def submit(
     document: Document,
-    session: Writing,
-    storage: OptunaStorage,
-    settings: ServiceSettings,
+    resources: ServiceResources,
     response: Response,
-) -> StudyView:
-    """Submit a study. Nothing is stored unless all of the definition is right."""
-    definition = commands.accept_definition(document, settings.data_roots)
-    study = commands.submit(session, definition)
-    response.headers["Location"] = f"/v1/studies/{study.id}"
-    return queries.show(session, storage, [study])[0]
+    dry_run: Annotated[
+        bool, Query(description="Check the definition and answer what the study would do, without a trace")
+    ] = False,
+) -> Any:
+    """Submit a study, or plan it. Nothing is stored unless all of the definition is right.
+
+    A plan makes the same checks, but for the name: one that is taken is a warning in the plan.
+    """
+    if dry_run:
+        return JSONResponse(plans.dry_run(resources, document).model_dump(mode="json"))
+    definition = commands.accept_definition(document, resources.settings.data_roots)
+    # Not the dependency that others use: a plan takes seconds, and no transaction may be open that long.
+    with resources.database.write() as session:
+        study = commands.submit(session, definition)
+        response.headers["Location"] = f"/v1/studies/{study.id}"
+        return queries.show(session, resources.storage, [study])[0]
 
 
 @router.get("", response_model=StudyPage, responses=declare(422))

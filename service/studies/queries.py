@@ -19,7 +19,7 @@ from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from service import optuna_store
 from service.errors import Invalid, NotFound
-from service.models import Attempt, EventRow, Schedule, Study
+from service.models import Attempt, EventRow, Schedule, Study, StudyKind
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
@@ -27,7 +27,9 @@ from service.states import (
     AttemptState,
     StudyState,
 )
-from service.studies.schemas import BestTrial, Counts, EventView, StudyView
+from service.studies import standing
+from service.studies.schemas import Counts, EventView, StudyView
+from service.trials import best
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a reference by id or name can look like; nothing else is looked up."""
@@ -66,9 +68,17 @@ def shown_params(definition: StudyDefinition | None, params: Mapping[str, Any]) 
     return dict(params) if definition is None else definition.search.space.decode(params)
 
 
-def list_studies(session: Session, *, state: StudyState | None, limit: int, cursor: str | None) -> Page:
+def list_studies(
+    session: Session,
+    *,
+    state: StudyState | None,
+    limit: int,
+    cursor: str | None,
+    kind: StudyKind = StudyKind.SEARCH,
+) -> Page:
     """One page of studies, newest first. Raises `Invalid` for a cursor that none of our pages gave."""
-    query = select(Study).order_by(Study.created_at.desc(), Study.id.desc()).limit(limit + 1)
+    newest = select(Study).where(Study.kind == kind).order_by(Study.created_at.desc(), Study.id.desc())
+    query = newest.limit(limit + 1)
     if state is not None:
         query = query.where(Study.state == state)
     if cursor is not None:
@@ -104,8 +114,18 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     schedule_ids = {study.schedule_id for study in studies if study.schedule_id}
     rows = session.execute(select(Schedule.id, Schedule.name).where(Schedule.id.in_(schedule_ids))).all()
     schedules = {row.id: row.name for row in rows}
+    test_ids = {study.range_test_id for study in studies if study.range_test_id}
+    tests = session.execute(select(Study.id, Study.name).where(Study.id.in_(test_ids))).all()
+    range_tests = {row.id: row.name for row in tests}
     return [
-        _view(session, study, storage, counts.get(study.id, {}), schedules.get(study.schedule_id or ""))
+        _view(
+            session,
+            study,
+            storage,
+            counts.get(study.id, {}),
+            schedules.get(study.schedule_id or ""),
+            range_tests.get(study.range_test_id or ""),
+        )
         for study in studies
     ]
 
@@ -142,28 +162,38 @@ def _view(
     storage: optuna_store.Storage,
     attempts: dict[str, int],
     schedule: str | None,
+    range_test: str | None,
 ) -> StudyView:
     summary = optuna_store.read_summary(storage, study.name)
-    best = summary.best if summary is not None else None
     definition = read_definition(study)
+    # Three small queries do, unless trials have to be compared with each other.
+    compared = definition is not None and (definition.repeats is not None or definition.objective.costs)
+    trials = optuna_store.read_trials(storage, study.name) if compared else []
+    requested = standing.trials_requested(study, definition)
+    counts = _counts(session, study, attempts, summary.trials if summary is not None else 0)
+    counts.repeats = sum(trial.repeat_of is not None for trial in trials)
     return StudyView(
         id=study.id,
         name=study.name,
+        kind=StudyKind(study.kind),
         state=StudyState(study.state),
         reason=study.reason,
+        stage=standing.stage(study, definition, trials),
         definition=study.definition,
         created_at=study.created_at,
         started_at=study.started_at,
         ended_at=study.ended_at,
         schedule=schedule,
         fired_for=study.fired_for,
-        trials_requested=None if definition is None else definition.search.total_trials,
-        counts=_counts(session, study, attempts, summary.trials if summary is not None else 0),
-        best=None
-        if best is None or best.value is None
-        else BestTrial(
-            trial_number=best.number, value=best.value, params=shown_params(definition, best.params)
-        ),
+        trials_requested=requested,
+        repeats_requested=standing.repeats_requested(definition, requested),
+        range_test=range_test,
+        preparation=standing.preparation_view(study),
+        counts=counts,
+        best=standing.best_trial(study, definition, summary, trials),
+        pareto_front=best.pareto_points(definition, trials)
+        if definition is not None and definition.objective.costs
+        else None,
         dashboard_path=None if summary is None else f"/dashboard/studies/{summary.number}",
     )
 

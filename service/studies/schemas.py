@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from service.models import StudyKind
 from service.states import StudyState
+from service.trials.schemas import ParetoPoint
+
+Stage = Literal["range test", "search", "repeats"]
 
 
 class Counts(BaseModel):
@@ -22,19 +26,35 @@ class Counts(BaseModel):
     cancelled: int = 0
     waiting: int = 0
     total: int = Field(default=0, description="Trials that exist so far")
+    repeats: int = Field(default=0, description="How many of them run one of the best recipes again")
 
 
 class BestTrial(BaseModel):
     trial_number: int
-    value: float = Field(description="The objective at the trial's best rung")
+    value: float = Field(description="The objective at the trial's best rung, in the search itself")
     params: dict[str, Any]
+    mean: float | None = Field(default=None, description="Over its repeats, which have fresh seeds")
+    standard_deviation: float | None = None
+    n: int = Field(default=0, description="How many of its repeats completed")
+    sentence: str | None = Field(default=None, description="With `repeats`: whether the winner is real")
+
+
+class PreparationView(BaseModel):
+    """What was settled before the first trial."""
+
+    learning_rate_bounds: tuple[float, float] | None = Field(description="From the range test")
+    enqueued: int = Field(description="Recipes of an earlier study that were evaluated first")
+    prior: int = Field(description="Results of an earlier study that the sampler was given")
+    notes: list[str]
 
 
 class StudyView(BaseModel):
     id: str
     name: str
+    kind: StudyKind = Field(description="range_test: its trials are sweeps of the learning rate")
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
+    stage: Stage | None = Field(description="What it is doing; null before it begins and after its end")
     definition: dict[str, Any] = Field(description="As accepted: defaults, preset and paths resolved")
     created_at: datetime
     started_at: datetime | None
@@ -42,10 +62,14 @@ class StudyView(BaseModel):
     schedule: str | None = Field(description="The name of the schedule that made it")
     fired_for: datetime | None = Field(description="The cron instant that this sweep belongs to")
     trials_requested: int | None = Field(
-        description="None when this version cannot read the stored definition"
+        description="Of the search; none when this version cannot read the stored definition"
     )
+    repeats_requested: int = Field(description="Runs of the best recipes after the search")
+    range_test: str | None = Field(description="The name of the range test that is its first stage")
+    preparation: PreparationView | None = Field(description="Of a study with a range test or a warm start")
     counts: Counts
     best: BestTrial | None
+    pareto_front: list[ParetoPoint] | None = Field(description="With several objectives")
     dashboard_path: str | None = Field(description="None until its first trial is asked for")
 
 

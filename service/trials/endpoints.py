@@ -9,7 +9,7 @@ from service.dependencies import OptunaStorage, Reading, ServiceSettings, StudyR
 from service.problems import declare
 from service.studies.queries import get_study
 from service.trials import adapters, queries
-from service.trials.schemas import TrialPage, TrialView
+from service.trials.schemas import BestView, TrialPage, TrialView
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
 
@@ -26,9 +26,13 @@ def get_trial(study: StudyRef, number: TrialNumber, session: Reading, storage: O
     return queries.get_trial(session, storage, get_study(session, study), number)
 
 
-@router.get("/best", response_model=TrialView, responses=declare(404))
-def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> TrialView:
-    """The best completed trial; 404 while there is none."""
+@router.get("/best", response_model=BestView, responses=declare(404))
+def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> BestView:
+    """The best completed trial that keeps the constraints, and how sure that is; 404 while there is none.
+
+    With `repeats`, the mean over fresh seeds decides. With several objectives the first one does; the
+    Pareto front stands beside it.
+    """
     return queries.get_best(session, storage, get_study(session, study))
 
 

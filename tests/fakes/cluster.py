@@ -5,7 +5,8 @@ start another. A trial's metric is a fixed function of its recipe and the rung, 
 be known in advance, wherever and however often its trials were begun.
 
 Each trial of a pack goes one rung further per tick. At a rung it writes a checkpoint and is evaluated then;
-checkpoints outlive the workers, as those on a shared disk do.
+checkpoints outlive the workers, as those on a shared disk do. A worker holds one base at a time, as real
+ones do: it refuses an order of another while it has any, and loads the other when it has none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from search_spaces.definition import ResourcesSpec
-from search_spaces.recipe import Recipe
 from service.coordinator.dispatch import (
     DataSummary,
     Delivered,
@@ -34,14 +34,8 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
+from tests.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.event_log import EventLog
-
-ROWS = 100
-
-
-def loss_of(recipe: Recipe, rung: int) -> float:
-    """Best near a learning rate of 1e-3, falling with examples seen."""
-    return 1.0 + abs(math.log10(recipe.learning_rate) + 3.0) + 50.0 / rung
 
 
 @dataclass
@@ -71,6 +65,11 @@ class _FakeWorker:
     def live(self) -> tuple[int, ...]:
         return (*self.pack, *(order.attempt_id for order in self.waiting))
 
+    @property
+    def bases(self) -> set[str]:
+        """Of the orders it has: never more than one."""
+        return {base_of(o) for o in (*self.waiting, *(training.order for training in self.pack.values()))}
+
     def announce(self, slots: int, reason: str) -> None:
         self.slots, self.most_slots = slots, max(self.most_slots, slots)
         self.log.append(PackCapacity(slots=slots, reason=reason))
@@ -97,6 +96,10 @@ class FakeCluster:
         self.cpus = cpus
         self.orders: list[TrialOrder] = []
         self.started: list[str] = []
+        self.loads: list[tuple[str, str]] = []
+        """Workers and the bases they loaded, in order."""
+        self.refused: list[int] = []
+        """Attempts that a worker did not take."""
         self.reported: list[tuple[int, int]] = []
         """Attempts and their rungs, in the order in which they were evaluated."""
         self._slots = slots
@@ -203,7 +206,8 @@ class FakeCluster:
         worker = self._workers.get(worker_id)
         if worker is None:
             return
-        if len(worker.live) >= worker.most_slots:
+        if len(worker.live) >= worker.most_slots or not worker.bases <= {base_of(order)}:
+            self.refused.append(order.attempt_id)
             self._news.append(Refused(worker_id=worker_id, attempt_id=order.attempt_id, reason="busy"))
             return
         self.orders.append(order)
@@ -247,9 +251,11 @@ class FakeCluster:
             training.seen, training.best = found
             training.evaluated = False
         worker.pack[order.attempt_id] = training
-        if worker.base is None:
-            worker.base = order.model.id
-            if self._slots != worker.slots:
+        if worker.base != base_of(order):
+            first = worker.base is None
+            worker.base = base_of(order)
+            self.loads.append((worker.worker_id, worker.base))
+            if first and self._slots != worker.slots:
                 worker.announce(min(self._slots, order.trials_per_worker or self._slots), "as measured")
 
     def _step(self, worker: _FakeWorker, training: _Training) -> None:
@@ -258,6 +264,9 @@ class FakeCluster:
         elif not training.started:
             training.started = True
             worker.log.append(_started(training))
+        elif training.order.rate_sweep is not None:
+            outcome = self._ending(training.order) if self._ending else None
+            self._end(worker, outcome or _swept(training.order))
         elif not training.evaluated:
             self._evaluate(worker, training)
         elif training.seen < training.total:
@@ -287,6 +296,7 @@ class FakeCluster:
                 epoch=seen / ROWS,
                 metrics={"eval_loss": loss},
                 train_loss=loss,
+                gradient_noise_scale=100.0,
                 train_seconds=1.0,
                 is_best=better,
             )
@@ -344,4 +354,17 @@ def _completed(training: _Training) -> TrialOutcome:
         best_rung=rung,
         metrics={"eval_loss": value},
         examples_seen=training.seen,
+        **costs_of(training.order.recipe),
+    )
+
+
+def _swept(order: TrialOrder) -> TrialOutcome:
+    curve = curve_of(order)
+    return TrialOutcome(
+        attempt_id=order.attempt_id,
+        status=OutcomeStatus.COMPLETED,
+        reason="the loss diverged",
+        value=min(loss for _, loss in curve),
+        steps=len(curve),
+        rate_curve=curve,
     )

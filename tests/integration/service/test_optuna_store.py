@@ -187,29 +187,3 @@ def test_the_median_prunes_with_a_reason_in_numbers(storage: optuna_store.Storag
     optuna_store.report(study, number, 1000, 2.25)
     reason = optuna_store.should_prune(study, wanted, number, 4000)
     assert reason == "eval_loss 2.25 at 1,000 examples, cut-off 2 of 2 peers"
-
-
-@pytest.mark.parametrize("algorithm", ["none", "median", "percentile", "asha", "hyperband"])
-def test_every_pruner_answers_in_every_order(
-    storage: optuna_store.Storage, definition: Make, algorithm: str
-) -> None:
-    """None or a sentence that names the metric, the value and the rung, whatever was reported before."""
-    pruning: dict[str, Any] = {"algorithm": algorithm}
-    if algorithm in ("asha", "hyperband"):
-        pruning |= {"min_examples": 100, "reduction_factor": 2}
-    wanted = _definition(definition, pruning=pruning, evaluation={"every_examples": 100})
-    study = optuna_store.ensure_study(storage, "a", wanted)
-    pruned = 0
-    for value in (1.0, 1.1, 0.9, 1.2, 0.8, 1.3, 2.0, 3.0, 4.0):
-        number, _ = optuna_store.ask(study, wanted)
-        for rung in (100, 200, 300):
-            optuna_store.report(study, number, rung, value)
-            reason = optuna_store.should_prune(study, wanted, number, 400)
-            if reason is not None:
-                assert reason.startswith(f"eval_loss {value:g} at {rung} examples")
-                optuna_store.tell(study, number, AttemptState.PRUNED, reason)
-                pruned += 1
-                break
-        else:
-            optuna_store.tell(study, number, AttemptState.COMPLETED, "done", value=value)
-    assert (pruned == 0) == (algorithm == "none")

@@ -298,7 +298,8 @@ def test_a_study_counts_its_trials_by_their_latest_attempt(
     expected = {"running": 1, "completed": 1, "diverged": 1, "waiting": 2, "total": 5}
     assert _counted(study) == expected
     params = client.get("/v1/studies/support-tone/trials/0").json()["params"]
-    assert study["best"] == {"trial_number": 0, "value": 1.25, "params": params}
+    best = {name: study["best"][name] for name in ("trial_number", "value", "params", "mean", "n")}
+    assert best == {"trial_number": 0, "value": 1.25, "params": params, "mean": None, "n": 0}
     assert client.get(study["dashboard_path"]).status_code == 200
 
 

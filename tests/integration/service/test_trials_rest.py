@@ -11,51 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna import Study as OptunaStudy
 from starlette.testclient import TestClient
 
-from search_spaces.definition import StudyDefinition, build_recipe
+from search_spaces.definition import build_recipe
 from service import optuna_store
 from service.database import Database
-from service.models import Attempt
 from service.settings import Settings
-from service.states import AttemptState, advance_attempt
+from service.states import AttemptState
+from tests.integration.service.lab import Lab
 
 Make = Callable[..., dict[str, Any]]
 # Nothing here reaches the database, so one of the two is enough.
 on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
-
-
-class Lab:
-    """Plays the coordinator: asks, writes attempts, tells."""
-
-    def __init__(self, study: dict[str, Any], database: Database, storage: optuna_store.Storage) -> None:
-        self.id = study["id"]
-        self.definition = StudyDefinition.model_validate(study["definition"])
-        self.database = database
-        self.optuna: OptunaStudy = optuna_store.ensure_study(
-            storage, study["name"], self.definition, study_id=self.id
-        )
-
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        return optuna_store.ask(self.optuna, self.definition)
-
-    def attempt(self, number: int, ordinal: int = 1, end: AttemptState | None = None, **columns: Any) -> None:
-        with self.database.write() as session:
-            attempt = Attempt(
-                study_id=self.id,
-                trial_number=number,
-                ordinal=ordinal,
-                worker_id=f"worker-{ordinal}",
-                artifact_dir="/a",
-                **columns,
-            )
-            session.add(attempt)
-            session.flush()
-            advance_attempt(session, attempt, AttemptState.RUNNING, "training on cpu")
-            session.flush()
-            if end is not None:
-                advance_attempt(session, attempt, end, f"it {end}")
 
 
 @pytest.fixture
@@ -85,6 +52,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "peak_memory_bytes": 1024,
         "predicted_memory_bytes": 2048,
         "useful_token_share": 0.75,
+        "trainable_parameters": 4096,
+        "gradient_noise_scale": 21.6,
         "best_adapter_dir": "/artifacts/best",
     }
     lab.attempt(
@@ -98,6 +67,14 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         step=50,
         train_loss=1.25,
     )
+    lab.report(number, 100, {"eval_loss": 2.0, "perplexity": float("inf")}, 2.25, noise=17.5)
+    unreported = {
+        "examples_seen": None,
+        "metrics": {},
+        "train_loss": None,
+        "train_seconds": None,
+        "gradient_noise_scale": None,
+    }
     for rung, value in ((100, 2.0), (200, 1.5), (400, 1.75)):
         optuna_store.report(lab.optuna, number, rung, value)
     optuna_store.tell(lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.5)
@@ -111,12 +88,31 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "reason": "it completed",
         "params": params,
         "recipe": build_recipe(lab.definition, params).model_dump(mode="json"),
+        "repeat_of": None,
+        "seed": None,
         "value": 1.5,
+        "costs": {},
+        "feasible": True,
         "best_rung": 200,
         "rungs": [
-            {"rung": 100, "value": 2.0},
-            {"rung": 200, "value": 1.5},
-            {"rung": 400, "value": 1.75},
+            {
+                "rung": 100,
+                "value": 2.0,
+                "examples_seen": 104,
+                "metrics": {"eval_loss": 2.0, "perplexity": None},
+                "train_loss": 2.25,
+                "train_seconds": 3.0,
+                "gradient_noise_scale": 17.5,
+            },
+            {"rung": 200, "value": 1.5, **unreported},
+            {"rung": 400, "value": 1.75, **unreported},
+        ],
+        "diagnosis": [
+            {
+                "verdict": "not_enough_rungs",
+                "evidence": "3 evaluations; the shape of a curve needs at least 4",
+                "rung": None,
+            }
         ],
         "metrics": {"eval_loss": 1.5, "perplexity": None},
         "final_metrics": {"eval_loss": 1.75},
@@ -125,6 +121,9 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "peak_memory_bytes": 1024,
         "predicted_memory_bytes": 2048,
         "useful_token_share": 0.75,
+        "trainable_parameters": 4096,
+        "gradient_noise_scale": 21.6,
+        "critical_batch_size": 22,
         "adapter": {"path": "/artifacts/best", "url": f"/v1/studies/{lab.id}/trials/0/adapter"},
     }
     assert times == (attempts[0]["started_at"], attempts[1]["ended_at"])

@@ -10,19 +10,26 @@ import pytest
 from pydantic import BaseModel
 
 from search_spaces.definition import (
+    ALGORITHMS,
+    MEASURES,
+    Bound,
     BudgetSpec,
     DataSpec,
     EvaluationSpec,
     HubData,
     ModelSpec,
     ObjectiveSpec,
+    RangeTestSpec,
+    RepeatsSpec,
     ResourcesSpec,
     SearchSpec,
     StudyDefinition,
+    WarmStartSpec,
     parse_definition,
 )
+from search_spaces.parameters import Choice, Float, Int
 from search_spaces.pruners import PRUNING_SPECS
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import RECIPE_FIELDS, Recipe
 from service.document_syntax import parse_yaml
 from service.settings import Settings
 
@@ -48,13 +55,29 @@ MODELS: list[type[BaseModel]] = [
     EvaluationSpec,
     BudgetSpec,
     ResourcesSpec,
+    RangeTestSpec,
+    Float,
+    Int,
+    Choice,
+    Bound,
+    WarmStartSpec,
+    RepeatsSpec,
     *PRUNING_SPECS.values(),
 ]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_key_of_a_definition_is_documented(model: type[BaseModel]) -> None:
-    assert set(model.model_fields) - documented(DEFINITION) == set()
+    # A field named after a Python keyword has its key as an alias.
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert keys - documented(DEFINITION) == set()
+
+
+@pytest.mark.parametrize(
+    "names", [ALGORITHMS, MEASURES, RECIPE_FIELDS, tuple(PRUNING_SPECS)], ids=lambda n: n[0]
+)
+def test_every_name_that_a_definition_may_hold_is_documented(names: tuple[str, ...]) -> None:
+    assert set(names) - documented(DEFINITION) == set()
 
 
 def settings_rows() -> Iterator[tuple[str, str]]:
@@ -87,6 +110,14 @@ def test_every_yaml_example_is_a_definition_that_is_accepted(page: str) -> None:
     assert examples
     for example in examples:
         assert parse_definition(parse_yaml(example.encode())).name
+
+
+def test_every_yaml_example_of_the_reference_makes_a_definition_that_is_accepted() -> None:
+    examples = examples_in("docs/reference/definition.md")
+    assert examples
+    rest = {"name": "tone", "model": {"id": "org/base"}, "data": {"train": "a.jsonl", "eval": "b.jsonl"}}
+    for example in examples:
+        assert parse_definition(rest | parse_yaml(example.encode())).name == "tone"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ _CHOICES: dict[str, list[Any]] = {
     "use_rslora": [True, False],
     "target_modules": ["all-linear", "attention", ["q_proj", "v_proj"], ["q_proj"]],
 }
+_OF_SGD: dict[str, Any] = {"sgd_momentum": [0.0, 0.9], "sgd_nesterov": [True, False]}
 
 
 @st.composite
@@ -82,6 +83,66 @@ def _choice(values: list[Any]) -> dict[str, Any]:
     return {"choices": values}
 
 
+@st.composite
+def _pointed(draw: st.DrawFn, raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with `points` in place of the step of some ranges."""
+    space = {}
+    for name, parameter in raw.items():
+        if "min" in parameter and draw(st.booleans()):
+            whole = parameter.get("type") == "int"
+            most = min(5, parameter["max"] - parameter["min"] + 1) if whole else 5
+            scale = "log" if parameter["min"] > 0 and draw(st.booleans()) else "linear"
+            parameter = {key: value for key, value in parameter.items() if key != "step"}
+            parameter |= {"scale": scale, "points": draw(st.integers(2, most))}
+        space[name] = parameter
+    return space
+
+
+@st.composite
+def raw_conditional_spaces(draw: st.DrawFn, finite: bool = False) -> dict[str, Any]:
+    """`raw_spaces` with conditions that can all hold at once, chains of them too, and with `points`.
+
+    Where the optimizer is searched, sgd's own fields may be, and are conditional without saying so.
+    """
+    raw = draw(_pointed(draw(raw_spaces(finite))))
+    if draw(st.booleans()):
+        others = draw(st.lists(st.sampled_from(["adamw", "rmsprop"]), max_size=2, unique=True))
+        raw["optimizer"] = _choice(draw(st.permutations(["sgd", *others])))
+        for name in draw(st.lists(st.sampled_from(sorted(_OF_SGD)), max_size=2, unique=True)):
+            raw[name] = _choice(_OF_SGD[name])
+    names = draw(st.permutations(sorted(raw)))
+    # Whoever comes later may depend on those before; the optimizer is first, for its fields depend on it.
+    names = sorted(names, key=lambda name: name != "optimizer")
+    witness = {name: _values(raw[name])[0] for name in names if _values(raw[name])}
+    witness["optimizer"] = "sgd"
+    for place, name in enumerate(names):
+        parents = [parent for parent in names[:place] if _values(raw[parent])]
+        when = {}
+        for parent in draw(st.lists(st.sampled_from(parents), max_size=2, unique=True)) if parents else []:
+            more = draw(st.lists(st.sampled_from(_values(raw[parent])), max_size=2))
+            if parent == "optimizer" and name in _OF_SGD:
+                more = []
+            values = [value for value in more if value != witness[parent]]
+            when[parent] = draw(st.permutations([witness[parent], *values[:1]]))
+        if when:
+            raw[name] = raw[name] | {"when": when}
+    return {name: raw[name] for name in draw(st.permutations(names))}
+
+
+def _values(parameter: dict[str, Any]) -> list[Any]:
+    """What a condition may name of a parameter."""
+    if "choices" in parameter:
+        return list(parameter["choices"])
+    if parameter.get("type") == "int":
+        return list(range(parameter["min"], parameter["max"] + 1, parameter.get("step", 1)))
+    return []
+
+
 def spaces(finite: bool = False) -> st.SearchStrategy[SearchSpace]:
     """Valid search spaces."""
     return raw_spaces(finite).map(SearchSpace.model_validate)
+
+
+def conditional_spaces(finite: bool = False) -> st.SearchStrategy[SearchSpace]:
+    """Valid search spaces with conditions."""
+    return raw_conditional_spaces(finite).map(SearchSpace.model_validate)

@@ -209,7 +209,7 @@ def test_one_wrong_value_is_one_fault_at_its_place(
         ({"space": None}, ["search.space"]),
         ({"space": {}}, ["search.space"]),
         ({"preset": "qlora-defualt", "space": None}, ["search.preset"]),
-        ({"preset": "qlora-default"}, ["search.space"]),
+        ({"preset": "qlora-default", "space": 3}, ["search.space"]),
         ({"preset": ["qlora-default"], "space": None}, ["search.preset"]),
         ({"seed": -1}, ["search.seed"]),
         ({"trials": "12x"}, ["search.trials"]),
@@ -228,6 +228,7 @@ def test_a_grid_over_a_continuous_range_says_how_to_mend_it(
 ) -> None:
     document["search"]["algorithm"] = "grid"
     message = faults_of(document)["search.space.learning_rate"].message
+    assert "points" in message
     assert "step" in message
     assert "choices" in message
 
@@ -327,7 +328,9 @@ anything = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.text(max_size=5) | st.integers() | st.none() | st.booleans(), inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["min", "max", "step", "scale", "type", "choices"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["min", "max", "step", "points", "scale", "type", "choices", "when"]), inner
+        )
     ),
     max_leaves=8,
 )
@@ -374,11 +377,15 @@ PLACES = [
     for place in places(
         yaml.safe_load(SAMPLE)
         | {
+            "search": yaml.safe_load(SAMPLE)["search"] | {"learning_rate_range_test": {"min": 1, "max": 2}},
+            "constraints": {"peak_memory_gb": {"min": 0, "max": 20}},
+            "warm_start": {"from": "tone-1", "top_k": 3, "as": "prior"},
+            "repeats": {"top_k": 2, "seeds": 2},
             "data": {
                 "train": {"hub": "a", "split": "b", "config": "c"},
                 "eval": "e",
                 "columns": {"text": "t"},
-            }
+            },
         }
     )
     if place
@@ -398,11 +405,17 @@ def test_no_value_at_any_place_raises_anything_else(changes: list[tuple[tuple[st
     assert_only_invalid(document)
 
 
-@given(st.dictionaries(st.sampled_from(["learning_rate", "lora_r", "target_modules", "seed"]), anything))
+@given(
+    st.dictionaries(
+        st.sampled_from(["learning_rate", "lora_r", "optimizer", "sgd_momentum", "seed"]), anything
+    )
+)
 def test_no_search_space_raises_anything_else(space: dict[str, Any]) -> None:
-    for algorithm in ("grid", "tpe"):
+    for algorithm in ("grid", "cmaes"):
         search = {"algorithm": algorithm, "trials": 3, "space": space}
         assert_only_invalid(DOCUMENT | {"search": search})
+    search = {"preset": "qlora-quick", "trials": 3, "space": space, "learning_rate_range_test": True}
+    assert_only_invalid(DOCUMENT | {"search": search})
 
 
 def test_a_document_nested_too_deeply_or_containing_itself_is_refused(faults_of: FaultsOf) -> None:

@@ -320,16 +320,20 @@ def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_and_me
         peak_memory_bytes=2048,
         predicted_memory_bytes=1024,
         useful_token_share=0.75,
+        gradient_noise_scale=21.6,
+        diagnosis=[{"verdict": "under_trained", "evidence": "still falling"}],
         started_at="2026-07-01T22:00:05Z",
     )
     second = trial_json(1, "failed", params={"lora_r": 4, "scheduler": "cosine"}, reason='no "text", no loss')
     result = run({"GET /v1/studies/tone": study(), TRIALS: items(first, second)}, "export", "tone")
     assert result.stdout == (
-        "number,state,value,best_rung,params.learning_rate,params.lora_r,params.scheduler,"
+        "number,state,value,best_rung,repeat_of,seed,feasible,params.learning_rate,params.lora_r,params.scheduler,"
         "metrics.eval_loss,metrics.accuracy,examples_seen,train_seconds,peak_memory_bytes,"
-        "predicted_memory_bytes,useful_token_share,started_at,ended_at,adapter,reason\n"
-        "0,completed,0.5,960,0.0003123,8,,0.5,0.9,960,12.5,2048,1024,0.75,2026-07-01T22:00:05+00:00,,,\n"
-        '1,failed,,,,4,cosine,,,0,,,,,,,,"no ""text"", no loss"\n'
+        "predicted_memory_bytes,useful_token_share,gradient_noise_scale,diagnosis,"
+        "started_at,ended_at,adapter,reason\n"
+        "0,completed,0.5,960,,,true,0.0003123,8,,0.5,0.9,960,12.5,2048,1024,0.75,21.6,under_trained,"
+        "2026-07-01T22:00:05+00:00,,,\n"
+        '1,failed,,,,,true,,4,cosine,,,0,,,,,,,,,,"no ""text"", no loss"\n'
     )
 
 

@@ -126,3 +126,14 @@ def test_a_study_without_a_best_trial_says_so_or_why_it_ended() -> None:
 def test_markup_in_a_reason_or_a_name_is_plain_text() -> None:
     failed = study(state="failed", best=None, reason="[bold]x[/bold] \x1b[31mred", ended_at=NOW.isoformat())
     assert text(failed, [])[1] == "[bold]x[/bold] [31mred"
+
+
+def test_repeats_are_counted_named_and_averaged() -> None:
+    best = study_json()["best"] | {"mean": 0.45, "n": 2, "sentence": "Trial 0 is the only one."}
+    repeated = study(
+        stage="repeats", repeats_requested=3, best=best, counts={"completed": 13, "running": 1, "repeats": 2}
+    )
+    lines = text(repeated, [trial(0, value=0.412), trial(12, value=0.44, repeat_of=0, seed=43)])
+    assert lines[0].startswith("tone  running (repeats)  13/15 trials ended")
+    assert lines[1].startswith("best eval_loss 0.412 (mean of 2 repeats 0.45): trial 0")
+    assert lines[-1].split()[:3] == ["12", "(=0)", "completed"]

@@ -48,7 +48,7 @@ def recorder() -> Recorder:
 
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is loaded, in order: `base` and `data`."""
+    """What is loaded, in order: `base`, `train` and `eval` data."""
     loads: list[str] = []
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +59,8 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     monkeypatch.setattr(loaded_study, "load_base", counted("base", loaded_study.load_base))
-    monkeypatch.setattr(loaded_study, "load_data", counted("data", loaded_study.load_data))
+    for name in ("load_train", "load_eval"):
+        monkeypatch.setattr(loaded_study, name, counted(name[5:], getattr(loaded_study, name)))
     return loads
 
 
@@ -206,7 +207,7 @@ def test_trials_of_a_study_share_one_load_of_base_and_data(
     loads = count_loads(monkeypatch)
     for attempt_id in (1, 2, 3):
         recorder.run(trial_order(tmp_path, tiny_base_dir, attempt_id=attempt_id))
-    assert loads == ["base", "data"]
+    assert loads == ["base", "train", "eval"]
     assert recorder.pack.base == f"{tiny_base_dir} nf4"
 
 
@@ -216,7 +217,7 @@ def test_another_study_reads_the_data_anew_and_keeps_the_base(
     loads = count_loads(monkeypatch)
     recorder.run(trial_order(tmp_path, tiny_base_dir))
     recorder.run(trial_order(tmp_path, tiny_base_dir, attempt_id=2, study_id="tomorrow"))
-    assert loads == ["base", "data", "data"]
+    assert loads == ["base", "train", "eval", "train", "eval"]
 
 
 def test_another_quantization_and_a_changed_folder_load_the_base_anew(
@@ -228,7 +229,7 @@ def test_another_quantization_and_a_changed_folder_load_the_base_anew(
     recorder.run(trial_order(tmp_path, folder, attempt_id=2, quantization="none"))
     os.utime(folder / "model.safetensors", ns=(0, 0))
     recorder.run(trial_order(tmp_path, folder, attempt_id=3, quantization="none"))
-    assert loads == ["base", "data"] * 3
+    assert loads == ["base", "train", "eval"] * 3
 
 
 def test_the_older_base_is_gone_when_the_next_one_is_loaded(

@@ -113,7 +113,12 @@ def feature(example: Example) -> dict[str, torch.Tensor]:
 
 
 def train_reference(
-    folder: Path, output: Path, quantization: Quantization, recipe: Recipe, micro_batch_size: int
+    folder: Path,
+    output: Path,
+    quantization: Quantization,
+    recipe: Recipe,
+    micro_batch_size: int,
+    **arguments: Any,
 ) -> tuple[Reference, list[torch.Tensor]]:
     model = load_base(ModelSpec(id=str(folder), quantization=quantization), CPU).model
     set_seed(recipe.seed)
@@ -145,6 +150,7 @@ def train_reference(
             disable_tqdm=True,
             dataloader_pin_memory=False,
             remove_unused_columns=False,
+            **arguments,
         ),
         data_collator=pad,
         train_dataset=[feature(example) for example in TRAIN],
@@ -216,6 +222,42 @@ def test_the_other_schedules_equal_trainer_too(
 ) -> None:
     recipe = make_recipe(lr_scheduler)
     reference, expected = train_reference(tiny_base_dir, tmp_path, "none", recipe, 8)
+    base = load_base(ModelSpec(id=str(tiny_base_dir), quantization="none"), CPU)
+    assert_equal(solo_run(base, recipe, TRAIN), reference, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        (
+            {"optimizer": "sgd", "sgd_nesterov": True},
+            {"optim": "sgd", "optim_args": "momentum=0.9,nesterov=true"},
+        ),
+        (
+            {"optimizer": "rmsprop", "rmsprop_alpha": 0.9, "learning_rate": 2e-3},
+            {"optim": "rmsprop", "optim_args": "alpha=0.9,eps=1e-8"},
+        ),
+    ],
+    ids=["sgd", "rmsprop"],
+)
+def test_the_other_optimizers_equal_trainer_too(
+    tiny_base_dir: Path, tmp_path: Path, fields: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    recipe = make_recipe(**fields)
+    reference, expected = train_reference(tiny_base_dir, tmp_path, "none", recipe, 8, **arguments)
+    base = load_base(ModelSpec(id=str(tiny_base_dir), quantization="none"), CPU)
+    assert_equal(solo_run(base, recipe, TRAIN), reference, expected)
+
+
+@pytest.mark.parametrize(("scaling", "learning_rate"), [("sqrt", 1e-2), ("linear", 5e-3)])
+def test_a_rate_that_is_scaled_to_the_batch_equals_trainer_at_the_rate_it_comes_to(
+    tiny_base_dir: Path, tmp_path: Path, scaling: str, learning_rate: float
+) -> None:
+    """2e-2 with a batch of 8, where the rate is meant for one of 2."""
+    reference, expected = train_reference(tiny_base_dir, tmp_path, "none", make_recipe(), 8)
+    recipe = make_recipe(
+        learning_rate=learning_rate, learning_rate_scaling=scaling, learning_rate_batch_size=2
+    )
     base = load_base(ModelSpec(id=str(tiny_base_dir), quantization="none"), CPU)
     assert_equal(solo_run(base, recipe, TRAIN), reference, expected)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from search_spaces.definition import parse_definition
 from service import database as db
 from service import optuna_store
 from service.coordinator.loop import Coordinator
-from service.models import Attempt, EventRow, Study
+from service.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.fakes.cluster import FakeCluster
@@ -42,6 +46,10 @@ GRID: dict[str, Any] = {
 }
 
 
+class Killed(BaseException):
+    """The coordinator's process ends here. Nothing of ours catches it."""
+
+
 class House:
     """The service's two databases and a cluster, through which coordinators come and go.
 
@@ -62,11 +70,23 @@ class House:
     def new_coordinator(self) -> Coordinator:
         return Coordinator(self.settings, self.database, self.storage, self.cluster)
 
-    def submit(self, **changes: Any) -> str:
+    def submit(
+        self, columns: dict[str, Any] | None = None, sweep: dict[str, Any] | None = None, **changes: Any
+    ) -> str:
+        """A study of `DEFINITION` with changes.
+
+        Args:
+            columns: what is not the default in its row.
+            sweep: makes a range test of it, which no submitted document can be.
+            changes: to the definition.
+        """
         document = {**DEFINITION, **changes}
         definition = parse_definition(document).model_dump(mode="json")
+        if sweep is not None:
+            definition["search"]["learning_rate_range_test"] = sweep
+            columns = {"kind": StudyKind.RANGE_TEST, **(columns or {})}
         with self.database.write() as session:
-            study = Study(name=document["name"], definition=definition)
+            study = Study(name=document["name"], definition=definition, **(columns or {}))
             session.add(study)
         return study.id
 
@@ -86,6 +106,10 @@ class House:
     def rungs(self) -> dict[int, dict[int, float]]:
         """What Optuna was told of each trial on its way."""
         return {t.number: dict(t.rungs) for t in optuna_store.read_trials(self.storage, "s")}
+
+    def rung_reports(self) -> list[RungReport]:
+        with self.database.read() as session:
+            return list(session.scalars(select(RungReport).order_by(RungReport.id)))
 
     def rounds(self, until: Callable[[], bool], limit: int = 200) -> None:
         """Rounds until something holds."""
@@ -111,6 +135,55 @@ class House:
             for study in session.scalars(select(Study)):
                 study.lease_expires_at = None if study.lease_owner is None else study.created_at
         self.coordinator = self.new_coordinator()
+
+    def run_through_deaths(
+        self, study_id: str, dice: random.Random, monkeypatch: pytest.MonkeyPatch, *, chance: float = 0.02
+    ) -> int:
+        """Rounds until the study has ended, while coordinators die before or after any write.
+
+        Returns:
+            How many died.
+        """
+        deaths, armed = 0, True
+
+        def die_perhaps() -> None:
+            if armed and dice.random() < chance:
+                raise Killed
+
+        def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                die_perhaps()
+                result = function(*args, **kwargs)
+                die_perhaps()
+                return result
+
+            return call
+
+        write = db.Database.write
+
+        @contextmanager
+        def mortal_write(database: db.Database) -> Iterator[Session]:
+            die_perhaps()
+            with write(database) as session:
+                yield session
+            die_perhaps()
+
+        with monkeypatch.context() as deadly:
+            for name in ("ask", "ask_repeat", "report", "should_prune", "tell"):
+                deadly.setattr(optuna_store, name, mortal(getattr(optuna_store, name)))
+            deadly.setattr(self.cluster, "submit", mortal(self.cluster.submit))
+            deadly.setattr(db.Database, "write", mortal_write)
+            for _ in range(20_000):
+                if self.study(study_id).state in TERMINAL_STUDY_STATES:
+                    return deaths
+                try:
+                    self.coordinator.round()
+                except Killed:
+                    deaths += 1
+                    armed = False
+                    self.crash()
+                    armed = True
+        raise AssertionError("no end after 20,000 rounds")
 
     def values(self) -> dict[int, tuple[str, float | None, dict[str, Any]]]:
         trials = optuna_store.read_trials(self.storage, "s")

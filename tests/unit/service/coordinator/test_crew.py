@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_spaces.definition import ModelSpec
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import Ready, TrialOrder, WorkerShape
 from tests.fakes.cluster import FakeCluster
@@ -20,6 +21,10 @@ class Order:
     """All that a crew looks at in an order."""
 
     attempt_id: int
+    model: ModelSpec = field(default_factory=lambda: ModelSpec(id="m"))
+
+
+NF4, INT8 = "m nf4", "m int8"
 
 
 class Workshop(FakeCluster):
@@ -47,13 +52,24 @@ class Bench:
             if isinstance(delivery, Ready):
                 self.crew.on_ready(delivery.info)
 
-    def fill(self) -> list[int]:
-        """Sends orders as long as there is a free slot; the numbers of each worker's trials."""
-        while self.crew.live < self._at_once and self.crew.free_slots > 0:
+    @property
+    def free_slots(self) -> int:
+        return self.crew.room.free
+
+    def send(self, base: str = NF4) -> str | None:
+        """Sends one order to whoever takes it."""
+        worker_id = self.crew.pick(base)
+        if worker_id is not None:
             self._attempts += 1
-            worker_id = self.crew.pick()
-            self.crew.submit(worker_id, cast(TrialOrder, Order(self._attempts)))
+            model = ModelSpec(id="m", quantization=base.removeprefix("m "))  # type: ignore[arg-type]
+            self.crew.submit(worker_id, cast(TrialOrder, Order(self._attempts, model)))
             self.sent[worker_id].append(self._attempts)
+        return worker_id
+
+    def fill(self, base: str = NF4) -> list[int]:
+        """Sends orders as long as there is a free slot; the numbers of each worker's trials."""
+        while self.crew.live < self._at_once and self.send(base) is not None:
+            pass
         return [len(attempts) for attempts in self.sent.values()]
 
     def end_one(self, worker_id: str) -> None:
@@ -62,10 +78,10 @@ class Bench:
 
 def test_a_worker_has_the_slots_it_said_last() -> None:
     bench = Bench(1, at_once=9)
-    free = [bench.crew.free_slots]
+    free = [bench.free_slots]
     for slots in (4, 2, 6):
         bench.crew.on_capacity("w1", slots)
-        free.append(bench.crew.free_slots)
+        free.append(bench.free_slots)
     assert free == [1, 4, 2, 6]
 
 
@@ -76,7 +92,7 @@ def test_a_pack_that_has_shrunk_below_its_trials_takes_nothing_from_the_others()
     assert bench.fill() == [6, 6]
     bench.end_one("w2")
     bench.crew.on_capacity("w1", 1)
-    assert (bench.crew.free_slots, bench.crew.pick()) == (1, "w2")
+    assert (bench.free_slots, bench.crew.pick(NF4)) == (1, "w2")
     assert bench.fill() == [6, 6]
 
 
@@ -109,7 +125,7 @@ def test_a_worker_that_ended_a_trial_without_asking_for_more_is_taken_at_its_wor
 def test_a_worker_that_an_earlier_coordinator_measured_needs_no_second_measurement() -> None:
     bench = Bench(1, at_once=4, slots=3)
     worker = bench.cluster._workers["w1"]
-    worker.base = "org/model"
+    worker.base = NF4
     worker.announce(3, "as measured")
     later = Crew(bench.cluster, "s", SHAPE, at_once=4, patience=0.0)
     bench.cluster.lose_connection()
@@ -117,7 +133,7 @@ def test_a_worker_that_an_earlier_coordinator_measured_needs_no_second_measureme
     [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
     later.on_ready(ready.info)
     assert later.unknown_orders("w1", {}) == []
-    assert (later.free_slots, later._members["w1"].settled) == (3, True)
+    assert (later.room.free, later._members["w1"].settled) == (3, True)
 
 
 def test_the_least_busy_worker_is_picked() -> None:
@@ -127,7 +143,7 @@ def test_the_least_busy_worker_is_picked() -> None:
     assert bench.fill() == [4, 4, 4]
     for worker_id in ("w1", "w3", "w3"):
         bench.end_one(worker_id)
-    assert bench.crew.pick() == "w3"
+    assert bench.crew.pick(NF4) == "w3"
 
 
 def test_idle_workers_beyond_the_need_are_ended_and_busy_ones_are_not() -> None:
@@ -151,3 +167,81 @@ def test_measured_workers_are_filled_evenly_and_as_far_as_they_go(slots: list[in
     assert sum(filled) == min(at_once, sum(slots))
     assert all(has <= wanted for has, wanted in zip(filled, slots, strict=True))
     assert all(has == wanted for has, wanted in zip(filled, slots, strict=True) if has < max(filled) - 1)
+
+
+def measured(workers: int, slots: int, *, at_once: int) -> Bench:
+    bench = Bench(workers, at_once=at_once)
+    for worker_id in bench.sent:
+        bench.crew.on_capacity(worker_id, slots)
+    return bench
+
+
+def test_trials_of_two_bases_never_share_a_worker() -> None:
+    bench = measured(2, 4, at_once=8)
+    assert [bench.send(base) for base in (NF4, INT8, NF4, INT8, INT8)] == ["w1", "w2", "w1", "w2", "w2"]
+
+
+def test_a_trial_of_a_base_that_nobody_has_waits_until_a_worker_is_idle() -> None:
+    bench = measured(1, 4, at_once=8)
+    assert bench.send(NF4) == "w1"
+    assert bench.send(INT8) is None
+    bench.end_one("w1")
+    assert bench.send(INT8) == "w1"
+    assert bench.send(NF4) is None
+
+
+def test_a_worker_that_has_the_base_is_taken_before_one_that_would_load_it() -> None:
+    bench = measured(2, 4, at_once=8)
+    assert [bench.send(NF4), bench.send(INT8)] == ["w1", "w2"]
+    bench.end_one("w2")
+    assert [bench.send(NF4) for _ in range(3)] == ["w1", "w1", "w1"]
+    assert bench.send(NF4) == "w2"  # no worker that has it has a slot left
+
+
+def test_slots_of_another_base_are_free_for_none_of_its_own() -> None:
+    bench = measured(2, 4, at_once=8)
+    bench.send(NF4)
+    assert bench.send(INT8) == "w2"
+    assert bench.free_slots == 6
+    assert [bench.send(INT8) for _ in range(4)] == ["w2", "w2", "w2", None]
+
+
+def test_a_share_is_no_limit_where_the_others_have_another_base() -> None:
+    """A share of two each leaves two slots of the one worker with this base: nobody else can help."""
+    bench = measured(2, 4, at_once=4)
+    assert [bench.send(INT8), bench.send(NF4)] == ["w1", "w2"]
+    assert [bench.send(NF4) for _ in range(4)] == ["w2", "w2", "w2", None]
+
+
+def test_a_worker_is_emptied_for_a_base_that_nobody_has() -> None:
+    bench = measured(2, 4, at_once=8)
+    for _ in range(3):
+        bench.send(NF4)  # w1 two, w2 one
+    bench.crew.make_way([INT8])
+    assert [bench.send(NF4) for _ in range(3)] == ["w1", "w1", None]
+    bench.end_one("w2")
+    assert bench.send(NF4) is None  # idle, and kept
+    assert bench.send(INT8) == "w2"
+
+
+def test_no_worker_is_kept_for_a_base_that_nothing_waits_for() -> None:
+    bench = measured(1, 4, at_once=8)
+    bench.send(NF4)
+    bench.crew.make_way([INT8])
+    assert bench.send(NF4) is None
+    bench.crew.make_way([])
+    assert bench.send(NF4) == "w1"
+
+
+def test_a_worker_found_again_has_the_base_of_its_orders_and_not_the_one_it_still_holds() -> None:
+    bench = Bench(1, at_once=4, slots=3)
+    worker = bench.cluster._workers["w1"]
+    worker.base = NF4
+    worker.announce(3, "as measured")
+    later = Crew(bench.cluster, "s", SHAPE, at_once=4, patience=0.0)
+    bench.cluster.lose_connection()
+    later.attach()
+    [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
+    later.on_ready(replace(ready.info, running_attempts=(7,)), base=INT8)
+    later.unknown_orders("w1", {})
+    assert (later.pick(NF4), later.pick(INT8)) == (None, "w1")

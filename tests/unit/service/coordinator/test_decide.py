@@ -3,106 +3,60 @@
 from __future__ import annotations
 
 from hypothesis import given
-from hypothesis import strategies as st
 
 from service.coordinator.decide import (
     Ask,
+    AskRepeat,
     Dispatch,
     EndStudy,
     EndTrial,
-    Limits,
     Snapshot,
     StopAttempt,
     TrialPhase,
-    TrialSnapshot,
     decide,
+    starving_bases,
 )
+from service.coordinator.room import Place, Room
 from service.states import AttemptState, StudyState
-
-ENDS = [
-    s for s in AttemptState if s not in (AttemptState.DISPATCHED, AttemptState.RUNNING, AttemptState.LOST)
-]
-
-
-def limits(**changes: object) -> Limits:
-    given_limits: dict[str, object] = {
-        "trials": 4,
-        "max_parallel_trials": 2,
-        "max_failed_trials": None,
-        "max_retries": 1,
-        "timeout_seconds": None,
-        "max_gpu_hours": None,
-    }
-    return Limits(**{**given_limits, **changes})  # type: ignore[arg-type]
-
-
-def snapshot(*trials: TrialSnapshot, free_slots: int = 2, **changes: object) -> Snapshot:
-    known: dict[str, object] = {
-        "state": StudyState.RUNNING,
-        "cancel_requested": False,
-        "limits": limits(),
-        "running_seconds": 0.0,
-        "gpu_hours": 0.0,
-    }
-    return Snapshot(trials=trials, free_slots=free_slots, **{**known, **changes})  # type: ignore[arg-type]
-
-
-def waiting(number: int, lost: int = 0) -> TrialSnapshot:
-    return TrialSnapshot(number=number, phase=TrialPhase.WAITING, lost_attempts=lost)
-
-
-def live(number: int, *, stop_requested: bool = False) -> TrialSnapshot:
-    return TrialSnapshot(
-        number=number, phase=TrialPhase.LIVE, live_attempt_id=100 + number, stop_requested=stop_requested
-    )
-
-
-def ended(
-    number: int, outcome: AttemptState = AttemptState.COMPLETED, fatal: str | None = None
-) -> TrialSnapshot:
-    return TrialSnapshot(number=number, phase=TrialPhase.ENDED, outcome=outcome, fatal_reason=fatal)
-
-
-@st.composite
-def snapshots(draw: st.DrawFn) -> Snapshot:
-    trials = draw(st.integers(1, 8))
-    asked = draw(st.integers(0, trials))
-    parallel = draw(st.integers(1, 4))
-    phases = [draw(st.sampled_from(list(TrialPhase))) for _ in range(asked)]
-    while phases.count(TrialPhase.LIVE) > parallel:
-        phases[phases.index(TrialPhase.LIVE)] = TrialPhase.ENDED
-    made = []
-    for number, phase in enumerate(phases):
-        if phase is TrialPhase.WAITING:
-            made.append(waiting(number, draw(st.integers(0, 3))))
-        elif phase is TrialPhase.LIVE:
-            made.append(live(number, stop_requested=draw(st.booleans())))
-        else:
-            made.append(ended(number, draw(st.sampled_from(ENDS))))
-    return snapshot(
-        *made,
-        free_slots=draw(st.integers(0, 6)),
-        limits=limits(
-            trials=trials,
-            max_parallel_trials=parallel,
-            max_failed_trials=draw(st.none() | st.integers(0, 3)),
-            timeout_seconds=draw(st.none() | st.just(10.0)),
-        ),
-        cancel_requested=draw(st.booleans()),
-        running_seconds=draw(st.sampled_from([0.0, 10.0, 11.0])),
-    )
+from tests.unit.service.coordinator.snapshots import ended, limits, live, snapshot, snapshots, waiting
 
 
 @given(snapshots())
 def test_budgets_hold_whatever_is_free(given_snapshot: Snapshot) -> None:
-    """Never a trial too many, never more alive than allowed, never a slot that is not there."""
+    """Never a trial too many, never more alive or waiting than allowed, never a slot that is not there."""
     actions = decide(given_snapshot)
+    limits = given_snapshot.limits
     asks = sum(isinstance(a, Ask) for a in actions)
-    sent = asks + sum(isinstance(a, Dispatch) for a in actions)
+    repeats = [(a.of, a.seed) for a in actions if isinstance(a, AskRepeat)]
+    dispatches = sum(isinstance(a, Dispatch) for a in actions)
     alive = sum(t.phase is TrialPhase.LIVE for t in given_snapshot.trials)
-    assert len(given_snapshot.trials) + asks <= given_snapshot.limits.trials
-    assert sent == 0 or alive + sent <= given_snapshot.limits.max_parallel_trials
-    assert sent <= given_snapshot.free_slots
+    held = sum(
+        t.phase is TrialPhase.WAITING and t.lost_attempts <= limits.max_retries for t in given_snapshot.trials
+    )
+    made = asks + len(repeats)
+    assert len(given_snapshot.search) + asks <= limits.trials
+    assert dispatches == 0 or alive + dispatches <= limits.max_parallel_trials
+    assert made == 0 or alive + held + made <= limits.max_parallel_trials
+    assert made <= given_snapshot.room.free
+    assert asks == 0 or not repeats
+    known = {(t.repeat_of, t.seed) for t in given_snapshot.again}
+    assert len({*repeats, *known}) == len(repeats) + len(known)
+    assert len({seed for _, seed in repeats}) <= 2
+    assert len({of for of, _ in repeats}) <= 2
+
+
+@given(snapshots())
+def test_only_trials_with_a_place_are_sent(given_snapshot: Snapshot) -> None:
+    """Every dispatch finds the place that it was counted on, in the order in which they come."""
+    room = given_snapshot.room
+    by_number = {t.number: t for t in given_snapshot.trials}
+    for action in decide(given_snapshot):
+        if isinstance(action, Dispatch):
+            base = by_number[action.trial_number].base
+            place = room.pick(base)
+            assert place is not None
+            assert place.base in (None, base)
+            room = room.filled(place, base)
 
 
 @given(snapshots())
@@ -193,3 +147,21 @@ def test_one_failed_trial_is_counted_in_the_singular() -> None:
     assert end == EndStudy(
         state=StudyState.FAILED, reason="1 trial failed; budget.max_failed_trials allows 0"
     )
+
+
+# -- bases -------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_no_worker_takes_keeps_its_reservation_and_holds_up_no_other() -> None:
+    nf4 = Room(places=(Place(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
+    study = {"limits": limits(trials=9, max_parallel_trials=4), "room": nf4}
+    actions = decide(snapshot(live(0), waiting(1, base="int8"), waiting(2, base="nf4"), **study))
+    assert actions == [Dispatch(trial_number=2), Ask()]  # live, waiting, sent, asked: four
+
+
+def test_a_base_starves_when_as_many_newer_trials_as_may_run_have_overtaken_it() -> None:
+    nf4 = Room(places=(Place(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
+    study = {"limits": limits(trials=9, max_parallel_trials=2), "room": nf4}
+    assert starving_bases(snapshot(waiting(0, base="int8"), live(1), **study)) == ()
+    assert starving_bases(snapshot(waiting(0, base="int8"), ended(1), live(2), **study)) == ("int8",)
+    assert starving_bases(snapshot(waiting(0, base="nf4"), ended(1), live(2), **study)) == ()

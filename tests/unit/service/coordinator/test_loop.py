@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from service import optuna_store
 from service.coordinator import study_run
 from service.coordinator.dispatch import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.room import Room
 from service.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, GRID, House
@@ -35,7 +36,8 @@ def test_a_study_runs_exactly_its_trials_and_never_more_at_once_than_allowed(
     house.run(study_id, each=look)
     study = house.study(study_id)
     expected = 8 if search is GRID else 12
-    assert (study.state, study.reason) == (StudyState.COMPLETED, f"all {expected} trials ended")
+    why = f"all {expected} trials ended{': the grid is exhausted' * (search is GRID)}"
+    assert (study.state, study.reason) == (StudyState.COMPLETED, why)
     assert [a.trial_number for a in house.attempts()] == list(range(expected))
     assert len(house.values()) == expected
     assert most == 3
@@ -148,10 +150,10 @@ def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
     bad, good = house.submit(name="bad"), house.submit(name="good")
     ask = optuna_store.ask
 
-    def broken_ask(study: Any, definition: Any) -> Any:
+    def broken_ask(study: Any, definition: Any, preparation: Any) -> Any:
         if definition.name == "bad":
             raise ZeroDivisionError("a bug")
-        return ask(study, definition)
+        return ask(study, definition, preparation)
 
     monkeypatch.setattr(optuna_store, "ask", broken_ask)
     house.run(bad, good)
@@ -209,6 +211,19 @@ def test_a_stored_definition_that_cannot_be_read_fails_its_study_and_no_other(
     assert house.study(good).state == StudyState.COMPLETED
 
 
+def test_a_stored_definition_that_makes_no_recipe_fails_its_study_and_kills_no_coordinator(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    study_id = house.submit(repeats={"top_k": 1})
+    with house.database.write() as session:
+        study = session.get_one(Study, study_id)
+        study.definition = {**study.definition, "recipe": {"a_field_of_the_past": 1}}
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.FAILED
+    assert "a_field_of_the_past" in house.study(study_id).reason
+
+
 def test_half_done_studies_are_taken_up_again_before_and_beyond_new_ones(
     make_house: Callable[..., House],
 ) -> None:
@@ -252,7 +267,7 @@ def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[...,
                     ended_at=ended_at,
                 )
             )
-    snapshot = run.snapshot(free_slots=0, unplaceable_reason=None)
+    snapshot = run.snapshot(room=Room(), unplaceable_reason=None)
     assert snapshot.gpu_hours == pytest.approx(1.0)
 
 

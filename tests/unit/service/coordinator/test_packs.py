@@ -91,7 +91,7 @@ def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Ca
     house.coordinator.round()
     [run] = house.coordinator._runs.values()
     for slots, predicted, measured in ((1, 3 * 2**30, None), (2, 2**30, 2**29), (3, 0, None)):
-        run.on_capacity(
+        run.events.on_capacity(
             "w1",
             PackCapacity(
                 slots=slots, reason="two would not fit.", predicted_bytes=predicted, measured_bytes=measured
@@ -112,7 +112,7 @@ def test_a_capacity_that_is_delivered_twice_is_written_down_once(make_house: Cal
     for slots in (3, 2, 3):
         house.cluster.announce("w1", slots)
         [run] = house.coordinator._runs.values()
-        run.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
+        run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
         house.crash()
         house.rounds(lambda: bool(house.coordinator._crews))
     house.run(study_id)

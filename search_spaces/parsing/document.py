@@ -1,0 +1,266 @@
+"""Reads a submitted document section by section, collecting every fault before giving up.
+
+Pydantic stops at a section's first cross-field error and reports unions member by member; so sections
+are read one at a time, unions are told apart by hand, and what one section demands of another is checked
+on whatever was readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from search_spaces.definition import (
+    ALGORITHMS,
+    DATA_FIELDS,
+    MEASURES,
+    Bound,
+    BudgetSpec,
+    DataSpec,
+    EvaluationSpec,
+    HubData,
+    ModelSpec,
+    ObjectiveSpec,
+    RangeTestSpec,
+    RepeatsSpec,
+    ResourcesSpec,
+    SearchSpec,
+    StudyDefinition,
+    StudyName,
+    WarmStartSpec,
+    _Document,
+)
+from search_spaces.documents import plain
+from search_spaces.errors import Fault, InvalidDefinition
+from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
+from search_spaces.parameter_reading import read_parameters
+from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parsing import recipe_rules, search_rules, study_rules
+from search_spaces.parsing.draft import Draft
+from search_spaces.parsing.presets import Chosen, choose_space, fix_recipe, pinned_faults
+from search_spaces.pruner_reading import read_pruning
+from search_spaces.recipe import RECIPE_FIELDS, SEARCHABLE_FIELDS, recipe_faults
+from search_spaces.space import SearchSpace
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_ANY_SPACE = SearchSpace.model_validate({"learning_rate": {"choices": [1e-4]}})
+"""Stands in for the space, which is read by itself, while the rest of its section is."""
+
+RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
+    search_rules.grid_is_finite,
+    search_rules.conditions_lie_on_the_grid,
+    search_rules.algorithm_fits_the_space,
+    search_rules.range_test_has_a_range,
+    recipe_rules.nothing_searched_in_vain,
+    recipe_rules.one_alpha,
+    study_rules.rungs_are_there,
+    study_rules.several_objectives,
+    study_rules.costs_are_the_trials_own,
+    study_rules.target_can_be_reached,
+    study_rules.prior_is_learnt_from,
+    study_rules.repeats_are_possible,
+    study_rules.gpus_can_be_reserved,
+)
+"""What one section demands of another."""
+
+
+class _Header(_Document):
+    name: StudyName
+    task: Literal["causal_lm"] = "causal_lm"
+
+
+def parse(document: Any) -> StudyDefinition:
+    """See `search_spaces.definition.parse_definition`."""
+    raw, faults = plain(document)
+    if raw is None and faults:
+        raise InvalidDefinition(faults)
+    if not isinstance(raw, dict):
+        keys = ", ".join(StudyDefinition.model_fields)
+        raise InvalidDefinition(
+            [Fault(path="", value=shown(raw), message="must be a mapping", allowed=f"the keys {keys}")]
+        )
+    reader = _Reader(raw, faults)
+    definition = reader.read()
+    if definition is None:
+        raise InvalidDefinition(reader.faults[:MAX_FAULTS])
+    return definition
+
+
+class _Reader:
+    """One reading of one document. `faults` grows as sections are read."""
+
+    def __init__(self, raw: dict[str, Any], faults: list[Fault]) -> None:
+        self.raw = raw
+        self.faults = list(faults)
+        self._ill_formed = {fault.path for fault in faults}
+
+    def read(self) -> StudyDefinition | None:
+        raw = self.raw
+        self.faults += unknown_keys(raw, list(StudyDefinition.model_fields), "")
+        header = self._section(_Header, "", {key: raw[key] for key in ("name", "task") if key in raw})
+        model = self._section(ModelSpec, "model", self._required("model", ModelSpec))
+        data = self._data()
+        draft = self._draft()
+        for rule in RULES:
+            self.faults += rule(draft)
+        self._drop_repeats()
+        if self.faults or draft.search is None or header is None:
+            return None
+        return StudyDefinition.model_validate(
+            {
+                "name": header.name,
+                "model": model,
+                "data": data,
+                "search": draft.search.model_copy(update={"space": draft.space}),
+                "recipe": draft.recipe,
+                "objective": draft.objective,
+                "pruning": draft.pruning,
+                "evaluation": draft.evaluation,
+                "budget": draft.budget,
+                "resources": draft.resources,
+                "constraints": draft.constraints,
+                "warm_start": draft.warm_start,
+                "repeats": draft.repeats,
+            }
+        )
+
+    def _draft(self) -> Draft:
+        raw_search = self._required("search", SearchSpec)
+        raw_recipe = self._raw_recipe()
+        chosen = Chosen(None)
+        parameters: dict[str, Float | Int | Choice] = {}
+        space = None
+        if isinstance(raw_search, Mapping):
+            chosen = choose_space(raw_search, raw_recipe or {}, self.faults)
+        if chosen.space is not None:
+            parameters, found = read_parameters(chosen.space)
+            self.faults += [fault.below("search.space") for fault in found]
+            space = None if found else SearchSpace.model_validate(parameters)
+        search, algorithm = self._search(raw_search, chosen)
+        recipe = None
+        if raw_recipe is not None:
+            names = chosen.space if isinstance(chosen.space, Mapping) else {}
+            unread = frozenset(name for name in names if name in SEARCHABLE_FIELDS) - parameters.keys()
+            self.faults += pinned_faults(raw_recipe, parameters, unread)
+            found = recipe_faults(raw_recipe, "recipe")
+            self.faults += found
+            recipe = None if found else fix_recipe(chosen, parameters, raw_recipe)
+        return Draft(
+            search=search,
+            algorithm=algorithm,
+            parameters=parameters,
+            space=space,
+            recipe=recipe,
+            objective=self._section(ObjectiveSpec, "objective", self._optional("objective")),
+            pruning=read_pruning(self._optional("pruning"), "pruning", self.faults),
+            evaluation=self._section(EvaluationSpec, "evaluation", self._optional("evaluation")),
+            budget=self._section(BudgetSpec, "budget", self._optional("budget")),
+            resources=self._section(ResourcesSpec, "resources", self._optional("resources")),
+            constraints=self._constraints(),
+            warm_start=self._section(WarmStartSpec, "warm_start", self.raw.get("warm_start")),
+            repeats=self._section(RepeatsSpec, "repeats", self.raw.get("repeats")),
+        )
+
+    def _optional(self, name: str) -> Any:
+        # A section left empty in YAML is null.
+        value = self.raw.get(name)
+        return {} if value is None else value
+
+    def _required(self, name: str, model: type[BaseModel]) -> Any:
+        value = self.raw.get(name)
+        if value is not None:
+            return value
+        keys = ", ".join(model.model_fields)
+        self.faults.append(
+            Fault(path=name, value=None, message="is required", allowed=f"a mapping with the keys {keys}")
+        )
+        return None
+
+    def _section(self, model: type[Model], path: str, raw: Any) -> Model | None:
+        return None if raw is None else read_model(model, raw, path, self.faults)
+
+    def _drop_repeats(self) -> None:
+        """Keeps one fault per place for values that were ill-formed before any section was read."""
+        seen: set[str] = set()
+        kept = []
+        for fault in self.faults:
+            if fault.path not in self._ill_formed or fault.path not in seen:
+                kept.append(fault)
+            seen.add(fault.path)
+        self.faults = kept
+
+    def _data(self) -> DataSpec | None:
+        raw = self._required("data", DataSpec)
+        if not isinstance(raw, Mapping):
+            return self._section(DataSpec, "data", raw)
+        before = len(self.faults)
+        fields = dict(raw)
+        for part in ("train", "eval"):
+            source = fields.get(part)
+            if isinstance(source, Mapping):
+                read_model(HubData, source, f"data.{part}", self.faults)
+                fields[part] = "read above"
+            elif part in fields and not isinstance(source, str):
+                form = "a file, or {hub: ..., split: ...}"
+                fault = Fault(
+                    path=f"data.{part}", value=shown(source), message=f"must be {form}", allowed=form
+                )
+                self.faults.append(fault)
+                fields[part] = "faulty"
+        self._section(DataSpec, "data", fields)
+        columns = fields.get("columns")
+        if isinstance(columns, Mapping):
+            self.faults += unknown_keys(columns, DATA_FIELDS, "data.columns", what="field of a row")
+        return DataSpec.model_validate(raw) if len(self.faults) == before else None
+
+    def _search(self, raw: Any, chosen: Chosen) -> tuple[SearchSpec | None, str | None]:
+        """The section with a stand-in for its space, and its algorithm where that much is readable."""
+        if not isinstance(raw, Mapping):
+            return self._section(SearchSpec, "search", raw), None
+        before = len(self.faults)
+        fields = {**raw, "space": _ANY_SPACE, "preset": chosen.preset.name if chosen.preset else None}
+        test = fields.get("learning_rate_range_test")
+        if isinstance(test, Mapping):
+            # By itself, for its unknown keys.
+            fields["learning_rate_range_test"] = self._section(
+                RangeTestSpec, "search.learning_rate_range_test", test
+            )
+        search = self._section(SearchSpec, "search", fields)
+        algorithm = fields.get("algorithm", "tpe")
+        known = algorithm if isinstance(algorithm, str) and algorithm in ALGORITHMS else None
+        if known not in (None, "grid") and fields.get("trials") is None:
+            message = f"is required: {known} has no end of its own"
+            allowed = "a whole number, at least 1"
+            self.faults.append(Fault(path="search.trials", value=None, message=message, allowed=allowed))
+        return search if len(self.faults) == before else None, known
+
+    def _raw_recipe(self) -> Mapping[str, Any] | None:
+        raw = self._optional("recipe")
+        if isinstance(raw, Mapping):
+            return raw
+        message = "must be a mapping of recipe fields to values"
+        self.faults.append(
+            Fault(path="recipe", value=shown(raw), message=message, allowed=", ".join(RECIPE_FIELDS))
+        )
+        return None
+
+    def _constraints(self) -> dict[str, Bound] | None:
+        raw = self._optional("constraints")
+        if not isinstance(raw, Mapping):
+            message = "must be a mapping of measured values to their bounds"
+            allowed = ", ".join(MEASURES)
+            self.faults.append(Fault(path="constraints", value=shown(raw), message=message, allowed=allowed))
+            return None
+        before = len(self.faults)
+        bounds = {}
+        for name, bound in raw.items():
+            if name in MEASURES:
+                bounds[name] = self._section(Bound, f"constraints.{name}", {} if bound is None else bound)
+            else:
+                self.faults.append(name_fault(f"constraints.{name}", name, "measured value", MEASURES))
+        if len(self.faults) > before:
+            return None
+        return {name: bound for name, bound in bounds.items() if bound is not None}

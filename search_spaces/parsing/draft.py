@@ -1,0 +1,61 @@
+"""A document as far as it was readable, for the rules between its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.definition import (
+    Bound,
+    BudgetSpec,
+    EvaluationSpec,
+    ObjectiveSpec,
+    RepeatsSpec,
+    ResourcesSpec,
+    SearchSpec,
+    WarmStartSpec,
+)
+from search_spaces.parameters import Choice, Float, Int
+from search_spaces.recipe import Recipe
+from search_spaces.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """None stands for a section with faults, of which nothing may be concluded."""
+
+    search: SearchSpec | None
+    """With a stand-in for its space."""
+    algorithm: str | None
+    """Known even where another key of the section is at fault."""
+    parameters: Mapping[str, Float | Int | Choice]
+    """Those that were readable."""
+    space: SearchSpace | None
+    """All of them; None if any is at fault."""
+    recipe: Mapping[str, Any] | None
+    """What is fixed, the preset's values included."""
+    objective: ObjectiveSpec | None
+    pruning: Any
+    evaluation: EvaluationSpec | None
+    budget: BudgetSpec | None
+    resources: ResourcesSpec | None
+    constraints: Mapping[str, Bound] | None
+    warm_start: WarmStartSpec | None
+    """None too where there is none."""
+    repeats: RepeatsSpec | None
+    """None too where there are none."""
+
+    def fixed(self, name: str) -> Any:
+        """The value of a recipe field where it is not searched: fixed, or the default."""
+        default = Recipe.model_fields[name].default
+        return default if self.recipe is None else self.recipe.get(name, default)
+
+    def total_trials(self) -> int | None:
+        """The number of search trials; None if it is not known."""
+        if self.search is None or self.space is None:
+            return None
+        grid = self.search.algorithm == "grid"
+        points = self.space.grid_size() if grid else self.space.size()
+        known = [number for number in (self.search.trials, points) if number is not None]
+        return min(known, default=None)

@@ -1,0 +1,63 @@
+"""What the fixed recipe and the search space demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from search_spaces.conditions import kept_apart
+from search_spaces.errors import Fault
+from search_spaces.faults import shown
+from search_spaces.parsing.draft import Draft
+from search_spaces.recipe import DEPENDENT_FIELDS
+
+
+def nothing_searched_in_vain(draft: Draft) -> Iterator[Fault]:
+    """A field that only one optimizer reads is searched only where that optimizer may be used."""
+    if draft.recipe is None:
+        return
+    for name, parameter in draft.parameters.items():
+        parent, users = DEPENDENT_FIELDS.get(name, (None, ()))
+        if parent is None or parent in draft.parameters:
+            continue
+        value = draft.fixed(parent)
+        if value not in users:
+            words = " or ".join(users)
+            how = "fixed in recipe" if parent in draft.recipe else "the default"
+            yield Fault(
+                path=f"search.space.{name}",
+                value=shown(parameter),
+                message=f"changes nothing: only {words} reads it, and {parent} is {value} ({how}); fix"
+                f" {parent} to {words} in recipe, search it too, or leave this out",
+            )
+
+
+def one_alpha(draft: Draft) -> Iterator[Fault]:
+    """A trial has lora_alpha or lora_alpha_ratio: the first, where given, leaves the second without effect.
+
+    Only conditions can keep two searched ones apart; a fixed ratio may stand in where a conditional alpha is
+    inactive.
+    """
+    if draft.recipe is None:
+        return
+    parameters, recipe = draft.parameters, draft.recipe
+    alpha_fixed = recipe.get("lora_alpha") is not None
+    ratio_fixed = recipe.get("lora_alpha_ratio") is not None
+    alpha, ratio = parameters.get("lora_alpha"), parameters.get("lora_alpha_ratio")
+    if alpha_fixed:
+        clash = ratio_fixed or ratio is not None
+    elif alpha is None:
+        clash = False
+    elif ratio is not None:
+        clash = draft.space is None or not kept_apart(parameters, "lora_alpha", "lora_alpha_ratio")
+    else:
+        clash = ratio_fixed and not alpha.when
+    if clash:
+        section = "search.space" if alpha is not None else "recipe"
+        other = "search.space" if ratio is not None else "recipe"
+        yield Fault(
+            path=f"{section}.lora_alpha",
+            value=shown(recipe["lora_alpha"] if alpha is None else alpha),
+            message=f"and {other}.lora_alpha_ratio both set alpha (alpha = lora_alpha_ratio x lora_r); leave"
+            " one of them out, or keep them apart by conditions",
+            allowed="lora_alpha or lora_alpha_ratio",
+        )

@@ -1,0 +1,140 @@
+"""What objective, pruning, constraints, repeats, warm start and resources demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from search_spaces.errors import Fault
+from search_spaces.faults import shown
+from search_spaces.parsing.draft import Draft
+from search_spaces.pruner_reading import rung_faults
+from search_spaces.pruners import NoPruning
+
+MIN_GPU_SHARE = 0.01
+"""Ray counts in steps of 0.0001; nobody shares a GPU among more than a hundred workers."""
+
+_SHARED_COSTS = ("train_seconds", "peak_memory_gb")
+"""What trials of one pack cannot be charged for one by one."""
+_LIMITS: Mapping[str, tuple[float, str]] = {
+    "eval_loss": (0.0, "at least 0"),
+    "perplexity": (1.0, "at least 1"),
+    "accuracy": (1.0, "at most 1"),
+}
+"""The best value that a metric can have."""
+_MAX_SEED = 2**32 - 1
+
+
+def rungs_are_there(draft: Draft) -> Iterator[Fault]:
+    """Whatever acts at rungs needs rungs."""
+    if draft.evaluation is None:
+        return
+    every = draft.evaluation.every_examples
+    if draft.pruning is not None:
+        yield from rung_faults(draft.pruning, every)
+    if draft.evaluation.overfit_rungs is not None and every is None and isinstance(draft.pruning, NoPruning):
+        message = "is required with overfit_rungs: without it a trial is evaluated only at its end"
+        allowed = "a whole number, at least 1"
+        yield Fault(path="evaluation.every_examples", value=None, message=message, allowed=allowed)
+
+
+def several_objectives(draft: Draft) -> Iterator[Fault]:
+    """With costs a trial has several values, which not everything can compare."""
+    if draft.objective is None or not draft.objective.costs:
+        return
+    if draft.pruning is not None and not isinstance(draft.pruning, NoPruning):
+        yield Fault(
+            path="pruning.algorithm",
+            value=draft.pruning.algorithm,
+            message="does not go with objective.costs: a pruner compares one value, and a trial has several",
+            allowed="none",
+        )
+    if draft.repeats is not None:
+        yield Fault(
+            path="repeats",
+            value=shown(draft.repeats),
+            message="does not go with objective.costs: the study ends with a Pareto front, and no recipe"
+            " of it is the best",
+            allowed="no repeats",
+        )
+    if draft.algorithm == "cmaes":
+        yield Fault(
+            path="search.algorithm",
+            value="cmaes",
+            message="does not go with objective.costs: it ranks trials by one value, and a trial has several",
+            allowed="tpe, gp, random, qmc or grid",
+        )
+    if draft.warm_start is not None and draft.warm_start.as_ == "prior":
+        yield Fault(
+            path="warm_start.as",
+            value="prior",
+            message="does not go with objective.costs: what is taken over of an earlier trial is its"
+            " objective alone",
+            allowed="enqueue",
+        )
+
+
+def costs_are_the_trials_own(draft: Draft) -> Iterator[Fault]:
+    """Time and memory are measured of a worker; they are a trial's where it has the worker to itself."""
+    if draft.resources is None or draft.resources.trials_per_worker == 1:
+        return
+    named = [f"objective.costs ({cost})" for cost in (draft.objective.costs if draft.objective else ())]
+    shared = [name for name in named if any(cost in name for cost in _SHARED_COSTS)]
+    shared += [f"constraints.{name}" for name in draft.constraints or () if name in _SHARED_COSTS]
+    if shared:
+        yield Fault(
+            path="resources.trials_per_worker",
+            value=draft.resources.trials_per_worker,
+            message=f"must be 1 with {', '.join(shared)}: trials that share a worker share its time and"
+            " memory, so what is measured there is not one trial's",
+            allowed="1",
+        )
+
+
+def target_can_be_reached(draft: Draft) -> Iterator[Fault]:
+    """A target beyond the best possible value would end no search."""
+    if draft.budget is None or draft.objective is None or draft.budget.target_value is None:
+        return
+    target, metric = draft.budget.target_value, draft.objective.metric
+    limit, allowed = _LIMITS[metric]
+    if (target > limit) if draft.objective.direction == "maximize" else (target < limit):
+        message = f"can never be reached: {metric} is always {allowed}"
+        yield Fault(path="budget.target_value", value=target, message=message, allowed=allowed)
+
+
+def prior_is_learnt_from(draft: Draft) -> Iterator[Fault]:
+    """Earlier results are given to a sampler that learns."""
+    if draft.warm_start is None or draft.warm_start.as_ != "prior":
+        return
+    if draft.algorithm not in (None, "tpe", "gp"):
+        message = f"gives earlier results to the sampler, and {draft.algorithm} does not learn from them"
+        allowed = "enqueue, or search.algorithm tpe or gp"
+        yield Fault(path="warm_start.as", value="prior", message=message, allowed=allowed)
+
+
+def repeats_are_possible(draft: Draft) -> Iterator[Fault]:
+    """There are as many recipes as are to be repeated, and as many seeds."""
+    if draft.repeats is None:
+        return
+    total = draft.total_trials()
+    if total is not None and draft.repeats.top_k > total:
+        message = f"is more than the search's {total} trials"
+        path = "repeats.top_k"
+        yield Fault(path=path, value=draft.repeats.top_k, message=message, allowed=f"at most {total}")
+    if draft.recipe is not None and draft.fixed("seed") + draft.repeats.seeds > _MAX_SEED:
+        message = f"would count on from recipe.seed ({draft.fixed('seed')}) beyond the largest seed"
+        allowed = f"at most {_MAX_SEED - draft.fixed('seed')}"
+        yield Fault(path="repeats.seeds", value=draft.repeats.seeds, message=message, allowed=allowed)
+
+
+def gpus_can_be_reserved(draft: Draft) -> Iterator[Fault]:
+    """Ray reserves a share of one GPU, or whole ones."""
+    if draft.resources is None:
+        return
+    gpus = draft.resources.gpus_per_worker
+    if gpus != "auto" and (0 < gpus < MIN_GPU_SHARE or (gpus > 1 and not gpus.is_integer())):
+        yield Fault(
+            path="resources.gpus_per_worker",
+            value=gpus,
+            message="is nothing that Ray can reserve: a share of one GPU, or whole ones",
+            allowed=f"auto, 0, {MIN_GPU_SHARE} to 1, or a whole number",
+        )

@@ -1,0 +1,71 @@
+"""What a study's storage holds of its trials, as configurations of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces.space import SearchSpace
+
+SUGGESTION_KEY = "nightsweep:suggestion"
+"""System attribute of an Optuna trial: all its parameters, as Optuna holds them."""
+REPEAT_OF = "repeat_of"
+"""User attribute of a repeat: the number of the trial whose recipe it runs again."""
+SEED = "seed"
+"""User attribute of a repeat: the recipe's seed."""
+
+
+@dataclass(frozen=True)
+class PastTrial:
+    """A trial of the search, finished or running."""
+
+    frozen: FrozenTrial
+    """As the storage holds it; not to be changed."""
+    values: Mapping[str, Any]
+    """Its configuration, as recipe values."""
+    key: Hashable
+    """`SearchSpace.configuration_key` of these."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The trials of a study's search, by number; repeats are not part of it."""
+
+    trials: tuple[PastTrial, ...]
+
+    @classmethod
+    def read(cls, space: SearchSpace, trials: Iterable[FrozenTrial]) -> History:
+        """From a study's trials.
+
+        Args:
+            space: As `prepared_space` gives it.
+            trials: In the order of their numbers.
+        """
+        past = []
+        for trial in trials:
+            # A trial whose asker died half-way has the parameters that were written down for it.
+            params = trial.params | trial.system_attrs.get(SUGGESTION_KEY, {})
+            if params and REPEAT_OF not in trial.user_attrs:
+                values = space.decode(params)
+                past.append(PastTrial(trial, values, space.configuration_key(values)))
+        return cls(tuple(past))
+
+    @cached_property
+    def handed_out(self) -> frozenset[Hashable]:
+        """Keys of the configurations that have had a trial, whatever became of it."""
+        return frozenset(trial.key for trial in self.trials)
+
+    @cached_property
+    def used(self) -> frozenset[Hashable]:
+        """Keys of those that are not to be tried again: all but the ones that failed or were cancelled."""
+        return frozenset(trial.key for trial in self.trials if trial.frozen.state is not TrialState.FAIL)
+
+    @cached_property
+    def finished(self) -> int:
+        """How many trials there are to learn from."""
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(trial.frozen.state in states for trial in self.trials)

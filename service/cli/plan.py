@@ -1,0 +1,87 @@
+"""The command that plans a study before anything is spent on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from service.cli.errors import REFUSED
+from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
+from service.cli.output import say_json
+from service.cli.study_file import read_study_file
+from service.client import Problem, RefusedError, UnexpectedAnswerError
+
+if TYPE_CHECKING:
+    from service.plans.schemas import PlanView
+
+
+def plan(
+    file: StudyFile,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Plan on this machine, without a server; no earlier trials are known then."
+        ),
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Say what a study would do, and what is odd about it. Nothing is stored.
+
+    Exits with 1 if the study would be refused or its trials would fail.
+    """
+    definition = read_study_file(file)
+    document = _planned_here(definition) if local else _planned_there(server, definition)
+    view = _read(document, "this machine" if local else server)
+    if as_json:
+        say_json(document)
+    else:
+        from service.cli.plan_view import show_plan
+
+        show_plan(view)
+    if not view.acceptable:
+        raise typer.Exit(REFUSED)
+
+
+def _planned_there(server: str, definition: dict[str, Any]) -> dict[str, Any]:
+    with connect(server) as client:
+        return client.plan(definition)
+
+
+def _planned_here(definition: dict[str, Any]) -> dict[str, Any]:
+    from service.cli.servers import build_settings
+    from service.errors import ServiceError
+    from service.plans.commands import local_plan
+
+    settings = build_settings()
+    try:
+        return local_plan(definition, settings.plan_timeout_seconds).model_dump(mode="json")
+    except ServiceError as error:
+        # In the words of a server, which would have said the same.
+        faults = [
+            {
+                "path": f.path,
+                "message": f.message,
+                "value": f.value,
+                "allowed": f.allowed,
+                "nearest": f.nearest,
+            }
+            for f in error.faults
+        ]
+        problem = Problem.model_validate(
+            {"title": error.title, "detail": error.detail, "status": error.status, "faults": faults}
+        )
+        raise RefusedError(error.status, problem) from error
+
+
+def _read(document: dict[str, Any], server: str) -> PlanView:
+    from service.plans.schemas import PlanView
+
+    try:
+        return PlanView.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"Plan.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise UnexpectedAnswerError(server, f"{what}; do client and server have one version?") from error

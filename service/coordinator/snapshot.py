@@ -1,0 +1,98 @@
+"""What `decide` looks at: one study at one moment, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.coordinator.room import Room
+from service.states import AttemptState, StudyState
+
+
+class TrialPhase(StrEnum):
+    WAITING = "waiting"
+    """Asked, but no attempt is alive: never dispatched, or its worker was lost."""
+    LIVE = "live"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSnapshot:
+    number: int
+    phase: TrialPhase
+    base: str = ""
+    """Model and quantization it trains on; matters while it waits."""
+    repeat_of: int | None = None
+    """The trial whose recipe it runs again; None: it is of the search."""
+    seed: int | None = None
+    """Of a repeat."""
+    lost_attempts: int = 0
+    live_attempt_id: int | None = None
+    stop_requested: bool = False
+    """A stop was already sent to the live attempt."""
+    outcome: AttemptState | None = None
+    """Set when the phase is ended."""
+    end_order: int = 0
+    """Place among the study's ended trials, in the order in which their ends were recorded."""
+    value: float | None = None
+    """The objective at the best rung, of a completed trial."""
+    feasible: bool = True
+    """It breaks no constraint."""
+    fatal_reason: str | None = None
+    """The trial failed for a reason in the study's model or data."""
+
+    @property
+    def is_repeat(self) -> bool:
+        return self.repeat_of is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Which recipes are run again after the search, and with which seeds."""
+
+    top_k: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The part of the definition that bounds a study. Times in seconds."""
+
+    trials: int
+    """Of the search, repeats not counted."""
+    max_parallel_trials: int
+    max_failed_trials: int | None
+    max_retries: int
+    timeout_seconds: float | None
+    max_gpu_hours: float | None
+    metric: str = "eval_loss"
+    minimize: bool = True
+    target_value: float | None = None
+    no_improvement_trials: int | None = None
+    exhausts: str | None = None
+    """What has no further configuration after that many trials: the grid, or the search space."""
+    repeats: Repeats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    state: StudyState
+    cancel_requested: bool
+    limits: Limits
+    trials: tuple[TrialSnapshot, ...]
+    room: Room
+    running_seconds: float
+    """Wall clock since the first trial was dispatched."""
+    gpu_hours: float
+    exhausted: bool = False
+    """The sampler has no further configuration, whatever `limits.trials` says."""
+    unplaceable_reason: str | None = None
+    """Set when the cluster could not give this study any worker for too long."""
+    search: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
+    """The trials that are no repeats."""
+    again: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
+    """The repeats."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "search", tuple(t for t in self.trials if not t.is_repeat))
+        object.__setattr__(self, "again", tuple(t for t in self.trials if t.is_repeat))

@@ -1,0 +1,255 @@
+"""What happens to a study before its first trial: a learning-rate range test, then a warm start.
+
+A chore of the coordinator's loop, beside schedules and leases. A study that asks for stages stays queued,
+and nobody takes its lease, until they are done and `Study.preparation` is written; from then on it is like
+any other. Each step is one transaction that begins by looking whether it is still to be done, so a crash
+anywhere, or another coordinator beside this one, changes nothing:
+
+    queued ── makes its range test ── waits for its end ── reads it ── warm start ── preparation
+
+A range test is a study of its own kind, with trials and a lease like any other. Once it has completed, what
+it found is drawn on its dashboard page and written down in its own `preparation`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from pydantic import ValidationError
+from sqlalchemy import Select, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from search_spaces.preparation import Preparation
+from search_spaces.range_test import Corner, Narrowed, narrow, propose
+from service import optuna_store, warm_start
+from service.coordinator.leases import waits_for_stages
+from service.dashboard import save_figure
+from service.database import Database
+from service.models import Study, StudyKind
+from service.range_tests.commands import make
+from service.range_tests.derivation import allowed_bounds
+from service.range_tests.figure import draw
+from service.range_tests.sweeps import read_corners
+from service.states import TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
+
+log = logging.getLogger(__name__)
+
+FIGURE = "learning-rate-range-test"
+"""Its name on the dashboard."""
+RANGE_TEST = "range_test"
+"""The kind of event that says what becomes of a study's range test, and what it found."""
+WARM_START = "warm_start"
+"""The kind of event that says what was taken over from an earlier study."""
+
+
+def advance_stages(database: Database, storage: optuna_store.Storage) -> None:
+    """Take every study's stages as far as they go now."""
+    with database.read() as session:
+        orphans = session.scalars(_orphans()).all()
+        found = session.scalars(_unread_range_tests()).all()
+        waiting = session.scalars(_waiting()).all()
+    for study_id in orphans:
+        _guarded(database, study_id, lambda study_id: _cancel_orphan(database, study_id))
+    for study_id in found:
+        _guarded(database, study_id, lambda study_id: _read_range_test(database, storage, study_id))
+    for study_id in waiting:
+        _guarded(database, study_id, lambda study_id: _advance(database, storage, study_id))
+
+
+def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> None:
+    """One study's step; a fault of ours that one meets fails it and must not touch the others."""
+    try:
+        step(study_id)
+    except (SQLAlchemyError, optuna_store.StorageInternalError):
+        raise  # every study's trouble
+    except ValidationError as error:
+        _fail(database, study_id, f"this version cannot read the study's definition: {error}")
+    except Exception as error:
+        log.exception("study %s met an internal error", study_id)
+        what = f"{type(error).__name__}: {error}"
+        _fail(database, study_id, f"internal error, see the coordinator's log: {what}")
+
+
+def _fail(database: Database, study_id: str, reason: str) -> None:
+    with database.write() as session:
+        study = _locked(session, study_id)
+        if study.state == StudyState.QUEUED:
+            advance_study(session, study, StudyState.FAILED, reason)
+        elif study.preparation is None:  # a range test that has ended, and would be read again for ever
+            study.preparation = Preparation(notes=(reason,)).model_dump(mode="json")
+            append_event(session, study.id, RANGE_TEST, reason)
+
+
+# -- range tests that have ended ----------------------------------------------------------------------
+
+
+def _unread_range_tests() -> Select[str]:
+    return select(Study.id).where(
+        Study.kind == StudyKind.RANGE_TEST,
+        Study.state == StudyState.COMPLETED,
+        Study.preparation.is_(None),
+    )
+
+
+def _read_range_test(database: Database, storage: optuna_store.Storage, study_id: str) -> None:
+    """Draw what a range test found, then write it down."""
+    with database.read() as session:
+        study = session.get_one(Study, study_id)
+        corners, narrowed, found = _conclude(session, study)
+    bounds = narrowed.bounds if narrowed.concluded else None
+    save_figure(storage, study.name, draw(corners, bounds, "Learning-rate range test"), FIGURE)
+    with database.write() as session:
+        study = _locked(session, study_id)
+        if study.preparation is not None:
+            return
+        notes = (narrowed.note, found)
+        study.preparation = Preparation(learning_rate_bounds=bounds, notes=notes).model_dump(mode="json")
+        append_event(session, study.id, RANGE_TEST, f"{narrowed.note}: {found}")
+
+
+def _conclude(session: Session, study: Study) -> tuple[list[Corner], Narrowed, str]:
+    definition = StudyDefinition.model_validate(study.definition)
+    test = definition.search.learning_rate_range_test
+    assert test is not None  # a range test always has one
+    corners = read_corners(session, study, definition)
+    proposal = propose(corners)
+    return corners, narrow(proposal.bounds, test.within, widen=test.widen), proposal.note
+
+
+# -- studies that wait --------------------------------------------------------------------------------
+
+
+def _waiting() -> Select[str]:
+    query = select(Study.id).where(
+        Study.state == StudyState.QUEUED, ~Study.cancel_requested, waits_for_stages()
+    )
+    return query.order_by(Study.created_at, Study.id)
+
+
+def _advance(database: Database, storage: optuna_store.Storage, study_id: str) -> None:
+    with database.write() as session:
+        study = _locked(session, study_id)
+        if not _still_waits(study):
+            return
+        definition = StudyDefinition.model_validate(study.definition)
+        if definition.search.learning_rate_range_test is None:
+            test = None
+        elif study.range_test_id is None:
+            _begin_range_test(session, study, definition)
+            return
+        else:
+            test = session.get_one(Study, study.range_test_id)
+            if test.state not in TERMINAL_STUDY_STATES:
+                return
+            if test.state != StudyState.COMPLETED:
+                reason = f"its range test {test.name!r} was {test.state}: {test.reason}"
+                if test.state == StudyState.FAILED:
+                    reason = f"its range test {test.name!r} failed: {test.reason}"
+                advance_study(session, study, StudyState.FAILED, reason)
+                return
+            if test.preparation is None:
+                return  # not read yet
+    _prepare(database, storage, study_id, definition, test)
+
+
+def _begin_range_test(session: Session, study: Study, definition: StudyDefinition) -> None:
+    test = make(session, definition, f"the first stage of the study {study.name!r}")
+    study.range_test_id = test.id
+    study.reason = f"waiting for its learning-rate range test {test.name}"
+    message = f"its learning rate is swept first, by the range test {test.name}"
+    append_event(session, study.id, RANGE_TEST, message)
+
+
+def _prepare(
+    database: Database,
+    storage: optuna_store.Storage,
+    study_id: str,
+    definition: StudyDefinition,
+    test: Study | None,
+) -> None:
+    """Settle what the study starts from, once. The figure comes first: it may be drawn twice."""
+    bounds: tuple[float, float] | None = None
+    swept: list[str] = []
+    with database.read() as session:
+        study = session.get_one(Study, study_id)
+        if test is not None:
+            corners, _, found = _conclude(session, test)
+            bounds, note = _narrowed(definition, corners)
+            swept = [f"{note} by the range test {test.name}: {found}"]
+        try:
+            warm = warm_start.resolve(session, storage, study, definition, bounds)
+        except warm_start.WarmStartError as error:
+            warm = None
+            reason = str(error)
+    if test is not None:
+        optuna_store.ensure_study(storage, study.name, definition, study_id=study.id)
+        title = f"Learning-rate range test {test.name}"
+        save_figure(storage, study.name, draw(corners, bounds, title), FIGURE)
+    with database.write() as session:
+        study = _locked(session, study_id)
+        if not _still_waits(study):
+            return
+        for note in swept:
+            append_event(session, study.id, RANGE_TEST, note)
+        if warm is None:
+            advance_study(session, study, StudyState.FAILED, reason)
+            return
+        for note in warm.notes:
+            append_event(session, study.id, WARM_START, note)
+        preparation = Preparation(
+            learning_rate_bounds=bounds,
+            enqueued=warm.enqueued,
+            prior=warm.prior,
+            notes=(*swept, *warm.notes),
+        )
+        study.preparation = preparation.model_dump(mode="json")
+        study.reason = "waiting for a coordinator"
+
+
+def _narrowed(definition: StudyDefinition, corners: list[Corner]) -> tuple[tuple[float, float] | None, str]:
+    """The study's bounds, None where they stay, and what to say of them."""
+    test, allowed = definition.search.learning_rate_range_test, allowed_bounds(definition)
+    narrowed = narrow(propose(corners).bounds, allowed, widen=test is not None and test.widen)
+    if not narrowed.concluded or narrowed.bounds is None or narrowed.bounds == allowed:
+        return None, narrowed.note
+    try:
+        definition.search.space.narrowed("learning_rate", *narrowed.bounds)
+    except (KeyError, ValueError) as error:  # choices, or steps of which fewer than two are left
+        return None, f"learning_rate stays as it is ({error})"
+    return narrowed.bounds, narrowed.note
+
+
+def _still_waits(study: Study) -> bool:
+    return study.state == StudyState.QUEUED and not study.cancel_requested and study.preparation is None
+
+
+def _locked(session: Session, study_id: str) -> Study:
+    return session.scalars(select(Study).where(Study.id == study_id).with_for_update()).one()
+
+
+# -- studies that no longer wait ----------------------------------------------------------------------
+
+
+def _orphans() -> Select[str]:
+    """Range tests under way whose study has ended, or is to be."""
+    ended = select(Study.range_test_id).where(
+        Study.range_test_id.is_not(None),
+        Study.cancel_requested | Study.state.in_(TERMINAL_STUDY_STATES),
+    )
+    return select(Study.id).where(
+        Study.id.in_(ended), Study.state.not_in(TERMINAL_STUDY_STATES), ~Study.cancel_requested
+    )
+
+
+def _cancel_orphan(database: Database, study_id: str) -> None:
+    with database.write() as session:
+        test = _locked(session, study_id)
+        if test.cancel_requested or test.state in TERMINAL_STUDY_STATES:
+            return
+        parent = session.scalars(select(Study.name).where(Study.range_test_id == test.id)).first()
+        test.cancel_requested = True
+        message = f"the study {parent!r}, whose first stage it is, has ended"
+        append_event(session, test.id, "cancel_requested", message)

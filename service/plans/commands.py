@@ -1,0 +1,58 @@
+"""Planning a study: everything that a submission checks, and nothing that it stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from search_spaces.data_report import Report
+from search_spaces.definition import StudyDefinition
+from service import warm_start
+from service.dependencies import Resources
+from service.errors import Invalid
+from service.models import Study
+from service.plans.history import earlier_trials
+from service.plans.plan import make_plan
+from service.plans.report_process import ReportProcesses, ReportUnavailable
+from service.plans.report_request import report_request
+from service.plans.schemas import PlanView
+from service.studies import commands as studies
+
+
+def dry_run(resources: Resources, document: Any) -> PlanView:
+    """The plan of a study, which is not stored.
+
+    No transaction is open while the report is made, which takes seconds.
+
+    Raises:
+        Invalid: The definition would not be accepted.
+        Unavailable: Too many plans are being made.
+    """
+    definition = studies.accept_definition(document, resources.settings.data_roots)
+    with resources.database.read() as session:
+        if faults := warm_start.check(session, definition):
+            raise Invalid("The definition", faults)
+        taken = session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None
+        earlier = earlier_trials(session, definition)
+    report, unknown = _report(resources.reports, definition)
+    return make_plan(definition, report, unknown, earlier, name_taken=taken)
+
+
+def local_plan(document: Any, timeout_seconds: float) -> PlanView:
+    """The plan of a study on this machine, without a server: no earlier trials are known.
+
+    Raises:
+        Invalid: The definition would not be accepted.
+    """
+    definition = studies.accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
+    report, unknown = _report(ReportProcesses(timeout_seconds), definition)
+    return make_plan(definition, report, unknown, None, name_taken=False)
+
+
+def _report(processes: ReportProcesses, definition: StudyDefinition) -> tuple[Report | None, str | None]:
+    try:
+        return processes.make(report_request(definition)), None
+    except ReportUnavailable as error:
+        return None, str(error)

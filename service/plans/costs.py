@@ -1,0 +1,121 @@
+"""What a study's trials take in memory and in time. Pure: from the report and from earlier trials."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from search_spaces.data_report import ModelReport
+from search_spaces.definition import StudyDefinition
+from service.plans.history import EarlierTrial
+from service.plans.schemas import EarlierPeak, MemoryPlan, Seconds, Span, TimePlan, TrainingPlan
+
+NO_TRIALS = "no trial of this model has run here"
+
+
+def plan_memory(
+    definition: StudyDefinition,
+    trials: int,
+    model: ModelReport | None,
+    unknown: str | None,
+    earlier: Sequence[EarlierTrial] | None,
+) -> MemoryPlan:
+    """The memory that is certain, and the most that was measured.
+
+    Args:
+        definition: The study's.
+        trials: Of its search.
+        model: The base's report; None: there is none.
+        unknown: Why there is none.
+        earlier: Trials on this server; None: there is no server.
+    """
+    parallel = min(definition.budget.max_parallel_trials, trials)
+    adapters = sorted(model.adapters, key=lambda adapter: adapter.bytes) if model is not None else []
+    one = together = None
+    if model is not None and model.bases and adapters:
+        bases = [base.bytes for base in model.bases]
+        small, large = adapters[0].bytes, adapters[-1].bytes
+        one = Span(at_least=min(bases) + small, at_most=max(bases) + large)
+        together = Span(at_least=min(bases) + parallel * small, at_most=max(bases) + parallel * large)
+    elif model is not None:
+        unknown = "no adapter could be made: see the problems"
+    measured = [trial for trial in earlier or () if trial.peak_memory_bytes > 0]
+    peak = None
+    if measured:
+        most = max(trial.peak_memory_bytes for trial in measured)
+        peak = EarlierPeak(bytes=most, trials=len(measured), devices=_devices(measured))
+    return MemoryPlan(
+        bases=list(model.bases) if model is not None else [],
+        smallest_adapter=adapters[0] if adapters else None,
+        largest_adapter=adapters[-1] if adapters else None,
+        one_trial_bytes=one,
+        parallel_trials=parallel,
+        parallel_bytes=together,
+        unknown=unknown if one is None else None,
+        earlier_peak=peak,
+        earlier_peak_unknown=None if peak is not None else _no_history(earlier),
+    )
+
+
+def plan_time(
+    definition: StudyDefinition,
+    training: TrainingPlan | None,
+    unknown: str | None,
+    earlier: Sequence[EarlierTrial] | None,
+) -> TimePlan:
+    """How long workers are busy if the trials train as fast as the median earlier one.
+
+    Earlier trials on the same data are preferred. Evaluation is in it only where they were evaluated alike,
+    because its time was not measured by itself on other data.
+
+    Args:
+        definition: The study's.
+        training: What is trained; None: not known.
+        unknown: Why it is not.
+        earlier: Trials on this server; None: there is no server.
+    """
+    known = list(earlier or ())
+    same_data = any(trial.same_data for trial in known)
+    if same_data:
+        known = [trial for trial in known if trial.same_data]
+    evaluated = bool(known) and all(trial.same_evaluation for trial in known)
+    per_example = None
+    if known:
+        per_example = statistics.median(
+            (trial.train_seconds + (trial.eval_seconds if evaluated else 0.0)) / trial.examples
+            for trial in known
+        )
+    shortest = longest = total = wall = None
+    if per_example is not None and training is not None:
+        shortest = training.shortest.examples * per_example
+        longest = training.longest.examples * per_example
+        total = _times(training.examples, per_example)
+        workers = definition.resources.workers
+        if workers != "auto":
+            wall = _times(training.examples, per_example / workers)
+            wall = Seconds(at_least=max(wall.at_least, shortest), at_most=max(wall.at_most, longest))
+    reason = _no_history(earlier) if per_example is None else unknown
+    return TimePlan(
+        earlier_trials=len(known),
+        same_data=same_data,
+        includes_evaluation=evaluated,
+        devices=_devices(known),
+        examples_per_second=None if per_example is None else 1 / per_example,
+        shortest_trial=shortest,
+        longest_trial=longest,
+        worker_seconds=total,
+        wall_seconds=wall,
+        unknown=reason if total is None else None,
+    )
+
+
+def _times(span: Span, seconds: float) -> Seconds:
+    return Seconds(at_least=span.at_least * seconds, at_most=span.at_most * seconds)
+
+
+def _devices(trials: Sequence[EarlierTrial]) -> list[str]:
+    return sorted({trial.device for trial in trials if trial.device})
+
+
+def _no_history(earlier: Sequence[EarlierTrial] | None) -> str:
+    return NO_TRIALS if earlier is not None else "no server was asked, so no earlier trial is known"

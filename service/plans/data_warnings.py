@@ -1,0 +1,102 @@
+"""What rows show that their author may not know. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from search_spaces.data_report import DataReport, SplitReport
+from service.plans.schemas import PlanWarning, warning
+
+FEW_EVAL_ROWS = 30
+MUCH_TRUNCATED = 0.10
+LITTLE_SUPERVISED = 0.05
+
+
+def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
+    """What the rows show."""
+    for name, split in (("train", report.train), ("eval", report.eval)):
+        if split is not None and split.rows_read:
+            yield from _split_warnings(name, split)
+    if report.overlap_rows and report.eval is not None:
+        rows, read = report.overlap_rows, report.eval.rows_read
+        yield warning(
+            "overlap",
+            f"{_rows(rows)} of {read:,} in the eval data {_are(rows)} in the train data too, but for case and"
+            " white space. The search would favour trials that memorise them.",
+            rows=rows,
+            eval_rows=read,
+        )
+    if report.eval is not None and 0 < (usable := report.eval.by_length[0].usable_rows) < FEW_EVAL_ROWS:
+        yield warning(
+            "few_eval_rows",
+            f"The eval data has {_rows(usable)}: one of them decides {1 / usable:.0%} of the metric, and"
+            " trials differ by chance.",
+            rows=usable,
+        )
+
+
+def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
+    if split.sampled and split.rows is not None:
+        yield warning(
+            "sampled",
+            f"Only the first {split.rows_read:,} of {split.rows:,} {name} rows were tokenised; the numbers"
+            " about tokens, duplicates and overlap are theirs, and totals assume that the others are like"
+            " them.",
+            read=split.rows_read,
+            rows=split.rows,
+        )
+    if split.duplicate_rows:
+        yield warning(
+            "duplicates",
+            f"{_rows(split.duplicate_rows)} of {split.rows_read:,} in the {name} data"
+            f" repeat{_s(split.duplicate_rows)} an earlier one exactly.",
+            split=name,
+            rows=split.duplicate_rows,
+            of=split.rows_read,
+        )
+    for cut in split.by_length:
+        left_out = split.unsupervised_rows + cut.cut_away_rows
+        if left_out:
+            yield warning(
+                "rows_left_out",
+                f"{_rows(left_out)} of {split.rows_read:,} in the {name} data would be left out at max_length"
+                f" {cut.max_length:,}: {split.unsupervised_rows:,} without a supervised token,"
+                f" {cut.cut_away_rows:,} whose supervised part is cut away.",
+                split=name,
+                max_length=cut.max_length,
+                unsupervised=split.unsupervised_rows,
+                cut_away=cut.cut_away_rows,
+            )
+        share = cut.truncated_rows / cut.usable_rows if cut.usable_rows else 0.0
+        if share > MUCH_TRUNCATED:
+            yield warning(
+                "truncated",
+                f"{share:.0%} of the {name} rows are longer than max_length {cut.max_length:,} and lose their"
+                f" end, and with it the end token. 95 % have at most {split.p95_tokens:,} tokens.",
+                split=name,
+                max_length=cut.max_length,
+                share=round(share, 4),
+                p95_tokens=split.p95_tokens or 0,
+            )
+    own = split.by_length[0]
+    share = own.supervised_tokens / own.tokens if own.tokens else 1.0
+    if share < LITTLE_SUPERVISED:
+        yield warning(
+            "little_supervised",
+            f"Only {share:.1%} of the tokens in the {name} data carry loss; the others cost as much to"
+            " train on.",
+            split=name,
+            share=round(share, 4),
+        )
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _s(count: int) -> str:
+    return "s" * (count == 1)

@@ -1,0 +1,89 @@
+"""What earlier trials of the same model took on this server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from service.models import Attempt, Study, StudyKind
+from service.states import AttemptState
+
+RECENT_STUDIES = 200
+"""Studies that are looked through, newest first."""
+RECENT_TRIALS = 500
+"""Completed trials that are."""
+_DATA = ("train", "format", "columns", "max_length", "max_train_examples")
+_EVALUATION = ("eval", "max_eval_examples")
+
+
+@dataclass(frozen=True)
+class EarlierTrial:
+    """A completed trial of the same model at the same quantization."""
+
+    device: str | None
+    examples: int
+    train_seconds: float
+    """Of its worker: in a pass of several trials, its rows' share."""
+    eval_seconds: float
+    peak_memory_bytes: int
+    same_data: bool
+    """Trained on the same data at the same length."""
+    same_evaluation: bool
+    """Evaluated on the same data at the same rungs, too."""
+
+
+def earlier_trials(session: Session, definition: StudyDefinition) -> list[EarlierTrial]:
+    """Completed trials on the definition's model, newest first."""
+    wanted = definition.model_dump(mode="json")
+    recent = select(Study.id, Study.definition).where(Study.kind == StudyKind.SEARCH)
+    studies = {
+        study_id: stored
+        for study_id, stored in session.execute(
+            recent.order_by(Study.created_at.desc()).limit(RECENT_STUDIES)
+        )
+        if _section(stored, "model") == wanted["model"]
+    }
+    if not studies:
+        return []
+    attempts = session.scalars(
+        select(Attempt)
+        .where(Attempt.study_id.in_(studies), Attempt.state == AttemptState.COMPLETED)
+        .order_by(Attempt.id.desc())
+        .limit(RECENT_TRIALS)
+    )
+    found = (_earlier(attempt, studies[attempt.study_id], wanted) for attempt in attempts)
+    return [trial for trial in found if trial is not None]
+
+
+def _earlier(attempt: Attempt, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> EarlierTrial | None:
+    outcome = attempt.outcome or {}
+    examples, seconds = outcome.get("examples_seen"), outcome.get("train_seconds")
+    if not examples or not seconds or not math.isfinite(seconds):
+        return None
+    same_data = _same(stored, wanted, "data", _DATA)
+    return EarlierTrial(
+        device=attempt.device,
+        examples=int(examples),
+        train_seconds=float(seconds),
+        eval_seconds=float(outcome.get("eval_seconds") or 0.0),
+        peak_memory_bytes=int(outcome.get("peak_memory_bytes") or 0),
+        same_data=same_data,
+        same_evaluation=same_data
+        and _same(stored, wanted, "data", _EVALUATION)
+        and _same(stored, wanted, "evaluation", ("every_examples",)),
+    )
+
+
+def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = document.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], section: str, keys: Sequence[str]) -> bool:
+    return all(_section(one, section).get(key) == _section(other, section).get(key) for key in keys)

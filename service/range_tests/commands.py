@@ -1,0 +1,54 @@
+"""Making range tests."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from service.models import Study, StudyKind, new_id
+from service.range_tests.derivation import derive
+from service.states import append_event
+
+SUFFIX = ".range-test"
+_LONGEST_NAME = 128
+"""Of a study (`search_spaces.definition.StudyName`)."""
+
+
+def make(session: Session, definition: StudyDefinition, why: str) -> Study:
+    """Store the range test of a definition, as queued.
+
+    It is named after the definition, `NAME.range-test`, with a number behind it where that is taken: the
+    name itself stays free for the study that follows.
+
+    Args:
+        session: a writing transaction; the caller commits it.
+        definition: an accepted one.
+        why: for its history.
+    """
+    number = 1
+    while True:
+        name = _name(definition.name, number)
+        number += 1
+        if session.scalars(select(Study.id).where(Study.name == name)).first() is not None:
+            continue
+        study = Study(
+            id=new_id(),
+            name=name,
+            kind=StudyKind.RANGE_TEST,
+            definition=derive(definition, name).model_dump(mode="json"),
+            reason="waiting for a coordinator",
+        )
+        try:
+            with session.begin_nested():
+                session.add(study)
+        except IntegrityError:
+            continue  # somebody took the name a moment ago
+        append_event(session, study.id, "study_queued", why)
+        return study
+
+
+def _name(stem: str, number: int) -> str:
+    suffix = SUFFIX if number == 1 else f"{SUFFIX}-{number}"
+    return stem[: _LONGEST_NAME - len(suffix)] + suffix

@@ -1,0 +1,85 @@
+"""Reading range tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from search_spaces.range_test import Corner
+from service import optuna_store
+from service.errors import NotFound
+from service.models import Study, StudyKind
+from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, RangeTestView
+from service.range_tests.sweeps import conclude, read_corners
+from service.states import TERMINAL_STUDY_STATES, StudyState
+from service.studies.queries import get_study, read_definition
+
+
+def get_range_test(session: Session, ref: str) -> Study:
+    """The range test of this name or id. Raises `NotFound`, for other studies too."""
+    study = get_study(session, ref)
+    if study.kind != StudyKind.RANGE_TEST:
+        raise NotFound(f"{study.name!r} is a study, not a range test; see /v1/studies/{study.name}.")
+    return study
+
+
+def show(session: Session, storage: optuna_store.Storage, tests: Sequence[Study]) -> list[RangeTestView]:
+    """Range tests as the API shows them."""
+    query = select(Study.range_test_id, Study.name).where(Study.range_test_id.in_([t.id for t in tests]))
+    parents: dict[str | None, str] = {row.range_test_id: row.name for row in session.execute(query)}
+    return [_view(session, storage, test, parents.get(test.id)) for test in tests]
+
+
+def _view(session: Session, storage: optuna_store.Storage, study: Study, parent: str | None) -> RangeTestView:
+    number = optuna_store.find_study_number(storage, study.name)
+    view = RangeTestView(
+        id=study.id,
+        name=study.name,
+        state=StudyState(study.state),
+        reason=study.reason,
+        definition=study.definition,
+        created_at=study.created_at,
+        started_at=study.started_at,
+        ended_at=study.ended_at,
+        study=parent,
+        corners=[],
+        allowed=None,
+        proposed=None,
+        bounds=None,
+        notes=[],
+        dashboard_path=None if number is None else f"/dashboard/studies/{number}",
+    )
+    definition = read_definition(study)
+    test = None if definition is None else definition.search.learning_rate_range_test
+    if definition is None or test is None:  # of another version: listed all the same
+        return view
+    corners = read_corners(session, study, definition)
+    view.corners = [_corner(trial, corner) for trial, corner in enumerate(corners)]
+    view.allowed = _bounds(test.within)
+    if study.state in TERMINAL_STUDY_STATES:
+        proposal, narrowed = conclude(definition, corners)
+        view.proposed = _bounds(proposal.bounds)
+        view.bounds = _bounds(narrowed.bounds) if proposal.bounds is not None else None
+        view.notes = [narrowed.note, proposal.note]
+    return view
+
+
+def _corner(trial: int, corner: Corner) -> CornerView:
+    return CornerView(
+        trial_number=trial,
+        values=dict(corner.values),
+        curve=[
+            CurvePointView(learning_rate=point.learning_rate, loss=point.loss, smoothed=point.smoothed)
+            for point in corner.points
+        ],
+        steepest=corner.steepest,
+        minimum=corner.minimum,
+        divergence=corner.divergence,
+        note=corner.note,
+    )
+
+
+def _bounds(bounds: tuple[float, float] | None) -> BoundsView | None:
+    return None if bounds is None else BoundsView(min=bounds[0], max=bounds[1])

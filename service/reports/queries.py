@@ -1,0 +1,148 @@
+"""Reading what a study's report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from service import diagnosis, importance, optuna_store
+from service.coordinator import results
+from service.coordinator.trial_history import gpu_hours
+from service.database import database_now
+from service.models import Attempt, Study, StudyKind
+from service.reports.advice import Advice, TrialFacts, advise
+from service.reports.costs import count_examples, worker_hours
+from service.reports.schemas import (
+    AdviceView,
+    ConstraintView,
+    CostView,
+    ImportanceView,
+    ParameterImportanceView,
+    ReportView,
+)
+from service.states import AttemptState
+from service.studies import queries as study_queries
+from service.studies import standing
+from service.trials import best
+from service.trials.queries import best_of
+from service.trials.records import StudyTrials, TrialRecord, read
+from service.trials.schemas import BestView, ParetoFront
+
+
+def get_report(session: Session, storage: optuna_store.Storage, study: Study) -> ReportView:
+    """Everything that a study has taught so far."""
+    trials = read(session, storage, study)
+    now = database_now(session)
+    winner = best_of(storage, study, trials)
+    searched = [record for record in trials.records if record.values.repeat_of is None]
+    started = study.started_at
+    return ReportView(
+        made_at=now,
+        study=study_queries.show(session, storage, [study])[0],
+        seconds=None if started is None else ((study.ended_at or now) - started).total_seconds(),
+        best=winner,
+        importance=get_importance(storage, study),
+        verdicts=dict(diagnosis.tally(trials.diagnosis(record.number) for record in searched)),
+        constraints=_constraints(study, trials.definition, searched),
+        advice=[AdviceView(about=a.about, sentence=a.sentence) for a in _advice(study, trials, winner)],
+        cost=_cost(trials.records, now),
+    )
+
+
+def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceView:
+    """Which hyperparameters of a study mattered."""
+    definition = study_queries.read_definition(study)
+    if definition is None:
+        text = "This version cannot read the stored definition."
+        return ImportanceView(parameters=[], trials=0, best_trials=0, sentence=text)
+    found = importance.read_importance(
+        storage,
+        study.name,
+        list(definition.search.space.parameters),
+        minimize=definition.objective.direction == "minimize",
+    )
+    return ImportanceView(
+        parameters=[
+            ParameterImportanceView(
+                name=p.name, importance=p.importance, above_chance=p.above_chance, reason=p.reason
+            )
+            for p in found.parameters
+        ],
+        trials=found.trials,
+        best_trials=found.best_trials,
+        sentence=found.sentence,
+    )
+
+
+def get_pareto_front(storage: optuna_store.Storage, study: Study) -> ParetoFront:
+    """The trials of a study that no other one beats in everything."""
+    definition = study_queries.read_definition(study)
+    if definition is None:
+        return ParetoFront(objectives=[], items=[])
+    return ParetoFront(
+        objectives=[definition.objective.metric, *definition.objective.costs],
+        items=best.pareto_points(definition, optuna_store.read_trials(storage, study.name)),
+    )
+
+
+def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[Advice]:
+    if trials.definition is None or not trials.trained:
+        return []
+    judged = winner.judgement if winner is not None else None
+    return advise(
+        trials.definition,
+        [facts for record in trials.records if (facts := _facts(record, trials)) is not None],
+        preparation=standing.preparation(study),
+        winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
+        distinguishable=judged.distinguishable if judged is not None else None,
+    )
+
+
+def _facts(record: TrialRecord, trials: StudyTrials) -> TrialFacts | None:
+    """What advice looks at; None of a repeat, and of a trial whose end says nothing of its recipe."""
+    if record.values.repeat_of is not None or record.state not in _TELLING:
+        return None
+    return TrialFacts(
+        number=record.number,
+        state=AttemptState(record.state),
+        params=record.params,
+        recipe=record.recipe,
+        value=record.values.value,
+        feasible=record.values.feasible,
+        findings=trials.diagnosis(record.number),
+        gradient_noise_scale=record.gradient_noise_scale,
+    )
+
+
+_TELLING = frozenset(
+    {AttemptState.COMPLETED, AttemptState.PRUNED, AttemptState.DIVERGED, AttemptState.OUT_OF_MEMORY}
+)
+
+
+def _constraints(
+    study: Study, definition: StudyDefinition | None, records: Sequence[TrialRecord]
+) -> list[ConstraintView]:
+    if definition is None or not definition.constraints:
+        return []
+    completed = [record for record in records if record.state == AttemptState.COMPLETED]
+    measured = [results.violations(definition, StudyKind(study.kind), record.outcome) for record in completed]
+    return [
+        ConstraintView(name=name, broken=sum(found[name] > 0 for found in measured), completed=len(completed))
+        for name in definition.constraints
+    ]
+
+
+def _cost(records: Sequence[TrialRecord], now: datetime) -> CostView:
+    attempts: list[Attempt] = [attempt for record in records for attempt in record.attempts]
+    examples = count_examples(records)
+    return CostView(
+        gpu_hours=gpu_hours(attempts, now),
+        worker_hours=worker_hours(attempts, now),
+        examples_trained=examples.trained,
+        examples_saved_by_pruning=examples.saved_by_pruning,
+        examples_saved_by_divergence=examples.saved_by_divergence,
+        saved_share=examples.saved_share,
+    )

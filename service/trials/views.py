@@ -1,0 +1,132 @@
+"""Trials as the REST API shows them, made from records. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search_spaces.definition import StudyDefinition
+from service.diagnosis import Finding
+from service.models import Study
+from service.states import AttemptState
+from service.trials.best import costs
+from service.trials.records import TrialRecord, finite
+from service.trials.schemas import (
+    AdapterView,
+    AttemptView,
+    CandidateView,
+    FindingView,
+    JudgementView,
+    ProgressView,
+    RungView,
+    RunView,
+    TrialView,
+)
+from service.winner import Judgement
+
+
+def trial_view(
+    study: Study, definition: StudyDefinition | None, record: TrialRecord, findings: Sequence[Finding]
+) -> TrialView:
+    """A trial with everything that is known of it."""
+    last, outcome = record.last, record.outcome
+    adapter = outcome.get("best_adapter_dir")
+    scale = record.gradient_noise_scale
+    return TrialView(
+        number=record.number,
+        state=record.state,
+        reason=record.reason,
+        params=dict(record.params),
+        recipe=None if record.recipe is None else record.recipe.model_dump(mode="json"),
+        repeat_of=record.values.repeat_of,
+        seed=record.values.seed,
+        value=record.value,
+        costs=costs(definition, record.values),
+        feasible=record.values.feasible,
+        best_rung=outcome.get("best_rung"),
+        rungs=_rungs(record),
+        metrics=_metrics(outcome.get("metrics")),
+        final_metrics=_metrics(outcome.get("final_metrics")),
+        diagnosis=[FindingView(verdict=f.verdict, evidence=f.evidence, rung=f.rung) for f in findings],
+        progress=None
+        if last is None
+        else ProgressView(
+            examples_seen=last.examples_seen,
+            total_examples=last.total_examples,
+            step=last.step,
+            train_loss=finite(last.train_loss),
+        ),
+        train_seconds=outcome.get("train_seconds"),
+        peak_memory_bytes=outcome.get("peak_memory_bytes"),
+        predicted_memory_bytes=outcome.get("predicted_memory_bytes"),
+        useful_token_share=outcome.get("useful_token_share"),
+        trainable_parameters=outcome.get("trainable_parameters"),
+        gradient_noise_scale=scale,
+        critical_batch_size=None if scale is None else max(1, round(scale)),
+        started_at=next((a.started_at for a in record.attempts if a.started_at is not None), None),
+        ended_at=last.ended_at if last else None,
+        adapter=AdapterView(path=adapter, url=f"/v1/studies/{study.id}/trials/{record.number}/adapter")
+        if isinstance(adapter, str)
+        else None,
+        attempts=[
+            AttemptView(
+                id=a.id,
+                ordinal=a.ordinal,
+                state=AttemptState(a.state),
+                reason=a.reason,
+                worker_id=a.worker_id,
+                device=a.device,
+                dispatched_at=a.dispatched_at,
+                started_at=a.started_at,
+                ended_at=a.ended_at,
+            )
+            for a in record.attempts
+        ],
+    )
+
+
+def judgement_view(judgement: Judgement) -> JudgementView:
+    """Which recipe is the best, and how sure that is."""
+    return JudgementView(
+        winner=judgement.winner,
+        decided_by=judgement.decided_by,
+        candidates=[
+            CandidateView(
+                trial_number=candidate.trial_number,
+                value=candidate.value,
+                runs=[
+                    RunView(trial_number=r.trial_number, seed=r.seed, state=r.state, value=r.value)
+                    for r in candidate.runs
+                ],
+                n=len(candidate.values),
+                mean=candidate.mean,
+                standard_deviation=candidate.standard_deviation,
+            )
+            for candidate in judgement.candidates
+        ],
+        p_value=judgement.p_value,
+        distinguishable=judgement.distinguishable,
+        sentence=judgement.sentence,
+    )
+
+
+def _rungs(record: TrialRecord) -> list[RungView]:
+    views = []
+    for rung, value in record.values.rungs:
+        report = record.reports.get(rung)
+        views.append(
+            RungView(
+                rung=rung,
+                value=finite(value),
+                examples_seen=report.examples_seen if report else None,
+                metrics=_metrics(report.metrics if report else None),
+                train_loss=finite(report.train_loss) if report else None,
+                train_seconds=report.train_seconds if report else None,
+                gradient_noise_scale=finite(report.gradient_noise_scale) if report else None,
+            )
+        )
+    return views
+
+
+def _metrics(metrics: Mapping[str, Any] | None) -> dict[str, float | None]:
+    return {name: finite(value) for name, value in (metrics or {}).items()}

@@ -1,0 +1,131 @@
+"""Each warning, from what calls for it, and none where nothing does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from search_spaces.data_report import DataReport, Report, ReportProblem
+from search_spaces.definition import StudyDefinition
+from service.plans.plan import make_plan
+from service.plans.schemas import PlanView, PlanWarning
+from tests.plan_cases import make_data, make_definition, make_split
+
+
+def plan(
+    definition: StudyDefinition | None = None, data: DataReport | None = None, **changes: Any
+) -> PlanView:
+    report = Report(model=None, data=data or make_data(), problems=changes.pop("problems", ()))
+    return make_plan(
+        definition or make_definition(recipe={"batch_size": 4}, search=rate(1e-4, 1e-3)),
+        report,
+        None,
+        [],
+        name_taken=changes.pop("name_taken", False),
+    )
+
+
+def warnings(
+    definition: StudyDefinition | None = None, data: DataReport | None = None
+) -> dict[str, PlanWarning]:
+    return {warning.code: warning for warning in plan(definition, data).warnings}
+
+
+def rate(low: float, high: float, **changes: Any) -> dict[str, Any]:
+    return {"space": {"learning_rate": {"min": low, "max": high, "scale": "log", **changes}}}
+
+
+def test_an_ordinary_study_has_none() -> None:
+    assert plan().warnings == []
+    assert plan().acceptable
+
+
+@pytest.mark.parametrize(
+    ("code", "sections"),
+    [
+        ("few_trials_for_tpe", {"search": {"trials": 9}}),
+        ("wide_learning_rate", {"search": rate(1e-7, 1e-1)}),
+        ("linear_learning_rate", {"search": rate(1e-5, 1e-3, scale="linear")}),
+        ("fractional_epochs", {"recipe": {"epochs": 0.5}, "search": rate(1e-4, 1e-3)}),
+        ("pruning_waits", {"pruning": {"algorithm": "median", "n_startup_trials": 12},
+                           "evaluation": {"every_examples": 50}}),
+        ("never_pruned", {"pruning": {"algorithm": "asha", "min_examples": 200},
+                          "evaluation": {"every_examples": 50}}),
+        ("evaluation_heavy", {"evaluation": {"every_examples": 10}}),
+        ("batch_larger_than_data", {"recipe": {"batch_size": 128}, "search": rate(1e-4, 1e-3)}),
+        ("more_trials_than_points", {"search": {"space": {"batch_size": {"choices": [4, 8]}}}}),
+        ("few_steps", {"recipe": {"batch_size": 32}, "search": rate(1e-4, 1e-3)}),
+        ("grid_cut_short", {"search": {"algorithm": "grid", "trials": 1,
+                                       "space": {"batch_size": {"choices": [4, 8]}}}}),
+    ],
+)  # fmt: skip
+def test_a_definition_that_calls_for_a_warning_gets_it(code: str, sections: dict[str, Any]) -> None:
+    assert code in warnings(make_definition(**sections))
+
+
+def test_a_range_test_answers_a_wide_range() -> None:
+    search = {**rate(1e-7, 1e-1), "learning_rate_range_test": True}
+    assert "wide_learning_rate" not in warnings(make_definition(search=search))
+
+
+def test_a_single_step_of_warm_up_trains_nothing() -> None:
+    definition = make_definition(recipe={"batch_size": 100, "warmup_ratio": 0.1}, search=rate(1e-4, 1e-3))
+    found = warnings(definition)
+    assert found["one_step"].evidence == {"batch_size": 100, "steps": 1}
+    assert "trains at rate 0" in found["warm_up_never_ends"].message
+
+
+@pytest.mark.parametrize(
+    ("code", "data", "evidence"),
+    [
+        ("overlap", make_data(overlap_rows=3), {"rows": 3, "eval_rows": 50}),
+        ("few_eval_rows", make_data(None, make_split(3)), {"rows": 3}),
+        ("duplicates", make_data(make_split(duplicate_rows=2)), {"split": "train", "rows": 2, "of": 100}),
+        (
+            "truncated",
+            make_data(make_split(cut={"truncated_rows": 11})),
+            {"split": "train", "max_length": 64, "share": 0.11, "p95_tokens": 30},
+        ),
+        (
+            "little_supervised",
+            make_data(make_split(cut={"supervised_tokens": 20})),
+            {"split": "train", "share": 0.01},
+        ),
+        (
+            "rows_left_out",
+            make_data(make_split(unsupervised_rows=1, cut={"usable_rows": 97, "cut_away_rows": 2})),
+            {"split": "train", "max_length": 64, "unsupervised": 1, "cut_away": 2},
+        ),
+        ("sampled", make_data(make_split(1_000, rows_read=100)), {"read": 100, "rows": 1_000}),
+    ],
+)
+def test_rows_that_call_for_a_warning_get_it(code: str, data: DataReport, evidence: dict[str, Any]) -> None:
+    assert warnings(data=data)[code].evidence == evidence
+
+
+def test_a_tenth_truncated_is_not_worth_a_warning() -> None:
+    assert warnings(data=make_data(make_split(cut={"truncated_rows": 10}))) == {}
+
+
+def test_a_name_that_is_taken_is_a_warning_and_not_acceptable() -> None:
+    planned = plan(name_taken=True)
+    assert [warning.code for warning in planned.warnings] == ["name_taken"]
+    assert not planned.acceptable
+
+
+@pytest.mark.parametrize(
+    ("about", "acceptable"), [("data", False), ("model", False), ("recipe", True), ("host", True)]
+)
+def test_what_every_trial_fails_at_makes_a_study_not_acceptable(about: Any, acceptable: bool) -> None:
+    problems = (ReportProblem(about=about, message="It is wrong."),)
+    assert plan(problems=problems).acceptable is acceptable
+
+
+def test_without_a_report_the_rest_of_the_plan_comes() -> None:
+    planned = make_plan(make_definition(), None, "torch is not installed", [], name_taken=False)
+    assert (planned.trials.total, planned.training, planned.training_unknown) == (
+        12,
+        None,
+        "torch is not installed",
+    )

@@ -1,0 +1,129 @@
+"""`nightsweep plan`: what it asks the server, what it prints, and how it exits."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from search_spaces.data_report import DecodedExample, Report, ReportProblem, Segment
+from service.cli import app, options
+from service.client import Client
+from service.plans import commands
+from service.plans.plan import make_plan
+from service.plans.report_process import ReportUnavailable
+from tests.plan_cases import make_data, make_definition, make_split
+from tests.unit.service.fake_api import FakeApi, Reply, problem
+
+STUDY = """\
+name: tone
+model: {id: org/base}
+data: {train: train.jsonl, eval: eval.jsonl}
+search: {trials: 12, space: {learning_rate: {min: 1e-4, max: 1e-3, scale: log}}}
+"""
+EXAMPLE = DecodedExample(
+    place="/data/train.jsonl:1",
+    tokens=7,
+    segments=(Segment(text="turn on\x1b[31m ", supervised=False), Segment(text="lamp on", supervised=True)),
+)
+
+
+def plan_json(**changes: Any) -> dict[str, Any]:
+    data = make_data(make_split(duplicate_rows=2), examples=(EXAMPLE,))
+    report = Report(model=None, data=data, problems=changes.pop("problems", ()))
+    view = make_plan(make_definition(), report, None, [], name_taken=False)
+    return view.model_dump(mode="json")
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return tmp_path / "study.yaml"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, study_file: Path) -> Any:
+    """Runs the command on the study file against one scripted answer; `run.api` has the requests."""
+    monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
+
+    def run_command(reply: Reply | None, *arguments: str) -> Result:
+        api = FakeApi({} if reply is None else {"POST /v1/studies": reply})
+        monkeypatch.setattr(options, "Client", functools.partial(Client, transport=api.transport))
+        run_command.api = api  # type: ignore[attr-defined]
+        return CliRunner().invoke(app, ["plan", str(study_file), *arguments], catch_exceptions=False)
+
+    return run_command
+
+
+def test_the_server_is_asked_for_a_dry_run_of_the_file(run: Any, study_file: Path) -> None:
+    assert run(httpx.Response(200, json=plan_json())).exit_code == 0
+    assert run.api.requests[0].url.params["dry_run"] == "true"
+    assert run.api.body()["data"]["train"] == str(study_file.parent / "train.jsonl")
+
+
+def test_the_plan_is_shown_in_sections_with_its_warnings(run: Any) -> None:
+    printed = run(httpx.Response(200, json=plan_json())).stdout
+    output = " ".join(printed.split())  # wherever its lines were broken
+    for words in (
+        "Plan of tone",
+        "12 trials by tpe, in a continuous space",
+        "1,200 to 3,600 examples",
+        "turn on [31m [[lamp on]]",  # the escape is gone, what carries loss is marked
+        "Warning (duplicates). 2 rows of 100 in the train data repeat an earlier one exactly.",
+        "no trial of this model has run here",
+    ):
+        assert words in output
+    assert "\x1b" not in printed
+    assert all(line == line.rstrip() for line in printed.splitlines())
+
+
+def test_json_is_the_servers_answer_and_nothing_else(run: Any) -> None:
+    sent = plan_json() | {"of_a_newer_server": 1}
+    result = run(httpx.Response(200, json=sent), "--json")
+    assert (json.loads(result.stdout), result.stderr) == (sent, "")
+
+
+def test_a_study_whose_trials_would_fail_exits_with_1(run: Any) -> None:
+    wrong = ReportProblem(about="data", message="train.jsonl:3: the row has no 'prompt'.")
+    result = run(httpx.Response(200, json=plan_json(problems=(wrong,))))
+    assert result.exit_code == 1
+    assert "Every trial would fail: train.jsonl:3: the row has no 'prompt'." in result.stdout
+
+
+def test_a_refusal_is_told_as_for_a_submission(run: Any) -> None:
+    faults = [{"path": "search.trials", "message": "is required", "value": None, "allowed": "1"}]
+    result = run(problem(422, "Invalid", "The definition has 1 fault: search.trials.", faults))
+    assert result.exit_code == 1
+    assert "search.trials: is required" in result.stderr
+
+
+def test_an_answer_of_another_version_is_told(run: Any) -> None:
+    result = run(httpx.Response(200, json={"name": "tone"}))
+    assert result.exit_code == 3
+    assert "do client and server have one version?" in result.stderr
+
+
+def test_without_a_server_the_plan_is_made_here(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ReportUnavailable("it was not asked")
+
+    monkeypatch.setattr(commands.ReportProcesses, "make", refuse)
+    result = run(None, "--local", "--json")
+    plan = json.loads(result.stdout)
+    assert (result.exit_code, run.api.requests) == (0, [])
+    assert (plan["trials"]["total"], plan["report_unknown"]) == (12, "it was not asked")
+    assert "no server was asked" in plan["time"]["unknown"]
+
+
+def test_faults_are_told_without_a_server_as_with_one(run: Any, study_file: Path) -> None:
+    study_file.write_text(STUDY.replace("trials: 12, ", ""))
+    result = run(None, "--local")
+    assert result.exit_code == 1
+    assert "search.trials: is required" in result.stderr

@@ -1,0 +1,238 @@
+"""`python -m workers.data_report`: a `ReportRequest` on stdin, a `Report` on stdout, both JSON.
+
+A process of its own, because the service's must never import torch, and so that a file that takes too long
+can be given up. Rows go through the same functions as in a trial, so a fault reads as a trial would put it;
+where a trial ends at the first faulty row, the report names a few and goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import httpx
+from datasets.exceptions import DatasetsError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from search_spaces.data_report import (
+    AdapterBytes,
+    DataReport,
+    DecodedExample,
+    ModelReport,
+    ProblemKind,
+    Report,
+    ReportProblem,
+    ReportRequest,
+    SplitReport,
+)
+from search_spaces.definition import HubData, ModelSpec
+from workers.base_geometry import BaseGeometry, read_geometry
+from workers.base_model import load_tokenizer
+from workers.data_files import describe_source
+from workers.data_statistics import SplitStatistics, decoded
+from workers.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
+from workers.errors import AdapterError, DataError, LengthError, ModelError, RecipeLengthError, WorkerError
+from workers.formats import FORMATS, Format
+from workers.model_files import check_model_folder, find_model_folder
+from workers.tokenization import IGNORED
+
+MOST_COUNTED = 1_000_000
+"""Rows that are counted beyond those that are tokenised, which takes seconds."""
+_MOST_FAULTS = 5
+"""Faulty rows named, per data set."""
+_EXAMPLES = 2
+_ABOUT: dict[type[WorkerError], ProblemKind] = {
+    ModelError: "model",
+    DataError: "data",
+    AdapterError: "recipe",
+    RecipeLengthError: "recipe",
+}
+
+
+@dataclass(frozen=True)
+class BaseReader:
+    """What a base tells of rows, without its weights."""
+
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary_size: int
+    max_positions: int | None
+
+
+def make_report(request: ReportRequest) -> Report:
+    """The report. Faults of the model, the data and the recipes become its problems."""
+    problems: list[ReportProblem] = []
+    try:
+        geometry, reader = _read_base(request.model)
+    except ModelError as error:
+        problem = _problem(error, from_hub=not _is_local(request.model))
+        return Report(model=None, data=None, problems=(problem,))
+    model = _model_report(request, geometry, problems)
+    data = _DataReader(request, reader, problems).report()
+    return Report(model=model, data=data, problems=tuple(problems))
+
+
+def _read_base(spec: ModelSpec) -> tuple[BaseGeometry, BaseReader]:
+    is_local = _is_local(spec)
+    folder = find_model_folder(spec, weights=is_local)
+    check_model_folder(folder, spec.id, weights=is_local)
+    geometry = read_geometry(folder, spec.id)
+    tokenizer = load_tokenizer(str(folder), spec.id)
+    return geometry, BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions)
+
+
+def _is_local(spec: ModelSpec) -> bool:
+    return spec.id.startswith((".", "~")) or Path(spec.id).is_absolute()
+
+
+def _model_report(
+    request: ReportRequest, geometry: BaseGeometry, problems: list[ReportProblem]
+) -> ModelReport:
+    adapters: list[AdapterBytes] = []
+    faults: dict[str, AdapterError] = {}
+    for shape in request.adapters:
+        try:
+            adapters.append(geometry.adapter(shape))
+        except AdapterError as error:
+            faults[str(error)] = error
+    problems += [_problem(error) for error in faults.values()]
+    return ModelReport(
+        architecture=geometry.architecture,
+        parameters=geometry.parameters,
+        quantizable_parameters=geometry.quantizable_parameters,
+        max_positions=geometry.max_positions,
+        bases=tuple(
+            geometry.base_bytes(request.model, quantization, dtype)
+            for quantization in request.quantizations
+            for dtype in request.compute_dtypes
+        ),
+        adapters=tuple(adapters),
+    )
+
+
+class _DataReader:
+    """Reads both data sets once. `problems` grows on the way."""
+
+    def __init__(self, request: ReportRequest, base: BaseReader, problems: list[ReportProblem]) -> None:
+        self._request = request
+        self._base = base
+        self._problems = problems
+        self._examples: list[DecodedExample] = []
+
+    def report(self) -> DataReport:
+        spec = self._request.data
+        lengths = self._request.max_lengths
+        for length in dict.fromkeys([spec.max_length, *lengths]):
+            try:
+                check_positions(spec.model_copy(update={"max_length": length}), self._base)
+            except LengthError as error:
+                self._add_length_fault(error, length)
+        format_ = None if spec.format == "auto" else FORMATS[spec.format]
+        train = self._read(spec.train, spec.max_train_examples, format_, lengths, decode=_EXAMPLES)
+        format_ = train[0] if train is not None else format_
+        evaluation = self._read(spec.eval, spec.max_eval_examples, format_, [spec.max_length])
+        overlap = None
+        if train is not None and evaluation is not None:
+            overlap = sum(rows for text, rows in evaluation[1].texts.items() if text in train[1].texts)
+        return DataReport(
+            format=format_.name if format_ is not None else None,
+            train=train[2] if train is not None else None,
+            eval=evaluation[2] if evaluation is not None else None,
+            overlap_rows=overlap,
+            examples=tuple(self._examples),
+        )
+
+    def _read(
+        self,
+        source: str | HubData,
+        limit: int | None,
+        format_: Format | None,
+        max_lengths: Sequence[int],
+        *,
+        decode: int = 0,
+    ) -> tuple[Format, SplitStatistics, SplitReport] | None:
+        """One data set; None if not even its first row could be read."""
+        request, columns = self._request, self._request.data.columns
+        name = describe_source(source)
+        try:
+            format_, rows = open_rows(source, columns, limit, format_)
+        except (DataError, ModelError) as error:
+            self._problems.append(_problem(error, from_hub=isinstance(source, HubData)))
+            return None
+        statistics = SplitStatistics(format_, max_lengths, columns)
+        read = faulty = unread = 0
+        ended = True
+        try:
+            for place, row in islice(rows, request.max_rows):
+                read += 1
+                try:
+                    input_ids, labels = encode_row(place, row, format_, columns, self._base)
+                    named = renamed_row(place, row, columns, format_)
+                except DataError as error:
+                    faulty += 1
+                    if faulty <= _MOST_FAULTS:
+                        self._problems.append(_problem(error))
+                    continue
+                statistics.add(named, input_ids, labels)
+                keep = max_lengths[0]
+                if len(self._examples) < decode and any(label != IGNORED for label in labels[:keep]):
+                    self._examples.append(
+                        decoded(place, input_ids[:keep], labels[:keep], self._base.tokenizer)
+                    )
+            unread = sum(1 for _ in islice(rows, MOST_COUNTED))
+            ended = next(rows, None) is None
+        except (DataError, ModelError) as error:
+            # A line that is no row, or a tokenizer without an end token: nothing comes after.
+            ended = False
+            self._problems.append(_problem(error))
+        counted = read + unread
+        report = statistics.report(
+            name, rows=counted if ended else None, counted=counted, read=read, faulty=faulty
+        )
+        if not faulty and read == counted:
+            for cut in report.by_length:
+                if not cut.usable_rows:
+                    shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
+                    fault = LengthError(nothing_usable(name, read, format_, cut.max_length, shortest))
+                    self._add_length_fault(fault, cut.max_length)
+        return format_, statistics, report
+
+    def _add_length_fault(self, fault: LengthError, length: int) -> None:
+        """Said of the study where its own length is at fault, or the only one there is; else of recipes."""
+        own = length == self._request.data.max_length
+        problem = _problem(fault if own else RecipeLengthError.of(fault))
+        if self._request.max_lengths == (length,):
+            problem = problem.model_copy(update={"about": "data"})
+        self._problems.append(problem)
+
+
+def _problem(error: WorkerError, *, from_hub: bool = False) -> ReportProblem:
+    """The problem of an error.
+
+    Args:
+        error: Said as it is.
+        from_hub: Whether it came up while something was fetched. What the hub's client could not do (the
+            cause is one of its errors) a worker may: it has another cache, another network, another token.
+    """
+    about = next(about for kind, about in _ABOUT.items() if isinstance(error, kind))
+    missing = from_hub and isinstance(error.__cause__, (OSError, ValueError, httpx.HTTPError, DatasetsError))
+    return ReportProblem(about="host" if missing else about, message=str(error))
+
+
+def main() -> None:
+    """Answers the request on stdin."""
+    request = ReportRequest.model_validate_json(sys.stdin.buffer.read())
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with redirect_stdout(sys.stderr):  # whatever a library prints is no part of the answer
+        report = make_report(request)
+    sys.stdout.write(report.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
