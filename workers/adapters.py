@@ -224,7 +224,7 @@ class AdapterHost:
         return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe.lora_dropout)
 
     def _unwrap(self, peft: PeftModel) -> None:
-        """Takes PEFT off the base, and the mark that it leaves there, at which it warns when it comes again."""
+        """Takes PEFT off the base, and the mark it leaves there, at which it warns when it comes again."""
         peft.unload()
         self._peft = None
         if hasattr(self.base.model, "peft_config"):

@@ -119,13 +119,13 @@ class Capacity:
 
 
 def adapter_bytes(trainable_parameters: int, *, accumulates: bool, moments: int = 2) -> int:
-    """What a trial keeps on the device, in float32: 4 bytes a parameter for weights, gradient and each moment.
+    """What a trial keeps on the device, in float32: weights, gradient and moments of 4 bytes a parameter.
 
     Args:
         trainable_parameters: Of its adapter.
         accumulates: Whether a batch spans passes, which takes a second gradient buffer.
-        moments: What the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with SGD that
-            has momentum, else 0 (`workers.optimizers.moment_names`).
+        moments: Numbers that the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with
+            SGD that has momentum, else 0 (`workers.optimizers.moment_names`).
     """
     return 4 * trainable_parameters * (2 + moments + accumulates)
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from search_spaces.trial_length import TrainingPlan
+
 MEASURED_EVERY = 8
 """Optimizer steps from one measured to the next. A measured step takes one pass more where its batch would
 have fitted into one."""
@@ -37,20 +39,26 @@ PART = 4
 variance of |G|^2 goes as 1 / (1 - b / B), that of S as (B + b) / (B - b). Larger ones make fuller passes."""
 
 
-def measured_rows(step: int, rows: int, whole: int) -> int | None:
+def measured_rows(plan: TrainingPlan, step: int) -> int | None:
     """Rows of the batch's part whose gradient is measured by itself in optimizer step `step`.
 
     Args:
+        plan: The trial's.
         step: The first step is step 0.
-        rows: Of the step's batch.
-        whole: Of a whole batch; the last one of an epoch may have less.
 
     Returns:
-        None where the step is not measured: most are not, no small batch is, and no batch of one row can be.
+        None where the step is not measured: most are not, nor is the smaller batch at an epoch's end (but
+        the step after it), and no batch of one row can be.
     """
-    if rows < max(2, whole) or step % MEASURED_EVERY != FIRST_MEASURED:
-        return None
-    return max(1, rows // PART)
+    rows = _rows(plan, step)
+    whole = min(plan.batch_size, plan.examples)
+    turn = step % MEASURED_EVERY - FIRST_MEASURED
+    due = turn == 0 or (turn == 1 and _rows(plan, step - 1) < whole)
+    return max(1, rows // PART) if due and rows == whole and rows > 1 else None
+
+
+def _rows(plan: TrainingPlan, step: int) -> int:
+    return plan.examples_seen(step + 1) - plan.examples_seen(step)
 
 
 class NoiseScale:

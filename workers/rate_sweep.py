@@ -113,7 +113,7 @@ class RateSweepRun(TrialRun):
         self._smoothed = (loss_sum, tokens)
         self.lowest = values["lowest"] if self.curve else math.inf
 
-    def _measured_rows(self, rows: int) -> None:
+    def _measured_rows(self) -> None:
         """None: what a gradient is at rates that ruin the adapter says nothing of training."""
 
     def _judge(self, loss_sum: float, tokens: int, rows: int) -> None:

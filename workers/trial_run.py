@@ -249,12 +249,11 @@ class TrialRun:
     def _next_batch(self) -> EffectiveBatch:
         if self.finished:
             return EffectiveBatch([], self.examples)
-        batch = self._order.batch(self.steps)
-        return EffectiveBatch(batch, self.examples, part=self._measured_rows(len(batch)))
+        return EffectiveBatch(self._order.batch(self.steps), self.examples, part=self._measured_rows())
 
-    def _measured_rows(self, rows: int) -> int | None:
+    def _measured_rows(self) -> int | None:
         """How many of the next batch's rows are measured by themselves."""
-        return measured_rows(self.steps, rows, min(self.recipe.batch_size, len(self.examples)))
+        return measured_rows(self.plan, self.steps)
 
     def _step(self, norm: float) -> StepResult:
         learning_rate = self.learning_rate

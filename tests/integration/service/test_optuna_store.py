@@ -110,6 +110,8 @@ def test_each_outcome_is_told_once_with_its_reason(
             number=0,
             params=params,
             value=value,
+            values=() if value is None else (value,),
+            feasible=outcome is not AttemptState.OUT_OF_MEMORY,
             rungs=((100, 3.0),),
             state=state,
             user_attrs={"outcome": str(outcome), "reason": "because"},
@@ -153,6 +155,41 @@ def test_the_summary_names_the_best_completed_trial(storage: optuna_store.Storag
     assert optuna_store.read_summary(storage, "a") == StudySummary(
         number=optuna_store.find_study_number(storage, "a") or 0, trials=4, best=best
     )
+
+
+def test_the_best_trial_is_feasible_and_no_repeat(storage: optuna_store.Storage, definition: Make) -> None:
+    wanted = _definition(definition)
+    study = optuna_store.ensure_study(storage, "a", wanted)
+    for value, violation in ((3.0, 0.0), (2.0, -1.0), (1.0, 0.5)):
+        number, _ = optuna_store.ask(study, wanted)
+        violations = {"accuracy": violation}
+        optuna_store.tell(study, number, AttemptState.COMPLETED, "done", value=value, violations=violations)
+    number, _ = optuna_store.ask_repeat(study, wanted, of=1, seed=43)
+    optuna_store.tell(study, number, AttemptState.COMPLETED, "done", value=0.1)
+    trials = optuna_store.read_trials(storage, "a")
+    assert [t.feasible for t in trials] == [True, True, False, True]
+    assert [(t.repeat_of, t.seed) for t in trials[2:]] == [(None, None), (1, 43)]
+    summary = optuna_store.read_summary(storage, "a")
+    assert summary is not None
+    assert summary.best == trials[1]
+
+
+def test_a_study_with_costs_has_an_objective_for_each(
+    storage: optuna_store.Storage, definition: Make
+) -> None:
+    wanted = _definition(definition, objective={"metric": "accuracy", "costs": ["trainable_parameters"]})
+    study = optuna_store.ensure_study(storage, "a", wanted)
+    for value in (0.5, 0.75, 0.75):
+        number, _ = optuna_store.ask(study, wanted)
+        optuna_store.report(study, number, 100, value)
+        optuna_store.tell(study, number, AttemptState.COMPLETED, "done", value=value, costs=(100.0,))
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["accuracy", "trainable_parameters"]
+    trials = optuna_store.read_trials(storage, "a")
+    assert [(t.value, t.values) for t in trials][:2] == [(0.5, (0.5, 100.0)), (0.75, (0.75, 100.0))]
+    summary = optuna_store.read_summary(storage, "a")
+    assert summary is not None
+    assert summary.best == trials[1]
 
 
 def test_halving_prunes_with_a_reason_in_numbers(storage: optuna_store.Storage, definition: Make) -> None:

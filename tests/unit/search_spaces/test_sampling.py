@@ -63,7 +63,7 @@ def shadow(trials: Iterable[FrozenTrial], prior: Iterable[Finding] = (), objecti
 
 
 @given(spaces(), st.floats(0, 1, exclude_max=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_unit_interval_covers_each_parameter_and_leads_back(space: SearchSpace, unit: float) -> None:
     for name, axis in axes_of(space).items():
         value = axis.from_unit(unit)

@@ -68,7 +68,7 @@ def check_suggestions(space: SearchSpace, algorithm: str, count: int) -> None:
 
 
 @given(st.one_of(spaces(), conditional_spaces()), st.sampled_from(["random", "qmc", "tpe", "cmaes"]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_suggestions_lie_in_the_space_and_make_recipes(space: SearchSpace, algorithm: str) -> None:
     check_suggestions(space, algorithm, 8)
 
@@ -198,7 +198,7 @@ def best_of(definition: StudyDefinition, trials: int) -> float:
     return study.best_value
 
 
-@pytest.mark.parametrize(("algorithm", "trials"), [("tpe", 40), ("cmaes", 40), ("gp", 16)])
+@pytest.mark.parametrize(("algorithm", "trials"), [("tpe", 40), ("cmaes", 40), ("gp", 14)])
 def test_what_learns_finds_better_than_random_search(define: Define, algorithm: str, trials: int) -> None:
     seeds = range(3 if algorithm == "gp" else 7)
     random, learned = (

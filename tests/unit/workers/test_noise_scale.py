@@ -27,9 +27,9 @@ from tests.tiny_trials import (
 from workers import trial_run
 from workers.adapters import AdapterHost
 from workers.base_model import LoadedBase, load_base
-from workers.batches import epoch_order
+from workers.batches import TrainingPlan, epoch_order
 from workers.contract import Report
-from workers.noise_scale import FIRST_MEASURED, MEASURED_EVERY, NoiseScale, measured_rows
+from workers.noise_scale import NoiseScale, measured_rows
 from workers.shared_pass import SharedPasses
 from workers.trial_run import TrialRun
 
@@ -84,11 +84,15 @@ def test_without_a_signal_or_a_measurement_there_is_no_scale() -> None:
 
 
 def test_every_eighth_step_is_measured_if_its_batch_is_whole_and_has_two_rows() -> None:
-    measured = [step for step in range(40) if measured_rows(step, 16, 16) is not None]
-    assert measured == list(range(FIRST_MEASURED, 40, MEASURED_EVERY))
-    step = measured[0]
-    assert [measured_rows(step, rows, rows) for rows in (1, 2, 7, 8, 64)] == [None, 1, 1, 2, 16]
-    assert measured_rows(step, 15, 16) is None
+    def measured(examples: int, batch_size: int) -> dict[int, int]:
+        plan = TrainingPlan(examples, batch_size, epochs=1, steps=30)
+        parts = {step: measured_rows(plan, step) for step in range(30)}
+        return {step: part for step, part in parts.items() if part is not None}
+
+    assert measured(1_000, 16) == {3: 4, 11: 4, 19: 4, 27: 4}
+    assert measured(25, 8) == {4: 2, 12: 2, 20: 2, 28: 2}  # each fourth step has one row
+    assert measured(33, 8) == {3: 2, 11: 2, 20: 2, 27: 2}  # each fifth
+    assert [measured(100, size).get(3) for size in (1, 2, 7, 25, 1_000)] == [None, 1, 1, 6, 25]
 
 
 def test_the_norms_are_those_of_the_first_rows_and_of_the_whole_batch(

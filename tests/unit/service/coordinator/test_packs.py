@@ -44,7 +44,7 @@ def test_packs_fill_up_to_what_is_allowed_and_no_further(make_house: Callable[..
 def test_trials_spread_over_all_workers_though_one_is_ready_first(make_house: Callable[..., House]) -> None:
     """A trial trains faster in a pack of two than in a pack of eight beside three idle workers."""
     house = make_house(cpus=4, slots=8, patience=1000.0, start_polls={"w1": 0, "w2": 2, "w3": 3, "w4": 2})
-    house.submit(search=search(16, space={"epochs": {"choices": [8]}}), budget=parallel(8))
+    house.submit(search=search(16), recipe={"epochs": 8}, budget=parallel(8))
     house.rounds(lambda: sum(house.cluster.packs.values()) == 8)
     assert house.cluster.packs == {"w1": 2, "w2": 2, "w3": 2, "w4": 2}
 
@@ -146,7 +146,7 @@ def test_an_order_that_waits_in_a_shrunk_pack_is_cancelled_with_its_study(
     make_house: Callable[..., House],
 ) -> None:
     house = make_house(cpus=1, slots=4)
-    study_id = house.submit(search=search(12, space={"epochs": {"choices": [9]}}), budget=parallel(4))
+    study_id = house.submit(search=search(12), recipe={"epochs": 9}, budget=parallel(4))
     house.rounds(lambda: house.cluster.running == 1)
     house.rounds(lambda: len(house.cluster.orders) == 4)
     house.cluster.announce("w1", 1)
