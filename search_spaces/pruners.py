@@ -101,9 +101,14 @@ class AshaPruning(_Halving):
 
     Trials do not wait for each other: each is judged when it gets there, against those that came before.
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934.
+
+    The defaults are gentler than the paper's, whose peers are random: those that TPE suggests are strong, and
+    two thirds of them is too many (`benchmarks/LOG.md`, search quality).
     """
 
     algorithm: Literal["asha"]
+    reduction_factor: Annotated[Whole, Field(ge=2, le=1000)] = 2
+    n_min_trials: Annotated[Whole, Field(ge=1)] = 8
 
 
 class HyperbandPruning(_Halving):

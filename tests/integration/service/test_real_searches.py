@@ -1,4 +1,4 @@
-"""Small studies that really train: every algorithm, pruner, stop and way to start warm, end to end but for Ray.
+"""Small studies that really train: every algorithm, pruner, stop and warm start, end to end but for Ray.
 
 Each goes from a definition through SQL, Optuna and the coordinator to packs of a tiny quantized base.
 """
@@ -141,8 +141,8 @@ def test_bases_of_two_quantizations(new_lab: Callable[..., Lab]) -> None:
 
 # -- pruners -----------------------------------------------------------------------------------------
 
-BAD_LAST = {"learning_rate": {"choices": [1e-2, 5e-3, 1e-7, 2e-7]}}
-"""A grid whose last points hardly learn."""
+BAD_LAST = {"learning_rate": {"choices": [1e-2, 5e-3, 1e-7, 1.0]}}
+"""A grid whose last points hardly learn, and forget."""
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ BAD_LAST = {"learning_rate": {"choices": [1e-2, 5e-3, 1e-7, 2e-7]}}
             {"algorithm": "percentile", "percentile": 50, "n_startup_trials": 1},
             r"cut-off [\d.]+ of \d peers?",
         ),
-        ({"algorithm": "asha", "min_examples": EVERY, "reduction_factor": 2}, r"cut-off [\d.]+ of \d peers?"),
+        ({"algorithm": "asha", "min_examples": EVERY, "n_min_trials": 1}, r"cut-off [\d.]+ of \d peers?"),
         ({"algorithm": "threshold", "upper": 0.01}, r"eval_loss [\d.]+ at \d+ examples"),
-        ({"algorithm": "patient", "patience_examples": EVERY, "min_delta": 10.0}, r"eval_loss|improve"),
+        ({"algorithm": "patient", "patience_examples": EVERY}, r"eval_loss [\d.]+ at \d+ examples"),
         ({"algorithm": "wilcoxon", "p_threshold": 0.3}, r"p "),
     ],
     ids=lambda value: value["algorithm"] if isinstance(value, dict) else "",
@@ -194,7 +194,7 @@ def test_exit_of_a_trial_that_overfits(lab: Lab) -> None:
     (trial,) = lab.trials()
     assert study.state == StudyState.COMPLETED
     assert trial.user_attrs["outcome"] == "completed"
-    assert "overfit" in trial.user_attrs["reason"]
+    assert "Overfitting" in trial.user_attrs["reason"]
     assert trial.rungs[-1][0] < 30 * ROWS
     assert trial.value == min(value for _, value in trial.rungs)
 
@@ -271,7 +271,7 @@ def test_warm_start_with_the_results_of_another_study(lab: Lab) -> None:
     assert study.state == StudyState.COMPLETED, study.reason
     assert study.preparation is not None
     assert len(study.preparation["prior"]) == 6
-    lab.search("cold", **{"search": {"algorithm": "tpe", "trials": 3, "seed": 9}})
+    lab.search("cold", **changes)
     assert [t.params for t in lab.trials("warm")] != [t.params for t in lab.trials("cold")]
 
 
