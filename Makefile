@@ -9,8 +9,10 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
 
+# The acceptance tests start the real processes and have the machine to themselves.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto tests/unit tests/integration tests/gpu
+	$(BIN)/python -m pytest tests/acceptance
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Trains a whole grid of recipes on the quickstart and keeps every rung: what `search_quality` replays.
 
-    python -m benchmarks.make_search_table [--out FILE] [--base FOLDER] [--processes N] [--part NAME]
+    python -m benchmarks.make_search_table [--grid NAME] [--base FOLDER] [--out FILE] [--processes N]
 
 One process per core, each with a pack of the service's own engine on one thread. Nothing is pruned, so a
 search that is replayed on the table may prune where it likes. A run that is cut short goes on from the

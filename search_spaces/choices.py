@@ -12,6 +12,7 @@ from pydantic import field_validator
 from search_spaces.conditions import Conditional
 from search_spaces.errors import Fault
 from search_spaces.faults import problems, shown
+from search_spaces.quantities import significant
 
 Scalar = None | bool | int | float | str
 """What Optuna's CategoricalDistribution can hold."""
@@ -20,6 +21,13 @@ Scalar = None | bool | int | float | str
 def encode_choice(value: Any) -> Scalar:
     """A choice as Optuna's storage can hold it: a list becomes its JSON text, the rest stays."""
     return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value
+
+
+def _told_apart_by(value: Any) -> Any:
+    """Equal for choices that make equal trials: names in another order, or beyond the digits that count."""
+    if isinstance(value, tuple):
+        return frozenset(value)
+    return significant(value) if isinstance(value, float) else value
 
 
 class Choice(Conditional):
@@ -55,10 +63,10 @@ class Choice(Conditional):
                     )
                 )
             # Optuna finds a choice by equality, so 1, 1.0 and true are the same choice to it.
-            elif value in seen:
+            elif _told_apart_by(value) in seen:
                 faults.append(Fault(path=path, value=shown(value), message="is listed twice"))
             else:
-                seen.add(value)
+                seen.add(_told_apart_by(value))
         if faults:
             raise problems(faults)
         return tuple(values)

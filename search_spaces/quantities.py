@@ -26,6 +26,11 @@ _LONGEST = 10 * 365 * 86400
 DURATION_FORMS = "a number and a unit (s, m, h or d), such as 90s, 30m, 10h, 2d or 1h30m"
 
 
+def significant(number: float) -> float:
+    """The number in its first 12 digits: values that agree in these count as one."""
+    return float(f"{number:.12g}")
+
+
 def read_float(value: Any) -> float:
     """A finite number. Raises PydanticCustomError for anything else, `true` and `nan` included."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):

@@ -43,7 +43,9 @@ GIVEN_BACK = 0.25
 """Share of its fall by which the smoothed loss has risen again where it counts as diverged."""
 NOISE_FACTOR = 5.0
 """Standard errors of the smoothed loss that a fall, or a rise, must be more than: then one in 150 sweeps of
-mere noise shows a fall. It takes so many because a hundred steps have thirty chances."""
+mere normal noise shows a fall. It takes so many because a hundred steps have thirty chances. With skewed
+losses, as of batches of one row, it is more: one in 60 where their logarithm scatters by 0.2, one in 10
+where by 0.5."""
 SMALLEST_FALL = 0.02
 """Share of the loss at the start that a fall must be more than."""
 BELOW_STEEPEST = 3.0
@@ -53,7 +55,8 @@ REACH = 50.0
 
 _START_SHARE = 8
 _LEAST_START = 5
-"""The loss at the start is the mean of the first eighth of the steps, and of 5 at least."""
+"""The loss at the start is the mean of the first eighth of the steps, and of 5 at least, each as its median
+of three."""
 _FEWEST_POINTS = 8
 
 
@@ -135,10 +138,9 @@ def smooth(curve: Sequence[tuple[float, float]]) -> list[float]:
     losses = [loss for _, loss in curve]
     if len(curve) < 3:
         return losses
-    calm = [median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))]
     decay = _decay(curve)
     smoothed, average = [], 0.0
-    for step, loss in enumerate(calm, start=1):
+    for step, loss in enumerate(_calm(losses), start=1):
         average = decay * average + (1 - decay) * loss
         smoothed.append(average / (1 - decay**step))
     return smoothed
@@ -168,7 +170,8 @@ def analyse(curve: Sequence[tuple[float, float | None]], values: Mapping[str, An
         note = f"the sweep has {len(points)} steps, too few to be read"
         return Corner(values=values, points=points, divergence=ended, note=note)
     first = max(_LEAST_START, len(points) // _START_SHARE)
-    start = sum(point.loss for point in points[:first]) / first
+    # Of medians too, as what it is compared with is: those of skewed losses lie below their mean.
+    start = sum(_calm([loss for _, loss in finite])[:first]) / first
     least = max(SMALLEST_FALL * start, NOISE_FACTOR * _noise(finite, start))
     lowest, diverged = _descent(smoothed, first - 1, start, least)
     divergence = points[diverged].learning_rate if diverged is not None else ended
@@ -243,6 +246,11 @@ def narrow(
         return Narrowed(bounds=allowed, concluded=True, note=note)
     note = f"learning_rate narrowed from {in_bounds(allowed)} to {in_bounds((low, high))}"
     return Narrowed(bounds=(low, high), concluded=True, note=note)
+
+
+def _calm(losses: Sequence[float]) -> list[float]:
+    """The median of each loss and its neighbours."""
+    return [median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))]
 
 
 def _decay(curve: Sequence[tuple[float, float]]) -> float:

@@ -19,7 +19,7 @@ from search_spaces.conditions import Conditional
 from search_spaces.errors import Fault
 from search_spaces.even_points import even_floats, even_ints, exact
 from search_spaces.faults import problems
-from search_spaces.quantities import Real, Whole
+from search_spaces.quantities import Real, Whole, significant
 
 Scale = Literal["linear", "log"]
 
@@ -42,6 +42,12 @@ def _range_faults(
             message="equals max, which leaves nothing to search; a fixed value belongs in recipe "
             "(or in choices, as a list of one)",
             allowed="less than max",
+        )
+    elif significant(high) == significant(low if step is None else high - step):
+        yield Fault(
+            path="min" if step is None else "step",
+            value=low if step is None else step,
+            message="leaves only values that agree in their first 12 digits, and so count as one",
         )
     if scale == "log" and low <= 0:
         yield Fault(

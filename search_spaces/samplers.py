@@ -32,7 +32,14 @@ from search_spaces.errors import SearchSpaceExhausted, SuggestionError
 from search_spaces.parameters import encode_choice
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
-from search_spaces.sampling.history import REPEAT_OF, SEED, SUGGESTION_KEY, History
+from search_spaces.sampling.history import (
+    DRAWN_FOR_KEY,
+    REPEAT_OF,
+    SEED,
+    SUGGESTION_KEY,
+    History,
+    is_stray,
+)
 from search_spaces.sampling.plan import (
     Values,
     enqueued_points,
@@ -52,6 +59,7 @@ __all__ = [
     "SearchSpaceExhausted",
     "complete_suggestion",
     "distributions",
+    "is_stray",
     "n_startup_trials",
     "planned_trials",
     "suggest",
@@ -104,7 +112,8 @@ def suggest(study: Study, definition: StudyDefinition, preparation: Preparation 
         trials = study.get_trials(deepcopy=False)
         number = len(trials)
         values = _Suggester(study, definition, preparation, trials).values(number)
-        trial = _create(study, values, distributions(prepared_space(definition, preparation)))
+        held = distributions(prepared_space(definition, preparation))
+        trial = _create(study, values, held, system_attrs={DRAWN_FOR_KEY: number})
         if trial.number == number:
             return trial
         # Only possible while two coordinators hold one lease. What was drawn was for another number.
@@ -156,7 +165,7 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
         SuggestionError: There is no such trial, or it is a repeat itself.
     """
     trials = study.get_trials(deepcopy=False)
-    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs:
+    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs or is_stray(trials[of]):
         raise SuggestionError(f"study {definition.name} has no trial {of} that can be repeated")
     repeated = trials[of]
     values = definition.search.space.decode(repeated.params)
@@ -225,7 +234,9 @@ class _Suggester:
             drawn = draw_random(self._axes, self._definition.search.seed, number, "anywhere", attempt)
             if self._space.configuration_key(drawn) not in self._history.handed_out:
                 return self._space.prune_inactive(drawn)
-        raise SuggestionError(f"{DESPERATE_REDRAWS} draws found no configuration that was not used before")
+        raise SearchSpaceExhausted(
+            f"{DESPERATE_REDRAWS} draws found no configuration that was not used before"
+        )
 
     def _drawer(self, number: int) -> Callable[[int], Values]:
         """Draws a value for every parameter, inactive ones too, by attempt."""
@@ -284,6 +295,7 @@ def _create(
     values: Values,
     held: Mapping[str, BaseDistribution],
     user_attrs: dict[str, Any] | None = None,
+    system_attrs: dict[str, Any] | None = None,
 ) -> Trial:
     params = _encoded(values)
     template = create_trial(
@@ -291,7 +303,7 @@ def _create(
         params=params,
         distributions={name: held[name] for name in params},
         user_attrs=user_attrs,
-        system_attrs={SUGGESTION_KEY: params},
+        system_attrs={SUGGESTION_KEY: params, **(system_attrs or {})},
     )
     # As Study.add_trial does it, which has no use for what it makes; there is no public call.
     return Trial(study, _storage(study).create_new_trial(study._study_id, template_trial=template))

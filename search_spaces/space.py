@@ -21,6 +21,7 @@ from search_spaces.dimensions import dimensions_of
 from search_spaces.faults import MAX_FAULTS, problems
 from search_spaces.parameter_reading import read_parameters
 from search_spaces.parameters import Choice, Float, Int, Parameter
+from search_spaces.quantities import significant
 
 _NO_GRID = "a search space with a continuous range has no grid points"
 
@@ -190,4 +191,4 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
 
 
 def _plain(value: Any) -> Any:
-    return float(f"{value:.12g}") if isinstance(value, float) else value
+    return significant(value) if isinstance(value, float) else value

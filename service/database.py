@@ -166,8 +166,16 @@ def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
         url = engine.url.render_as_string(hide_password=False)
         with sqlite_files.alone(url):
             sqlite_files.use_write_ahead_log(url)
-            with engine.execution_options(**{_WRITES: True}).begin() as connection:
-                yield connection
+            with engine.execution_options(**{_WRITES: True}).connect() as connection:
+                # Alembic changes a table by dropping it for a copy, and its rows' dependants would go along.
+                # The pragma does nothing within a transaction, so it comes before one.
+                connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
+                with connection.begin():
+                    yield connection
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+                    if broken is not None:
+                        raise RuntimeError(f"the upgrade would leave a row without its parent: {broken}")
+                connection.connection.cursor().execute("PRAGMA foreign_keys=ON")
         return
     with engine.connect() as guard, engine.connect() as connection:
         guard.execute(select(func.pg_advisory_lock(_UPGRADE_LOCK)))

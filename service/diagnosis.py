@@ -45,7 +45,8 @@ OVERFIT_RUNGS = 2
 PLATEAU_SHARE = 0.02
 """A second half that takes less than 2 % off the loss, and is less than 2 % of the whole fall, is idle."""
 LAG = 0.25
-"""How far behind a gentler recipe a trial must be, as a share of that one's gain since its first rung."""
+"""How far behind a gentler recipe a trial must be, as a share of that one's gain since its first rung; and by
+more than `RISE`, as any two recipes end a little apart."""
 MAX_PEERS = 1000
 """A gentler recipe is looked for among this many best trials of a rung, so that large studies stay quick."""
 
@@ -228,7 +229,9 @@ def _lag(curve: Curve, gentler: tuple[float, Curve] | None) -> str | None:
     loss, peer = gentler
     own = curve.rungs[-1]
     assert peer.recipe is not None  # only trials with a recipe are compared
-    if own.eval_loss <= loss or own.eval_loss - loss < LAG * (peer.rungs[0].eval_loss - loss):
+    behind, gained = own.eval_loss - loss, peer.rungs[0].eval_loss - loss
+    # At a first rung nothing has been gained since it, and a quarter of nothing would be any difference.
+    if gained <= 0 or behind < LAG * gained or behind <= RISE * loss:
         return None
     return (
         f"eval loss {_short(own.eval_loss)} at {own.examples:,} examples, where trial {peer.number} had"

@@ -115,8 +115,9 @@ def _importance(
     sign = 1.0 if minimize else -1.0
     values = [sign * value for _, value in trials]
     study = _study([trial for trial, _ in trials])
-    measured = _evaluate(study, values, judged, best / count)
-    chance = _chance(study, values, judged, best / count)
+    share = (best - 0.5) / count  # Optuna rounds share x count up, and best / count may be a hair too much
+    measured = _evaluate(study, values, judged, share)
+    chance = _chance(study, values, judged, share)
     total = math.fsum(measured.values())
     known = [
         ParameterImportance(

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy import Engine, column, create_engine, event, func, inspect, select, table
 from sqlalchemy.engine import make_url
 
 from search_spaces import samplers
@@ -53,6 +53,7 @@ __all__ = [
     "close_storage",
     "complete_ask",
     "create_tables",
+    "drop_strays",
     "ensure_study",
     "find_study_number",
     "load_study",
@@ -222,11 +223,15 @@ def find_study_number(storage: Storage, name: str) -> int | None:
 
 
 def read_trials(storage: Storage, name: str) -> list[TrialValues]:
-    """All trials of a study, by number; empty before the coordinator has made the Optuna study."""
+    """All trials of a study, by number; empty before the coordinator has made the Optuna study.
+
+    Without strays (`drop_strays`), whose numbers are missing.
+    """
     number = find_study_number(storage, name)
     if number is None:
         return []
-    return [_values(trial) for trial in storage.get_all_trials(number, deepcopy=False)]
+    trials = storage.get_all_trials(number, deepcopy=False)
+    return [_values(trial) for trial in trials if not samplers.is_stray(trial)]
 
 
 def _values(trial: FrozenTrial) -> TrialValues:
@@ -254,7 +259,14 @@ def read_summary(storage: Storage, name: str) -> StudySummary | None:
     number = find_study_number(storage, name)
     if number is None:
         return None
-    return StudySummary(number=number, trials=storage.get_n_trials(number), best=_best(storage, number))
+    return StudySummary(number=number, trials=_count(storage, number), best=_best(storage, number))
+
+
+def _count(storage: Storage, number: int) -> int:
+    """Trials of a study. Counted by the database: Optuna's own way builds every trial first (optuna 5.0)."""
+    count = select(func.count()).select_from(table("trials")).where(column("study_id") == number)
+    with storage.engine.connect() as connection:
+        return connection.scalar(count) or 0
 
 
 def _best(storage: Storage, number: int) -> TrialValues | None:
@@ -298,7 +310,18 @@ def ask_repeat(
 
 def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
     """Trials that were asked for and not told of: running, or left by a coordinator that died."""
-    return [_values(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [_values(trial) for trial in running if not samplers.is_stray(trial)]
+
+
+def drop_strays(study: optuna.Study) -> None:
+    """End trials that got another number than they were drawn for, whose asker died before it could.
+
+    That happens when two coordinators ask at once, one of which has lost the study's lease.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if samplers.is_stray(trial):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def complete_ask(

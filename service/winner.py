@@ -6,6 +6,13 @@ so they alone are averaged and compared.
 
 Between the two best means stands Welch's t-test (Welch 1947, Biometrika 34), two-sided: it asks how often
 two recipes that are equally good would be at least as far apart.
+
+Which of them came first is no choice that a two-sided test minds. With more than two candidates the first
+two are neighbours in the order of all, and the runs of all share their seeds, and so data orders: both make
+equal recipes look alike. Simulated with three runs each of normal noise, p < 0.05 comes in 3 % of pairs of
+equals, in 2 % with three candidates, and in less where seeds matter; where their spreads differ by five
+times, in 6 %. A recipe that broke is put behind by rule: equals break unevenly often (61 % of pairs where
+one run in five breaks), so that is not called distinguishable.
 """
 
 from __future__ import annotations
@@ -88,6 +95,7 @@ class Judgement:
     p_value: float | None
     """Of Welch's test between the first two; None where there is nothing to test."""
     distinguishable: bool | None
+    """By that test; None where it was not made. Without any spread, whether the means differ."""
     sentence: str
 
 
@@ -176,8 +184,8 @@ def _compare(ranked: Sequence[Candidate]) -> tuple[float | None, bool | None, st
     second = ranked[1]
     names = f"Trial {first.trial_number} and trial {second.trial_number}"
     if second.broke > first.broke:
-        text = f"Trial {first.trial_number} is the best: {_breaks(second)}"
-        return None, True, text
+        text = f"Trial {first.trial_number} is put first, untested: {_breaks(second)}"
+        return None, None, text
     if not first.values or not second.values:
         return None, None, f"{names} cannot be compared: {_breaks(second)}"
     p_value = welch(first.values, second.values)

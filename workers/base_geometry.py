@@ -70,6 +70,9 @@ class BaseGeometry:
     def adapter(self, shape: AdapterShape) -> AdapterBytes:
         """What one trial keeps beside the base, activations left out.
 
+        With the second gradient buffer that a batch of several rows has, whether or not it spans passes. A
+        batch of one row has none.
+
         Raises:
             AdapterError: The target modules match no layer.
         """
@@ -80,7 +83,7 @@ class BaseGeometry:
             target_modules=shape.target_modules,
             optimizer=shape.optimizer,
             trainable_parameters=parameters,
-            bytes=adapter_bytes(parameters, accumulates=False, moments=len(moment_names(recipe))),
+            bytes=adapter_bytes(parameters, accumulates=True, moments=len(moment_names(recipe))),
         )
 
     def _sides(self, targets: TargetModules) -> int:

@@ -123,7 +123,7 @@ def adapter_bytes(trainable_parameters: int, *, accumulates: bool, moments: int 
 
     Args:
         trainable_parameters: Of its adapter.
-        accumulates: Whether a batch spans passes, which takes a second gradient buffer.
+        accumulates: Whether a batch may span passes, as any of several rows may: a second gradient buffer.
         moments: Numbers that the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with
             SGD that has momentum, else 0 (`workers.optimizers.moment_names`).
     """

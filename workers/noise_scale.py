@@ -14,6 +14,11 @@ B_simple = S / |G|^2, in rows, is the noise scale: the batch size at which noise
 far below it averages too little, one far above it wastes examples. The ratio of two averages is not unbiased,
 and with few steps it scatters widely.
 
+The averages are those of squared norms, so the steps with large gradients decide: mostly early ones. The
+noise scale itself grows as the loss falls. In one quickstart fine-tune of 114 steps of 16 rows it was, from
+the gradients of all 600 rows, 1.7 after 3 steps, 4.0 after 38 and 30 after 112; what this reports at the end
+is 3.1. A batch above it wastes examples early in training, and need not do so later.
+
 What exactly is estimated: G_b and G_B are gradients as this trainer takes them, means over supervised tokens.
 Where rows differ in length they are ratios of two sums over rows, and E |G_b|^2 follows the formula to order
 1 / b^2. The part is of the first rows of the batch in the trial's own shuffled order, not of one of its

@@ -43,6 +43,8 @@ def upgrade() -> None:
         ),
     )
     op.create_index("uq_rung_reports", "rung_reports", ["study_id", "trial_number", "rung"], unique=True)
+    for table in ("studies", "schedules"):
+        _keep_asha_as_it_was(table)
 
 
 def downgrade() -> None:
@@ -52,3 +54,14 @@ def downgrade() -> None:
         studies.drop_column("preparation")
         studies.drop_column("range_test_id")
         studies.drop_column("kind")
+
+
+def _keep_asha_as_it_was(table: str) -> None:
+    """Write down the `n_min_trials` by which stored studies have pruned: without one it would be today's."""
+    rows = sa.table(table, sa.column("id", sa.String), sa.column("definition", sa.JSON))
+    bind = op.get_bind()
+    for row in bind.execute(sa.select(rows.c.id, rows.c.definition)).all():
+        pruning = (row.definition or {}).get("pruning") or {}
+        if pruning.get("algorithm") == "asha" and "n_min_trials" not in pruning:
+            definition = {**row.definition, "pruning": {**pruning, "n_min_trials": 1}}
+            bind.execute(sa.update(rows).where(rows.c.id == row.id).values(definition=definition))

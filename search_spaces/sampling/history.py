@@ -13,10 +13,20 @@ from search_spaces.space import SearchSpace
 
 SUGGESTION_KEY = "nightsweep:suggestion"
 """System attribute of an Optuna trial: all its parameters, as Optuna holds them."""
+DRAWN_FOR_KEY = "nightsweep:drawn_for"
+"""System attribute likewise: the number that the trial was to have."""
 REPEAT_OF = "repeat_of"
 """User attribute of a repeat: the number of the trial whose recipe it runs again."""
 SEED = "seed"
 """User attribute of a repeat: the recipe's seed."""
+
+
+def is_stray(trial: FrozenTrial) -> bool:
+    """Whether the trial got another number than it was drawn for, since two asked at once.
+
+    It is no trial of the study: whoever asked for it has asked again, or has died before.
+    """
+    return bool(trial.system_attrs.get(DRAWN_FOR_KEY, trial.number) != trial.number)
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class PastTrial:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a study's search, by number; repeats are not part of it."""
+    """The trials of a study's search, by number; repeats and strays are not part of it."""
 
     trials: tuple[PastTrial, ...]
 
@@ -49,7 +59,7 @@ class History:
         for trial in trials:
             # A trial whose asker died half-way has the parameters that were written down for it.
             params = trial.params | trial.system_attrs.get(SUGGESTION_KEY, {})
-            if params and REPEAT_OF not in trial.user_attrs:
+            if params and REPEAT_OF not in trial.user_attrs and not is_stray(trial):
                 values = space.decode(params)
                 past.append(PastTrial(trial, values, space.configuration_key(values)))
         return cls(tuple(past))

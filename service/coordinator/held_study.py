@@ -88,6 +88,7 @@ class HeldStudy:
         """
         with self.database.read() as session:
             self._order = _order_of_ends(session, self.study_id)
+        optuna_store.drop_strays(self.optuna)
         for asked in optuna_store.unfinished_asks(self.optuna):
             if asked.repeat_of is None:  # A repeat is made whole.
                 self._complete(asked.number)
@@ -118,6 +119,11 @@ class HeldStudy:
         """One more trial from the sampler: its number; None: the space has no further configuration."""
         with self.transaction():
             pass  # A coordinator that lost its lease must not ask.
+        for trial in optuna_store.unfinished_asks(self.optuna):
+            # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
+            if trial.number not in self.asked and trial.repeat_of is None:
+                self.asked[trial.number] = AskedTrial(params=trial.params)
+                return trial.number
         try:
             number, params = optuna_store.ask(self.optuna, self.definition, self.preparation)
         except optuna_store.SearchSpaceExhausted:

@@ -225,10 +225,11 @@ def _batch_size(definition: StudyDefinition, best: TrialFacts) -> Iterator[Advic
         sizes = [int(size) for size in parameter.choices]
     else:
         sizes = [int(parameter.min), int(parameter.max)]
-    about = f"the noise scale of the best trial is about {_examples(scale)} examples"
+    # An average that early steps decide (workers.noise_scale): it says little of the end of training.
+    about = f"the noise scale of the best trial is about {_examples(scale)} examples, early in training"
     if max(sizes) > NOISE_FACTOR * scale:
         goes = "the recipe has" if parameter is None else "the space goes up to"
-        text = f"batch_size: {about}: batches above that waste examples, and {goes} {max(sizes)}."
+        text = f"batch_size: {about}: batches above that waste examples there, and {goes} {max(sizes)}."
         yield Advice(about="batch_size", sentence=text)
     elif max(sizes) < scale / (2 * NOISE_FACTOR):
         text = (

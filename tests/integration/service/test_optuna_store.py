@@ -15,7 +15,7 @@ from service.trial_values import StudySummary, TrialValues
 
 Make = Callable[..., dict[str, Any]]
 HALVING = {
-    "pruning": {"algorithm": "asha", "min_examples": 100, "reduction_factor": 2},
+    "pruning": {"algorithm": "asha", "min_examples": 100, "reduction_factor": 2, "n_min_trials": 1},
     "evaluation": {"every_examples": 100},
 }
 
@@ -224,3 +224,23 @@ def test_the_median_prunes_with_a_reason_in_numbers(storage: optuna_store.Storag
     optuna_store.report(study, number, 1000, 2.25)
     reason = optuna_store.should_prune(study, wanted, number, 4000)
     assert reason == "eval_loss 2.25 at 1,000 examples, cut-off 2 of 2 peers"
+
+
+def test_a_summary_builds_no_trials(
+    storage: optuna_store.Storage, definition: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of studies asks for many summaries, and a study may have thousands of trials."""
+    wanted = _definition(definition)
+    study = optuna_store.ensure_study(storage, "a", wanted)
+    for value in (2.0, 1.0):
+        number, _ = optuna_store.ask(study, wanted)
+        optuna_store.tell(study, number, AttemptState.COMPLETED, "", value=value)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("all trials were read")
+
+    monkeypatch.setattr(storage, "get_all_trials", refuse)
+    summary = optuna_store.read_summary(storage, "a")
+    assert summary is not None
+    assert summary.best is not None
+    assert (summary.trials, summary.best.value) == (2, 1.0)

@@ -13,7 +13,7 @@ from service.settings import Settings
 def test_a_verdict_outlives_its_coordinator_whatever_was_reported_meanwhile(
     storage: optuna_store.Storage, settings: Settings, definition: Callable[..., dict[str, Any]]
 ) -> None:
-    pruning = {"algorithm": "asha", "reduction_factor": 2}
+    pruning = {"algorithm": "asha", "reduction_factor": 2, "n_min_trials": 1}
     wanted = parse_definition(definition(pruning=pruning, evaluation={"every_examples": 100}))
     study = optuna_store.ensure_study(storage, "a", wanted)
     verdicts = []

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from starlette.testclient import TestClient
@@ -62,6 +67,63 @@ def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> N
     assert errors == []
     engine = database.make_engine(empty_settings)
     database.check_schema(engine)
+    engine.dispose()
+
+
+def migrate(settings: Settings, move: Callable[[Config, str], None], revision: str) -> None:
+    """Move the service's tables to a revision."""
+    engine = database.make_engine(settings)
+    with database._upgrade_lock(engine) as connection:
+        config = database._alembic_config()
+        config.attributes["connection"] = connection
+        move(config, revision)
+    engine.dispose()
+
+
+def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> None:
+    """SQLite's tables are changed by way of a copy: dropping the old one must not take other rows along."""
+    empty_settings.home.mkdir(exist_ok=True)
+    migrate(empty_settings, command.upgrade, "0001")
+    engine = database.make_engine(empty_settings)
+    now = datetime.now(UTC).isoformat()
+    with engine.execution_options(**{database._WRITES: True}).begin() as connection:
+        definition = json.dumps({"name": "s", "pruning": {"algorithm": "asha", "min_examples": 25}})
+        connection.execute(
+            text(
+                "INSERT INTO studies (id, name, definition, state, reason, cancel_requested, created_at,"
+                " lease_number) VALUES ('a', 's', :definition, 'running', '', false, :now, 1)"
+            ),
+            {"definition": definition, "now": now},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO attempts (study_id, trial_number, ordinal, state, reason, worker_id, gpus,"
+                " artifact_dir, dispatched_at, examples_seen, step, last_event_seq)"
+                " VALUES ('a', 0, 1, 'running', '', 'w', 0, '/x', :now, 0, 0, 0)"
+            ),
+            {"now": now},
+        )
+        connection.execute(
+            text("INSERT INTO events (at, study_id, kind, message) VALUES (:now, 'a', 'k', 'm')"),
+            {"now": now},
+        )
+
+    def rows() -> list[int]:
+        with engine.connect() as connection:
+            counts = [
+                connection.scalar(text(f"SELECT count(*) FROM {table}"))
+                for table in ("studies", "attempts", "events")
+            ]
+        return [int(count or 0) for count in counts]
+
+    database.upgrade(empty_settings)
+    assert rows() == [1, 1, 1]
+    with engine.connect() as connection:
+        stored = connection.scalar(text("SELECT definition FROM studies"))
+    kept = stored if isinstance(stored, dict) else json.loads(str(stored))
+    assert kept["pruning"] == {"algorithm": "asha", "min_examples": 25, "n_min_trials": 1}  # not today's 8
+    migrate(empty_settings, command.downgrade, "0001")
+    assert rows() == [1, 1, 1]
     engine.dispose()
 
 

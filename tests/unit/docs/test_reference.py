@@ -30,12 +30,14 @@ from search_spaces.definition import (
 from search_spaces.parameters import Choice, Float, Int
 from search_spaces.pruners import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, Recipe
+from service import diagnosis
 from service.document_syntax import parse_yaml
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 DEFINITION = (ROOT / "docs/reference/definition.md").read_text()
 SETTINGS = (ROOT / "docs/reference/settings.md").read_text()
+REPORT = (ROOT / "docs/how-to/read-a-report.md").read_text()
 
 
 def documented(text: str) -> set[str]:
@@ -125,3 +127,44 @@ def test_every_yaml_example_of_the_reference_makes_a_definition_that_is_accepted
 )
 def test_every_study_in_the_examples_is_accepted(path: Path) -> None:
     assert parse_definition(parse_yaml(path.read_bytes())).name
+
+
+IN_WORDS = {0.1: "a tenth", 0.2: "first fifth", 0.25: "a quarter", 0.5: "half"}
+THRESHOLDS = {
+    "overfitting": (
+        f"rose by more than {diagnosis.RISE:.0%} ",
+        f"over at least {diagnosis.OVERFIT_RUNGS} rungs",
+    ),
+    "learning_rate_too_high": (
+        f"rises of more than {diagnosis.RISE:.0%} ",
+        f"at least {diagnosis.OSCILLATION_SHARE:.0%} of the ground",
+        f"({diagnosis.TRAIN_OSCILLATION_SHARE:.0%} for the train loss)",
+        f"ahead by more than {diagnosis.RISE:.0%} of the loss",
+        f"by {IN_WORDS[diagnosis.LAG]} of what that one had gained",
+    ),
+    "learning_rate_too_low": (
+        f"the last {diagnosis.LATE_SHARE:.0%} of the rate-weighted examples",
+        f"at least {IN_WORDS[diagnosis.TOO_LOW_RATIO]} as steep",
+    ),
+    "under_trained": (f"at least {IN_WORDS[diagnosis.UNDER_TRAINED_RATIO]} as steep",),
+    "plateaued_early": (
+        f"less than {diagnosis.PLATEAU_SHARE:.0%} off the loss",
+        f"less than {diagnosis.PLATEAU_SHARE:.0%} of the whole fall",
+    ),
+    "not_enough_rungs": (
+        f"fewer than {diagnosis.MIN_RUNGS} evaluations",
+        f"less than {IN_WORDS[diagnosis.MIN_SHARE]} of the training",
+        f"after the {IN_WORDS[diagnosis.EARLY_SHARE]} of",
+    ),
+}
+"""What each rule on the page says, in the code's own numbers."""
+
+
+def test_every_verdict_is_documented_with_the_thresholds_it_has() -> None:
+    rules = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", REPORT, flags=re.MULTILINE))
+    assert set(rules) | {"diverged"} == set(diagnosis.Verdict)
+    assert set(THRESHOLDS) == set(rules)
+    for verdict, phrases in THRESHOLDS.items():
+        # The page writes "2 %", Python "2%".
+        missing = [p for p in phrases if p.replace("%", " %") not in rules[verdict]]
+        assert not missing, verdict

@@ -46,7 +46,7 @@ search:
     lora_r:        {choices: [4, 8, 16, 32, 64]}
 recipe: {lora_alpha_ratio: 2, lora_dropout: 0.05, lr_scheduler: cosine, warmup_ratio: 0.1}
 objective: {metric: eval_loss, direction: minimize}
-pruning: {algorithm: asha, min_examples: 500, reduction_factor: 3}
+pruning: {algorithm: asha, min_examples: 500, reduction_factor: 3, n_min_trials: 1}
 evaluation: {every_examples: 500}
 budget: {max_parallel_trials: 16, max_failed_trials: 5, max_gpu_hours: 8, timeout: 10h}
 resources: {workers: auto, gpus_per_worker: 1}
@@ -63,7 +63,9 @@ def test_a_complete_study_reads_as_written() -> None:
         "lora_r": Choice(choices=(4, 8, 16, 32, 64)),
     }
     assert definition.search.total_trials == 40
-    assert definition.pruning == AshaPruning(algorithm="asha", min_examples=500, reduction_factor=3)
+    assert definition.pruning == AshaPruning(
+        algorithm="asha", min_examples=500, reduction_factor=3, n_min_trials=1
+    )
     assert definition.budget.timeout_seconds == 36_000
     assert (definition.resources.workers, definition.resources.gpus_per_worker) == ("auto", 1.0)
     assert definition.recipe == {

@@ -112,6 +112,8 @@ class Both:
                 live[number] = (trial, done + 1, quality)
 
 
+PAPERS_ASHA: dict[str, Any] = {"algorithm": "asha", "reduction_factor": 3, "n_min_trials": 1}
+"""The rule of the paper, and of Optuna: whoever comes second is judged. The defaults are gentler."""
 HUNDREDS = tuple(range(100, 1000, 100))
 SAME_RULES: list[tuple[dict[str, Any], Callable[[], BasePruner]]] = [
     ({"algorithm": "median", "n_startup_trials": 3}, lambda: MedianPruner(3)),
@@ -124,11 +126,11 @@ SAME_RULES: list[tuple[dict[str, Any], Callable[[], BasePruner]]] = [
         lambda: PercentilePruner(30, 1, n_min_trials=3),
     ),
     (
-        {"algorithm": "asha", "min_examples": 100, "reduction_factor": 3},
+        {"algorithm": "asha", "min_examples": 100, "reduction_factor": 3, "n_min_trials": 1},
         lambda: SuccessiveHalvingPruner(min_resource=100, reduction_factor=3),
     ),
     (
-        {"algorithm": "asha", "reduction_factor": 2, "bootstrap_count": 3},
+        {"algorithm": "asha", "reduction_factor": 2, "n_min_trials": 1, "bootstrap_count": 3},
         lambda: SuccessiveHalvingPruner(min_resource=100, reduction_factor=2, bootstrap_count=3),
     ),
     (
@@ -202,29 +204,29 @@ def test_wilcoxon_agrees_with_optuna_where_both_trials_have_all_rungs(minimize: 
 
 
 def test_halving_keeps_the_best_share_of_those_that_came_before() -> None:
-    rules = judge(algorithm="asha", reduction_factor=3)
+    rules = judge(**PAPERS_ASHA)
     peers = [at(number, float(number)) for number in range(1, 9)]
     assert asked(rules, at(9, 3.0), peers) is None
     assert asked(rules, at(9, 3.5), peers) == BehindPeers(rung=100, value=3.5, cut_off=3.0, peers=8)
-    better = judge(algorithm="asha", reduction_factor=3, minimize=False)
+    better = judge(**PAPERS_ASHA, minimize=False)
     assert asked(better, at(9, 5.5), peers) == BehindPeers(rung=100, value=5.5, cut_off=6.0, peers=8)
 
 
 def test_halving_judges_at_its_levels_alone() -> None:
-    rules = judge(algorithm="asha", reduction_factor=3)
+    rules = judge(**PAPERS_ASHA)
     peers = [at(number, 0.0, rungs=HUNDREDS) for number in range(6)]
     judged = [rung for rung in HUNDREDS if asked(rules, at(9, 1.0, rungs=range(100, rung + 1, 100)), peers)]
     assert judged == [100, 300, 900]
 
 
 def test_halving_spares_trials_until_enough_others_have_come() -> None:
-    rules = judge(algorithm="asha", n_min_trials=3)
+    rules = judge(algorithm="asha", reduction_factor=3, n_min_trials=3)
     assert asked(rules, at(9, 9.0), [at(0, 0.0), at(1, 0.0)]) is None
     assert asked(rules, at(9, 9.0), [at(0, 0.0), at(1, 0.0), at(2, 0.0)]) is not None
 
 
 def test_halving_can_prune_those_that_come_first_instead() -> None:
-    rules = judge(algorithm="asha", bootstrap_count=2)
+    rules = judge(**PAPERS_ASHA, bootstrap_count=2)
     assert asked(rules, at(9, 0.0), [at(0, 9.0)]) == TooEarly(rung=100, value=0.0, bootstrap_count=2)
     assert asked(rules, at(9, 0.0), [at(0, 9.0), at(1, 9.0)]) is None
 
@@ -233,7 +235,7 @@ def test_no_trial_is_pruned_after_the_last_examples() -> None:
     peers = [at(number, 0.0, completed=True, rungs=HUNDREDS) for number in range(9)]
     trial = at(9, 1.0, rungs=HUNDREDS)
     for spec in (
-        {"algorithm": "asha"},
+        PAPERS_ASHA,
         {"algorithm": "median"},
         {"algorithm": "percentile"},
         {"algorithm": "threshold", "upper": 0.5},
@@ -248,7 +250,7 @@ def test_no_trial_is_pruned_after_the_last_examples() -> None:
 
 def test_trials_of_different_batch_sizes_meet_at_the_same_rungs() -> None:
     """Steps of 32 examples pass 100 at 128, and the report says 100."""
-    rules = judge(algorithm="asha", reduction_factor=2)
+    rules = judge(algorithm="asha", reduction_factor=2, n_min_trials=1)
 
     def rungs(batch_size: int) -> list[int]:
         seen = range(0, 900 + batch_size, batch_size)
@@ -263,7 +265,7 @@ def test_trials_of_different_batch_sizes_meet_at_the_same_rungs() -> None:
 
 
 def test_a_trial_that_passes_over_a_rung_is_not_compared_with_those_that_stood_there() -> None:
-    rules = judge(algorithm="asha", reduction_factor=2)
+    rules = judge(algorithm="asha", reduction_factor=2, n_min_trials=1)
     wide = curve(9, (200, 5.0))  # of batch size 200, with a rung at each 100
     assert asked(rules, wide, [at(0, 1.0), at(1, 1.0)]) is None
     assert asked(rules, at(9, 5.0), [curve(0, (200, 1.0)), curve(1, (300, 1.0))]) is None
@@ -364,7 +366,7 @@ def test_patience_lets_the_wrapped_pruner_decide() -> None:
 
 
 def test_what_halving_said_at_its_level_stands_until_patience_has_ended() -> None:
-    rules = judge(algorithm="patient", patience=1, wrapped={"algorithm": "asha"})
+    rules = judge(algorithm="patient", patience=1, wrapped=PAPERS_ASHA)
     peers = [at(number, 0.5, rungs=HUNDREDS) for number in range(3)]
     values = ((100, 1.0), (200, 1.1), (300, 0.9), (400, 1.0), (500, 1.0))
     verdicts = [asked(rules, curve(9, *values[:count]), peers) for count in range(1, 6)]

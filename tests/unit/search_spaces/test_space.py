@@ -245,3 +245,16 @@ def test_every_recipe_field_but_the_seed_is_searchable() -> None:
 def test_parameters_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Float(min=0.1, max=0.2).min = 0.0
+
+
+@pytest.mark.parametrize(
+    ("space", "path"),
+    [
+        ({"learning_rate": {"min": 1e-4, "max": 1e-4 * (1 + 2e-15)}}, "learning_rate.min"),
+        ({"weight_decay": {"min": 1e6, "max": 1e6 + 1e-6, "step": 1e-7}}, "weight_decay.step"),
+        ({"learning_rate": {"choices": [1e-4, 1e-4 * (1 + 2e-15)]}}, "learning_rate.choices.1"),
+        ({"target_modules": {"choices": [["q", "v"], ["v", "q"]]}}, "target_modules.choices.1"),
+    ],
+)
+def test_values_that_make_equal_trials_are_not_two_values(space: dict[str, Any], path: str) -> None:
+    assert list(faults(space)) == [path]

@@ -161,6 +161,18 @@ def test_wiggles_within_the_noise_are_none() -> None:
     assert Verdict.LEARNING_RATE_TOO_HIGH not in verdicts(curve(wiggling))
 
 
+@pytest.mark.parametrize(
+    ("own", "gentler"),
+    [([1.001], [1.0]), ([3.0], [2.0, 1.0]), ([0.6, 0.55, 0.502, 0.5], [0.5, 0.499, 0.499, 0.499])],
+)
+def test_to_be_behind_at_a_first_rung_or_by_a_hair_shows_nothing(
+    own: list[float], gentler: list[float]
+) -> None:
+    hotter = curve(own, learning_rate=3e-3, number=1)
+    peers = Peers([hotter, curve(gentler, learning_rate=1e-3, number=2)])
+    assert Verdict.LEARNING_RATE_TOO_HIGH not in verdicts(hotter, peers)
+
+
 def test_a_gentler_recipe_far_ahead_shows_a_rate_too_high() -> None:
     own = curve([3.4, 3.2, 2.8, 2.7], learning_rate=2e-2, batch_size=4, lora_r=32, number=1)
     gentler = curve([4.0, 1.0, 0.5, 0.4], learning_rate=1e-3, batch_size=8, lora_r=16, number=2)

@@ -18,15 +18,16 @@ from service.states import AttemptState
 LONGEST = 900
 RUNGS = tuple(range(100, LONGEST + 1, 100))
 
+PAPERS_ASHA: dict[str, Any] = {"algorithm": "asha", "reduction_factor": 3, "n_min_trials": 1}
 PRUNERS: tuple[dict[str, Any], ...] = (
     {"algorithm": "median", "n_startup_trials": 2},
     {"algorithm": "percentile", "n_startup_trials": 2},
-    {"algorithm": "asha"},
+    PAPERS_ASHA,
     {"algorithm": "hyperband", "min_examples": 100, "max_examples": 400},
     {"algorithm": "threshold", "upper": 8},
     {"algorithm": "wilcoxon"},
     {"algorithm": "patient", "patience": 1},
-    {"algorithm": "patient", "patience_examples": 200, "wrapped": {"algorithm": "asha"}},
+    {"algorithm": "patient", "patience_examples": 200, "wrapped": PAPERS_ASHA},
 )
 every_pruner = pytest.mark.parametrize("pruning", PRUNERS, ids=lambda p: "-".join(map(str, p.values())))
 
@@ -133,7 +134,7 @@ def test_a_pruner_that_is_asked_again_gives_the_same_answer_whatever_was_reporte
 
 
 def test_failed_and_cancelled_trials_and_repeats_are_no_peers() -> None:
-    searching = Searching({"algorithm": "asha"})
+    searching = Searching(PAPERS_ASHA)
     for outcome in (AttemptState.FAILED, AttemptState.CANCELLED):
         number = searching.study.ask().number
         assert searching.judged(number, 100, 0.1) is None
@@ -146,7 +147,7 @@ def test_failed_and_cancelled_trials_and_repeats_are_no_peers() -> None:
 
 
 def test_trials_that_diverged_or_broke_a_constraint_are_peers() -> None:
-    searching = Searching({"algorithm": "asha"})
+    searching = Searching(PAPERS_ASHA)
     for value, outcome in ((0.5, AttemptState.OUT_OF_MEMORY), (0.25, AttemptState.DIVERGED)):
         number = searching.study.ask().number
         assert searching.judged(number, 100, value) is None

@@ -55,7 +55,10 @@ def test_an_adapter_has_the_parameters_that_were_told(targets: Any) -> None:
     shape = AdapterShape(lora_r=4, target_modules=targets, optimizer="adamw")
     host = AdapterHost(load_base(ModelSpec(id=str(QUICKSTART), quantization="none"), torch.device("cpu")))
     adapter = host.add("one", Recipe(lora_r=4, target_modules=targets))
-    assert geometry.adapter(shape).trainable_parameters == adapter.trainable_parameters
+    told = geometry.adapter(shape)
+    assert told.trainable_parameters == adapter.trainable_parameters
+    # Weights, two gradients and two moments: what a trial with more than one row to a batch holds.
+    assert told.bytes == 20 * adapter.trainable_parameters
 
 
 def test_the_vocabulary_and_the_positions_are_the_models() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,14 @@ GRID: dict[str, Any] = {
 }
 
 
+@functools.cache
+def _empty_databases() -> dict[str, bytes]:
+    """The files of both databases without a row: the migrations run once for all houses."""
+    with tempfile.TemporaryDirectory() as home:
+        db.upgrade(Settings(home=Path(home)))
+        return {path.name: path.read_bytes() for path in Path(home).glob("*.db")}
+
+
 class Killed(BaseException):
     """The coordinator's process ends here. Nothing of ours catches it."""
 
@@ -61,7 +71,9 @@ class House:
 
     def __init__(self, home: Path, cluster: FakeCluster, *, patience: float = 0.01) -> None:
         self.settings = Settings(home=home, poll_seconds=0.001, resource_timeout_seconds=patience)
-        db.upgrade(self.settings)
+        home.mkdir(parents=True, exist_ok=True)
+        for name, content in _empty_databases().items():
+            (home / name).write_bytes(content)
         self.database = db.open_database(self.settings)
         self.storage = optuna_store.open_storage(self.settings)
         self.cluster = cluster

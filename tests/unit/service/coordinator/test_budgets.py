@@ -42,7 +42,7 @@ def check(house: House, study_id: str, algorithm: str) -> None:
         assert len(points) == 100
 
 
-@pytest.mark.parametrize("algorithm", SEARCHES)
+@pytest.mark.parametrize("algorithm", ["random"])
 def test_64_slots_run_a_hundred_trials_and_no_more(make_house: Callable[..., House], algorithm: str) -> None:
     house = make_house(cpus=4, slots=16)
     study_id = house.submit(search=SEARCHES[algorithm], budget=WIDE, evaluation={})
@@ -58,7 +58,7 @@ def test_64_slots_run_a_hundred_trials_and_no_more(make_house: Callable[..., Hou
     assert Counter(o.trial_number for o in house.cluster.orders) == dict.fromkeys(range(100), 1)
 
 
-@pytest.mark.parametrize("algorithm", SEARCHES)
+@pytest.mark.parametrize("algorithm", ["tpe", "grid"])
 def test_64_slots_run_a_hundred_trials_through_deaths_of_coordinators_and_workers(
     make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:

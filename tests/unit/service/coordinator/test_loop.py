@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from search_spaces.definition import parse_definition
 from service import optuna_store
 from service.coordinator import study_run
 from service.coordinator.dispatch import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
 from service.coordinator.room import Room
 from service.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.unit.service.coordinator.house import DEFINITION, GRID, House
+from tests.unit.service.coordinator.house import DEFINITION, GRID, House, Killed
+
+GRID_STUDY = {**DEFINITION, "search": GRID}
 
 
 @pytest.mark.parametrize(
@@ -62,8 +65,7 @@ def test_pruned_trials_end_pruned_with_a_reason_in_numbers(make_house: Callable[
     assert all(house.values()[a.trial_number][0] == "pruned" for a in pruned)
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "slots"), [(0, 1), (1, 3)])
 def test_crashes_of_coordinators_and_workers_change_nothing(
     make_house: Callable[..., House], seed: int, slots: int
 ) -> None:
@@ -137,7 +139,8 @@ def test_a_study_that_no_node_can_hold_fails_and_says_what_it_needed(
 
 def test_studies_share_the_cluster_in_the_order_they_came(make_house: Callable[..., House]) -> None:
     house = make_house(cpus=2)
-    first, second = house.submit(name="a"), house.submit(name="b")
+    short = {**DEFINITION["search"], "trials": 6}
+    first, second = house.submit(name="a", search=short), house.submit(name="b", search=short)
     house.run(first, second)
     assert [house.study(s).state for s in (first, second)] == [StudyState.COMPLETED] * 2
     assert house.study(first).ended_at < house.study(second).ended_at  # type: ignore[operator]
@@ -229,10 +232,13 @@ def test_half_done_studies_are_taken_up_again_before_and_beyond_new_ones(
 ) -> None:
     """Their workers hold the cluster, for which new studies taken in their place would wait."""
     house = make_house(cpus=2)
-    half_done = [house.submit(name=f"old-{i}") for i in range(house.settings.max_running_studies)]
+    short = {**DEFINITION["search"], "algorithm": "random", "trials": 4}
+    many = house.settings.max_running_studies
+    half_done = [house.submit(name=f"old-{i}", search=short) for i in range(many)]
     for _ in range(4):
         house.coordinator.round()
-    new = [house.submit(name=f"new-{i}") for i in range(house.settings.max_running_studies)]
+    assert {house.study(s).state for s in half_done} == {StudyState.RUNNING}
+    new = [house.submit(name=f"new-{i}", search=short) for i in range(many)]
     house.cluster.lose_connection()
     house.coordinator = house.new_coordinator()
     house.coordinator.round()  # the leases have not run out yet
@@ -291,3 +297,54 @@ def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
     house.crash()
     house.run(study_id)
     assert house.study(study_id).state == StudyState.COMPLETED
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_coordinator_that_asks_after_its_lease_ran_out_takes_no_grid_point_away(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """Two ask at the same moment: one trial is the study's and the other is nobody's, told of or not."""
+    house = make_house()
+    study_id = house.submit(search=GRID)
+    house.rounds(lambda: len(house.attempts()) >= 2)
+    study, definition = optuna_store.load_study(house.storage, "s"), parse_definition(GRID_STUDY)
+    create, tell = type(study._storage).create_new_trial, type(study).tell
+    present = len(study.trials)
+
+    def create_after_a_rival(storage: Any, number: int, template_trial: Any = None) -> int:
+        monkeypatch.setattr(type(study._storage), "create_new_trial", create)
+        optuna_store.ask(study, definition)
+        return create(storage, number, template_trial=template_trial)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(type(study._storage), "create_new_trial", create_after_a_rival)
+    if dies:
+        monkeypatch.setattr(type(study), "tell", die)
+        with pytest.raises(Killed):
+            optuna_store.ask(study, definition)
+    else:
+        optuna_store.ask(study, definition)
+    monkeypatch.setattr(type(study), "tell", tell)
+
+    house.crash()
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+    trained = [a.trial_number for a in house.attempts()]
+    assert sorted(trained) == sorted(set(range(9)) - {present + 1})
+    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in house.cluster.orders]
+    assert len(set(points)) == 8
+    assert set(house.values()) == set(trained)
+
+
+def test_a_trial_that_was_asked_for_behind_ones_back_is_run_and_counted(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house()
+    study_id = house.submit(search=GRID)
+    house.rounds(lambda: len(house.attempts()) >= 2)
+    optuna_store.ask(optuna_store.load_study(house.storage, "s"), parse_definition(GRID_STUDY))
+    house.run(study_id)
+    assert sorted(a.trial_number for a in house.attempts()) == list(range(8))
+    assert set(house.values()) == set(range(8))

@@ -222,7 +222,7 @@ def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_house: Callable[.
     "pruning",
     [
         {"algorithm": "median", "min_examples": 25, "n_startup_trials": 2},
-        {"algorithm": "asha", "min_examples": 25, "reduction_factor": 2},
+        {"algorithm": "asha", "min_examples": 25, "reduction_factor": 2, "n_min_trials": 1},
         {"algorithm": "hyperband", "min_examples": 25, "reduction_factor": 2},
     ],
     ids=lambda pruning: pruning["algorithm"],
@@ -256,7 +256,7 @@ def test_a_trial_that_the_pruner_decided_against_is_pruned_though_its_worker_die
     house = make_house(cpus=1)
     study_id = house.submit(
         search=search(6),
-        pruning={"algorithm": "asha", "min_examples": 25, "reduction_factor": 2},
+        pruning={"algorithm": "asha", "min_examples": 25, "reduction_factor": 2, "n_min_trials": 1},
         budget=parallel(1),
     )
     house.rounds(lambda: bool(house.events("prune_decided")))

@@ -98,7 +98,7 @@ def test_the_curves_are_on_both_dashboard_pages(make_house: Callable[..., House]
         assert [shade["x0"], shade["x1"]] == list(preparation(house, study_id).learning_rate_bounds or ())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_crash_at_any_round_changes_nothing(make_house: Callable[..., House], seed: int) -> None:
     calm = make_house(cpus=1)
     calm_id = calm.submit(search=TESTED)

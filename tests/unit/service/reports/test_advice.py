@@ -171,7 +171,7 @@ def test_idle_second_halves_ask_for_fewer_epochs() -> None:
 @pytest.mark.parametrize(
     ("scale", "expected"),
     [
-        (7.4, "about 7 examples: batches above that waste"),
+        (7.4, "about 7 examples, early in training: batches above that waste"),
         (20.0, None),
         (900.0, "batches up to that need fewer"),
     ],
