@@ -64,7 +64,7 @@ def study(base: Path, data: Path) -> dict[str, Any]:
             },
         },
         "recipe": {"lr_scheduler": "cosine", "warmup_ratio": 0.1},
-        "pruning": {"algorithm": "asha", "min_examples": 250, "reduction_factor": 2},
+        "pruning": {"algorithm": "asha", "min_examples": 250, "n_min_trials": 1},
         "evaluation": {"every_examples": 250},
         "budget": {"max_parallel_trials": 8},
     }

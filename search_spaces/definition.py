@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from search_spaces.errors import Fault
-from search_spaces.faults import one_error, problems
+from search_spaces.faults import SET_BY_SERVICE, one_error, problems
 from search_spaces.parameters import Choice
 from search_spaces.pruners import NoPruning, Pruning
 from search_spaces.quantities import Duration, Real, Seed, Whole, parse_duration
@@ -125,7 +125,9 @@ class RangeTestSpec(_Document):
     """Optimizer steps of the sweep."""
     widen: StrictBool = False
     """Whether the bounds found may go beyond those that the space gives the learning rate."""
-    within: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = None
+    within: Annotated[
+        tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None, SET_BY_SERVICE
+    ] = None
     """Bounds that the space gives the learning rate, of a range test whose own space has none. Set by the
     service."""
 

@@ -20,6 +20,9 @@ from search_spaces.errors import Fault, join_path
 MAX_FAULTS = 100
 """More than a person reads; bounds the answer to a hostile document."""
 
+SET_BY_SERVICE = "set by the service"
+"""Marks a model's field (`Annotated[..., SET_BY_SERVICE]`) that nobody is to be pointed to."""
+
 _LONGEST_TEXT = 200
 _LONGEST_LIST = 20
 _DEEPEST = 4
@@ -182,13 +185,15 @@ def read_model(model: type[Model], raw: Any, path: str, faults: list[Fault]) -> 
     """Validates a mapping as `model`, appending every fault; None when there was any."""
     # A field named after a Python keyword has its key as an alias.
     known = [field.alias or name for name, field in model.model_fields.items()]
+    hidden = [name for name, field in model.model_fields.items() if SET_BY_SERVICE in field.metadata]
+    offered = [name for name in known if name not in hidden]
     if not isinstance(raw, Mapping):
-        keys = ", ".join(known)
+        keys = ", ".join(offered)
         faults.append(
             Fault(path=path, value=shown(raw), message="must be a mapping", allowed=f"the keys {keys}")
         )
         return None
-    found = unknown_keys(raw, known, path)
+    found = unknown_keys({key: value for key, value in raw.items() if key not in hidden}, offered, path)
     result = None
     try:
         result = model.model_validate({key: value for key, value in raw.items() if key in known})

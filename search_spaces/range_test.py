@@ -126,7 +126,7 @@ def in_rate(rate: float) -> str:
 
 
 def in_bounds(bounds: tuple[float, float]) -> str:
-    return f"{in_rate(bounds[0])} to {in_rate(bounds[1])}"
+    return f"{in_rate(bounds[0])}…{in_rate(bounds[1])}"
 
 
 def smooth(curve: Sequence[tuple[float, float]]) -> list[float]:
@@ -183,7 +183,8 @@ def analyse(curve: Sequence[tuple[float, float | None]], values: Mapping[str, An
         return Corner(values=values, points=points, divergence=divergence, note=note)
     steepest = points[_steepest(points, lowest, start, least)].learning_rate
     minimum = points[lowest].learning_rate
-    fell = f"steepest at {in_rate(steepest)}, lowest ({smoothed[lowest]:.3g}) at {in_rate(minimum)}"
+    over = f"smoothed over {_memory(finite)[1]:.2g} decades"
+    fell = f"steepest at {in_rate(steepest)}, lowest ({smoothed[lowest]:.3g}, {over}) at {in_rate(minimum)}"
     end = f"diverged at {in_rate(divergence)}" if divergence else "did not diverge"
     return Corner(
         values=values,
@@ -207,11 +208,23 @@ def propose(corners: Sequence[Corner]) -> Proposal:
         said = "; ".join(f"{corner.label}: {corner.note}" for corner in corners) or "it has no curve"
         return Proposal(bounds=None, note=f"nothing can be concluded ({said})")
     high = max(bounds[1] for _, bounds, _ in found)
-    low = min(bounds[0] for _, bounds, _ in found)
-    low = max(low, min(high / REACH, min(steepest for _, _, steepest in found)))
+    third = min(bounds[0] for _, bounds, _ in found)
+    steepest = min(steepest for _, _, steepest in found)
+    low = max(third, min(high / REACH, steepest))
+    if low == third:
+        rule = "a third of the steepest rate, as longer training does well below it"
+    elif low == steepest:
+        rule = f"the steepest rate, as a third of it is more than {REACH:g} times below the upper one"
+    else:
+        rule = f"a {REACH:g}th of the upper one, as a third of the steepest rate is still lower"
+    if len(found) > 1:
+        rule = rule.replace("the steepest rate", "the lowest steepest rate")
     bounds = (_digits(low), _digits(high))
     said = "; ".join(f"{corner.label}: {corner.note}" for corner in corners)
-    return Proposal(bounds=bounds, note=f"{in_bounds(bounds)} ({said})")
+    return Proposal(
+        bounds=bounds,
+        note=f"the lower end found is {rule}; the upper one is where the loss is lowest ({said})",
+    )
 
 
 def narrow(
@@ -245,6 +258,8 @@ def narrow(
         note = f"learning_rate stays {in_bounds(allowed)}: all of it lies within {in_bounds(found)}"
         return Narrowed(bounds=allowed, concluded=True, note=note)
     note = f"learning_rate narrowed from {in_bounds(allowed)} to {in_bounds((low, high))}"
+    if (low, high) != found:
+        note += f" (the allowed part of {in_bounds(found)})"
     return Narrowed(bounds=(low, high), concluded=True, note=note)
 
 
@@ -253,10 +268,16 @@ def _calm(losses: Sequence[float]) -> list[float]:
     return [median(losses[max(0, i - 1) : i + 2]) for i in range(len(losses))]
 
 
-def _decay(curve: Sequence[tuple[float, float]]) -> float:
+def _memory(curve: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Memory of the moving average, in steps and in decades of the rate."""
     decades = math.log10(curve[-1][0] / curve[0][0])
     steps_per_decade = (len(curve) - 1) / decades if decades > 0 else 0.0
-    return math.exp(-1 / max(SHORTEST_MEMORY, SMOOTHING_DECADES * steps_per_decade))
+    steps = max(SHORTEST_MEMORY, SMOOTHING_DECADES * steps_per_decade)
+    return steps, steps / steps_per_decade if steps_per_decade else 0.0
+
+
+def _decay(curve: Sequence[tuple[float, float]]) -> float:
+    return math.exp(-1 / _memory(curve)[0])
 
 
 def _noise(curve: Sequence[tuple[float, float]], start: float) -> float:

@@ -4,6 +4,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 ├── NotFound                 404  no such study, trial, schedule, search space
 ├── Conflict                 409
 │   ├── NameTaken                 a study or schedule of that name exists
+│   ├── NotASearch                a range test was asked for what only a search has
 │   ├── AlreadyEnded              the study is over, so it cannot be cancelled
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
 │   └── IllegalTransition         a state was asked to move where the table has no way
@@ -58,6 +59,10 @@ class Conflict(ServiceError):
 
 class NameTaken(Conflict):
     title = "Name already taken"
+
+
+class NotASearch(Conflict):
+    title = "Not a search"
 
 
 class AlreadyEnded(Conflict):

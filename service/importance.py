@@ -93,9 +93,10 @@ def _importance(
     count = len(trials)
     if count < MIN_TRIALS:
         sentence = (
-            f"{count} completed trials; PED-ANOVA needs at least {MIN_TRIALS}. Pruned trials do not count."
+            f"{count} trials completed within the constraints; PED-ANOVA needs at least {MIN_TRIALS}."
+            " Pruned trials do not count."
         )
-        nothing = [_unknown(name, f"fewer than {MIN_TRIALS} completed trials") for name in parameters]
+        nothing = [_unknown(name, f"fewer than {MIN_TRIALS} trials that count") for name in parameters]
         return Importance(parameters=nothing, trials=count, best_trials=0, sentence=sentence)
     best = max(math.ceil(BEST_SHARE * count), BEST_TRIALS)
     told: list[ParameterImportance] = []

@@ -162,7 +162,7 @@ class SweepAttempt(Attempt):
             raise TrialEndedError(
                 OutcomeStatus.COMPLETED,
                 f"Swept the learning rate from {sweep.first:.3g} to {sweep.last:.3g} in {sweep.steps} steps;"
-                f" lowest smoothed train loss {run.lowest:.6g}.",
+                f" lowest train loss, smoothed step by step, {run.lowest:.6g}.",
             )
         if run.steps % CHECKPOINT_STEPS == 0:
             self.checkpoint_if_possible()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, SplitReport
 from service.cli.output import duration, number, one_line
-from service.plans.schemas import MemoryPlan, Seconds, Span, TimePlan, TrainingPlan, TrialsPlan
+from service.plans.schemas import Amount, MemoryPlan, Seconds, Span, TimePlan, TrainingPlan, TrialsPlan
 
 Line = tuple[str, str]
 
@@ -67,9 +67,15 @@ def training_lines(training: TrainingPlan) -> Iterator[Line]:
                 f" batch {trial.batch_size}, {count(trial.evaluations, 'evaluation')}"
             ),
         )
-    yield "whole search", f"{span(training.examples)} examples"
-    yield "", f"{span(training.tokens)} tokens"
-    yield "evaluation", f"{span(training.evaluation_examples)} examples"
+    if training.range_test is not None or training.repeats is not None:
+        yield "search", _amount(training.search)
+    if training.range_test is not None:
+        yield "range test", f"{_amount(training.range_test)}, fewer where a sweep diverges"
+    if training.repeats is not None:
+        yield "repeats", f"{_amount(training.repeats)}, at most"
+    yield "whole study", f"{span(training.total.examples)} examples"
+    yield "", f"{span(training.total.tokens)} tokens"
+    yield "evaluation", f"{span(training.total.evaluation_examples)} examples"
     rungs = training.rungs
     if rungs.every_examples is None:
         yield "rungs", "at the end of each trial alone"
@@ -92,9 +98,10 @@ def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
         yield "base", f"{_size(base.bytes)} in {base.quantization}, the rest in {base.compute_dtype}{where}"
     small, large = memory.smallest_adapter, memory.largest_adapter
     if small is not None and large is not None:
-        ranks = f"rank {small.lora_r}" if small == large else f"rank {small.lora_r} to {large.lora_r}"
-        size = _size(small.bytes) if small == large else f"{_size(small.bytes)} to {_size(large.bytes)}"
-        yield "an adapter", f"{size} with gradient and optimizer state, {ranks}"
+        # Alike in rank, they may differ in their modules or their optimizer.
+        ranks = span(Span(at_least=small.lora_r, at_most=large.lora_r))
+        size = _sizes(Span(at_least=small.bytes, at_most=large.bytes))
+        yield "an adapter", f"{size} with gradient and optimizer state, rank {ranks}"
     if memory.one_trial_bytes is not None:
         yield "one trial", f"at least {_sizes(memory.one_trial_bytes)}, without activations"
     if memory.parallel_bytes is not None and memory.parallel_trials > 1:
@@ -123,12 +130,10 @@ def time_lines(time: TimePlan) -> Iterator[Line]:
             ),
         )
     if time.shortest_trial is not None and time.longest_trial is not None:
-        yield (
-            "a trial",
-            f"{duration(time.shortest_trial)} to {duration(time.longest_trial)} of a worker's time",
-        )
+        trial = Seconds(at_least=time.shortest_trial, at_most=time.longest_trial)
+        yield "a trial", f"{_durations(trial)} of a worker's time"
     if time.worker_seconds is not None:
-        yield "whole search", f"{_durations(time.worker_seconds)} of one worker, if nothing is pruned"
+        yield "whole study", f"{_durations(time.worker_seconds)} of one worker, if nothing ends early"
     if time.wall_seconds is not None:
         yield "wall clock", _durations(time.wall_seconds)
     if time.unknown is not None:
@@ -145,6 +150,10 @@ def span(ends: Span) -> str:
     if ends.at_least == ends.at_most:
         return f"{ends.at_least:,}"
     return f"{ends.at_least:,} to {ends.at_most:,}"
+
+
+def _amount(amount: Amount) -> str:
+    return f"{span(amount.examples)} examples, {span(amount.tokens)} tokens"
 
 
 def _listed(rungs: Sequence[int], in_all: int) -> str:

@@ -57,7 +57,7 @@ def _show(out: Console, plan: PlanView) -> None:
     if plan.report_unknown is not None:
         _section(out, "Data and model", [("unknown", plan.report_unknown)])
     if plan.training is not None:
-        _section(out, "Training, if nothing is pruned", training_lines(plan.training))
+        _section(out, "Training, if nothing ends early", training_lines(plan.training))
         _show_steps(out, plan.training)
     elif plan.report_unknown is None:
         _section(out, "Training", [("unknown", plan.training_unknown or "")])

@@ -77,7 +77,8 @@ def _best(report: Report) -> Iterator[str]:
     yield "## Best trial"
     yield ""
     if best is None:
-        yield "None has completed."
+        broken = any(constraint.broken for constraint in report.constraints)
+        yield "None has completed within the constraints." if broken else "None has completed."
         return
     yield f"Trial {best.number}, {metric} {number(best.value)}: {_text(settings_line(best.params))}"
     judged = best.judgement

@@ -107,7 +107,7 @@ def _read_range_test(database: Database, storage: optuna_store.Storage, study_id
             return
         notes = (narrowed.note, found)
         study.preparation = Preparation(learning_rate_bounds=bounds, notes=notes).model_dump(mode="json")
-        append_event(session, study.id, RANGE_TEST, f"{narrowed.note}: {found}")
+        append_event(session, study.id, RANGE_TEST, f"{narrowed.note}; {found}")
 
 
 def _conclude(session: Session, study: Study) -> tuple[list[Corner], Narrowed, str]:
@@ -178,7 +178,8 @@ def _prepare(
         if test is not None:
             corners, _, found = _conclude(session, test)
             bounds, note = _narrowed(definition, corners)
-            swept = [f"{note} by the range test {test.name}: {found}"]
+            by = " by" if bounds is not None else ";"
+            swept = [f"{note}{by} the range test {test.name}: {found}"]
         try:
             warm = warm_start.resolve(session, storage, study, definition, bounds)
         except warm_start.WarmStartError as error:

@@ -63,10 +63,10 @@ def plan_time(
     unknown: str | None,
     earlier: Sequence[EarlierTrial] | None,
 ) -> TimePlan:
-    """How long workers are busy if the trials train as fast as the median earlier one.
+    """How long workers are busy if all trials train as fast as the median earlier one, and none ends early.
 
     Earlier trials on the same data are preferred. Evaluation is in it only where they were evaluated alike,
-    because its time was not measured by itself on other data.
+    because its time was not measured by itself on other data. The range test's sweeps are not evaluated.
 
     Args:
         definition: The study's.
@@ -79,21 +79,24 @@ def plan_time(
     if same_data:
         known = [trial for trial in known if trial.same_data]
     evaluated = bool(known) and all(trial.same_evaluation for trial in known)
-    per_example = None
-    if known:
-        per_example = statistics.median(
-            (trial.train_seconds + (trial.eval_seconds if evaluated else 0.0)) / trial.examples
-            for trial in known
-        )
+    per_example = _median(known, evaluated=evaluated)
+    per_sweep_example = _median(known, evaluated=False)
     shortest = longest = total = wall = None
-    if per_example is not None and training is not None:
+    if per_example is not None and per_sweep_example is not None and training is not None:
         shortest = training.shortest.examples * per_example
         longest = training.longest.examples * per_example
-        total = _times(training.examples, per_example)
+        trial = Seconds(at_least=shortest, at_most=longest)
+        stages = [(_times(training.search.examples, per_example), trial)]
+        if training.repeats is not None:
+            stages.append((_times(training.repeats.examples, per_example), trial))
+        if training.range_test is not None:
+            sweep = max(sweep.examples for sweep in training.sweeps) * per_sweep_example
+            work = _times(training.range_test.examples, per_sweep_example)
+            stages.append((work, Seconds(at_least=sweep, at_most=sweep)))
+        total = _together([work for work, _ in stages])
         workers = definition.resources.workers
         if workers != "auto":
-            wall = _times(training.examples, per_example / workers)
-            wall = Seconds(at_least=max(wall.at_least, shortest), at_most=max(wall.at_most, longest))
+            wall = _together([_wall(work, one, workers) for work, one in stages])
     reason = _no_history(earlier) if per_example is None else unknown
     return TimePlan(
         earlier_trials=len(known),
@@ -106,6 +109,29 @@ def plan_time(
         worker_seconds=total,
         wall_seconds=wall,
         unknown=reason if total is None else None,
+    )
+
+
+def _median(trials: Sequence[EarlierTrial], *, evaluated: bool) -> float | None:
+    """Seconds a training example takes, with its share of the evaluation or without."""
+    if not trials:
+        return None
+    return statistics.median(
+        (trial.train_seconds + (trial.eval_seconds if evaluated else 0.0)) / trial.examples
+        for trial in trials
+    )
+
+
+def _wall(work: Seconds, one: Seconds, workers: int) -> Seconds:
+    """Of a stage, which no number of workers makes shorter than one of its trials."""
+    return Seconds(
+        at_least=max(work.at_least / workers, one.at_least), at_most=max(work.at_most / workers, one.at_most)
+    )
+
+
+def _together(stages: Sequence[Seconds]) -> Seconds:
+    return Seconds(
+        at_least=sum(stage.at_least for stage in stages), at_most=sum(stage.at_most for stage in stages)
     )
 
 

@@ -50,7 +50,7 @@ def make_plan(
         training_unknown = "the data cannot be tokenised: see the problems"
     if rows is not None:
         lengths, exact = trial_lengths(definition, trials.search, rows)
-        training = plan_training(definition, trials.search, lengths, exact=exact, rows=rows)
+        training = plan_training(definition, trials, lengths, exact=exact, rows=rows)
         warnings += training_warnings(definition, lengths, rows)
     return PlanView(
         name=definition.name,

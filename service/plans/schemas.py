@@ -100,17 +100,36 @@ class RungsPlan(BaseModel):
     pruning_count: int
 
 
+class Amount(BaseModel):
+    """What several trials train and evaluate together, if none of them ends early."""
+
+    examples: Span = Field(description="Training examples seen")
+    tokens: Span = Field(description="Of these, at the mean length of the rows")
+    evaluation_examples: Span = Field(description="Eval rows times rungs")
+
+
 class TrainingPlan(BaseModel):
-    """What is trained and evaluated if nothing is pruned. The range test and repeats are not in it."""
+    """What is trained and evaluated if nothing is pruned, diverges or ends early in another way."""
 
     examples_per_epoch: Span = Field(description="It differs where rows are lost to a searched max_length")
     estimated: bool = Field(description="Whether rows beyond those in the data report had to be estimated")
-    shortest: TrialLength
-    longest: TrialLength
-    examples: Span = Field(description="Training examples of all the search's trials")
-    tokens: Span
-    evaluation_examples: Span = Field(description="Eval rows times rungs, of all the search's trials")
-    steps: list[StepsPlan] = Field(description="By batch size; the ends alone of a range")
+    shortest: TrialLength = Field(description="Of the search's trials")
+    longest: TrialLength = Field(description="Of the search's trials")
+    sweeps: list[TrialLength] = Field(
+        description="The range test's sweeps, one a corner, at most: one that diverges ends before"
+    )
+    search: Amount = Field(description="All the search's trials, without the range test and the repeats")
+    range_test: Amount | None = Field(
+        description="All its sweeps, none of which is evaluated; null: there is no range test"
+    )
+    repeats: Amount | None = Field(
+        description="All runs with other seeds, as if each were the shortest or the longest trial;"
+        " null: there are none"
+    )
+    total: Amount = Field(description="Of the whole study: search, range test and repeats")
+    steps: list[StepsPlan] = Field(
+        description="Of the search's trials, by batch size; the ends alone of a range"
+    )
     rungs: RungsPlan
 
 
@@ -144,10 +163,16 @@ class TimePlan(BaseModel):
     includes_evaluation: bool = Field(description="Only with the same eval data and the same rungs")
     devices: list[str]
     examples_per_second: float | None = Field(description="Of one worker, the median trial")
-    shortest_trial: float | None = Field(description="Seconds")
-    longest_trial: float | None
-    worker_seconds: Seconds | None = Field(description="Of the whole search; divide by the workers")
-    wall_seconds: Seconds | None = Field(description="Where resources.workers is a number")
+    shortest_trial: float | None = Field(description="Seconds, of the search's trials")
+    longest_trial: float | None = Field(description="Seconds, of the search's trials")
+    worker_seconds: Seconds | None = Field(
+        description="Of the whole study if nothing ends early: search, range test and repeats; divide by the"
+        " workers"
+    )
+    wall_seconds: Seconds | None = Field(
+        description="Of the whole study, likewise: range test, search and repeats one after the other; where"
+        " resources.workers is a number"
+    )
     unknown: str | None
 
 

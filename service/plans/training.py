@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.trial_length import warmup_steps
+from search_spaces.trial_length import TrainingPlan, warmup_steps
 from service.plans import schemas
 from service.plans.lengths import Length, Rows, field_values, lengths_of, longest, shortest, trial_fields
 from service.plans.rungs import pruning_rungs, shared_rungs
-from service.plans.schemas import RungsPlan, Span, StepsPlan, TrialsPlan
+from service.plans.schemas import Amount, RungsPlan, Span, StepsPlan, TrialsPlan
 from service.range_tests.derivation import derive
 
 SHOWN_RUNGS = 20
@@ -43,13 +44,13 @@ def trial_lengths(definition: StudyDefinition, trials: int, rows: Rows) -> tuple
 
 
 def plan_training(
-    definition: StudyDefinition, trials: int, lengths: Sequence[Length], *, exact: bool, rows: Rows
+    definition: StudyDefinition, trials: TrialsPlan, lengths: Sequence[Length], *, exact: bool, rows: Rows
 ) -> schemas.TrainingPlan:
-    """What all trials of the search train and evaluate, if none ends early.
+    """What the search, the range test and the repeats train and evaluate, if nothing ends early.
 
     Args:
         definition: The study's.
-        trials: Of the search.
+        trials: From `plan_trials`.
         lengths: From `trial_lengths`.
         exact: Likewise.
         rows: That they are lengths over.
@@ -57,21 +58,73 @@ def plan_training(
     low, high = shortest(lengths), longest(lengths)
     epochs = [length.plan.examples for length in lengths]
 
-    def total(values: Sequence[int]) -> Span:
-        if exact:
-            return Span(at_least=sum(values), at_most=sum(values))
-        return Span(at_least=trials * min(values), at_most=trials * max(values))
-
+    sweeps = _sweeps(definition, rows)
+    search = _sum(lengths, rows) if exact else _some(lengths, trials.search, rows)
+    range_test = _sum(sweeps, rows) if sweeps else None
+    repeats = _some(lengths, trials.repeats, rows) if trials.repeats else None
     return schemas.TrainingPlan(
         examples_per_epoch=Span(at_least=min(epochs), at_most=max(epochs)),
         estimated=rows.estimated,
         shortest=_view(low),
         longest=_view(high),
+        sweeps=[_view(sweep) for sweep in sweeps],
+        search=search,
+        range_test=range_test,
+        repeats=repeats,
+        total=_together([stage for stage in (search, range_test, repeats) if stage is not None]),
+        steps=list(_steps(lengths)),
+        rungs=_rungs(definition, lengths, high),
+    )
+
+
+def _sweeps(definition: StudyDefinition, rows: Rows) -> list[Length]:
+    """The range test's, each to its last step."""
+    test = definition.search.learning_rate_range_test
+    if test is None:
+        return []
+    derived = derive(definition, definition.name)
+    corners, _ = trial_fields(derived, derived.search.total_trials)
+    found = []
+    for corner in corners:
+        # Of many lengths the report knows the ends alone: the next longer one cuts no more rows away.
+        cut = min(known for known in rows.per_epoch if known >= corner.max_length)
+        plan = TrainingPlan(rows.per_epoch[cut], corner.batch_size, corner.epochs, test.steps)
+        fields = replace(corner, epochs=plan.epoch(test.steps))
+        tokens = round(plan.total_examples * rows.tokens[cut])
+        found.append(Length(fields=fields, plan=plan, evaluations=0, tokens=tokens))
+    return found
+
+
+def _sum(lengths: Sequence[Length], rows: Rows) -> Amount:
+    """Trials of just these lengths."""
+    return _amount(lengths, rows, lambda values: Span(at_least=sum(values), at_most=sum(values)))
+
+
+def _some(lengths: Sequence[Length], trials: int, rows: Rows) -> Amount:
+    """So many trials, each of one of these lengths."""
+    return _amount(
+        lengths, rows, lambda values: Span(at_least=trials * min(values), at_most=trials * max(values))
+    )
+
+
+def _amount(lengths: Sequence[Length], rows: Rows, total: Callable[[Sequence[int]], Span]) -> Amount:
+    return Amount(
         examples=total([length.plan.total_examples for length in lengths]),
         tokens=total([length.tokens for length in lengths]),
         evaluation_examples=total([length.evaluations * rows.evaluation for length in lengths]),
-        steps=list(_steps(lengths)),
-        rungs=_rungs(definition, lengths, high),
+    )
+
+
+def _together(stages: Sequence[Amount]) -> Amount:
+    def total(spans: Sequence[Span]) -> Span:
+        return Span(
+            at_least=sum(span.at_least for span in spans), at_most=sum(span.at_most for span in spans)
+        )
+
+    return Amount(
+        examples=total([stage.examples for stage in stages]),
+        tokens=total([stage.tokens for stage in stages]),
+        evaluation_examples=total([stage.evaluation_examples for stage in stages]),
     )
 
 

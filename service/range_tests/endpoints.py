@@ -10,8 +10,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from search_spaces.errors import Fault
 from service.dependencies import OptunaStorage, Reading, ServiceSettings, Writing
 from service.documents import Document, request_body
+from service.errors import Invalid
 from service.models import StudyKind
 from service.problems import declare
 from service.range_tests import commands, queries
@@ -44,6 +46,7 @@ def submit(
     storage: OptunaStorage,
     settings: ServiceSettings,
     response: Response,
+    dry_run: Annotated[bool, Query(include_in_schema=False)] = False,
 ) -> RangeTestView:
     """Sweep the learning rate for a study that need not exist. The study itself is not submitted.
 
@@ -51,6 +54,9 @@ def submit(
     settings under `search.learning_rate_range_test`. It is named `NAME.range-test`, and `.range-test-2` and
     so on where that is taken.
     """
+    if dry_run:
+        message = "a range test has no plan; plan the study instead: POST /v1/studies?dry_run=true"
+        raise Invalid("The request", [Fault(path="query.dry_run", value=True, message=message)])
     definition = accept_definition(document, settings.data_roots)
     study = commands.make(session, definition, "submitted")
     response.headers["Location"] = f"/v1/range-tests/{study.id}"

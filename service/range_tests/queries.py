@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.range_test import Corner
 from service import optuna_store
-from service.errors import NotFound
+from service.errors import NotASearch, NotFound
 from service.models import Study, StudyKind
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
@@ -22,6 +22,17 @@ def get_range_test(session: Session, ref: str) -> Study:
     study = get_study(session, ref)
     if study.kind != StudyKind.RANGE_TEST:
         raise NotFound(f"{study.name!r} is a study, not a range test; see /v1/studies/{study.name}.")
+    return study
+
+
+def get_search(session: Session, ref: str) -> Study:
+    """The study of this name or id. Raises `NotFound`, and `NotASearch` for range tests."""
+    study = get_study(session, ref)
+    if study.kind == StudyKind.RANGE_TEST:
+        raise NotASearch(
+            f"{study.name!r} is a range test, which searches nothing: it has no best trial and no report."
+            f" See /v1/range-tests/{study.name}."
+        )
     return study
 
 
@@ -58,11 +69,14 @@ def _view(session: Session, storage: optuna_store.Storage, study: Study, parent:
     corners = read_corners(session, study, definition)
     view.corners = [_corner(trial, corner) for trial, corner in enumerate(corners)]
     view.allowed = _bounds(test.within)
-    if study.state in TERMINAL_STUDY_STATES:
+    if study.state == StudyState.COMPLETED:
         proposal, narrowed = conclude(definition, corners)
         view.proposed = _bounds(proposal.bounds)
         view.bounds = _bounds(narrowed.bounds) if proposal.bounds is not None else None
         view.notes = [narrowed.note, proposal.note]
+    elif study.state in TERMINAL_STUDY_STATES:
+        swept = sum(bool(corner.points) for corner in corners)
+        view.notes = [f"{study.state}: {swept} of {len(corners)} corners were swept"]
     return view
 
 

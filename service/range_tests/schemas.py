@@ -47,7 +47,9 @@ class RangeTestView(BaseModel):
     allowed: BoundsView | None = Field(
         description="Learning rates that the definition's space holds; null: it fixes the rate"
     )
-    proposed: BoundsView | None = Field(description="What the corners say; null: nothing (yet)")
+    proposed: BoundsView | None = Field(
+        description="What the corners say; null: nothing (yet), or it was cancelled or failed"
+    )
     bounds: BoundsView | None = Field(
         description="`proposed` within `allowed`, unless it may widen it; null: nothing (yet)"
     )

@@ -79,6 +79,8 @@ def advise(
         key=lambda t: (t.number != winner, sign * (t.value or 0.0), t.number),
     )
     advice = [*_constraints(definition, trials), *_memory(trials), *_too_hot(trials)]
+    if len(ranked) < MIN_COMPLETED <= sum(t.state is AttemptState.COMPLETED for t in trials):
+        return advice  # those that completed broke a constraint, which is said already
     if len(ranked) < MIN_COMPLETED:
         text = f"{len(ranked)} completed trials are too few to judge the search space by: run more."
         return [*advice, Advice(about="search.trials", sentence=text)]

@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from service.dependencies import OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
 from service.problems import declare
+from service.range_tests.queries import get_search
 from service.studies.queries import get_study
 from service.trials import adapters, queries
 from service.trials.schemas import BestView, TrialPage, TrialView
@@ -26,14 +27,14 @@ def get_trial(study: StudyRef, number: TrialNumber, session: Reading, storage: O
     return queries.get_trial(session, storage, get_study(session, study), number)
 
 
-@router.get("/best", response_model=BestView, responses=declare(404))
+@router.get("/best", response_model=BestView, responses=declare(404, 409))
 def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> BestView:
     """The best completed trial that keeps the constraints, and how sure that is; 404 while there is none.
 
     With `repeats`, the mean over fresh seeds decides. With several objectives the first one does; the
     Pareto front stands beside it.
     """
-    return queries.get_best(session, storage, get_study(session, study))
+    return queries.get_best(session, storage, get_search(session, study))
 
 
 @router.get(

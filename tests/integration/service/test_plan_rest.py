@@ -159,7 +159,7 @@ def test_the_quickstart_is_planned_from_its_files(quickstart: TestClient) -> Non
     assert plan["data"]["train"]["rows"] == 600
     training = plan["training"]
     # 16 trials of 1 to 3 epochs of 600 rows; batch 32 takes 19 steps an epoch, batch 4 takes 150.
-    assert training["examples"] == {"at_least": 9_600, "at_most": 28_800}
+    assert training["search"]["examples"] == {"at_least": 9_600, "at_most": 28_800}
     assert (training["shortest"]["steps"], training["longest"]["steps"]) == (19, 450)
     assert training["rungs"]["shared"] == [300]
     assert training["rungs"]["pruning"] == [300, 600, 900, 1_200, 1_500]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
@@ -130,7 +131,7 @@ def test_what_the_sweeps_found_is_shown_with_their_curves(
         assert 3e-4 < corner["steepest"] < 3e-3 < corner["minimum"] < corner["divergence"]
     assert test["bounds"] == test["proposed"]
     assert 1e-6 < test["bounds"]["min"] < 1e-3 < test["bounds"]["max"] < 1e-1
-    assert test["notes"][0].startswith("learning_rate narrowed from 1e-6 to 1e0 to ")
+    assert test["notes"][0].startswith("learning_rate narrowed from 1e-6…1e0 to ")
 
 
 def test_rates_are_those_that_a_recipe_states_where_they_are_scaled_with_the_batch(
@@ -218,6 +219,50 @@ def test_queued_studies_that_wait_for_a_stage_are_not_taken(
     with service_database.write() as session:
         taken = leases.take(session, owner="me", seconds=60, limit=10)
     assert [lease.study_id for lease in taken] == [plain["id"]]
+
+
+@on_sqlite
+def test_a_dry_run_is_refused_and_starts_nothing(client: TestClient, definition: Make) -> None:
+    answer = client.post("/v1/range-tests?dry_run=true", json=with_a_range(definition))
+    (fault,) = expect_problem(answer, 422)["faults"]
+    assert fault["path"] == "query.dry_run"
+    assert "has no plan; plan the study instead" in fault["message"]
+    assert client.get("/v1/range-tests").json()["items"] == []
+    assert client.post("/v1/range-tests?dry_run=false", json=with_a_range(definition)).status_code == 201
+
+
+@pytest.mark.parametrize("state", [StudyState.CANCELLED, StudyState.FAILED])
+@on_sqlite
+def test_one_that_did_not_complete_proposes_nothing(
+    client: TestClient, definition: Make, service_database: Database, state: StudyState
+) -> None:
+    test_id = client.post("/v1/range-tests", json=with_a_range(definition)).json()["id"]
+    sweep_all(service_database, test_id, state)
+    with service_database.write() as session:
+        session.execute(delete(Attempt).where(Attempt.study_id == test_id, Attempt.trial_number > 0))
+    test = client.get(f"/v1/range-tests/{test_id}").json()
+    assert (test["proposed"], test["bounds"]) == (None, None)
+    assert test["notes"] == [f"{state}: 1 of 4 corners were swept"]
+    assert test["corners"][0]["steepest"] is not None
+
+
+@pytest.mark.parametrize("what", ["report", "importance", "pareto-front", "best"])
+@on_sqlite
+def test_a_range_test_has_no_report(client: TestClient, definition: Make, what: str) -> None:
+    name = client.post("/v1/range-tests", json=with_a_range(definition)).json()["name"]
+    problem = expect_problem(client.get(f"/v1/studies/{name}/{what}"), 409)
+    assert problem["title"] == "Not a search"
+    assert f"See /v1/range-tests/{name}." in problem["detail"]
+
+
+@on_sqlite
+def test_what_the_service_sets_is_no_hint(client: TestClient, definition: Make) -> None:
+    body = with_a_range(definition, learning_rate_range_test={"withi": [1e-5, 1e-3]})
+    (fault,) = expect_problem(client.post("/v1/studies", json=body), 422)["faults"]
+    assert (fault["nearest"], fault["allowed"]) == (None, "min, max, steps, widen")
+    body = with_a_range(definition, learning_rate_range_test={"within": [1e-5, 1e-3]})
+    (fault,) = expect_problem(client.post("/v1/studies", json=body), 422)["faults"]
+    assert fault["message"] == "is set by the service, from the space"
 
 
 # -- warm starts at submission ---------------------------------------------------------------------------

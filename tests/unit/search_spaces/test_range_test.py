@@ -146,6 +146,8 @@ def test_the_proposal_holds_every_corner() -> None:
     bounds = propose(corners).bounds
     assert bounds is not None
     assert bounds[0] <= min(c.steepest or 0 for c in corners)
+    assert propose(corners).note.startswith("the lower end found is a third of the lowest steepest rate, as ")
+    assert ", smoothed over 0.3 decades) at " in corners[0].note
     assert bounds[1] == float(f"{max(c.minimum or 0 for c in corners):.3g}")
 
 
@@ -157,6 +159,11 @@ def test_a_proposal_goes_fifty_times_below_its_upper_end_or_to_a_corner_s_steepe
     assert one is not None
     assert both is not None
     assert one[1] / one[0] == pytest.approx(50, rel=0.01)
+    assert (
+        "is a 50th of the upper one, as a third of the steepest rate is still lower; "
+        in propose([near_by]).note
+    )
+    assert "is the lowest steepest rate, as a third" in propose([near_by, far_off]).note
     assert both[0] == float(f"{far_off.steepest:.3g}")
 
 
@@ -176,7 +183,9 @@ def test_corners_that_say_nothing_are_named_and_do_not_count() -> None:
 def test_bounds_are_narrowed_to_what_is_both_found_and_allowed() -> None:
     narrowed = narrow((2e-4, 1e-2), (1e-6, 5e-3))
     assert narrowed.bounds == (2e-4, 5e-3)
-    assert narrowed.note == "learning_rate narrowed from 1e-6 to 5e-3 to 2e-4 to 5e-3"
+    assert (
+        narrowed.note == "learning_rate narrowed from 1e-6…5e-3 to 2e-4…5e-3 (the allowed part of 2e-4…1e-2)"
+    )
 
 
 def test_bounds_that_exclude_each_other_stay_as_the_user_gave_them() -> None:
@@ -187,7 +196,7 @@ def test_bounds_that_exclude_each_other_stay_as_the_user_gave_them() -> None:
 
 
 def test_nothing_found_leaves_the_bounds_as_they_are() -> None:
-    assert narrow(None, (1e-6, 1.0)).note == "learning_rate stays 1e-6 to 1e0"
+    assert narrow(None, (1e-6, 1.0)).note == "learning_rate stays 1e-6…1e0"
     assert narrow(None, None).bounds is None
 
 

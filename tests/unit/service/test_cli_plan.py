@@ -11,10 +11,19 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from search_spaces.data_report import DecodedExample, Report, ReportProblem, Segment
+from search_spaces.data_report import (
+    AdapterBytes,
+    BaseBytes,
+    DecodedExample,
+    ModelReport,
+    Report,
+    ReportProblem,
+    Segment,
+)
 from service.cli import app, options
 from service.client import Client
 from service.plans import commands
+from service.plans.history import EarlierTrial
 from service.plans.plan import make_plan
 from service.plans.report_process import ReportUnavailable
 from tests.plan_cases import make_data, make_definition, make_split
@@ -33,10 +42,11 @@ EXAMPLE = DecodedExample(
 )
 
 
-def plan_json(**changes: Any) -> dict[str, Any]:
+def plan_json(sections: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     data = make_data(make_split(duplicate_rows=2), examples=(EXAMPLE,))
-    report = Report(model=None, data=data, problems=changes.pop("problems", ()))
-    view = make_plan(make_definition(), report, None, [], name_taken=False)
+    model, earlier = changes.pop("model", None), changes.pop("earlier", [])
+    report = Report(model=model, data=data, problems=changes.pop("problems", ()))
+    view = make_plan(make_definition(**sections or {}), report, None, earlier, name_taken=False)
     return view.model_dump(mode="json")
 
 
@@ -82,6 +92,53 @@ def test_the_plan_is_shown_in_sections_with_its_warnings(run: Any) -> None:
         assert words in output
     assert "\x1b" not in printed
     assert all(line == line.rstrip() for line in printed.splitlines())
+
+
+def test_range_test_and_repeats_have_lines_and_are_in_the_total(run: Any) -> None:
+    sections = {
+        "search": {"learning_rate_range_test": {"steps": 50}},
+        "repeats": {"top_k": 2, "seeds": 3},
+    }
+    output = " ".join(run(httpx.Response(200, json=plan_json(sections))).stdout.split())
+    for words in (
+        "search 1,200 to 3,600 examples, 24,000 to 72,000 tokens",
+        "range test 916 examples, 18,320 tokens, fewer where a sweep diverges",
+        "repeats 600 to 1,800 examples, 12,000 to 36,000 tokens, at most",
+        "whole study 2,716 to 6,316 examples 54,320 to 126,320 tokens",
+    ):
+        assert words in output
+
+
+def test_two_ends_alike_are_told_once(run: Any) -> None:
+    adapters = tuple(
+        AdapterBytes(
+            lora_r=16, target_modules="all-linear", optimizer=name, trainable_parameters=10, bytes=size
+        )
+        for name, size in (("adamw", 2_000), ("sgd", 1_000))
+    )
+    model = ModelReport(
+        architecture="LlamaForCausalLM",
+        parameters=10_000,
+        quantizable_parameters=8_000,
+        max_positions=None,
+        bases=(BaseBytes(quantization="nf4", compute_dtype="float32", bytes=9_000),),
+        adapters=adapters,
+    )
+    known = EarlierTrial(
+        device="cpu",
+        examples=100,
+        train_seconds=10.0,
+        eval_seconds=0.0,
+        peak_memory_bytes=0,
+        same_data=True,
+        same_evaluation=True,
+    )
+    sections = {"search": {"space": {"learning_rate": {"min": 1e-4, "max": 1e-3, "scale": "log"}}}}
+    plan = plan_json(sections, model=model, earlier=[known])
+    output = " ".join(run(httpx.Response(200, json=plan)).stdout.split())
+    assert "a trial 10s of a worker's time" in output
+    assert "1 kB to 2 kB with gradient and optimizer state, rank 16 " in output
+    assert "16 to 16" not in output
 
 
 def test_json_is_the_servers_answer_and_nothing_else(run: Any) -> None:

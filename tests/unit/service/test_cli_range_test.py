@@ -55,7 +55,7 @@ FOUND = answer(
     corners=[CORNER],
     proposed={"min": 2.2e-4, "max": 1.05e-2},
     bounds={"min": 2.2e-4, "max": 1.05e-2},
-    notes=["learning_rate narrowed from 1e-6 to 1e0 to 2.2e-4 to 1.05e-2", "the corners"],
+    notes=["learning_rate narrowed from 1e-6…1e0 to 2.2e-4…1.05e-2", "the corners"],
     dashboard_path="/dashboard/studies/4",
 )
 
@@ -91,7 +91,7 @@ def test_it_waits_and_ends_with_the_line_for_the_study(run: Any) -> None:
     assert "trying again: " in result.stdout
     assert "range test tone.range-test completed: 1 of 1 corners swept (all 1 trials ended)" in result.stdout
     assert "batch 4, rank 32  6.6e-4    1.05e-2  -" in result.stdout
-    assert "learning_rate narrowed from 1e-6 to 1e0 to 2.2e-4 to 1.05e-2" in result.stdout
+    assert "learning_rate narrowed from 1e-6…1e0 to 2.2e-4…1.05e-2" in result.stdout
     assert "learning_rate: {min: 2.20e-04, max: 1.05e-02, scale: log}" in result.stdout
     assert "http://sweeps.example/dashboard/studies/4" in result.stdout
 

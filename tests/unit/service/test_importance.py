@@ -111,7 +111,9 @@ def test_few_trials_say_nothing(storage: InMemoryStorage, trials: int | None) ->
         fill(storage, trials)
     found = read_importance(storage, "s", NAMES, minimize=True)
     assert shares(found) == dict.fromkeys(NAMES)
-    assert found.sentence.startswith(f"{trials or 0} completed trials; PED-ANOVA needs at least 10.")
+    assert found.sentence.startswith(
+        f"{trials or 0} trials completed within the constraints; PED-ANOVA needs at least 10."
+    )
 
 
 def test_a_hyperparameter_that_was_hardly_active_is_left_out_with_the_reason(

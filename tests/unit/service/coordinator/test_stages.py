@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from search_spaces.definition import parse_definition
 from search_spaces.preparation import Preparation
+from search_spaces.range_test import in_bounds
 from service import optuna_store
 from service.coordinator import stages
 from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
@@ -78,9 +79,11 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     house.run(study_id)
     begun, read, narrowed = house.events(stages.RANGE_TEST)
     assert begun == "its learning rate is swept first, by the range test s.range-test"
-    assert read.startswith("learning_rate narrowed from 1e-5 to 1e-1 to ")
-    assert narrowed.startswith("learning_rate narrowed from 1e-5 to 1e-1 to ")
-    assert " by the range test s.range-test: " in narrowed
+    bounds = in_bounds(preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
+    assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower end found is ")
+    said = f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower end"
+    assert narrowed.startswith(said)
+    assert narrowed.count(bounds) == 1
     assert "(batch 16, rank 4: steepest at " in narrowed
     assert ", diverged at " in narrowed
     assert preparation(house, study_id).notes == (narrowed,)
@@ -199,7 +202,7 @@ def test_what_was_found_outside_the_space_leaves_it_as_it_is(make_house: Callabl
     house.run(study_id)
     assert preparation(house, study_id).learning_rate_bounds is None
     (note,) = preparation(house, study_id).notes
-    assert note.startswith("learning_rate stays 1e-6 to 1e-5: the range test proposes ")
+    assert note.startswith("learning_rate stays 1e-6…1e-5: the range test proposes ")
     rates = [o.recipe.learning_rate for o in house.cluster.orders if o.study_id == study_id]
     assert len(rates) == 4
     assert all(1e-6 <= rate <= 1e-5 for rate in rates)

@@ -47,18 +47,26 @@ def earlier(**changes: Any) -> EarlierTrial:
     return EarlierTrial(**{**values, **changes})
 
 
-def training() -> TrainingPlan:
+def amount(at_least: int, at_most: int) -> dict[str, Any]:
+    nothing = {"at_least": 0, "at_most": 0}
+    examples = {"at_least": at_least, "at_most": at_most}
+    return {"examples": examples, "tokens": nothing, "evaluation_examples": nothing}
+
+
+def training(**stages: Any) -> TrainingPlan:
     trial = {"batch_size": 4, "epochs": 1, "max_length": 64, "steps": 25, "tokens": 0, "evaluations": 1}
-    span = {"at_least": 0, "at_most": 0}
+    search = amount(1_200, 3_600)
     return TrainingPlan.model_validate(
         {
             "examples_per_epoch": {"at_least": 100, "at_most": 100},
             "estimated": False,
             "shortest": trial | {"examples": 100},
             "longest": trial | {"examples": 300},
-            "examples": {"at_least": 1_200, "at_most": 3_600},
-            "tokens": span,
-            "evaluation_examples": span,
+            "sweeps": [trial | {"examples": examples} for examples in stages.pop("sweeps", ())],
+            "search": search,
+            "range_test": None,
+            "repeats": None,
+            "total": search,
             "steps": [],
             "rungs": {
                 "every_examples": None,
@@ -68,6 +76,7 @@ def training() -> TrainingPlan:
                 "pruning": [],
                 "pruning_count": 0,
             },
+            **stages,
         }
     )
 
@@ -102,6 +111,16 @@ def test_trials_on_the_same_data_are_preferred_and_bring_their_evaluation() -> N
     assert (time.earlier_trials, time.same_data, time.includes_evaluation) == (1, True, True)
     assert time.shortest_trial == 60.0
     assert time.wall_seconds == Seconds(at_least=360, at_most=1_080)
+
+
+def test_time_has_the_range_test_and_the_repeats_one_after_the_other() -> None:
+    planned = training(sweeps=(200, 716), range_test=amount(916, 916), repeats=amount(300, 900))
+    known = [earlier(same_data=True, same_evaluation=True)]
+    time = plan_time(make_definition(resources={"workers": 4}), planned, None, known)
+    # 0.6 s an example with its evaluation, and 0.5 s of a sweep, which has none.
+    assert time.worker_seconds == Seconds(at_least=720 + 180 + 458, at_most=2_160 + 540 + 458)
+    # Four workers: a quarter of the search; a repeat and a sweep are never shorter than one of them.
+    assert time.wall_seconds == Seconds(at_least=180 + 60 + 358, at_most=540 + 180 + 358)
 
 
 def test_without_earlier_trials_no_time_is_told() -> None:

@@ -10,7 +10,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.trial_length import TrainingPlan
 from service.plans.lengths import Rows, field_values, rows_of
 from service.plans.rungs import pruning_rungs, shared_rungs
-from service.plans.schemas import Span
+from service.plans.schemas import Amount, Span
 from service.plans.training import plan_training, plan_trials, trial_lengths
 from tests.plan_cases import make_data, make_definition, make_split
 
@@ -23,8 +23,8 @@ GRID = {
 
 
 def training(definition: StudyDefinition, rows: Rows = ROWS) -> Any:
-    trials = plan_trials(definition).search
-    lengths, exact = trial_lengths(definition, trials, rows)
+    trials = plan_trials(definition)
+    lengths, exact = trial_lengths(definition, trials.search, rows)
     return plan_training(definition, trials, lengths, exact=exact, rows=rows)
 
 
@@ -44,17 +44,59 @@ def test_a_grid_has_its_points() -> None:
 def test_a_searchs_total_lies_between_those_of_its_shortest_and_longest_trial() -> None:
     planned = training(make_definition(evaluation={"every_examples": 40}))
     assert (planned.shortest.examples, planned.longest.examples) == (100, 300)
-    assert planned.examples == Span(at_least=1_200, at_most=3_600)
-    assert planned.tokens == Span(at_least=24_000, at_most=72_000)
+    assert planned.total.examples == Span(at_least=1_200, at_most=3_600)
+    assert planned.total.tokens == Span(at_least=24_000, at_most=72_000)
     # Rungs 40, 80, 100 of the shortest; 40, 80, ..., 280, 300 of the longest.
     assert (planned.shortest.evaluations, planned.longest.evaluations) == (3, 8)
-    assert planned.evaluation_examples == Span(at_least=12 * 150, at_most=12 * 400)
+    assert planned.total.evaluation_examples == Span(at_least=12 * 150, at_most=12 * 400)
 
 
 def test_a_grids_total_is_exact() -> None:
     planned = training(make_definition(search=GRID))
-    assert planned.examples == Span(at_least=800, at_most=800)
-    assert planned.evaluation_examples == Span(at_least=200, at_most=200)
+    assert planned.total.examples == Span(at_least=800, at_most=800)
+    assert planned.total.evaluation_examples == Span(at_least=200, at_most=200)
+    assert (planned.total, planned.sweeps) == (planned.search, [])
+    assert (planned.range_test, planned.repeats) == (None, None)
+
+
+def test_the_total_has_the_range_test_and_the_repeats() -> None:
+    planned = training(
+        make_definition(search={"learning_rate_range_test": {"steps": 50}}, repeats={"top_k": 2, "seeds": 3})
+    )
+    # 50 steps of batch 4 are 200 examples. Of batch 16 an epoch of 100 has 7 steps, the last of 4 examples:
+    # 50 steps are 7 epochs and one step.
+    assert [(sweep.batch_size, sweep.steps, sweep.examples) for sweep in planned.sweeps] == [
+        (4, 50, 200),
+        (16, 50, 716),
+    ]
+    assert planned.sweeps[0].epochs == 2
+    assert planned.range_test == Amount(
+        examples=Span(at_least=916, at_most=916),
+        tokens=Span(at_least=18_320, at_most=18_320),
+        evaluation_examples=Span(at_least=0, at_most=0),
+    )
+    assert planned.search.examples == Span(at_least=1_200, at_most=3_600)
+    assert planned.repeats.examples == Span(at_least=600, at_most=1_800)
+    assert planned.total.examples == Span(at_least=1_200 + 916 + 600, at_most=3_600 + 916 + 1_800)
+    assert planned.total.tokens == Span(at_least=20 * 2_716, at_most=20 * 6_316)
+    assert planned.total.evaluation_examples == Span(at_least=18 * 50, at_most=18 * 50)
+
+
+def test_a_sweep_at_a_length_that_was_not_read_has_that_of_the_next_longer() -> None:
+    lengths = {"choices": [40, *range(16, 34), 64]}  # more than are read: the ends alone
+    definition = make_definition(
+        search={
+            "learning_rate_range_test": {"steps": 20},
+            "space": {
+                "learning_rate": {"min": 1e-4, "max": 1e-3, "scale": "log"},
+                "batch_size": {"choices": [4]},
+                "max_length": lengths,
+            },
+        }
+    )
+    rows = Rows(per_epoch={64: 100, 16: 90}, tokens={64: 20.0, 16: 10.0}, evaluation=50, estimated=False)
+    (sweep,) = training(definition, rows).sweeps
+    assert (sweep.max_length, sweep.examples, sweep.tokens) == (40, 80, 1_600)
 
 
 def test_steps_are_told_for_each_batch_size() -> None:
@@ -79,7 +121,7 @@ def test_a_searched_max_length_changes_rows_and_tokens() -> None:
     planned = training(definition, rows)
     assert planned.examples_per_epoch == Span(at_least=90, at_most=100)
     # The space has two configurations, and each is evaluated once.
-    assert planned.tokens == Span(at_least=90 * 15 + 100 * 20, at_most=90 * 15 + 100 * 20)
+    assert planned.total.tokens == Span(at_least=90 * 15 + 100 * 20, at_most=90 * 15 + 100 * 20)
 
 
 def test_a_conditional_field_keeps_its_fixed_value_too() -> None:
