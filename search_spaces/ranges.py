@@ -109,8 +109,8 @@ class Float(Conditional):
                     message="has too many digits to be added to min exactly; round both",
                 )
             )
-        elif self.points is not None and not faults and len(set(self._grid)) < self.points:
-            message = "are more than there are numbers between min and max"
+        elif self.points is not None and not faults and len({*map(significant, self._grid)}) < self.points:
+            message = "are more than there are numbers of 12 digits between min and max"
             faults.append(Fault(path="points", value=self.points, message=message))
         if faults:
             raise problems(faults)

@@ -117,6 +117,8 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=Path(__file__).resolve().parents[3],
+            # A shell lets its background jobs ignore Ctrl-C, which every process below them inherits.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.lines: list[str] = []
 

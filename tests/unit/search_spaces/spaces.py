@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from search_spaces.quantities import significant
 from search_spaces.space import SearchSpace
 
 # Field -> an interval that lies inside the recipe's bounds.
@@ -34,9 +35,8 @@ def _float(draw: st.DrawFn, low: float, high: float, finite: bool) -> dict[str, 
         # A range that may or may not end on a step.
         end = round(start + count * step + draw(st.sampled_from([0.0, 0.0004])), 4)
         return {"min": round(start, 3), "max": min(end, high), "step": step}
-    first, second = sorted(
-        draw(st.lists(st.floats(low, high, allow_subnormal=False), min_size=2, max_size=2, unique=True))
-    )
+    ends = st.floats(low, high, allow_subnormal=False)
+    first, second = sorted(draw(st.lists(ends, min_size=2, max_size=2, unique_by=significant)))
     scale = draw(st.sampled_from(["linear", "log"])) if first > 0 else "linear"
     return {"min": first, "max": second, "scale": scale}
 
