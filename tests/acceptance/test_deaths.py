@@ -20,8 +20,13 @@ RANDOM = {
 
 
 def results(house: House, name: str) -> list[tuple[Any, ...]]:
-    keys = ("number", "state", "value", "params", "rungs")
-    return [tuple(trial[key] for key in keys) for trial in house.trials(name)]
+    keys = ("number", "state", "value", "params")
+    return [(*(trial[key] for key in keys), untimed(trial["rungs"])) for trial in house.trials(name)]
+
+
+def untimed(rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Everything that was reported but the seconds it took."""
+    return [{key: value for key, value in rung.items() if key != "train_seconds"} for rung in rungs]
 
 
 def worker_pids(house: House) -> list[int]:
