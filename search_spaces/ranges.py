@@ -74,6 +74,13 @@ def _range_faults(
             message=f"cuts the range into more than {MAX_STEPS:,} points; leave it out",
             allowed=f"at least {(high - low) / MAX_STEPS:g}",
         )
+    if scale == "log":
+        yield Fault(
+            path="step",
+            value=step,
+            message="does not go with a log scale; list the values in choices",
+            allowed="no step",
+        )
 
 
 class Float(Conditional):
@@ -91,16 +98,7 @@ class Float(Conditional):
     @model_validator(mode="after")
     def _check(self) -> Float:
         faults = list(_range_faults(self.min, self.max, self.scale, self.step, self.points))
-        if self.scale == "log" and self.step is not None:
-            faults.append(
-                Fault(
-                    path="step",
-                    value=self.step,
-                    message="does not go with a log scale; list the values in choices",
-                    allowed="no step",
-                )
-            )
-        elif self.step is not None and not faults and exact(self.last) != self._exact_last():
+        if self.step is not None and not faults and exact(self.last) != self._exact_last():
             # Optuna does the same sum in decimal and would drop the last point over a rounding error.
             faults.append(
                 Fault(
@@ -190,15 +188,6 @@ class Int(Conditional):
         # The default step of 1 is no statement about the range.
         step = self.step if self.step != 1 else None
         faults = list(_range_faults(self.min, self.max, self.scale, step, self.points))
-        if self.scale == "log" and step is not None:
-            faults.append(
-                Fault(
-                    path="step",
-                    value=self.step,
-                    message="does not go with a log scale; list the values in choices",
-                    allowed="no step",
-                )
-            )
         if self.points is not None and not faults and self.points > self.size:
             message = "are more than there are whole numbers from min to max"
             allowed = f"at most {self.size}"

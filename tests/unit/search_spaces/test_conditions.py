@@ -1,4 +1,7 @@
-"""Conditional parameters: what is active when, what a grid makes of it, and what is refused."""
+"""Conditional parameters: what is active when, what a grid makes of it, and what is refused.
+
+One file, because its properties share their strategies and the brute force that they are held against.
+"""
 
 from __future__ import annotations
 

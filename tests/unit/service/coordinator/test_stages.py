@@ -1,4 +1,7 @@
-"""What comes before a study's first trial, through the real loop, SQL and Optuna: range test, warm start."""
+"""What comes before a study's first trial, through the real loop, SQL and Optuna: range test, warm start.
+
+One file, because both are stages of one chore, tested in one house.
+"""
 
 from __future__ import annotations
 
