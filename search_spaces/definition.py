@@ -276,8 +276,16 @@ class BudgetSpec(_Document):
     """The search ends once a completed trial's objective is at least as good as this."""
     no_improvement_trials: Annotated[Whole, Field(ge=1)] | None = None
     """The search ends once this many trials in a row have ended without a better objective."""
+    until: str | None = None
+    """A time of day, `06:00`, at which a study that runs is put down: the first such time after it was taken
+    up, or resumed."""
+    until_timezone: str = "UTC"
+    """Of `until`: a name of the IANA time zone database, `Europe/Berlin`."""
+    until_action: Literal["pause", "end"] = "pause"
+    """pause: to be resumed by a person; end: as if `timeout` were reached."""
     max_retries: Annotated[Whole, Field(ge=0)] = 3
-    """How often a trial whose worker was lost is tried again."""
+    """How often a trial whose worker died is tried again. Machines that go away with everything on them, and
+    services that are restarted, are not the trial's doing and do not count."""
 
     @property
     def timeout_seconds(self) -> float | None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -91,6 +92,10 @@ class Base(DeclarativeBase):
     }
 
 
+NOBODY = "default"
+"""The owner of what was made without a key of its own: with the server's one key, or without any."""
+
+
 class Schedule(Base):
     """A cron expression, a timezone and a definition. Each firing makes one study, a sweep."""
 
@@ -102,6 +107,10 @@ class Schedule(Base):
     timezone: Mapped[str] = mapped_column(String(64))
     definition: Mapped[dict[str, Any]]
     enabled: Mapped[bool] = mapped_column(default=True)
+    owner: Mapped[str] = mapped_column(String(64), default=NOBODY, server_default=NOBODY)
+    """The API key that made it; its sweeps are this owner's, too."""
+    revision: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Raised by every change a person makes: the schedule's ETag."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     next_fire_at: Mapped[datetime | None] = mapped_column(index=True)
     last_fired_for: Mapped[datetime | None]
@@ -133,7 +142,18 @@ class Study(Base):
     state: Mapped[str] = mapped_column(String(16), default=StudyState.QUEUED, index=True)
     reason: Mapped[str] = mapped_column(Sentence, default="")
     """Why it is in this state, in words."""
+    owner: Mapped[str] = mapped_column(String(64), default=NOBODY, server_default=NOBODY, index=True)
+    """The API key that submitted it."""
+    revision: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Raised by every change of its state and by every request for one: the study's ETag."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    pause_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
+    paused_at: Mapped[datetime | None]
+    """When its present pause began; none while it is not paused."""
+    paused_seconds: Mapped[float] = mapped_column(Double, default=0.0, server_default="0")
+    """All pauses before the present one together. `budget.timeout` does not count them."""
+    resumed_at: Mapped[datetime | None]
+    """When its last pause ended; `budget.until` looks for the next such time of day from here."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -184,6 +204,14 @@ class Attempt(Base):
     artifact_dir: Mapped[str] = mapped_column(Text)
     verdict_reason: Mapped[str | None] = mapped_column(Sentence)
     """Set once when the pruner decided against it; final even if the training ended first."""
+    device_id: Mapped[str | None] = mapped_column(String(200), index=True)
+    """The GPU it ran on, the same one for as long as the machine has it; none on a CPU."""
+    resumed_at_examples: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Training examples that the checkpoint it went on from had seen; 0: from the beginning."""
+    last_rung: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The last rung it reported; 0: none."""
+    loss_cause: Mapped[str | None] = mapped_column(String(24))
+    """A `LossCause`, of lost attempts only."""
     dispatched_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -195,6 +223,50 @@ class Attempt(Base):
     """The worker's event number up to which this attempt's events have been applied."""
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """Metrics, seconds, peak memory and adapter folders, as the worker reported them."""
+
+
+class Device(Base):
+    """A GPU that was put aside, or was once. One that never gave trouble has no row."""
+
+    __tablename__ = "devices"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """As in `Attempt.device_id`."""
+    put_aside_at: Mapped[datetime | None]
+    """None: it was given back to the workers."""
+    restored_at: Mapped[datetime | None]
+    """Trouble before this does not count any more."""
+    reason: Mapped[str] = mapped_column(Sentence, default="")
+
+
+class ApiKey(Base):
+    """Who may come in beside the holder of `NIGHTSWEEP_API_KEY`, and as whom. The key itself is not kept."""
+
+    __tablename__ = "api_keys"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """In hexadecimal. A key is 256 random bits, so a plain hash cannot be guessed back."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """An answer that is given again to whoever sends the same request with the same `Idempotency-Key`.
+
+    Written in the transaction that did what was asked, so either both are there or neither.
+    """
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of method, path, query and body: the same key for another request is refused."""
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
 
 
 class RungReport(Base):

@@ -51,13 +51,27 @@ class Settings(BaseSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
     """Folders that local data and models must lie in, separated by `:` (`;` on Windows)."""
     artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
-    """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`."""
+    """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`. With `artifacts_url`, where they
+    are made before they are sent there."""
+    artifacts_url: str | None = None
+    """Any fsspec URL, such as `s3://bucket/nightsweep`, in place of a folder that all machines share."""
+    keep_best_adapters: Annotated[int, Field(ge=0)] | None = None
+    """Adapters kept of a study that has ended; None: all. See `nightsweep artifacts sweep`."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     api_key: SecretStr | None = None
     """When set, everything but /healthz and /readyz needs it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
+    max_active_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
+    """Studies of one API key that are queued, running or paused; one more answers 429."""
+    max_running_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
+    """Studies of one API key that run at a time; the others wait as `queued`."""
+    max_queued_trials_per_owner: Annotated[int, Field(ge=1)] | None = None
+    """Trials still to be run of all studies of one API key together; a study that would exceed it answers
+    429."""
+    idempotency_hours: Annotated[float, Field(gt=0)] = 24.0
+    """How long an answer to a request with an `Idempotency-Key` is kept, to be given again."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """Larger request bodies answer 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -67,6 +81,13 @@ class Settings(BaseSettings):
     """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a coordinator's hold on a study lasts unless renewed, by the database's clock."""
+    stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """A worker that has not obeyed a stop for this long is killed."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long a coordinator that is told to end waits for its trials to reach a checkpoint, where its
+    workers end with it; elsewhere they train on."""
+    workers_end_with_coordinator: bool = False
+    """Set by `nightsweep serve`, whose Ray ends with it."""
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """Pause between two rounds of the coordinator when nothing happens."""
     max_running_studies: Annotated[int, Field(ge=1)] = 4

@@ -37,15 +37,34 @@ class AttemptState(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
     LOST = "lost"
+    PAUSED = "paused"
     CANCELLED = "cancelled"
 
 
+class LossCause(StrEnum):
+    """Why an attempt was lost. Only some of these can be the trial's own doing."""
+
+    WORKER_DIED = "worker_died"
+    """Its process ended by itself: killed, crashed, out of the host's memory."""
+    NODE_DIED = "node_died"
+    """The machine, or Ray on it, went away with everything on it."""
+    UNREACHABLE = "unreachable"
+    """The worker has not answered for too long, or was killed because it did not obey."""
+    NEVER_ARRIVED = "never_arrived"
+    """The worker never got the order, or had no room for it."""
+    STORAGE = "storage"
+    """Its artifacts could not be written."""
+
+
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
-    StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.CANCELLED}),
+    StudyState.QUEUED: frozenset(
+        {StudyState.RUNNING, StudyState.PAUSED, StudyState.FAILED, StudyState.CANCELLED}
+    ),
     StudyState.RUNNING: frozenset(
         {StudyState.PAUSED, StudyState.COMPLETED, StudyState.FAILED, StudyState.CANCELLED}
     ),
-    StudyState.PAUSED: frozenset({StudyState.RUNNING, StudyState.CANCELLED, StudyState.FAILED}),
+    # A study that is resumed waits for a place like any other.
+    StudyState.PAUSED: frozenset({StudyState.QUEUED, StudyState.CANCELLED, StudyState.FAILED}),
     StudyState.COMPLETED: frozenset(),
     StudyState.FAILED: frozenset(),
     StudyState.CANCELLED: frozenset(),
@@ -59,9 +78,13 @@ _ATTEMPT_ENDS = frozenset(
         AttemptState.OUT_OF_MEMORY,
         AttemptState.FAILED,
         AttemptState.LOST,
+        AttemptState.PAUSED,
         AttemptState.CANCELLED,
     }
 )
+
+UNFINISHED_ATTEMPT_STATES = frozenset({AttemptState.LOST, AttemptState.PAUSED})
+"""Ends of an attempt that are not its trial's: another attempt goes on where this one left off."""
 
 ATTEMPT_TRANSITIONS: dict[AttemptState, frozenset[AttemptState]] = {
     # An attempt may end before it runs: bad data, a model that does not load, a worker that dies.
@@ -92,6 +115,7 @@ def advance_study(session: Session, study: Study, to: StudyState, reason: str) -
     now = datetime.now(UTC)
     study.state = to
     study.reason = reason
+    study.revision += 1
     if to is StudyState.RUNNING and study.started_at is None:
         study.started_at = now
     if to in TERMINAL_STUDY_STATES:

@@ -26,6 +26,8 @@ class OutcomeStatus(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
+    """Put down with a checkpoint, for another attempt to go on from."""
 
 
 class Decision(StrEnum):
@@ -33,11 +35,19 @@ class Decision(StrEnum):
 
     PRUNE = "prune"
     STOP = "stop"
+    PAUSE = "pause"
 
     @property
     def ends_as(self) -> OutcomeStatus:
-        """The status of a trial that ends by it."""
-        return OutcomeStatus.PRUNED if self is Decision.PRUNE else OutcomeStatus.CANCELLED
+        """The status of an attempt that ends by it."""
+        return _ENDS_AS[self]
+
+
+_ENDS_AS = {
+    Decision.PRUNE: OutcomeStatus.PRUNED,
+    Decision.STOP: OutcomeStatus.CANCELLED,
+    Decision.PAUSE: OutcomeStatus.PAUSED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +227,8 @@ class TrialOutcome:
     last_adapter_dir: str | None = None
     fatal_to_study: bool = False
     """The fault is in the study's model or data, so every other trial would fail alike."""
+    storage_fault: bool = False
+    """Its artifacts could not be written: the trial itself did nothing wrong, and can go on once they can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,3 +275,6 @@ class WorkerInfo:
     """Orders taken and without an outcome yet, those that wait for their turn included."""
     base: str | None
     """Model id and quantization of the loaded base, if any."""
+    device_id: str | None = None
+    """Which GPU it has: `<node>/<the GPU's own UUID>`, or `<node>/<index>` where the UUID is not known. None:
+    it trains on the CPU."""

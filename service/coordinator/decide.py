@@ -27,7 +27,10 @@ __all__ = [
     "Dispatch",
     "EndStudy",
     "EndTrial",
+    "KillWorker",
     "Limits",
+    "PauseAttempt",
+    "PauseStudy",
     "Repeats",
     "Snapshot",
     "StopAttempt",
@@ -68,6 +71,22 @@ class StopAttempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PauseAttempt:
+    """Tell the worker to put a live attempt down with a checkpoint."""
+
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillWorker:
+    """End the worker of a live attempt that does not obey: it is lost, or ended by what it was told."""
+
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndTrial:
     """End a waiting trial without a further attempt."""
 
@@ -84,7 +103,16 @@ class EndStudy:
     """What brought the end about, where `reason` also says what came of the trials."""
 
 
-Action = Ask | AskRepeat | Dispatch | StopAttempt | EndTrial | EndStudy
+@dataclass(frozen=True, kw_only=True)
+class PauseStudy:
+    """Nothing of it is alive any more: give its workers and its lease back."""
+
+    reason: str
+
+
+Action = (
+    Ask | AskRepeat | Dispatch | StopAttempt | PauseAttempt | KillWorker | EndTrial | PauseStudy | EndStudy
+)
 
 
 def decide(snapshot: Snapshot) -> list[Action]:

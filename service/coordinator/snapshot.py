@@ -27,9 +27,18 @@ class TrialSnapshot:
     seed: int | None = None
     """Of a repeat."""
     lost_attempts: int = 0
+    """Those that count against `max_retries`."""
+    poison: str | None = None
+    """Why it must not be tried again, whatever `max_retries` says: it killed its worker twice at one place."""
+    rested: bool = True
+    """While it waits: whether the back-off after its last loss is over."""
     live_attempt_id: int | None = None
     stop_requested: bool = False
     """A stop was already sent to the live attempt."""
+    pause_requested: bool = False
+    """A pause was already sent to the live attempt."""
+    overdue: bool = False
+    """It has not obeyed a stop or a pause within the grace period."""
     outcome: AttemptState | None = None
     """Set when the phase is ended."""
     end_order: int = 0
@@ -79,6 +88,10 @@ class Snapshot:
     state: StudyState
     cancel_requested: bool
     limits: Limits
+    pause_reason: str | None = None
+    """Why the study should be paused now: a person's wish, a time of day, artifacts nobody can write."""
+    deadline_reason: str | None = None
+    """Why it should end now: a time of day has come."""
     trials: tuple[TrialSnapshot, ...]
     room: Room
     running_seconds: float
