@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from service import optuna_store, sqlite_files
+from service.connections import WRITES, open_engine
+from service.database_errors import is_outage as is_outage
+from service.database_errors import is_transient as is_transient
 from service.errors import SchemaOutOfDate
-from service.settings import OPTUNA_SCHEMA, SQLITE_BUSY_SECONDS, Settings, make_home
+from service.settings import OPTUNA_SCHEMA, Settings, make_home
 
 VERSION_TABLE = "nightsweep_alembic_version"
 """Not `alembic_version`: Optuna has a table of that name."""
 
 _UPGRADE_LOCK = 0x6E69676874  # "night": the advisory lock that two concurrent upgrades meet at
-_WRITES = "nightsweep_writes"
+
+_TRIES = 10
+_TRY_SECONDS = 30.0  # no further try after this; SQLite's busy timeout alone is longer
+_FIRST_PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,30 @@ class Database:
         with self._writer.begin() as session:
             yield session
 
+    def transact(self, work: Callable[[Session], T]) -> T:
+        """Do some work in a writing transaction, and again from its start when others got in its way.
+
+        Serialization failures, deadlocks and locked files are retried here and nowhere else
+        (`is_transient`), after a random pause that doubles; at last the error is raised.
+
+        Args:
+            work: reads and writes by the session that it is given. It may be run more than once, so it
+                changes nothing but the database; what it returns is of the run that was committed.
+        """
+        give_up_at = time.monotonic() + _TRY_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
+        for left in reversed(range(_TRIES)):
+            try:
+                with self.write() as session:
+                    return work(session)
+            except Exception as error:
+                if left == 0 or time.monotonic() > give_up_at or not is_transient(error):
+                    raise
+            # Full jitter: those who met once do not meet again.
+            time.sleep(random.uniform(0.0, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
+
     def dispose(self) -> None:
         self.engine.dispose()
 
@@ -65,24 +99,14 @@ def open_database(settings: Settings) -> Database:
     return Database(
         engine=engine,
         _reader=sessionmaker(engine, expire_on_commit=False),
-        _writer=sessionmaker(engine.execution_options(**{_WRITES: True}), expire_on_commit=False),
+        _writer=sessionmaker(engine.execution_options(**{WRITES: True}), expire_on_commit=False),
     )
 
 
 def make_engine(settings: Settings) -> Engine:
     """The engine of the service's tables. On SQLite: a busy timeout, foreign keys, explicit transactions."""
-    url = make_url(settings.database_url)
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, json_serializer=_dumps)
     make_home(settings)
-    engine = create_engine(
-        url,
-        connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
-        json_serializer=_dumps,
-    )
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
+    return open_engine(settings.database_url, settings, application="nightsweep", json_serializer=_dumps)
 
 
 def _dumps(value: Any) -> str:
@@ -98,17 +122,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transaction by itself; `_begin_sqlite` does
-    connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode safe against a crash of the process
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def database_now(session: Session) -> datetime:
@@ -145,10 +158,17 @@ def _alembic_config() -> Config:
 
 
 def upgrade(settings: Settings) -> None:
-    """Bring both schemas, the service's and Optuna's, to this version. Safe to run twice at once."""
+    """Bring both schemas, the service's and Optuna's, to this version. Safe to run twice at once.
+
+    Killed in the middle, it leaves the schema that was there; run again, it ends right.
+
+    Raises:
+        SchemaOutOfDate: a newer version upgraded one of them.
+    """
     engine = make_engine(settings)
     try:
         with _upgrade_lock(engine) as connection:
+            _known_revision(connection)
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -166,7 +186,7 @@ def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
         url = engine.url.render_as_string(hide_password=False)
         with sqlite_files.alone(url):
             sqlite_files.use_write_ahead_log(url)
-            with engine.execution_options(**{_WRITES: True}).connect() as connection:
+            with engine.execution_options(**{WRITES: True}).connect() as connection:
                 # Alembic changes a table by dropping it for a copy, and its rows' dependants would go along.
                 # The pragma does nothing within a transaction, so it comes before one.
                 connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
@@ -178,7 +198,9 @@ def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
                 connection.connection.cursor().execute("PRAGMA foreign_keys=ON")
         return
     with engine.connect() as guard, engine.connect() as connection:
+        guard.execute(text("SET lock_timeout = 0"))  # another upgrade may take its time
         guard.execute(select(func.pg_advisory_lock(_UPGRADE_LOCK)))
+        guard.commit()  # the lock is the session's; a transaction that stands still would be ended
         try:
             yield connection
             connection.commit()
@@ -189,22 +211,39 @@ def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
 
 def check_schema(engine: Engine) -> None:
     """Raise `SchemaOutOfDate` unless the service's tables are of exactly this version."""
-    script = ScriptDirectory.from_config(_alembic_config())
-    head = script.get_current_head()
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        current = context.get_current_revision()
+        current = _known_revision(connection)
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
     if current == head:
         return
     where = engine.url.render_as_string(hide_password=True)
     if current is None:
         raise SchemaOutOfDate(f"The database {where} has no Nightsweep tables. Run `nightsweep db upgrade`.")
-    if current in {one.revision for one in script.walk_revisions()}:
-        raise SchemaOutOfDate(
-            f"The database {where} is at revision {current}; this version needs {head}. "
-            "Run `nightsweep db upgrade`."
-        )
     raise SchemaOutOfDate(
-        f"The database {where} is at revision {current}, which this version of Nightsweep does not know: "
-        "a newer one upgraded it. Install that version."
+        f"The database {where} is at revision {current}; this version needs {head}. "
+        "Run `nightsweep db upgrade`."
     )
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The schema's revision; None before the first. Raises `SchemaOutOfDate` for an unknown one."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    current = context.get_current_revision()
+    script = ScriptDirectory.from_config(_alembic_config())
+    if current is not None and current not in {one.revision for one in script.walk_revisions()}:
+        where = connection.engine.url.render_as_string(hide_password=True)
+        raise SchemaOutOfDate(
+            f"The database {where} is at revision {current}, which this version of Nightsweep does not know: "
+            "a newer one upgraded it. Install that version."
+        )
+    return current
+
+
+def check_schemas(settings: Settings) -> None:
+    """Raise `SchemaOutOfDate` unless the service's tables and Optuna's are of exactly this version."""
+    engine = make_engine(settings)
+    try:
+        check_schema(engine)
+    finally:
+        engine.dispose()
+    optuna_store.close_storage(optuna_store.open_storage(settings))

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 def alone(url: str) -> Iterator[None]:
     """Held by one process at a time, for the SQLite file of this URL."""
     path = _path(url)
-    with FileLock(path.with_name(f"{path.name}.upgrade.lock")):
+    with FileLock(path.with_name(f"{path.name}.upgrade.lock"), mode=0o600):
         yield
 
 

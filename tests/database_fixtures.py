@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ from sqlalchemy.engine import make_url
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, stopped at the end."""
+    with running_postgres() as url:
+        yield url
+
+
+@contextmanager
+def running_postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, stopped at the end."""
     # Under /tmp and open to others: the server runs as another user when the tests run as root, and the
     # path of its socket must be short.
@@ -53,8 +61,8 @@ def named(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
-def fresh_postgres_database(server: str) -> str:
-    """The URL of a new, empty database on the server."""
+def fresh_postgres_database(server: str, template: str | None = None) -> str:
+    """The URL of a new database on the server: an empty one, or a copy of another that nobody uses now."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    execute(server, f"CREATE DATABASE {name}")
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template or 'template1'}")
     return named(server, name)

@@ -1,0 +1,81 @@
+"""How the service connects: the same bounds on waiting for its own tables and for Optuna's.
+
+On PostgreSQL nothing waits for ever. A process that was stopped in the middle of a transaction holds its
+row locks for no longer than a lease lasts; whoever waits for them waits a little longer than that. A peer
+that vanished without a word is noticed within half a minute. Options in the database's URL win over these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+
+from service.settings import SQLITE_BUSY_SECONDS, Settings
+
+WRITES = "nightsweep_writes"
+"""Execution option of an engine whose transactions write: on SQLite they take the write lock at once."""
+
+_CONNECT_SECONDS = 10
+_KEEPALIVE_IDLE_SECONDS = 10
+_KEEPALIVE_INTERVAL_SECONDS = 5
+_KEEPALIVE_COUNT = 3
+_UNACKNOWLEDGED_MS = 25_000  # what three unanswered keepalives add up to, for data in flight
+_LOCK_MARGIN_SECONDS = 5.0
+
+
+def engine_options(url: str, settings: Settings, *, application: str) -> dict[str, Any]:
+    """Keyword arguments of `create_engine` for one of the two databases.
+
+    Args:
+        url: the database's.
+        settings: `lease_seconds` bounds how long a transaction may stand still.
+        application: what PostgreSQL's `pg_stat_activity` calls the connections.
+    """
+    if make_url(url).get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}}
+    return {"pool_pre_ping": True, "connect_args": _postgresql(url, settings, application)}
+
+
+def open_engine(url: str, settings: Settings, *, application: str, **options: Any) -> Engine:
+    """An engine for one of the two databases, on which a transaction begins when SQLAlchemy says so.
+
+    Further `options` are `create_engine`'s.
+    """
+    engine = create_engine(url, **engine_options(url, settings, application=application), **options)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transaction by itself; `_begin_sqlite` does
+    connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode safe against a crash of the process
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _postgresql(url: str, settings: Settings, application: str) -> dict[str, Any]:
+    given = make_url(url).query
+    still_ms = round(max(1.0, settings.lease_seconds) * 1000)
+    lock_ms = round((max(1.0, settings.lease_seconds) + _LOCK_MARGIN_SECONDS) * 1000)
+    ours = {
+        "application_name": application,
+        "connect_timeout": _CONNECT_SECONDS,
+        "keepalives": 1,
+        "keepalives_idle": _KEEPALIVE_IDLE_SECONDS,
+        "keepalives_interval": _KEEPALIVE_INTERVAL_SECONDS,
+        "keepalives_count": _KEEPALIVE_COUNT,
+        "tcp_user_timeout": _UNACKNOWLEDGED_MS,
+    }
+    theirs = given.get("options", ())
+    bounds = [f"-cidle_in_transaction_session_timeout={still_ms}", f"-clock_timeout={lock_ms}"]
+    # Of two values for one setting the server takes the later.
+    options = " ".join([*bounds, *((theirs,) if isinstance(theirs, str) else theirs)])
+    return {**{name: value for name, value in ours.items() if name not in given}, "options": options}
