@@ -1,0 +1,93 @@
+"""`nightsweep db`: tables of this version, rules that must hold, backups. Works on the database itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.errors import REFUSED, Commands
+from service.cli.options import Home, Json
+from service.cli.output import say, say_error, say_json
+from service.cli.servers import build_settings, service_errors_explained
+
+db = typer.Typer(cls=Commands, no_args_is_help=True, help="The service's database, from where it is.")
+
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The backup.")]
+
+
+@db.command()
+def upgrade(home: Home = None) -> None:
+    """Bring the database's tables, and Optuna's, to this version."""
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service import database
+
+        database.upgrade(settings)
+    say("The database is of this version.")
+
+
+@db.command()
+def check(home: Home = None, as_json: Json = False) -> None:
+    """Look for wrong tables and for rows that contradict each other; exit 1 if there are any.
+
+    The service may run meanwhile.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service import database, integrity
+
+        database.check_schemas(settings)
+        violations = integrity.find_violations(settings)
+    if as_json:
+        say_json([asdict(violation) for violation in violations])
+    else:
+        for violation in violations:
+            say_error(str(violation))
+        say(
+            f"The database is of this version; {len(integrity.SENTENCES)} rules were looked at, "
+            f"{_counted(len(violations), 'violation')} found."
+        )
+    if violations:
+        raise typer.Exit(REFUSED)
+
+
+@db.command()
+def backup(file: BackupFile, home: Home = None) -> None:
+    """Write both databases to a new file, as they are at one moment. The service may run meanwhile.
+
+    Adapters and checkpoints are not in it.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service import backup as backups
+
+        manifest = backups.save(settings, file)
+    say(f"{file}: {_contents(manifest.members['service/studies.jsonl'].rows, manifest.rows)}.")
+
+
+@db.command()
+def restore(file: BackupFile, home: Home = None) -> None:
+    """Fill an empty database from a backup, whichever kind of database it was made of.
+
+    Nobody holds a restored study, so the next coordinator takes it up.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service import backup as backups
+
+        manifest = backups.restore(settings, file)
+    say(
+        f"Restored {_contents(manifest.members['service/studies.jsonl'].rows, manifest.rows)}, "
+        f"as of {manifest.made_at}."
+    )
+
+
+def _contents(studies: int, rows: int) -> str:
+    return f"{_counted(studies, 'study', 'studies')}, {_counted(rows, 'row')}"
+
+
+def _counted(number: int, one: str, more: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
