@@ -6,37 +6,81 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from search_spaces.artifact_places import is_url
+from service.artifacts.local_place import LocalPlace
+from service.artifacts.places import place_behind
 from service.errors import NotFound
+from service.settings import Settings
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What `PeftModel.from_pretrained` reads, and all that is given out."""
 
 _CHUNK = 1 << 20
+_ZIP64 = 0x7FFF_FFFF
+"""Files as large as this need the zip's larger form."""
+_ELSEWHERE = "The adapter lies outside this server's artifacts, so it is not given out."
 
 
-def stream_zip(folder: str, artifacts_dir: Path) -> Iterator[bytes]:
+class _File(NamedTuple):
+    name: str
+    file: BinaryIO
+    size: int | None
+    """None: not known before it has been read."""
+
+
+def stream_zip(folder: str, settings: Settings) -> Iterator[bytes]:
     """The PEFT files of an adapter's folder as an uncompressed zip (weights do not compress).
 
     The files are opened before this returns, so what is missing is said before any byte is sent.
 
     Args:
-        folder: the adapter's folder; must lie in `artifacts_dir`, links followed.
-        artifacts_dir: the only folder that anything is given out of.
+        folder: the path or URL of the adapter's folder; must lie in `artifacts_dir`, links followed, or in
+            `artifacts_url`.
+        settings: say where artifacts lie. Nothing is given out of any other place.
 
     Raises:
         NotFound: it lies elsewhere, or a file is missing or not a regular one.
+        Unavailable: what lies behind the URL does not answer.
     """
-    real = Path(os.path.realpath(folder))
-    if not real.is_relative_to(os.path.realpath(artifacts_dir)):
-        raise NotFound("The adapter lies outside this server's artifacts folder, so it is not given out.")
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_open_regular(real / name)) for name in PEFT_FILES}
+        if is_url(folder):
+            files = _open_remote(folder, settings.artifacts_url, stack)
+        else:
+            files = _open_local(folder, settings.artifacts_dir, stack)
         return _zip(files, stack.pop_all())
+
+
+def _open_local(folder: str, root: Path, stack: ExitStack) -> list[_File]:
+    real = Path(os.path.realpath(folder))
+    if not real.is_relative_to(os.path.realpath(root)):
+        raise NotFound(_ELSEWHERE)
+    files = [stack.enter_context(_open_regular(real / name)) for name in PEFT_FILES]
+    return [
+        _File(name, file, os.fstat(file.fileno()).st_size)
+        for name, file in zip(PEFT_FILES, files, strict=True)
+    ]
+
+
+def _open_remote(folder: str, root: str | None, stack: ExitStack) -> list[_File]:
+    # As text, before anything is asked for it: `..` has a meaning in some storages and none in others.
+    if root is None or not folder.startswith(f"{root}/"):
+        raise NotFound(_ELSEWHERE)
+    within = folder.removeprefix(f"{root}/").rstrip("/")
+    if any(part in ("", ".", "..") for part in within.split("/")):
+        raise NotFound(_ELSEWHERE)
+    place = place_behind(root)
+    if isinstance(place, LocalPlace):
+        return _open_local(str(place.root / within), place.root, stack)
+    files = []
+    for name in PEFT_FILES:
+        file, size = place.open(f"{within}/{name}")
+        files.append(_File(name, stack.enter_context(file), size))
+    return files
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -74,14 +118,14 @@ class _Outbox(io.RawIOBase):
         return taken
 
 
-def _zip(files: dict[str, BinaryIO], stack: ExitStack) -> Iterator[bytes]:
+def _zip(files: Sequence[_File], stack: ExitStack) -> Iterator[bytes]:
     with stack, _Outbox() as outbox:
         with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED) as archive:
-            for name, file in files.items():
+            for name, file, size in files:
                 # A fixed time stamp: the same adapter gives the same bytes.
                 entry = zipfile.ZipInfo(name)
-                entry.file_size = os.fstat(file.fileno()).st_size
-                with archive.open(entry, "w", force_zip64=entry.file_size >= zipfile.ZIP64_LIMIT) as target:
+                entry.file_size = size or 0
+                with archive.open(entry, "w", force_zip64=size is None or size >= _ZIP64) as target:
                     while chunk := file.read(_CHUNK):
                         target.write(chunk)
                         yield outbox.take()
