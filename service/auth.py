@@ -1,46 +1,90 @@
-"""Who may come in: nobody without the API key, once one is set."""
+"""Who may come in, and as whom: whoever has the server's key or one of their own.
+
+A server without any key is open; nobody opens it again by revoking the last one.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 
 from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
-from service.errors import Unauthorized
+from service.database import Database
+from service.database_errors import is_outage, is_transient
+from service.errors import ServiceError, Unauthorized, Unavailable
+from service.models import NOBODY
+from service.owners import keys
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """For load balancers, which carry no key."""
 
 
 class ApiKeyGuard:
-    """ASGI middleware: 401 for every request but the health checks that does not carry the key.
+    """ASGI middleware: 401 for every request but the health checks that does not carry a key.
 
     Accepted are `Authorization: Bearer <key>`, and HTTP Basic with any user name and the key as the
-    password, which is what a browser can be asked for.
+    password, which is what a browser can be asked for. Whose key it is goes into `scope["state"]["owner"]`.
+
+    The table of keys is asked for every request, so that a revoked key stops at once. The server's own key
+    needs no database.
+
+    Args:
+        app: what is guarded; its `state.resources` has the database.
+        key: the server's own; None: it has none.
     """
 
-    def __init__(self, app: ASGIApp, *, key: SecretStr) -> None:
+    def __init__(self, app: ASGIApp, *, key: SecretStr | None) -> None:
         self._app = app
-        self._key = key.get_secret_value().encode()
+        self._key = None if key is None else key.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._admits(scope):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        error = Unauthorized(
-            "This server needs its API key: send `Authorization: Bearer <key>`, or HTTP Basic with any "
-            "user name and the key as the password."
-        )
-        await problems.render_error(error, scope["path"])(scope, receive, send)
+        try:
+            owner = await self._owner(scope)
+        except ServiceError as error:
+            await problems.render_error(error, scope["path"])(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner
+        await self._app(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    async def _owner(self, scope: Scope) -> str:
         given = _credential(dict(scope["headers"]).get(b"authorization", b""))
-        # Compared in constant time, so that the answer's delay tells nothing about the key.
-        return given is not None and hmac.compare_digest(given, self._key)
+        if given is not None and self._key is not None and keys.same_key(given, self._key):
+            return NOBODY
+        owner = await run_in_threadpool(
+            _look_up, scope["app"].state.resources.database, given, guarded=self._key is not None
+        )
+        if owner is None:
+            raise Unauthorized(
+                "This server needs an API key: send `Authorization: Bearer <key>`, or HTTP Basic with any "
+                "user name and the key as the password."
+            )
+        return owner
+
+
+def _look_up(database: Database, given: bytes | None, *, guarded: bool) -> str | None:
+    """The owner of what was given, or `default` where nothing is needed. None: not to be let in.
+
+    Raises:
+        Unavailable: the database does not answer. Nobody is let in on the strength of that.
+    """
+    try:
+        with database.read() as session:
+            owner = keys.find_owner(session, given) if given else None
+            if owner is None and not guarded and not keys.any_key(session):
+                return NOBODY
+            return owner
+    except SQLAlchemyError as error:
+        if is_outage(error) or is_transient(error):
+            raise Unavailable("The database of API keys does not answer; try again.") from error
+        raise
 
 
 def _credential(header: bytes) -> bytes | None:

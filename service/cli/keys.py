@@ -1,0 +1,92 @@
+"""Commands about API keys: add, list, revoke. They work on the database itself, not over REST."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from service.cli.errors import Commands
+from service.cli.options import Home, Json
+from service.cli.output import moment, say, say_json, say_note, table
+from service.cli.servers import build_settings, service_errors_explained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+keys = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Who may use the service. Run where the database is, with the service's settings.",
+)
+
+Owner = Annotated[
+    str, typer.Argument(metavar="OWNER", help="A name for a person or a team.", show_default=False)
+]
+T = TypeVar("T")
+
+
+@keys.command()
+def add(owner: Owner, home: Home = None, as_json: Json = False) -> None:
+    """Make a key and print it, this once. With a first key the server wants one from everybody."""
+    from service.owners import keys as commands
+
+    key = _in_database(home, lambda session: commands.add(session, owner))
+    if as_json:
+        say_json({"owner": owner, "key": key})
+        return
+    say(key)
+    say_note(
+        f"This is the key of {owner}; it is not stored and cannot be shown again.",
+        "Whoever has it sets NIGHTSWEEP_API_KEY to it.",
+    )
+
+
+@keys.command("list")
+def list_keys(home: Home = None, as_json: Json = False) -> None:
+    """List who has, or had, a key of their own."""
+    from service.owners import keys as commands
+
+    found = _in_database(home, commands.list_keys)
+    if as_json:
+        say_json(
+            [
+                {
+                    "owner": key.owner,
+                    "created_at": key.created_at.isoformat(),
+                    "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+                }
+                for key in found
+            ]
+        )
+        return
+    table(
+        ("owner", "created", "revoked"),
+        [(key.owner, moment(key.created_at), moment(key.revoked_at)) for key in found],
+        empty="Nobody has a key of their own.",
+    )
+
+
+@keys.command()
+def revoke(owner: Owner, home: Home = None) -> None:
+    """Take an owner's key away, from the next request on. Their studies go on."""
+    from service.owners import keys as commands
+
+    _in_database(home, lambda session: commands.revoke(session, owner))
+    say(f"The key of {owner} was revoked.")
+
+
+def _in_database(home: Path | None, work: Callable[[Session], T]) -> T:
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service import database
+
+        opened = database.open_database(settings)
+        try:
+            database.check_schema(opened.engine)
+            return opened.transact(work)
+        finally:
+            opened.dispose()
