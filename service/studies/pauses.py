@@ -1,0 +1,105 @@
+"""Pausing and resuming studies, as a person asks for it.
+
+A study that nobody holds is paused at once. One that a coordinator holds is told to, and is paused once its
+trials have written their checkpoints. A range test that is a study's first stage is paused and resumed with
+it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from service.database import database_now
+from service.deadlines import deadline_reached
+from service.errors import AlreadyEnded, BeingCancelled
+from service.models import Study
+from service.pauses import put_down, queue_again
+from service.preconditions import ANYTHING, Precondition
+from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
+from service.studies.queries import get_study, read_definition
+
+RESUMED = "resume_requested"
+"""The kind of event that says that a pause was taken back, or is over."""
+
+
+def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
+    """Have a study put down so that it can go on later, exactly. Asking again changes nothing.
+
+    Raises:
+        NotFound: there is no such study.
+        PreconditionFailed: it is not what was expected.
+        AlreadyEnded: it is over.
+        BeingCancelled: it is about to be.
+    """
+    study = _open(session, ref, expected, "paused")
+    test = _first_stage(session, study)
+    if test is not None:
+        _pause(session, test, f"paused with the study {study.name!r}, whose first stage it is")
+    _pause(session, study, "paused on request")
+    return study
+
+
+def request_resume(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
+    """Have a study go on. One that is not paused, nor about to be, is left as it is.
+
+    Raises:
+        NotFound: there is no such study.
+        PreconditionFailed: it is not what was expected.
+        AlreadyEnded: it is over.
+        BeingCancelled: it is about to be.
+    """
+    study = _open(session, ref, expected, "resumed")
+    test = _first_stage(session, study)
+    if test is not None:
+        _resume(session, test, "resumed; waiting for a coordinator")
+    waits_for = "a coordinator" if test is None else f"its learning-rate range test {test.name}"
+    _resume(session, study, f"resumed; waiting for {waits_for}")
+    return study
+
+
+def _open(session: Session, ref: str, expected: Precondition, wanted: str) -> Study:
+    study = get_study(session, ref, lock=True)
+    expected.check(f"The study {study.name!r}", study.revision)
+    if study.state in TERMINAL_STUDY_STATES:
+        raise AlreadyEnded(f"The study {study.name!r} is {study.state} already: {study.reason}.")
+    if study.cancel_requested:
+        raise BeingCancelled(f"The study {study.name!r} is being cancelled, so it cannot be {wanted}.")
+    return study
+
+
+def _first_stage(session: Session, study: Study) -> Study | None:
+    """The range test that the study still waits for, if there is one."""
+    if study.range_test_id is None or study.preparation is not None:
+        return None
+    test = get_study(session, study.range_test_id, lock=True)
+    return None if test.state in TERMINAL_STUDY_STATES or test.cancel_requested else test
+
+
+def _pause(session: Session, study: Study, reason: str) -> None:
+    if study.state == StudyState.PAUSED or study.pause_requested:
+        return
+    held = study.lease_expires_at is not None and study.lease_expires_at > database_now(session)
+    if study.state == StudyState.QUEUED and not held:
+        put_down(session, study, reason)
+        return
+    study.pause_requested = True
+    study.revision += 1
+    append_event(session, study.id, "pause_requested", "a pause was requested over REST")
+
+
+def _resume(session: Session, study: Study, reason: str) -> None:
+    if study.state == StudyState.PAUSED:
+        queue_again(session, study, reason)
+    elif study.pause_requested or _passed_dawn(session, study):
+        study.pause_requested = False
+        study.resumed_at = database_now(session)
+        study.revision += 1
+        append_event(session, study.id, RESUMED, "the pause was taken back before the study was paused")
+
+
+def _passed_dawn(session: Session, study: Study) -> bool:
+    """Whether its coordinator is putting it down since `budget.until` has come."""
+    definition = read_definition(study)
+    if definition is None or definition.budget.until_action != "pause":
+        return False
+    return deadline_reached(study, definition.budget, database_now(session)) is not None
