@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults soak clean
 
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
@@ -24,6 +24,14 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.one_trial
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.versus_sequential
+
+# Ten kills at every named point, on both databases: an hour or so.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults.points --times 10
+
+# Kills at random over many small studies.
+soak: $(STAMP)
+	$(BIN)/python -m tests.faults.soak --minutes 30 --seed 1 --database postgresql
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

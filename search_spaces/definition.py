@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from search_spaces.deadlines import TimeOfDay
 from search_spaces.errors import Fault
 from search_spaces.faults import SET_BY_SERVICE, one_error, problems
 from search_spaces.parameters import Choice
@@ -276,7 +277,7 @@ class BudgetSpec(_Document):
     """The search ends once a completed trial's objective is at least as good as this."""
     no_improvement_trials: Annotated[Whole, Field(ge=1)] | None = None
     """The search ends once this many trials in a row have ended without a better objective."""
-    until: str | None = None
+    until: TimeOfDay | None = None
     """A time of day, `06:00`, at which a study that runs is put down: the first such time after it was taken
     up, or resumed."""
     until_timezone: str = "UTC"

@@ -59,6 +59,7 @@ __all__ = [
     "SearchSpaceExhausted",
     "complete_suggestion",
     "distributions",
+    "is_complete",
     "is_stray",
     "n_startup_trials",
     "planned_trials",
@@ -94,7 +95,13 @@ def n_startup_trials(trials: int) -> int:
     return max(4, min(10, trials // 4))
 
 
-def suggest(study: Study, definition: StudyDefinition, preparation: Preparation = NOTHING) -> Trial:
+def suggest(
+    study: Study,
+    definition: StudyDefinition,
+    preparation: Preparation = NOTHING,
+    *,
+    sole_asker: bool = False,
+) -> Trial:
     """Asks for one trial: it is RUNNING in the study's storage and has all its parameters.
 
     One asker at a time: the coordinator that holds the study's lease.
@@ -103,6 +110,8 @@ def suggest(study: Study, definition: StudyDefinition, preparation: Preparation 
         study: The study, of which earlier trials are read.
         definition: The study's.
         preparation: The study's; the same at every call.
+        sole_asker: Nobody else can ask, so a trial that appears meanwhile is of this call. Storages create a
+            trial again when the connection broke before they heard that it had been created.
 
     Raises:
         SearchSpaceExhausted: Every configuration has had its trial.
@@ -116,8 +125,12 @@ def suggest(study: Study, definition: StudyDefinition, preparation: Preparation 
         trial = _create(study, values, held, system_attrs={DRAWN_FOR_KEY: number})
         if trial.number == number:
             return trial
-        # Only possible while two coordinators hold one lease. What was drawn was for another number.
+        # Another asked at the same time, or the storage created it twice. What was drawn was for another
+        # number.
         study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        first = next((t for t in _running(study) if t.number >= number), None)
+        if sole_asker and first is not None:
+            return Trial(study, first._trial_id)
     raise SuggestionError("another process asks for trials of this study at the same time")
 
 
@@ -149,11 +162,19 @@ def complete_suggestion(
     return Trial(study, trial._trial_id)
 
 
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether a trial has all parameters of its configuration. A repeat is made whole."""
+    params = trial.system_attrs.get(SUGGESTION_KEY)
+    return REPEAT_OF in trial.user_attrs or (params is not None and set(params) <= set(trial.params))
+
+
 def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int) -> Trial:
     """A RUNNING trial with the parameters of another one, which is to run with another seed.
 
     It is no part of the search: no sampler learns from it. User attributes `repeat_of` and `seed` say what
     it is.
+
+    One asker at a time, as for `suggest`. A repeat that runs already is returned in place of a second one.
 
     Args:
         study: The study.
@@ -169,7 +190,25 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
         raise SuggestionError(f"study {definition.name} has no trial {of} that can be repeated")
     repeated = trials[of]
     values = definition.search.space.decode(repeated.params)
-    return _create(study, values, repeated.distributions, user_attrs={REPEAT_OF: of, SEED: seed})
+    attrs = {REPEAT_OF: of, SEED: seed}
+    for _ in range(RACES):
+        same = next((t for t in _running(study) if attrs.items() <= t.user_attrs.items()), None)
+        if same is not None:
+            return Trial(study, same._trial_id)
+        number = len(study.get_trials(deepcopy=False))
+        trial = _create(
+            study, values, repeated.distributions, user_attrs=attrs, system_attrs={DRAWN_FOR_KEY: number}
+        )
+        if trial.number == number:
+            return trial
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    raise SuggestionError("another process asks for trials of this study at the same time")
+
+
+def _running(study: Study) -> list[FrozenTrial]:
+    """Trials that run, by number, without strays."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial for trial in running if not is_stray(trial)]
 
 
 class _Suggester:

@@ -18,11 +18,14 @@ from service.body_limit import BodyLimit
 from service.catalog import endpoints as catalog_endpoints
 from service.dashboard import Dashboard
 from service.database import check_schema, open_database
+from service.definition_schema import definition_schemas
 from service.dependencies import Resources
+from service.fleet import endpoints as fleet_endpoints
 from service.health import router as health_router
 from service.plans.report_process import ReportProcesses
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
+from service.request_guard import RequestGuard, is_loopback
 from service.schedules import endpoints as schedule_endpoints
 from service.settings import Settings
 from service.studies import endpoints as study_endpoints
@@ -48,15 +51,18 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.add_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if settings.api_key is not None:
-        app.add_middleware(ApiKeyGuard, key=settings.api_key)  # outermost: before any byte is read
-    everywhere = problems.declare(503) | (problems.declare(401) if settings.api_key is not None else {})
+    app.add_middleware(ApiKeyGuard, key=settings.api_key)  # before any byte is read
+    # Outermost: a request that a browser was tricked into brings the key along.
+    local_only = settings.api_key is None and is_loopback(settings.host)
+    app.add_middleware(RequestGuard, local_only=local_only)
+    everywhere = problems.declare(401, 403, 503)
     for endpoints in (
         study_endpoints,
         trial_endpoints,
         report_endpoints,
         range_test_endpoints,
         schedule_endpoints,
+        fleet_endpoints,
         catalog_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
@@ -119,22 +125,35 @@ def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        # Without a key of the server's own, one is needed as soon as anybody has been given one.
+        security: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, *([] if guarded else [{}])]
         problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas |= {**problem.pop("$defs"), "Problem": problem}
+        published = definition_schemas()
+        assert not schemas.keys() & published.keys(), "two schemas of one name"
+        schemas |= {**problem.pop("$defs"), "Problem": problem, **published}
         for path in document["paths"].values():
             for operation in path.values():
                 # Added by FastAPI wherever there is a parameter; ours is declared where it can happen.
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "application/json" in content:
                     del operation["responses"]["422"]
-                if guarded and "401" in operation["responses"]:
-                    operation["security"] = [{"bearer": []}, {"basic": []}]
-        if guarded:
-            document["components"]["securitySchemes"] = {
-                scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")
-            }
+                if "401" in operation["responses"]:
+                    operation["security"] = security
+                for parameter in operation.get("parameters", []):
+                    parameter["schema"] = _without_null(parameter["schema"])
+        document["components"]["securitySchemes"] = {
+            scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")
+        }
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema. One that may be left out is `X | None` in Python, but nobody can send a null."""
+    forms = [form for form in schema.get("anyOf", []) if form != {"type": "null"}]
+    if len(forms) != 1:
+        return schema
+    return {**{key: value for key, value in schema.items() if key != "anyOf"}, **forms[0]}

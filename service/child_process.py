@@ -54,8 +54,10 @@ class ChildProcess:
         self._backoff = 0.5
 
     def start(self) -> None:
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("ab") as output:
+        self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # For its owner alone: a log tells of data and paths.
+        descriptor = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _TIE_TO_PARENT, str(os.getpid()), *self._command],
                 env={**os.environ, **self._environment},
@@ -106,6 +108,11 @@ class ChildProcess:
         """Ask it to end."""
         if self._process is not None and self.is_alive:
             self._process.terminate()
+
+    def interrupt(self) -> None:
+        """Ask it once more to end, and not to finish first what it does."""
+        if self._process is not None and self.is_alive:
+            self._process.send_signal(signal.SIGINT)
 
     def join(self, timeout_s: float) -> None:
         """Wait for its end, and kill its whole process group when it does not come."""

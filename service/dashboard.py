@@ -12,6 +12,7 @@ from urllib.parse import quote_from_bytes
 
 import optuna_dashboard
 from a2wsgi import WSGIMiddleware
+from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
 from service import optuna_store, problems
@@ -45,6 +46,9 @@ class Dashboard:
         elif scope["method"] not in _READING:
             error = ReadOnly(f"{scope['method']} is not possible here: the dashboard only shows.")
             await problems.render_error(error, path)(scope, receive, send)
+        elif path == "/":
+            # The dashboard's own redirect repeats whatever host the request names.
+            await RedirectResponse("/dashboard", 302)(scope, receive, send)
         else:
             await self._wsgi(_mended(scope), receive, send)
 

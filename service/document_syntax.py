@@ -23,8 +23,13 @@ except ImportError:  # PyYAML built without libyaml
 MAX_DEPTH = 64
 """Levels of nesting beyond which YAML is not read at all: its composer recurses in C."""
 
+MAX_YAML_VALUES = 100_000
+"""Keys and values beyond which YAML is not read on: a million of them take seconds. It is twice what a
+definition may hold (`search_spaces.documents.MAX_VALUES`)."""
+
+_INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_REPLACED = (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")
 
 
 def parse_json(raw: bytes) -> Any:
@@ -47,10 +52,12 @@ def parse_json(raw: bytes) -> Any:
 def parse_yaml(raw: bytes) -> Any:
     """Read YAML of plain values: no tags, and no aliases (a few of them unfold to billions of values).
 
-    Numbers are those of YAML 1.2: PyYAML would read `1e-4` as a word, and a date as a date object.
+    Numbers are those of YAML 1.2: PyYAML would read `1e-4` as a word, a date as a date object, and `22:30` as
+    1,350, since numbers of base sixty are part of YAML 1.1.
 
     Raises:
-        Unreadable: not UTF-8, not YAML, nested too deeply, a key given twice, an alias, or a tag.
+        Unreadable: not UTF-8, not YAML, nested too deeply, too many values, a key given twice, an alias, or
+            a tag.
     """
     text = _decode(raw)
     try:
@@ -82,7 +89,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_events(text: str) -> None:
     """Refuse what must not reach the composer, from the flat stream of the parser's events."""
-    depth = 0
+    depth = values = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
         where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
         if isinstance(event, yaml.AliasEvent):
@@ -91,6 +98,9 @@ def _check_events(text: str) -> None:
             raise Unreadable(f"YAML anchors are not read; write the value out{where}.")
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
             raise Unreadable(f"YAML tags are not read; write a plain value{where}.")
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_YAML_VALUES:
+            raise Unreadable(f"The YAML holds more than {MAX_YAML_VALUES:,} keys and values{where}.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -117,9 +127,17 @@ class _PlainLoader(_SafeLoader):
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:map", _PlainLoader.construct_mapping)
 _PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
 }
 _PlainLoader.add_implicit_resolver(
-    _FLOAT, re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+    _INT, re.compile(r"^[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_PlainLoader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
 )

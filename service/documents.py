@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from service.document_syntax import parse_json, parse_yaml
 from service.errors import UnsupportedMediaType
@@ -31,7 +32,14 @@ def _parser(content_type: str) -> Callable[[bytes], Any]:
 async def read_document(request: Request) -> Any:
     """The request's body, parsed after its content type: a dependency of endpoints that take a document."""
     parse = _parser(request.headers.get("content-type", ""))
-    return parse(await request.body())
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        # A few kilobytes unpack to gigabytes, and no definition needs it.
+        raise UnsupportedMediaType(
+            f"The body's Content-Encoding is {encoding[:100]!r}; send it as it is, without compression."
+        )
+    # In a thread: the largest YAML takes half a second, and every other request would wait for it.
+    return await run_in_threadpool(parse, await request.body())
 
 
 Document = Annotated[Any, Depends(read_document)]

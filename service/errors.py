@@ -5,15 +5,23 @@ ServiceError                 rendered as a problem by one handler; carries its H
 ├── Conflict                 409
 │   ├── NameTaken                 a study or schedule of that name exists
 │   ├── NotASearch                a range test was asked for what only a search has
-│   ├── AlreadyEnded              the study is over, so it cannot be cancelled
+│   ├── AlreadyEnded              the study is over, so it cannot be cancelled, paused or resumed
+│   ├── BeingCancelled            it is about to be over, so it cannot be paused or resumed
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
+│   ├── Torn                      the two databases are not of one moment; never reaches a client
+│   ├── BackupError               a backup cannot be written or restored; never reaches a client
 │   └── IllegalTransition         a state was asked to move where the table has no way
 ├── Unreadable               400  the body is not a JSON or YAML document
 ├── TooLarge                 413
 ├── UnsupportedMediaType     415
 ├── Invalid                  422  a document or parameter with faults, all of them at once
 ├── Unauthorized             401
+├── Forbidden                403  a page of another site, or a host name that is not this server's
 ├── MethodNotAllowed         405
+├── TooSlow                  408  the body did not come in time
+├── PreconditionFailed       412  `If-Match` names another revision than the present one
+├── KeyReused                422  the `Idempotency-Key` came with another request before
+├── LimitReached             429  the owner has as many studies or trials as the server allows
 └── Unavailable              503
     └── SchemaOutOfDate           the database wants `nightsweep db upgrade`
 """
@@ -69,12 +77,24 @@ class AlreadyEnded(Conflict):
     title = "Already ended"
 
 
+class BeingCancelled(Conflict):
+    title = "Being cancelled"
+
+
 class IllegalTransition(Conflict):
     title = "Illegal state change"
 
 
 class LeaseLost(Conflict):
     title = "Lease lost"
+
+
+class Torn(Conflict):
+    title = "Databases of different moments"
+
+
+class BackupError(Conflict):
+    title = "No such backup"
 
 
 class Unreadable(ServiceError):
@@ -108,9 +128,34 @@ class Unauthorized(ServiceError):
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Basic realm="nightsweep", charset="UTF-8"'}
 
 
+class Forbidden(ServiceError):
+    status = 403
+    title = "Forbidden"
+
+
+class TooSlow(ServiceError):
+    status = 408
+    title = "Body too slow"
+
+
 class MethodNotAllowed(ServiceError):
     status = 405
     title = "Method not allowed"
+
+
+class PreconditionFailed(ServiceError):
+    status = 412
+    title = "Changed in between"
+
+
+class KeyReused(ServiceError):
+    status = 422
+    title = "Idempotency key reused"
+
+
+class LimitReached(ServiceError):
+    status = 429
+    title = "Limit reached"
 
 
 class Unavailable(ServiceError):

@@ -16,8 +16,20 @@ from typing import Any
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
 
+MAX_PATH = 4096
+"""Characters. The longest path Linux opens; following one of a million takes seconds."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+READER_NAMES = frozenset(
+    {
+        *("arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "genbank", "harbor"),
+        *("hdf5", "iceberg", "imagefolder", "json", "lance", "meshfolder", "mmcif", "niftifolder", "pandas"),
+        *("parquet", "pdb", "pdffolder", "sql", "text", "tsfile", "videofolder", "vortex", "webdataset"),
+        *("xml", "generator", "spark", "buckets"),
+    }
+)
+"""What the `datasets` library takes for a kind of file in place of a hub id: it would then read the current
+folder of the worker. The worker asks the library itself; this is to say so at submission."""
 _HUB_FORM = "a Hugging Face hub id (`organisation/name`)"
 
 
@@ -36,7 +48,7 @@ def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault
     resolved, faults = dict(document), []
     model, data = document.get("model"), document.get("data")
     if isinstance(model, Mapping) and _is_path(model.get("id")):
-        found, fault = _find_model(model["id"], roots)
+        found, fault = _bounded(model["id"], "model.id") or _find_model(model["id"], roots)
         resolved["model"] = {**model, "id": found}
         faults += [fault] if fault else []
     if isinstance(data, Mapping):
@@ -44,7 +56,8 @@ def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault
         for part in ("train", "eval"):
             source = data.get(part)
             if _is_path(source):
-                found, fault = _find_data(str(source), f"data.{part}", roots)
+                path = f"data.{part}"
+                found, fault = _bounded(source, path) or _find_data(source, path, roots)
                 resolved["data"][part] = found
             else:
                 fault = _check_hub(source, f"data.{part}.hub")
@@ -65,11 +78,19 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
+def _bounded(name: str, path: str) -> tuple[str, Fault] | None:
+    """The fault of a text that is longer than any path."""
+    if len(name) <= MAX_PATH:
+        return None
+    allowed = f"at most {MAX_PATH:,} characters"
+    return shown(name), _fault(path, name, "is longer than any path", allowed)
+
+
 def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
     local = name.startswith((".", "/", "~"))
     found = _locate(name, roots)
     if found is not None and found.is_dir() and _inside(found, roots):
-        return str(found), None
+        return str(found), _stray_link(name, found, roots)
     if not local and _HUB_ID.fullmatch(name):
         return name, None
     path = "model.id"
@@ -79,6 +100,17 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
     if found is None or not _inside(found, roots):
         return name, _missing_or_outside(path, name, found, roots, "a model's folder")
     return name, _fault(path, name, "is a file, not a model's folder", "a folder")
+
+
+def _stray_link(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
+    """A model's folder in the data roots may hold links, as the hub's cache does, but only to files in them."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return _fault("model.id", name, "may not be read by the server", "a readable folder")
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() and not _inside(Path(os.path.realpath(entry)), roots):
+            message = f"holds the link {shown(entry.name)!r}, which leads outside the data roots"
+            return _fault("model.id", name, message, f"a folder whose files lie in {_listed(roots)}")
+    return None
 
 
 def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
@@ -96,9 +128,9 @@ def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault 
 
 
 def _check_hub(source: Any, path: str) -> Fault | None:
-    """A hub id must look like one: the `datasets` library would read a local folder of that name."""
+    """A hub id must look like one: the `datasets` library would read a local folder, a URL, a kind of file."""
     hub = source.get("hub") if isinstance(source, Mapping) else None
-    if not isinstance(hub, str) or hub == "" or _HUB_ID.fullmatch(hub):
+    if not isinstance(hub, str) or hub == "" or (_HUB_ID.fullmatch(hub) and hub not in READER_NAMES):
         return None
     return _fault(path, hub, f"is not {_HUB_FORM}", _HUB_FORM)
 
@@ -107,7 +139,10 @@ def _locate(name: str, roots: Sequence[Path]) -> Path | None:
     """Where a path leads: an existing one inside a root first, then any existing one, then None."""
     written = Path(os.path.expanduser(name))
     candidates = [written] if written.is_absolute() else [root / written for root in roots]
-    existing = [Path(real) for real in map(os.path.realpath, candidates) if os.path.exists(real)]
+    try:
+        existing = [Path(real) for real in map(os.path.realpath, candidates) if os.path.exists(real)]
+    except OSError:  # a name in it is longer than the file system has, or links lead in a circle
+        return None
     return next((c for c in existing if _inside(c, roots)), existing[0] if existing else None)
 
 
@@ -129,7 +164,7 @@ def _missing_or_outside(path: str, name: str, found: Path | None, roots: Sequenc
 def _nearest_file(name: str, aims: Sequence[Path], roots: Sequence[Path]) -> str | None:
     for aim in aims:
         folder = aim.parent
-        if _inside(folder, roots) and folder.is_dir() and os.access(folder, os.R_OK):
+        if _inside(folder, roots) and os.path.isdir(folder) and os.access(folder, os.R_OK):
             nearest = nearest_name(aim.name, [entry.name for entry in folder.iterdir()])
             if nearest is not None:
                 return os.path.join(os.path.dirname(name), nearest)

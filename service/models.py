@@ -157,6 +157,8 @@ class Study(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+    """When a coordinator removed the artifacts that nobody needs any more, once it had ended."""
     schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id", ondelete="SET NULL"))
     fired_for: Mapped[datetime | None]
     """The cron instant this sweep belongs to."""
@@ -221,6 +223,8 @@ class Attempt(Base):
     train_loss: Mapped[float | None] = mapped_column(Double)
     last_event_seq: Mapped[int] = mapped_column(default=0)
     """The worker's event number up to which this attempt's events have been applied."""
+    adapters_swept_at: Mapped[datetime | None]
+    """When it was decided that its adapters are not kept; the files go after that."""
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """Metrics, seconds, peak memory and adapter folders, as the worker reported them."""
 

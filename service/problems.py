@@ -10,13 +10,16 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
+from service.database_errors import is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
+from service.optuna_store import StorageInternalError
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +92,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(SQLAlchemyError, _database_error)
+    app.add_exception_handler(StorageInternalError, _database_error)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -119,10 +123,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"There is nothing at {request.url.path}.",
         405: f"{request.method} is not possible on {request.url.path}.",
     }.get(error.status_code, str(error.detail))
-    return render(error.status_code, title, detail, request.url.path, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+    return render(error.status_code, title, detail, request.url.path, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the OpenAPI document has for a path. Starlette names the methods of the first route there alone."""
+    allowed: set[str] = set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].fullmatch(request.url.path):
+            allowed |= {method.upper() for method in operations}
+    return sorted(allowed)
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
+    if not (is_outage(error) or is_transient(error)):
+        raise error  # a fault of ours
     log.error("the database failed a request", exc_info=error)
     unavailable = Unavailable("The database does not answer; try again. The server's log has the cause.")
     return render_error(unavailable, request.url.path)

@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from search_spaces.artifact_places import is_url, without_password
+
 OPTUNA_SCHEMA = "optuna"
 """On PostgreSQL, Optuna's tables live in this schema of the service's database."""
 
@@ -51,12 +53,13 @@ class Settings(BaseSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
     """Folders that local data and models must lie in, separated by `:` (`;` on Windows)."""
     artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
-    """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`. With `artifacts_url`, where they
-    are made before they are sent there."""
+    """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`, and checkpoints while a trial may
+    need them."""
     artifacts_url: str | None = None
-    """Any fsspec URL, such as `s3://bucket/nightsweep`, in place of a folder that all machines share."""
+    """Any fsspec URL, such as `s3://bucket/nightsweep`, in place of `artifacts_dir`, so that machines need
+    not share a folder. Without credentials: fsspec has its own configuration for those."""
     keep_best_adapters: Annotated[int, Field(ge=0)] | None = None
-    """Adapters kept of a study that has ended; None: all. See `nightsweep artifacts sweep`."""
+    """Adapters kept of each study that ends from now on; None: all. See `nightsweep artifacts sweep`."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
@@ -79,10 +82,15 @@ class Settings(BaseSettings):
 
     ray_address: str | None = None
     """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""
+    allow_open_ray: bool = False
+    """Whether the coordinator works with a Ray cluster that asks nobody for a token."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long a coordinator's hold on a study lasts unless renewed, by the database's clock."""
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A worker that has not obeyed a stop for this long is killed."""
+    pause_grace_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A worker that has not put a paused trial down by then is killed; the trial goes on from its last
+    checkpoint."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How long a coordinator that is told to end waits for its trials to reach a checkpoint, where its
     workers end with it; elsewhere they train on."""
@@ -103,6 +111,31 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return Path(os.path.abspath(value.expanduser()))
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not is_url(value):
+            raise ValueError(
+                "not a URL, such as s3://bucket/nightsweep; NIGHTSWEEP_ARTIFACTS_DIR is for folders"
+            )
+        if without_password(value) != value:
+            raise ValueError(
+                "holds a password, and would be seen in the API; fsspec takes credentials from its own"
+                " configuration and from the environment"
+            )
+        if not value.isprintable() or any(part in (".", "..") for part in value.split("/")):
+            raise ValueError("must be a plain URL: no '.' or '..' among its parts, no control characters")
+        if not value.partition("://")[2].strip("/"):
+            raise ValueError("names no bucket and no folder; expected such as s3://bucket/nightsweep")
+        return value.rstrip("/")
+
+    @property
+    def artifacts_root(self) -> str:
+        """The path or URL that new attempts have their folders in."""
+        return self.artifacts_url or str(self.artifacts_dir)
 
     @field_validator("database_url", "optuna_url")
     @classmethod
@@ -156,9 +189,14 @@ def configure_logging(settings: Settings) -> None:
 
 
 def make_home(settings: Settings) -> None:
-    """Make the home folder, for its owner alone, and the SQLite files' folders, where missing."""
+    """Make the home folder and the SQLite files, for their owner alone, where missing.
+
+    A file is made before SQLite would, which makes it as the umask says; what SQLite keeps beside it (`-wal`,
+    `-shm`) has the rights of the file.
+    """
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for raw in (settings.database_url, settings.optuna_url):
         url = make_url(raw)
         if url.get_backend_name() == "sqlite" and url.database:
             Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(url.database, os.O_RDONLY | os.O_CREAT, 0o600))

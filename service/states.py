@@ -47,7 +47,7 @@ class LossCause(StrEnum):
     WORKER_DIED = "worker_died"
     """Its process ended by itself: killed, crashed, out of the host's memory."""
     NODE_DIED = "node_died"
-    """The machine, or Ray on it, went away with everything on it."""
+    """The machine, or Ray on it, went away with everything on it, or nobody was there to see what it was."""
     UNREACHABLE = "unreachable"
     """The worker has not answered for too long, or was killed because it did not obey."""
     NEVER_ARRIVED = "never_arrived"

@@ -95,6 +95,8 @@ class Supervisor:
             self._ray.start()
             environment = {**environment, **ray_environment}
             self._wait_for_ray(port)
+            # Its workers are Ray's, so trials write checkpoints before it ends.
+            environment["NIGHTSWEEP_WORKERS_END_WITH_COORDINATOR"] = "true"
         environment["NIGHTSWEEP_RAY_ADDRESS"] = address
         self._coordinator = self._nightsweep("coordinator", environment)
         self._coordinator.start()
@@ -110,9 +112,10 @@ class Supervisor:
 
     def _ray_environment(self) -> dict[str, str]:
         token = self.settings.home / "ray_token"
-        if not token.exists():
-            token.touch(mode=0o600)
-            token.write_text(secrets.token_hex(32))
+        if not token.exists() or token.stat().st_size == 0:  # empty: whoever made it died over it
+            descriptor = os.open(token, os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
@@ -166,21 +169,33 @@ class Supervisor:
         while not self._stop.wait(0.5):
             if self._ray is not None and self._coordinator is not None and self._ray.keep_alive():
                 self._coordinator.terminate()
+                self._coordinator.interrupt()  # no trial is left that could write a checkpoint
             for child in (self._coordinator, self._api):
                 if child is not None:
                     child.keep_alive()
 
+    def hurry(self) -> None:
+        """While it ends: wait for no checkpoint any more."""
+        if self._coordinator is not None:
+            self._coordinator.interrupt()
+
     def stop(self) -> None:
-        """End the children, the coordinator before its Ray."""
+        """End the children, the coordinator before its Ray.
+
+        Takes up to `drain_seconds` and `STOP_SECONDS`: a Ray of our own ends with all its workers, whose
+        trials write checkpoints before.
+        """
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
         for child in (self._coordinator, self._api):
             if child is not None:
                 child.terminate()
-        for child in (self._coordinator, self._api):
-            if child is not None:
-                child.join(STOP_SECONDS)
+        if self._coordinator is not None:
+            drain = 0.0 if self._ray is None else self.settings.drain_seconds
+            self._coordinator.join(drain + STOP_SECONDS)
+        if self._api is not None:
+            self._api.join(STOP_SECONDS)
         if self._ray is not None:
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
@@ -188,19 +203,30 @@ class Supervisor:
             shutil.rmtree(self._ray_dir, ignore_errors=True)
 
 
-def serve(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
-    """Run everything until SIGTERM or SIGINT.
+def serve(
+    settings: Settings, *, on_ready: Callable[[str], None], on_end: Callable[[], None] = lambda: None
+) -> None:
+    """Run everything until SIGTERM or SIGINT. A second one ends it without waiting for checkpoints.
 
     Args:
         settings: Of all three processes.
         on_ready: Called once with the server's URL when it answers.
+        on_end: Called once when it has been told to end.
     """
     stop = threading.Event()
+    server = Supervisor(settings)
+
+    def end(*_: object) -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
-    with Supervisor(settings) as server:
+        signal.signal(signum, end)
+    with server:
         on_ready(server.url)
         stop.wait()
+        on_end()
 
 
 def run_api(settings: Settings) -> None:

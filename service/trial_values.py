@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
+
+
+class TrialCondition(StrEnum):
+    """How a trial stands in Optuna's storage, as recovery sees it."""
+
+    MISSING = "missing"
+    """There is no trial of that number."""
+    INCOMPLETE = "incomplete"
+    """It runs and lacks some of its parameters: its asker died while it drew them."""
+    RUNNING = "running"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    STRAY = "stray"
+    """It runs and got another number than it was drawn for, since two asked at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

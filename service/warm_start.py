@@ -163,12 +163,12 @@ def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source 
     if not NAME.fullmatch(ref):
         return None
     schedule = session.scalars(
-        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.name != ref)
+        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
     ).first()
     own = schedule is not None and sweep is not None and sweep.schedule_id == schedule.id
     if not own:
         study = session.scalars(
-            select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.name != ref)
+            select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
         ).first()
         if study is not None and (sweep is None or study.id != sweep.id):
             return _Source(study=study, words=f"the study {study.name!r}")

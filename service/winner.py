@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from service.states import AttemptState
+from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
 
 SIGNIFICANT = 0.05
 """A smaller p value is called distinguishable, as is the custom."""
@@ -51,7 +51,7 @@ class Run:
         return self.state in (AttemptState.DIVERGED, AttemptState.OUT_OF_MEMORY)
 
 
-_UNENDED = frozenset({"waiting", AttemptState.DISPATCHED, AttemptState.RUNNING, AttemptState.LOST})
+_UNENDED = frozenset({"waiting", AttemptState.DISPATCHED, AttemptState.RUNNING, *UNFINISHED_ATTEMPT_STATES})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.recipe import Recipe
@@ -147,6 +147,9 @@ class AdapterHost:
 
         `folder` appears whole or not at all: the files are written beside it and moved into place, over
         whatever was there before. Its parent is made if need be.
+
+        Raises:
+            OSError: It cannot be written; what was there before remains.
         """
         peft = self._live()
         config = copy.copy(peft.peft_config[name])
@@ -161,11 +164,12 @@ class AdapterHost:
         fresh = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
         fresh.mkdir()
         try:
-            save_file(
+            # In memory first: safetensors' own writer has an error of its own kind for a full disk.
+            data = save(
                 {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
-                fresh / "adapter_model.safetensors",
                 metadata={"format": "pt"},
             )
+            (fresh / "adapter_model.safetensors").write_bytes(data)
             config.save_pretrained(str(fresh))
             for file in fresh.iterdir():
                 _flush(file)

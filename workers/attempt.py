@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from search_spaces.artifact_places import without_password
 from workers.adapters import AdapterHost
-from workers.checkpoints import Checkpoint, CheckpointError, write_checkpoint
+from workers.artifact_store import ArtifactFolder, has_adapter
+from workers.checkpoints import Checkpoint, CheckpointError, remove_checkpoints, write_checkpoint
 from workers.contract import (
     DataSummary,
     OutcomeStatus,
@@ -23,6 +24,7 @@ from workers.contract import (
     TrialStarted,
 )
 from workers.datasets import Example
+from workers.errors import ArtifactError
 from workers.evaluation import Totals
 from workers.loaded_study import Loaded
 from workers.memory import is_out_of_memory, peak_bytes
@@ -38,6 +40,8 @@ class Attempt:
 
     Attributes:
         due: The rung that has been reached and not yet reported.
+        reports: Those of all rungs so far. They go into the checkpoint: a worker may die with reports that no
+            coordinator was there to fetch, and the next attempt goes on beyond their rungs.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Attempt:
         self.run = run
         self.eval_examples = eval_examples
         self.due: int | None = None
+        self.reports: list[Report] = []
         self.predicted_memory_bytes: int | None = None
         self._host = host
         self._recipe_key = recipe_key
@@ -70,12 +75,14 @@ class Attempt:
         self._best: Mapping[str, float] = {}
         self._final: Mapping[str, float] = {}
         self._folders: dict[str, str] = {}
+        self._artifacts = ArtifactFolder(order.artifact_dir)
+        self._uninsured = False
         self._overfitting = OverfitWatch(order.evaluation.overfit_rungs)
 
     @property
-    def checkpoint_dir(self) -> Path:
-        """Where its checkpoints go."""
-        return _checkpoint_dir(self.order)
+    def checkpoint_dir(self) -> str:
+        """Where its checkpoints go: a path or a URL."""
+        return self._artifacts.checkpoint
 
     @property
     def value(self) -> float:
@@ -133,52 +140,68 @@ class Attempt:
         )
 
     def checkpoint(self) -> None:
-        """Writes all that is needed to go on elsewhere."""
+        """Writes all that is needed to go on elsewhere.
+
+        Raises:
+            ArtifactError: It cannot be written.
+            CheckpointError: It would not come back as it is.
+        """
         tensors, run = self.run.state()
-        write_checkpoint(
-            self.checkpoint_dir,
-            tensors,
-            {
-                "recipe_key": self._recipe_key,
-                "run": run,
-                "due": self.due,
-                "loss_since_rung": self._loss_since_rung,
-                "tokens_since_rung": self._tokens_since_rung,
-                "best_rung": self._best_rung,
-                "best": dict(self._best),
-                "final": dict(self._final),
-                "folders": self._folders,
-                "overfitting": self._overfitting.state(),
-            },
-        )
+        state = {
+            "recipe_key": self._recipe_key,
+            "run": run,
+            "due": self.due,
+            "loss_since_rung": self._loss_since_rung,
+            "tokens_since_rung": self._tokens_since_rung,
+            "best_rung": self._best_rung,
+            "best": dict(self._best),
+            "final": dict(self._final),
+            "folders": self._folders,
+            "overfitting": self._overfitting.state(),
+            "reports": [{**asdict(report), "metrics": dict(report.metrics)} for report in self.reports],
+        }
+        with self._artifacts.writing("checkpoint"):
+            write_checkpoint(self.checkpoint_dir, tensors, state)
 
     def checkpoint_if_possible(self) -> None:
         """The same, but where it cannot be written that costs the insurance, not the trial.
 
         Disk or memory may be full; or the loss that the trial started from is not finite, for which JSON has
-        no number.
+        no number. That is said once, until one can be written again.
         """
         try:
             self.checkpoint()
-            return
-        except (OSError, CheckpointError) as error:
+        except (ArtifactError, CheckpointError) as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = f"out of memory: {error}"
-        _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
+        else:
+            self._uninsured = False
+            return
+        if not self._uninsured:
+            self._uninsured = True
+            _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
 
     def goes_on_from(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint was made on this base: the recipe's key covers its name, not its weights."""
+        """Whether the checkpoint leads to the outcome that the trial would have had without it.
+
+        It must have been made on this base, of which the recipe's key covers the name, not the weights. And
+        the best adapter so far must be there still, since no later one takes its place.
+
+        Raises:
+            ArtifactError: The storage does not say whether the adapter is there.
+        """
         state: Mapping[str, Any] = checkpoint.state["run"]  # type: ignore[assignment]
-        if self.run.began_like(state):
+        folders: Mapping[str, str] = checkpoint.state["folders"]  # type: ignore[assignment]
+        if not self.run.began_like(state):
+            reason = "a trial that started at another loss, so the base's weights have changed"
+        elif gone := [place for place in folders.values() if not has_adapter(place)]:
+            reason = f"a trial whose best adapter is gone from {without_password(gone[0])}"
+        else:
             return True
-        _log.warning(
-            "attempt %d begins anew: its checkpoint is from a trial that started at another loss,"
-            " so the base's weights have changed",
-            self.order.attempt_id,
-        )
+        _log.warning("attempt %d begins anew: its checkpoint is from %s", self.order.attempt_id, reason)
         return False
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -193,11 +216,14 @@ class Attempt:
         self._folders = dict(state["folders"])
         if "overfitting" in state:  # not in checkpoints of version 0.1
             self._overfitting.restore(state["overfitting"])
+        ours = {"attempt_id": self.order.attempt_id}
+        self.reports = [Report(**{**report, **ours}) for report in state.get("reports", ())]  # likewise
 
     def report(self, totals: Totals) -> Report:
         """The report of the rung that is due; saves the adapter when it is the best so far.
 
         Raises:
+            ArtifactError: The adapter cannot be saved.
             TrialEndedError: A metric is not finite, or the objective's metric is missing.
         """
         assert self.due is not None
@@ -213,7 +239,7 @@ class Attempt:
         if is_best:
             self._save("best")
             self._best_rung, self._best = rung, metrics
-        return Report(
+        report = Report(
             attempt_id=self.order.attempt_id,
             rung=rung,
             examples_seen=self.run.examples_seen,
@@ -225,6 +251,8 @@ class Attempt:
             is_best=is_best,
             gradient_noise_scale=self.run.gradient_noise_scale,
         )
+        self.reports.append(report)
+        return report
 
     @property
     def finished(self) -> bool:
@@ -232,8 +260,17 @@ class Attempt:
         return self.run.finished or self._overfitting.overfits
 
     def complete(self, device: torch.device) -> TrialOutcome:
-        """The outcome of a trial that is finished; saves its last adapter."""
+        """The outcome of a trial that is finished; saves its last adapter.
+
+        Raises:
+            ArtifactError: The adapter cannot be saved, or its best one is no longer where it was saved.
+        """
         self._save("last")
+        if not has_adapter(best_place := self._folders["best"]):
+            raise ArtifactError(
+                f"The best adapter has vanished from {without_password(best_place)}, where it was saved at"
+                f" {self._best_rung:,} examples."
+            )
         metric, seen = self.order.objective.metric, self.run.examples_seen
         best = f"{self.value:.6g} at {self._best_rung:,} examples."
         if self.run.finished:
@@ -306,16 +343,17 @@ class Attempt:
         return value < best if objective.direction == "minimize" else value > best
 
     def _save(self, which: str) -> None:
-        folder = Path(self.order.artifact_dir) / which
-        self._host.save(self.run.adapter.name, folder)
-        self._folders[which] = str(folder)
+        name = self.run.adapter.name
+        self._folders[which] = self._artifacts.save_adapter(
+            which, lambda folder: self._host.save(name, folder)
+        )
+
+
+def goes_on(outcome: TrialOutcome) -> bool:
+    """Whether another attempt is to go on from this one's checkpoint."""
+    return outcome.status is OutcomeStatus.PAUSED or outcome.storage_fault
 
 
 def forget_checkpoints(order: TrialOrder) -> None:
     """Once a trial has ended nobody goes on from it, and optimizer states are large."""
-    for folder in (str(_checkpoint_dir(order)), *order.resume_from):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checkpoint_dir(order: TrialOrder) -> Path:
-    return Path(order.artifact_dir) / "checkpoint"
+    remove_checkpoints((ArtifactFolder(order.artifact_dir).checkpoint, *order.resume_from))

@@ -19,11 +19,17 @@ import datasets as hub_datasets
 import httpx
 import pyarrow
 import pyarrow.parquet
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
 from workers.errors import DataError
 
 PlacedRow = tuple[str, dict[str, Any]]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_HUB_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
+"""Readers of the `datasets` library that only read rows. Others decode images, unpickle tensors, open
+databases."""
 
 
 def describe_source(source: str | HubData) -> str:
@@ -180,15 +186,23 @@ def _read_parquet(path: Path) -> Iterator[PlacedRow]:
 
 def _read_hub(source: HubData) -> Iterator[PlacedRow]:
     name = describe_source(source)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.hub) or Path(source.hub).exists():
+    if not _HUB_ID.fullmatch(source.hub) or Path(source.hub).exists():
         raise DataError(
             f"{source.hub!r} is not a hub data set's id (`organisation/name`). Give a local file by its "
             "path, not under `hub`."
         )
-    try:
-        rows = hub_datasets.load_dataset(
-            source.hub, source.config, split=source.split, revision=source.revision
+    if source.hub in _PACKAGED_DATASETS_MODULES:
+        raise DataError(
+            f"{source.hub!r} is a reader of the `datasets` library, not a hub data set: it would read whatever "
+            "lies in this worker's current folder. Give the id as `organisation/name`."
         )
+    try:
+        # By its parts rather than `load_dataset`: what a data set's own description tells the library to
+        # read is checked before anything of it is fetched.
+        builder = hub_datasets.load_dataset_builder(source.hub, source.config, revision=source.revision)
+        _check_builder(builder, source.hub, name)
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=source.split)
     except (OSError, ValueError, hub_datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -197,6 +211,29 @@ def _read_hub(source: HubData) -> Iterator[PlacedRow]:
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{name}, row {number}", dict(row)
+
+
+def _check_builder(builder: Any, hub: str, name: str) -> None:
+    """Refuses a data set that is read by more than a table reader, or that names files not its own.
+
+    The description of a hub data set (the head of its README) may name any path or URL as its data: a file
+    of this worker's, or an address that only this worker reaches.
+    """
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader not in _HUB_READERS:
+        raise DataError(
+            f"The {name} is of a kind that is not read ({reader}). Give one of "
+            f"{', '.join(sorted(_HUB_READERS - {'cache'}))} files."
+        )
+    files = getattr(builder.config, "data_files", None) or {}
+    strays = sorted(
+        str(path)
+        for paths in files.values()
+        for path in paths
+        if not str(path).startswith(f"hf://datasets/{hub}@") or "::" in str(path)
+    )
+    if strays:
+        raise DataError(f"The {name} names {strays[0]!r} as its data, which is not a file of its own.")
 
 
 def _object(row: object, place: str) -> dict[str, Any]:

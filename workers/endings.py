@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import NamedTuple
 
 import torch
 
 from workers.contract import OutcomeStatus
-from workers.errors import DataError, ModelError, WorkerError
+from workers.errors import ArtifactError, DataError, ModelError, WorkerError
 from workers.memory import describe, is_device_fault, is_out_of_memory
 from workers.shared_pass import DoesNotFitError
 from workers.trial_run import TrialEndedError, TrialRun
@@ -16,8 +17,19 @@ from workers.trial_run import TrialEndedError, TrialRun
 _log = logging.getLogger(__name__)
 
 
-def ending(error: Exception) -> tuple[OutcomeStatus, str, bool]:
-    """Status, reason, and whether every trial of the study would fail alike.
+class Ending(NamedTuple):
+    """What a `TrialOutcome` says of an end."""
+
+    status: OutcomeStatus
+    reason: str
+    fatal_to_study: bool = False
+    """Every trial of the study would fail alike."""
+    storage_fault: bool = False
+    """The artifacts could not be written or read, so the trial is to go on from its checkpoint."""
+
+
+def ending(error: Exception) -> Ending:
+    """How a trial ends by an error.
 
     Raises:
         Exception: `error` itself, when it has broken the CUDA context: no later trial could run in this
@@ -26,16 +38,21 @@ def ending(error: Exception) -> tuple[OutcomeStatus, str, bool]:
     if is_device_fault(error):
         raise error
     if isinstance(error, TrialEndedError):
-        return error.status, error.reason, False
+        return Ending(error.status, error.reason)
     if isinstance(error, WorkerError):
-        return OutcomeStatus.FAILED, str(error), isinstance(error, DataError | ModelError)
+        return Ending(
+            OutcomeStatus.FAILED,
+            str(error),
+            fatal_to_study=isinstance(error, DataError | ModelError),
+            storage_fault=isinstance(error, ArtifactError),
+        )
     if isinstance(error, DoesNotFitError):
-        return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory {error.what}.", False
+        return Ending(OutcomeStatus.OUT_OF_MEMORY, f"Out of memory {error.what}.")
     if is_out_of_memory(error):
-        return OutcomeStatus.OUT_OF_MEMORY, f"Out of memory outside a forward pass: {error}", False
+        return Ending(OutcomeStatus.OUT_OF_MEMORY, f"Out of memory outside a forward pass: {error}")
     # As text: a log record that is kept somewhere would keep the traceback's frames and their tensors.
     _log.error("a trial failed unexpectedly\n%s", "".join(traceback.format_exception(error)))
-    return OutcomeStatus.FAILED, f"{type(error).__name__}: {error}", False
+    return Ending(OutcomeStatus.FAILED, f"{type(error).__name__}: {error}")
 
 
 def does_not_fit(run: TrialRun, what: str, device: torch.device) -> str:

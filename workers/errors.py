@@ -6,6 +6,8 @@
     │   ├── RowError    one row of it cannot be used
     │   └── LengthError `max_length` leaves nothing of it, or is more than the base has positions for
     ├── AdapterError    this recipe's adapter cannot be put on this base
+    ├── ArtifactError   adapters or checkpoints cannot be written or read: the storage's trouble, no trial's
+    ├── CheckpointError (in `workers.checkpoint_format`) a checkpoint is not what was written
     └── RecipeLengthError   `max_length` cannot be used, and is this recipe's own
 
 The first two are faults of the study, not of a trial: every trial of the study would fail alike, so a
@@ -31,6 +33,10 @@ class DataError(WorkerError):
 
 class AdapterError(WorkerError):
     """The recipe's `target_modules` matches no layer of the base. Another trial's recipe may."""
+
+
+class ArtifactError(WorkerError):
+    """Adapters or checkpoints cannot be written or read. The trial can go on once they can."""
 
 
 class RecipeLengthError(WorkerError):

@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from workers.contract import (
+    Decision,
     Event,
     NumberedEvent,
     PackCapacity,
@@ -134,6 +135,7 @@ class GpuWorker:
             free_slots=max(0, slots - len(live)),
             running_attempts=live,
             base=self._pack.base,
+            device_id=self._device_id,
         )
 
     def shutdown(self) -> None:
@@ -148,6 +150,7 @@ class GpuWorker:
         from transformers.utils import logging as transformers_logging
 
         from workers.base_model import pick_device
+        from workers.devices import device_id
         from workers.pack import Pack
 
         # Library advice to people who watch a notebook; a worker's log is for what this project does.
@@ -160,6 +163,7 @@ class GpuWorker:
         gc.freeze()
         device = pick_device() if num_gpus > 0 else torch.device("cpu")
         self._device = str(device)
+        self._device_id = device_id(device)
         self._threads = max(1, int(num_cpus)) if device.type == "cpu" else None
         return Pack(self._record, device=device)
 
@@ -213,6 +217,10 @@ class GpuWorker:
         if waiting is None:
             self._pack.apply(verdict)
         else:
+            if verdict.decision is not Decision.PAUSE:
+                from workers.checkpoints import remove_checkpoints
+
+                remove_checkpoints(waiting.resume_from)  # of attempts before it; nobody goes on from them
             self._record(
                 TrialOutcome(
                     attempt_id=verdict.attempt_id, status=verdict.decision.ends_as, reason=verdict.reason

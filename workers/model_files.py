@@ -43,7 +43,8 @@ _TOKENIZER_FILES = (
     "tekken.json",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
@@ -75,6 +76,11 @@ def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
         raise ModelError(
             f"{spec.id!r} is neither a folder on this worker ({socket.gethostname()}) nor a hub id of the "
             "form `organisation/name`."
+        )
+    if spec.revision is not None and not _REVISION.fullmatch(spec.revision):
+        # It becomes part of a path in the hub's cache.
+        raise ModelError(
+            f"{spec.revision!r} is no revision of the hub model {spec.id}. Give a branch, tag or commit it has."
         )
     try:
         return Path(
@@ -114,10 +120,12 @@ def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict
 
     Raises:
         ModelError: a file is missing or corrupt, the weights are pickles only, the architecture is
-            unknown or needs the checkpoint's own code, or the checkpoint is quantized already.
+            unknown or needs the checkpoint's own code, the checkpoint is quantized already, or it would
+            make transformers read more than the folder's own safetensors files.
     """
     config = _read_config(folder, name)
     _check_architecture(config, name)
+    _check_references(config, folder, name)
     if weights:
         _check_weights(folder, name)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -176,6 +184,38 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
             f"The model {name} is quantized already ({method}). Give the original model: Nightsweep "
             "quantizes it on loading as model.quantization says."
         )
+
+
+def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:
+    """Refuses what makes transformers load an adapter, other weights, or compiled code from the hub."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"The folder of the model {name} holds an adapter beside the base model (adapter_config.json), and "
+            "transformers would load both. Merge it into the model, or remove it."
+        )
+    if "transformers_weights" in config:
+        raise ModelError(
+            f"The config.json of the model {name} names a weights file of its own (transformers_weights). Save "
+            "the model again with `model.save_pretrained(folder)`."
+        )
+    if kernel := _named_kernel(config):
+        raise ModelError(
+            f"The config.json of the model {name} names code from the hub ({kernel!r}), and Nightsweep never "
+            "runs remote code. Remove that key."
+        )
+
+
+def _named_kernel(config: object) -> str | None:
+    """The first hub repository that a key such as `attn_implementation` names, at any depth."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        named = list(value.values()) if isinstance(value, dict) else [value]
+        if key.endswith("_implementation"):
+            for text in named:
+                if isinstance(text, str) and ("/" in text or ":" in text):
+                    return text
+        if found := _named_kernel(value):
+            return found
+    return None
 
 
 def _check_weights(folder: Path, name: str) -> None:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from workers.admission import prepare
-from workers.attempt import Attempt, forget_checkpoints
+from workers.attempt import Attempt, forget_checkpoints, goes_on
 from workers.capacity import limited, plan
 from workers.contract import (
+    Decision,
     Event,
     OutcomeStatus,
     PackCapacity,
@@ -28,7 +29,7 @@ from workers.contract import (
     Verdict,
 )
 from workers.cost_model import MOST_TRIALS, Capacity
-from workers.endings import does_not_fit, ending
+from workers.endings import Ending, does_not_fit, ending
 from workers.loaded_study import LoadedStudies, SharedBase
 from workers.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.shared_pass import Advance, DoesNotFitError
@@ -127,7 +128,13 @@ class Pack:
             reset_peak(self._device)  # loading and probing are not the trial's own
 
     def apply(self, verdict: Verdict) -> None:
-        """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none."""
+        """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none.
+
+        A trial that is to end is not put down in place of it.
+        """
+        before = self._verdicts.get(verdict.attempt_id)
+        if before is not None and verdict.decision is Decision.PAUSE:
+            return
         if verdict.attempt_id in self.running_attempts:
             self._verdicts[verdict.attempt_id] = verdict
 
@@ -158,31 +165,33 @@ class Pack:
             loaded = self._loaded.load(order, self._orders())
             attempt = prepare(order, loaded)
         except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
-            status, reason, fatal = ending(error)
+            end = ending(error)
         else:
             self._running[order.attempt_id] = attempt
             if order.attempt_id in loaded.base.beside:
                 loaded.base.beside[order.attempt_id] = len(self._running)
             if not trial.started:
                 self._emit(attempt.started(loaded, self._device))
+                for report in attempt.reports:  # whoever has heard of a rung before passes over it
+                    self._emit(report)
             self._plan_capacity()
             return
         release(self._device)
-        if status is OutcomeStatus.OUT_OF_MEMORY and self._running:
+        if end.status is OutcomeStatus.OUT_OF_MEMORY and self._running:
             self._parked[order.attempt_id] = trial
             self._shared.beside[order.attempt_id] = len(self._running)
-            self._announce(limited(len(self._running), reason))
+            self._announce(limited(len(self._running), end.reason))
             return
-        self._end(trial, status, reason, fatal_to_study=fatal)
+        self._end(trial, end)
 
-    def _end(
-        self, trial: _Parked, status: OutcomeStatus, reason: str, *, fatal_to_study: bool = False
-    ) -> None:
+    def _end(self, trial: _Parked, end: Ending) -> None:
         """Lets the outcome of a trial that holds no slot be known."""
         if self._loaded.base is not None:
             self._loaded.base.beside.pop(trial.order.attempt_id, None)
-        forget_checkpoints(trial.order)
-        self._emit(replace(trial.last, status=status, reason=reason, fatal_to_study=fatal_to_study))
+        outcome = replace(trial.last, **end._asdict())
+        if not goes_on(outcome):
+            forget_checkpoints(trial.order)
+        self._emit(outcome)
         self._plan_capacity()
 
     def _plan_capacity(self) -> None:
@@ -256,7 +265,7 @@ class Pack:
                 if is_out_of_memory(error) and len(self._running) > 1:
                     self._go_back(attempt, str(error))
                 else:
-                    self._retire(attempt, *ending(error)[:2])
+                    self._retire(attempt, ending(error))
 
     def _say(self, progress: Progress) -> None:
         """Lets progress be known, unless it was a moment ago."""
@@ -285,7 +294,7 @@ class Pack:
                     self._emit(attempt.report(total))
                     outcome = attempt.complete(self._device) if attempt.finished else None
                 except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
-                    self._retire(attempt, *ending(error)[:2])
+                    self._retire(attempt, ending(error))
                     continue
                 if outcome is not None:
                     self._let_go(attempt, outcome)
@@ -297,7 +306,7 @@ class Pack:
     ) -> None:
         """What broke for several trials is done for each alone, and shows whose fault it is."""
         if len(attempts) == 1:
-            self._retire(attempts[0], *ending(error)[:2])
+            self._retire(attempts[0], ending(error))
         elif is_device_fault(error):
             raise error
         else:
@@ -313,12 +322,21 @@ class Pack:
         for attempt_id, verdict in list(self._verdicts.items()):
             if attempt_id in self._parked:
                 del self._verdicts[attempt_id]
-                self._end(self._parked.pop(attempt_id), verdict.decision.ends_as, verdict.reason)
+                self._end(self._parked.pop(attempt_id), Ending(verdict.decision.ends_as, verdict.reason))
+            elif verdict.decision is Decision.PAUSE:
+                self._put_down(self._running[attempt_id], verdict.reason)
             else:
-                self._retire(self._running[attempt_id], verdict.decision.ends_as, verdict.reason)
+                self._retire(self._running[attempt_id], Ending(verdict.decision.ends_as, verdict.reason))
 
-    def _retire(self, attempt: Attempt, status: OutcomeStatus, reason: str) -> None:
-        self._let_go(attempt, attempt.outcome(status, reason, self._device))
+    def _put_down(self, attempt: Attempt, reason: str) -> None:
+        """Ends the attempt with a checkpoint of where its trial is, between two passes."""
+        attempt.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
+        self._let_go(attempt, attempt.outcome(OutcomeStatus.PAUSED, reason, self._device))
+
+    def _retire(self, attempt: Attempt, end: Ending) -> None:
+        """Ends a trial that was training, so the study's model and data are not at fault."""
+        outcome = attempt.outcome(end.status, end.reason, self._device)
+        self._let_go(attempt, replace(outcome, storage_fault=end.storage_fault))
 
     def _let_go(self, attempt: Attempt, outcome: TrialOutcome) -> None:
         """Frees the slot and everything the trial held, then lets the outcome be known.
@@ -329,7 +347,8 @@ class Pack:
         del self._running[attempt_id]
         self._shared.beside.pop(attempt_id, None)
         attempt.leave()
-        forget_checkpoints(attempt.order)
+        if not goes_on(outcome):
+            forget_checkpoints(attempt.order)
         self._verdicts.pop(attempt_id, None)
         self._last_progress.pop(attempt_id, None)
         del attempt
@@ -347,7 +366,7 @@ class Pack:
             if attempt.order.attempt_id in self._shared.beside:
                 self._shared.most = self._most_before  # it was not the others' fault
             reason = does_not_fit(attempt.run, misfit.what, self._device)
-            self._retire(attempt, OutcomeStatus.OUT_OF_MEMORY, reason)
+            self._retire(attempt, Ending(OutcomeStatus.OUT_OF_MEMORY, reason))
             return
         for other in others:
             other.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
@@ -370,7 +389,7 @@ class Pack:
         """Takes a trial out of the pack."""
         attempt_id = attempt.order.attempt_id
         last = attempt.outcome(OutcomeStatus.CANCELLED, "", self._device)
-        earlier = (str(attempt.checkpoint_dir), *attempt.order.resume_from)
+        earlier = (attempt.checkpoint_dir, *attempt.order.resume_from)
         order = replace(attempt.order, resume_from=earlier)
         del self._running[attempt_id]
         self._parked[attempt_id] = _Parked(order, last)

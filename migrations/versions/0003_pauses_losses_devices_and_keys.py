@@ -42,6 +42,7 @@ def upgrade() -> None:
         studies.add_column(sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True))
         studies.add_column(sa.Column("paused_seconds", sa.Double(), nullable=False, server_default="0"))
         studies.add_column(sa.Column("resumed_at", sa.DateTime(timezone=True), nullable=True))
+        studies.add_column(sa.Column("swept_at", sa.DateTime(timezone=True), nullable=True))
         studies.create_index("ix_studies_owner", ["owner"])
     with op.batch_alter_table("attempts") as attempts:
         attempts.add_column(sa.Column("device_id", sa.String(200), nullable=True))
@@ -50,8 +51,11 @@ def upgrade() -> None:
         )
         attempts.add_column(sa.Column("last_rung", sa.Integer(), nullable=False, server_default="0"))
         attempts.add_column(sa.Column("loss_cause", sa.String(24), nullable=True))
+        attempts.add_column(sa.Column("adapters_swept_at", sa.DateTime(timezone=True), nullable=True))
         attempts.create_index("ix_attempts_device_id", ["device_id"])
         _constrain_states(attempts, _ATTEMPT_STATES)
+    # Studies that ended before keep all that they have, until somebody runs `nightsweep artifacts sweep`.
+    op.execute("UPDATE studies SET swept_at = ended_at WHERE ended_at IS NOT NULL")
     op.create_table(
         "devices",
         sa.Column("id", sa.String(200), nullable=False),
@@ -92,12 +96,20 @@ def downgrade() -> None:
     with op.batch_alter_table("attempts") as attempts:
         _constrain_states(attempts, tuple(state for state in _ATTEMPT_STATES if state != "paused"))
         attempts.drop_index("ix_attempts_device_id")
-        for column in ("loss_cause", "last_rung", "resumed_at_examples", "device_id"):
+        for column in ("adapters_swept_at", "loss_cause", "last_rung", "resumed_at_examples", "device_id"):
             attempts.drop_column(column)
     op.execute("UPDATE studies SET state = 'queued' WHERE state = 'paused'")
     with op.batch_alter_table("studies") as studies:
         studies.drop_index("ix_studies_owner")
-        for column in ("resumed_at", "paused_seconds", "paused_at", "pause_requested", "revision", "owner"):
+        for column in (
+            "swept_at",
+            "resumed_at",
+            "paused_seconds",
+            "paused_at",
+            "pause_requested",
+            "revision",
+            "owner",
+        ):
             studies.drop_column(column)
     with op.batch_alter_table("schedules") as schedules:
         schedules.drop_column("revision")

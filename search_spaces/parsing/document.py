@@ -60,6 +60,7 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     study_rules.several_objectives,
     study_rules.costs_are_the_trials_own,
     study_rules.target_can_be_reached,
+    study_rules.deadline_is_known,
     study_rules.prior_is_learnt_from,
     study_rules.repeats_are_possible,
     study_rules.gpus_can_be_reserved,

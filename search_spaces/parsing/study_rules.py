@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from search_spaces.deadlines import timezone_names
 from search_spaces.errors import Fault
-from search_spaces.faults import shown
+from search_spaces.faults import nearest_name, shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.pruner_reading import rung_faults
 from search_spaces.pruners import NoPruning
@@ -22,6 +23,7 @@ _LIMITS: Mapping[str, tuple[float, str]] = {
 }
 """The best value that a metric can have."""
 _MAX_SEED = 2**32 - 1
+_DAWN = '"06:00"'
 
 
 def rungs_are_there(draft: Draft) -> Iterator[Fault]:
@@ -99,6 +101,31 @@ def target_can_be_reached(draft: Draft) -> Iterator[Fault]:
     if (target > limit) if draft.objective.direction == "maximize" else (target < limit):
         message = f"can never be reached: {metric} is always {allowed}"
         yield Fault(path="budget.target_value", value=target, message=message, allowed=allowed)
+
+
+def deadline_is_known(draft: Draft) -> Iterator[Fault]:
+    """A time of day means something in a timezone only, and without one the other two keys mean nothing."""
+    budget = draft.budget
+    if budget is None:
+        return
+    zone, action = budget.until_timezone, budget.until_action
+    if zone not in timezone_names():
+        yield Fault(
+            path="budget.until_timezone",
+            value=shown(zone),
+            message="is no known timezone",
+            allowed="an IANA name, such as Europe/Berlin or UTC",
+            nearest=nearest_name(zone, timezone_names()),
+        )
+    if budget.until is not None:
+        return
+    # An accepted definition has both keys, with what they are when left out.
+    for key, value, default in (("until_timezone", zone, "UTC"), ("until_action", action, "pause")):
+        if value != default:
+            message = f"belongs to budget.until, which is not given: at what time of day, such as {_DAWN}"
+            yield Fault(
+                path=f"budget.{key}", value=shown(value), message=message, allowed="with budget.until"
+            )
 
 
 def prior_is_learnt_from(draft: Draft) -> Iterator[Fault]:

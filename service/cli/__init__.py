@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from service.cli import demo, plan, range_tests, reports, results, schedules, servers, spaces, studies
+from service.cli import (
+    artifacts,
+    databases,
+    demo,
+    keys,
+    plan,
+    range_tests,
+    reports,
+    results,
+    schedules,
+    servers,
+    spaces,
+    studies,
+    workers,
+)
 from service.cli.errors import Commands
 from service.cli.output import say
 
@@ -28,12 +42,17 @@ app.command(rich_help_panel=_SERVICE)(demo.demo)
 app.command(rich_help_panel=_SERVICE)(servers.serve)
 app.command(rich_help_panel=_SERVICE)(servers.api)
 app.command(rich_help_panel=_SERVICE)(servers.coordinator)
-app.add_typer(servers.db, name="db", rich_help_panel=_SERVICE)
+app.add_typer(databases.db, name="db", rich_help_panel=_SERVICE)
+app.add_typer(keys.keys, name="keys", rich_help_panel=_SERVICE)
+app.add_typer(artifacts.artifacts, name="artifacts", rich_help_panel=_SERVICE)
+app.add_typer(workers.workers, name="workers", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_STUDIES)(plan.plan)
 app.command(rich_help_panel=_STUDIES)(studies.submit)
 app.command(rich_help_panel=_STUDIES)(studies.studies)
 app.command(rich_help_panel=_STUDIES)(studies.show)
 app.command(rich_help_panel=_STUDIES)(studies.watch)
+app.command(rich_help_panel=_STUDIES)(studies.pause)
+app.command(rich_help_panel=_STUDIES)(studies.resume)
 app.command(rich_help_panel=_STUDIES)(studies.cancel)
 app.command(rich_help_panel=_STUDIES)(studies.clone)
 app.command(rich_help_panel=_STUDIES)(studies.events)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.cli.live_table import counts_line
+from service.cli.live_table import counts_line, standstill
 from service.cli.output import number, one_line, settings_line
 from service.client import Study, Trial
-from service.states import AttemptState
+from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
         if study.ended:
             line += f": {counts_line(study)}"
         lines.append(line + (f" ({one_line(study.reason)})" if study.reason else ""))
+    stands = standstill(study)
+    if stands and (before is None or stands != standstill(before.study)):
+        lines.append(f"study {study.name}: {stands}")
     known = {trial.number: trial for trial in before.trials} if before else {}
     of_trials: list[str] = []
     for trial in after.trials:
@@ -58,7 +61,7 @@ def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Stud
 def _end_line(name: str, trial: Trial, study: Study) -> list[str]:
     if trial.state == AttemptState.COMPLETED:
         return [f"{name} completed {study.metric} {number(trial.value)}"]
-    if trial.finished or trial.state == AttemptState.LOST:
+    if trial.finished or trial.state in UNFINISHED_ATTEMPT_STATES:
         where = f" at {trial.examples_seen} examples" if trial.examples_seen else ""
         reason = f": {one_line(trial.reason)}" if trial.reason else ""
         return [f"{name} {trial.state}{where}{reason}"]

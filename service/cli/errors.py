@@ -55,7 +55,7 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
             lines.append(problem.detail)
         lines += [f"  {fault_line(fault)}" for fault in problem.faults]
         if error.status == 401:
-            lines.append("Set NIGHTSWEEP_API_KEY to the server's key.")
+            lines.append("Set NIGHTSWEEP_API_KEY to your key, or to the server's own.")
         return REFUSED, lines
     if isinstance(error, UnreachableError):
         return UNREACHABLE, [

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from service.cli.output import duration, number, one_line, setting, settings_line
 from service.client import Study, Trial
-from service.states import AttemptState
+from service.states import AttemptState, StudyState
 
 _BAR_WIDTH = 8
 _TABLE_HEADER = 2
@@ -35,10 +35,19 @@ def counts_line(study: Study) -> str:
 
 
 def elapsed(study: Study, now: datetime) -> float:
-    """Seconds since the study started, until it ended; 0 before it starts."""
+    """Seconds since the study started, until it ended or was paused; 0 before it starts."""
     if study.started_at is None:
         return 0.0
-    return max(0.0, ((study.ended_at or now) - study.started_at).total_seconds())
+    return max(0.0, ((study.ended_at or study.paused_at or now) - study.started_at).total_seconds())
+
+
+def standstill(study: Study) -> str:
+    """Why nothing goes on, and what to do about it; empty where something does."""
+    if study.ended:
+        return ""
+    if study.state == StudyState.PAUSED:
+        return f"resume it with: nightsweep resume {study.name}"
+    return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
 
 
 def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]:
@@ -73,7 +82,10 @@ def render(
         message: Shown beneath the table, for example that the server does not answer.
     """
     lines: list[RenderableType] = [_header(study, now), _best(study)]
-    below = [_line(message, "bold yellow")] if message else []
+    stands = standstill(study)
+    if study.state == StudyState.PAUSED and study.reason:
+        stands = f"{study.reason}; {stands}"
+    below = [_line(text, "bold yellow") for text in (stands, message) if text]
     # One line is kept free: a terminal scrolls when its last line is filled.
     room = height - 1 - len(lines) - len(below) - _TABLE_HEADER
     shown = list(trials) if len(trials) <= room else choose_rows(study, trials, room - 1)

@@ -15,8 +15,7 @@ from service.cli.errors import INTERRUPTED, REFUSED
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
 from service.cli.output import console, one_line, say, say_json, say_note, table
 from service.cli.study_file import read_study_file
-from service.cli.watch import RESTARTING
-from service.client import Client, RangeTest, RefusedError, UnreachableError
+from service.client import AWAY, Client, RangeTest, RefusedError, UnreachableError
 from service.client.answers import Bounds
 from service.states import StudyState
 
@@ -77,7 +76,7 @@ def wait(
             try:
                 test = client.range_test(test.id)
             except (UnreachableError, RefusedError) as error:
-                if isinstance(error, RefusedError) and error.status not in RESTARTING:
+                if isinstance(error, RefusedError) and error.status not in AWAY:
                     raise
                 display.update(f"trying again: {error}")
 

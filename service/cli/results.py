@@ -20,6 +20,8 @@ from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
 from service.cli.output import duration, number, say, say_json, say_note, settings_line, table
 from service.client import Trial, UnexpectedAnswerError
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 class ExportFormat(StrEnum):
     CSV = "csv"
@@ -140,7 +142,7 @@ def adapter(
             with zipfile.ZipFile(archive) as files:
                 _unpack(files, folder)
         except zipfile.BadZipFile as error:
-            raise UnexpectedAnswerError(client.server, "the adapter is not a zip archive") from error
+            raise UnexpectedAnswerError(client.server, f"the adapter cannot be unpacked: {error}") from error
         except OSError as error:
             raise CommandError(f"cannot write {folder}: {error.strerror}") from error
     say(str(folder))
@@ -178,10 +180,24 @@ def _cell(value: Any) -> Any:
 
 
 def _unpack(files: zipfile.ZipFile, folder: Path) -> None:
-    """Unpacks beside `folder` and moves into place, so that a folder is whole or not there."""
+    """Unpacks beside `folder` and moves into place, so that a folder is whole or not there.
+
+    Raises `zipfile.BadZipFile` for an archive of anything but the two files of an adapter, not compressed:
+    names that lead elsewhere, and a few bytes that fill the disk, are nothing a server of ours sends.
+    """
+    entries = files.infolist()
+    for entry in entries:
+        if entry.filename not in _ADAPTER_FILES or entry.compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile(f"an adapter's archive has no {entry.filename[:200]!r}")
+    if sorted(entry.filename for entry in entries) != sorted(_ADAPTER_FILES):
+        raise zipfile.BadZipFile("an adapter's archive has each of its files once")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as scratch:
-        files.extractall(Path(scratch) / "files")
+        fresh = Path(scratch) / "files"
+        fresh.mkdir()
+        for entry in entries:
+            with files.open(entry) as source, (fresh / entry.filename).open("xb") as target:
+                shutil.copyfileobj(source, target)
         if folder.exists():
             folder.rmdir()
-        shutil.move(Path(scratch) / "files", folder)
+        shutil.move(fresh, folder)

@@ -8,7 +8,7 @@ import typer
 
 from service.cli.errors import Commands
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
-from service.cli.output import moment, say, say_json, table
+from service.cli.output import moment, one_line, say, say_json, table
 from service.cli.study_file import read_study_file
 from service.client import Schedule
 
@@ -109,4 +109,13 @@ def _say(schedule: Schedule, as_json: bool) -> None:
         f"  Next firing   {moment(schedule.next_fire_at)}",
         f"  Last firing   {moment(schedule.last_fired_for)}",
         f"  Studies       {schedule.studies}",
+        f"  Last sweep    {_sweep(schedule)}",
+        f"  Owner         {schedule.owner or '-'}",
     )
+
+
+def _sweep(schedule: Schedule) -> str:
+    sweep = schedule.last_sweep
+    if sweep is None:
+        return "-"
+    return f"{sweep.name} {sweep.state}" + (f": {one_line(sweep.reason)}" if sweep.reason else "")

@@ -1,4 +1,4 @@
-"""Commands that are the service: serve, api, coordinator, db. Thin, and heavy to import only when run."""
+"""Commands that are the service: serve, api, coordinator. Thin, and heavy to import only when run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from service.cli.errors import REFUSED, CommandError, Commands
+from service.cli.errors import REFUSED, CommandError
 from service.cli.options import Home, Host, Port, RayAddress, given
 from service.cli.output import say, say_error
 
 if TYPE_CHECKING:
     from service.settings import Settings
-
-db = typer.Typer(cls=Commands, no_args_is_help=True, help="The service's database.")
 
 
 def serve(host: Host = None, port: Port = None, home: Home = None, ray_address: RayAddress = None) -> None:
@@ -25,16 +23,16 @@ def serve(host: Host = None, port: Port = None, home: Home = None, ray_address: 
         from service import supervisor
 
         say("Starting the service ...")
-        supervisor.serve(settings, on_ready=_say_ready)
+        supervisor.serve(settings, on_ready=_say_ready, on_end=lambda: _say_ending(settings))
 
 
 def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     """Run the REST API and the dashboard alone. Needs neither torch nor Ray."""
     settings = build_settings(host=host, port=port, home=home)
     with service_errors_explained():
-        from service import supervisor
+        from service import database, supervisor
 
-        _check_schema(settings)  # said in a sentence here; the web server would show a traceback
+        database.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
         supervisor.run_api(settings)
 
 
@@ -45,26 +43,6 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
         from service.coordinator import loop
 
         loop.run(settings)
-
-
-@db.command()
-def upgrade(home: Home = None) -> None:
-    """Bring the database's tables, and Optuna's, to this version."""
-    settings = build_settings(home=home)
-    with service_errors_explained():
-        from service import database
-
-        database.upgrade(settings)
-    say("The database is of this version.")
-
-
-@db.command()
-def check(home: Home = None) -> None:
-    """Say whether the database's tables are of this version; exit 1 if not."""
-    settings = build_settings(home=home)
-    with service_errors_explained():
-        _check_schema(settings)
-    say("The database is of this version.")
 
 
 def build_settings(**options: Any) -> Settings:
@@ -87,22 +65,18 @@ def build_settings(**options: Any) -> Settings:
         raise CommandError("\n".join(["these settings are wrong:", *faults])) from error
 
 
-def _check_schema(settings: Settings) -> None:
-    from service import database
-
-    engine = database.make_engine(settings)
-    try:
-        database.check_schema(engine)
-    finally:
-        engine.dispose()
-
-
 def _say_ready(url: str) -> None:
     say(
         f"Nightsweep serves at {url} until Ctrl-C.",
         f"  Dashboard   {url}/dashboard",
         f"  API         {url}/docs",
     )
+
+
+def _say_ending(settings: Settings) -> None:
+    if settings.ray_address is None:
+        limit = f"up to {settings.drain_seconds:g} s"
+        say(f"Ending; trials that run write their checkpoints first, for {limit}. Ctrl-C again to skip that.")
 
 
 @contextmanager
@@ -115,7 +89,7 @@ def service_errors_explained() -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        say_error(error.detail)
+        say_error(error.detail, *(f"  {fault}" for fault in error.faults))
         raise typer.Exit(REFUSED) from error
     except OperationalError as error:
         say_error(f"the database does not answer: {error.orig}")

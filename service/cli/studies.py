@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.errors import INTERRUPTED, REFUSED
+from service.cli.errors import INTERRUPTED, REFUSED, CommandError
 from service.cli.live_table import counts_line
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, StudyName, connect
 from service.cli.output import (
@@ -37,15 +37,28 @@ def submit(
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow the study until it ends; exit 1 unless it completed.")
     ] = False,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key",
+            help="For scripts: the same file with the same key is submitted once, however often.",
+            show_default=False,
+        ),
+    ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Submit a study. Relative paths that exist beside the file mean those files."""
+    """Submit a study. Relative paths that exist beside the file mean those files.
+
+    An answer that is lost on the way is asked for again; the study is submitted once all the same.
+    """
+    if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+        raise CommandError("--idempotency-key: only printable ASCII characters")
     definition = read_study_file(file)
     if name is not None:
         definition["name"] = name
     with connect(server) as client:
-        study = client.submit(definition)
+        study = client.submit(definition, idempotency_key=idempotency_key)
         if watch:
             if not as_json:
                 _say_submitted(client, study)
@@ -100,6 +113,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
         ("id", found.id),
         ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
         ("trials", f"{counts_line(found)}; {found.trials_requested or 'all'} requested"),
+        ("owner", found.owner or "-"),
         ("created", moment(found.created_at)),
         ("started", moment(found.started_at)),
         ("ended", moment(found.ended_at)),
@@ -109,6 +123,10 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     ]
     if found.stage:
         rows.insert(3, ("stage", found.stage))
+    if found.paused_at:
+        rows.append(("paused", moment(found.paused_at)))
+    elif found.deadline and not found.ended:
+        rows.append(("until", moment(found.deadline)))
     if found.preparation:
         rows += [("prepared", one_line(note)) for note in found.preparation.notes]
     if found.best:
@@ -125,7 +143,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
 
 
 def watch(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Follow a study until it ends; exit 1 unless it completed.
+    """Follow a study until it ends; exit 1 unless it completed. A paused one is waited for.
 
     With --json the changes go to stderr, and the study as it ended to stdout.
     """
@@ -143,6 +161,31 @@ def cancel(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
         say(f"Study {found.name} is {found.state}.")
     else:
         say(f"Study {found.name} is being cancelled; see how it ends with: nightsweep watch {found.name}")
+
+
+def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Pause a study. Its running trials write checkpoints, and its workers are given back."""
+    with connect(server) as client:
+        found = client.pause(study)
+    if as_json:
+        say_json(found.document())
+        return
+    if found.pause_requested:
+        say(f"Study {found.name} is being paused: its trials write their checkpoints.")
+    else:
+        say(f"Study {found.name} is {found.state}.")
+    say(f"Take it up again with: nightsweep resume {found.name}")
+
+
+def resume(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Take up a study that was paused. Its trials go on where they were."""
+    with connect(server) as client:
+        found = client.resume(study)
+    if as_json:
+        say_json(found.document())
+    else:
+        reason = f" ({one_line(found.reason)})" if found.reason else ""
+        say(f"Study {found.name} is {found.state}{reason}.", f"Watch it with: nightsweep watch {found.name}")
 
 
 def clone(

@@ -14,11 +14,9 @@ from rich.text import Text
 
 from service.cli.changes import Snapshot, changes
 from service.cli.live_table import render
-from service.client import Client, RefusedError, UnreachableError
+from service.client import AWAY, Client, RefusedError, UnreachableError
 
 _POLL_SECONDS = 1.0
-RESTARTING = frozenset({502, 503, 504})
-"""What a proxy, or a server that is starting or stopping, answers."""
 
 
 class Display(Protocol):
@@ -118,7 +116,7 @@ def follow(
             try:
                 snapshot = look(client, study)
             except (UnreachableError, RefusedError) as error:
-                if isinstance(error, RefusedError) and error.status not in RESTARTING:
+                if isinstance(error, RefusedError) and error.status not in AWAY:
                     raise
                 silent_since = clock() if silent_since is None else silent_since
                 if give_up_after is not None and clock() - silent_since > give_up_after:

@@ -18,10 +18,12 @@ from service.client.answers import (
     Trial,
 )
 from service.client.errors import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client.fleet import Device, Fleet, Worker
 from service.client.reports import Best, Importance, Judgement, Report
-from service.client.rest import DEFAULT_SERVER, Client
+from service.client.rest import AWAY, DEFAULT_SERVER, Client
 
 __all__ = [
+    "AWAY",
     "DEFAULT_SERVER",
     "Adapter",
     "Best",
@@ -29,8 +31,10 @@ __all__ = [
     "Client",
     "ClientError",
     "Counts",
+    "Device",
     "Fault",
     "Finding",
+    "Fleet",
     "Importance",
     "Judgement",
     "NamedSpace",
@@ -47,4 +51,5 @@ __all__ = [
     "Trial",
     "UnexpectedAnswerError",
     "UnreachableError",
+    "Worker",
 ]

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.states import LIVE_ATTEMPT_STATES, TERMINAL_STUDY_STATES, AttemptState
+from service.states import LIVE_ATTEMPT_STATES, TERMINAL_STUDY_STATES, UNFINISHED_ATTEMPT_STATES
 
 WAITING = "waiting"
 """A trial that has no attempt yet."""
 
-_UNFINISHED_TRIAL_STATES = frozenset({WAITING, AttemptState.LOST, *LIVE_ATTEMPT_STATES})
+_UNFINISHED_TRIAL_STATES = frozenset({WAITING, *UNFINISHED_ATTEMPT_STATES, *LIVE_ATTEMPT_STATES})
 
 
 class Answer(BaseModel):
@@ -96,10 +96,17 @@ class Study(Answer):
     name: str
     state: str
     reason: str = ""
+    owner: str | None = None
+    """Whose API key submitted it."""
     definition: Mapping[str, Any]
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    pause_requested: bool = False
+    """Its trials are writing checkpoints; then it is paused."""
+    paused_at: datetime | None = None
+    deadline: datetime | None = None
+    """When `budget.until` comes next."""
     schedule: str | None = None
     fired_for: datetime | None = None
     stage: str | None = None
@@ -188,7 +195,7 @@ class Trial(Answer):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more comes: a lost attempt is followed by another, so it does not count."""
+        """Whether nothing more comes: a lost or paused attempt is followed by another and does not count."""
         return self.state not in _UNFINISHED_TRIAL_STATES
 
     @property
@@ -228,6 +235,7 @@ class RangeTest(Answer):
     name: str
     state: str
     reason: str = ""
+    owner: str | None = None
     study: str | None = None
     """The name of the study whose first stage it is."""
     corners: tuple[Corner, ...] = ()
@@ -251,17 +259,28 @@ class StudyEvent(Answer):
     message: str
 
 
+class Sweep(Answer):
+    """The latest study of a schedule, in short."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+
 class Schedule(Answer):
     id: str
     name: str
     cron: str
     timezone: str
     enabled: bool
+    owner: str | None = None
+    """Whose API key made it."""
     definition: Mapping[str, Any]
     created_at: datetime
     next_fire_at: datetime | None = None
     last_fired_for: datetime | None = None
     studies: int = 0
+    last_sweep: Sweep | None = None
 
 
 class NamedSpace(Answer):

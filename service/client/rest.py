@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -13,9 +15,17 @@ from pydantic import ValidationError
 
 from service.client.answers import Answer, NamedSpace, Problem, RangeTest, Schedule, Study, StudyEvent, Trial
 from service.client.errors import RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client.fleet import Device, Fleet
 from service.client.reports import Best, Importance, Report
 
 DEFAULT_SERVER = "http://127.0.0.1:8787"
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+AWAY = frozenset({502, 503, 504})
+"""What a proxy, or a server that is starting or stopping or has lost its database, answers."""
+
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds between the tries of a change whose answer was lost: longer than a server takes to start again."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PAGE = 100
@@ -32,11 +42,15 @@ class Client:
         api_key: Sent as a bearer token when given.
         timeout: Seconds to wait for an answer.
         transport: Stands in for the network in unit tests.
+        sleep: Stands in for waiting in unit tests.
 
     Raises:
         ValueError: `server` is not an http or https address.
 
-    Every method raises `RefusedError`, `UnreachableError` or `UnexpectedAnswerError`.
+    Every method raises `RefusedError`, `UnreachableError` or `UnexpectedAnswerError`. Every POST carries an
+    `Idempotency-Key`; where its answer is lost on the way it is sent again with the same key, so that what it
+    asks for is done once.
+
     A study or schedule is named by its id or its name.
     """
 
@@ -47,6 +61,7 @@ class Client:
         api_key: str | None = None,
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.server = server.rstrip("/")
         try:
@@ -55,6 +70,7 @@ class Client:
             raise ValueError(f"{server!r} is not a server address ({error})") from error
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"{server!r} is not a server address; one looks like {DEFAULT_SERVER}")
+        self._sleep = sleep
         self._http = httpx.Client(
             base_url=self.server,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -74,8 +90,10 @@ class Client:
 
     # Studies
 
-    def submit(self, definition: Mapping[str, Any]) -> Study:
-        return self._one(Study, "POST", "/v1/studies", definition)
+    def submit(self, definition: Mapping[str, Any], *, idempotency_key: str | None = None) -> Study:
+        """Submits a study. With a key of its own, a script that was interrupted may submit it again."""
+        headers = _keyed(idempotency_key)
+        return self._read(Study, self._json("POST", "/v1/studies", definition, headers=headers))
 
     def plan(self, definition: Mapping[str, Any]) -> dict[str, Any]:
         """What a study would do, as the server sent it. Nothing is stored. It may take minutes."""
@@ -112,6 +130,12 @@ class Client:
 
     def cancel(self, study: str) -> Study:
         return self._one(Study, "POST", f"/v1/studies/{_segment(study)}/cancel")
+
+    def pause(self, study: str) -> Study:
+        return self._one(Study, "POST", f"/v1/studies/{_segment(study)}/pause")
+
+    def resume(self, study: str) -> Study:
+        return self._one(Study, "POST", f"/v1/studies/{_segment(study)}/resume")
 
     def events(self, study: str, *, after: int = 0) -> Iterator[StudyEvent]:
         """The study's events with an id above `after`, oldest first, fetched page by page."""
@@ -187,6 +211,16 @@ class Client:
     def search_space(self, name: str) -> NamedSpace:
         return self._one(NamedSpace, "GET", f"/v1/search-spaces/{_segment(name)}")
 
+    # Workers
+
+    def fleet(self) -> Fleet:
+        """The workers that have trials, and the GPUs that were put aside."""
+        return self._one(Fleet, "GET", "/v1/workers")
+
+    def restore_device(self, device: str) -> Device:
+        """Gives a GPU that was put aside back to the workers."""
+        return self._one(Device, "POST", f"/v1/workers/devices/{_segment(device)}/restore")
+
     # The wire
 
     def _send(
@@ -196,23 +230,36 @@ class Client:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         # httpx refuses to write NaN and infinity; the service reads them and names the key that holds one.
         content = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        try:
-            response = self._http.request(
-                method,
-                path,
-                content=content,
-                headers=headers,
-                params=query,
-                timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=5.0),
-            )
-        except httpx.RequestError as error:
-            raise UnreachableError(self.server, _cause(error)) from error
-        self._check(response)
-        return response
+        request = self._http.build_request(
+            method,
+            path,
+            content=content,
+            headers={**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})},
+            params=query,
+            timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=5.0),
+        )
+        pauses = iter(_PAUSES if IDEMPOTENCY_KEY in request.headers else ())
+        sent = False
+        while True:
+            try:
+                response = self._http.send(request)
+            except httpx.RequestError as error:
+                # Nobody there is no lost answer, unless somebody was there a moment ago.
+                sent = sent or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                pause = next(pauses, None) if sent else None
+                if pause is None:
+                    raise UnreachableError(self.server, _cause(error)) from error
+            else:
+                sent = True
+                pause = next(pauses, None) if response.status_code in AWAY else None
+                if pause is None:
+                    self._check(response)
+                    return response
+            self._sleep(pause)
 
     def _check(self, response: httpx.Response) -> None:
         """Raises unless the answer is a success."""
@@ -235,8 +282,9 @@ class Client:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        response = self._send(method, path, body, query, timeout)
+        response = self._send(method, path, body, query, timeout, headers)
         try:
             document = response.json()
         except ValueError as error:
@@ -246,7 +294,8 @@ class Client:
         return document
 
     def _one(self, kind: type[A], method: str, path: str, body: Mapping[str, Any] | None = None) -> A:
-        return self._read(kind, self._json(method, path, body))
+        headers = _keyed() if method == "POST" else None
+        return self._read(kind, self._json(method, path, body, headers=headers))
 
     def _items(self, kind: type[A], page: Mapping[str, Any]) -> list[A]:
         if not isinstance(page.get("items"), list):
@@ -262,6 +311,10 @@ class Client:
             raise UnexpectedAnswerError(
                 self.server, f"{what}; do client and server have one version?"
             ) from error
+
+
+def _keyed(key: str | None = None) -> dict[str, str]:
+    return {IDEMPOTENCY_KEY: key or str(uuid.uuid4())}
 
 
 def _segment(name: str | int) -> str:

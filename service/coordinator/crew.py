@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.orders import base_of
 from service.coordinator.room import Place, Room
+from service.states import LossCause
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,14 @@ class _Member:
     acknowledged: int = 0
     to_verify: bool = False
     """Found after a coordinator's restart: its first events tell which orders it never got."""
+    device_id: str | None = None
+    """Its GPU, once it is ready."""
+    put_aside: bool = False
+    """Its GPU was put aside: it gets no trials, and stays only so that no other worker gets that GPU."""
+    alone: bool = False
+    """It has a trial that trains by itself."""
+    kept: bool = False
+    """It is being emptied for a trial that trains by itself."""
 
 
 class Crew:
@@ -60,6 +69,8 @@ class Crew:
         self._failed_starts = 0
         self._last_death = ""
         self._no_capacity_since: float | None = None
+        self._devices_aside: frozenset[str] = frozenset()
+        self._stranded_since: float | None = None
 
     @property
     def members(self) -> set[str]:
@@ -79,10 +90,11 @@ class Crew:
     def room(self) -> Room:
         """What the ready workers would take now, each no more than its share while there are others."""
         share = self._share()
-        expecting = any(not (m.ready and m.settled) and self._is_awaited(m) for m in self._members.values())
+        usable = self._usable
+        expecting = any(not (m.ready and m.settled) and self._is_awaited(m) for m in usable.values())
         places = []
-        for worker_id, member in self._members.items():
-            if not member.ready:
+        for worker_id, member in usable.items():
+            if not member.ready or member.alone or (member.kept and member.attempts):
                 continue
             has = len(member.attempts)
             free = max(0, min(member.slots, share) - has)
@@ -93,9 +105,25 @@ class Crew:
                 continue
             spare = 0 if expecting else max(0, member.slots - has - free)
             places.append(
-                Place(worker_id=worker_id, trials=has, free=free, spare=spare, base=base, loaded=member.base)
+                Place(
+                    worker_id=worker_id,
+                    trials=has,
+                    free=free,
+                    spare=spare,
+                    base=base,
+                    loaded=member.base,
+                    kept=member.kept,
+                    device_id=member.device_id,
+                )
             )
-        return Room(places=tuple(places))
+        # One that does not come is not waited for by those that avoid the GPUs of the others.
+        devices = frozenset(m.device_id for m in usable.values() if self._is_awaited(m))
+        return Room(places=tuple(places), devices=devices)
+
+    @property
+    def _usable(self) -> dict[str, _Member]:
+        """Those whose GPUs were not put aside."""
+        return {worker_id: m for worker_id, m in self._members.items() if not m.put_aside}
 
     def _is_awaited(self, member: _Member) -> bool:
         return member.ready or time.monotonic() - member.since < self._patience
@@ -106,15 +134,18 @@ class Crew:
         A worker that is starting, or has trained nothing yet, counts as one that may take any number.
         Otherwise the first to be ready, or to be measured, would get every trial and the others none.
         """
-        limits = [
-            m.slots if m.settled else self._at_once for m in self._members.values() if self._is_awaited(m)
-        ]
+        limits = [self._limit(m) for m in self._usable.values() if self._is_awaited(m)]
         if sum(limits) < self._at_once:
             return self._at_once
         share = math.ceil(self._at_once / len(limits))
         while sum(min(limit, share) for limit in limits) < self._at_once:
             share += 1
         return share
+
+    def _limit(self, member: _Member) -> int:
+        if member.alone or member.kept:
+            return 1
+        return member.slots if member.settled else self._at_once
 
     def attach(self) -> None:
         """Take over the workers that an earlier coordinator of this study left running."""
@@ -133,13 +164,19 @@ class Crew:
             self._cluster.stop(worker_id)
         self._members.clear()
 
+    def kill(self, worker_id: str) -> None:
+        """End a worker that does not obey, with whatever it has."""
+        self._cluster.stop(worker_id)
+        self._members.pop(worker_id, None)
+
     def resize(self, wanted: int) -> None:
         """Start workers while fewer than wanted and the cluster has room; end idle ones beyond it."""
-        idle = [w for w, m in self._members.items() if m.ready and not m.attempts]
-        for worker_id in idle[: max(0, len(self._members) - wanted)]:
+        usable = self._usable
+        idle = [w for w, m in usable.items() if m.ready and not m.attempts]
+        for worker_id in idle[: max(0, len(usable) - wanted)]:
             self._cluster.stop(worker_id)
-            del self._members[worker_id]
-        missing = wanted - len(self._members)
+            del self._members[worker_id], usable[worker_id]
+        missing = wanted - len(usable)
         if missing > 0 and self._failed_starts < MAX_FAILED_STARTS:
             for _ in range(min(missing, self._cluster.room(self.shape))):
                 self._members[self._cluster.start(self._study_id, self.shape)] = _Member()
@@ -162,9 +199,66 @@ class Crew:
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
         return f"no node of the Ray cluster has the {need} that one worker needs{hint}"
 
-    def pick(self, base: str) -> str | None:
-        """A worker for one more trial of a base; None: nobody would take it now."""
-        place = self.room.pick(base)
+    def put_aside(self, device_ids: Collection[str]) -> None:
+        """Send no trials to workers with these GPUs, and to all others again.
+
+        Their workers stay where they are: if they were ended, the next ones would get the same GPUs.
+        """
+        self._devices_aside = frozenset(device_ids)
+        for member in self._members.values():
+            member.put_aside = member.device_id in self._devices_aside
+        if not self._is_stranded():
+            self._stranded_since = None
+        elif self._stranded_since is None:
+            self._stranded_since = time.monotonic()
+
+    def _is_stranded(self) -> bool:
+        """Whether all GPUs that this study could have are put aside."""
+        if not self._members or self._usable or self.live:
+            return False
+        workers_per_gpu = max(1, int(1 / self.shape.num_gpus)) if self.shape.num_gpus else 1
+        aside = len(self._devices_aside) * workers_per_gpu
+        return self._cluster.room(self.shape) == 0 and self._cluster.capacity(self.shape) <= aside
+
+    def stranded_reason(self) -> str | None:
+        """Why this study should be paused until somebody has looked at the GPUs; None: it need not."""
+        since = self._stranded_since
+        if since is None or time.monotonic() - since < self._patience:
+            return None
+        aside = ", ".join(sorted({str(m.device_id) for m in self._members.values()}))
+        return (
+            f"every GPU that it could have was put aside ({aside}): `nightsweep workers` says why, and "
+            "`nightsweep workers restore` gives one back"
+        )
+
+    def device_of(self, worker_id: str) -> str | None:
+        """The GPU of a worker; None: it has none, or has not said yet."""
+        return self._members[worker_id].device_id
+
+    def isolate(self, attempts: Collection[int], *, waiting: Collection[str | None]) -> None:
+        """Say which live attempts train by themselves: their workers take no other trial.
+
+        Args:
+            attempts: those that do.
+            waiting: of each that waits, the GPU that it avoids. A worker is emptied for one of them, the
+                least busy. None is while one is starting.
+        """
+        for member in self._members.values():
+            member.alone = not member.attempts.isdisjoint(attempts)
+            member.kept = False
+        usable = self._usable.values()
+        open_to_it = [m for m in usable if m.ready and not m.alone and m.kept_for is None]
+        room = self.room
+        open_to_it = [m for m in open_to_it if any(room.suits(m.device_id, avoid=gpu) for gpu in waiting)]
+        if not open_to_it:
+            return
+        least_busy = min(open_to_it, key=lambda m: len(m.attempts))
+        starting = any(not m.ready and self._is_awaited(m) for m in usable)
+        least_busy.kept = not (least_busy.attempts and starting)
+
+    def pick(self, base: str, *, alone: bool = False, avoid: str | None = None) -> str | None:
+        """A worker for one more trial of a base (`Room.pick`); None: nobody would take it now."""
+        place = self.room.pick(base, alone=alone, avoid=avoid)
         return None if place is None else place.worker_id
 
     def make_way(self, bases: Collection[str]) -> None:
@@ -175,16 +269,19 @@ class Crew:
         for base in bases:
             if any(base in (m.kept_for, m.base if m.attempts else None) for m in self._members.values()):
                 continue
-            ready = [w for w, m in self._members.items() if m.ready and m.kept_for is None]
+            usable = self._usable.items()
+            ready = [w for w, m in usable if m.ready and m.kept_for is None and not (m.kept or m.alone)]
             if ready:
                 least_busy = min(ready, key=lambda w: (len(self._members[w].attempts), w))
                 self._members[least_busy].kept_for = base
 
-    def submit(self, worker_id: str, order: TrialOrder) -> None:
+    def submit(self, worker_id: str, order: TrialOrder, *, alone: bool = False) -> None:
         member = self._members[worker_id]
         member.attempts.add(order.attempt_id)
         member.base = base_of(order.model)
         member.kept_for = None
+        member.alone = alone
+        member.kept = False
         self._cluster.submit(worker_id, order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
@@ -203,6 +300,8 @@ class Crew:
         member.slots = info.slots
         member.settled = info.base is not None
         member.attempts |= set(info.running_attempts)
+        member.device_id = info.device_id
+        member.put_aside = info.device_id in self._devices_aside
         self._failed_starts = 0
         log.info("worker %s is ready on %s (%s)", info.worker_id, info.node, info.device)
         self._cluster.acknowledge(info.worker_id, 0)
@@ -234,8 +333,8 @@ class Crew:
         member.attempts.discard(attempt_id)
         member.settled = True
 
-    def on_gone(self, worker_id: str, reason: str) -> None:
+    def on_gone(self, worker_id: str, reason: str, cause: LossCause) -> None:
         member = self._members.pop(worker_id)
-        if not member.ready and not member.to_verify:
+        if not member.ready and not member.to_verify and cause is not LossCause.NODE_DIED:
             self._failed_starts += 1
         self._last_death = reason

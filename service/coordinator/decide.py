@@ -38,6 +38,7 @@ __all__ = [
     "TrialSnapshot",
     "decide",
     "starving_bases",
+    "suspects_waiting",
     "trials_to_come",
 ]
 
@@ -60,6 +61,10 @@ class Dispatch:
     """Send a waiting trial to a worker, as its next attempt."""
 
     trial_number: int
+    alone: bool = False
+    """It trains by itself, so the worker must be idle and takes no other meanwhile."""
+    avoid: str | None = None
+    """The GPU that it does not go back to while there is another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +136,18 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
     if forced is not None:
         yield from _wind_down(snapshot.trials, _end(snapshot, forced))
         return
-    over, cut = search_end(snapshot), budget_stop(snapshot)
-    if over is None and cut is None:
+    over, cut, pause = search_end(snapshot), budget_stop(snapshot), snapshot.pause_reason
+    if over is None and pause is not None:
+        yield from _put_down(snapshot.trials, pause)
+    elif over is None and cut is None:
         unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
         yield from _go_on(snapshot, [Ask()] * unasked)
     elif over is None and cut is not None:
         yield from _wind_down(snapshot.trials, _end(snapshot, cut))
     elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
         yield from _close(snapshot.search, f"the search ended: {over}")
+    elif pause is not None and _repeats_are_left(snapshot):
+        yield from _put_down(snapshot.again, pause)
     else:
         yield from _repeat(snapshot, str(over), _cut_of_repeats(snapshot, cut))
 
@@ -148,12 +157,19 @@ def trials_to_come(snapshot: Snapshot) -> int:
     over, cut = search_end(snapshot), budget_stop(snapshot)
     if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
         return 0
+    if snapshot.pause_reason is not None:
+        return 0
     if over is None:
         unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
         return unasked + len(_waiting(snapshot, snapshot.search))
     if any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
         return 0
     return len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+
+
+def suspects_waiting(snapshot: Snapshot) -> list[TrialSnapshot]:
+    """Trials that wait and train by themselves, for which a worker has to be idle."""
+    return [t for t in _waiting(snapshot, snapshot.trials) if t.suspect]
 
 
 def starving_bases(snapshot: Snapshot) -> tuple[str, ...]:
@@ -164,7 +180,7 @@ def starving_bases(snapshot: Snapshot) -> tuple[str, ...]:
     """
     newest = max((t.number for t in snapshot.trials), default=0)
     overdue = newest - snapshot.limits.max_parallel_trials
-    waiting = [t for t in _waiting(snapshot, snapshot.trials) if t.number <= overdue]
+    waiting = [t for t in _waiting(snapshot, snapshot.trials) if t.number <= overdue and not t.suspect]
     return tuple(dict.fromkeys(t.base for t in waiting if snapshot.room.pick(t.base) is None))
 
 
@@ -192,11 +208,31 @@ def _natural_end(snapshot: Snapshot, why: str, then: str = "", cause: str = "") 
 def _close(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
     """Stop what lives, end what waits."""
     for trial in trials:
-        if trial.phase is TrialPhase.LIVE and not trial.stop_requested and trial.live_attempt_id is not None:
+        if trial.live_attempt_id is None:
+            continue
+        if trial.overdue and trial.stop_requested:
+            yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
+        elif trial.tell_again or not trial.stop_requested:
             yield StopAttempt(attempt_id=trial.live_attempt_id, reason=reason)
     for trial in trials:
         if trial.phase is TrialPhase.WAITING:
             yield EndTrial(trial_number=trial.number, outcome=AttemptState.CANCELLED, reason=reason)
+
+
+def _put_down(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
+    """Pause what lives, and leave what waits as it is; the study is paused once nothing is alive.
+
+    One that was told to stop is not told to pause: it ends.
+    """
+    for trial in trials:
+        if trial.live_attempt_id is None:
+            continue
+        if trial.overdue:
+            yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
+        elif not trial.stop_requested and (trial.tell_again or not trial.pause_requested):
+            yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=reason)
+    if not any(t.phase is TrialPhase.LIVE for t in trials):
+        yield PauseStudy(reason=reason)
 
 
 def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Action]:
@@ -207,31 +243,43 @@ def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Actio
 
 
 def _waiting(snapshot: Snapshot, trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
-    """Trials that wait and may be tried again."""
-    retries = snapshot.limits.max_retries
-    return [t for t in trials if t.phase is TrialPhase.WAITING and t.lost_attempts <= retries]
+    """Trials that wait and may be tried again, those whose back-off is not over included."""
+    waiting = [t for t in trials if t.phase is TrialPhase.WAITING]
+    return [t for t in waiting if _why_not_again(t, snapshot.limits) is None]
+
+
+def _why_not_again(trial: TrialSnapshot, limits: Limits) -> str | None:
+    """Why a trial that waits fails now; None: it is tried again (docs/reference/attempts.md)."""
+    if trial.poison is not None:
+        return trial.poison
+    if trial.lost_attempts <= limits.max_retries:
+        return None
+    times = "once" if trial.lost_attempts == 1 else f"{trial.lost_attempts} times"
+    further = "1 further attempt" if limits.max_retries == 1 else f"{limits.max_retries} further attempts"
+    return f"its worker was lost {times}; budget.max_retries allows {further}"
 
 
 def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Action]:
-    """Fill the room: trials that wait first, the oldest first, then new ones."""
+    """Fill the room: trials that wait first, the oldest first, then new ones.
+
+    Of those that wait, suspects go first: they need a worker for themselves, so one that is idle.
+    """
     limits, room = snapshot.limits, snapshot.room
     waiting = _waiting(snapshot, snapshot.trials)
     for trial in snapshot.trials:
-        if trial.phase is TrialPhase.WAITING and trial.lost_attempts > limits.max_retries:
-            yield EndTrial(
-                trial_number=trial.number,
-                outcome=AttemptState.FAILED,
-                reason=f"its worker was lost {trial.lost_attempts} times; "
-                f"budget.max_retries allows {limits.max_retries} further attempts",
-            )
+        reason = _why_not_again(trial, limits) if trial.phase is TrialPhase.WAITING else None
+        if reason is not None:
+            yield EndTrial(trial_number=trial.number, outcome=AttemptState.FAILED, reason=reason)
     live = sum(t.phase is TrialPhase.LIVE for t in snapshot.trials)
     may_start = limits.max_parallel_trials - live
     may_ask = may_start - len(waiting)
-    for trial in waiting:
-        place = room.pick(trial.base)
+    for trial in sorted(waiting, key=lambda t: not t.suspect):
+        place = None
+        if trial.rested:
+            place = room.pick(trial.base, alone=trial.suspect, avoid=trial.avoid)
         if place is not None and may_start > 0:
-            yield Dispatch(trial_number=trial.number)
-            room = room.filled(place, trial.base)
+            yield Dispatch(trial_number=trial.number, alone=trial.suspect, avoid=trial.avoid)
+            room = room.filled(place, trial.base, alone=trial.suspect)
             may_start -= 1
     yield from to_ask[: max(0, min(may_ask, room.free))]
 
@@ -272,6 +320,10 @@ def _repeat(snapshot: Snapshot, over: str, cut: Stop | None) -> Iterator[Action]
     else:
         then = f"{_repeats_in_words(snapshot)}: {cut.reason}"
         yield from _wind_down(snapshot.again, _natural_end(snapshot, over, then, cause=cut.reason))
+
+
+def _repeats_are_left(snapshot: Snapshot) -> bool:
+    return bool(_repeats_to_ask(snapshot)) or any(t.phase is not TrialPhase.ENDED for t in snapshot.again)
 
 
 def _repeats_in_words(snapshot: Snapshot) -> str:

@@ -11,14 +11,22 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from search_spaces.definition import ResourcesSpec
+from service.coordinator.ray_deaths import first_line, read_death
+from service.states import LossCause
 from workers.contract import (
     DataSummary,
     Decision,
@@ -120,6 +128,8 @@ class Gone:
 
     worker_id: str
     reason: str
+    cause: LossCause
+    """What it was, as far as Ray tells: `service.coordinator.ray_deaths`."""
 
 
 Delivery = Ready | Delivered | Refused | Gone
@@ -175,6 +185,11 @@ class RayWorkers:
         self._later: list[tuple[float, _Call]] = []
         self._resources: tuple[float, dict[str, float]] = (-math.inf, {})
         self._idle = threading.Event()
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the cluster's head."""
+        return str(ray.get_runtime_context().gcs_address)
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
         """What a worker of this study reserves: a GPU where there are any, one core otherwise.
@@ -260,7 +275,13 @@ class RayWorkers:
         """Send an order. A worker that does not take it shows up in `poll` as `Refused` or `Gone`."""
         worker = self._workers.get(worker_id)
         if worker is None:
-            self._found_dead.append(Gone(worker_id=worker_id, reason="the worker was gone before dispatch"))
+            self._found_dead.append(
+                Gone(
+                    worker_id=worker_id,
+                    reason="the worker was gone before dispatch",
+                    cause=LossCause.NEVER_ARRIVED,
+                )
+            )
             return
         ref = worker.handle.submit.remote(order)
         self._calls[ref] = _Call(kind="submit", worker_id=worker_id, order=order)
@@ -301,15 +322,19 @@ class RayWorkers:
         except ActorUnavailableError as error:
             since = self._silent_since.setdefault(call.worker_id, time.monotonic())
             if time.monotonic() - since > SILENCE_SECONDS:
-                self.forget(call.worker_id)
-                return Gone(worker_id=call.worker_id, reason=f"unreachable for {SILENCE_SECONDS:g} s")
+                # If it lives on somewhere, it must not keep its GPU.
+                self.stop(call.worker_id)
+                return Gone(
+                    worker_id=call.worker_id,
+                    reason=f"unreachable for {SILENCE_SECONDS:g} s",
+                    cause=LossCause.UNREACHABLE,
+                )
             # Perhaps a network hiccup: the same question again.
-            log.warning("worker %s did not answer: %s", call.worker_id, _first_line(error))
+            log.warning("worker %s did not answer: %s", call.worker_id, first_line(str(error)))
             self._later.append((time.monotonic() + RETRY_SECONDS, call))
             return None
         except RayError as error:
-            self.forget(call.worker_id)
-            return Gone(worker_id=call.worker_id, reason=_first_line(error))
+            return self._gone(call.worker_id, error)
         self._silent_since.pop(call.worker_id, None)
         if call.kind == "info":
             return Ready(worker_id=call.worker_id, info=answer)
@@ -322,6 +347,17 @@ class RayWorkers:
                 reason="the worker had no free slot",
             )
         return None
+
+    def _gone(self, worker_id: str, error: RayError) -> Gone:
+        died = isinstance(error, ActorDiedError | OutOfMemoryError | WorkerCrashedError)
+        preempted = isinstance(error, RayActorError) and error.preempted
+        message = str(error) or type(error).__name__
+        reason, cause = read_death(message, died=died, preempted=preempted, alive=_addresses)
+        if died:
+            self.forget(worker_id)
+        else:
+            self.stop(worker_id)
+        return Gone(worker_id=worker_id, reason=reason, cause=cause)
 
     def _ask_again(self, call: _Call) -> None:
         worker = self._workers.get(call.worker_id)
@@ -340,13 +376,13 @@ def _prefix(study_id: str) -> str:
     return f"worker-{study_id}-"
 
 
+def _addresses() -> set[str]:
+    """Of the nodes that live."""
+    return {str(node["NodeManagerAddress"]) for node in ray.nodes() if node.get("Alive", node.get("alive"))}
+
+
 def _fits(resources: dict[str, float], shape: WorkerShape) -> int:
     by_cpu = resources.get("CPU", 0.0) / shape.num_cpus
     if shape.num_gpus <= 0:
         return max(0, int(by_cpu))
     return max(0, int(min(by_cpu, resources.get("GPU", 0.0) / shape.num_gpus)))
-
-
-def _first_line(error: BaseException) -> str:
-    lines: Iterable[str] = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)

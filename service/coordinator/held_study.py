@@ -6,9 +6,9 @@ two repairs itself when the study is next taken (`load`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -20,10 +20,18 @@ from service import optuna_store
 from service.coordinator import leases, results
 from service.coordinator.leases import Lease
 from service.coordinator.orders import base_of, model_of
-from service.coordinator.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
+from service.coordinator.trial_history import END_EVENTS, AskedTrial, TrialEnd
 from service.database import Database
 from service.models import Attempt, EventRow, Study, StudyKind
-from service.states import AttemptState
+from service.states import AttemptState, append_event
+
+T = TypeVar("T")
+
+_ENDED_AS = {
+    "complete": AttemptState.COMPLETED,
+    "pruned": AttemptState.PRUNED,
+    "fail": AttemptState.FAILED,
+}
 
 RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
@@ -44,14 +52,16 @@ class HeldStudy:
     def __init__(self, *, lease: Lease, database: Database, storage: optuna_store.Storage) -> None:
         self.lease = lease
         self.database = database
+        study = self.transact(lambda _, study: study)
+        self.name = study.name
+        self.kind = StudyKind(study.kind)
+        self.definition = StudyDefinition.model_validate(study.definition)
+        self.preparation = NOTHING
+        if study.preparation is not None:
+            self.preparation = Preparation.model_validate(study.preparation)
+        self.lease = self._fence_off(storage)
+        storage = optuna_store.fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
         self._storage = storage
-        with self.transaction() as (_, study):
-            self.name = study.name
-            self.kind = StudyKind(study.kind)
-            self.definition = StudyDefinition.model_validate(study.definition)
-            self.preparation = NOTHING
-            if study.preparation is not None:
-                self.preparation = Preparation.model_validate(study.preparation)
         self.optuna = optuna_store.ensure_study(
             storage,
             self.name,
@@ -63,8 +73,6 @@ class HeldStudy:
         """Every trial that Optuna was asked for."""
         self.ends: dict[int, TrialEnd] = {}
         """What Optuna was told of the trials that have ended."""
-        self.stops_sent: set[int] = set()
-        """Live attempts that a stop was sent to."""
         self.exhausted = False
         """The sampler has said that the space has no further configuration."""
         self._recipes: dict[int, Recipe] = {}
@@ -74,51 +82,59 @@ class HeldStudy:
     def study_id(self) -> str:
         return self.lease.study_id
 
-    @contextmanager
-    def transaction(self) -> Iterator[tuple[Session, Study]]:
-        """One writing transaction, which begins by holding the lease. Raises `LeaseLost`."""
-        with self.database.write() as session:
-            yield session, leases.hold(session, self.lease)
+    def _fence_off(self, storage: optuna_store.Storage) -> Lease:
+        """Keep earlier holders from writing to Optuna, before anything is read there; our lease then."""
+        lease = self.lease
+        while True:
+            standing = optuna_store.raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
+            if standing == lease.number:
+                return lease
+            lease = self.database.transact(partial(leases.outrun, lease=lease, number=standing))
+
+    def transact(self, work: Callable[[Session, Study], T]) -> T:
+        """Do some work in a writing transaction that begins by holding the lease.
+
+        Args:
+            work: gets the session and the study, locked. It may be run more than once (`Database.transact`).
+
+        Raises:
+            LeaseLost: another coordinator has the study now.
+        """
+        return self.database.transact(lambda session: work(session, leases.hold(session, self.lease)))
+
+    def renew(self, seconds: float) -> None:
+        """Extend the lease. Raises `LeaseLost`."""
+        self.database.transact(lambda session: leases.renew(session, self.lease, seconds=seconds))
 
     def load(self) -> None:
-        """Bring Optuna's side in line with the attempts. Idempotent; run on every taking of the lease.
-
-        Asks that were cut short get the parameters they would have got; ends that were recorded but
-        not told are told.
-        """
+        """Read all trials and their ends from Optuna. Every ask must be complete (`recovery.reconcile`)."""
         with self.database.read() as session:
             self._order = _order_of_ends(session, self.study_id)
-        optuna_store.drop_strays(self.optuna)
-        for asked in optuna_store.unfinished_asks(self.optuna):
-            if asked.repeat_of is None:  # A repeat is made whole.
-                self._complete(asked.number)
         for trial in optuna_store.read_trials(self._storage, self.name):
             self.asked[trial.number] = AskedTrial(
                 params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed
             )
-            if trial.state != "running":
-                outcome = AttemptState(trial.user_attrs[optuna_store.OUTCOME_ATTR])
-                self._end(trial.number, outcome, trial.value, feasible=trial.feasible)
-        with self.database.read() as session:
-            ended = [a for a in self._latest(session).values() if has_ended(a)]
-        for attempt in ended:
-            if attempt.trial_number not in self.ends:
-                self.tell_of(attempt)
+            if trial.state in _ENDED_AS:
+                # Somebody else who told Optuna of it did not say more than that.
+                outcome = trial.user_attrs.get(optuna_store.OUTCOME_ATTR, _ENDED_AS[trial.state])
+                self._end(trial.number, AttemptState(outcome), trial.value, feasible=trial.feasible)
 
-    def _complete(self, number: int) -> None:
+    def complete(self, number: int) -> None:
+        """Give an ask that was cut short the parameters that it would have got."""
         try:
             optuna_store.complete_ask(self.optuna, self.definition, number, self.preparation)
         except optuna_store.SearchSpaceExhausted as error:
             # Its asker died before it could learn that there was nothing to ask for.
             self.exhausted = True
-            optuna_store.tell(
-                self.optuna, number, AttemptState.CANCELLED, f"it has no configuration: {error}"
-            )
+            self.end_trial(number, AttemptState.CANCELLED, f"it has no configuration: {error}")
+
+    def drop(self, number: int) -> None:
+        """End a trial that is none of the study's."""
+        optuna_store.drop_stray(self.optuna, number)
 
     def ask(self) -> int | None:
         """One more trial from the sampler: its number; None: the space has no further configuration."""
-        with self.transaction():
-            pass  # A coordinator that lost its lease must not ask.
+        self.transact(lambda *_: None)  # A coordinator that lost its lease must not ask.
         for trial in optuna_store.unfinished_asks(self.optuna):
             # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
             if trial.number not in self.asked and trial.repeat_of is None:
@@ -134,8 +150,7 @@ class HeldStudy:
 
     def ask_repeat(self, of: int, seed: int) -> int:
         """A trial of another one's recipe with a further seed: its number."""
-        with self.transaction():
-            pass
+        self.transact(lambda *_: None)
         number, params = optuna_store.ask_repeat(self.optuna, self.definition, of=of, seed=seed)
         self.asked[number] = AskedTrial(params=params, repeat_of=of, seed=seed)
         return number
@@ -182,20 +197,24 @@ class HeldStudy:
         feasible = all(violation <= 0.0 for violation in violations.values())
         self._end(attempt.trial_number, state, outcome["value"], feasible=feasible)
 
+    def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
+        """End a trial that has no live attempt."""
+        self.transact(
+            lambda session, _: append_event(
+                session, self.study_id, f"trial_{outcome}", reason, trial_number=number
+            )
+        )
+        self.tell(number, outcome, reason)
+
     def tell(self, number: int, outcome: AttemptState, reason: str) -> None:
         """Tell Optuna of a trial that did not complete."""
         optuna_store.tell(self.optuna, number, outcome, reason)
-        self._end(number, outcome, None, feasible=True)
+        feasible = outcome is not AttemptState.OUT_OF_MEMORY  # which is a violated constraint, as it is told
+        self._end(number, outcome, None, feasible=feasible)
 
     def _end(self, number: int, outcome: AttemptState, value: float | None, *, feasible: bool) -> None:
         order = self._order.setdefault(number, len(self._order))
         self.ends[number] = TrialEnd(outcome=outcome, order=order, value=value, feasible=feasible)
-
-    def _latest(self, session: Session) -> dict[int, Attempt]:
-        rows = session.scalars(
-            select(Attempt).where(Attempt.study_id == self.study_id).order_by(Attempt.ordinal)
-        )
-        return {a.trial_number: a for a in rows}
 
 
 def _order_of_ends(session: Session, study_id: str) -> dict[int, int]:

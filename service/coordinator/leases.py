@@ -7,7 +7,8 @@ no longer its own: a coordinator that slept through its lease cannot write.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
@@ -16,7 +17,10 @@ from sqlalchemy.orm import Session
 from service.database import database_now
 from service.errors import LeaseLost
 from service.models import Study, StudyKind
+from service.owners.limits import startable
 from service.states import StudyState
+
+_WAITS = Study.state.in_((StudyState.QUEUED, StudyState.PAUSED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,28 +30,47 @@ class Lease:
     number: int
 
 
-def take(session: Session, *, owner: str, seconds: float, limit: int) -> list[Lease]:
+def take(
+    session: Session,
+    *,
+    owner: str,
+    seconds: float,
+    limit: int,
+    in_hand: Collection[str] | None = None,
+    per_owner: int | None = None,
+) -> list[Lease]:
     """Take free or expired leases: of all running studies, and of queued ones while under `limit`.
 
     A queued study that waits for its range test or its warm start is not taken.
 
     A running study is never left waiting, whatever the limit: workers that its dead coordinator started
-    still hold what the studies taken in its place would wait for.
+    still hold what the studies taken in its place would wait for. Nor is one that is paused, or was resumed,
+    and is to be cancelled: it has open trials, and takes a moment.
 
     Args:
         session: a writing transaction; the caller commits it.
         owner: who takes them.
         seconds: how long they last unless renewed.
         limit: how many studies more the owner would run; the oldest are taken first.
+        in_hand: studies that the owner works on; None: all that are leased to it. Others whose lease is its
+            own are free to it: it let go of them while a database was away.
+        per_owner: queued studies of an owner (of the studies) who runs so many are left waiting; None: no
+            such limit.
     """
     now = database_now(session)
     free = or_(Study.lease_owner.is_(None), Study.lease_expires_at < now)
+    if in_hand is not None:
+        free = or_(free, and_(Study.lease_owner == owner, Study.id.not_in(in_hand)))
     oldest = select(Study).where(free).order_by(Study.created_at, Study.id).with_for_update(skip_locked=True)
-    candidates = list(session.scalars(oldest.where(Study.state == StudyState.RUNNING)))
+    to_close = and_(_WAITS, Study.cancel_requested, Study.started_at.is_not(None))
+    candidates = list(session.scalars(oldest.where(or_(Study.state == StudyState.RUNNING, to_close))))
     room = limit - len(candidates)
     if room > 0:
-        queued = oldest.where(Study.state == StudyState.QUEUED, ~waits_for_stages())
-        candidates += session.scalars(queued.limit(room))
+        waiting = and_(Study.state == StudyState.QUEUED, ~waits_for_stages(), ~to_close)
+        if per_owner is not None:
+            chosen = startable(session, and_(free, waiting), per_owner=per_owner, room=room)
+            waiting = and_(waiting, Study.id.in_(chosen))
+        candidates += session.scalars(oldest.where(waiting).limit(room))
     for study in candidates:
         study.lease_owner = owner
         study.lease_expires_at = now + timedelta(seconds=seconds)
@@ -94,6 +117,19 @@ def renew(session: Session, lease: Lease, *, seconds: float) -> None:
     study.lease_expires_at = database_now(session) + timedelta(seconds=seconds)
 
 
+def outrun(session: Session, lease: Lease, number: int) -> Lease:
+    """Raise the fencing number of a lease that is still ours above one that Optuna's storage knows already.
+
+    That one is of a time that the service's tables have forgotten: they were restored from a backup.
+
+    Raises:
+        LeaseLost: the lease is not ours any more.
+    """
+    study = hold(session, lease)
+    study.lease_number = max(study.lease_number, number) + 1
+    return replace(lease, number=study.lease_number)
+
+
 def release(session: Session, lease: Lease) -> None:
     """Give a lease back, if it is still ours; the fencing number stays."""
     session.execute(
@@ -106,8 +142,10 @@ def release(session: Session, lease: Lease) -> None:
 
 
 def cancelled_while_queued(session: Session) -> list[Study]:
-    """Queued studies that nobody holds and somebody wants cancelled, locked for this transaction."""
-    query = select(Study).where(
-        Study.state == StudyState.QUEUED, Study.cancel_requested, Study.lease_owner.is_(None)
-    )
+    """Studies without a trial that wait, queued or paused, that nobody holds and that are to be cancelled.
+
+    Locked for this transaction.
+    """
+    free = or_(Study.lease_owner.is_(None), Study.lease_expires_at < database_now(session))
+    query = select(Study).where(_WAITS, Study.cancel_requested, Study.started_at.is_(None), free)
     return list(session.scalars(query.with_for_update(skip_locked=True)))

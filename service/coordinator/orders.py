@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
+from search_spaces.artifact_places import join
 from search_spaces.definition import ModelSpec, StudyDefinition
 from search_spaces.recipe import Recipe
 from service.coordinator.dispatch import RateSweep, TrialOrder
@@ -60,6 +60,6 @@ def make_order(
         trials_per_worker=None if together == "auto" else together,
         gradient_checkpointing=resources.gradient_checkpointing,
         artifact_dir=attempt.artifact_dir,
-        resume_from=tuple(str(Path(a.artifact_dir) / CHECKPOINT) for a in reversed(list(earlier))),
+        resume_from=tuple(join(a.artifact_dir, CHECKPOINT) for a in reversed(list(earlier))),
         rate_sweep=sweep,
     )

@@ -29,14 +29,20 @@ class TrialSnapshot:
     lost_attempts: int = 0
     """Those that count against `max_retries`."""
     poison: str | None = None
-    """Why it must not be tried again, whatever `max_retries` says: it killed its worker twice at one place."""
+    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one place."""
     rested: bool = True
     """While it waits: whether the back-off after its last loss is over."""
+    suspect: bool = False
+    """It may have killed its last worker, so it trains by itself until it is past that place."""
+    avoid: str | None = None
+    """Of a suspect: the GPU that it does not go back to while there is another."""
     live_attempt_id: int | None = None
     stop_requested: bool = False
     """A stop was already sent to the live attempt."""
     pause_requested: bool = False
     """A pause was already sent to the live attempt."""
+    tell_again: bool = False
+    """It has not obeyed yet, and may not have heard."""
     overdue: bool = False
     """It has not obeyed a stop or a pause within the grace period."""
     outcome: AttemptState | None = None
@@ -105,6 +111,13 @@ class Snapshot:
     """The trials that are no repeats."""
     again: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
     """The repeats."""
+
+    @property
+    def suspects(self) -> frozenset[int]:
+        """Live attempts that train by themselves."""
+        return frozenset(
+            t.live_attempt_id for t in self.trials if t.suspect and t.live_attempt_id is not None
+        )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "search", tuple(t for t in self.trials if not t.is_repeat))

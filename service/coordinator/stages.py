@@ -156,7 +156,7 @@ def _advance(database: Database, storage: optuna_store.Storage, study_id: str) -
 
 
 def _begin_range_test(session: Session, study: Study, definition: StudyDefinition) -> None:
-    test = make(session, definition, f"the first stage of the study {study.name!r}")
+    test = make(session, definition, f"the first stage of the study {study.name!r}", owner=study.owner)
     study.range_test_id = test.id
     study.reason = f"waiting for its learning-rate range test {test.name}"
     message = f"its learning rate is swept first, by the range test {test.name}"

@@ -2,11 +2,14 @@
 
 1. a person's cancel; 2. a fault that every trial would share; 3. too many failures: `forced_stop`.
 4. the target value; 5. no improvement; 6. all trials ended, or the space is exhausted: `search_end`.
-7. no worker can be had; 8. the wall clock; 9. the GPU-hours: `budget_stop`.
+7. a pause, which ends nothing: `Snapshot.pause_reason`.
+8. no worker can be had; 9. the wall clock; 10. the time of day; 11. the GPU-hours: `budget_stop`.
 
 Of several that hold, the first counts. 4 to 6 end the search by itself, and repeats may follow it; they
-come before 7 to 9, so that what a search has reached is not rewritten by the clock afterwards. Nothing here
-can cease to hold: each looks at counts that only grow, or at ends in the order in which they were recorded.
+come before 8 to 11, so that what a search has reached is not rewritten by the clock afterwards. A pause
+comes before those, too: what is put down can be taken up again, and what is ended cannot. But for the pause,
+which a person may take back, nothing here can cease to hold: each looks at counts that only grow, or at ends
+in the order in which they were recorded.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ def budget_stop(snapshot: Snapshot) -> Stop | None:
         return Stop(state=StudyState.FAILED, reason=snapshot.unplaceable_reason)
     if limits.timeout_seconds is not None and snapshot.running_seconds >= limits.timeout_seconds:
         return Stop(reason=f"budget.timeout of {limits.timeout_seconds:g} s reached")
+    if snapshot.deadline_reason is not None:
+        return Stop(reason=snapshot.deadline_reason)
     if limits.max_gpu_hours is not None and snapshot.gpu_hours >= limits.max_gpu_hours:
         spent = f"({snapshot.gpu_hours:.2f} spent)"
         return Stop(reason=f"budget.max_gpu_hours of {limits.max_gpu_hours:g} reached {spent}")

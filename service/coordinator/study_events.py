@@ -7,14 +7,15 @@ already changes nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service import optuna_store
-from service.coordinator import results
+from service.coordinator import device_health, results
 from service.coordinator.dispatch import (
     PackCapacity,
     Progress,
@@ -23,14 +24,18 @@ from service.coordinator.dispatch import (
     TrialStarted,
 )
 from service.coordinator.held_study import HeldStudy
+from service.coordinator.retries import RUNGS_SO_FAR
 from service.coordinator.trial_history import has_ended
-from service.models import Attempt, EventRow, RungReport
-from service.states import LIVE_ATTEMPT_STATES, AttemptState, advance_attempt, append_event
+from service.database import database_now
+from service.models import Attempt, EventRow, RungReport, Study
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, advance_attempt, append_event
 
 log = logging.getLogger(__name__)
 
 WORKER_CAPACITY = "worker_capacity"
 """The kind of event that says how many trials a worker wants at once."""
+
+_SLOTS = re.compile(r" wants (\d+) trials? at once")
 
 
 class StudyEvents:
@@ -44,7 +49,7 @@ class StudyEvents:
         self._study = study
 
     def on_started(self, event: TrialStarted, seq: int) -> None:
-        with self._study.transaction() as (session, _):
+        def note(session: Session, _: Study) -> None:
             attempt = self._live(session, event.attempt_id, seq)
             if attempt is None:
                 return
@@ -53,12 +58,14 @@ class StudyEvents:
             attempt.device = event.device
             doing = f"training on {event.device}: {event.data.in_words()}"
             if event.resumed_at_examples > 0:
-                attempt.examples_seen = event.resumed_at_examples
+                attempt.examples_seen = attempt.resumed_at_examples = event.resumed_at_examples
                 doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
             advance_attempt(session, attempt, AttemptState.RUNNING, doing)
 
+        self._study.transact(note)
+
     def on_progress(self, event: Progress, seq: int) -> None:
-        with self._study.transaction() as (session, _):
+        def note(session: Session, _: Study) -> None:
             attempt = self._live(session, event.attempt_id, seq)
             if attempt is not None:
                 attempt.last_event_seq = seq
@@ -66,17 +73,18 @@ class StudyEvents:
                 attempt.step = event.step
                 attempt.train_loss = event.train_loss
 
+        self._study.transact(note)
+
     def on_report(self, event: Report, seq: int) -> str | None:
         """Tell Optuna the rung's metric; why the trial should be pruned, if it should.
 
         Optuna first: reporting a step twice changes nothing, while an event that SQL already counts as
         applied would not be looked at again after a crash. A repeat is never pruned.
         """
-        with self._study.transaction() as (session, _):
-            attempt = self._live(session, event.attempt_id, seq)
-            if attempt is None or attempt.verdict_reason is not None:
-                return None if attempt is None else attempt.verdict_reason
-            number, total = attempt.trial_number, attempt.total_examples or event.examples_seen
+        attempt = self._study.transact(lambda session, _: self._live(session, event.attempt_id, seq))
+        if attempt is None or attempt.verdict_reason is not None:
+            return None if attempt is None else attempt.verdict_reason
+        number, total = attempt.trial_number, attempt.total_examples or event.examples_seen
         optuna, definition = self._study.optuna, self._study.definition
         newest = optuna_store.report(optuna, number, event.rung, event.metrics[definition.objective.metric])
         reason = None
@@ -84,16 +92,21 @@ class StudyEvents:
         if newest and event.examples_seen < total and self._study.asked[number].repeat_of is None:
             longest = self._max_examples(number, total)
             reason = optuna_store.should_prune(optuna, definition, number, longest)
-        with self._study.transaction() as (session, _):
+
+        def note(session: Session, _: Study) -> None:
             attempt = session.get_one(Attempt, event.attempt_id)
             attempt.last_event_seq = seq
-            attempt.examples_seen = event.examples_seen
-            attempt.step = event.step
-            attempt.train_loss = event.train_loss
+            attempt.last_rung = max(attempt.last_rung, event.rung)
+            if event.examples_seen >= attempt.examples_seen:  # else a rung from before its checkpoint
+                attempt.examples_seen = event.examples_seen
+                attempt.step = event.step
+                attempt.train_loss = event.train_loss
             self._keep(session, number, event)
             if reason is not None:
                 attempt.verdict_reason = reason
                 session.add(self._study.event(attempt, "prune_decided", reason))
+
+        self._study.transact(note)
         return reason
 
     def _keep(self, session: Session, number: int, event: Report) -> None:
@@ -118,84 +131,106 @@ class StudyEvents:
             )
 
     def on_outcome(self, event: TrialOutcome, seq: int) -> None:
-        """Record the end of an attempt in SQL, then tell Optuna."""
-        study = self._study
-        with study.transaction() as (session, _):
+        """Record the end of an attempt in SQL, then tell Optuna, if it is its trial's end, too."""
+
+        def end(session: Session, _: Study) -> Attempt | None:
             attempt = self._live(session, event.attempt_id, seq)
             if attempt is None:
-                return
+                return None
             outcome = {
                 **asdict(event),
                 "metrics": dict(event.metrics),
                 "rate_curve": [list(point) for point in event.rate_curve],
             }
             attempt.last_event_seq = seq
+            attempt.examples_seen = max(attempt.examples_seen, event.examples_seen)
+            attempt.outcome = outcome
+            if event.storage_fault:
+                # Its rungs stand, and so does what the pruner said of them; its end was the folder's fault.
+                attempt.outcome = {**outcome, RUNGS_SO_FAR: rungs_of(session, attempt.study_id)}
+                _lose([attempt], event.reason, LossCause.STORAGE, session)
+                return attempt
             state, reason = AttemptState(event.status), event.reason
             missing = None
             if state is AttemptState.COMPLETED:
-                missing = results.shortfall(study.definition, study.kind, outcome)
+                missing = results.shortfall(self._study.definition, self._study.kind, outcome)
             if attempt.verdict_reason is not None:
                 # The pruner's word is final, also over a trial that outran it.
                 state, reason = AttemptState.PRUNED, attempt.verdict_reason
             elif missing is not None:
                 state, reason = AttemptState.FAILED, missing
-            attempt.examples_seen = max(attempt.examples_seen, event.examples_seen)
-            attempt.outcome = outcome
             advance_attempt(session, attempt, state, reason)
-        study.stops_sent.discard(attempt.id)
-        study.tell_of(attempt)
+            return attempt
 
-    def on_lost(self, worker_ids: Iterable[str], reason: str) -> list[int]:
-        """End the live attempts of dead workers; the numbers of the trials that are lost by it."""
-        with self._study.transaction() as (session, _):
+        attempt = self._study.transact(end)
+        if attempt is not None and has_ended(attempt):
+            self._study.tell_of(attempt)
+
+    def on_lost(self, worker_ids: Iterable[str], reason: str, cause: LossCause) -> list[int]:
+        """End the live attempts of workers that are gone; the numbers of the trials that are lost by it.
+
+        A GPU on which workers die again and again is put aside.
+        """
+        of_workers = Attempt.worker_id.in_(set(worker_ids))
+
+        def end(session: Session, _: Study) -> Sequence[Attempt]:
             attempts = session.scalars(
                 select(Attempt)
                 .where(
                     Attempt.study_id == self._study.study_id,
-                    Attempt.worker_id.in_(set(worker_ids)),
+                    of_workers,
                     Attempt.state.in_(LIVE_ATTEMPT_STATES),
                 )
                 .order_by(Attempt.id)
             ).all()
-            for attempt in attempts:
-                _lose(session, attempt, reason)
-                self._study.stops_sent.discard(attempt.id)
+            _lose(attempts, reason, cause, session)
+            if cause is LossCause.WORKER_DIED:
+                for device_id in sorted({a.device_id for a in attempts if a.device_id is not None}):
+                    device_health.put_aside_if_bad(session, device_id, study_id=self._study.study_id)
+            return attempts
+
+        attempts = self._study.transact(end)
         for attempt in attempts:
             if has_ended(attempt):
                 self._study.tell_of(attempt)
         return [a.trial_number for a in attempts if not has_ended(a)]
 
-    def lose(self, attempt_id: int, reason: str) -> None:
+    def lose(self, attempt_id: int, reason: str, cause: LossCause) -> None:
         """End one attempt as lost while its worker lives."""
-        with self._study.transaction() as (session, _):
+
+        def end(session: Session, _: Study) -> Attempt | None:
             attempt = session.get_one(Attempt, attempt_id)
             if attempt.state not in LIVE_ATTEMPT_STATES:
-                return
-            _lose(session, attempt, reason)
-        if has_ended(attempt):
+                return None
+            _lose([attempt], reason, cause, session)
+            return attempt
+
+        attempt = self._study.transact(end)
+        if attempt is not None and has_ended(attempt):
             self._study.tell_of(attempt)
 
     def on_capacity(self, worker_id: str, event: PackCapacity) -> None:
-        """Write down how many trials a worker wants at once, in words.
+        """Write down how many trials a worker wants at once, in words, when it wants more or fewer than ever.
 
-        The worker keeps only its newest word, so one that comes again is the newest that was written.
+        Where recipes differ, nearly every trial that comes or goes changes what fits; only how far that
+        number goes is news. So an event that comes again is none, either.
         """
         study_id = self._study.study_id
         reason = event.reason.removesuffix(".")  # what follows belongs to the sentence
         message = f"{worker_id} wants {_trials(event.slots)} at once: {reason}{_memory(event)}"
-        with self._study.transaction() as (session, _):
-            newest = session.scalars(
-                select(EventRow.message)
-                .where(
-                    EventRow.study_id == study_id,
-                    EventRow.kind == WORKER_CAPACITY,
-                    EventRow.message.startswith(f"{worker_id} ", autoescape=True),
-                )
-                .order_by(EventRow.id.desc())
-                .limit(1)
-            ).one_or_none()
-            if newest != message:
+        of_worker = select(EventRow.message).where(
+            EventRow.study_id == study_id,
+            EventRow.kind == WORKER_CAPACITY,
+            EventRow.message.startswith(f"{worker_id} ", autoescape=True),
+        )
+
+        def note(session: Session, _: Study) -> None:
+            found = (_SLOTS.search(said) for said in session.scalars(of_worker))
+            slots = [int(number.group(1)) for number in found if number is not None]
+            if not slots or not min(slots) <= event.slots <= max(slots):
                 append_event(session, study_id, WORKER_CAPACITY, message)
+
+        self._study.transact(note)
 
     def _live(self, session: Session, attempt_id: int, seq: int) -> Attempt | None:
         """The attempt, if this event of it is new and it still lives."""
@@ -212,12 +247,27 @@ class StudyEvents:
         return max(total_examples, round(total_examples / epochs * self._study.definition.max_epochs))
 
 
-def _lose(session: Session, attempt: Attempt, reason: str) -> None:
-    """End an attempt whose worker is lost; what the pruner has decided stands all the same."""
-    if attempt.verdict_reason is None:
-        advance_attempt(session, attempt, AttemptState.LOST, reason)
-    else:
-        advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
+def rungs_of(session: Session, study_id: str) -> int:
+    """How many rung reports a study has."""
+    of_study = select(func.count()).select_from(RungReport).where(RungReport.study_id == study_id)
+    return session.scalars(of_study).one()
+
+
+def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: Session) -> None:
+    """End attempts whose worker is lost; what the pruner has decided stands all the same.
+
+    They end in the same moment, by the database's clock: by it their back-off is measured, and by it one
+    sees who was on a worker when it died.
+    """
+    # Starts are by this machine's clock, which may be ahead of the database's.
+    now = max([database_now(session), *(a.started_at or a.dispatched_at for a in attempts)])
+    for attempt in attempts:
+        if attempt.verdict_reason is None:
+            attempt.loss_cause = cause
+            advance_attempt(session, attempt, AttemptState.LOST, reason)
+        else:
+            advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
+        attempt.ended_at = now
 
 
 def _trials(number: int) -> str:

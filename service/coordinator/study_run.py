@@ -5,25 +5,40 @@ Each method that writes is one transaction that begins by holding the lease.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from search_spaces import samplers
+from search_spaces.artifact_places import join
 from search_spaces.definition import build_recipe
 from service import optuna_store
-from service.coordinator.dispatch import TrialOrder, WorkerShape
+from service.coordinator import recovery
+from service.coordinator.device_health import devices_aside
+from service.coordinator.dispatch import Decision, TrialOrder, WorkerShape
 from service.coordinator.held_study import HeldStudy
 from service.coordinator.leases import Lease
 from service.coordinator.orders import make_order
+from service.coordinator.retries import storage_trouble
 from service.coordinator.room import Room
 from service.coordinator.snapshot import Limits, Repeats, Snapshot
-from service.coordinator.study_events import StudyEvents
-from service.coordinator.trial_history import gpu_hours, trial_snapshots
+from service.coordinator.study_events import StudyEvents, rungs_of
+from service.coordinator.told import Told
+from service.coordinator.trial_history import gpu_hours, has_ended, trial_snapshots
 from service.database import Database, database_now
-from service.models import Attempt, EventRow, Study
-from service.states import LIVE_ATTEMPT_STATES, AttemptState, StudyState, advance_study
+from service.deadlines import deadline_reached
+from service.models import Attempt, Study
+from service.pauses import put_down, start
+from service.states import (
+    LIVE_ATTEMPT_STATES,
+    AttemptState,
+    StudyState,
+    advance_attempt,
+    advance_study,
+)
+
+PAUSED_BY_A_PERSON = "paused on request"
 
 
 class StudyRun:
@@ -33,7 +48,8 @@ class StudyRun:
         lease: what makes it ours.
         database: the service's tables.
         storage: Optuna's.
-        artifacts_dir: where its attempts get their folders.
+        artifacts: the path or URL where its attempts get their folders.
+        told: remembers what its live attempts are told.
 
     Raises:
         ValidationError: this version cannot read the stored definition.
@@ -45,11 +61,13 @@ class StudyRun:
         lease: Lease,
         database: Database,
         storage: optuna_store.Storage,
-        artifacts_dir: Path,
+        artifacts: str,
+        told: Told,
     ) -> None:
         self._held = HeldStudy(lease=lease, database=database, storage=storage)
-        self._artifacts_dir = artifacts_dir
-        self.lease = lease
+        self._artifacts = artifacts
+        self.told = told
+        self.lease = self._held.lease
         self.name = self._held.name
         self.definition = self._held.definition
         self.limits = _limits(self._held)
@@ -62,32 +80,51 @@ class StudyRun:
 
     def reconcile(self) -> None:
         """Bring Optuna's side in line with the attempts. Idempotent; run on every taking of the lease."""
-        self._held.load()
+        recovery.reconcile(self._held)
 
-    def snapshot(self, *, room: Room, unplaceable_reason: str | None) -> Snapshot:
-        """What `decide` looks at."""
+    def renew(self, seconds: float) -> None:
+        """Extend the lease. Raises `LeaseLost`."""
+        self._held.renew(seconds)
+
+    def devices_aside(self) -> frozenset[str]:
+        """GPUs that get no trials, of whatever study."""
+        with self._held.database.read() as session:
+            return devices_aside(session)
+
+    def snapshot(
+        self, *, room: Room, unplaceable_reason: str | None, stranded_reason: str | None = None
+    ) -> Snapshot:
+        """What `decide` looks at.
+
+        Args:
+            room: what its workers would take.
+            unplaceable_reason: why it gets no worker however long it waits.
+            stranded_reason: why a person has to look at its GPUs first.
+        """
         held = self._held
         with held.database.read() as session:
             study = session.get_one(Study, self.study_id)
             attempts = session.scalars(select(Attempt).where(Attempt.study_id == self.study_id)).all()
             now = database_now(session)
+            storage = storage_trouble(
+                attempts, rungs=lambda: rungs_of(session, self.study_id), resumed_at=study.resumed_at
+            )
         # From the first dispatch: a study that waits for another's workers has spent nothing.
         started = min((a.dispatched_at for a in attempts), default=now)
+        trials = trial_snapshots(attempts, asked=held.asked, ends=held.ends, base_of=held.base, now=now)
+        ends_then = self.definition.budget.until_action == "end"
+        deadline = deadline_reached(study, self.definition.budget, now)
+        pause = PAUSED_BY_A_PERSON if study.pause_requested else None if ends_then else deadline
+        pause = pause or storage or stranded_reason
         return Snapshot(
             state=StudyState(study.state),
             cancel_requested=study.cancel_requested,
             limits=self.limits,
-            trials=tuple(
-                trial_snapshots(
-                    attempts,
-                    asked=held.asked,
-                    ends=held.ends,
-                    stops_sent=held.stops_sent,
-                    base_of=held.base,
-                )
-            ),
+            pause_reason=pause,
+            deadline_reason=deadline if ends_then else None,
+            trials=tuple(self.told.mark(trial) for trial in trials),
             room=room,
-            running_seconds=(now - started).total_seconds(),
+            running_seconds=max(0.0, (now - started).total_seconds() - study.paused_seconds),
             gpu_hours=gpu_hours(attempts, now),
             exhausted=held.exhausted,
             unplaceable_reason=unplaceable_reason,
@@ -123,9 +160,12 @@ class StudyRun:
 
     def begin(self) -> None:
         """queued -> running."""
-        with self._held.transaction() as (session, study):
+
+        def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED:
-                advance_study(session, study, StudyState.RUNNING, "a coordinator took it up")
+                start(session, study, "a coordinator took it up")
+
+        self._held.transact(work)
 
     def ask(self) -> int | None:
         """One more trial from the sampler: its number; None: the space has no further configuration."""
@@ -135,29 +175,64 @@ class StudyRun:
         """A trial of another one's recipe with a further seed: its number."""
         return self._held.ask_repeat(of, seed)
 
-    def open_attempt(self, number: int, *, worker_id: str, shape: WorkerShape) -> TrialOrder:
+    def open_attempt(
+        self, number: int, *, worker_id: str, shape: WorkerShape, device_id: str | None
+    ) -> TrialOrder:
         """Write the attempt's row, then make its order."""
         held, recipe = self._held, self._held.recipe(number)
-        with held.transaction() as (session, _):
+
+        def work(session: Session, _: Study) -> tuple[Attempt, list[Attempt]]:
             earlier = held.attempts_of(session, number)
             ordinal = len(earlier) + 1
-            folder = self._artifacts_dir / self.study_id / str(number) / str(ordinal)
+            folder = join(self._artifacts, self.study_id, str(number), str(ordinal))
             attempt = Attempt(
                 study_id=self.study_id,
                 trial_number=number,
                 ordinal=ordinal,
                 worker_id=worker_id,
                 gpus=shape.num_gpus,
-                artifact_dir=str(folder),
+                device_id=device_id,
+                artifact_dir=folder,
             )
             session.add(attempt)
             session.flush()
             session.add(held.event(attempt, "attempt_dispatched", f"attempt {ordinal} sent to {worker_id}"))
+            return attempt, earlier
+
+        attempt, earlier = held.transact(work)
         return make_order(self.definition, recipe, attempt, earlier, held.kind)
 
-    def stop_sent(self, attempt_id: int) -> None:
-        """Remember that a live attempt was told to stop."""
-        self._held.stops_sent.add(attempt_id)
+    def end_disobedient(self, worker_id: str, reason: str) -> None:
+        """End the live attempts of a worker that did not obey and was killed, as what they were told to be.
+
+        One that was to pause goes on from its last checkpoint. One that was told nothing shared the worker
+        with others that were, and likewise goes on.
+        """
+
+        def work(session: Session, _: Study) -> Sequence[Attempt]:
+            attempts = session.scalars(
+                select(Attempt).where(
+                    Attempt.study_id == self.study_id,
+                    Attempt.worker_id == worker_id,
+                    Attempt.state.in_(LIVE_ATTEMPT_STATES),
+                )
+            ).all()
+            for attempt in attempts:
+                told = self.told.last_word(attempt.id)
+                late = f"{reason}; its worker did not obey {self.told.grace_in_words(told)} and was killed"
+                if attempt.verdict_reason is not None:
+                    advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
+                elif told is Decision.STOP:
+                    advance_attempt(session, attempt, AttemptState.CANCELLED, late)
+                else:
+                    late += ", so it goes on from its last checkpoint"
+                    advance_attempt(session, attempt, AttemptState.PAUSED, late)
+            return attempts
+
+        attempts = self._held.transact(work)
+        for attempt in attempts:
+            if has_ended(attempt):
+                self._held.tell_of(attempt)
 
     @property
     def trials_at_once(self) -> int:
@@ -182,29 +257,37 @@ class StudyRun:
 
     def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
         """End a trial that has no live attempt."""
-        with self._held.transaction() as (session, _):
-            session.add(
-                EventRow(
-                    study_id=self.study_id,
-                    trial_number=number,
-                    kind=f"trial_{outcome}",
-                    message=reason,
-                )
-            )
-        self._held.tell(number, outcome, reason)
+        self._held.end_trial(number, outcome, reason)
 
     def close_trials(self, reason: str) -> None:
         """End every trial that is open still, as cancelled: its study ends without waiting for it."""
         for trial in optuna_store.unfinished_asks(self._held.optuna):
             self.end_trial(trial.number, AttemptState.CANCELLED, reason)
 
+    def put_down_attempts(self, reason: str) -> None:
+        """End every live attempt as paused; the trials go on from their last checkpoints."""
+
+        def work(session: Session, _: Study) -> None:
+            live = Attempt.study_id == self.study_id, Attempt.state.in_(LIVE_ATTEMPT_STATES)
+            for attempt in session.scalars(select(Attempt).where(*live).order_by(Attempt.id)):
+                advance_attempt(session, attempt, AttemptState.PAUSED, reason)
+
+        self._held.transact(work)
+
+    def pause(self, reason: str) -> None:
+        """running -> paused, and the lease is given back."""
+        self._held.transact(lambda session, study: put_down(session, study, reason))
+
     def end(self, state: StudyState, reason: str) -> None:
-        with self._held.transaction() as (session, study):
+
+        def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
                 advance_study(session, study, StudyState.RUNNING, "a coordinator took it up")
             advance_study(session, study, state, reason)
             study.lease_owner = None
             study.lease_expires_at = None
+
+        self._held.transact(work)
 
 
 def _limits(held: HeldStudy) -> Limits:

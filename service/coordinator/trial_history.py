@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from service.coordinator.retries import Deaths, losses
 from service.coordinator.snapshot import TrialPhase, TrialSnapshot
 from service.models import Attempt
-from service.states import LIVE_ATTEMPT_STATES, TERMINAL_ATTEMPT_STATES, AttemptState
+from service.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_ATTEMPT_STATES,
+    UNFINISHED_ATTEMPT_STATES,
+    AttemptState,
+)
 
-_ENDS = TERMINAL_ATTEMPT_STATES - {AttemptState.LOST}
+_ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 END_EVENTS = frozenset(f"{subject}_{state}" for subject in ("attempt", "trial") for state in _ENDS)
 """Kinds of events that end a trial: with its last attempt, or without one."""
 
@@ -38,8 +44,8 @@ class TrialEnd:
 
 
 def has_ended(attempt: Attempt) -> bool:
-    """Whether the attempt ended its trial, too: a lost attempt does not."""
-    return attempt.state not in LIVE_ATTEMPT_STATES and attempt.state != AttemptState.LOST
+    """Whether the attempt ended its trial, too: a lost or paused one does not."""
+    return attempt.state not in LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES
 
 
 def trial_snapshots(
@@ -47,8 +53,8 @@ def trial_snapshots(
     *,
     asked: Mapping[int, AskedTrial],
     ends: Mapping[int, TrialEnd],
-    stops_sent: Collection[int],
     base_of: Callable[[int], str],
+    now: datetime,
 ) -> Iterator[TrialSnapshot]:
     """Where each trial stands, by number.
 
@@ -56,24 +62,28 @@ def trial_snapshots(
         attempts: all of the study.
         asked: every trial of the study, those without an attempt included.
         ends: what Optuna was told of the trials that have ended.
-        stops_sent: attempts that a stop was sent to.
         base_of: the base that a trial trains on, in words.
+        now: by the clock of the attempts' ends.
     """
+    attempts = list(attempts)
+    deaths = Deaths(attempts)
     by_trial: dict[int, list[Attempt]] = {number: [] for number in asked}
     for attempt in attempts:
         by_trial[attempt.trial_number].append(attempt)
     for number in sorted(by_trial):
         tries = sorted(by_trial[number], key=lambda a: a.ordinal)
         last = tries[-1] if tries else None
+        lost = losses(tries, deaths, now)
         common: dict[str, Any] = {
             "number": number,
             "repeat_of": asked[number].repeat_of,
             "seed": asked[number].seed,
-            "lost_attempts": sum(a.state == AttemptState.LOST for a in tries),
+            "lost_attempts": lost.counted,
+            "suspect": lost.suspect,
+            "avoid": lost.avoid,
         }
         if last is not None and last.state in LIVE_ATTEMPT_STATES:
-            sent = last.id in stops_sent
-            yield TrialSnapshot(phase=TrialPhase.LIVE, live_attempt_id=last.id, stop_requested=sent, **common)
+            yield TrialSnapshot(phase=TrialPhase.LIVE, live_attempt_id=last.id, **common)
         elif number in ends:
             end = ends[number]
             fatal = last is not None and bool((last.outcome or {}).get("fatal_to_study"))
@@ -87,7 +97,13 @@ def trial_snapshots(
                 **common,
             )
         else:
-            yield TrialSnapshot(phase=TrialPhase.WAITING, base=base_of(number), **common)
+            yield TrialSnapshot(
+                phase=TrialPhase.WAITING,
+                base=base_of(number),
+                rested=lost.rested,
+                poison=lost.poison,
+                **common,
+            )
 
 
 def gpu_hours(attempts: Iterable[Attempt], now: datetime) -> float:

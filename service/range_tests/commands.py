@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service.models import Study, StudyKind, new_id
+from service.models import NOBODY, Study, StudyKind, new_id
 from service.range_tests.derivation import derive
 from service.states import append_event
 
@@ -16,7 +16,7 @@ _LONGEST_NAME = 128
 """Of a study (`search_spaces.definition.StudyName`)."""
 
 
-def make(session: Session, definition: StudyDefinition, why: str) -> Study:
+def make(session: Session, definition: StudyDefinition, why: str, *, owner: str = NOBODY) -> Study:
     """Store the range test of a definition, as queued.
 
     It is named after the definition, `NAME.range-test`, with a number behind it where that is taken: the
@@ -26,6 +26,7 @@ def make(session: Session, definition: StudyDefinition, why: str) -> Study:
         session: a writing transaction; the caller commits it.
         definition: an accepted one.
         why: for its history.
+        owner: whose it is.
     """
     number = 1
     while True:
@@ -39,6 +40,7 @@ def make(session: Session, definition: StudyDefinition, why: str) -> Study:
             kind=StudyKind.RANGE_TEST,
             definition=derive(definition, name).model_dump(mode="json"),
             reason="waiting for a coordinator",
+            owner=owner,
         )
         try:
             with session.begin_nested():

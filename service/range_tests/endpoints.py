@@ -9,18 +9,26 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
-from service.dependencies import OptunaStorage, Reading, ServiceSettings, Writing
+from service import optuna_store
+from service.definition_schema import REF as DEFINITION
+from service.dependencies import OptunaStorage, Owner, Reading, ServiceSettings
 from service.documents import Document, request_body
 from service.errors import Invalid
-from service.models import StudyKind
+from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.models import Study, StudyKind
+from service.owners.limits import Limits, require_room
+from service.preconditions import ETAG_HEADER, IfMatch, etag
 from service.problems import declare
 from service.range_tests import commands, queries
+from service.range_tests.derivation import derive
 from service.range_tests.schemas import RangeTestPage, RangeTestView
 from service.states import StudyState
 from service.studies.commands import accept_definition, request_cancel
-from service.studies.endpoints import DEFINITION_SCHEMA
+from service.studies.cursors import Cursor
+from service.studies.endpoints import CHANGED
 from service.studies.queries import list_studies
 
 router = APIRouter(prefix="/v1/range-tests", tags=["range tests"])
@@ -34,20 +42,24 @@ RangeTestRef = Annotated[str, Path(description="The range test's id or name")]
     response_model=RangeTestView,
     responses={
         201: {
-            "headers": {"Location": {"description": "The range test's address", "schema": {"type": "string"}}}
+            "headers": {
+                "Location": {"description": "The range test's address", "schema": {"type": "string"}},
+                **ETAG_HEADER,
+                **REPLAYED_HEADER,
+            }
         },
-        **declare(400, 413, 415, 422),
+        **declare(400, 408, 413, 415, 422, 429),
     },
-    openapi_extra=request_body(DEFINITION_SCHEMA, "The definition of the study it is for, as JSON or YAML"),
+    openapi_extra=request_body(DEFINITION, "The definition of the study it is for, as JSON or YAML"),
 )
 def submit(
     document: Document,
-    session: Writing,
     storage: OptunaStorage,
     settings: ServiceSettings,
-    response: Response,
+    owner: Owner,
+    change: ChangeOnce,
     dry_run: Annotated[bool, Query(include_in_schema=False)] = False,
-) -> RangeTestView:
+) -> Response:
     """Sweep the learning rate for a study that need not exist. The study itself is not submitted.
 
     Of the definition it takes the model, the data, the corners of the space and, if there is one, the
@@ -57,10 +69,17 @@ def submit(
     if dry_run:
         message = "a range test has no plan; plan the study instead: POST /v1/studies?dry_run=true"
         raise Invalid("The request", [Fault(path="query.dry_run", value=True, message=message)])
+    if (kept := change.kept()) is not None:
+        return kept
     definition = accept_definition(document, settings.data_roots)
-    study = commands.make(session, definition, "submitted")
-    response.headers["Location"] = f"/v1/range-tests/{study.id}"
-    return queries.show(session, storage, [study])[0]
+    sweeps = derive(definition, definition.name)
+
+    def work(session: Session) -> Answer:
+        require_room(session, owner, sweeps, Limits.of(settings))
+        study = commands.make(session, definition, "submitted", owner=owner)
+        return _answer(session, storage, study, 201, Location=f"/v1/range-tests/{study.id}")
+
+    return change.answer(work)
 
 
 @router.get("", response_model=RangeTestPage, responses=declare(422))
@@ -69,23 +88,42 @@ def list_range_tests(
     storage: OptunaStorage,
     state: StudyState | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Cursor | None = None,
 ) -> RangeTestPage:
     """All range tests, newest first."""
     page = list_studies(session, state=state, limit=limit, cursor=cursor, kind=StudyKind.RANGE_TEST)
     return RangeTestPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
 
 
-@router.get("/{range_test}", response_model=RangeTestView, responses=declare(404))
-def get_range_test(range_test: RangeTestRef, session: Reading, storage: OptunaStorage) -> RangeTestView:
-    """One range test, by id or name."""
-    return queries.show(session, storage, [queries.get_range_test(session, range_test)])[0]
-
-
-@router.post(
-    "/{range_test}/cancel", status_code=202, response_model=RangeTestView, responses=declare(404, 409)
+@router.get(
+    "/{range_test}", response_model=RangeTestView, responses={200: {"headers": ETAG_HEADER}, **declare(404)}
 )
-def cancel(range_test: RangeTestRef, session: Writing, storage: OptunaStorage) -> RangeTestView:
+def get_range_test(
+    range_test: RangeTestRef, session: Reading, storage: OptunaStorage, response: Response
+) -> RangeTestView:
+    """One range test, by id or name."""
+    found = queries.get_range_test(session, range_test)
+    response.headers.update(etag(found.revision))
+    return queries.show(session, storage, [found])[0]
+
+
+@router.post("/{range_test}/cancel", status_code=202, response_model=RangeTestView, responses=CHANGED)
+def cancel(
+    range_test: RangeTestRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce
+) -> Response:
     """Ask for the range test's end. A study that waits for it then fails."""
-    study = queries.get_range_test(session, range_test)
-    return queries.show(session, storage, [request_cancel(session, study.id)])[0]
+
+    def work(session: Session) -> Answer:
+        found = queries.get_range_test(session, range_test)
+        return _answer(session, storage, request_cancel(session, found.id, expected), 202)
+
+    return change.answer(work)
+
+
+def _answer(
+    session: Session, storage: optuna_store.Storage, study: Study, status: int, **headers: str
+) -> Answer:
+    """A range test as the answer to a change of it."""
+    session.flush()
+    shown = queries.show(session, storage, [study])[0]
+    return Answer(status=status, body=shown, headers={**etag(study.revision), **headers})

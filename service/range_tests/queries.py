@@ -50,6 +50,7 @@ def _view(session: Session, storage: optuna_store.Storage, study: Study, parent:
         name=study.name,
         state=StudyState(study.state),
         reason=study.reason,
+        owner=study.owner,
         definition=study.definition,
         created_at=study.created_at,
         started_at=study.started_at,

@@ -38,6 +38,7 @@ class RangeTestView(BaseModel):
     name: str
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
+    owner: str = Field(description="Whose API key submitted it, or the study whose first stage it is")
     definition: dict[str, Any] = Field(description="Of the sweeps: one trial for each corner")
     created_at: datetime
     started_at: datetime | None

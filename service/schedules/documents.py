@@ -12,6 +12,7 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import shown, unknown_keys
+from service.definition_schema import REF as DEFINITION
 from service.errors import Invalid
 from service.schedules import firings
 from service.studies.commands import check_definition
@@ -31,7 +32,7 @@ CREATE_SCHEMA: dict[str, Any] = {
         "name": {**_TEXT, "description": "The definition's name when left out"},
         "cron": {**_TEXT, "description": firings.CRON_FORM},
         "timezone": {**_TEXT, "default": "UTC", "description": "An IANA name"},
-        "definition": {"type": "object", "description": "Of the studies it makes, whose names it sets"},
+        "definition": {**DEFINITION, "description": "Of the studies it makes, whose names it sets"},
         "enabled": {"type": "boolean", "default": True},
     },
     "additionalProperties": False,

@@ -8,22 +8,16 @@ time.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from search_spaces.deadlines import timezone_names
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
 
 CRON_FORM = "five fields: minute, hour, day of month, month, day of week (for example `30 2 * * MON-FRI`)"
 _LOOK_BACK = timedelta(days=2)
-
-
-@cache
-def timezone_names() -> frozenset[str]:
-    """The IANA names of this machine's time zone data."""
-    return frozenset(available_timezones())
 
 
 def check(cron: object, timezone: object, now: datetime) -> list[Fault]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
 from service.models import Schedule, Study
-from service.schedules.schemas import ScheduleView
+from service.schedules.schemas import ScheduleView, SweepView
+from service.states import StudyState
 from service.studies.queries import NAME
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
     """The schedule of this name or id. Raises `NotFound`."""
     query = (
-        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.name != ref)
+        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
     )
     found = None
     if NAME.fullmatch(ref):
-        found = session.scalars(query.with_for_update() if lock else query).first()
+        if lock:  # and read again what this session read before it had the lock
+            query = query.with_for_update().execution_options(populate_existing=True)
+        found = session.scalars(query).first()
     if found is None:
         raise NotFound(f"There is no schedule {ref[:200]!r}.")
     return found
@@ -33,12 +36,17 @@ def list_schedules(session: Session) -> Sequence[Schedule]:
 
 def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
     """Schedules as the API shows them."""
+    ids = [schedule.id for schedule in schedules]
     rows = session.execute(
-        select(Study.schedule_id, func.count().label("studies"))
-        .where(Study.schedule_id.in_([schedule.id for schedule in schedules]))
+        select(Study.schedule_id, func.count().label("studies"), func.max(Study.fired_for).label("latest"))
+        .where(Study.schedule_id.in_(ids))
         .group_by(Study.schedule_id)
     ).all()
     studies = {row.schedule_id: row.studies for row in rows}
+    found = select(Study).where(
+        tuple_(Study.schedule_id, Study.fired_for).in_([(row.schedule_id, row.latest) for row in rows])
+    )
+    latest = {study.schedule_id: study for study in session.scalars(found)}
     return [
         ScheduleView(
             id=s.id,
@@ -46,11 +54,19 @@ def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
             cron=s.cron,
             timezone=s.timezone,
             enabled=s.enabled,
+            owner=s.owner,
             definition=s.definition,
             created_at=s.created_at,
             next_fire_at=s.next_fire_at,
             last_fired_for=s.last_fired_for,
             studies=studies.get(s.id, 0),
+            last_sweep=_sweep(latest.get(s.id)),
         )
         for s in schedules
     ]
+
+
+def _sweep(study: Study | None) -> SweepView | None:
+    if study is None:
+        return None
+    return SweepView(name=study.name, state=StudyState(study.state), reason=study.reason)

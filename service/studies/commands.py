@@ -15,7 +15,9 @@ from search_spaces.errors import Fault, InvalidDefinition
 from service import warm_start
 from service.errors import AlreadyEnded, Invalid, NameTaken
 from service.local_files import resolve_paths
-from service.models import Study, new_id
+from service.models import NOBODY, Study, new_id
+from service.owners.limits import UNLIMITED, Limits, require_room
+from service.preconditions import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, append_event
 from service.studies.queries import get_study
 
@@ -39,19 +41,29 @@ def accept_definition(document: Any, data_roots: Sequence[Path]) -> StudyDefinit
     return definition
 
 
-def submit(session: Session, definition: StudyDefinition) -> Study:
-    """Store a study as queued. Raises `NameTaken`, and `Invalid` for a warm start that cannot be."""
+def submit(
+    session: Session, definition: StudyDefinition, *, owner: str = NOBODY, limits: Limits = UNLIMITED
+) -> Study:
+    """Store a study as queued.
+
+    Raises:
+        Invalid: its warm start cannot be.
+        NameTaken: there is a study of that name.
+        LimitReached: the owner may not have another one.
+    """
     faults = warm_start.check(session, definition)
     if faults:
         raise Invalid("The definition", faults)
     taken = NameTaken(f"There is a study {definition.name!r} already; choose another name.")
     if session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None:
         raise taken
+    require_room(session, owner, definition, limits)
     study = Study(
         id=new_id(),
         name=definition.name,
         definition=definition.model_dump(mode="json"),
         reason="waiting for a coordinator",
+        owner=owner,
     )
     try:
         with session.begin_nested():
@@ -62,17 +74,20 @@ def submit(session: Session, definition: StudyDefinition) -> Study:
     return study
 
 
-def request_cancel(session: Session, ref: str) -> Study:
+def request_cancel(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
     """Ask for a study's end; its coordinator carries it out. Asking again changes nothing.
 
     Raises:
         NotFound: there is no such study.
+        PreconditionFailed: it is not what was expected.
         AlreadyEnded: it is over.
     """
     study = get_study(session, ref, lock=True)
+    expected.check(f"The study {study.name!r}", study.revision)
     if study.state in TERMINAL_STUDY_STATES:
         raise AlreadyEnded(f"The study {study.name!r} is {study.state} already: {study.reason}.")
     if not study.cancel_requested:
         study.cancel_requested = True
+        study.revision += 1
         append_event(session, study.id, "cancel_requested", "cancellation was requested over REST")
     return study

@@ -6,26 +6,40 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
 
-from search_spaces.definition import StudyDefinition
-from service.dependencies import MAX_ID, OptunaStorage, Reading, ServiceResources, StudyRef, Writing
+from service import optuna_store
+from service.definition_schema import REF as DEFINITION
+from service.dependencies import MAX_ID, DryRun, OptunaStorage, Owner, Reading, ServiceResources, StudyRef
 from service.documents import Document, request_body
+from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.models import Study
+from service.owners.limits import Limits
 from service.plans import commands as plans
 from service.plans.schemas import PlanView
+from service.preconditions import ETAG_HEADER, IfMatch, etag
 from service.problems import declare
 from service.states import StudyState
-from service.studies import commands, queries
+from service.studies import commands, pauses, queries
+from service.studies.cursors import Cursor
 from service.studies.schemas import EventPage, StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
-DEFINITION_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "A study definition. Every fault in it is answered at once.",
-    "required": [name for name, field in StudyDefinition.model_fields.items() if field.is_required()],
-    "properties": {name: {} for name in StudyDefinition.model_fields},
-    "additionalProperties": False,
+CHANGED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {**ETAG_HEADER, **REPLAYED_HEADER}},
+    **declare(404, 408, 409, 412, 413, 422),
 }
+"""The `responses` of an endpoint that asks a study for something."""
+
+
+def _answer(
+    session: Session, storage: optuna_store.Storage, study: Study, status: int, **headers: str
+) -> Answer:
+    """A study as the answer to a change of it."""
+    session.flush()
+    shown = queries.show(session, storage, [study])[0]
+    return Answer(status=status, body=shown, headers={**etag(study.revision), **headers})
 
 
 @router.post(
@@ -34,31 +48,41 @@ DEFINITION_SCHEMA: dict[str, Any] = {
     response_model=StudyView,
     responses={
         200: {"model": PlanView, "description": "With `dry_run=true`: the plan. Nothing is stored"},
-        201: {"headers": {"Location": {"description": "The study's address", "schema": {"type": "string"}}}},
-        **declare(400, 409, 413, 415, 422),
+        201: {
+            "headers": {
+                "Location": {"description": "The study's address", "schema": {"type": "string"}},
+                **ETAG_HEADER,
+                **REPLAYED_HEADER,
+            }
+        },
+        **declare(400, 408, 409, 413, 415, 422, 429),
     },
-    openapi_extra=request_body(DEFINITION_SCHEMA, "The study's definition, as JSON or YAML"),
+    openapi_extra=request_body(DEFINITION, "The study's definition, as JSON or YAML"),
 )
 def submit(
     document: Document,
     resources: ServiceResources,
-    response: Response,
-    dry_run: Annotated[
-        bool, Query(description="Check the definition and answer what the study would do, without a trace")
-    ] = False,
-) -> Any:
+    owner: Owner,
+    change: ChangeOnce,
+    dry_run: DryRun = False,
+) -> Response:
     """Submit a study, or plan it. Nothing is stored unless all of the definition is right.
 
-    A plan makes the same checks, but for the name: one that is taken is a warning in the plan.
+    A plan makes the same checks, but for the name: one that is taken is a warning in the plan. The owner's
+    limits are not looked at, and an `Idempotency-Key` makes no difference.
     """
     if dry_run:
         return JSONResponse(plans.dry_run(resources, document).model_dump(mode="json"))
+    if (kept := change.kept()) is not None:
+        return kept
     definition = commands.accept_definition(document, resources.settings.data_roots)
-    # Not the dependency that others use: a plan takes seconds, and no transaction may be open that long.
-    with resources.database.write() as session:
-        study = commands.submit(session, definition)
-        response.headers["Location"] = f"/v1/studies/{study.id}"
-        return queries.show(session, resources.storage, [study])[0]
+    limits = Limits.of(resources.settings)
+
+    def work(session: Session) -> Answer:
+        study = commands.submit(session, definition, owner=owner, limits=limits)
+        return _answer(session, resources.storage, study, 201, Location=f"/v1/studies/{study.id}")
+
+    return change.answer(work)
 
 
 @router.get("", response_model=StudyPage, responses=declare(422))
@@ -67,23 +91,46 @@ def list_studies(
     storage: OptunaStorage,
     state: StudyState | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Cursor | None = None,
 ) -> StudyPage:
     """All studies, newest first."""
     page = queries.list_studies(session, state=state, limit=limit, cursor=cursor)
     return StudyPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
 
 
-@router.get("/{study}", response_model=StudyView, responses=declare(404))
-def get_study(study: StudyRef, session: Reading, storage: OptunaStorage) -> StudyView:
+@router.get("/{study}", response_model=StudyView, responses={200: {"headers": ETAG_HEADER}, **declare(404)})
+def get_study(study: StudyRef, session: Reading, storage: OptunaStorage, response: Response) -> StudyView:
     """One study, by id or name."""
-    return queries.show(session, storage, [queries.get_study(session, study)])[0]
+    found = queries.get_study(session, study)
+    response.headers.update(etag(found.revision))
+    return queries.show(session, storage, [found])[0]
 
 
-@router.post("/{study}/cancel", status_code=202, response_model=StudyView, responses=declare(404, 409))
-def cancel(study: StudyRef, session: Writing, storage: OptunaStorage) -> StudyView:
+@router.post("/{study}/cancel", status_code=202, response_model=StudyView, responses=CHANGED)
+def cancel(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
     """Ask for the study's end. Its running trials are stopped and its workers given back."""
-    return queries.show(session, storage, [commands.request_cancel(session, study)])[0]
+    return change.answer(
+        lambda session: _answer(session, storage, commands.request_cancel(session, study, expected), 202)
+    )
+
+
+@router.post("/{study}/pause", status_code=202, response_model=StudyView, responses=CHANGED)
+def pause(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
+    """Put the study down. Its running trials write checkpoints and its workers are given back.
+
+    It is `paused` at once if nothing of it runs, else within seconds, with `pause_requested` until then.
+    """
+    return change.answer(
+        lambda session: _answer(session, storage, pauses.request_pause(session, study, expected), 202)
+    )
+
+
+@router.post("/{study}/resume", status_code=202, response_model=StudyView, responses=CHANGED)
+def resume(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
+    """Take the study up again: it is `queued`, and then goes on exactly where its trials were put down."""
+    return change.answer(
+        lambda session: _answer(session, storage, pauses.request_resume(session, study, expected), 202)
+    )
 
 
 @router.get("/{study}/events", response_model=EventPage, responses=declare(404, 422))

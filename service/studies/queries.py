@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,19 +12,20 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.errors import Fault
-from search_spaces.faults import shown
 from service import optuna_store
-from service.errors import Invalid, NotFound
+from service.deadlines import deadline
+from service.errors import NotFound
 from service.models import Attempt, EventRow, Schedule, Study, StudyKind
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
     TRIAL_FAILED,
+    UNFINISHED_ATTEMPT_STATES,
     AttemptState,
     StudyState,
 )
 from service.studies import standing
+from service.studies.cursors import make_cursor, read_cursor
 from service.studies.schemas import Counts, EventView, StudyView
 from service.trials import best
 
@@ -43,10 +41,12 @@ class Page:
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     """The study of this name or id. Raises `NotFound`."""
-    query = select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.name != ref)
+    query = select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
     found = None
     if NAME.fullmatch(ref):
-        found = session.scalars(query.with_for_update() if lock else query).first()
+        if lock:  # and read again what this session read before it had the lock
+            query = query.with_for_update().execution_options(populate_existing=True)
+        found = session.scalars(query).first()
     if found is None:
         raise NotFound(f"There is no study {ref[:200]!r}.")
     return found
@@ -76,35 +76,17 @@ def list_studies(
     cursor: str | None,
     kind: StudyKind = StudyKind.SEARCH,
 ) -> Page:
-    """One page of studies, newest first. Raises `Invalid` for a cursor that none of our pages gave."""
+    """One page of studies, newest first."""
     newest = select(Study).where(Study.kind == kind).order_by(Study.created_at.desc(), Study.id.desc())
     query = newest.limit(limit + 1)
     if state is not None:
         query = query.where(Study.state == state)
     if cursor is not None:
-        at, study_id = _read_cursor(cursor)
+        at, study_id = read_cursor(cursor)
         query = query.where(or_(Study.created_at < at, and_(Study.created_at == at, Study.id < study_id)))
     studies = session.scalars(query).all()
     last = studies[limit - 1] if len(studies) > limit else None
-    return Page(studies=studies[:limit], next_cursor=_make_cursor(last) if last else None)
-
-
-def _make_cursor(study: Study) -> str:
-    return base64.urlsafe_b64encode(f"{study.created_at.isoformat()} {study.id}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        at, study_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").split(" ")
-        instant = datetime.fromisoformat(at).astimezone(UTC)
-    except (binascii.Error, ValueError, OverflowError):
-        study_id = ""
-    if not NAME.fullmatch(study_id):
-        fault = Fault(
-            path="query.cursor", value=shown(cursor), message="is none of ours", allowed="a next_cursor"
-        )
-        raise Invalid("The request", [fault])
-    return instant, study_id
+    return Page(studies=studies[:limit], next_cursor=make_cursor(last) if last else None)
 
 
 def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[StudyView]:
@@ -156,6 +138,17 @@ def _attempt_counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str,
     return result
 
 
+def count_ended_trials(session: Session, studies: Sequence[Study]) -> dict[str, int]:
+    """Study id -> how many of its trials are over, whatever became of them."""
+    counts = _attempt_counts(session, [study.id for study in studies])
+    open_states = LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES
+    return {
+        study.id: sum(n for state, n in counts.get(study.id, {}).items() if state not in open_states)
+        + _failed_while_waiting(session, study)
+        for study in studies
+    }
+
+
 def _view(
     session: Session,
     study: Study,
@@ -178,11 +171,15 @@ def _view(
         kind=StudyKind(study.kind),
         state=StudyState(study.state),
         reason=study.reason,
+        owner=study.owner,
         stage=standing.stage(study, definition, trials),
         definition=study.definition,
         created_at=study.created_at,
         started_at=study.started_at,
         ended_at=study.ended_at,
+        pause_requested=study.pause_requested,
+        paused_at=study.paused_at,
+        deadline=None if definition is None else deadline(study, definition.budget),
         schedule=schedule,
         fired_for=study.fired_for,
         trials_requested=requested,
@@ -201,7 +198,8 @@ def _view(
 def _counts(session: Session, study: Study, attempts: dict[str, int], trials: int) -> Counts:
     by_state = dict(attempts)
     running = sum(by_state.pop(state, 0) for state in LIVE_ATTEMPT_STATES)
-    by_state.pop(AttemptState.LOST, None)
+    for state in UNFINISHED_ATTEMPT_STATES:
+        by_state.pop(state, None)
     total = max(trials, sum(attempts.values()))
     waiting = total - running - sum(by_state.values())
     if waiting:

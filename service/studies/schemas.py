@@ -15,7 +15,8 @@ Stage = Literal["range test", "search", "repeats"]
 
 
 class Counts(BaseModel):
-    """The study's trials by state. A trial whose worker was lost waits for its next attempt."""
+    """The study's trials by state. A trial that was paused, or whose worker was lost, waits for its next
+    attempt."""
 
     running: int = 0
     completed: int = 0
@@ -54,11 +55,15 @@ class StudyView(BaseModel):
     kind: StudyKind = Field(description="range_test: its trials are sweeps of the learning rate")
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
+    owner: str = Field(description="Whose API key submitted it, or the schedule that made it")
     stage: Stage | None = Field(description="What it is doing; null before it begins and after its end")
     definition: dict[str, Any] = Field(description="As accepted: defaults, preset and paths resolved")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    pause_requested: bool = Field(description="Its trials are writing checkpoints; then it is paused")
+    paused_at: datetime | None = Field(description="When its present pause began")
+    deadline: datetime | None = Field(description="When `budget.until` comes next; null before it is begun")
     schedule: str | None = Field(description="The name of the schedule that made it")
     fired_for: datetime | None = Field(description="The cron instant that this sweep belongs to")
     trials_requested: int | None = Field(

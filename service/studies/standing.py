@@ -9,7 +9,6 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
 from service.models import Study, StudyKind
 from service.optuna_store import StudySummary
-from service.states import StudyState
 from service.studies.schemas import BestTrial, PreparationView, Stage
 from service.trial_values import TrialValues
 from service.trials import best
@@ -21,8 +20,8 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
     if study.ended_at is not None:
         return None
     if study.kind == StudyKind.RANGE_TEST:
-        return None if study.state == StudyState.QUEUED else "range test"
-    if study.state == StudyState.QUEUED:
+        return None if study.started_at is None else "range test"
+    if study.started_at is None:  # queued, or paused before it was begun
         tests = definition is not None and definition.search.learning_rate_range_test is not None
         return "range test" if tests and study.preparation is None and study.range_test_id else None
     return "repeats" if any(trial.repeat_of is not None for trial in trials) else "search"

@@ -59,7 +59,7 @@ def get_adapter(
     found = get_study(session, study)
     folder = queries.adapter_folder(session, found, number, which)
     return StreamingResponse(
-        adapters.stream_zip(folder, settings.artifacts_dir),
+        adapters.stream_zip(folder, settings),
         media_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="{found.name}-{number}-{which}.zip"'},
     )

@@ -66,11 +66,17 @@ def best_of(storage: optuna_store.Storage, study: Study, trials: StudyTrials) ->
 
 
 def adapter_folder(session: Session, study: Study, number: int, which: Which) -> str:
-    """Where the latest attempt that saved an adapter put it. Raises `NotFound`."""
+    """The path or URL where the latest attempt that saved an adapter put it. Raises `NotFound`."""
     for attempt in reversed(_attempts(session, study, number)):
         folder = (attempt.outcome or {}).get(f"{which}_adapter_dir")
-        if isinstance(folder, str):
-            return folder
+        if not isinstance(folder, str):
+            continue
+        if (swept := attempt.adapters_swept_at) is not None:
+            raise NotFound(
+                f"The {which} adapter of trial {number} of the study {study.name!r} was swept on"
+                f" {swept:%Y-%m-%d}: only the adapters of its best trials are kept."
+            )
+        return folder
     raise NotFound(f"Trial {number} of the study {study.name!r} has no {which} adapter{_so_far(study)}.")
 
 

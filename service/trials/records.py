@@ -18,7 +18,7 @@ from service import optuna_store
 from service.curves import Curve, Rung
 from service.diagnosis import Finding, Peers, diagnose
 from service.models import Attempt, RungReport, Study, StudyKind
-from service.states import AttemptState
+from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.queries import read_definition, shown_params
 from service.trial_values import TrialValues
 
@@ -89,14 +89,15 @@ class TrialRecord:
     def _standing(self) -> tuple[TrialState, str]:
         """The latest attempt's state; but a trial can end without an attempt of that state.
 
-        One whose worker was lost too often, or that waited when its study ended, was told to Optuna only.
+        One whose worker was lost too often, or that waited or was paused when its study ended, was told to
+        Optuna only.
         """
         values, last = self.values, self.last
         told = values.user_attrs.get(optuna_store.OUTCOME_ATTR)
         if (
             told is not None
             and values.state != "running"
-            and (last is None or last.state == AttemptState.LOST)
+            and (last is None or last.state in UNFINISHED_ATTEMPT_STATES)
         ):
             return AttemptState(told), str(values.user_attrs.get(optuna_store.REASON_ATTR, ""))
         if last is None:

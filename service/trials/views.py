@@ -30,7 +30,8 @@ def trial_view(
 ) -> TrialView:
     """A trial with everything that is known of it."""
     last, outcome = record.last, record.outcome
-    adapter = outcome.get("best_adapter_dir")
+    swept = last is not None and last.adapters_swept_at is not None
+    adapter = None if swept else outcome.get("best_adapter_dir")
     scale = record.gradient_noise_scale
     return TrialView(
         number=record.number,

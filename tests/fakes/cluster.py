@@ -11,6 +11,7 @@ ones do: it refuses an order of another while it has any, and loads the other wh
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
+from service.states import LossCause
 from tests.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.event_log import EventLog
 
@@ -57,9 +59,12 @@ class _FakeWorker:
     slots: int = 1
     most_slots: int = 1
     base: str | None = None
+    device_id: str | None = None
     log: EventLog = field(default_factory=EventLog)
     waiting: list[TrialOrder] = field(default_factory=list)
     pack: dict[int, _Training] = field(default_factory=dict)
+    wedged: bool = False
+    """It neither trains nor obeys, and does not die either."""
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -83,6 +88,8 @@ class FakeCluster:
         slots: how many trials a worker wants at once, which it finds out with its first; 1 until then.
         ending: what becomes of a trial that trained to its end; default: completed.
         start_polls: how many polls a worker takes to start, by its id; default: 0. The first worker is `w1`.
+        lethal: whether a trial kills its worker when it goes on from that many examples; default: never.
+        gpus: so many workers fit in place of `cpus`, each with one of them, the lowest that is free.
     """
 
     def __init__(
@@ -92,8 +99,11 @@ class FakeCluster:
         slots: int = 1,
         ending: Callable[[TrialOrder], TrialOutcome | None] | None = None,
         start_polls: Mapping[str, int] | None = None,
+        lethal: Callable[[TrialOrder, int], bool] | None = None,
+        gpus: int = 0,
     ) -> None:
         self.cpus = cpus
+        self.gpus = gpus
         self.orders: list[TrialOrder] = []
         self.started: list[str] = []
         self.loads: list[tuple[str, str]] = []
@@ -104,6 +114,7 @@ class FakeCluster:
         """Attempts and their rungs, in the order in which they were evaluated."""
         self._slots = slots
         self._ending = ending
+        self._lethal = lethal
         self._start_polls = dict(start_polls or {})
         self._workers: dict[str, _FakeWorker] = {}
         self._checkpoints: dict[str, tuple[int, tuple[float, int]]] = {}
@@ -115,6 +126,12 @@ class FakeCluster:
 
     # -- what a test does to it ----------------------------------------------------------------
 
+    def another_view(self) -> FakeCluster:
+        """The same cluster, as a second coordinator sees it."""
+        view = copy.copy(self)
+        view._known, view._asking, view._starting, view._news = set(), {}, set(), []
+        return view
+
     def lose_connection(self) -> None:
         """The coordinator died: nothing it had asked for will be answered."""
         self._known.clear()
@@ -122,14 +139,19 @@ class FakeCluster:
         self._starting.clear()
         self._news.clear()
 
-    def kill(self, worker_id: str) -> None:
-        """A worker dies with all it knew."""
+    def kill(self, worker_id: str, cause: LossCause = LossCause.NODE_DIED) -> None:
+        """A worker dies with all it knew: its machine went away, unless something else was the cause."""
         del self._workers[worker_id]
         self._asking.pop(worker_id, None)
         self._starting.discard(worker_id)
         if worker_id in self._known:
-            self._news.append(Gone(worker_id=worker_id, reason="killed"))
+            self._news.append(Gone(worker_id=worker_id, reason="killed", cause=cause))
             self._known.discard(worker_id)
+
+    def wedge(self, *worker_ids: str) -> None:
+        """Workers hang: they train no more and hear nothing, but are alive."""
+        for worker_id in worker_ids:
+            self._workers[worker_id].wedged = True
 
     def announce(self, worker_id: str, slots: int, reason: str = "as measured") -> None:
         """A worker finds out that it wants another number of trials."""
@@ -145,6 +167,12 @@ class FakeCluster:
         return {worker_id: len(worker.pack) for worker_id, worker in self._workers.items()}
 
     @property
+    def together(self) -> list[set[int]]:
+        """The numbers of the trials that each worker trains."""
+        packs = (worker.pack.values() for worker in self._workers.values())
+        return [{training.order.trial_number for training in pack} for pack in packs]
+
+    @property
     def waiting(self) -> int:
         """Orders that a worker has taken and its pack has no room for."""
         return sum(len(worker.waiting) for worker in self._workers.values())
@@ -157,16 +185,19 @@ class FakeCluster:
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
         gpus = resources.gpus_per_worker
-        return WorkerShape(num_cpus=1.0, num_gpus=0.0 if gpus == "auto" else gpus)
+        return WorkerShape(num_cpus=1.0, num_gpus=float(self.gpus > 0) if gpus == "auto" else gpus)
 
     def capacity(self, shape: WorkerShape) -> int:
-        return self.cpus if shape.num_gpus == 0 else 0
+        return self.cpus if shape.num_gpus == 0 else self.gpus
 
     def room(self, shape: WorkerShape) -> int:
-        return self.capacity(shape) - len(self._workers) if shape.num_gpus == 0 else 0
+        return max(0, self.capacity(shape) - len(self._workers))
 
     def start(self, study_id: str, shape: WorkerShape) -> str:
         worker = _FakeWorker(worker_id=f"w{next(self._ids)}", study_id=study_id)
+        if shape.num_gpus > 0:
+            taken = {w.device_id for w in self._workers.values()}
+            worker.device_id = next(d for i in itertools.count() if (d := f"n1/GPU-{i}") not in taken)
         self._workers[worker.worker_id] = worker
         self.started.append(worker.worker_id)
         self._meet(worker)
@@ -182,14 +213,19 @@ class FakeCluster:
 
     def poll(self, timeout_s: float) -> list[Delivery]:
         news, self._news = self._news, []
+        for worker_id in sorted(self._known - set(self._workers)):  # ended through another view
+            self.forget(worker_id)
+            news.append(Gone(worker_id=worker_id, reason="killed", cause=LossCause.NODE_DIED))
         for worker_id in sorted(self._starting):
             left = self._start_polls.get(worker_id, 0)
             self._start_polls[worker_id] = left - 1
             if left <= 0:
                 self._starting.discard(worker_id)
                 news.append(Ready(worker_id=worker_id, info=_info(self._workers[worker_id])))
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             self._tick(worker)
+        news += self._news  # of those that died just now
+        self._news = []
         for worker_id, after in list(self._asking.items()):
             events = self._workers[worker_id].log.events(after)
             # The long poll of a silent worker comes back empty.
@@ -215,7 +251,7 @@ class FakeCluster:
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
         worker = self._workers.get(worker_id)
-        if worker is None:
+        if worker is None or worker.wedged:
             return
         if verdict.attempt_id in worker.pack:
             worker.pack[verdict.attempt_id].verdict = verdict
@@ -239,10 +275,13 @@ class FakeCluster:
         self._starting.add(worker.worker_id)
 
     def _tick(self, worker: _FakeWorker) -> None:
+        if worker.wedged:
+            return
         while worker.waiting and len(worker.pack) < worker.slots:
             self._admit(worker, worker.waiting.pop(0))
         for training in list(worker.pack.values()):
-            self._step(worker, training)
+            if worker.worker_id in self._workers:
+                self._step(worker, training)
 
     def _admit(self, worker: _FakeWorker, order: TrialOrder) -> None:
         training = _Training(order=order, total=round(ROWS * order.recipe.epochs))
@@ -269,6 +308,8 @@ class FakeCluster:
             self._end(worker, outcome or _swept(training.order))
         elif not training.evaluated:
             self._evaluate(worker, training)
+        elif self._lethal is not None and self._lethal(training.order, training.seen):
+            self.kill(worker.worker_id, LossCause.WORKER_DIED)
         elif training.seen < training.total:
             every = training.order.evaluation.every_examples or training.total
             training.seen = min(training.total, training.seen + every)
@@ -317,6 +358,7 @@ def _info(worker: _FakeWorker) -> WorkerInfo:
         free_slots=max(0, worker.slots - len(worker.live)),
         running_attempts=worker.live,
         base=worker.base,
+        device_id=worker.device_id,
     )
 
 

@@ -17,6 +17,7 @@ from service.app import create_app
 from service.models import Base
 from service.settings import Settings
 from tests.database_fixtures import execute, named
+from tests.integration.service.rest import LOCAL
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +75,7 @@ def settings(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> It
         for table in tables.sorted_tables
         if table.name != "version_info"
     )
-    execute(url, f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    execute(url, f"TRUNCATE {tables}, optuna.nightsweep_fences RESTART IDENTITY CASCADE")
 
 
 def _data(tmp_path: Path) -> Path:
@@ -104,7 +105,7 @@ def storage(settings: Settings) -> Iterator[optuna_store.Storage]:
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """A client of the real application."""
-    with TestClient(create_app(settings), raise_server_exceptions=True) as opened:
+    with TestClient(create_app(settings), base_url=LOCAL, raise_server_exceptions=True) as opened:
         yield opened
 
 

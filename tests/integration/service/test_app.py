@@ -17,6 +17,7 @@ from service import optuna_store
 from service.app import create_app
 from service.database import VERSION_TABLE, open_database, upgrade
 from service.settings import Settings
+from tests.integration.service.rest import LOCAL, database_away, expect_problem
 
 Make = Callable[..., dict[str, Any]]
 KEY = "correct horse"
@@ -27,7 +28,9 @@ on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[TestClient]:
     """A client of a server that wants its key."""
-    with TestClient(create_app(settings.model_copy(update={"api_key": SecretStr(KEY)}))) as client:
+    with TestClient(
+        create_app(settings.model_copy(update={"api_key": SecretStr(KEY)})), base_url=LOCAL
+    ) as client:
         yield client
 
 
@@ -67,7 +70,7 @@ def test_an_unexpected_error_is_a_problem_that_gives_nothing_away(settings: Sett
     def _break() -> None:
         raise KeyError("the secret")
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=LOCAL, raise_server_exceptions=False) as client:
         answer = client.get("/break")
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "secret" not in answer.text
@@ -81,7 +84,7 @@ def test_health_and_readiness(client: TestClient) -> None:
 def test_readiness_fails_when_the_schema_is_not_ours(empty_settings: Settings) -> None:
     upgrade(empty_settings)
     database = open_database(empty_settings)
-    with TestClient(create_app(empty_settings)) as client:
+    with TestClient(create_app(empty_settings), base_url=LOCAL) as client:
         with database.write() as session:
             session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'other'"))
         answer = client.get("/readyz")
@@ -93,11 +96,35 @@ def test_readiness_fails_when_the_schema_is_not_ours(empty_settings: Settings) -
 def test_readiness_fails_when_optunas_tables_are_not_ours(empty_settings: Settings) -> None:
     upgrade(empty_settings)
     storage = optuna_store.open_storage(empty_settings)
-    with TestClient(create_app(empty_settings)) as client:
+    with TestClient(create_app(empty_settings), base_url=LOCAL) as client:
         with storage.engine.begin() as connection:
             connection.execute(text("DELETE FROM alembic_version"))
         assert client.get("/readyz").status_code == 503
     optuna_store.close_storage(storage)
+
+
+@pytest.mark.parametrize("which", ["database", "storage"])
+def test_a_database_that_is_away_is_a_503_for_as_long_as_it_is(
+    client: TestClient,
+    settings: Settings,
+    definition: Make,
+    which: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert client.post("/v1/studies", json=definition()).status_code == 201
+    engine = getattr(client.app.state.resources, which).engine  # type: ignore[attr-defined]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise database_away(settings)
+
+    engine.dispose()
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.dialect, "connect", refuse)
+        expect_problem(client.get("/v1/studies/support-tone"), 503)
+        expect_problem(client.post("/v1/studies/support-tone/cancel"), 503)
+        expect_problem(client.get("/readyz"), 503)
+    assert client.get("/readyz").status_code == 200
+    assert client.post("/v1/studies/support-tone/cancel").status_code == 202
 
 
 def test_search_spaces_are_listed_and_shown(client: TestClient, definition: Make) -> None:
@@ -216,33 +243,62 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     }
-    assert declared == {
+    everywhere, body = {"401", "403", "503"}, {"400", "408", "413", "415", "422"}
+    asked = {"404", "408", "409", "412", "413", "422"}
+    assert {operation: statuses - everywhere for operation, statuses in declared.items()} == {
         "get /healthz": set(),
-        "get /readyz": {"503"},
-        "get /v1/search-spaces": {"503"},
-        "get /v1/search-spaces/{name}": {"404", "503"},
-        "get /v1/studies": {"422", "503"},
-        "post /v1/studies": {"400", "409", "413", "415", "422", "503"},
-        "get /v1/studies/{study}": {"404", "503"},
-        "post /v1/studies/{study}/cancel": {"404", "409", "503"},
-        "get /v1/studies/{study}/events": {"404", "422", "503"},
-        "get /v1/studies/{study}/report": {"404", "409", "503"},
-        "get /v1/studies/{study}/importance": {"404", "409", "503"},
-        "get /v1/studies/{study}/pareto-front": {"404", "409", "503"},
-        "get /v1/studies/{study}/trials": {"404", "503"},
-        "get /v1/studies/{study}/trials/{number}": {"404", "422", "503"},
-        "get /v1/studies/{study}/best": {"404", "409", "503"},
-        "get /v1/studies/{study}/trials/{number}/adapter": {"404", "422", "503"},
-        "get /v1/range-tests": {"422", "503"},
-        "post /v1/range-tests": {"400", "413", "415", "422", "503"},
-        "get /v1/range-tests/{range_test}": {"404", "503"},
-        "post /v1/range-tests/{range_test}/cancel": {"404", "409", "503"},
-        "get /v1/schedules": {"503"},
-        "post /v1/schedules": {"400", "409", "413", "415", "422", "503"},
-        "get /v1/schedules/{schedule}": {"404", "503"},
-        "patch /v1/schedules/{schedule}": {"400", "404", "413", "415", "422", "503"},
-        "delete /v1/schedules/{schedule}": {"404", "503"},
+        "get /readyz": set(),
+        "get /v1/search-spaces": set(),
+        "get /v1/search-spaces/{name}": {"404"},
+        "get /v1/studies": {"422"},
+        "post /v1/studies": body | {"409", "429"},
+        "get /v1/studies/{study}": {"404"},
+        "post /v1/studies/{study}/cancel": asked,
+        "post /v1/studies/{study}/pause": asked,
+        "post /v1/studies/{study}/resume": asked,
+        "get /v1/studies/{study}/events": {"404", "422"},
+        "get /v1/studies/{study}/report": {"404", "409"},
+        "get /v1/studies/{study}/importance": {"404", "409"},
+        "get /v1/studies/{study}/pareto-front": {"404", "409"},
+        "get /v1/studies/{study}/trials": {"404"},
+        "get /v1/studies/{study}/trials/{number}": {"404", "422"},
+        "get /v1/studies/{study}/best": {"404", "409"},
+        "get /v1/studies/{study}/trials/{number}/adapter": {"404", "422"},
+        "get /v1/range-tests": {"422"},
+        "post /v1/range-tests": body | {"429"},
+        "get /v1/range-tests/{range_test}": {"404"},
+        "post /v1/range-tests/{range_test}/cancel": asked,
+        "get /v1/schedules": set(),
+        "post /v1/schedules": body | {"409"},
+        "get /v1/schedules/{schedule}": {"404"},
+        "patch /v1/schedules/{schedule}": body | {"404", "412"},
+        "delete /v1/schedules/{schedule}": {"404", "412", "422"},
+        "get /v1/workers": set(),
+        "post /v1/workers/devices/{device}/restore": {"404", "408", "413", "422"},
     }
+    for operation, statuses in declared.items():
+        if operation.endswith(("/healthz", "/readyz")):
+            assert statuses <= {"503"}
+        else:
+            assert everywhere <= statuses
+
+
+@on_sqlite
+def test_the_openapi_document_declares_the_headers_of_changes(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            sent = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "header"}
+            # Every POST that changes something can be repeated; what has a revision can be insisted on.
+            assert ("idempotency-key" in sent) == (method == "post"), path
+            revised = path.endswith(("/cancel", "/pause", "/resume")) or method in ("patch", "delete")
+            assert ("if-match" in sent) == revised, path
+            answers = {h for r in operation["responses"].values() for h in r.get("headers", ())}
+            assert ("Idempotent-Replayed" in answers) == (method == "post"), path
+            assert ("Location" in answers) == (method == "post" and path.count("/") == 2), path
+            one = path.count("/") == 3 and path.split("/")[2] in ("studies", "schedules", "range-tests")
+            tagged = method != "delete" and (one or "Location" in answers or revised)
+            assert ("ETag" in answers) == tagged, path
 
 
 @on_sqlite

@@ -19,7 +19,7 @@ from service.optuna_store import Storage
 from service.plans import report_process
 from service.settings import Settings
 from service.states import AttemptState
-from tests.integration.service.rest import Make, expect_problem, on_sqlite, stored
+from tests.integration.service.rest import LOCAL, Make, expect_problem, on_sqlite, stored
 
 QUICKSTART = Path(__file__).parents[3] / "examples/quickstart"
 DRY_RUN = "/v1/studies?dry_run=true"
@@ -146,7 +146,7 @@ def quickstart(tmp_path: Path) -> Iterator[TestClient]:
 
     settings = Settings(home=tmp_path / "home", data_roots=(QUICKSTART,), plan_timeout_seconds=240)
     database.upgrade(settings)
-    with TestClient(create_app(settings)) as opened:
+    with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from service.coordinator.chores import fire_schedules
 from service.database import Database
-from service.models import Schedule, Study
-from service.schedules.commands import fire_due
+from service.models import EventRow, Schedule, Study
+from service.schedules import commands
+from service.schedules.commands import due, fire
 
 Make = Callable[..., dict[str, Any]]
 # Nothing here reaches the database, so one of the two is enough.
@@ -40,8 +43,10 @@ def _due_at(database: Database, at: datetime) -> None:
 
 
 def _fire(database: Database, now: datetime) -> list[str]:
-    with database.write() as session:
-        return [study.name for study in fire_due(session, now)]
+    with database.read() as session:
+        waiting = due(session, now)
+    fired = [database.transact(partial(fire, schedule_id=each, now=now)) for each in waiting]
+    return [study.name for study in fired if study is not None]
 
 
 def test_a_schedule_is_made_shown_changed_and_removed(client: TestClient, make: Make) -> None:
@@ -231,3 +236,48 @@ def test_the_studies_of_a_removed_schedule_stay(
     client.delete("/v1/schedules/nightly")
     study = client.get("/v1/studies/nightly-20260101-0230").json()
     assert (study["schedule"], study["fired_for"]) == (None, "2026-01-01T02:30:00Z")
+
+
+def test_a_schedule_that_cannot_be_fired_is_passed_over_and_holds_up_no_other(
+    service_database: Database, client: TestClient, make: Make
+) -> None:
+    make(name="bad")
+    make(name="worse")
+    make(name="good")
+    then = datetime.now(UTC) - timedelta(minutes=1)
+    with service_database.write() as session:
+        for schedule in session.scalars(select(Schedule)):
+            schedule.next_fire_at = then
+            if schedule.name == "bad":
+                schedule.timezone = "Mars/Olympus"
+            elif schedule.name == "worse":
+                schedule.cron = "no cron"
+    for _ in range(2):
+        fire_schedules(service_database)
+    with service_database.read() as session:
+        assert [study.name.split("-")[0] for study in session.scalars(select(Study))] == ["good"]
+        enabled = {s.name: s.enabled for s in session.scalars(select(Schedule))}
+        said = session.scalars(select(EventRow.message).where(EventRow.kind == "schedule_failed")).all()
+    assert enabled == {"good": True, "bad": False, "worse": False}
+    assert len(said) == 2
+    assert all("could not be fired" in message and "was disabled" in message for message in said)
+
+
+def test_a_firing_that_fails_once_leaves_its_schedule_enabled(
+    service_database: Database, client: TestClient, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(name="nightly")
+    _due_at(service_database, datetime.now(UTC) - timedelta(minutes=1))
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("of ours")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(commands, "latest_firing", fail)
+        fire_schedules(service_database)
+    with service_database.read() as session:
+        schedule = session.scalars(select(Schedule)).one()
+        assert schedule.enabled
+        assert schedule.next_fire_at is not None
+        assert schedule.next_fire_at > datetime.now(UTC)
+        assert session.scalars(select(Study)).all() == []

@@ -21,9 +21,11 @@ from starlette.testclient import TestClient
 
 from service import database, optuna_store
 from service.app import create_app
+from service.connections import WRITES
 from service.errors import SchemaOutOfDate
 from service.models import Base
 from service.settings import Settings
+from tests.integration.service.rest import LOCAL
 
 
 def test_migrations_make_exactly_what_the_models_say(service_database: database.Database) -> None:
@@ -86,7 +88,7 @@ def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> 
     migrate(empty_settings, command.upgrade, "0001")
     engine = database.make_engine(empty_settings)
     now = datetime.now(UTC).isoformat()
-    with engine.execution_options(**{database._WRITES: True}).begin() as connection:
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
         definition = json.dumps({"name": "s", "pruning": {"algorithm": "asha", "min_examples": 25}})
         connection.execute(
             text(
@@ -130,7 +132,7 @@ def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> 
 def test_the_api_refuses_to_start_without_the_schema(empty_settings: Settings) -> None:
     with (
         pytest.raises(SchemaOutOfDate, match="Run `nightsweep db upgrade`"),
-        TestClient(create_app(empty_settings)),
+        TestClient(create_app(empty_settings), base_url=LOCAL),
     ):
         pass
 
@@ -143,7 +145,7 @@ def test_the_api_refuses_to_start_on_a_newer_schema(empty_settings: Settings) ->
     opened.dispose()
     with (
         pytest.raises(SchemaOutOfDate, match="a newer one upgraded it"),
-        TestClient(create_app(empty_settings)),
+        TestClient(create_app(empty_settings), base_url=LOCAL),
     ):
         pass
 

@@ -31,8 +31,10 @@ from search_spaces.parameters import Choice, Float, Int
 from search_spaces.pruners import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, Recipe
 from service import diagnosis
+from service.coordinator.retries import COUNTED
 from service.document_syntax import parse_yaml
 from service.settings import Settings
+from service.states import LossCause
 
 ROOT = Path(__file__).parents[3]
 DEFINITION = (ROOT / "docs/reference/definition.md").read_text()
@@ -168,3 +170,9 @@ def test_every_verdict_is_documented_with_the_thresholds_it_has() -> None:
         # The page writes "2 %", Python "2%".
         missing = [p for p in phrases if p.replace("%", " %") not in rules[verdict]]
         assert not missing, verdict
+
+
+def test_every_cause_of_a_loss_is_documented_with_whether_it_counts() -> None:
+    text = (ROOT / "docs/reference/attempts.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|[^|]+\| (yes|no) \|", text, re.MULTILINE)
+    assert dict(rows) == {str(cause): "yes" if cause in COUNTED else "no" for cause in LossCause}

@@ -309,6 +309,23 @@ def test_cancel_says_whether_it_is_done_or_on_its_way(run: Any) -> None:
     assert done.stdout == "Study tone is cancelled.\n"
 
 
+def test_pause_says_whether_it_is_done_or_on_its_way_and_how_to_go_on(run: Any) -> None:
+    route = "POST /v1/studies/tone/pause"
+    on_its_way = run({route: httpx.Response(202, json=study_json(pause_requested=True))}, "pause", "tone")
+    done = run({route: httpx.Response(202, json=study_json(state="paused"))}, "pause", "tone")
+    go_on = "Take it up again with: nightsweep resume tone\n"
+    assert on_its_way.stdout == (f"Study tone is being paused: its trials write their checkpoints.\n{go_on}")
+    assert done.stdout == f"Study tone is paused.\n{go_on}"
+
+
+def test_resume_says_what_the_study_waits_for(run: Any) -> None:
+    study = study_json(state="queued", reason="resumed; waiting for a coordinator")
+    result = run({"POST /v1/studies/tone/resume": httpx.Response(202, json=study)}, "resume", "tone")
+    assert result.stdout == (
+        "Study tone is queued (resumed; waiting for a coordinator).\nWatch it with: nightsweep watch tone\n"
+    )
+
+
 def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_and_metric(run: Any) -> None:
     first = trial_json(
         0,
@@ -352,6 +369,9 @@ def test_export_to_a_place_that_cannot_be_written_exits_2(run: Any, tmp_path: Pa
     assert "No such file or directory" in result.stderr
 
 
+PEFT = {"adapter_config.json": "{}", "adapter_model.safetensors": "weights"}
+
+
 def archive(**files: str) -> httpx.Response:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as target:
@@ -373,7 +393,7 @@ def test_the_best_trials_adapter_lands_in_a_folder_named_after_it(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run(adapter_replies(archive(**{"adapter_config.json": "{}"})), "adapter", "tone")
+    result = run(adapter_replies(archive(**PEFT)), "adapter", "tone")
     assert result.stdout == "tone-7-best\n"
     assert (tmp_path / "tone-7-best" / "adapter_config.json").read_text() == "{}"
     assert [entry.name for entry in tmp_path.iterdir()] == ["tone-7-best"]
@@ -390,6 +410,37 @@ def test_an_adapter_never_overwrites_what_is_there(run: Any, tmp_path: Path) -> 
 def test_an_adapter_that_is_no_archive_leaves_no_folder(run: Any, tmp_path: Path) -> None:
     replies = adapter_replies(httpx.Response(200, content=b"not a zip"))
     result = run(replies, "adapter", "tone", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {**PEFT, "../escaped": "x"},
+        {**PEFT, "/tmp/escaped": "x"},
+        {**PEFT, "adapter_config.json/../../escaped": "x"},
+        {**PEFT, "sitecustomize.py": "x"},
+        {"adapter_config.json": "{}"},
+        {},
+    ],
+)
+def test_an_archive_of_anything_but_an_adapter_is_not_unpacked(
+    run: Any, tmp_path: Path, files: dict[str, str]
+) -> None:
+    result = run(adapter_replies(archive(**files)), "adapter", "tone", "-o", str(tmp_path / "in" / "out"))
+    assert result.exit_code == 3
+    assert "cannot be unpacked" in result.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_archive_that_would_fill_the_disk_is_not_unpacked(run: Any, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("adapter_config.json", "{}")
+        target.writestr("adapter_model.safetensors", b"0" * 100_000_000)
+    reply = httpx.Response(200, content=content.getvalue())
+    result = run(adapter_replies(reply), "adapter", "tone", "-o", str(tmp_path / "out"))
     assert result.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 

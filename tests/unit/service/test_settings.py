@@ -51,6 +51,28 @@ def test_data_roots_are_resolved_and_are_the_working_folder_by_default(
     assert Settings().data_roots == (tmp_path / "real",)
 
 
+def test_new_attempts_have_their_folders_behind_the_url_where_there_is_one(tmp_path: Path) -> None:
+    assert Settings(home=tmp_path).artifacts_root == str(tmp_path / "artifacts")
+    settings = Settings(home=tmp_path, artifacts_url="s3://bucket/nightsweep/")
+    assert settings.artifacts_root == "s3://bucket/nightsweep"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("/mnt/artifacts", "not a URL"),
+        ("s3://key:secret@bucket/x", "holds a password"),
+        ("s3://bucket/../x", "must be a plain URL"),
+        ("s3://bucket/x\n", "must be a plain URL"),
+        ("s3://", "names no bucket and no folder"),
+        ("file:///", "names no bucket and no folder"),
+    ],
+)
+def test_a_url_for_artifacts_is_plain_and_holds_no_password(url: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=f"artifacts_url\n.*{says}"):
+        Settings(artifacts_url=url)
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_postgresql_goes_through_psycopg_with_optuna_in_its_own_schema(tmp_path: Path, scheme: str) -> None:
     settings = Settings(home=tmp_path, database_url=f"{scheme}://me:p%40ss@db:5432/night")

@@ -45,7 +45,7 @@ def test_a_rung_and_an_end_that_came_together_are_told_in_order() -> None:
     ]
 
 
-@pytest.mark.parametrize("state", ["diverged", "out_of_memory", "failed", "cancelled", "lost"])
+@pytest.mark.parametrize("state", ["diverged", "out_of_memory", "failed", "cancelled", "lost", "paused"])
 def test_every_other_end_is_told_with_its_reason(state: str) -> None:
     before = snapshot(trial_json(5, "running"))
     after = snapshot(trial_json(5, state, reason="because"))
@@ -63,6 +63,19 @@ def test_a_trial_that_began_and_reported_between_two_looks_is_told_from_its_star
 def test_a_lost_trial_that_goes_on_is_told_again() -> None:
     lost, running = snapshot(trial_json(5, "lost")), snapshot(trial_json(5, "running"))
     assert changes(lost, running) == ["trial 5 running learning_rate=0.000312, lora_r=8"]
+
+
+def test_a_pause_is_told_with_how_to_go_on_and_once() -> None:
+    running = snapshot(trial_json(0, "running"))
+    asked = snapshot(trial_json(0, "running"), pause_requested=True)
+    paused = snapshot(trial_json(0, "paused"), state="paused", reason="paused on request")
+    assert changes(running, asked) == ["study tone: it is being paused: its trials write their checkpoints"]
+    assert changes(asked, paused)[:2] == [
+        "study tone paused (paused on request)",
+        "study tone: resume it with: nightsweep resume tone",
+    ]
+    assert changes(paused, paused) == []
+    assert changes(paused, snapshot(state="queued", reason="resumed")) == ["study tone queued (resumed)"]
 
 
 def test_the_studys_end_comes_after_its_trials_ends() -> None:

@@ -366,9 +366,10 @@ def test_a_save_that_fails_leaves_the_older_adapter_and_no_debris(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("workers.adapters.save_file", full)
-    with pytest.raises(OSError, match="no space left"):
-        host.save("first", tmp_path / "best")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="no space left"):
+            host.save("first", tmp_path / "best")
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == before
     host.remove("first")

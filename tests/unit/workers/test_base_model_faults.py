@@ -230,3 +230,47 @@ def test_a_folder_of_the_working_directory_is_not_taken_for_a_hub_model(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "The hub model org/name is not in this worker's cache" in refusal("org/name")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attn_implementation": "stranger/kernel"}, "names code from the hub ('stranger/kernel')"),
+        ({"attn_implementation": {"": "stranger/kernel:run"}}, "names code from the hub"),
+        ({"text_config": {"_attn_implementation": "a/b@main"}}, "names code from the hub ('a/b@main')"),
+        ({"experts_implementation": "a/b"}, "names code from the hub"),
+        ({"transformers_weights": "../other.safetensors"}, "names a weights file of its own"),
+    ],
+)
+def test_a_configuration_that_makes_transformers_read_elsewhere(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    """Attention kernels of the hub are compiled code; other weights are not those that were checked."""
+    edit_config(folder, **changes)
+    assert words in refusal(folder)
+
+
+def test_a_configuration_with_a_known_attention_is_fine(folder: Path) -> None:
+    """What transformers has itself may be named."""
+    edit_config(folder, attn_implementation="eager")
+    assert load_base(ModelSpec(id=str(folder), quantization="none"), torch.device("cpu")).model is not None
+
+
+def test_an_adapter_beside_the_base_is_not_loaded_with_it(folder: Path) -> None:
+    """transformers would add it to the base without a word, from a pickle if need be."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    assert "holds an adapter beside the base model" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["https://evil.example/m", "file:///etc", "org/../../etc", "org/m/..", "оrg/model", "a//b", "-x/y"]
+)
+def test_a_hub_id_is_nothing_but_a_hub_id(name: str) -> None:
+    """URLs, paths and letters that only look like those of an id never reach the hub's client."""
+    assert "is neither a folder on this worker" in refusal(name)
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a/../b", "/etc/passwd", "a b", "a\n"])
+def test_a_revision_that_would_leave_the_hubs_cache(revision: str) -> None:
+    """It becomes part of a path there."""
+    assert "is no revision of the hub model" in refusal("org/model", revision=revision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -355,18 +356,92 @@ def test_a_local_path_is_not_hub_data(tmp_path: Path, base: LoadedBase) -> None:
     assert "is not a hub data set's id" in refusal({"hub": str(tmp_path), "split": "train"}, base)
 
 
+class Builder:
+    """Stands in for a builder of the `datasets` library."""
+
+    def __init__(self, asked: dict[str, Any], files: list[str]) -> None:
+        self.asked = asked
+        self.config = SimpleNamespace(data_files={"train": files})
+
+    def download_and_prepare(self) -> None:
+        self.asked["fetched"] = True
+
+    def as_dataset(self, *, split: str) -> Dataset:
+        self.asked["split"] = split
+        return Dataset.from_list(PAIRS)
+
+
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], files: list[str], reader: str = "json"
+) -> None:
+    """Replace the hub by a data set that names these files as its own."""
+    kind = type("Json", (Builder,), {"__module__": f"datasets.packaged_modules.{reader}.{reader}"})
+
+    def load_dataset_builder(path: str, name: str | None, *, revision: str | None) -> Builder:
+        asked.update(path=path, name=name, revision=revision)
+        return kind(asked, files)
+
+    monkeypatch.setattr(workers.data_files.hub_datasets, "load_dataset_builder", load_dataset_builder)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/etc/passwd",
+        "http://169.254.169.254/latest/meta-data",
+        "hf://datasets/other/data@main/x.jsonl",
+        "hf://datasets/org/data2@main/x.jsonl",
+        "zip://x.jsonl::/srv/secret.zip",
+        "zip://x.jsonl::hf://datasets/org/data@main/x.zip",
+        "../x.jsonl",
+    ],
+)
+def test_a_data_set_that_names_files_not_its_own_is_not_fetched(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """The head of its README may name any path or address, which this worker would read."""
+    asked: dict[str, Any] = {}
+    stand_in(monkeypatch, asked, ["hf://datasets/org/data@main/fine.jsonl", file])
+    message = refusal({"hub": "org/data", "split": "train"}, base)
+    assert f"names {file!r} as its data, which is not a file of its own" in message
+    assert "fetched" not in asked
+
+
+@pytest.mark.parametrize("reader", ["webdataset", "pandas", "sql", "imagefolder"])
+def test_a_data_set_that_needs_more_than_a_table_reader_is_not_fetched(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """Some readers unpickle what they find."""
+    asked: dict[str, Any] = {}
+    stand_in(monkeypatch, asked, ["hf://datasets/org/data@main/fine.tar"], reader)
+    assert f"is of a kind that is not read ({reader})" in refusal({"hub": "org/data", "split": "train"}, base)
+    assert "fetched" not in asked
+
+
+@pytest.mark.parametrize("name", ["text", "json", "imagefolder"])
+def test_a_reader_of_the_datasets_library_is_no_data_set(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`text` would read every text file of the current folder."""
+    (tmp_path / "secret.txt").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    assert "is a reader of the `datasets` library" in refusal({"hub": name, "split": "train"}, base)
+
+
+@pytest.mark.parametrize("name", ["https://evil.example/d", "hf://org/data", "org/..", "a/b/c", "оrg/data"])
+def test_a_url_is_not_hub_data(base: LoadedBase, name: str) -> None:
+    """Nothing but `organisation/name` reaches the library."""
+    assert "is not a hub data set's id" in refusal({"hub": name, "split": "train"}, base)
+
+
 def test_hub_data_gives_the_same_examples(
     good: str, tmp_path: Path, base: LoadedBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a hub data set go the way of rows of a file; the hub itself is the only thing replaced."""
     asked: dict[str, Any] = {}
-
-    def load_dataset(path: str, name: str | None, **options: Any) -> Dataset:
-        asked.update(options, path=path, name=name)
-        return Dataset.from_list(PAIRS)
-
-    monkeypatch.setattr(workers.data_files.hub_datasets, "load_dataset", load_dataset)
+    stand_in(monkeypatch, asked, ["hf://datasets/org/data@1a2b/train.jsonl"])
     source = {"hub": "org/data", "config": "main", "split": "train[:3]", "revision": "v1"}
     data = load(source, base, eval=good)
     assert texts(data, base) == texts(load(good, base), base)
-    assert asked == {"path": "org/data", "name": "main", "split": "train[:3]", "revision": "v1"}
+    expected = {"path": "org/data", "name": "main", "split": "train[:3]", "revision": "v1", "fetched": True}
+    assert asked == expected

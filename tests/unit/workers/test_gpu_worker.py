@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def worker(ended: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """One whose pack trains nothing."""
 
     def make_pack(worker: GpuWorker, num_cpus: float, num_gpus: float) -> FakePack:
-        worker._device, worker._threads = "cpu", None
+        worker._device, worker._device_id, worker._threads = "cpu", None, None
         return FakePack(worker._record)
 
     monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
@@ -223,6 +224,24 @@ def test_an_order_that_still_waits_ends_by_a_verdict_with_one_outcome(
         (1, OutcomeStatus.COMPLETED, "trained to the end"),
         (3, OutcomeStatus.COMPLETED, "trained to the end"),
     ]
+
+
+@pytest.mark.parametrize(("decision", "kept"), [(Decision.STOP, False), (Decision.PAUSE, True)])
+def test_an_order_that_still_waits_leaves_checkpoints_of_earlier_attempts_only_if_they_may_be_of_use(
+    worker: GpuWorker, pack: FakePack, order: Make, tmp_path: Path, decision: Decision, kept: bool
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    pack.resize(2)
+    worker.submit(order(1))
+    wait_until(lambda: pack.admitted == [1])
+    pack.resize(1)
+    worker.submit(replace(order(2), resume_from=(str(checkpoint),)))
+    worker.verdict(Verdict(attempt_id=2, decision=decision, reason="enough"))
+    wait_until(lambda: worker.info().running_attempts == (1,))
+    assert checkpoint.exists() is kept
+    pack.finish(1)
+    wait_until(lambda: worker.info().running_attempts == ())
 
 
 def test_a_verdict_that_comes_before_the_trial_has_started_counts(worker: GpuWorker, order: Make) -> None:

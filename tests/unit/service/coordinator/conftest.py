@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from service.coordinator import retries
 from tests.fakes.cluster import FakeCluster
 from tests.unit.service.coordinator.house import House
 
 
 @pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+def make_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., House]]:
+    """Houses in which nobody waits after a loss, unless the test says so."""
+    monkeypatch.setattr(retries, "LONGEST_REST_SECONDS", 0.0)
     houses: list[House] = []
 
     def make(cpus: int = 4, *, patience: float = 0.01, **options: Any) -> House:

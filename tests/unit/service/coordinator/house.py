@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from search_spaces.definition import parse_definition
 from service import database as db
 from service import optuna_store
 from service.coordinator.loop import Coordinator
+from service.coordinator.study_run import StudyRun
 from service.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
@@ -67,13 +69,20 @@ class House:
         home: its folder.
         cluster: where its studies train.
         patience: seconds that a study waits for a node, and trials for a worker that is starting.
+        database_url: of a database with the schema, in place of SQLite files of its own.
     """
 
-    def __init__(self, home: Path, cluster: FakeCluster, *, patience: float = 0.01) -> None:
-        self.settings = Settings(home=home, poll_seconds=0.001, resource_timeout_seconds=patience)
+    def __init__(
+        self, home: Path, cluster: FakeCluster, *, patience: float = 0.01, database_url: str | None = None
+    ) -> None:
+        given = {} if database_url is None else {"database_url": database_url}
+        self.settings = Settings(
+            home=home, poll_seconds=0.001, resource_timeout_seconds=patience, **given
+        )
         home.mkdir(parents=True, exist_ok=True)
-        for name, content in _empty_databases().items():
-            (home / name).write_bytes(content)
+        if database_url is None:
+            for name, content in _empty_databases().items():
+                (home / name).write_bytes(content)
         self.database = db.open_database(self.settings)
         self.storage = optuna_store.open_storage(self.settings)
         self.cluster = cluster
@@ -81,6 +90,11 @@ class House:
 
     def new_coordinator(self) -> Coordinator:
         return Coordinator(self.settings, self.database, self.storage, self.cluster)
+
+    @property
+    def runs(self) -> list[StudyRun]:
+        """The studies that the coordinator holds."""
+        return [performer.run for performer in self.coordinator.studies.values()]
 
     def submit(
         self, columns: dict[str, Any] | None = None, sweep: dict[str, Any] | None = None, **changes: Any
@@ -109,6 +123,14 @@ class House:
     def attempts(self) -> list[Attempt]:
         with self.database.read() as session:
             return list(session.scalars(select(Attempt).order_by(Attempt.id)))
+
+    def let_time_pass(self, seconds: float) -> None:
+        """What has happened to attempts was so much longer ago."""
+        with self.database.write() as session:
+            for attempt in session.scalars(select(Attempt)):
+                for column in ("dispatched_at", "started_at", "ended_at"):
+                    if (at := getattr(attempt, column)) is not None:
+                        setattr(attempt, column, at - timedelta(seconds=seconds))
 
     def events(self, kind: str) -> list[str]:
         with self.database.read() as session:

@@ -84,6 +84,8 @@ def rooms(draw: st.DrawFn) -> Room:
                 base=base,
                 loaded=base or draw(st.none() | st.sampled_from(BASES)),
                 free=draw(st.integers(0, 4)),
+                trials=draw(st.integers(0, 2)),
+                kept=draw(st.booleans()),
                 spare=draw(st.integers(0, 2)),
             )
             for n, base in enumerate(bases)
@@ -102,9 +104,17 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     made = []
     for number, phase in enumerate(phases):
         if phase is TrialPhase.WAITING:
-            made.append(waiting(number, draw(st.integers(0, 3)), base=draw(st.sampled_from(BASES))))
+            more = {
+                "base": draw(st.sampled_from(BASES)),
+                "rested": draw(st.booleans()),
+                "suspect": draw(st.booleans()),
+                "poison": draw(st.none() | st.just("poisonous")),
+            }
+            made.append(waiting(number, draw(st.integers(0, 3)), **more))
         elif phase is TrialPhase.LIVE:
-            made.append(live(number, stop_requested=draw(st.booleans())))
+            told = draw(st.sampled_from(["nothing", "stop_requested", "pause_requested"]))
+            words = {} if told == "nothing" else {told: True, "overdue": draw(st.booleans())}
+            made.append(live(number, tell_again=bool(words) and draw(st.booleans()), **words))
         else:
             more = {"end_order": draw(st.integers(0, 9)), "feasible": draw(st.booleans())}
             made.append(ended(number, draw(st.sampled_from(ENDS)), **more))
@@ -126,6 +136,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             repeats=draw(st.none() | st.just(Repeats(top_k=2, seeds=(43, 44)))),
         ),
         cancel_requested=draw(st.booleans()),
+        pause_reason=draw(st.none() | st.just("paused on request")),
+        deadline_reason=draw(st.none() | st.just("budget.until has come")),
         exhausted=draw(st.booleans()),
         running_seconds=draw(st.sampled_from([0.0, 10.0, 11.0])),
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from search_spaces.definition import ModelSpec
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import Ready, TrialOrder, WorkerShape
+from service.states import LossCause
 from tests.fakes.cluster import FakeCluster
 
 SHAPE = WorkerShape(num_cpus=1.0, num_gpus=0.0)
@@ -37,9 +38,17 @@ class Workshop(FakeCluster):
 class Bench:
     """A crew and its workers; what they say is the test's."""
 
-    def __init__(self, workers: int, *, at_once: int, patience: float = 1000.0, **options: Any) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        at_once: int,
+        patience: float = 1000.0,
+        shape: WorkerShape = SHAPE,
+        **options: Any,
+    ) -> None:
         self.cluster = Workshop(workers, **options)
-        self.crew = Crew(self.cluster, "s", SHAPE, at_once=at_once, patience=patience)
+        self.crew = Crew(self.cluster, "s", shape, at_once=at_once, patience=patience)
         self.crew.resize(workers)
         self.sent: dict[str, list[int]] = {worker_id: [] for worker_id in self.cluster.alive}
         self._at_once = at_once
@@ -231,6 +240,109 @@ def test_no_worker_is_kept_for_a_base_that_nothing_waits_for() -> None:
     assert bench.send(NF4) is None
     bench.crew.make_way([])
     assert bench.send(NF4) == "w1"
+
+
+def test_a_trial_that_trains_by_itself_has_its_worker_for_itself() -> None:
+    bench = measured(2, 4, at_once=8)
+    bench.send(NF4)
+    bench.crew.isolate({1}, waiting=[])
+    assert [bench.send(NF4) for _ in range(5)] == ["w2", "w2", "w2", "w2", None]
+    assert bench.crew.pick(NF4, alone=True) is None
+    bench.crew.isolate(set(), waiting=[])
+    assert bench.send(NF4) == "w1"
+
+
+def test_the_least_busy_worker_is_emptied_for_a_trial_that_trains_by_itself() -> None:
+    bench = measured(2, 4, at_once=8)
+    for _ in range(3):
+        bench.send(NF4)  # w1 two, w2 one
+    bench.crew.isolate(set(), waiting=[None])
+    assert bench.crew.pick(NF4, alone=True) is None
+    assert [bench.send(NF4) for _ in range(3)] == ["w1", "w1", None]
+    bench.end_one("w2")
+    bench.crew.isolate(set(), waiting=[None])
+    assert (bench.free_slots, bench.crew.pick(NF4)) == (0, None)  # idle, and kept
+    assert bench.crew.pick(NF4, alone=True) == "w2"
+    bench.crew.isolate(set(), waiting=[])
+    assert bench.crew.pick(NF4) == "w2"
+
+
+def test_no_worker_is_emptied_while_another_is_starting() -> None:
+    bench = Bench(2, at_once=4, start_polls={"w2": 1})
+    bench.crew.on_capacity("w1", 4)
+    bench.send(NF4)
+    bench.crew.isolate(set(), waiting=[None])
+    assert bench.crew.pick(NF4) == "w1"
+    bench.meet()
+    bench.crew.isolate(set(), waiting=[None])
+    assert (bench.crew.pick(NF4), bench.crew.pick(NF4, alone=True)) == ("w1", "w2")
+
+
+def gpu_bench(workers: int) -> Bench:
+    """Workers of four slots each: w1 has n1/GPU-0, w2 n1/GPU-1 and so on."""
+    bench = Bench(workers, at_once=8, gpus=workers, shape=WorkerShape(num_cpus=1.0, num_gpus=1.0))
+    for worker_id in bench.sent:
+        bench.crew.on_capacity(worker_id, 4)
+    return bench
+
+
+def test_a_suspect_does_not_go_back_to_its_gpu_while_there_is_another() -> None:
+    bench = gpu_bench(2)
+    assert bench.crew.pick(NF4, alone=True, avoid="n1/GPU-0") == "w2"
+    bench.send(NF4)
+    assert bench.send(NF4) == "w2"
+    bench.end_one("w1")
+    assert bench.crew.pick(NF4, alone=True, avoid="n1/GPU-0") is None
+    assert bench.crew.pick(NF4, alone=True, avoid="n1/GPU-1") == "w1"
+    bench.crew.isolate(set(), waiting=["n1/GPU-0"])
+    assert bench.send(NF4) == "w1"  # of no use to it, so others may have it
+    bench.end_one("w2")
+    bench.crew.isolate(set(), waiting=["n1/GPU-0"])
+    assert (bench.crew.pick(NF4), bench.crew.pick(NF4, alone=True, avoid="n1/GPU-0")) == ("w1", "w2")
+
+
+def test_a_suspect_goes_back_to_the_only_gpu_there_is() -> None:
+    assert gpu_bench(1).crew.pick(NF4, alone=True, avoid="n1/GPU-0") == "w1"
+
+
+def test_a_worker_whose_gpu_was_put_aside_gets_nothing_and_another_is_started() -> None:
+    bench = gpu_bench(2)
+    bench.crew.put_aside({"n1/GPU-0"})
+    assert [bench.send(NF4) for _ in range(5)] == ["w2", "w2", "w2", "w2", None]
+    bench.cluster.gpus = 3
+    bench.crew.resize(2)
+    assert bench.cluster.alive == ["w1", "w2", "w3"]
+    bench.meet()
+    assert bench.crew.pick(NF4) == "w3"
+    bench.crew.resize(0)
+    assert "w1" in bench.cluster.alive
+    bench.crew.put_aside(set())
+    assert bench.crew.pick(NF4) == "w1"
+
+
+def test_a_study_is_stranded_only_when_all_gpus_of_the_cluster_are_put_aside() -> None:
+    bench = gpu_bench(2)
+    bench.crew._patience = 0.0
+    bench.crew.put_aside({"n1/GPU-0"})
+    assert bench.crew.stranded_reason() is None
+    bench.crew.put_aside({"n1/GPU-0", "n1/GPU-1"})
+    assert str(bench.crew.stranded_reason()).startswith(
+        "every GPU that it could have was put aside (n1/GPU-0, n1/GPU-1)"
+    )
+    bench.cluster.gpus = 3  # another machine has joined, where another study trains for the time being
+    bench.crew.put_aside({"n1/GPU-0", "n1/GPU-1"})
+    assert bench.crew.stranded_reason() is None
+
+
+def test_a_worker_that_went_down_with_its_machine_is_no_failed_start() -> None:
+    bench = Bench(1, at_once=1, start_polls={"w1": 99})
+    for number, cause in enumerate([LossCause.NODE_DIED] * 3 + [LossCause.WORKER_DIED] * 3, 1):
+        assert bench.crew.unplaceable_reason() is None
+        bench.crew.on_gone(f"w{number}", "gone", cause)
+        bench.cluster.stop(f"w{number}")
+        bench.cluster._start_polls[f"w{number + 1}"] = 99
+        bench.crew.resize(1)
+    assert bench.crew.unplaceable_reason() == "3 workers in a row died while starting: gone"
 
 
 def test_a_worker_found_again_has_the_base_of_its_orders_and_not_the_one_it_still_holds() -> None:

@@ -31,7 +31,8 @@ def test_budgets_hold_whatever_is_free(given_snapshot: Snapshot) -> None:
     dispatches = sum(isinstance(a, Dispatch) for a in actions)
     alive = sum(t.phase is TrialPhase.LIVE for t in given_snapshot.trials)
     held = sum(
-        t.phase is TrialPhase.WAITING and t.lost_attempts <= limits.max_retries for t in given_snapshot.trials
+        t.phase is TrialPhase.WAITING and t.lost_attempts <= limits.max_retries and t.poison is None
+        for t in given_snapshot.trials
     )
     made = asks + len(repeats)
     assert len(given_snapshot.search) + asks <= limits.trials

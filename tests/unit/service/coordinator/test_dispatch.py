@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from ray.exceptions import ActorUnavailableError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayError,
+    RaySystemError,
+)
 
 from service.coordinator import dispatch
 from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.states import LossCause
 
 
 class FakeRay:
@@ -20,8 +28,20 @@ class FakeRay:
         self.asked: list[tuple[Any, ...]] = []
         self.util = SimpleNamespace(list_named_actors=lambda: ["worker-s-1"])
 
+        self.killed = 0
+        self.alive = ["10.0.0.1"]
+
     def init(self, **options: Any) -> None:
         pass
+
+    def kill(self, handle: Any) -> None:
+        self.killed += 1
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeManagerAddress": address, "Alive": address in self.alive}
+            for address in ("10.0.0.1", "10.0.0.2")
+        ]
 
     def wait(
         self, refs: list[object], *, num_returns: int, timeout: float
@@ -106,7 +126,10 @@ def test_a_worker_that_stays_unreachable_is_given_up(ray: FakeRay, clock: Clock)
         clock.now += dispatch.RETRY_SECONDS
         workers.poll(0.0)
         deliveries = fail_last_call(ray, workers)
-    assert deliveries == [Gone(worker_id="worker-s-1", reason="unreachable for 60 s")]
+    assert deliveries == [
+        Gone(worker_id="worker-s-1", reason="unreachable for 60 s", cause=LossCause.UNREACHABLE)
+    ]
+    assert ray.killed == 1  # it may live on somewhere, and must not keep its GPU
 
 
 def test_an_answer_ends_the_silence(ray: FakeRay, clock: Clock) -> None:
@@ -120,3 +143,89 @@ def test_an_answer_ends_the_silence(ray: FakeRay, clock: Clock) -> None:
     assert workers.poll(0.0) == [Delivered(worker_id="worker-s-1", events=())]
     workers.acknowledge("worker-s-1", 7)
     assert fail_last_call(ray, workers) == []
+
+
+def death(message: str, *, address: str = "10.0.0.1", reason: int | None = None) -> ActorDiedError:
+    """As Ray makes it of what its control process says."""
+    context = ActorDiedErrorContext(
+        error_message=message,
+        actor_id=b"\0" * 16,
+        class_name="GpuWorker",
+        node_ip_address=address,
+        name="worker-s-1",
+        pid=7,
+    )
+    if reason is not None:
+        context.node_death_info.reason = reason
+    return ActorDiedError(context)
+
+
+PROCESS = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit "
+    "detail: Worker unexpectedly exits with a connection error code 2. End of file."
+)
+MEMORY = (
+    "The actor is dead because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker "
+    "exit detail: Task was killed due to the node running low on memory."
+)
+NODE = (
+    "The actor died because its node has died. Node Id: 17\n"
+    "\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"
+)
+DRAINED = (
+    "The actor died because its node has died. Node Id: 17\n"
+    "\tthe actor's node was terminated expectedly: received SIGTERM"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (death(PROCESS), LossCause.WORKER_DIED, PROCESS),
+        (death(MEMORY), LossCause.WORKER_DIED, MEMORY),
+        (death(NODE), LossCause.NODE_DIED, NODE.splitlines()[0]),
+        (death(DRAINED), LossCause.NODE_DIED, DRAINED.splitlines()[0]),
+        (death(PROCESS, address="10.0.0.2"), LossCause.NODE_DIED, f"its machine is gone: {PROCESS}"),
+        (
+            death(NODE, reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED),
+            LossCause.NODE_DIED,
+            f"its machine was taken away: {NODE.splitlines()[0]}",
+        ),
+        (
+            ActorDiedError(),
+            LossCause.WORKER_DIED,
+            "The actor died unexpectedly before finishing this task.",
+        ),
+        (OutOfMemoryError("Memory on the node was 31 / 32 GB"), LossCause.WORKER_DIED, "Memory on the"),
+        (RaySystemError("cannot unpickle"), LossCause.UNREACHABLE, "System error: cannot unpickle"),
+    ],
+    ids=[
+        "killed",
+        "too much memory",
+        "a machine that crashed",
+        "a machine that was shut down",
+        "a machine that is not known to be gone yet",
+        "a spot machine",
+        "no words",
+        "the memory monitor's error",
+        "an answer nobody can read",
+    ],
+)
+def test_a_process_that_died_is_told_from_a_machine_that_did(
+    ray: FakeRay, clock: Clock, error: RayError, cause: LossCause, reason: str
+) -> None:
+    workers = listening(ray)
+    [ref] = workers._calls
+    ray.answers[ref] = error
+    [gone] = workers.poll(0.0)
+    assert isinstance(gone, Gone)
+    assert (gone.cause, gone.reason[: len(reason)]) == (cause, reason)
+    assert ray.killed == (cause is LossCause.UNREACHABLE)
+
+
+def test_an_order_for_a_worker_that_is_gone_never_arrived(ray: FakeRay, clock: Clock) -> None:
+    workers = RayWorkers("address", orphan_timeout_s=1.0)
+    workers.submit("worker-s-2", cast(Any, None))
+    [gone] = workers.poll(0.0)
+    assert isinstance(gone, Gone)
+    assert gone.cause is LossCause.NEVER_ARRIVED

@@ -255,7 +255,7 @@ def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[...,
     house = make_house()
     study_id = house.submit(search={**DEFINITION["search"], "trials": 2}, budget={"max_gpu_hours": 1})
     house.rounds(lambda: bool(house.attempts()))
-    run = next(iter(house.coordinator._runs.values()))
+    [run] = house.runs
     now = datetime.now(UTC)
     spans = [(None, now - timedelta(hours=5)), (now - timedelta(minutes=90), now - timedelta(minutes=30))]
     with house.database.write() as session:

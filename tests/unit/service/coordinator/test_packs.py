@@ -89,7 +89,7 @@ def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Ca
     house = make_house(cpus=1)
     house.submit(search=search(4))
     house.coordinator.round()
-    [run] = house.coordinator._runs.values()
+    [run] = house.runs
     for slots, predicted, measured in ((1, 3 * 2**30, None), (2, 2**30, 2**29), (3, 0, None)):
         run.events.on_capacity(
             "w1",
@@ -111,16 +111,27 @@ def test_a_capacity_that_is_delivered_twice_is_written_down_once(make_house: Cal
     house.rounds(lambda: house.cluster.running == 1)
     for slots in (3, 2, 3):
         house.cluster.announce("w1", slots)
-        [run] = house.coordinator._runs.values()
+        [run] = house.runs
         run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
         house.crash()
-        house.rounds(lambda: bool(house.coordinator._crews))
+        house.rounds(lambda: bool(house.runs))
     house.run(study_id)
     assert [e.split(" trials")[0] for e in house.events("worker_capacity")] == [
         "w1 wants 3",
         "w1 wants 2",
-        "w1 wants 3",
     ]
+
+
+def test_only_more_or_fewer_trials_than_ever_are_news(make_house: Callable[..., House]) -> None:
+    """Where recipes differ, what fits changes with nearly every trial."""
+    house = make_house(cpus=1)
+    house.submit(search=search(4))
+    house.coordinator.round()
+    [run] = house.runs
+    for worker_id, slots in [("w1", n) for n in (4, 5, 4, 6, 5, 3, 4, 6, 7)] + [("w11", 5)]:
+        run.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
+    said = [event.split(" trials")[0] for event in house.events("worker_capacity")]
+    assert said == ["w1 wants 4", "w1 wants 5", "w1 wants 6", "w1 wants 3", "w1 wants 7", "w11 wants 5"]
 
 
 def test_a_pack_that_shrinks_loses_no_order_that_was_on_its_way(make_house: Callable[..., House]) -> None:
@@ -206,6 +217,24 @@ def test_a_lost_trial_goes_on_from_its_checkpoint(make_house: Callable[..., Hous
         f"{words}; resumed from a checkpoint after 50 examples",
         f"{words}; resumed from a checkpoint after 75 examples",
     ]
+
+
+def test_behind_a_url_attempts_have_their_folders_and_checkpoints_there(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1)
+    house.settings = house.settings.model_copy(update={"artifacts_url": "s3://bucket/nightsweep"})
+    house.coordinator = house.new_coordinator()
+    study_id = house.submit(search=search(1))
+    house.rounds(lambda: 50 in house.rungs().get(0, {}))
+    house.cluster.kill(house.cluster.alive[0])
+    house.rounds(lambda: len(house.cluster.orders) == 2)
+    first, second = house.cluster.orders
+    assert first.artifact_dir == f"s3://bucket/nightsweep/{study_id}/0/1"
+    assert (second.artifact_dir, second.resume_from) == (
+        f"s3://bucket/nightsweep/{study_id}/0/2",
+        (f"{first.artifact_dir}/checkpoint",),
+    )
 
 
 def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_house: Callable[..., House]) -> None:

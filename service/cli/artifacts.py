@@ -1,0 +1,108 @@
+"""`nightsweep artifacts`: removing adapters and checkpoints that nobody needs. Works where they lie."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.errors import REFUSED, Commands
+from service.cli.options import Home, Json
+from service.cli.output import say, say_error, say_json, table
+from service.cli.servers import build_settings, service_errors_explained
+
+artifacts = typer.Typer(cls=Commands, no_args_is_help=True, help="Adapters and checkpoints, where they lie.")
+
+
+@artifacts.command()
+def sweep(
+    keep_best: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Trials whose adapters are kept of each study; all without. NIGHTSWEEP_KEEP_BEST_ADAPTERS "
+            "is the default.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+    ] = False,
+    unknown_studies: Annotated[
+        bool,
+        typer.Option(
+            "--unknown-studies",
+            help="Also folders of studies that this database does not know, untouched for a day. Another "
+            "service that shares the place loses its artifacts.",
+        ),
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove what studies that have ended leave behind: checkpoints, and adapters that are not the best.
+
+    Studies that have not ended are not touched. The service may run meanwhile.
+    """
+    settings = build_settings(home=home, keep_best_adapters=keep_best)
+    with service_errors_explained():
+        from service import database as databases
+        from service import optuna_store
+        from service.artifacts import commands, places
+
+        databases.check_schemas(settings)
+        database = databases.open_database(settings)
+        storage = optuna_store.open_storage(settings)
+        try:
+            where = places.open_places(settings)
+            keep = settings.keep_best_adapters
+            planned = list(commands.plan(database, storage, where, keep=keep))
+            if unknown_studies:
+                planned += commands.plan_unknown(database, where)
+            done: list[tuple[Any, str | None]] = (
+                [(each.removal, None) for each in planned]
+                if dry_run
+                else list(commands.carry_out(database, planned))
+            )
+        finally:
+            optuna_store.close_storage(storage)
+            database.dispose()
+    refused = [(removal, why) for removal, why in done if why is not None]
+    freed = [removal for removal, why in done if why is None]
+    if as_json:
+        say_json(
+            {
+                "dry_run": dry_run,
+                "keep_best": keep,
+                "removed": [_document(removal) for removal in freed],
+                "bytes": sum(removal.bytes for removal in freed),
+                "refused": [{**_document(removal), "error": why} for removal, why in refused],
+            }
+        )
+    else:
+        table(
+            ("study", "what", "bytes", "why", "place"),
+            [(r.study or r.study_id, r.kind, f"{r.bytes:,}", r.reason, r.place) for r in freed],
+            empty="Nothing to remove.",
+        )
+        if freed:
+            total = sum(removal.bytes for removal in freed)
+            folders = "1 folder" if len(freed) == 1 else f"{len(freed):,} folders"
+            say(f"{folders}, {total:,} bytes {'would be removed' if dry_run else 'removed'}.")
+    for removal, why in refused:
+        say_error(f"{removal.place} could not be removed: {why}")
+    if refused:
+        raise typer.Exit(REFUSED)
+
+
+def _document(removal: Any) -> dict[str, Any]:
+    folder = removal.folder
+    return {
+        "place": removal.place,
+        "study_id": removal.study_id,
+        "study": removal.study,
+        "kind": removal.kind,
+        "trial": None if folder is None else folder.trial,
+        "attempt": None if folder is None else folder.ordinal,
+        "bytes": removal.bytes,
+        "reason": removal.reason,
+    }

@@ -1,0 +1,110 @@
+"""What the coordinator does while a database does not answer: wait, and come back by itself.
+
+It does not end: it lets go of its studies in memory, whose workers train on, and asks both databases again
+and again, less and less often. When they answer it takes up the studies as any coordinator would, with a
+repair of each (`service.coordinator.recovery`). What was being committed when the connection broke may have
+been stored or not; the repair is the same for both.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import select
+
+from service import optuna_store
+from service.database import Database, is_outage, is_transient
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+CALM_SECONDS = 60.0
+"""After so long without another outage the next one is asked after often again."""
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether to wait for a database: it is away, or has been in the hands of others for too long."""
+    return is_outage(error) or is_transient(error)
+
+
+def insist(work: Callable[[], T]) -> T:
+    """What `work` returns once the databases it needs answer: for the start of a process.
+
+    A wrong address looks like a database that is not there yet, so what it says is logged.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not is_trouble(error):
+                raise
+            if pause == FIRST_PAUSE_SECONDS:
+                log.warning("a database does not answer yet, waiting for it: %s", _in_short(error))
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class Outages:
+    """Waits for both databases.
+
+    Args:
+        database: the service's tables.
+        storage: Optuna's.
+    """
+
+    def __init__(self, database: Database, storage: optuna_store.Storage) -> None:
+        self._database = database
+        self._storage = storage
+        self._pause = FIRST_PAUSE_SECONDS
+        self._over_since = 0.0
+
+    def sit_out(self, error: BaseException, stop: threading.Event, each: Callable[[], None]) -> None:
+        """Return when both databases answer, or when `stop` is set.
+
+        Outages that follow each other within `CALM_SECONDS` count as one that goes on: a database that
+        answers and then fails again at once is not asked ever more often.
+
+        Args:
+            error: what the outage was noticed by.
+            stop: set when the coordinator is to end.
+            each: called before every question, to show that the process lives.
+        """
+        began = time.monotonic()
+        if began - self._over_since > CALM_SECONDS:
+            self._pause = FIRST_PAUSE_SECONDS
+        log.warning("a database does not answer, waiting for it; workers train on: %s", _in_short(error))
+        while not stop.wait(random.uniform(self._pause / 2, self._pause)):
+            each()
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            if self._answer():
+                self._over_since = time.monotonic()
+                log.warning("the databases answer again after %.1f s", self._over_since - began)
+                return
+
+    def _answer(self) -> bool:
+        try:
+            with self._database.write() as session:  # a server that is read-only does not do
+                session.execute(select(1))
+            optuna_store.ping(self._storage)
+        except Exception as error:
+            if is_trouble(error):
+                return False
+            raise
+        return True
+
+
+def _in_short(error: BaseException) -> str:
+    """The innermost cause's first line: the driver's own words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

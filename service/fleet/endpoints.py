@@ -1,0 +1,38 @@
+"""/v1/workers"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+from sqlalchemy.orm import Session
+
+from service.dependencies import Reading
+from service.fleet import commands, queries
+from service.fleet.schemas import DeviceView, Fleet
+from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.problems import declare
+
+router = APIRouter(prefix="/v1/workers", tags=["workers"])
+
+DeviceRef = Annotated[str, Path(description="The GPU's id, with its slash as it is or as %2F")]
+
+
+@router.get("", response_model=Fleet)
+def get_fleet(session: Reading) -> Fleet:
+    """The workers that have trials now, and the GPUs that were put aside because workers died on them."""
+    return queries.show_fleet(session)
+
+
+@router.post(
+    "/devices/{device:path}/restore",
+    response_model=DeviceView,
+    responses={200: {"headers": REPLAYED_HEADER}, **declare(404, 408, 413, 422)},
+)
+def restore(device: DeviceRef, change: ChangeOnce) -> Response:
+    """Give a GPU that was put aside back to the workers."""
+
+    def work(session: Session) -> Answer:
+        return Answer(status=200, body=queries.show_device(commands.restore_device(session, device)))
+
+    return change.answer(work)

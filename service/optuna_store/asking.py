@@ -1,0 +1,81 @@
+"""Asking the sampler for trials. One asker at a time: the coordinator that holds the study's lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from search_spaces import samplers
+from search_spaces.definition import StudyDefinition
+from search_spaces.preparation import NOTHING, Preparation
+from service.optuna_store.studies import frozen_trial, values_of
+from service.trial_values import TrialCondition, TrialValues
+
+_CONDITIONS = {
+    TrialState.RUNNING: TrialCondition.RUNNING,
+    TrialState.COMPLETE: TrialCondition.COMPLETE,
+    TrialState.PRUNED: TrialCondition.PRUNED,
+    TrialState.FAIL: TrialCondition.FAILED,
+}
+
+
+def ask(
+    study: optuna.Study, definition: StudyDefinition, preparation: Preparation = NOTHING
+) -> tuple[int, dict[str, Any]]:
+    """Take the sampler's next trial: its number and all its parameters.
+
+    Raises:
+        SearchSpaceExhausted: the space has no further configuration.
+    """
+    trial = samplers.suggest(study, definition, preparation, sole_asker=True)  # the fence sees to it
+    return trial.number, dict(trial.params)
+
+
+def ask_repeat(
+    study: optuna.Study, definition: StudyDefinition, *, of: int, seed: int
+) -> tuple[int, dict[str, Any]]:
+    """Make a trial that runs another one's recipe with a further seed: its number and its parameters."""
+    trial = samplers.suggest_repeat(study, definition, of, seed)
+    return trial.number, dict(trial.params)
+
+
+def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
+    """Trials that were asked for and not told of: running, or left by a coordinator that died."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [values_of(trial) for trial in running if not samplers.is_stray(trial)]
+
+
+def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
+    """How each trial stands. Without strays that have been dropped, and without what others have enqueued."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        if samplers.is_stray(trial):
+            if trial.state is TrialState.RUNNING:
+                found[trial.number] = TrialCondition.STRAY
+        elif trial.state is TrialState.RUNNING and not samplers.is_complete(trial):
+            found[trial.number] = TrialCondition.INCOMPLETE
+        elif trial.state in _CONDITIONS:
+            found[trial.number] = _CONDITIONS[trial.state]
+    return found
+
+
+def drop_stray(study: optuna.Study, number: int) -> None:
+    """End a trial that got another number than it was drawn for, whose asker died before it could.
+
+    That happens when two coordinators ask at once, one of which has lost the study's lease.
+    """
+    study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def complete_ask(
+    study: optuna.Study, definition: StudyDefinition, number: int, preparation: Preparation = NOTHING
+) -> dict[str, Any]:
+    """The parameters of an unfinished ask, with those its asker did not live to draw.
+
+    Raises:
+        SearchSpaceExhausted: the space has no configuration for it.
+    """
+    samplers.complete_suggestion(study, definition, frozen_trial(study, number), preparation)
+    return dict(frozen_trial(study, number).params)

@@ -1,0 +1,36 @@
+"""Where a page of studies ends: the creation time and the id of its last one, as text.
+
+Every text of this form is a place in the list, whether or not a study is there. So a cursor outlives the
+study that it was made of, and the form can be published.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import Query
+
+from service.models import Study
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Cursor = Annotated[
+    str,
+    Query(
+        pattern=r"^[0-9]{1,16}-[0-9a-f]{32}$",
+        description="`next_cursor` of the page before",
+        examples=["1767225600000000-0123456789abcdef0123456789abcdef"],
+    ),
+]
+
+
+def make_cursor(study: Study) -> str:
+    """The place after this study."""
+    return f"{(study.created_at - _EPOCH) // timedelta(microseconds=1)}-{study.id}"
+
+
+def read_cursor(cursor: str) -> tuple[datetime, str]:
+    """The creation time and id of a cursor of the form that `Cursor` has."""
+    microseconds, study_id = cursor.split("-")
+    return _EPOCH + timedelta(microseconds=int(microseconds)), study_id

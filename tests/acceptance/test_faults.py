@@ -1,0 +1,121 @@
+"""Kill anything at any moment: nothing is lost, counted or told twice, and a study ends as it would have.
+
+Real processes, which die at named points (tests/faults/kill_points.py), stand still for longer than their
+leases, or have their database taken away. Both databases' processes run side by side, since most of the time
+is spent waiting for leases to run out. `make faults` kills ten times at each point, `make soak` at random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.faults import points, scenarios, studies
+from tests.faults.house import DatabaseName, House
+from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point, missing
+from tests.faults.outages import outage
+from tests.faults.scenarios import Tally
+
+pytestmark = pytest.mark.timeout(1200)
+
+OUTAGE_SECONDS = 15.0
+INJECTED = Path(points.__file__).parent / "injected"
+
+
+@dataclass
+class Findings:
+    """What came of one database's house."""
+
+    kills: Tally = field(default_factory=Tally)
+    frozen: list[str] = field(default_factory=list)
+    outage: list[str] = field(default_factory=list)
+    ended_by_themselves: list[str] = field(default_factory=list)
+    check: list[str] = field(default_factory=list)
+
+
+def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
+    found = Findings()
+    with House(database, folder / database, data) as house:
+        found.kills = points.kill_everywhere(house, POINTS, times=1)
+        calm = scenarios.undisturbed(house, "calm-search", studies.random(data, "calm-search"))
+        moments = (FREEZE_POINTS[0], None, *FREEZE_POINTS[1:])
+        found.frozen = scenarios.freeze_holders(
+            house, "frozen", moments, calm, studies.random(data, "frozen")
+        )
+        if database == "postgresql":
+            definition = studies.random(data, "outage")
+            found.outage = outage(house, "outage", seconds=OUTAGE_SECONDS, calm=calm, definition=definition)
+        found.check = house.db_check()
+        found.ended_by_themselves = [f"{end.name}: {end.code}\n{end.last_words}" for end in house.exits]
+    return found
+
+
+@pytest.fixture(scope="module")
+def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Findings]]]:
+    """Both databases' findings, as they come."""
+    folder = tmp_path_factory.mktemp("faults")
+    data = studies.make_data(folder / "data")
+    with ThreadPoolExecutor() as pool:
+        yield {name: pool.submit(_live_through, name, folder, data) for name in get_args(DatabaseName)}
+
+
+@pytest.fixture(params=get_args(DatabaseName))
+def findings(request: pytest.FixtureRequest, houses: dict[str, Future[Findings]]) -> Findings:
+    """One database's findings."""
+    return houses[request.param].result()
+
+
+@pytest.mark.parametrize("point", [*POINTS, *FREEZE_POINTS], ids=lambda point: point.name)
+def test_every_named_point_is_a_function_of_the_product(point: Point) -> None:
+    """One that was renamed would never be passed."""
+    assert missing(point) == []
+
+
+def test_a_process_that_meets_a_point_which_is_no_more_ends_loudly(tmp_path: Path) -> None:
+    """Not as if nobody had wanted to kill it."""
+    point = Point(
+        name="gone", process="api", scenario="search", target="service.states:no_such_function", when="after"
+    )
+    (tmp_path / "points.json").write_text(json.dumps([point.as_document()]))
+    environment = {**os.environ, "FAULTS_FOLDER": str(tmp_path), "FAULTS_PROCESS": "api.1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(INJECTED), str(INJECTED.parents[2])])
+    ended = subprocess.run(
+        [sys.executable, "-c", "import service.states"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, "service.states:no_such_function" in ended.stderr) == (97, True)
+    assert "no_such_function" in (tmp_path / "broken").read_text()
+
+
+def test_nothing_is_lost_when_a_process_dies_at_any_named_point(findings: Findings) -> None:
+    """One kill -9 at each; every invariant holds, and every value is the undisturbed study's."""
+    assert findings.kills.violations == []
+    assert findings.kills.kills == {point.name: 1 for point in POINTS}
+
+
+def test_no_write_of_a_coordinator_that_stood_still_beyond_its_lease_lands(findings: Findings) -> None:
+    """Stopped with SIGSTOP at each moment before a write, and woken once another one has gone on."""
+    assert findings.frozen == []
+
+
+def test_the_study_outlives_its_database_going_away(findings: Findings) -> None:
+    """On PostgreSQL. The API says 503 meanwhile, and nobody has to start anything."""
+    assert findings.outage == []
+
+
+def test_no_process_ends_by_itself_and_the_databases_agree(findings: Findings) -> None:
+    """What was not killed has lived through all of it, and `nightsweep db check` finds nothing."""
+    assert findings.ended_by_themselves == []
+    assert findings.check == []

@@ -1,0 +1,402 @@
+"""`python -m tests.faults.soak`: many small studies, and something dies every few seconds.
+
+Seeded: the same seed makes the same studies and draws the same faults, though not at the same instants. At
+the end every study is held against the invariants and against its undisturbed twin. Exits with 1 when
+anything was violated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO, get_args
+
+from sqlalchemy import text
+
+from tests.faults import invariants, scenarios, studies
+from tests.faults.house import DatabaseName, House
+from tests.faults.invariants import Record
+from tests.faults.processes import Process
+
+LOG = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.log"
+AT_ONCE = 3
+"""Studies that are under way at a time."""
+PATIENCE_SECONDS = 900.0
+"""For the studies that are left when the faults end."""
+
+INVARIANTS = (
+    "every study ends, and is completed unless somebody has cancelled it",
+    "exactly the trials of the definition, numbered without a gap",
+    "no parameters given out twice; every point of a grid once",
+    "one end for each trial, by its last attempt, and Optuna was told the same",
+    "each trial created once and told once, and nothing written to it afterwards",
+    "no two attempts of a trial at a time; none left alive",
+    "every rung once, in both databases",
+    "no write of a coordinator while another one held the lease, in either database",
+    "parameters, ends, rungs and values equal to the undisturbed twin's; the best value, too",
+    "`nightsweep db check` finds nothing; no worker is left",
+)
+
+
+@dataclass
+class Sort:
+    """A kind of study."""
+
+    name: str
+    make: Callable[..., dict[str, Any]]
+    tolerance: float = invariants.EXACT
+    pauses: bool = False
+    cancelled: bool = False
+    scheduled: bool = False
+
+
+SORTS = (
+    Sort("random", studies.random),
+    Sort("grid", studies.grid),
+    Sort("pruned", studies.pruned),
+    Sort("packed", studies.packed, invariants.IN_A_PACK),
+    Sort("random-paused", studies.random, pauses=True),
+    Sort("pruned-paused", studies.pruned, pauses=True),
+    Sort("random-cancelled", studies.random, cancelled=True),
+    Sort("grid-scheduled", studies.grid, scheduled=True),
+)
+
+
+@dataclass
+class Running:
+    """A study under way, and what is still to be done to it."""
+
+    name: str
+    sort: Sort
+    todo: str | None
+    """`pause`, `resume` or `cancel`."""
+    began: float
+
+
+class Soak:
+    """One run.
+
+    Args:
+        house: The processes.
+        seed: Of studies and faults.
+        every: Mean seconds between two faults.
+        log: What happened, line by line.
+    """
+
+    def __init__(self, house: House, *, seed: int, every: float, log: _Both) -> None:
+        self._house = house
+        self._of_studies = random.Random(f"{seed} studies")
+        self._of_faults = random.Random(f"{seed} faults")
+        self._every = every
+        self._log = log
+        self._began = time.monotonic()
+        self._calm: dict[str, Record] = {}
+        self._running: list[Running] = []
+        self._ended: list[Running] = []
+        self._made = 0
+        self._frozen: list[tuple[float, Process, int]] = []
+        self._no_database_until: float | None = None
+        self.faults: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.losses: Counter[str] = Counter()
+        self.trials = 0
+
+    def run(self, minutes: float) -> None:
+        """Baselines, faults, the rest of the studies, and the verdict."""
+        for sort in SORTS:
+            self._calm_of(sort)
+        self._say("undisturbed twins are done; the faults begin")
+        self._began = time.monotonic()
+        end = self._began + 60 * minutes
+        next_fault = self._began + self._every
+        while time.monotonic() < end:
+            self._submit()
+            self._wake_due()
+            self._look_after()
+            if time.monotonic() >= next_fault:
+                self._fault()
+                next_fault = time.monotonic() + self._of_faults.uniform(0.5, 1.5) * self._every
+            time.sleep(0.1)
+        self._say("no more faults; waiting for the studies that are left")
+        self._wake_due(everybody=True)
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while self._running and time.monotonic() < patience:
+            self._look_after()
+            time.sleep(0.2)
+        for study in self._running:
+            self.violations.append(f"{study.name} has not ended: {self._house.client.study(study.name)}")
+        self._judge()
+
+    # -- studies ---------------------------------------------------------------------------------
+
+    def _calm_of(self, sort: Sort) -> Record:
+        kind = sort.make.__name__
+        if kind not in self._calm:
+            name = f"calm-{kind}"
+            self._calm[kind] = scenarios.undisturbed(self._house, name, sort.make(self._house.data, name))
+        return self._calm[kind]
+
+    def _submit(self) -> None:
+        if len(self._running) >= AT_ONCE or self._no_database_until is not None:
+            return
+        # Each sort in turn, in an order of its own every time round.
+        if self._made % len(SORTS) == 0:
+            self._order = self._of_studies.sample(SORTS, len(SORTS))
+        sort = self._order[self._made % len(SORTS)]
+        self._made += 1
+        name = f"soak-{self._made}-{sort.name}"
+        definition = sort.make(self._house.data, name)
+        if sort.scheduled:
+            name = scenarios.fire(self._house, name, definition)
+        else:
+            self._house.client.submit(definition)
+        todo = "pause" if sort.pauses else "cancel" if sort.cancelled else None
+        self._running.append(Running(name, sort, todo, time.monotonic()))
+        self._say(f"submitted {name}")
+
+    def _look_after(self) -> None:
+        """Carry out what is to be done to the studies, and see which have ended. Never waits."""
+        if self._no_database_until is not None:
+            return
+        for study in list(self._running):
+            seen = self._house.client.study(study.name)
+            if seen["ended_at"] is not None:
+                self._running.remove(study)
+                self._ended.append(study)
+                self._say(f"{study.name} {seen['state']} after {time.monotonic() - study.began:.0f} s")
+            elif study.todo in ("pause", "cancel") and scenarios.rungs_of(self._house, study.name) >= 3:
+                self._change(study, study.todo)
+                study.todo = "resume" if study.todo == "pause" else None
+            elif study.todo == "resume" and seen["state"] == "paused":
+                self._change(study, "resume")
+                study.todo = None
+
+    def _change(self, study: Running, what: str) -> None:
+        answer = self._house.client.post(f"/v1/studies/{study.name}/{what}")
+        # It may have ended since it was looked at.
+        if answer.status_code not in (202, 409):
+            self.violations.append(f"{what} of {study.name} was answered {answer.status_code} {answer.text}")
+        self._say(f"{what} of {study.name}: {answer.status_code}")
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        kinds: list[tuple[int, Callable[[], str | None]]] = [
+            (3, self._kill_worker),
+            (3, self._kill_coordinator),
+            (2, self._freeze_coordinator),
+            (2, self._kill_api),
+            (1, self._kill_node),
+            (2, self._truncate_checkpoint),
+        ]
+        if self._house.postgres is not None:
+            kinds += [(2, self._kill_database), (1, self._stop_database)]
+        while True:
+            (inject,) = self._of_faults.choices([k for _, k in kinds], weights=[w for w, _ in kinds])
+            detail = inject()
+            if detail is not None:
+                kind = inject.__name__.removeprefix("_").replace("_", " ")
+                self.faults[kind] += 1
+                self._say(f"FAULT {kind}: {detail}")
+                return
+            # It cannot be done now: no worker trains, or the other coordinator is frozen already.
+            kinds = [(weight, other) for weight, other in kinds if other != inject]
+
+    def _kill_api(self) -> str:
+        name = self._house.api.name
+        self._house.kill(self._house.api)
+        return name
+
+    def _kill_coordinator(self) -> str:
+        process = self._of_faults.choice(self._house.coordinators)
+        name = process.name
+        self._house.kill(process)
+        return name
+
+    def _freeze_coordinator(self) -> str | None:
+        if self._frozen:
+            return None
+        process = self._of_faults.choice(self._house.coordinators)
+        seconds = self._of_faults.uniform(0.5, 4.0) * self._house.settings.lease_seconds
+        self._house.freeze(process)
+        self._frozen.append((time.monotonic() + seconds, process, process.pid))
+        return f"{process.name} for {seconds:.1f} s"
+
+    def _kill_worker(self) -> str | None:
+        workers = self._safe_to_kill()
+        if not workers:
+            return None
+        pid = self._of_faults.choice(sorted(workers))
+        self._house.kill_worker(pid)
+        return f"{workers[pid]} (pid {pid})"
+
+    def _kill_node(self) -> str:
+        self._house.kill_node()
+        return f"all of Ray; it is {self._house.ray.name} now"
+
+    def _kill_database(self) -> str:
+        assert self._house.postgres is not None
+        seconds = self._of_faults.choice([0.0, 0.0, 1.0, 3.0, 8.0])
+        with self._house.without_database(kill=True):
+            time.sleep(seconds)
+        return f"SIGKILL, away for {seconds:.0f} s"
+
+    def _stop_database(self) -> str:
+        seconds = self._of_faults.uniform(2.0, 15.0)
+        with self._house.without_database(kill=False):
+            time.sleep(seconds)
+        return f"stopped for {seconds:.1f} s"
+
+    def _truncate_checkpoint(self) -> str | None:
+        """Half of a file of the newest version is gone, and so is the worker that wrote it."""
+        workers = self._safe_to_kill()
+        for pid in sorted(workers):
+            query = text(
+                "SELECT artifact_dir FROM attempts WHERE worker_id = :w AND state = 'running' ORDER BY id"
+            )
+            with self._house.service_engine.connect() as connection:
+                folders = list(connection.scalars(query, {"w": workers[pid]}))
+            for folder in folders:
+                versions = sorted((Path(folder) / "checkpoint").glob("[0-9]*"))
+                if not versions:
+                    continue
+                self._house.kill_worker(pid)
+                file = versions[-1] / self._of_faults.choice(["tensors.safetensors", "state.json"])
+                try:
+                    os.truncate(file, file.stat().st_size // 2)
+                except FileNotFoundError:  # the trial ended a moment ago
+                    continue
+                return f"{file} of {workers[pid]}"
+        return None
+
+    def _safe_to_kill(self) -> dict[int, str]:
+        """Workers whose trials are all beyond where they lost an attempt; else they would be poisonous."""
+        query = text(
+            "SELECT study_id, trial_number FROM attempts"
+            " WHERE worker_id = :w AND state IN ('dispatched', 'running')"
+        )
+        found = {}
+        for pid, worker in self._house.workers().items():
+            with self._house.service_engine.connect() as connection:
+                trials = connection.execute(query, {"w": worker}).all()
+            if trials and not any(number in scenarios.behind(self._house, s) for s, number in trials):
+                found[pid] = worker
+        return found
+
+    def _wake_due(self, *, everybody: bool = False) -> None:
+        for entry in list(self._frozen):
+            at, process, pid = entry
+            if everybody or time.monotonic() >= at:
+                self._frozen.remove(entry)
+                if process.is_alive and process.pid == pid:  # not one that was killed in its sleep
+                    self._house.wake(process)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        self._say("all studies have ended; looking at what is left")
+        writes = invariants.Writes(self._house)
+        for study in self._ended:
+            record = invariants.read(self._house, study.name)
+            calm = self._calm_of(study.sort)
+            self.trials += len(record.trials)
+            cancelled = study.sort.cancelled and record.state == "cancelled"
+            wrong = invariants.check(
+                record,
+                trials=None if cancelled else len(calm.trials),
+                ends="cancelled" if cancelled else "completed",
+            )
+            wrong += invariants.check_writes(writes, record)
+            wrong += invariants.check_fencing(writes, record)
+            if not cancelled:
+                wrong += invariants.compare(record, calm, tolerance=study.sort.tolerance)
+            self.violations += wrong
+        self.violations += self._house.db_check()
+        try:
+            self._house.wait_for(lambda: not self._house.workers(), "the end of the last worker", seconds=60)
+        except AssertionError:
+            self.violations.append(f"workers are left: {sorted(self._house.workers().values())}")
+        query = text(
+            "SELECT state || COALESCE(' (' || loss_cause || ')', ''), count(*) FROM attempts GROUP BY 1"
+        )
+        with self._house.service_engine.connect() as connection:
+            self.losses.update({str(state): count for state, count in connection.execute(query)})
+
+    def summary(self) -> str:
+        """Faults by kind, studies, trials, invariants held, violations."""
+        kinds = Counter(study.sort.name for study in self._ended)
+        lines = [
+            f"{sum(self.faults.values())} faults: " + _listed(self.faults),
+            f"{len(self._ended)} studies: {_listed(kinds)}",
+            f"{self.trials} trials; attempts by their end: {_listed(self.losses)}",
+            f"processes that ended by themselves: {[(e.name, e.code) for e in self._house.exits] or 'none'}",
+            f"{self._house.client.unavailable} answers of 503 while a database was away",
+            "",
+            f"{len(self.violations)} violations of:",
+            *(f"  - {invariant}" for invariant in INVARIANTS),
+            *(f"VIOLATION {fault}" for fault in self.violations),
+        ]
+        return "\n".join(lines)
+
+    def _say(self, what: str) -> None:
+        line = f"{time.monotonic() - self._began:7.1f} s  {what}"
+        print(line, file=self._log, flush=True)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print, log."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of faults (30)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two faults (12)")
+    parser.add_argument("--database", choices=get_args(DatabaseName), default="postgresql")
+    parser.add_argument("--folder", type=Path, default=None, help="for logs and databases; a new one")
+    parser.add_argument("--log", type=Path, default=LOG, help="written anew")
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="nightsweep-soak-"))
+    data = studies.make_data(folder / "data")
+    with options.log.open("w") as file:
+        log = _Both(file)
+        head = f"seed {options.seed}, {options.minutes:g} minutes, {options.database}, {os.cpu_count()} cores"
+        print(f"soak, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {head}; logs in {folder}\n", file=log)
+        with House(options.database, folder / "house", data) as house:
+            soak = Soak(house, seed=options.seed, every=options.every, log=log)
+            try:
+                soak.run(options.minutes)
+            except Exception:  # noqa: BLE001 - what has been seen so far must be printed all the same
+                soak.violations.append(f"the soak itself failed: {traceback.format_exc()}")
+            print(f"\n{soak.summary()}", file=log)
+    return 1 if soak.violations else 0
+
+
+class _Both:
+    """To a file and to standard output."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(text)
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+        self._file.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
