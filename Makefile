@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint bench faults soak clean
+.PHONY: demo test lint bench faults soak clean fuzz
 
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
@@ -13,6 +13,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto tests/unit tests/integration tests/gpu
 	$(BIN)/python -m pytest tests/acceptance
+
+# Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 
 import psycopg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 _RETRY = frozenset(
     {
@@ -37,6 +37,10 @@ _AWAY_CLASSES = frozenset(
         "53",  # insufficient_resources: disk full, too many connections
     }
 )
+
+_CONNECTION_WAS_LOST = "8s2b"
+"""SQLAlchemy's code for the second use of a connection that was lost within a transaction. Optuna goes on to
+another query when one fails, and then this is the error that is seen."""
 
 _SQLITE_RETRY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SQLITE_AWAY = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
@@ -80,6 +84,8 @@ def _is_transient(error: BaseException) -> bool:
 
 def _is_outage(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, PendingRollbackError) and error.code == _CONNECTION_WAS_LOST:
         return True
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return True  # the driver's own word, not the server's: refused, timed out, closed

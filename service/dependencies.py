@@ -62,7 +62,7 @@ Reading = Annotated[Session, Depends(_reading, scope="function")]
 
 
 def _in_one_spelling(value: object) -> object:
-    """`true` or `false`, as JSON has them: "off" and "0" would be right by pydantic, and wrong by the schema."""
+    """`true` or `false`, as JSON has them: pydantic would read "off" and "0", too, unlike the schema."""
     if value not in ("true", "false", True, False):
         raise PydanticCustomError("bool_parsing", "must be true or false", {"expected": "true, false"})
     return value

@@ -55,7 +55,7 @@ def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault
         resolved["data"] = dict(data)
         for part in ("train", "eval"):
             source = data.get(part)
-            if _is_path(source):
+            if isinstance(source, str) and _is_path(source):
                 path = f"data.{part}"
                 found, fault = _bounded(source, path) or _find_data(source, path, roots)
                 resolved["data"][part] = found
@@ -103,7 +103,7 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
 
 
 def _stray_link(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
-    """A model's folder in the data roots may hold links, as the hub's cache does, but only to files in them."""
+    """A model's folder may hold links, as the hub's cache does, but only to files in the data roots."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return _fault("model.id", name, "may not be read by the server", "a readable folder")
     for entry in sorted(folder.iterdir()):
@@ -128,7 +128,7 @@ def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault 
 
 
 def _check_hub(source: Any, path: str) -> Fault | None:
-    """A hub id must look like one: the `datasets` library would read a local folder, a URL, a kind of file."""
+    """A hub id must look like one: the `datasets` library would read a folder or a URL, too."""
     hub = source.get("hub") if isinstance(source, Mapping) else None
     if not isinstance(hub, str) or hub == "" or (_HUB_ID.fullmatch(hub) and hub not in READER_NAMES):
         return None

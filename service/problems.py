@@ -130,7 +130,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """What the OpenAPI document has for a path. Starlette names the methods of the first route there alone."""
+    """What the OpenAPI document has for a path. Starlette names those of the first route there alone."""
     allowed: set[str] = set()
     for path, operations in request.app.openapi()["paths"].items():
         if compile_path(path)[0].fullmatch(request.url.path):

@@ -28,6 +28,7 @@ HEADERS = (
 )
 """On every answer: its type is as stated, and no other site may frame it, embed it, or learn where a reader
 came from."""
+
 _POLICY = (b"content-security-policy", b"frame-ancestors 'none'; base-uri 'self'; object-src 'none'")
 """The dashboard's pages have a policy of their own; a browser keeps to both."""
 
@@ -81,7 +82,7 @@ class RequestGuard:
         strangers = [host for host in hosts if not is_loopback(_name(host))]
         if self._local_only and strangers and scope["path"] not in OPEN_PATHS:
             raise ForeignHost(
-                f"This server has no API key, so it answers only as localhost, not as {strangers[0][:200]!r}. "
+                f"This server has no API key, so it answers only as localhost, not as {strangers[0][:99]!r}. "
                 "Call it by http://localhost or http://127.0.0.1, or set NIGHTSWEEP_API_KEY."
             )
         if scope["method"] in SAFE_METHODS:
@@ -93,8 +94,8 @@ class RequestGuard:
             foreign = any(_origin_host(origin) not in hosts for origin in _all(scope, b"origin"))
         if foreign:
             raise CrossSite(
-                f"A page of another site may not send {scope['method']} here. Use the command line, or a page "
-                "of this server's own."
+                f"A page of another site may not send {scope['method']} here. Use the command line, or a "
+                "page of this server's own."
             )
 
 

@@ -27,6 +27,7 @@ from workers.errors import DataError
 PlacedRow = tuple[str, dict[str, Any]]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _HUB_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
 """Readers of the `datasets` library that only read rows. Others decode images, unpickle tensors, open
 databases."""
@@ -193,8 +194,13 @@ def _read_hub(source: HubData) -> Iterator[PlacedRow]:
         )
     if source.hub in _PACKAGED_DATASETS_MODULES:
         raise DataError(
-            f"{source.hub!r} is a reader of the `datasets` library, not a hub data set: it would read whatever "
+            f"{source.hub!r} is a reader of the `datasets` library, not a hub data set: it would read what "
             "lies in this worker's current folder. Give the id as `organisation/name`."
+        )
+    if source.revision is not None and not _REVISION.fullmatch(source.revision):
+        # It becomes part of a path in the hub's cache.
+        raise DataError(
+            f"{source.revision!r} is no revision of the {name}. Give a branch, tag or commit it has."
         )
     try:
         # By its parts rather than `load_dataset`: what a data set's own description tells the library to

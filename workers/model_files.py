@@ -80,7 +80,7 @@ def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
     if spec.revision is not None and not _REVISION.fullmatch(spec.revision):
         # It becomes part of a path in the hub's cache.
         raise ModelError(
-            f"{spec.revision!r} is no revision of the hub model {spec.id}. Give a branch, tag or commit it has."
+            f"{spec.revision!r} is no revision of the hub model {spec.id}. Give a branch, tag or commit."
         )
     try:
         return Path(
@@ -190,13 +190,13 @@ def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:
     """Refuses what makes transformers load an adapter, other weights, or compiled code from the hub."""
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"The folder of the model {name} holds an adapter beside the base model (adapter_config.json), and "
-            "transformers would load both. Merge it into the model, or remove it."
+            f"The folder of the model {name} holds an adapter beside the base model (adapter_config.json), "
+            "and transformers would load both. Merge it into the model, or remove it."
         )
     if "transformers_weights" in config:
         raise ModelError(
-            f"The config.json of the model {name} names a weights file of its own (transformers_weights). Save "
-            "the model again with `model.save_pretrained(folder)`."
+            f"The config.json of the model {name} names a weights file of its own (transformers_weights). "
+            "Save the model again with `model.save_pretrained(folder)`."
         )
     if kernel := _named_kernel(config):
         raise ModelError(

@@ -76,7 +76,7 @@ def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> 
 def _fail(database: Database, study_id: str, reason: str) -> None:
     with database.write() as session:
         study = _locked(session, study_id)
-        if study.state == StudyState.QUEUED:
+        if study.state in (StudyState.QUEUED, StudyState.PAUSED):
             advance_study(session, study, StudyState.FAILED, reason)
         elif study.preparation is None:  # a range test that has ended, and would be read again for ever
             study.preparation = Preparation(notes=(reason,)).model_dump(mode="json")

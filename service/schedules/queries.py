@@ -16,9 +16,7 @@ from service.studies.queries import NAME
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
     """The schedule of this name or id. Raises `NotFound`."""
-    query = (
-        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
-    )
+    query = select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
     found = None
     if NAME.fullmatch(ref):
         if lock:  # and read again what this session read before it had the lock

@@ -20,6 +20,7 @@ from typing import get_args
 import pytest
 
 from tests.faults import points, scenarios, studies
+from tests.faults.freezing import freeze_holders
 from tests.faults.house import DatabaseName, House
 from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point, missing
 from tests.faults.outages import outage
@@ -46,11 +47,9 @@ def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
     found = Findings()
     with House(database, folder / database, data) as house:
         found.kills = points.kill_everywhere(house, POINTS, times=1)
-        calm = scenarios.undisturbed(house, "calm-search", studies.random(data, "calm-search"))
+        calm = scenarios.undisturbed(house, studies.random)
         moments = (FREEZE_POINTS[0], None, *FREEZE_POINTS[1:])
-        found.frozen = scenarios.freeze_holders(
-            house, "frozen", moments, calm, studies.random(data, "frozen")
-        )
+        found.frozen = freeze_holders(house, "frozen", moments, calm, studies.random(data, "frozen"))
         if database == "postgresql":
             definition = studies.random(data, "outage")
             found.outage = outage(house, "outage", seconds=OUTAGE_SECONDS, calm=calm, definition=definition)

@@ -7,7 +7,6 @@ sooner. Everything is started from here with the product's own commands and sett
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -27,8 +26,8 @@ from sqlalchemy import Engine, create_engine, text
 from service.settings import Settings
 from service.supervisor import free_port, settings_environment
 from tests.faults import audit
+from tests.faults.arming import Arming
 from tests.faults.client import Client
-from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point
 from tests.faults.postgres import Postgres
 from tests.faults.processes import Exit, Process, kill, pids_with, title, wait_until_gone
 
@@ -49,7 +48,7 @@ class BrokenHouseError(AssertionError):
     """The house itself cannot go on: a point that is no more, a process that does not start."""
 
 
-class House:
+class House(Arming):
     """Use it as a context manager.
 
     Args:
@@ -67,12 +66,9 @@ class House:
         self.data = data
         self.folder = folder
         self.logs = folder / "logs"
-        self._armed = folder / "armed"
-        for made in (self.logs, self._armed, folder / "workers"):
+        for made in (self.logs, folder / "workers"):
             made.mkdir(parents=True)
-        (folder / "points.json").write_text(
-            json.dumps([point.as_document() for point in (*POINTS, *FREEZE_POINTS)])
-        )
+        super().__init__(folder)
         # Unix sockets live in it, and their paths must be short.
         self._ray_dir = Path(tempfile.mkdtemp(prefix="nsf-"))
         self._mark = {"FAULTS_FOLDER": str(folder)}
@@ -160,39 +156,6 @@ class House:
             raise BrokenHouseError(f"the upgrade failed:\n{process.last_words()}")
 
     # -- faults ----------------------------------------------------------------------------------
-
-    def arm(self, point: Point, *at: int, action: Literal["kill", "stop"] = "kill") -> None:
-        """Have processes die, or be stopped, at these passings of a point, counted from now."""
-        plan = {"passed": 0, "at": list(at or (1,)), "action": action, "fired": []}
-        fresh = self._armed / f".{point.file}"
-        fresh.write_text(json.dumps(plan))
-        fresh.rename(self._armed / point.file)
-
-    def disarm(self, point: Point) -> list[dict[str, Any]]:
-        """What happened at a point since it was armed."""
-        fired = self.fired(point)
-        (self._armed / point.file).unlink(missing_ok=True)
-        return fired
-
-    def fired(self, point: Point) -> list[dict[str, Any]]:
-        """The processes that died, or were stopped, at a point: `process`, `pid`, `at`."""
-        plan = self._plan(point)
-        return [] if plan is None else list(plan["fired"])
-
-    def is_spent(self, point: Point) -> bool:
-        """Whether all of the chosen passings have come."""
-        plan = self._plan(point)
-        return plan is not None and len(plan["fired"]) == len(plan["at"])
-
-    def _plan(self, point: Point) -> dict[str, Any] | None:
-        while True:
-            try:
-                text = (self._armed / point.file).read_text()
-            except FileNotFoundError:
-                return None
-            with contextlib.suppress(json.JSONDecodeError):  # it is being written
-                plan: dict[str, Any] = json.loads(text)
-                return plan
 
     def kill(self, process: Process) -> None:
         """SIGKILL; the keeper starts it again."""

@@ -7,9 +7,7 @@ another, in whatever order they come by.
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -79,13 +77,14 @@ def run_scenario(
 # -- studies -----------------------------------------------------------------------------------------
 
 
-def undisturbed(house: House, name: str, definition: dict[str, Any]) -> Record:
-    """Run a study with nobody in its way; what it comes to."""
+def undisturbed(house: House, make: Callable[..., dict[str, Any]]) -> Record:
+    """A study of a kind that was run with nobody in its way, once for each house; what it comes to."""
+    name = f"calm-{make.__name__}"
     try:
         return invariants.read(house, name)
     except LookupError:
         pass
-    house.client.submit(definition)
+    house.client.submit(make(house.data, name))
     wait_for_end(house, name)
     record = invariants.read(house, name)
     wrong = invariants.check(record, trials=len(record.trials))
@@ -120,9 +119,9 @@ def _storms(
     times: int,
     name: str,
     make: Callable[..., dict[str, Any]],
-    during: Callable[[House, str, Callable[[], None]], None] | None = None,
+    during: Callable[[House, str, Callable[[], bool]], None] | None = None,
 ) -> Tally:
-    calm = undisturbed(house, f"calm-{name}", make(house.data, f"calm-{name}"))
+    calm = undisturbed(house, make)
     tally = Tally()
     owed = {point.name: times for point in points}
     for turn in range(times + EXTRA_STUDIES):
@@ -152,7 +151,7 @@ def _storm(
     turn: int,
     name: str,
     make: Callable[..., dict[str, Any]],
-    during: Callable[[House, str, Callable[[], None]], None] | None,
+    during: Callable[[House, str, Callable[[], bool]], None] | None,
 ) -> dict[str, int]:
     """One study with all points armed; how often each killed."""
     for point in points:
@@ -184,16 +183,20 @@ class WorkerDeaths:
         self._left = list(points)
         self._armed: Point | None = None
 
-    def step(self) -> None:
-        """Arm the next point if it is time."""
+    def step(self) -> bool:
+        """Arm the next point if it is time. Whether one is armed that has not killed yet, or none is left."""
         house = self._house
         if self._armed is not None:
             fired = house.fired(self._armed)
-            if not fired or house.live_on(fired[0]["pid"]):
-                return  # it has not died, or its coordinator does not know it yet
+            if not fired:
+                return True
+            if house.live_on(fired[0]["pid"]):
+                return False  # its coordinator does not know yet that it has died
         if self._left and not behind(house, self._study_id):
             self._armed = self._left.pop(0)
             house.arm(self._armed, 1)
+            return True
+        return not self._left
 
 
 def behind(house: House, study_id: str) -> set[int]:
@@ -212,12 +215,11 @@ def behind(house: House, study_id: str) -> set[int]:
         return set(connection.scalars(query, {"s": study_id}))
 
 
-def _pause_and_resume(house: House, name: str, meanwhile: Callable[[], None]) -> None:
+def _pause_and_resume(house: House, name: str, armed: Callable[[], bool]) -> None:
     """Twice: with trials running, and again further on."""
 
     def has_rungs(least: int) -> bool:
-        meanwhile()
-        return rungs_of(house, name) >= least
+        return armed() and rungs_of(house, name) >= least
 
     for least in (2, 10):
         house.wait_for(partial(has_rungs, least), f"{least} rungs of {name}")
@@ -244,7 +246,7 @@ def rungs_of(house: House, name: str) -> int:
 def _firings(house: House, points: Sequence[Point], times: int) -> Tally:
     """A schedule that is due; exactly one study comes of it, whoever dies over it."""
     tally = Tally()
-    calm = undisturbed(house, "calm-grid", studies.grid(house.data, "calm-grid"))
+    calm = undisturbed(house, studies.grid)
     for turn in range(times):
         name = f"nightly-{turn + 1}"
         for point in points:
@@ -290,7 +292,7 @@ def _sweeps(house: House, schedule: str) -> list[str]:
 def _submissions(house: House, points: Sequence[Point], times: int) -> Tally:
     """The API dies over a submission, the client asks again: one study, and an answer that says so."""
     tally = Tally()
-    calm = undisturbed(house, "calm-grid", studies.grid(house.data, "calm-grid"))
+    calm = undisturbed(house, studies.grid)
     for turn in range(times):
         for point in points:
             name = f"submitted-{point.file}-{turn + 1}"
@@ -349,67 +351,3 @@ def _command(house: House, environment: dict[str, str], *command: str) -> int | 
     code = process.wait(120)
     process.kill_group()
     return code
-
-
-# -- a coordinator that stands still -----------------------------------------------------------------
-
-
-def freeze_holders(
-    house: House, name: str, moments: Sequence[Point | None], calm: Record, definition: dict[str, Any]
-) -> list[str]:
-    """Stop whoever holds a study for longer than its lease, again and again, and wake it each time.
-
-    Args:
-        house: With two coordinators.
-        name: A new study's.
-        moments: Where the holder stops itself; None: wherever it is, from outside.
-        calm: The same study undisturbed.
-        definition: The study's.
-
-    Returns:
-        What is wrong.
-    """
-    study = house.client.submit(definition)
-    house.wait_for(lambda: rungs_of(house, name) >= 1, f"a first rung of {name}")
-    wrong = []
-    for moment in moments:
-        wrong += _freeze(house, study["id"], name, moment)
-    wait_for_end(house, name)
-    until = time.monotonic() + house.settings.lease_seconds
-    house.wait_for(lambda: time.monotonic() > until, "time for the last one that was woken")
-    return wrong + verdict(house, name, calm)[1]
-
-
-def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> list[str]:
-    def ended() -> bool:
-        return house.client.study(name)["ended_at"] is not None
-
-    if moment is None:
-        house.wait_for(lambda: house.holder(study_id) is not None, f"a holder of {name}")
-        frozen = house.holder(study_id)
-        assert frozen is not None
-        house.freeze(frozen)
-        run, pid = frozen.name, frozen.pid
-    else:
-        house.arm(moment, 1, action="stop")
-        house.wait_for(lambda: house.is_spent(moment) or ended(), f"a coordinator that stops {moment.name}")
-        stops = house.disarm(moment)
-        if not stops:
-            return [f"{name}: it ended without passing the point {moment.name!r}"]
-        (stopped,) = stops
-        run, pid = stopped["process"], stopped["pid"]
-    since = time.monotonic()
-
-    def taken_over() -> bool:
-        holder = house.holder(study_id)
-        return (holder is not None and holder.name != run) or ended()
-
-    if moment is not None and moment.locks and house.database == "sqlite":
-        # Whoever is stopped inside SQLite has the file's lock. Nobody else can go on, and nobody does.
-        house.wait_for(lambda: time.monotonic() > since + 2 * house.settings.lease_seconds, "two leases")
-    else:
-        house.wait_for(taken_over, f"another holder of {name}")
-        rungs = rungs_of(house, name)
-        house.wait_for(lambda: rungs_of(house, name) > rungs or ended(), f"the next rung of {name}")
-    os.kill(pid, signal.SIGCONT)
-    return []

@@ -142,8 +142,7 @@ class Soak:
     def _calm_of(self, sort: Sort) -> Record:
         kind = sort.make.__name__
         if kind not in self._calm:
-            name = f"calm-{kind}"
-            self._calm[kind] = scenarios.undisturbed(self._house, name, sort.make(self._house.data, name))
+            self._calm[kind] = scenarios.undisturbed(self._house, sort.make)
         return self._calm[kind]
 
     def _submit(self) -> None:

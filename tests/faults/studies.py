@@ -62,7 +62,7 @@ def random(data: Path, name: str, *, trials: int = 8, epochs: int = 5) -> dict[s
     )
 
 
-def grid(data: Path, name: str, *, epochs: int = 5) -> dict[str, Any]:
+def grid(data: Path, name: str, *, epochs: int = 2) -> dict[str, Any]:
     """2 x 3 points."""
     space = {"learning_rate": {"choices": [1e-3, 1e-2]}, "lora_r": {"choices": [2, 4, 8]}}
     return {

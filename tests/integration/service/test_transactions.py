@@ -14,7 +14,7 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from service import connections, database, optuna_store
@@ -295,6 +295,26 @@ def test_a_connection_that_is_ended_from_outside_is_an_outage(on_postgresql: Cal
         session.execute(select(1))
 
     with pytest.raises(DBAPIError) as raised:
+        opened.transact(work)
+    assert is_outage(raised.value)
+    opened.transact(lambda session: session.execute(select(1)).one())
+
+
+def test_the_second_use_of_a_connection_that_was_lost_is_an_outage(
+    on_postgresql: Callable[..., Database],
+) -> None:
+    """Optuna tries another query when one has failed; what it then raises says no word of the connection."""
+    opened, other = on_postgresql(), on_postgresql()
+
+    def work(session: Session) -> None:
+        pid = session.scalar(select(func.pg_backend_pid()))
+        with other.read() as outside:
+            outside.execute(select(func.pg_terminate_backend(pid)))
+        with pytest.raises(DBAPIError):
+            session.execute(select(1))
+        session.execute(select(1))
+
+    with pytest.raises(PendingRollbackError) as raised:
         opened.transact(work)
     assert is_outage(raised.value)
     opened.transact(lambda session: session.execute(select(1)).one())

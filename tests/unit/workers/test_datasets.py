@@ -428,7 +428,7 @@ def test_a_reader_of_the_datasets_library_is_no_data_set(
     assert "is a reader of the `datasets` library" in refusal({"hub": name, "split": "train"}, base)
 
 
-@pytest.mark.parametrize("name", ["https://evil.example/d", "hf://org/data", "org/..", "a/b/c", "оrg/data"])
+@pytest.mark.parametrize("name", ["https://evil.example/d", "hf://org/data", "org/..", "a/b/c", "\u043erg/d"])
 def test_a_url_is_not_hub_data(base: LoadedBase, name: str) -> None:
     """Nothing but `organisation/name` reaches the library."""
     assert "is not a hub data set's id" in refusal({"hub": name, "split": "train"}, base)

@@ -76,9 +76,7 @@ class House:
         self, home: Path, cluster: FakeCluster, *, patience: float = 0.01, database_url: str | None = None
     ) -> None:
         given = {} if database_url is None else {"database_url": database_url}
-        self.settings = Settings(
-            home=home, poll_seconds=0.001, resource_timeout_seconds=patience, **given
-        )
+        self.settings = Settings(home=home, poll_seconds=0.001, resource_timeout_seconds=patience, **given)
         home.mkdir(parents=True, exist_ok=True)
         if database_url is None:
             for name, content in _empty_databases().items():

@@ -230,10 +230,10 @@ def test_a_fault_in_one_study_s_stages_fails_it_and_no_other(
     bad, good = house.submit(name="bad", search=TESTED), house.submit(name="good", search=TESTED)
     real = stages.make
 
-    def fail(session: Any, definition: Any, why: str) -> Study:
+    def fail(session: Any, definition: Any, why: str, **rest: Any) -> Study:
         if definition.name == "bad":
             raise ZeroDivisionError("of ours")
-        return real(session, definition, why)
+        return real(session, definition, why, **rest)
 
     monkeypatch.setattr(stages, "make", fail)
     house.run(bad, good)
