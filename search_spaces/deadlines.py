@@ -50,8 +50,11 @@ TimeOfDay = Annotated[str, BeforeValidator(_read_time_of_day)]
 
 @cache
 def timezone_names() -> frozenset[str]:
-    """All names of the IANA time zone database, as far as this machine has it."""
-    return frozenset(available_timezones())
+    """All names of the IANA time zone database, as far as this machine has it.
+
+    Without the two that are no place: `localtime`, which is another one on each machine, and `Factory`.
+    """
+    return frozenset(available_timezones() - {"localtime", "Factory"})
 
 
 def next_time_of_day(after: datetime, at: time, timezone: str) -> datetime:

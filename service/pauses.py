@@ -16,6 +16,7 @@ from service.states import StudyState, advance_study
 
 def put_down(session: Session, study: Study, reason: str) -> None:
     """queued or running -> paused. Nothing of it may be alive. Whoever held its lease holds it no more."""
+    _end_wait(session, study)
     advance_study(session, study, StudyState.PAUSED, reason)
     study.pause_requested = False
     study.paused_at = database_now(session)
@@ -35,10 +36,23 @@ def queue_again(session: Session, study: Study, reason: str) -> None:
 
 
 def start(session: Session, study: Study, reason: str) -> None:
-    """queued -> running. For a study that was resumed, its wait as queued counts as a part of its pause."""
-    if study.resumed_at is not None and _clock_runs(session, study):
-        study.paused_seconds += (database_now(session) - study.resumed_at).total_seconds()
+    """queued -> running."""
+    _end_wait(session, study)
     advance_study(session, study, StudyState.RUNNING, reason)
+
+
+def take_back(session: Session, study: Study) -> None:
+    """What was to be paused goes on. The next pause is reckoned from here, as after any other."""
+    _end_wait(session, study)
+    study.pause_requested = False
+    study.resumed_at = database_now(session)
+
+
+def _end_wait(session: Session, study: Study) -> None:
+    """For a study that was resumed, its wait as queued counts as a part of its pause."""
+    waits = study.state == StudyState.QUEUED and study.resumed_at is not None
+    if waits and study.resumed_at is not None and _clock_runs(session, study):
+        study.paused_seconds += (database_now(session) - study.resumed_at).total_seconds()
 
 
 def _clock_runs(session: Session, study: Study) -> bool:

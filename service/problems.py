@@ -25,6 +25,14 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+_FORMS = {
+    "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or, without spaces,"
+    " commas and quotes, as they are; a UUID does",
+    "header.if-match": 'an ETag as it came, in its double quotes, such as "3"; up to ten, with commas; or *',
+    "query.cursor": "the next_cursor of the page before",
+}
+"""What people are told in place of a regular expression."""
+
 
 class ProblemFault(BaseModel):
     """One thing that is wrong, at one place in a document or in the query."""
@@ -104,16 +112,16 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [
-        Fault(
-            path=".".join(str(part) for part in found["loc"]),
-            value=shown(found.get("input")),
-            message=found["msg"],
-            allowed=(found.get("ctx") or {}).get("expected"),
-        )
-        for found in error.errors()
-    ]
+    faults = [_request_fault(found) for found in error.errors()]
     return render_error(Invalid("The request", faults), request.url.path)
+
+
+def _request_fault(found: Mapping[str, Any]) -> Fault:
+    path = ".".join(str(part) for part in found["loc"])
+    message, allowed = found["msg"], (found.get("ctx") or {}).get("expected")
+    if found["type"] == "string_pattern_mismatch" and path in _FORMS:
+        message, allowed = "is not of the form that is expected", _FORMS[path]
+    return Fault(path=path, value=shown(found.get("input")), message=message, allowed=allowed)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

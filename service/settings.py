@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,6 +131,9 @@ class Settings(BaseSettings):
             raise ValueError("must be a plain URL: no '.' or '..' among its parts, no control characters")
         if not value.partition("://")[2].strip("/"):
             raise ValueError("names no bucket and no folder; expected such as s3://bucket/nightsweep")
+        if value.startswith("file://") and not value.startswith("file:///"):
+            # To each process it would be a folder in its own working directory.
+            raise ValueError("must name a folder from the root on; expected such as file:///srv/nightsweep")
         return value.rstrip("/")
 
     @property
@@ -192,11 +196,15 @@ def make_home(settings: Settings) -> None:
     """Make the home folder and the SQLite files, for their owner alone, where missing.
 
     A file is made before SQLite would, which makes it as the umask says; what SQLite keeps beside it (`-wal`,
-    `-shm`) has the rights of the file.
+    `-shm`) has the rights of the file. One that is there is never opened: to close it again would drop all
+    locks of this process on it (POSIX), those of SQLite's open connections too. The next process to leave
+    would take itself for the last one and delete the `-wal` and `-shm` that they use
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
     """
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for raw in (settings.database_url, settings.optuna_url):
         url = make_url(raw)
         if url.get_backend_name() == "sqlite" and url.database:
             Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(url.database, os.O_RDONLY | os.O_CREAT, 0o600))
+            with suppress(FileExistsError):
+                os.close(os.open(url.database, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600))

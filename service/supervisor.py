@@ -64,6 +64,7 @@ class Supervisor:
         return None if self._coordinator is None else self._coordinator.pid
 
     def __enter__(self) -> Self:
+        require_artifacts(self.settings)
         database.upgrade(self.settings)
         try:
             self._start()
@@ -182,12 +183,13 @@ class Supervisor:
     def stop(self) -> None:
         """End the children, the coordinator before its Ray.
 
-        Takes up to `drain_seconds` and `STOP_SECONDS`: a Ray of our own ends with all its workers, whose
-        trials write checkpoints before.
+        Takes up to `drain_seconds` and twice `STOP_SECONDS`: a Ray of our own ends with all its workers,
+        whose trials write checkpoints before.
         """
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
+        told = time.monotonic()
         for child in (self._coordinator, self._api):
             if child is not None:
                 child.terminate()
@@ -195,7 +197,7 @@ class Supervisor:
             drain = 0.0 if self._ray is None else self.settings.drain_seconds
             self._coordinator.join(drain + STOP_SECONDS)
         if self._api is not None:
-            self._api.join(STOP_SECONDS)
+            self._api.join(max(0.0, told + STOP_SECONDS - time.monotonic()))
         if self._ray is not None:
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
@@ -230,7 +232,12 @@ def serve(
 
 
 def run_api(settings: Settings) -> None:
-    """Run the REST process until SIGTERM or SIGINT."""
+    """Run the REST process until SIGTERM or SIGINT.
+
+    Raises:
+        Unavailable: nothing installed here reaches the artifacts' URL.
+    """
+    require_artifacts(settings)
     # Here, because the supervisor itself needs neither of them.
     import uvicorn
 
@@ -244,6 +251,18 @@ def run_api(settings: Settings) -> None:
         server_header=False,
         access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second
     )
+
+
+def require_artifacts(settings: Settings) -> None:
+    """Refuse to start with a URL for artifacts that nothing here reaches: a child would end over it for ever.
+
+    Raises:
+        Unavailable: its protocol is not known, or its package is not installed.
+    """
+    if settings.artifacts_url is not None:
+        from service.artifacts.places import open_places  # fsspec, which nobody else needs here
+
+        open_places(settings)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

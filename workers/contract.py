@@ -275,6 +275,8 @@ class WorkerInfo:
     """Orders taken and without an outcome yet, those that wait for their turn included."""
     base: str | None
     """Model id and quantization of the loaded base, if any."""
+    newest_attempt: int | None = None
+    """The highest of all attempts that it ever took, those that have ended included."""
     device_id: str | None = None
     """Which GPU it has: `<node>/<the GPU's own UUID>`, or `<node>/<index>` where the UUID is not known. None:
     it trains on the CPU."""

@@ -126,6 +126,7 @@ class GpuWorker:
         """Who and where this worker is, and what it is doing."""
         with self._wake:
             live, slots = tuple(self._live), self._slots_at_present()
+            newest = max(self._known, default=None)
         return WorkerInfo(
             worker_id=self._name,
             node=socket.gethostname(),
@@ -135,6 +136,7 @@ class GpuWorker:
             free_slots=max(0, slots - len(live)),
             running_attempts=live,
             base=self._pack.base,
+            newest_attempt=newest,
             device_id=self._device_id,
         )
 

@@ -191,9 +191,11 @@ class Reader:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Reader]:
-    """A checked archive. Raises `BackupError`, and `OSError` where the file cannot be read."""
+    """A checked archive. Raises `BackupError`."""
     try:
         archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise BackupError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise BackupError(f"{path} is not a backup, or a damaged one: {error}") from error
     with archive:

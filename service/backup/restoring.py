@@ -33,8 +33,7 @@ def restore(settings: Settings, path: Path) -> Manifest:
 
     Raises:
         SchemaOutOfDate: there are tables, and they are not of this version.
-        BackupError: the databases are not empty, or the backup is damaged or of another version.
-        OSError: the file cannot be read.
+        BackupError: the databases are not empty, or the backup is not there, damaged or of another version.
     """
     with open_archive(path) as archive, open_engines(settings) as engines:
         with engines[0].connect() as connection:

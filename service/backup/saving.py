@@ -30,10 +30,12 @@ def save(settings: Settings, path: Path) -> Manifest:
 
     Raises:
         SchemaOutOfDate: a database is not of this version.
-        BackupError: the file is there already.
+        BackupError: the file is there already, or its folder is not.
     """
     if path.exists():
         raise BackupError(f"{path} is there already; a backup does not replace a file")
+    if not path.parent.is_dir():
+        raise BackupError(f"{path} cannot be written: there is no folder {path.parent}")
     check_schemas(settings)
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 600
     try:

@@ -38,7 +38,7 @@ def fault_line(fault: Fault) -> str:
     # A key that is missing has no value to show.
     if fault.value is not None:
         hints.append(f"got {json.dumps(fault.value, ensure_ascii=False)}")
-    if fault.allowed:
+    if fault.allowed and fault.allowed not in fault.message:  # some messages say it already
         hints.append(f"allowed: {fault.allowed}")
     if fault.nearest:
         hints.append(f"did you mean {fault.nearest}?")

@@ -59,7 +59,8 @@ def build_settings(**options: Any) -> Settings:
         return Settings(**given(**options))
     except ValidationError as error:
         faults = [
-            f"NIGHTSWEEP_{'.'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            f"NIGHTSWEEP_{'.'.join(str(part) for part in fault['loc']).upper()}: "
+            + fault["msg"].removeprefix("Value error, ")
             for fault in error.errors(include_input=False)  # an input may be a password
         ]
         raise CommandError("\n".join(["these settings are wrong:", *faults])) from error

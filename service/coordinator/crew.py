@@ -328,6 +328,10 @@ class Crew:
         member.slots = slots
         member.settled = True
 
+    def on_started(self, worker_id: str, attempt_id: int) -> None:
+        """It has an order, which may have come after it was asked which it has."""
+        self._members[worker_id].attempts.add(attempt_id)
+
     def on_ended(self, worker_id: str, attempt_id: int) -> None:
         member = self._members[worker_id]
         member.attempts.discard(attempt_id)

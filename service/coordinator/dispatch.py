@@ -312,6 +312,7 @@ class RayWorkers:
         self._workers.pop(worker_id, None)
         self._silent_since.pop(worker_id, None)
         self._calls = {ref: c for ref, c in self._calls.items() if c.worker_id != worker_id}
+        self._later = [(at, call) for at, call in self._later if call.worker_id != worker_id]
 
     def _collect(self, ref: Any) -> Delivery | None:
         call = self._calls.pop(ref, None)

@@ -86,10 +86,10 @@ class HeldStudy:
         """Keep earlier holders from writing to Optuna, before anything is read there; our lease then."""
         lease = self.lease
         while True:
-            standing = optuna_store.raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
-            if standing == lease.number:
+            higher = optuna_store.raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
+            if higher is None:
                 return lease
-            lease = self.database.transact(partial(leases.outrun, lease=lease, number=standing))
+            lease = self.database.transact(partial(leases.outrun, lease=lease, number=higher))
 
     def transact(self, work: Callable[[Session, Study], T]) -> T:
         """Do some work in a writing transaction that begins by holding the lease.

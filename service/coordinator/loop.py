@@ -208,9 +208,12 @@ class Coordinator:
     def _refuse(self, lease: leases.Lease, reason: str) -> None:
         """Fail a study that cannot even be taken up, or every coordinator would die of it."""
         log.error("study %s: %s", lease.study_id, reason)
-        with self._database.write() as session:
-            study = leases.hold(session, lease)
-            advance_study(session, study, StudyState.FAILED, reason)
+        try:
+            with self._database.write() as session:
+                study = leases.hold(session, lease)
+                advance_study(session, study, StudyState.FAILED, reason)
+        except LeaseLost as error:
+            log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
 
     # -- one study at a time -------------------------------------------------------------------
 

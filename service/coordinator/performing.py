@@ -42,7 +42,9 @@ from service.coordinator.dispatch import (
     TrialOutcome,
     TrialStarted,
     Verdict,
+    WorkerInfo,
 )
+from service.coordinator.outages import is_trouble
 from service.coordinator.study_run import StudyRun
 from service.errors import LeaseLost, Torn
 from service.states import LossCause, StudyState
@@ -51,6 +53,8 @@ log = logging.getLogger(__name__)
 
 NOT_ALIVE = "the coordinator does not count this attempt as alive"
 """What a worker is told that trains what nobody waits for any more."""
+
+CANCELLED = "cancelled on request"
 
 SERVICE_ENDS = "the service is ending, and its workers with it"
 
@@ -113,11 +117,18 @@ class Performer:
             )
 
     def halt(self, reason: str) -> None:
-        """Pause a study that a person has to look at, and end its workers: what they say cannot be kept."""
-        log.error("study %s is paused: %s", self.run.name, reason)
+        """Pause a study that a person has to look at, and end its workers: what they say cannot be kept.
+
+        One that nobody wants any more is cancelled.
+        """
+        log.error("study %s cannot go on: %s", self.run.name, reason)
         self.crew.attach()
         self.run.put_down_attempts(reason)
-        self.pause(reason)
+        if self.run.is_to_be_cancelled():
+            self.run.close_trials(CANCELLED)
+            self.end(StudyState.CANCELLED, CANCELLED)
+        else:
+            self.pause(reason, even_if_resumed=True)
 
     def detach(self) -> None:
         """Let go of the study: its workers train on, for whoever has its lease now."""
@@ -126,12 +137,15 @@ class Performer:
 
     def abandon(self, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
+        self.crew.attach()  # It may have no worker yet, and nobody would look for them any more.
         try:
             self.run.events.on_lost(self.run.live_attempts().values(), reason, LossCause.UNREACHABLE)
             self.run.close_trials(reason)
         except LeaseLost:
             raise
-        except Exception:
+        except Exception as error:
+            if is_trouble(error):
+                raise  # A database that is away now may be back for the end of the study.
             # Whatever keeps a trial from being closed must not keep the study from its end.
             log.exception("study %s leaves trials open in Optuna", self.run.name)
         self.end(StudyState.FAILED, reason)
@@ -155,11 +169,15 @@ class Performer:
             if self.run.told.is_to_hear(attempt_id):
                 self.tell(attempt_id, Decision.PAUSE, SERVICE_ENDS)
 
-    def pause(self, reason: str) -> None:
-        """Give the study's workers and its lease back, until somebody resumes it."""
+    def pause(self, reason: str, *, even_if_resumed: bool = False) -> None:
+        """Give the study's workers and its lease back, until somebody resumes it.
+
+        Somebody may have done so since this was decided: then it goes on, with other workers.
+        """
         self.renew()
         self.crew.dismiss()
-        self.run.pause(reason)
+        if not self.run.pause(reason, even_if_resumed=even_if_resumed):
+            return
         self.over = True
         log.info("study %s paused: %s", self.run.name, reason)
 
@@ -169,6 +187,8 @@ class Performer:
         """Take in what the cluster says of one of the study's workers."""
         run, crew = self.run, self.crew
         match delivery:
+            case Ready(info=info) if not self._is_ours(info):
+                self._send_away(info.worker_id)
             case Ready(info=info):
                 crew.on_ready(info, base=run.base_of_attempts(info.running_attempts))
                 self._stop_the_dead(info.worker_id, info.running_attempts)
@@ -192,6 +212,7 @@ class Performer:
         match event:
             case TrialStarted():
                 self.run.events.on_started(event, seq)
+                self.crew.on_started(worker_id, event.attempt_id)
                 self._stop_the_dead(worker_id, [event.attempt_id])
             case Progress():
                 self.run.events.on_progress(event, seq)
@@ -199,12 +220,28 @@ class Performer:
                 reason = self.run.events.on_report(event, seq)
                 if reason is not None:
                     self._send(worker_id, event.attempt_id, Decision.PRUNE, reason)
+                self._stop_the_dead(worker_id, [event.attempt_id])  # It may not have heard before.
             case TrialOutcome():
                 self.run.events.on_outcome(event, seq)
                 self.crew.on_ended(worker_id, event.attempt_id)
             case PackCapacity():
                 self.run.events.on_capacity(worker_id, event)
                 self.crew.on_capacity(worker_id, event.slots)
+
+    def _is_ours(self, info: WorkerInfo) -> bool:
+        """Whether the service's tables know the worker's last order, which they had before the worker.
+
+        If not, they were put back to an earlier moment. The numbers of attempts that are forgotten are given
+        out again, and the worker would take those orders for the ones it had.
+        """
+        return info.newest_attempt is None or self.run.has_sent(info.newest_attempt, info.worker_id)
+
+    def _send_away(self, worker_id: str) -> None:
+        reason = f"worker {worker_id} knows orders that the database has forgotten, and was ended"
+        self.renew()  # Whoever has lost the lease must leave the workers alone.
+        log.warning("%s", reason)
+        self.crew.kill(worker_id)
+        self.run.events.on_lost([worker_id], reason, LossCause.NODE_DIED)
 
     def _stop_the_dead(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
         """Have a worker drop attempts that have ended here, such as one whose order arrived too late.
@@ -230,6 +267,7 @@ class Performer:
         snapshot = replace(snapshot, room=crew.room)
         had = crew.live
         for action in decide(snapshot):
+            self.still_held()  # A sampler may take its time.
             self._perform(action)
         if self.over:
             return

@@ -13,6 +13,8 @@ from service.states import LossCause
 
 _OF_A_NODE = re.compile(r"\bits node has died\b|\bnode was terminated\b|\bnode is dead\b", re.IGNORECASE)
 _ADDRESS = re.compile(r"^\s*ip: (\S+)$", re.MULTILINE)
+_GUESSES = re.compile(r"\s*Some common causes include:.*", re.DOTALL)
+"""What Ray adds to every death: three things that may have happened, and advice on its own options."""
 _CAUSE = re.compile(r"^\s*(The actor (?:is dead|died) because .*\S)\s*$", re.MULTILINE)
 
 
@@ -31,7 +33,7 @@ def read_death(
         alive: asks for the addresses of the nodes that live; only where the words leave it open.
     """
     found = _CAUSE.search(message)
-    reason = found.group(1) if found else first_line(message)
+    reason = _GUESSES.sub("", found.group(1)) if found else first_line(message)
     if preempted:
         return f"its machine was taken away: {reason}", LossCause.NODE_DIED
     if not died:

@@ -171,6 +171,17 @@ def reconcile(study: HeldStudy) -> None:
             log.warning(message, number, study.name, conditions[number], known.state)
 
 
+def close(study: HeldStudy, reason: str) -> None:
+    """End every trial that is open in Optuna: as was recorded, else as cancelled."""
+    recorded = study.transact(lambda session, _: _recorded(session, study.study_id))
+    for trial in optuna_store.unfinished_asks(study.optuna):
+        known = recorded.get(trial.number, _NOT_RECORDED)
+        if known.state in _FINAL:
+            _tell(study, trial.number, known)
+        else:
+            study.end_trial(trial.number, AttemptState.CANCELLED, reason)
+
+
 def _recorded(session: Session, study_id: str) -> dict[int, _Recorded]:
     attempts = select(Attempt).where(Attempt.study_id == study_id).order_by(Attempt.ordinal)
     found = {

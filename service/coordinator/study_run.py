@@ -6,6 +6,7 @@ Each method that writes is one transaction that begins by holding the lease.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -73,6 +74,7 @@ class StudyRun:
         self.limits = _limits(self._held)
         self.events = StudyEvents(self._held)
         """Takes in what its workers say."""
+        self._resumed_at: datetime | None = None
 
     @property
     def study_id(self) -> str:
@@ -106,6 +108,7 @@ class StudyRun:
             study = session.get_one(Study, self.study_id)
             attempts = session.scalars(select(Attempt).where(Attempt.study_id == self.study_id)).all()
             now = database_now(session)
+            self._resumed_at = study.resumed_at
             storage = storage_trouble(
                 attempts, rungs=lambda: rungs_of(session, self.study_id), resumed_at=study.resumed_at
             )
@@ -260,9 +263,8 @@ class StudyRun:
         self._held.end_trial(number, outcome, reason)
 
     def close_trials(self, reason: str) -> None:
-        """End every trial that is open still, as cancelled: its study ends without waiting for it."""
-        for trial in optuna_store.unfinished_asks(self._held.optuna):
-            self.end_trial(trial.number, AttemptState.CANCELLED, reason)
+        """End every trial that is open still: its study ends without waiting for it."""
+        recovery.close(self._held, reason)
 
     def put_down_attempts(self, reason: str) -> None:
         """End every live attempt as paused; the trials go on from their last checkpoints."""
@@ -274,9 +276,35 @@ class StudyRun:
 
         self._held.transact(work)
 
-    def pause(self, reason: str) -> None:
-        """running -> paused, and the lease is given back."""
-        self._held.transact(lambda session, study: put_down(session, study, reason))
+    def pause(self, reason: str, *, even_if_resumed: bool = False) -> bool:
+        """running -> paused, and the lease is given back.
+
+        Args:
+            reason: why.
+            even_if_resumed: it cannot go on, whoever wants it to.
+
+        Returns:
+            False, with nothing changed, if somebody took the pause back after the last snapshot was taken.
+        """
+
+        def work(session: Session, study: Study) -> bool:
+            if study.resumed_at != self._resumed_at and not even_if_resumed:
+                return False
+            put_down(session, study, reason)
+            return True
+
+        return self._held.transact(work)
+
+    def is_to_be_cancelled(self) -> bool:
+        """Whether somebody wants it to end."""
+        with self._held.database.read() as session:
+            return session.get_one(Study, self.study_id).cancel_requested
+
+    def has_sent(self, attempt_id: int, worker_id: str) -> bool:
+        """Whether the service's tables know that a worker was sent an attempt."""
+        sent = Attempt.id == attempt_id, Attempt.study_id == self.study_id, Attempt.worker_id == worker_id
+        with self._held.database.read() as session:
+            return session.scalars(select(Attempt.id).where(*sent)).one_or_none() is not None
 
     def end(self, state: StudyState, reason: str) -> None:
 

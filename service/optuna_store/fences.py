@@ -68,7 +68,7 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> int:
+def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> int | None:
     """Keep all earlier holders of a study's lease from writing to it.
 
     Doing so again changes nothing.
@@ -80,7 +80,7 @@ def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> i
         owner: of the lease.
 
     Returns:
-        The number of the fence that stands now: the given one, or that of another holder which is not
+        None: the fence that stands now is the given one. Else the number of another holder's, which is not
         lower, and then nothing was changed.
     """
     with writing(storage).begin() as connection:
@@ -94,7 +94,7 @@ def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> i
             return standing
         is_it = _fences.c.study_name == name
         connection.execute(update(_fences).where(is_it).values(number=number, owner=owner))
-        return number
+        return None
 
 
 def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBStorage:

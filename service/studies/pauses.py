@@ -13,7 +13,7 @@ from service.database import database_now
 from service.deadlines import deadline_reached
 from service.errors import AlreadyEnded, BeingCancelled
 from service.models import Study
-from service.pauses import put_down, queue_again
+from service.pauses import put_down, queue_again, take_back
 from service.preconditions import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
 from service.studies.queries import get_study, read_definition
@@ -91,8 +91,7 @@ def _resume(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED:
         queue_again(session, study, reason)
     elif study.pause_requested or _passed_dawn(session, study):
-        study.pause_requested = False
-        study.resumed_at = database_now(session)
+        take_back(session, study)
         study.revision += 1
         append_event(session, study.id, RESUMED, "the pause was taken back before the study was paused")
 

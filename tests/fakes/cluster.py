@@ -62,6 +62,8 @@ class _FakeWorker:
     device_id: str | None = None
     log: EventLog = field(default_factory=EventLog)
     waiting: list[TrialOrder] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
+    """Every attempt that it ever took: taking one again changes nothing."""
     pack: dict[int, _Training] = field(default_factory=dict)
     wedged: bool = False
     """It neither trains nor obeys, and does not die either."""
@@ -240,13 +242,14 @@ class FakeCluster:
 
     def submit(self, worker_id: str, order: TrialOrder) -> None:
         worker = self._workers.get(worker_id)
-        if worker is None:
+        if worker is None or order.attempt_id in worker.known:
             return
         if len(worker.live) >= worker.most_slots or not worker.bases <= {base_of(order)}:
             self.refused.append(order.attempt_id)
             self._news.append(Refused(worker_id=worker_id, attempt_id=order.attempt_id, reason="busy"))
             return
         self.orders.append(order)
+        worker.known.add(order.attempt_id)
         worker.waiting.append(order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
@@ -358,6 +361,7 @@ def _info(worker: _FakeWorker) -> WorkerInfo:
         free_slots=max(0, worker.slots - len(worker.live)),
         running_attempts=worker.live,
         base=worker.base,
+        newest_attempt=max(worker.known, default=None),
         device_id=worker.device_id,
     )
 

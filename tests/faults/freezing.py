@@ -45,9 +45,10 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
         return house.client.study(name)["ended_at"] is not None
 
     if moment is None:
-        house.wait_for(lambda: house.holder(study_id) is not None, f"a holder of {name}")
+        house.wait_for(lambda: house.holder(study_id) is not None or ended(), f"a holder of {name}")
         frozen = house.holder(study_id)
-        assert frozen is not None
+        if frozen is None:
+            return [f"{name}: it ended before anybody was stopped from outside"]
         house.freeze(frozen)
         run, pid = frozen.name, frozen.pid
     else:

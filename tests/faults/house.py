@@ -78,7 +78,7 @@ class House(Arming):
             "home": folder / "home",
             "data_roots": (data, (data / "base").resolve()),
             "port": free_port(),
-            "poll_seconds": 0.1,
+            "poll_seconds": 0.2,
             "lease_seconds": LEASE_SECONDS,
             "max_running_studies": 4,
             "ray_address": f"127.0.0.1:{free_port()}",

@@ -235,7 +235,7 @@ def _frozen(name: str, when: Literal["before", "after"], target: str, **more: An
 _RDB = "optuna.storages:RDBStorage"
 
 FREEZE_POINTS: tuple[Point, ...] = (
-    _frozen("before the write of an ask", "before", f"{_RDB}.create_new_trial"),
+    _frozen("before the write of an ask", "before", f"{_RDB}._create_new_trial"),
     _frozen("before the write of a report", "before", f"{_RDB}.set_trial_intermediate_value"),
     _frozen("after a look at the lease", "after", f"{_LEASES}:hold", locks=True),
     _frozen(

@@ -114,6 +114,13 @@ def test_a_backup_is_its_owners_alone_and_replaces_nothing(searched: Settings, s
     assert [path.name for path in saved.parent.glob("*night.backup*")] == ["night.backup"]
 
 
+def test_a_place_that_is_not_there_is_named(searched: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match=r"gone/b cannot be written: there is no folder .*gone$"):
+        backup.save(searched, tmp_path / "gone" / "b")
+    with pytest.raises(BackupError, match=r"gone/b cannot be read: No such file or directory$"):
+        backup.restore(searched, tmp_path / "gone" / "b")
+
+
 def test_a_backup_that_fails_leaves_no_file(
     searched: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def held(storage: optuna_store.Storage, wanted: StudyDefinition) -> Iterator[opt
 
 
 def _held(storage: optuna_store.Storage, name: str = "a") -> optuna_store.Storage:
-    assert optuna_store.raise_fence(storage, name, number=1, owner="frozen") == 1
+    assert optuna_store.raise_fence(storage, name, number=1, owner="frozen") is None
     return optuna_store.fenced(storage, name, number=1, owner="frozen")
 
 
@@ -106,7 +106,7 @@ def test_no_write_lands_after_another_took_the_lease(
     study, newcomer = optuna_store.load_study(held, "a"), _held(storage, "never-made")
     before = _rows(storage.engine)
     for name in ("a", "never-made"):
-        assert optuna_store.raise_fence(storage, name, number=2, owner="awake") == 2
+        assert optuna_store.raise_fence(storage, name, number=2, owner="awake") is None
     for what, write in WRITES.items():
         with pytest.raises(LeaseLost, match="lease 1 on study"):
             write(newcomer if what == "make the study" else held, study, wanted)
@@ -169,7 +169,7 @@ def test_the_holder_writes_and_everybody_reads(
     storage: optuna_store.Storage, held: optuna_store.Storage, wanted: StudyDefinition
 ) -> None:
     study = optuna_store.load_study(held, "a")
-    assert optuna_store.raise_fence(storage, "another", number=9, owner="awake") == 9
+    assert optuna_store.raise_fence(storage, "another", number=9, owner="awake") is None
     assert optuna_store.ask(study, wanted)[0] == 4
     optuna_store.raise_fence(storage, "a", number=2, owner="awake")
     assert len(optuna_store.read_trials(held, "a")) == 5  # reading needs no lease
@@ -179,13 +179,15 @@ def test_the_holder_writes_and_everybody_reads(
 
 
 @pytest.mark.parametrize(
-    ("number", "owner", "stands"),
-    [(2, "b", 2), (3, "b", 3), (1, "b", 2), (2, "c", 2)],
+    ("number", "owner", "higher"),
+    [(2, "b", None), (3, "b", None), (1, "b", 2), (2, "c", 2)],
     ids=["again", "higher", "lower", "of another with the same number"],
 )
-def test_a_fence_only_goes_up(storage: optuna_store.Storage, number: int, owner: str, stands: int) -> None:
+def test_a_fence_only_goes_up(
+    storage: optuna_store.Storage, number: int, owner: str, higher: int | None
+) -> None:
     optuna_store.raise_fence(storage, "a", number=2, owner="b")
-    assert optuna_store.raise_fence(storage, "a", number=number, owner=owner) == stands
+    assert optuna_store.raise_fence(storage, "a", number=number, owner=owner) == higher
     holder = optuna_store.fenced(storage, "a", number=number, owner=owner)
     may_write = owner == "b" and number >= 2
     if may_write:

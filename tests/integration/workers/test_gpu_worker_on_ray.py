@@ -148,6 +148,7 @@ def test_a_worker_trains_several_trials_at_once_as_each_would_train_alone(
     told = of_type(together.events, PackCapacity)[-1]
     info: WorkerInfo = ray.get(worker.info.remote())
     assert (info.slots, info.free_slots, info.running_attempts) == (told.slots, told.slots, ())
+    assert info.newest_attempt == 3
     assert told.slots > 1
     kinds = [(event.attempt_id, type(event)) for event in together.events if type(event) is not PackCapacity]
     assert kinds.index((2, TrialStarted)) < kinds.index((1, TrialOutcome))

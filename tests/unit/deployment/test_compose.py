@@ -58,6 +58,15 @@ def test_every_variable_is_a_setting() -> None:
     assert {"NIGHTSWEEP_DATABASE_URL", "NIGHTSWEEP_RAY_ADDRESS", "NIGHTSWEEP_API_KEY"} <= used
 
 
+def test_the_api_and_the_coordinator_have_the_same_limits() -> None:
+    limits = {
+        name for name in VARIABLES if name.startswith("NIGHTSWEEP_MAX_") and name.endswith("_PER_OWNER")
+    }
+    for service in ("api", "coordinator"):
+        environment = SERVICES[service]["environment"]
+        assert {name: environment[name] for name in limits} == dict.fromkeys(limits)  # as `.env` has them
+
+
 def test_the_published_port_is_the_default_one_and_the_one_asked_for() -> None:
     port = str(Settings.model_fields["port"].default)
     api = SERVICES["api"]

@@ -218,6 +218,23 @@ def test_a_problem_is_printed_with_every_fault_and_exits_1(run: Any, tmp_path: P
     )
 
 
+def test_what_is_allowed_is_said_once(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    fault = {
+        "path": "search.trials",
+        "value": "nan",
+        "message": "must be a finite number",
+        "allowed": "a finite number",
+        "nearest": None,
+    }
+    result = run(
+        {"POST /v1/studies": problem(422, "Invalid", "The definition has 1 fault.", [fault])},
+        "submit",
+        str(tmp_path / "study.yaml"),
+    )
+    assert result.stderr.splitlines()[-1] == '  search.trials: must be a finite number (got "nan")'
+
+
 def test_no_server_exits_3_and_says_what_to_do(run: Any) -> None:
     result = run({"GET /v1/studies": refused()}, "studies")
     assert result.exit_code == 3
@@ -272,7 +289,7 @@ def test_a_wrong_setting_names_its_variable_and_hides_its_value(
     monkeypatch.setenv("NIGHTSWEEP_DATABASE_URL", "mysql://me:hunter2@host/x")
     result = run({}, "db", "check")
     assert result.exit_code == 2
-    assert "NIGHTSWEEP_DATABASE_URL" in result.stderr
+    assert "NIGHTSWEEP_DATABASE_URL: 'mysql' is not supported" in result.stderr
     assert "hunter2" not in result.stderr
 
 

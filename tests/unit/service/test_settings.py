@@ -66,6 +66,7 @@ def test_new_attempts_have_their_folders_behind_the_url_where_there_is_one(tmp_p
         ("s3://bucket/x\n", "must be a plain URL"),
         ("s3://", "names no bucket and no folder"),
         ("file:///", "names no bucket and no folder"),
+        ("file://srv/nightsweep", "must name a folder from the root on"),
     ],
 )
 def test_a_url_for_artifacts_is_plain_and_holds_no_password(url: str, says: str) -> None:

@@ -229,3 +229,16 @@ def test_an_order_for_a_worker_that_is_gone_never_arrived(ray: FakeRay, clock: C
     [gone] = workers.poll(0.0)
     assert isinstance(gone, Gone)
     assert gone.cause is LossCause.NEVER_ARRIVED
+
+
+def test_what_a_worker_was_to_be_asked_again_is_not_asked_once_it_was_let_go_of(
+    ray: FakeRay, clock: Clock
+) -> None:
+    workers = listening(ray)
+    fail_last_call(ray, workers)
+    workers.forget("worker-s-1")
+    workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
+    asked = list(ray.asked)
+    clock.now += dispatch.RETRY_SECONDS
+    workers.poll(0.0)
+    assert ray.asked == asked

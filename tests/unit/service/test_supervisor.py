@@ -1,0 +1,56 @@
+"""What is wrong from the start is said before anything is started, and ending has a limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import supervisor
+from service.errors import Unavailable
+from service.settings import Settings
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Hanging:
+    """A child that ends only when it is killed."""
+
+    clock: Clock
+    waited: list[float] = field(default_factory=list)
+
+    def terminate(self) -> None:
+        """It does not listen."""
+
+    def join(self, timeout_s: float) -> None:
+        self.waited.append(timeout_s)
+        self.clock.now += timeout_s
+
+
+def test_a_url_that_nothing_here_reaches_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", artifacts_url="nothing://bucket/x")
+    with pytest.raises(Unavailable, match="nothing://bucket/x is no place for artifacts"):
+        supervisor.Supervisor(settings).__enter__()
+    with pytest.raises(Unavailable, match="nothing://bucket/x is no place for artifacts"):
+        supervisor.run_api(settings)
+    assert not settings.home.exists()
+
+
+def test_what_does_not_end_is_given_the_time_that_is_promised_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(supervisor, "time", clock)
+    everything: Any = supervisor.Supervisor(Settings(home=tmp_path, drain_seconds=30))
+    everything._coordinator, everything._api, everything._ray = (Hanging(clock) for _ in range(3))
+    everything.stop()
+    assert everything._api.waited == [0.0]  # it was told to end when the coordinator was
+    assert clock.now == 100.0 + 30 + 30
