@@ -275,7 +275,7 @@ class Soak:
                     os.truncate(file, file.stat().st_size // 2)
                 except FileNotFoundError:  # the trial ended a moment ago
                     continue
-                return f"{file} of {workers[pid]}"
+                return f"{file.relative_to(self._house.settings.artifacts_dir)} of {workers[pid]}"
         return None
 
     def _safe_to_kill(self) -> dict[int, str]:
@@ -368,10 +368,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="nightsweep-soak-"))
     data = studies.make_data(folder / "data")
+    print(f"logs in {folder}")
     with options.log.open("w") as file:
         log = _Both(file)
         head = f"seed {options.seed}, {options.minutes:g} minutes, {options.database}, {os.cpu_count()} cores"
-        print(f"soak, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {head}; logs in {folder}\n", file=log)
+        print(f"soak, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {head}\n", file=log)
         with House(options.database, folder / "house", data) as house:
             soak = Soak(house, seed=options.seed, every=options.every, log=log)
             try:
