@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # The acceptance tests start the real processes and have the machine to themselves.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto tests/unit tests/integration tests/gpu
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/integration tests/gpu
 	$(BIN)/python -m pytest tests/acceptance
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.

@@ -313,7 +313,7 @@ def test_check_backup_and_restore_from_the_command_line(
         (("backup", "full"), "is there already"),
         (("restore", "missing"), "No such file"),
         (("restore", "."), "Is a directory"),
-        (("backup", "missing/b"), "No such file"),
+        (("backup", "missing/b"), "there is no folder missing"),
         (("restore", "text"), "is not a backup, or a damaged one"),
     ],
 )

@@ -62,7 +62,9 @@ def raw_spaces(draw: st.DrawFn, finite: bool = False) -> dict[str, Any]:
             space[name] = draw(
                 st.one_of(
                     _float(low, high, finite),
-                    st.lists(st.floats(low, high), min_size=1, max_size=4, unique=True).map(_choice),
+                    st.lists(st.floats(low, high), min_size=1, max_size=4, unique_by=significant).map(
+                        _choice
+                    ),
                 )
             )
         elif name in _INTS:
