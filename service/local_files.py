@@ -8,18 +8,17 @@ resolved absolute path, so that a link changed later leads nowhere else.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
+from search_spaces.hub_names import is_hub_id
 
 MAX_PATH = 4096
 """Characters. The longest path Linux opens; following one of a million takes seconds."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 READER_NAMES = frozenset(
     {
         *("arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "genbank", "harbor"),
@@ -91,7 +90,7 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
     found = _locate(name, roots)
     if found is not None and found.is_dir() and _inside(found, roots):
         return str(found), _stray_link(name, found, roots)
-    if not local and _HUB_ID.fullmatch(name):
+    if not local and is_hub_id(name):
         return name, None
     path = "model.id"
     if not local:
@@ -130,7 +129,7 @@ def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault 
 def _check_hub(source: Any, path: str) -> Fault | None:
     """A hub id must look like one: the `datasets` library would read a folder or a URL, too."""
     hub = source.get("hub") if isinstance(source, Mapping) else None
-    if not isinstance(hub, str) or hub == "" or (_HUB_ID.fullmatch(hub) and hub not in READER_NAMES):
+    if not isinstance(hub, str) or hub == "" or (is_hub_id(hub) and hub not in READER_NAMES):
         return None
     return _fault(path, hub, f"is not {_HUB_FORM}", _HUB_FORM)
 

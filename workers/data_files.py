@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +21,11 @@ import pyarrow.parquet
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
+from search_spaces.hub_names import is_hub_id, is_revision
 from workers.errors import DataError
 
 PlacedRow = tuple[str, dict[str, Any]]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _HUB_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
 """Readers of the `datasets` library that only read rows. Others decode images, unpickle tensors, open
 databases."""
@@ -187,7 +185,7 @@ def _read_parquet(path: Path) -> Iterator[PlacedRow]:
 
 def _read_hub(source: HubData) -> Iterator[PlacedRow]:
     name = describe_source(source)
-    if not _HUB_ID.fullmatch(source.hub) or Path(source.hub).exists():
+    if not is_hub_id(source.hub) or Path(source.hub).exists():
         raise DataError(
             f"{source.hub!r} is not a hub data set's id (`organisation/name`). Give a local file by its "
             "path, not under `hub`."
@@ -197,8 +195,7 @@ def _read_hub(source: HubData) -> Iterator[PlacedRow]:
             f"{source.hub!r} is a reader of the `datasets` library, not a hub data set: it would read what "
             "lies in this worker's current folder. Give the id as `organisation/name`."
         )
-    if source.revision is not None and not _REVISION.fullmatch(source.revision):
-        # It becomes part of a path in the hub's cache.
+    if source.revision is not None and not is_revision(source.revision):
         raise DataError(
             f"{source.revision!r} is no revision of the {name}. Give a branch, tag or commit it has."
         )

@@ -8,7 +8,6 @@ nothing but configuration, tokenizer and safetensors files is ever downloaded. P
 from __future__ import annotations
 
 import json
-import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from search_spaces.definition import ModelSpec
+from search_spaces.hub_names import is_hub_id, is_revision
 from workers.errors import ModelError
 
 _WEIGHTS = "*.safetensors"
@@ -43,8 +43,6 @@ _TOKENIZER_FILES = (
     "tekken.json",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
@@ -72,13 +70,12 @@ def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
 
 
 def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
-    if not _HUB_ID.fullmatch(spec.id):
+    if not is_hub_id(spec.id):
         raise ModelError(
             f"{spec.id!r} is neither a folder on this worker ({socket.gethostname()}) nor a hub id of the "
             "form `organisation/name`."
         )
-    if spec.revision is not None and not _REVISION.fullmatch(spec.revision):
-        # It becomes part of a path in the hub's cache.
+    if spec.revision is not None and not is_revision(spec.revision):
         raise ModelError(
             f"{spec.revision!r} is no revision of the hub model {spec.id}. Give a branch, tag or commit."
         )

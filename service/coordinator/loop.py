@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from search_spaces.errors import SearchSpaceError
 from service import optuna_store
@@ -208,10 +209,12 @@ class Coordinator:
     def _refuse(self, lease: leases.Lease, reason: str) -> None:
         """Fail a study that cannot even be taken up, or every coordinator would die of it."""
         log.error("study %s: %s", lease.study_id, reason)
+
+        def fail(session: Session) -> None:
+            advance_study(session, leases.hold(session, lease), StudyState.FAILED, reason)
+
         try:
-            with self._database.write() as session:
-                study = leases.hold(session, lease)
-                advance_study(session, study, StudyState.FAILED, reason)
+            self._database.transact(fail)
         except LeaseLost as error:
             log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
 

@@ -74,13 +74,15 @@ def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> 
 
 
 def _fail(database: Database, study_id: str, reason: str) -> None:
-    with database.write() as session:
+    def fail(session: Session) -> None:
         study = _locked(session, study_id)
         if study.state in (StudyState.QUEUED, StudyState.PAUSED):
             advance_study(session, study, StudyState.FAILED, reason)
         elif study.preparation is None:  # a range test that has ended, and would be read again for ever
             study.preparation = Preparation(notes=(reason,)).model_dump(mode="json")
             append_event(session, study.id, RANGE_TEST, reason)
+
+    database.transact(fail)
 
 
 # -- range tests that have ended ----------------------------------------------------------------------
@@ -101,13 +103,16 @@ def _read_range_test(database: Database, storage: optuna_store.Storage, study_id
         corners, narrowed, found = _conclude(session, study)
     bounds = narrowed.bounds if narrowed.concluded else None
     save_figure(storage, study.name, draw(corners, bounds, "Learning-rate range test"), FIGURE)
-    with database.write() as session:
+
+    def write_down(session: Session) -> None:
         study = _locked(session, study_id)
         if study.preparation is not None:
             return
         notes = (narrowed.note, found)
         study.preparation = Preparation(learning_rate_bounds=bounds, notes=notes).model_dump(mode="json")
         append_event(session, study.id, RANGE_TEST, f"{narrowed.note}; {found}")
+
+    database.transact(write_down)
 
 
 def _conclude(session: Session, study: Study) -> tuple[list[Corner], Narrowed, str]:
@@ -130,29 +135,35 @@ def _waiting() -> Select[str]:
 
 
 def _advance(database: Database, storage: optuna_store.Storage, study_id: str) -> None:
-    with database.write() as session:
-        study = _locked(session, study_id)
-        if not _still_waits(study):
-            return
-        definition = StudyDefinition.model_validate(study.definition)
-        if definition.search.learning_rate_range_test is None:
-            test = None
-        elif study.range_test_id is None:
-            _begin_range_test(session, study, definition)
-            return
-        else:
-            test = session.get_one(Study, study.range_test_id)
-            if test.state not in TERMINAL_STUDY_STATES:
-                return
-            if test.state != StudyState.COMPLETED:
-                reason = f"its range test {test.name!r} was {test.state}: {test.reason}"
-                if test.state == StudyState.FAILED:
-                    reason = f"its range test {test.name!r} failed: {test.reason}"
-                advance_study(session, study, StudyState.FAILED, reason)
-                return
-            if test.preparation is None:
-                return  # not read yet
-    _prepare(database, storage, study_id, definition, test)
+    settled = database.transact(lambda session: _settled(session, study_id))
+    if settled is not None:
+        _prepare(database, storage, study_id, *settled)
+
+
+def _settled(session: Session, study_id: str) -> tuple[StudyDefinition, Study | None] | None:
+    """What the study starts from: its definition and its range test, if it has one, which has been read.
+
+    None while it waits for the range test, which is made here, or waits no longer.
+    """
+    study = _locked(session, study_id)
+    if not _still_waits(study):
+        return None
+    definition = StudyDefinition.model_validate(study.definition)
+    if definition.search.learning_rate_range_test is None:
+        return definition, None
+    if study.range_test_id is None:
+        _begin_range_test(session, study, definition)
+        return None
+    test = session.get_one(Study, study.range_test_id)
+    if test.state not in TERMINAL_STUDY_STATES:
+        return None
+    if test.state != StudyState.COMPLETED:
+        reason = f"its range test {test.name!r} was {test.state}: {test.reason}"
+        if test.state == StudyState.FAILED:
+            reason = f"its range test {test.name!r} failed: {test.reason}"
+        advance_study(session, study, StudyState.FAILED, reason)
+        return None
+    return None if test.preparation is None else (definition, test)
 
 
 def _begin_range_test(session: Session, study: Study, definition: StudyDefinition) -> None:
@@ -189,7 +200,8 @@ def _prepare(
         optuna_store.ensure_study(storage, study.name, definition, study_id=study.id)
         title = f"Learning-rate range test {test.name}"
         save_figure(storage, study.name, draw(corners, bounds, title), FIGURE)
-    with database.write() as session:
+
+    def write_down(session: Session) -> None:
         study = _locked(session, study_id)
         if not _still_waits(study):
             return
@@ -208,6 +220,8 @@ def _prepare(
         )
         study.preparation = preparation.model_dump(mode="json")
         study.reason = "waiting for a coordinator"
+
+    database.transact(write_down)
 
 
 def _narrowed(definition: StudyDefinition, corners: list[Corner]) -> tuple[tuple[float, float] | None, str]:
@@ -246,7 +260,7 @@ def _orphans() -> Select[str]:
 
 
 def _cancel_orphan(database: Database, study_id: str) -> None:
-    with database.write() as session:
+    def cancel(session: Session) -> None:
         test = _locked(session, study_id)
         if test.cancel_requested or test.state in TERMINAL_STUDY_STATES:
             return
@@ -254,3 +268,5 @@ def _cancel_orphan(database: Database, study_id: str) -> None:
         test.cancel_requested = True
         message = f"the study {parent!r}, whose first stage it is, has ended"
         append_event(session, test.id, "cancel_requested", message)
+
+    database.transact(cancel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,11 +15,9 @@ import pytest
 from service.settings import Settings
 from service.supervisor import Supervisor, free_port
 from tests.database_fixtures import fresh_postgres_database
+from tests.painted_rooms import rows
 
 DEADLINE_SECONDS = 240.0
-
-COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
-ROOMS = ["kitchen", "hall", "attic", "garden"]
 
 
 @dataclass(frozen=True)
@@ -82,22 +79,13 @@ class House:
         return items
 
 
-def _rows(count: int, offset: int) -> str:
-    rows = []
-    for index in range(offset, offset + count):
-        colour, room = COLOURS[index % len(COLOURS)], ROOMS[index % len(ROOMS)]
-        request = f"paint the {room} {colour}, number {index}"
-        rows.append({"prompt": request, "completion": f"{room}={colour}"})
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture(scope="session")
 def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
     """A folder with `base`, `train.jsonl` and `eval.jsonl`."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "base").symlink_to(tiny_base_dir)
-    (folder / "train.jsonl").write_text(_rows(48, 0))
-    (folder / "eval.jsonl").write_text(_rows(12, 100))
+    (folder / "train.jsonl").write_text(rows(48, 0))
+    (folder / "eval.jsonl").write_text(rows(12, 100))
     return folder
 
 

@@ -3,6 +3,8 @@
 Seeded: the same seed makes the same studies and draws the same faults, though not at the same instants. At
 the end every study is held against the invariants and against its undisturbed twin. Exits with 1 when
 anything was violated.
+
+A little over 400 lines in one file: it is one program, read from its loop to its faults to its verdict.
 """
 
 from __future__ import annotations

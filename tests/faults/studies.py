@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-COLOURS = ["red", "green", "blue", "white", "black", "yellow"]
-ROOMS = ["kitchen", "hall", "attic", "garden"]
+from tests.painted_rooms import rows
 
 MANY = 100
 """Retries: every kill of a worker takes one, and a test kills more than a night does."""
@@ -19,18 +17,9 @@ def make_data(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     build_tiny_base(folder / "base")
-    (folder / "train.jsonl").write_text(_rows(48, 0))
-    (folder / "eval.jsonl").write_text(_rows(12, 100))
+    (folder / "train.jsonl").write_text(rows(48, 0))
+    (folder / "eval.jsonl").write_text(rows(12, 100))
     return folder
-
-
-def _rows(count: int, offset: int) -> str:
-    rows = []
-    for index in range(offset, offset + count):
-        colour, room = COLOURS[index % len(COLOURS)], ROOMS[index % len(ROOMS)]
-        request = f"paint the {room} {colour}, number {index}"
-        rows.append({"prompt": request, "completion": f"{room}={colour}"})
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _definition(data: Path, name: str, **sections: Any) -> dict[str, Any]:
