@@ -145,11 +145,20 @@ def test_a_serialization_failure_is_retried(on_postgresql: Callable[..., Databas
     assert numbers(opened) == {"a": 2}
 
 
-def test_a_deadlock_is_retried(on_postgresql: Callable[..., Database]) -> None:
+def test_a_deadlock_is_retried(
+    on_postgresql: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = on_postgresql(deadlock_timeout="50ms")
     add_studies(opened, "a", "b")
     both_hold_one = threading.Barrier(2, timeout=30)
+    one_has_ended = threading.Event()
     runs: list[str] = []
+    pauses: list[bool] = []
+
+    def pause(_: float) -> None:
+        # By itself the pause is random, and a victim that comes back before the other has woken up takes
+        # its row again, and meets it again.
+        pauses.append(one_has_ended.wait(30))
 
     def work(first: str, second: str) -> None:
         met = False
@@ -164,13 +173,16 @@ def test_a_deadlock_is_retried(on_postgresql: Callable[..., Database]) -> None:
             raise_number(session, second)
 
         opened.transact(transfer)
+        one_has_ended.set()
 
+    monkeypatch.setattr(database.time, "sleep", pause)
     threads = [threading.Thread(target=work, args=pair) for pair in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert len(runs) == 3  # one of the two was the victim, once
+    assert pauses == [True]  # one of the two was the victim, once
+    assert len(runs) == 3
     assert numbers(opened) == {"a": 2, "b": 2}
 
 
