@@ -5,7 +5,8 @@ SearchSpaceError
 ├── InvalidRecipe       hyperparameters that make no recipe
 ├── UnknownPresetError  no such named search space
 └── SuggestionError     a trial that the definition has no point for
-    └── SearchSpaceExhausted    every configuration of the space has had its trial
+    ├── SearchSpaceExhausted    every configuration of the space has had its trial
+    └── TrialNumberTaken        a storage's word: there is a trial of that number already
 """
 
 from __future__ import annotations
@@ -81,3 +82,7 @@ class SuggestionError(SearchSpaceError):
 
 class SearchSpaceExhausted(SuggestionError):  # noqa: N818  (reads as what it says)
     """Every configuration of a finite search space has had its trial."""
+
+
+class TrialNumberTaken(SuggestionError):  # noqa: N818  (reads as what it says)
+    """A storage refused to give a trial another number than it was drawn for, and created nothing."""

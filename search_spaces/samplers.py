@@ -28,7 +28,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.errors import SearchSpaceExhausted, SuggestionError
+from search_spaces.errors import SearchSpaceExhausted, SuggestionError, TrialNumberTaken
 from search_spaces.parameters import encode_choice
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
@@ -111,7 +111,8 @@ def suggest(
         definition: The study's.
         preparation: The study's; the same at every call.
         sole_asker: Nobody else can ask, so a trial that appears meanwhile is of this call. Storages create a
-            trial again when the connection broke before they heard that it had been created.
+            trial again when the connection broke before they heard that it had been created; one that
+            raises `TrialNumberTaken` then creates no second one.
 
     Raises:
         SearchSpaceExhausted: Every configuration has had its trial.
@@ -122,12 +123,9 @@ def suggest(
         number = len(trials)
         values = _Suggester(study, definition, preparation, trials).values(number)
         held = distributions(prepared_space(definition, preparation))
-        trial = _create(study, values, held, system_attrs={DRAWN_FOR_KEY: number})
-        if trial.number == number:
-            return trial
-        # Another asked at the same time, or the storage created it twice. What was drawn was for another
-        # number.
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        made = _create(study, values, held, number)
+        if made is not None:
+            return made
         first = next((t for t in _running(study) if t.number >= number), None)
         if sole_asker and first is not None:
             return Trial(study, first._trial_id)
@@ -196,12 +194,9 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
         if same is not None:
             return Trial(study, same._trial_id)
         number = len(study.get_trials(deepcopy=False))
-        trial = _create(
-            study, values, repeated.distributions, user_attrs=attrs, system_attrs={DRAWN_FOR_KEY: number}
-        )
-        if trial.number == number:
-            return trial
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        made = _create(study, values, repeated.distributions, number, user_attrs=attrs)
+        if made is not None:
+            return made
     raise SuggestionError("another process asks for trials of this study at the same time")
 
 
@@ -333,19 +328,30 @@ def _create(
     study: Study,
     values: Values,
     held: Mapping[str, BaseDistribution],
+    number: int,
     user_attrs: dict[str, Any] | None = None,
-    system_attrs: dict[str, Any] | None = None,
-) -> Trial:
+) -> Trial | None:
+    """A RUNNING trial of that number. None where another has it: one that was asked for at the same time, or
+    this very one, whose creation was not heard of and tried again.
+    """
     params = _encoded(values)
     template = create_trial(
         state=TrialState.RUNNING,
         params=params,
         distributions={name: held[name] for name in params},
         user_attrs=user_attrs,
-        system_attrs={SUGGESTION_KEY: params, **(system_attrs or {})},
+        system_attrs={SUGGESTION_KEY: params, DRAWN_FOR_KEY: number},
     )
-    # As Study.add_trial does it, which has no use for what it makes; there is no public call.
-    return Trial(study, _storage(study).create_new_trial(study._study_id, template_trial=template))
+    try:
+        # As Study.add_trial does it, which has no use for what it makes; there is no public call.
+        trial = Trial(study, _storage(study).create_new_trial(study._study_id, template_trial=template))
+    except TrialNumberTaken:
+        return None
+    if trial.number == number:
+        return trial
+    # What was drawn was for another number, and the storage does not look.
+    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    return None
 
 
 def _encoded(values: Values) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 The coordinator alone asks and tells. Everybody else, the REST process and the dashboard, only reads.
 Optuna's steps are rungs: nominal training examples.
 
-storage     opening, checking, closing; the tables
-fences      who may write to a study: the holder of its newest lease
-studies     Optuna studies and what is in them
-asking      trials from the sampler
-reporting   rungs, and the pruner's word on them
-telling     how trials ended
+storage         opening, checking, closing; the tables
+fences          who may write to a study: the holder of its newest lease
+trial_numbers   a trial has the number that it was drawn for
+studies         Optuna studies and what is in them
+asking          trials from the sampler
+reporting       rungs, and the pruner's word on them
+telling         how trials ended
 """
 
 from __future__ import annotations

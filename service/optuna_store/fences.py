@@ -33,6 +33,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import ORMExecuteState, Session, scoped_session, sessionmaker
 
 from service.errors import LeaseLost
+from service.optuna_store import trial_numbers
 
 _FENCED = "nightsweep_fenced"
 _WROTE = "nightsweep_wrote"
@@ -108,6 +109,7 @@ def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBSto
 
     Returns:
         A storage whose writes raise `LeaseLost`, and leave nothing behind, once the fence was raised again.
+        It creates no trial with another number than it was drawn for (`trial_numbers`).
     """
     sessions = sessionmaker(bind=writing(storage))
 
@@ -133,6 +135,7 @@ def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBSto
     event.listen(sessions, "do_orm_execute", executed)
     event.listen(sessions, "before_commit", about_to_commit)
     event.listen(sessions, "after_transaction_end", ended)
+    trial_numbers.listen(sessions)
     # Not `copy.copy`, for which a storage opens another engine.
     holders = RDBStorage.__new__(RDBStorage)
     vars(holders).update(vars(storage))

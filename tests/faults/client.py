@@ -23,8 +23,6 @@ class Client:
     def __init__(self, url: str, check: Callable[[], None]) -> None:
         self.http = httpx.Client(base_url=url, timeout=30, trust_env=False)
         self._check = check
-        self.unavailable = 0
-        """Answers 503 so far."""
 
     def close(self) -> None:
         self.http.close()
@@ -51,7 +49,6 @@ class Client:
             else:
                 if answer.status_code != 503:
                     return answer
-                self.unavailable += 1
                 if time.monotonic() > deadline:
                     raise AssertionError(f"{method} {path}: still 503: {answer.text}")
             time.sleep(0.1)

@@ -44,6 +44,7 @@ INVARIANTS = (
     "each trial created once and told once, and nothing written to it afterwards",
     "no two attempts of a trial at a time; none left alive",
     "every rung once, in both databases",
+    "nothing but 503 is answered while the database is away",
     "no write of a coordinator while another one held the lease, in either database",
     "parameters, ends, rungs and values equal to the undisturbed twin's; the best value, too",
     "`nightsweep db check` finds nothing; no worker is left",
@@ -107,7 +108,7 @@ class Soak:
         self._ended: list[Running] = []
         self._made = 0
         self._frozen: list[tuple[float, Process, int]] = []
-        self._no_database_until: float | None = None
+        self._answers: Counter[int | None] = Counter()
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
         self.losses: Counter[str] = Counter()
@@ -148,7 +149,7 @@ class Soak:
         return self._calm[kind]
 
     def _submit(self) -> None:
-        if len(self._running) >= AT_ONCE or self._no_database_until is not None:
+        if len(self._running) >= AT_ONCE:
             return
         # Each sort in turn, in an order of its own every time round.
         if self._made % len(SORTS) == 0:
@@ -167,8 +168,6 @@ class Soak:
 
     def _look_after(self) -> None:
         """Carry out what is to be done to the studies, and see which have ended. Never waits."""
-        if self._no_database_until is not None:
-            return
         for study in list(self._running):
             seen = self._house.client.study(study.name)
             if seen["ended_at"] is not None:
@@ -249,14 +248,24 @@ class Soak:
         assert self._house.postgres is not None
         seconds = self._of_faults.choice([0.0, 0.0, 1.0, 3.0, 8.0])
         with self._house.without_database(kill=True):
-            time.sleep(seconds)
+            self._ask_for(seconds)
         return f"SIGKILL, away for {seconds:.0f} s"
 
     def _stop_database(self) -> str:
         seconds = self._of_faults.uniform(2.0, 15.0)
         with self._house.without_database(kill=False):
-            time.sleep(seconds)
+            self._ask_for(seconds)
         return f"stopped for {seconds:.1f} s"
+
+    def _ask_for(self, seconds: float) -> None:
+        """Ask the API while the database is away: it says so, or is starting and does not answer."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            answer = self._house.client.status("/v1/studies")
+            self._answers[answer] += 1
+            if answer not in (503, None):
+                self.violations.append(f"the API answered {answer} while the database was away")
+            time.sleep(0.5)
 
     def _truncate_checkpoint(self) -> str | None:
         """Half of a file of the newest version is gone, and so is the worker that wrote it."""
@@ -341,7 +350,7 @@ class Soak:
             f"{len(self._ended)} studies: {_listed(kinds)}",
             f"{self.trials} trials; attempts by their end: {_listed(self.losses)}",
             f"processes that ended by themselves: {[(e.name, e.code) for e in self._house.exits] or 'none'}",
-            f"{self._house.client.unavailable} answers of 503 while a database was away",
+            f"answers while the database was away: {self._answers[503]} times 503, {self._answers[None]} none",
             "",
             f"{len(self.violations)} violations of:",
             *(f"  - {invariant}" for invariant in INVARIANTS),
