@@ -350,7 +350,7 @@ class Soak:
             f"{len(self._ended)} studies: {_listed(kinds)}",
             f"{self.trials} trials; attempts by their end: {_listed(self.losses)}",
             f"processes that ended by themselves: {[(e.name, e.code) for e in self._house.exits] or 'none'}",
-            f"answers while the database was away: {self._answers[503]} times 503, {self._answers[None]} none",
+            f"answers while the database was away: {self._answers[503]} of 503, {self._answers[None]} none",
             "",
             f"{len(self.violations)} violations of:",
             *(f"  - {invariant}" for invariant in INVARIANTS),
