@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +23,7 @@ import httpx
 from service import database
 from service.child_process import ChildProcess
 from service.errors import Unavailable
+from service.ray_folder import RayFolder
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._logs = settings.home / "logs"
-        self._ray_dir: Path | None = None
+        self._ray_folder: RayFolder | None = None
         self._ray: ChildProcess | None = None
         self._api: ChildProcess | None = None
         self._coordinator: ChildProcess | None = None
@@ -129,15 +127,14 @@ class Supervisor:
         }
 
     def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:
-        # Unix sockets live in it, and their paths must be short; the home folder's may be long.
-        self._ray_dir = Path(tempfile.mkdtemp(prefix="nightsweep-"))
+        self._ray_folder = RayFolder()
         # fmt: off
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address", "127.0.0.1", "--port", str(port),
             # Its default is one fixed port, on which two services of one machine would meet.
             "--ray-client-server-port", str(free_port()),
-            "--temp-dir", str(self._ray_dir),
+            "--temp-dir", str(self._ray_folder.path),
             "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
             "--include-dashboard", "false", "--disable-usage-stats",
         ]
@@ -201,8 +198,8 @@ class Supervisor:
         if self._ray is not None:
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
-        if self._ray_dir is not None:
-            shutil.rmtree(self._ray_dir, ignore_errors=True)
+        if self._ray_folder is not None:
+            self._ray_folder.remove()
 
 
 def serve(
