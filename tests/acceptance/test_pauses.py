@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,7 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
         assert house.study("night")["counts"]["running"] == 0
         client.post("/v1/studies/night/resume")
         house.wait_for(trained(house), "a trial that goes on")
-        began = time.monotonic()
-    assert time.monotonic() - began < settings.drain_seconds
+    # Whoever takes longer than `drain_seconds` is killed, and leaves attempts that run.
     states = {state for _, _, state, _ in _attempts(settings)}
     assert "paused" in states
     assert not states & {"running", "dispatched", "lost"}
