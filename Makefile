@@ -9,10 +9,10 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
 
-# The acceptance tests start the real processes and have the machine to themselves.
+# The acceptance tests start the real processes. Half of them wait for leases to run out, beside the others.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/integration tests/gpu
-	$(BIN)/python -m pytest tests/acceptance
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/acceptance
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
 fuzz: $(STAMP)
