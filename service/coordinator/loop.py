@@ -138,7 +138,8 @@ class Coordinator:
             for delivery in self._cluster.poll(self._settings.poll_seconds):
                 self._deliver(delivery)
         left = sum(len(performer.run.live_attempts()) for performer in self.studies.values())
-        log.warning("%d trials were not put down in time and go on from their last checkpoints", left)
+        why = "nobody waits for their checkpoints" if hurry.is_set() else f"not put down within {limit:g} s"
+        log.warning("%d trials go on from earlier checkpoints: %s", left, why)
 
     def hand_back(self) -> None:
         """Give all leases back, so that a successor need not wait for them to run out."""
