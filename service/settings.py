@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from search_spaces.artifact_places import is_url, without_password
+from search_spaces.faults import nearest_name
 
 OPTUNA_SCHEMA = "optuna"
 """On PostgreSQL, Optuna's tables live in this schema of the service's database."""
@@ -182,6 +184,30 @@ def _absolute_sqlite(url: URL) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise ValueError("SQLite must be a file, since several processes share it: sqlite:///<path>")
     return url.set(database=os.path.abspath(os.path.expanduser(url.database)))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that are meant for the service and that it does not know, such as one without its unit.
+
+    Args:
+        environment: Names and values. An empty value is as good as none.
+
+    Returns:
+        The setting that each most resembles, or None.
+    """
+    prefix = "NIGHTSWEEP_"
+    known = [*(field.upper() for field in Settings.model_fields), "SERVER"]  # the last is the command line's
+    strangers = [
+        name.upper().removeprefix(prefix)
+        for name, value in environment.items()
+        if value and name.upper().startswith(prefix)
+    ]
+    found = {}
+    for name in sorted(set(strangers) - set(known)):
+        longer = [other for other in known if other.startswith(f"{name}_")]
+        nearest = longer[0] if len(longer) == 1 else nearest_name(name, known)
+        found[prefix + name] = None if nearest is None else prefix + nearest
+    return found
 
 
 def configure_logging(settings: Settings) -> None:

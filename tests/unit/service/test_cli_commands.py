@@ -293,6 +293,14 @@ def test_a_wrong_setting_names_its_variable_and_hides_its_value(
     assert "hunter2" not in result.stderr
 
 
+def test_a_variable_that_is_no_setting_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NIGHTSWEEP_ORPHAN_TIMEOUT", "60")
+    result = CliRunner().invoke(app, ["db", "upgrade", "--home", str(tmp_path / "home")])
+    assert result.exit_code == 0
+    assert "NIGHTSWEEP_ORPHAN_TIMEOUT is no setting" in result.stderr
+    assert "did you mean NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS?" in result.stderr
+
+
 def test_studies_stops_at_the_limit(run: Any) -> None:
     page = httpx.Response(
         200, json={"items": [study_json(name=f"s{n}") for n in range(3)], "next_cursor": "more"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +105,23 @@ def test_a_wrong_setting_says_what_is_expected(tmp_path: Path, name: str, value:
 
 def test_the_key_is_not_printed(tmp_path: Path) -> None:
     assert "horse" not in repr(Settings(home=tmp_path, api_key="correct horse"))  # type: ignore[arg-type]
+
+
+def test_variables_that_are_no_settings_are_found_with_what_was_meant() -> None:
+    environment = {
+        "NIGHTSWEEP_HOME": "/home",
+        "nightsweep_port": "8787",
+        "NIGHTSWEEP_SERVER": "http://elsewhere",
+        "NIGHTSWEEP_ORPHAN_TIMEOUT": "60",
+        "NIGHTSWEEP_LEASE": "4",
+        "NIGHTSWEEP_ARTEFACTS_DIR": "/artifacts",
+        "NIGHTSWEEP_COLOUR": "blue",
+        "NIGHTSWEEP_EMPTY": "",
+        "PATH": "/bin",
+    }
+    assert unknown_variables(environment) == {
+        "NIGHTSWEEP_ARTEFACTS_DIR": "NIGHTSWEEP_ARTIFACTS_DIR",
+        "NIGHTSWEEP_COLOUR": None,
+        "NIGHTSWEEP_LEASE": "NIGHTSWEEP_LEASE_SECONDS",
+        "NIGHTSWEEP_ORPHAN_TIMEOUT": "NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS",
+    }
