@@ -2,8 +2,9 @@
 
 Not in the home folder: Unix sockets live in it, and their paths must be short. So whoever is killed with -9
 leaves one in the system's temporary folder, with Ray's logs in it, and a service that dies every night would
-fill that. Each folder is locked by whoever made it, for as long as it lives: the system lets go of the lock,
-and the next service that starts removes the folder.
+fill that. Whoever makes a folder holds a lock on it for as long as it lives. The system lets go of the lock
+of a process that has died, and the next service that starts removes the folder; one that is disturbed at
+that leaves the rest to the next.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "nightsweep-"
-_LOCK = "lock"
+_PREFIX = "nsweep-ray-"
 
 
 class RayFolder:
@@ -26,12 +27,12 @@ class RayFolder:
 
     def __init__(self) -> None:
         _remove_abandoned()
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Locked before it has its name: a lock file that is there has been locked from its beginning.
-        unnamed = self.path / f"{_LOCK}.new"
-        self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unnamed.rename(self.path / _LOCK)
+        unnamed = Path(tempfile.mkdtemp(prefix="nsweep-new-"))
+        self._lock = os.open(unnamed, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # a file system without locks: nobody removes anything there
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # Named when it is locked, so nobody meets one that is not locked yet.
+        self.path = unnamed.rename(unnamed.with_name(unnamed.name.replace("nsweep-new-", _PREFIX)))
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -41,17 +42,15 @@ class RayFolder:
 def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-                continue  # somebody else's
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            continue  # being made or removed at this moment
+            continue  # somebody else's, or being removed at this moment
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its service lives
-        else:
-            log.info("removing %s, which a service that was killed has left", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.fstat(lock).st_uid == os.getuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                log.info("removing %s, which a service that was killed has left", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # its service lives
         finally:
             os.close(lock)

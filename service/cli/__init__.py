@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from service.cli import (
     workers,
 )
 from service.cli.errors import Commands
-from service.cli.output import say
+from service.cli.output import say, say_note
 
 app = typer.Typer(
     name="nightsweep",
@@ -68,7 +69,7 @@ app.command(rich_help_panel=_RESULTS)(results.adapter)
 
 
 @app.callback()
-def _version(
+def _before_any_command(
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -76,6 +77,19 @@ def _version(
 
         say(installed("nightsweep"))
         raise typer.Exit
+    _warn_of_unknown_variables()
+
+
+def _warn_of_unknown_variables() -> None:
+    """A setting that is misspelt would change nothing, and nobody would know."""
+    clients = {"NIGHTSWEEP_SERVER", "NIGHTSWEEP_API_KEY"}
+    if not any(name.upper().startswith("NIGHTSWEEP_") and name not in clients for name in os.environ):
+        return  # a client need not load what a service needs
+    from service.settings import unknown_variables
+
+    for name, nearest in unknown_variables(os.environ).items():
+        meant = "" if nearest is None else f"; did you mean {nearest}?"
+        say_note(f"Warning: {name} is no setting and changes nothing{meant}")
 
 
 def main() -> None:

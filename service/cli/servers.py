@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import typer
 
 from service.cli.errors import REFUSED, CommandError
 from service.cli.options import Home, Host, Port, RayAddress, given
-from service.cli.output import say, say_error, say_note
+from service.cli.output import say, say_error
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -49,18 +48,13 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
 def build_settings(**options: Any) -> Settings:
     """The settings of the environment, with the options that were given in their place.
 
-    Warns of variables that are no settings, which may be misspelt ones.
-
     Raises:
         CommandError: A value is out of its range; names the environment variable.
     """
     from pydantic import ValidationError
 
-    from service.settings import Settings, unknown_variables
+    from service.settings import Settings
 
-    for name, nearest in unknown_variables(os.environ).items():
-        meant = "" if nearest is None else f"; did you mean {nearest}?"
-        say_note(f"Warning: {name} is no setting and changes nothing{meant}")
     try:
         return Settings(**given(**options))
     except ValidationError as error:

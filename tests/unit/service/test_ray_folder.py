@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,3 +48,35 @@ def test_the_folder_of_a_service_that_was_killed_is_removed_by_the_next(temporar
     for folder in (mine, again):
         folder.remove()
     assert [path.name for path in temporary.iterdir()] == ["nightsweep-of-something-else"]
+
+
+def test_a_removal_that_did_not_end_is_done_again(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = temporary / "nsweep-ray-left"
+    (left / "session").mkdir(parents=True)
+    with monkeypatch.context() as disturbed:
+        disturbed.setattr(shutil, "rmtree", lambda folder, **_: (folder / "session").rmdir())
+        RayFolder().path.rmdir()
+    assert left.is_dir()
+    RayFolder().remove()
+    assert not left.exists()
+
+
+def test_a_link_is_not_followed(temporary: Path) -> None:
+    (temporary / "precious").mkdir()
+    (temporary / "nsweep-ray-link").symlink_to(temporary / "precious")
+    RayFolder().remove()
+    assert (temporary / "precious").is_dir()
+
+
+def test_where_there_are_no_locks_nothing_is_removed(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    first, second = RayFolder(), RayFolder()
+    assert first.path.is_dir()
+    for folder in (first, second):
+        folder.remove()
+    assert not list(temporary.iterdir())
