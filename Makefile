@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+HOUSES  = $(shell $(BIN)/python -c 'import os; print(2 if (os.cpu_count() or 1) >= 4 else 1)')
 
 .PHONY: demo test lint bench faults soak clean fuzz
 
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
 
-# The acceptance tests start the real processes. Half of them wait for leases to run out, beside the others.
+# The acceptance tests start the real processes. On four cores the tests of faults, which wait for leases to run
+# out for most of their time, have a worker of their own beside the others.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/integration tests/gpu
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/acceptance
+	$(BIN)/python -m pytest -n $(HOUSES) --dist loadfile --timeout 600 tests/acceptance
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
 fuzz: $(STAMP)

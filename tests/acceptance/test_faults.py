@@ -26,7 +26,7 @@ from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point, missing
 from tests.faults.outages import outage
 from tests.faults.scenarios import Tally
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 OUTAGE_SECONDS = 15.0
 INJECTED = Path(points.__file__).parent / "injected"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.faults.house import House
@@ -22,7 +24,7 @@ def freeze_holders(
     Args:
         house: With two coordinators.
         name: A new study's.
-        moments: Where the holder stops itself; None: wherever it is, from outside.
+        moments: Where the holder stops itself; None: from outside, wherever it is without SQLite's lock.
         calm: The same study undisturbed.
         definition: The study's.
 
@@ -49,8 +51,10 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
         frozen = house.holder(study_id)
         if frozen is None:
             return [f"{name}: it ended before anybody was stopped from outside"]
-        house.freeze(frozen)
         run, pid = frozen.name, frozen.pid
+        with _nobody_writing(house):
+            house.freeze(frozen)
+            house.wait_for(lambda: _stands_still(pid), f"{run} to stand still")
     else:
         house.arm(moment, 1, action="stop")
         house.wait_for(lambda: house.is_spent(moment) or ended(), f"a coordinator that stops {moment.name}")
@@ -74,3 +78,23 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
         house.wait_for(lambda: rungs_of(house, name) > rungs or ended(), f"the next rung of {name}")
     os.kill(pid, signal.SIGCONT)
     return []
+
+
+@contextmanager
+def _nobody_writing(house: House) -> Iterator[None]:
+    """On SQLite the test has the write locks meanwhile: whoever stands still with one holds all others up."""
+    if house.database == "postgresql":
+        yield
+        return
+    with house.service_engine.connect() as service, house.optuna_engine.connect() as optuna:
+        service.exec_driver_sql("BEGIN IMMEDIATE")
+        optuna.exec_driver_sql("BEGIN IMMEDIATE")
+        yield
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all threads have been stopped; a signal takes its time."""
+    states = [
+        stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
