@@ -64,7 +64,7 @@ def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
 def drop_stray(study: optuna.Study, number: int) -> None:
     """End a trial that got another number than it was drawn for, whose asker died before it could.
 
-    That happens when two coordinators ask at once, one of which has lost the study's lease.
+    A fenced storage makes none (`trial_numbers`); those of earlier versions may have some.
     """
     study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 

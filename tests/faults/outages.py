@@ -1,11 +1,19 @@
-"""PostgreSQL is away for a while in the middle of a study."""
+"""`python -m tests.faults.outages`: PostgreSQL is away for a while in the middle of a study.
+
+Once stopped and once killed. Exits with 1 when something was wrong afterwards.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tests.faults import scenarios
+from tests.faults import scenarios, studies
 from tests.faults.house import House
 from tests.faults.invariants import Record
 
@@ -35,3 +43,30 @@ def outage(
     if [process.name for process in processes] != before:
         wrong.append(f"{name}: the processes were {before} and are {[p.name for p in processes]}")
     return wrong + scenarios.verdict(house, name, calm)[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.outages", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each outage (60)")
+    options = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="nightsweep-outages-"))
+    data = studies.make_data(folder / "data")
+    wrong = []
+    with House("postgresql", folder / "house", data) as house:
+        calm = scenarios.undisturbed(house, studies.random)
+        for name, kill in (("stopped", False), ("killed", True)):
+            began = time.monotonic()
+            definition = studies.random(data, name)
+            found = outage(house, name, seconds=options.seconds, calm=calm, definition=definition, kill=kill)
+            took = time.monotonic() - began
+            print(f"{name} for {options.seconds:g} s: the study took {took:.0f} s, {len(found)} violations")
+            wrong += found
+        wrong += house.db_check()
+        wrong += [f"{end.name} ended by itself, with code {end.code}" for end in house.exits]
+    print(*wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

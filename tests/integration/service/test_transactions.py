@@ -8,11 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.study import StudyDirection
-from sqlalchemy import Engine, create_engine, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
@@ -362,43 +361,3 @@ def test_other_errors_are_neither() -> None:
     for error in (ValueError("x"), sqlite3.OperationalError("no such table: studies"), KeyError("x")):
         assert not is_transient(error)
         assert not is_outage(error)
-
-
-# -- connections -------------------------------------------------------------------------------------
-
-
-def shown(engine: Engine, name: str) -> Any:
-    with engine.connect() as connection:
-        return connection.scalar(text(f"SELECT current_setting('{name}')"))
-
-
-def test_both_engines_on_postgresql_wait_no_longer_than_a_lease(
-    migrated_postgres: str, tmp_path: Path
-) -> None:
-    settings = Settings(home=tmp_path, database_url=migrated_postgres, lease_seconds=12)
-    opened, storage = database.open_database(settings), optuna_store.open_storage(settings)
-    for engine, name in ((opened.engine, "nightsweep"), (storage.engine, "nightsweep-optuna")):
-        assert shown(engine, "idle_in_transaction_session_timeout") == "12s"
-        assert shown(engine, "lock_timeout") == "17s"
-        assert shown(engine, "application_name") == name
-    assert shown(storage.engine, "search_path") == "optuna"
-    optuna_store.close_storage(storage)
-    opened.dispose()
-
-
-def test_what_the_url_says_wins(migrated_postgres: str, tmp_path: Path) -> None:
-    url = make_url(migrated_postgres).update_query_dict(
-        {"application_name": "mine", "options": "-clock_timeout=3s", "keepalives_idle": "7"}
-    )
-    settings = Settings(home=tmp_path, database_url=url.render_as_string(hide_password=False))
-    engine = create_engine(
-        settings.database_url,
-        **connections.engine_options(settings.database_url, settings, application="nightsweep"),
-    )
-    assert shown(engine, "application_name") == "mine"
-    assert shown(engine, "lock_timeout") == "3s"
-    assert shown(engine, "idle_in_transaction_session_timeout") == "30s"
-    with engine.connect() as connection:
-        parameters = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
-    assert (parameters["keepalives_idle"], parameters["keepalives_interval"]) == ("7", "5")
-    engine.dispose()

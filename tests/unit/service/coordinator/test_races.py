@@ -33,6 +33,16 @@ def ask_for(house: House, request: Callable[[Session, str], Study], study_id: st
         request(session, study_id)
 
 
+def waiting_again(house: House, **budget: str) -> str:
+    """A study that was paused with three trials under way, and is to go on."""
+    study_id = house.submit(budget={"max_parallel_trials": 3, **budget})
+    house.rounds(lambda: house.cluster.running == 3)
+    ask_for(house, request_pause, study_id)
+    house.rounds(lambda: house.study(study_id).state == StudyState.PAUSED)
+    ask_for(house, request_resume, study_id)
+    return study_id
+
+
 # -- people -------------------------------------------------------------------------------------------
 
 
@@ -68,11 +78,7 @@ def test_a_resume_that_comes_while_the_study_is_being_paused_is_not_lost(
 
 def test_the_timeout_does_not_count_a_wait_that_ends_in_another_pause(make_house: MakeHouse) -> None:
     house = make_house()
-    study_id = house.submit(budget={"timeout": "1h", "max_parallel_trials": 3})
-    house.rounds(lambda: house.cluster.running == 3)
-    ask_for(house, request_pause, study_id)
-    house.rounds(lambda: house.study(study_id).state == StudyState.PAUSED)
-    ask_for(house, request_resume, study_id)
+    study_id = waiting_again(house, timeout="1h")
     with house.database.write() as session:
         study = session.get_one(Study, study_id)
         assert study.resumed_at is not None
@@ -86,11 +92,7 @@ def test_asking_a_study_to_go_on_that_waits_beyond_dawn_keeps_the_wait_off_its_t
     make_house: MakeHouse,
 ) -> None:
     house = make_house()
-    study_id = house.submit(budget={"until": "06:00", "max_parallel_trials": 3})
-    house.rounds(lambda: house.cluster.running == 3)
-    ask_for(house, request_pause, study_id)
-    house.rounds(lambda: house.study(study_id).state == StudyState.PAUSED)
-    ask_for(house, request_resume, study_id)
+    study_id = waiting_again(house, until="06:00")
     with house.database.write() as session:
         study = session.get_one(Study, study_id)
         assert study.resumed_at is not None

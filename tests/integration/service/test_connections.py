@@ -1,0 +1,49 @@
+"""How long connections wait, and who says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import make_url
+
+from service import connections, database, optuna_store
+from service.settings import Settings
+
+
+def shown(engine: Engine, name: str) -> Any:
+    with engine.connect() as connection:
+        return connection.scalar(text(f"SELECT current_setting('{name}')"))
+
+
+def test_both_engines_on_postgresql_wait_no_longer_than_a_lease(
+    migrated_postgres: str, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, database_url=migrated_postgres, lease_seconds=12)
+    opened, storage = database.open_database(settings), optuna_store.open_storage(settings)
+    for engine, name in ((opened.engine, "nightsweep"), (storage.engine, "nightsweep-optuna")):
+        assert shown(engine, "idle_in_transaction_session_timeout") == "12s"
+        assert shown(engine, "lock_timeout") == "17s"
+        assert shown(engine, "application_name") == name
+    assert shown(storage.engine, "search_path") == "optuna"
+    optuna_store.close_storage(storage)
+    opened.dispose()
+
+
+def test_what_the_url_says_wins(migrated_postgres: str, tmp_path: Path) -> None:
+    url = make_url(migrated_postgres).update_query_dict(
+        {"application_name": "mine", "options": "-clock_timeout=3s", "keepalives_idle": "7"}
+    )
+    settings = Settings(home=tmp_path, database_url=url.render_as_string(hide_password=False))
+    engine = create_engine(
+        settings.database_url,
+        **connections.engine_options(settings.database_url, settings, application="nightsweep"),
+    )
+    assert shown(engine, "application_name") == "mine"
+    assert shown(engine, "lock_timeout") == "3s"
+    assert shown(engine, "idle_in_transaction_session_timeout") == "30s"
+    with engine.connect() as connection:
+        parameters = connection.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+    assert (parameters["keepalives_idle"], parameters["keepalives_interval"]) == ("7", "5")
+    engine.dispose()
