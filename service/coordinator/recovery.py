@@ -44,15 +44,17 @@ class Repair(StrEnum):
 
 SENTENCES: Mapping[Repair, str] = {
     Repair.NOTHING: "Both sides agree; nothing is done.",
-    Repair.WAIT: "It waits for a worker, and goes on from its last checkpoint if it has one.",
-    Repair.FOLLOW: "Its worker is looked for. Found, it is listened to; otherwise the attempt is lost.",
-    Repair.TELL: "Optuna is told the end that was recorded.",
-    Repair.COMPLETE: "It gets the parameters it would have got; if none are left, it is told as cancelled.",
-    Repair.DROP: "It is told as failed: it is no trial of the study.",
-    Repair.RECORD: "The end that Optuna was told is recorded as an event.",
-    Repair.CLOSE: "The same, and the attempt is lost: its worker is told to drop it.",
-    Repair.KEEP: "What Optuna was told stands; the difference is logged.",
-    Repair.HALT: "The study is paused with the reason: the two databases are not of one moment.",
+    Repair.WAIT: "The trial waits for a worker, and resumes from its last checkpoint if it has one.",
+    Repair.FOLLOW: "The coordinator looks for the trial's worker. If it finds none, the attempt is lost.",
+    Repair.TELL: "Optuna is told the outcome that was recorded.",
+    Repair.COMPLETE: "The trial gets the parameters that it would have got; if none are left, Optuna is told "
+    "that it was cancelled.",
+    Repair.DROP: "Optuna is told that the trial failed: it does not belong to the study.",
+    Repair.RECORD: "The outcome that Optuna was told is recorded as an event.",
+    Repair.CLOSE: "The outcome that Optuna was told is recorded, and the attempt is lost: its worker is told "
+    "to drop it.",
+    Repair.KEEP: "Optuna's outcome stays as it is; the difference is logged.",
+    Repair.HALT: "The study is paused, because the two databases are not from the same moment.",
 }
 """What each repair does, in one sentence."""
 

@@ -48,7 +48,7 @@ _TRIAL_ENDS = _listed(f"{who}_{state}" for who in ("attempt", "trial") for state
 SERVICE_RULES = (
     Rule(
         name="live-in-a-still-study",
-        holds="Only a study that is neither over nor paused has live attempts.",
+        holds="A study that has ended or is paused has no live attempts.",
         broken=f"""
             SELECT s.name, a.trial_number, 'attempt ' || a.ordinal || ' is ' || a.state || ' in a study '
                 || 'that is ' || s.state
@@ -92,7 +92,7 @@ SERVICE_RULES = (
     Rule(
         name="no-overlap",
         # By the order of the events, not by their times: coordinators' clocks need not agree.
-        holds="An attempt is sent out only after the one before has ended, and ends once.",
+        holds="An attempt is dispatched only after the previous one has ended, and ends once.",
         broken=f"""
             SELECT s.name, moves.trial_number, moves.kind || ' was recorded '
                 || CASE WHEN moves.previous IS NULL THEN 'first' ELSE 'straight after ' || moves.previous END
@@ -108,7 +108,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="times-of-attempts",
-        holds="An attempt has the time of its end exactly when it is over, and a cause of loss only if lost.",
+        holds="An attempt has an end time if and only if it has ended, and a cause of loss only if it was lost.",
         broken=f"""
             SELECT s.name, a.trial_number, 'attempt ' || a.ordinal || ' is ' || a.state || ', ended at '
                 || coalesce(CAST(a.ended_at AS TEXT), 'no time') || ', lost by '
@@ -120,7 +120,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="times-of-studies",
-        holds="A study has the times that its state wants: of its start, its pause and its end.",
+        holds="A study has the start, pause and end times that its state requires.",
         broken=f"""
             SELECT s.name, NULL, 'it is ' || s.state || ', started at '
                 || coalesce(CAST(s.started_at AS TEXT), 'no time') || ', paused at '
@@ -134,7 +134,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="leases",
-        holds="A lease has an owner and an expiry or neither; a paused study is nobody's.",
+        holds="A lease has both an owner and an expiry, or neither; nobody holds a paused study.",
         broken=f"""
             SELECT s.name, NULL, 'it is ' || s.state || ', held by ' || coalesce(s.lease_owner, 'nobody')
                 || ' until ' || coalesce(CAST(s.lease_expires_at AS TEXT), 'no time')
@@ -145,7 +145,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="reports-of-attempts",
-        holds="Each report at a rung is of an attempt of its own trial.",
+        holds="Each rung report belongs to an attempt of the same trial.",
         broken="""
             SELECT s.name, r.trial_number, 'the report at ' || r.rung || ' examples is of attempt row '
                 || r.attempt_id || ', which is not this trial''s'
@@ -157,7 +157,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="children-of-studies",
-        holds="No attempt, event or report is of a study that is not there.",
+        holds="Every attempt, event and report belongs to an existing study.",
         broken="""
             SELECT '', child.trial_number, child.what || ' of study ' || child.study_id || ', which is gone'
             FROM (
@@ -185,7 +185,7 @@ OPTUNA_RULES = (
     Rule(
         name="values",
         # Optuna keeps the last report of a pruned trial as its value.
-        holds="A completed trial has a value for each objective; one that runs or has failed has none.",
+        holds="A completed trial has a value for each objective; a running or failed trial has none.",
         broken="""
             SELECT s.study_name, t.number, 'it is ' || t.state || ' with ' || t.given || ' of '
                 || t.wanted || ' values'
@@ -201,7 +201,7 @@ OPTUNA_RULES = (
     ),
     Rule(
         name="finished",
-        holds="A trial has the time of its end exactly when it is finished, and none waits unasked.",
+        holds="A trial has an end time if and only if it has finished, and no trial is WAITING.",
         broken="""
             SELECT s.study_name, t.number, 'it is ' || t.state || ', ended at '
                 || coalesce(CAST(t.datetime_complete AS TEXT), 'no time')
@@ -212,20 +212,20 @@ OPTUNA_RULES = (
 )
 
 COMPARISONS = {
-    "known-trials": "Every attempt and report is of a trial that Optuna has.",
-    "known-studies": "Every study that the service has made in Optuna's storage is one of the service's.",
-    "told-as-recorded": "What Optuna was told of a trial is what its last attempt, or its event, says.",
-    "told": "No trial of a study that is over or paused has an end that Optuna was not told.",
-    "none-left-running": "No trial of a study that is over is RUNNING in Optuna.",
+    "known-trials": "Every attempt and report belongs to a trial that Optuna has.",
+    "known-studies": "Every study that the service created in Optuna's storage is one that the service knows.",
+    "told-as-recorded": "Optuna's outcome of a trial agrees with the trial's last attempt or event.",
+    "told": "Optuna was told the end of every ended trial of a study that has ended or is paused.",
+    "none-left-running": "No trial of a study that has ended is RUNNING in Optuna.",
     "not-dead-while-alive": "No trial that is finished in Optuna has a live attempt.",
     "value-as-measured": "The value in Optuna is the one that the attempt measured.",
-    "rungs": "Every report at a rung is in Optuna, too.",
+    "rungs": "Every rung report is also in Optuna.",
     "fences": "No fence in Optuna's storage has a higher number than the study's lease.",
     "distinct-points": "No two trials of a grid have the same point, and no two repeats the same seed.",
     "trial-count": "A study has no more trials than its definition plans.",
     "parallel-trials": "No more attempts are alive than `budget.max_parallel_trials` allows.",
     "retries": "No trial was lost more often than `budget.max_retries` allows.",
-    "readable": "The definition of a study that is not over can be read.",
+    "readable": "The definition of a study that has not ended can be read.",
 }
 
 SENTENCES = {rule.name: rule.holds for rule in (*SERVICE_RULES, *OPTUNA_RULES)} | COMPARISONS
