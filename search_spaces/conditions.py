@@ -144,14 +144,14 @@ def _check(
         others = [field for field in parameters if field != name]
         nearest = nearest_name(parent, others, SYNONYMS)
         fault(
-            "is not searched, so the condition has nothing to go by; search it, or leave the condition out",
+            "is not searched, so a condition on it has no effect; search it, or remove the condition",
             ", ".join(others) or None,
             nearest if nearest in others else None,
         )
         return None
     searched = parameters[parent]
     if searched.type == "float":
-        fault("is searched as a range of real numbers, which meets no single value; list it in choices")
+        fault("is searched as a range of real numbers, but a condition needs single values; use choices")
         return None
     read: dict[Any, None] = {}
     misfits = []
@@ -174,7 +174,7 @@ def _check(
         else:
             allowed, nearest = _range_in_words(searched), None
         words = ", ".join(str(shown(value)) for value in misfits[:5])
-        fault(f"can never be {words}: {parent} is searched over other values", allowed, nearest)
+        fault(f"can never be {words}, because {parent} is searched over other values", allowed, nearest)
         return None
     return tuple(read)
 
@@ -197,10 +197,10 @@ def _imply(
     possible = tuple(choice for choice in searched.choices if choice in users)
     words = " or ".join(users)
     if not possible:
-        message = f"is read only where {parent} is {words}, which is not among its choices"
+        message = f"is used only if {parent} is {words}, which is not among its choices"
         faults.append(Fault(path=name, value=shown(parameters[name]), message=message))
     elif any(value not in users for value in when.get(parent, ())):
-        message = f"lets {name} be searched where it is not read"
+        message = f"allows {name} to be searched when it is not used"
         value = shown(when[parent])
         path = f"{name}.when.{parent}"
         faults.append(Fault(path=path, value=value, message=message, allowed=words))
@@ -216,7 +216,7 @@ def _cycles(parameters: Mapping[str, Parameter]) -> Iterator[Fault]:
         if circle and name not in reported:
             reported.update(circle)
             path = f"{name}.when"
-            message = f"goes round in a circle: {' -> '.join([*circle, name])}"
+            message = f"depends on itself in a circle: {' -> '.join([*circle, name])}"
             yield Fault(path=path, value=shown(parameters[name].when), message=message)
 
 

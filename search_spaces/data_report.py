@@ -37,7 +37,7 @@ class ReportRequest(_Part):
     model: ModelSpec
     data: DataSpec
     max_lengths: tuple[int, ...]
-    """Lengths, in tokens, to which training examples are cut; evaluation goes by the data's own."""
+    """Lengths, in tokens, to which training examples are cut; evaluation uses `data.max_length`."""
     quantizations: tuple[Quantization, ...]
     compute_dtypes: tuple[ComputeDtype, ...]
     adapters: tuple[AdapterShape, ...]
@@ -50,26 +50,26 @@ class Count(_Part):
 
     value: str
     rows: int
-    share: float = Field(description="Of the rows that were looked at")
+    share: float = Field(description="As a share of the rows that were read")
 
 
 class Balance(_Part):
-    """How rows are spread over the values of a column."""
+    """How rows are distributed over the values of a column."""
 
     column: str
     distinct: int
-    most_frequent: tuple[Count, ...] = Field(description="The most frequent values, ten at most")
+    most_frequent: tuple[Count, ...] = Field(description="The most frequent values, at most ten")
 
 
 class CutRows(_Part):
     """What is left of the rows at one length."""
 
     max_length: int
-    usable_rows: int = Field(description="With at least one supervised token left")
-    truncated_rows: int = Field(description="Of the usable ones: longer than max_length, so cut")
-    cut_away_rows: int = Field(description="Not usable, because all that is supervised was cut away")
-    tokens: int = Field(description="Of the usable rows, after the cut")
-    supervised_tokens: int = Field(description="Likewise, those that carry loss")
+    usable_rows: int = Field(description="Rows with at least one supervised token after truncation")
+    truncated_rows: int = Field(description="Usable rows that were longer than max_length and were cut")
+    cut_away_rows: int = Field(description="Rows whose supervised tokens were all cut away, so not usable")
+    tokens: int = Field(description="Tokens of the usable rows, after truncation")
+    supervised_tokens: int = Field(description="How many of these tokens carry loss")
 
 
 class SplitReport(_Part):
@@ -77,24 +77,24 @@ class SplitReport(_Part):
 
     source: str
     rows: int | None = Field(
-        description="That a trial reads; null when there are more than were counted (see rows_counted)"
+        description="Rows that a trial reads; null if there are more than were counted (see rows_counted)"
     )
     rows_counted: int
-    rows_read: int = Field(description="Tokenised: everything below is about these, the first ones")
-    faulty_rows: int = Field(description="Not what the format needs; every trial would fail at the first one")
-    unsupervised_rows: int = Field(description="Without a supervised token to begin with: left out")
-    median_tokens: int | None = Field(description="Before any cut; null without a row that could be read")
-    p95_tokens: int | None = Field(description="95 % of the rows have at most so many, before any cut")
-    longest_tokens: int | None = Field(description="Before any cut")
-    by_length: tuple[CutRows, ...] = Field(description="One for each length that recipes cut rows to")
-    duplicate_rows: int = Field(description="Rows with the tokens and the mask of an earlier one")
+    rows_read: int = Field(description="The first rows, which were tokenised and on which the rest is based")
+    faulty_rows: int = Field(description="Rows that do not fit the format; every trial fails at the first")
+    unsupervised_rows: int = Field(description="Rows left out for having no supervised token, even uncut")
+    median_tokens: int | None = Field(description="Tokens of the median row before truncation; null: no rows")
+    p95_tokens: int | None = Field(description="95 % of the rows have at most this many tokens, uncut")
+    longest_tokens: int | None = Field(description="Tokens of the longest row before truncation")
+    by_length: tuple[CutRows, ...] = Field(description="One entry for each length to which recipes cut rows")
+    duplicate_rows: int = Field(description="Rows with the same tokens and mask as an earlier row")
     labels: Balance | None = Field(
-        description="Of the supervised texts, where they are like labels: at most 50 distinct ones, each"
-        " found twice on average"
+        description="Distribution of the supervised texts, if they look like labels: at most 50 distinct"
+        " texts, each of which occurs twice on average"
     )
     tasks: Balance | None = Field(
-        description="Of the first column that is called task, category, source or label, is not part of the"
-        " format and has at most 50 distinct values"
+        description="Distribution of the first column that is called task, category, source or label, is not"
+        " part of the format and has at most 50 distinct values"
     )
 
     @property
@@ -111,7 +111,7 @@ class Segment(_Part):
 
 
 class DecodedExample(_Part):
-    """A training example as the model meets it."""
+    """A training example as the model sees it."""
 
     place: str
     tokens: int
@@ -119,13 +119,13 @@ class DecodedExample(_Part):
 
 
 class DataReport(_Part):
-    """Of both data sets; null for one that could not be read at all."""
+    """What was found in both data sets; null for a data set that could not be read at all."""
 
     format: str | None
     train: SplitReport | None
     eval: SplitReport | None
     overlap_rows: int | None = Field(
-        description="Eval rows whose text is also a train row's, but for case and white space"
+        description="Eval rows whose text also occurs in the train data, ignoring case and white space"
     )
     examples: tuple[DecodedExample, ...] = Field(description="The first two training examples, decoded")
 
@@ -134,7 +134,7 @@ class BaseBytes(_Part):
     """The memory of the base's weights."""
 
     quantization: Quantization
-    compute_dtype: ComputeDtype = Field(description="Of what is not quantized")
+    compute_dtype: ComputeDtype = Field(description="The dtype of the weights that are not quantized")
     bytes: int
 
 
@@ -153,18 +153,18 @@ class ModelReport(_Part):
 
     architecture: str
     parameters: int
-    quantizable_parameters: int = Field(description="In the linear layers, the output head left out")
+    quantizable_parameters: int = Field(description="Parameters of the linear layers without the output head")
     max_positions: int | None
     bases: tuple[BaseBytes, ...]
     adapters: tuple[AdapterBytes, ...]
 
 
 class ReportProblem(_Part):
-    """Something that trials would fail at, in the words they would fail with."""
+    """A fault that would make trials fail, in the words with which they would fail."""
 
     about: ProblemKind = Field(
-        description="Of model or data, every trial fails; of recipe, those with that recipe; of host, the"
-        " machine that made the report could not get something from the hub, and workers may"
+        description="model or data: every trial would fail; recipe: trials with that recipe would fail; host:"
+        " the machine that made the report could not fetch something from the hub, but workers may be able to"
     )
     message: str
 

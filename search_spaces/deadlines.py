@@ -34,7 +34,7 @@ def parse_time_of_day(text: str) -> time:
 
 def _read_time_of_day(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        message = "must be in quotes: without them YAML may read a time of day as a number"
+        message = "must be in quotes, because without them YAML may read a time of day as a number"
         raise PydanticCustomError("time_of_day", "{why}", {"why": message, "allowed": TIME_OF_DAY_FORMS})
     try:
         return f"{parse_time_of_day(value.strip() if isinstance(value, str) else ''):%H:%M}"

@@ -121,7 +121,7 @@ class RangeTestSpec(_Document):
     min: Annotated[Real, Field(gt=0)] = 1e-7
     """The first step's rate."""
     max: Annotated[Real, Field(gt=0)] = 1.0
-    """The last step's."""
+    """The last step's rate."""
     steps: Annotated[Whole, Field(ge=20, le=10_000)] = 100
     """Optimizer steps of the sweep."""
     widen: StrictBool = False
@@ -129,8 +129,8 @@ class RangeTestSpec(_Document):
     within: Annotated[
         tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None, SET_BY_SERVICE
     ] = None
-    """Bounds that the space gives the learning rate, of a range test whose own space has none. Set by the
-    service."""
+    """Bounds of the learning rate in the study's space, because the range test's own space has no learning
+    rate. Set by the service."""
 
     @model_validator(mode="after")
     def _check(self) -> RangeTestSpec:
@@ -143,10 +143,10 @@ class RangeTestSpec(_Document):
 
 
 class WarmStartSpec(_Document):
-    """What the search takes over from an earlier study."""
+    """What the search reuses from an earlier study."""
 
     from_: Annotated[Text, Field(alias="from")]
-    """A study's name or id, or a schedule's name: then its latest sweep that completed."""
+    """A study's name or id, or a schedule's name, which stands for its latest completed sweep."""
     top_k: Annotated[Whole, Field(ge=1, le=1000)] | None = None
     """How many of its best completed trials. None: 5 to enqueue, all as a prior (a sampler that sees only
     good trials does not learn what to avoid)."""
@@ -176,10 +176,10 @@ class Bound(_Document):
     @model_validator(mode="after")
     def _check(self) -> Bound:
         if self.min is None and self.max is None:
-            message = "bounds nothing: give min, max or both"
+            message = "has no bound; give min, max or both"
             raise problems([Fault(path="", value={}, message=message, allowed="{min: ...}, {max: ...}")])
         if self.min is not None and self.max is not None and self.min > self.max:
-            message = f"is above max ({self.max:g}), so that no trial can meet both"
+            message = f"is above max ({self.max:g}), so no trial can meet both"
             allowed = f"at most {self.max:g}"
             raise problems([Fault(path="min", value=self.min, message=message, allowed=allowed)])
         return self
@@ -190,14 +190,14 @@ class SearchSpec(_Document):
 
     algorithm: Algorithm = "tpe"
     trials: Annotated[Whole, Field(ge=1, le=MAX_TRIALS)] | None = None
-    """Exactly this many, unless the space has fewer configurations: then one for each. May be left out for
-    a grid, which then has one trial per point."""
+    """Exactly this many, or one for each configuration if the space has fewer. Optional for a grid, which
+    then has one trial per point."""
     seed: Seed = 0
     learning_rate_range_test: RangeTestSpec | None = None
-    """A range test before the first trial, whose bounds narrow the learning rate. `true`: as it comes."""
+    """A range test before the first trial, which narrows the learning rate's range. `true`: the defaults."""
     preset: str | None = None
-    """The preset that `space` came from, as a label: it is resolved, with the changes given beside it, when
-    the definition is accepted."""
+    """The name of the preset from which `space` was made. The preset and the changes beside it are resolved
+    when the definition is accepted."""
     space: SearchSpace
 
     @field_validator("learning_rate_range_test", mode="before")
@@ -217,7 +217,7 @@ class SearchSpec(_Document):
         points = self.space.grid_size() if self.algorithm == "grid" else self.space.size()
         known = [number for number in (self.trials, points) if number is not None]
         if not known or (self.algorithm != "grid" and self.trials is None):
-            raise ValueError("the search states no number of trials and its space has no finite grid")
+            raise ValueError("the search has no number of trials and its space has no finite grid")
         return min(known)
 
 
@@ -226,9 +226,9 @@ class ObjectiveSpec(_Document):
 
     metric: Metric = "eval_loss"
     direction: Direction = "minimize"
-    """Follows the metric when left out; one that contradicts it is a fault."""
+    """Follows from the metric when omitted; a direction that contradicts the metric is a fault."""
     costs: tuple[Cost, ...] = ()
-    """Minimized beside the metric: the study then has a Pareto front in place of one best trial."""
+    """Minimized beside the metric: the study then has a Pareto front instead of one best trial."""
 
     @model_validator(mode="before")
     @classmethod
@@ -243,7 +243,7 @@ class ObjectiveSpec(_Document):
     def _check(self) -> ObjectiveSpec:
         right = DIRECTIONS[self.metric]
         if self.direction != right:
-            message = f"contradicts the metric: the better {self.metric} is the one to {right}"
+            message = f"contradicts the metric: use {right} with {self.metric}"
             raise problems([Fault(path="direction", value=self.direction, message=message, allowed=right)])
         twice = [i for i, cost in enumerate(self.costs) if cost in self.costs[:i]]
         if twice:
@@ -261,7 +261,7 @@ class EvaluationSpec(_Document):
     divergence_factor: Annotated[Real, Field(gt=1)] = 4.0
     """A trial whose smoothed train loss exceeds this multiple of its start has diverged."""
     overfit_rungs: Annotated[Whole, Field(ge=1)] | None = None
-    """End a trial, as completed at its best rung, once its eval loss has risen at this many rungs in a row
+    """End a trial as completed, with its best rung, once its eval loss has risen at this many rungs in a row
     while its train loss fell. None: never."""
 
 
@@ -278,15 +278,15 @@ class BudgetSpec(_Document):
     no_improvement_trials: Annotated[Whole, Field(ge=1)] | None = None
     """The search ends once this many trials in a row have ended without a better objective."""
     until: TimeOfDay | None = None
-    """A time of day, `06:00`, at which a study that runs is put down: the first such time after it was taken
-    up, or resumed."""
+    """A time of day, `06:00`, at which a running study is paused or ended: the first such time after it
+    started or was resumed."""
     until_timezone: str = "UTC"
-    """Of `until`: a name of the IANA time zone database, `Europe/Berlin`."""
+    """The time zone of `until`: an IANA name such as `Europe/Berlin`."""
     until_action: Literal["pause", "end"] = "pause"
-    """pause: to be resumed by a person; end: as if `timeout` were reached."""
+    """pause: the study waits until a person resumes it; end: it ends as if `timeout` had been reached."""
     max_retries: Annotated[Whole, Field(ge=0)] = 3
-    """How often a trial whose worker died is tried again. Machines that go away with everything on them, and
-    services that are restarted, are not the trial's doing and do not count."""
+    """How often a trial whose worker died is tried again. Lost machines and restarts of the service are not
+    caused by the trial and do not count."""
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -310,10 +310,10 @@ class ResourcesSpec(_Document):
     trials_per_worker: Annotated[
         Literal["auto"] | Annotated[Whole, Field(ge=1)], one_error("auto or a whole number, at least 1")
     ] = "auto"
-    """Most trials that share one base in a worker; 1 trains each alone. auto: while memory and throughput
-    gain from one more."""
+    """How many trials may share one base in a worker; 1 trains each alone. auto: as many as fit into memory
+    and still raise throughput."""
     gradient_checkpointing: StrictBool = False
-    """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
 
 
 class StudyDefinition(_Document):
@@ -332,7 +332,7 @@ class StudyDefinition(_Document):
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
     constraints: dict[str, Bound] = Field(default_factory=dict)
-    """Metric or cost -> what it may be. A trial that breaks one is never the best; the sampler learns it."""
+    """Metric or cost -> its bounds. A trial that breaks one is never the best; the sampler learns this."""
     warm_start: WarmStartSpec | None = None
     repeats: RepeatsSpec | None = None
 

@@ -22,7 +22,7 @@ def uncountable(parameters: Mapping[str, Float | Int | Choice]) -> Iterator[Faul
     try:
         count(_dimensions(parameters, [parameter.size or 1 for parameter in parameters.values()], False))
     except TooManyConditionsError:
-        message = "has conditions that combine in more ways than can be counted; use fewer or simpler ones"
+        message = "has conditions with too many combinations to count; use fewer or simpler conditions"
         yield Fault(path="", value=None, message=message)
 
 

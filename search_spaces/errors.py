@@ -27,7 +27,7 @@ class Fault:
     """Dotted, from the document's root: `search.space.learning_rate.min`. Empty for the root itself."""
     value: Any
     message: str
-    """What is wrong and, where that is not plain, what to do. Reads after the path: "must be ..."."""
+    """What is wrong and, where needed, what to do. It follows the path: "must be ...", "unknown key"."""
     allowed: str | None = None
     nearest: str | None = None
     """The known name that a misspelt one most resembles."""

@@ -77,7 +77,7 @@ def name_fault(
     return Fault(
         path=path,
         value=shown(value),
-        message=f"is no known {what}",
+        message=f"unknown {what}",
         allowed=", ".join(known),
         nearest=nearest_name(value, known, synonyms),
     )
@@ -173,7 +173,7 @@ def unknown_keys(
         Fault(
             path=join_path(path, str(shown(key))),
             value=shown(raw[key]),
-            message=f"is no known {what}",
+            message=f"unknown {what}",
             allowed=", ".join(known),
             nearest=nearest_name(key, known, synonyms),
         )

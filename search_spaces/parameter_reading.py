@@ -63,7 +63,7 @@ def _read_parameter(name: str, raw: Any, faults: list[Fault]) -> Float | Int | C
     if not isinstance(raw, Mapping):
         hint = "must be a range or a list of choices"
         if not isinstance(raw, list):
-            hint += "; a fixed value belongs in recipe"
+            hint += "; put a fixed value under recipe"
         faults.append(Fault(path=name, value=shown(raw), message=hint, allowed=_FORMS))
         return None
     kind = _kind_of(name, raw, faults)
@@ -97,12 +97,12 @@ def _kind_of(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> type[Flo
         if stated != "choice" and "min" not in raw and "max" not in raw:
             message = "has neither a range nor choices"
             if "value" in raw:
-                message += "; a fixed value belongs in recipe"
+                message += "; put a fixed value under recipe"
             faults += unknown_keys(raw, [*Float.model_fields, "choices"], name) if "value" not in raw else []
             faults.append(Fault(path=name, value=shown(raw), message=message, allowed=_FORMS))
             return None
     if stated != "choice" and name in CATEGORICAL_FIELDS:
-        message = "has no order, so no range; list its values in choices"
+        message = "has no order, so it cannot be a range; list its values in choices"
         faults.append(Fault(path=name, value=shown(raw), message=message, allowed="{choices: [...]}"))
         return None
     if stated == "float" and name in INT_FIELDS:

@@ -31,7 +31,7 @@ class Preparation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rate_bounds: tuple[Real, Real] | None = None
-    """What a range test narrowed (or, if it was told to, widened) the learning rate to."""
+    """The bounds to which a range test narrowed (or, with `widen`, moved) the learning rate."""
     enqueued: tuple[Mapping[str, Any], ...] = ()
     """Points of the space, as recipe values, that the first trials evaluate, in this order."""
     prior: tuple[PriorTrial, ...] = Field(default=())

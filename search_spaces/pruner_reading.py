@@ -86,5 +86,5 @@ def rung_faults(pruning: Pruning, every_examples: int | None, path: str = "pruni
 
 
 def _before_the_first(path: str, value: int, every_examples: int) -> Fault:
-    message = f"lies before the first evaluation, at evaluation.every_examples ({every_examples})"
+    message = f"is before the first evaluation, at evaluation.every_examples ({every_examples})"
     return Fault(path=path, value=value, message=message, allowed=f"at least {every_examples}")

@@ -28,7 +28,7 @@ class NoPruning(_Pruning):
 
 class _Bounded(_Pruning):
     max_examples: Annotated[Whole, Field(ge=1)] | None = None
-    """No trial is pruned once it has seen more examples than this. None: pruned up to its end."""
+    """No trial is pruned once it has seen more examples than this. None: no limit."""
 
 
 class _FromTheFirst(_Bounded):
@@ -44,7 +44,7 @@ class _FromTheFirst(_Bounded):
 
 class _AtIntervals(_FromTheFirst):
     interval_examples: Annotated[Whole, Field(ge=1)] = 1
-    """Examples between two looks, counted from `min_examples`; 1 looks at every rung."""
+    """Examples between two checks, counted from `min_examples`; 1 checks every rung."""
 
 
 class _AgainstCompleted(_AtIntervals):
@@ -71,7 +71,7 @@ class PercentilePruning(_AgainstCompleted):
 
     algorithm: Literal["percentile"]
     percentile: Annotated[Real, Field(gt=0, lt=100)] = 25.0
-    """Percent of completed trials a trial must keep up with: 25 keeps the best quarter."""
+    """A trial must be among this percentage of the completed trials: 25 keeps the best quarter."""
 
 
 class _Halving(_Bounded):
@@ -83,7 +83,7 @@ class _Halving(_Bounded):
     n_min_trials: Annotated[Whole, Field(ge=1)] = 1
     """Other trials that must have reported at a rung before any is pruned at it."""
     bootstrap_count: Annotated[Whole, Field(ge=0)] = 0
-    """This many trials that reach a level first are pruned there, however good they are (Optuna's rule)."""
+    """The first N trials to reach a level are always pruned there, even if they are good (Optuna's rule)."""
 
     @model_validator(mode="after")
     def _check(self) -> _Halving:
@@ -122,7 +122,7 @@ class HyperbandPruning(_Halving):
 
 
 class ThresholdPruning(_AtIntervals):
-    """Prunes a trial whose value at a rung lies outside of two fixed ends. At least one is given.
+    """Prunes a trial whose value at a rung is outside fixed limits. At least one limit is given.
 
     Source: optuna.pruners.ThresholdPruner.
     """
@@ -136,7 +136,7 @@ class ThresholdPruning(_AtIntervals):
     @model_validator(mode="after")
     def _check(self) -> ThresholdPruning:
         if self.lower is None and self.upper is None:
-            message = "is required, or lower: a threshold without an end prunes nothing"
+            message = "is required, or lower: without a limit nothing is pruned"
             raise problems([Fault(path="upper", value=None, message=message, allowed="a number")])
         if self.lower is not None and self.upper is not None and self.upper < self.lower:
             raise problems([_too_low("upper", self.upper, "lower", self.lower)])
@@ -153,9 +153,9 @@ class WilcoxonPruning(_FromTheFirst):
 
     algorithm: Literal["wilcoxon"]
     p_threshold: Annotated[Real, Field(gt=0, le=1)] = 0.1
-    """Pruned if p lies below this (Optuna's default)."""
+    """Pruned if p is below this (Optuna's default)."""
     n_startup_rungs: Annotated[Whole, Field(ge=0)] = 2
-    """Pairs of rungs there must be; never fewer than two (Optuna's default)."""
+    """Pairs of rungs that are required; never fewer than two (Optuna's default)."""
 
 
 Wrapped: TypeAlias = (
@@ -165,22 +165,22 @@ Wrapped: TypeAlias = (
 
 
 class PatientPruning(_FromTheFirst):
-    """Lets another pruner have its way only once a trial has stopped to improve.
+    """Lets another pruner prune a trial only once the trial has stopped improving.
 
-    A trial has stopped to improve when all its reports of the last `patience_examples` and this one are worse
-    than the best before them, by more than `min_delta`. Source: optuna.pruners.PatientPruner, whose
-    patience counts reports.
+    A trial has stopped improving when this report and all its reports of the last `patience_examples` are
+    worse than its best report before them, by more than `min_delta`. Source: optuna.pruners.PatientPruner,
+    whose patience counts reports.
     """
 
     algorithm: Literal["patient"]
     patience_examples: Annotated[Whole, Field(ge=0)] | None = None
-    """Examples."""
+    """Training examples."""
     patience: Annotated[Whole, Field(ge=0)] | None = None
-    """In its place: rungs, each of `evaluation.every_examples` whatever the trial's batch size."""
+    """Instead of `patience_examples`: rungs, each of `evaluation.every_examples` at any batch size."""
     min_delta: Annotated[Real, Field(ge=0)] = 0.0
     """By how much the reports must be worse, in the metric's unit."""
     wrapped: Annotated[Wrapped, Field(discriminator="algorithm")] | None = None
-    """The pruner that must also decide against the trial. None: having stopped to improve is enough."""
+    """The pruner that must also decide to prune the trial. None: a trial that stops improving is pruned."""
 
     @model_validator(mode="after")
     def _check(self) -> PatientPruning:
@@ -191,7 +191,7 @@ class PatientPruning(_FromTheFirst):
                     Fault(
                         path="patience_examples",
                         value=self.patience_examples,
-                        message=f"{both}: one of the two says how long to wait",
+                        message=f"{both}: give one of the two",
                         allowed="patience_examples (examples) or patience (rungs)",
                     )
                 ]

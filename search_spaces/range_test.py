@@ -20,10 +20,10 @@ stability limit: Smith (2018, arXiv 1803.09820, section 4.1) puts the largest us
 suggestion `minimum`, a tenth of it, lies inside. Below the steepest descent a third is left (the ratio of
 the cyclical bounds in Smith 2017), because a fine-tune of many steps does well at lower rates than a sweep
 that spends a few steps at each. The bounds of several corners are the smallest interval that holds them
-all. What of it lies more than fifty times below its upper end is cut off, but nothing above a corner's
-steepest descent. Measured on two base models (`benchmarks/range_test.py`), the minima of the corners differ
-by three to four times and the best rate of real fine-tunes is two to five times below the minimum of its own
-corner; fifty is twice the product.
+all, but its lower end is never less than a fiftieth of its upper end, unless the steepest descent of a corner
+is at an even lower rate; then that rate is the lower end. Measured on two base models
+(`benchmarks/range_test.py`), the minima of the corners differ by three to four times and the best rate of
+real fine-tunes is two to five times below the minimum of its own corner; fifty is twice the product.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def analyse(curve: Sequence[tuple[float, float | None]], values: Mapping[str, An
         for (rate, loss), level in zip(finite, smoothed, strict=True)
     )
     if len(points) < _FEWEST_POINTS:
-        note = f"the sweep has {len(points)} steps, too few to be read"
+        note = f"the sweep has too few usable steps ({len(points)})"
         return Corner(values=values, points=points, divergence=ended, note=note)
     first = max(_LEAST_START, len(points) // _START_SHARE)
     # Of medians too, as what it is compared with is: those of skewed losses lie below their mean.
@@ -206,24 +206,24 @@ def propose(corners: Sequence[Corner]) -> Proposal:
     ]
     if not found:
         said = "; ".join(f"{corner.label}: {corner.note}" for corner in corners) or "it has no curve"
-        return Proposal(bounds=None, note=f"nothing can be concluded ({said})")
+        return Proposal(bounds=None, note=f"the range test is inconclusive ({said})")
     high = max(bounds[1] for _, bounds, _ in found)
     third = min(bounds[0] for _, bounds, _ in found)
     steepest = min(steepest for _, _, steepest in found)
     low = max(third, min(high / REACH, steepest))
     if low == third:
-        rule = "a third of the steepest rate, as longer training does well below it"
+        rule = "a third of the steepest rate, because longer training does well below it"
     elif low == steepest:
-        rule = f"the steepest rate, as a third of it is more than {REACH:g} times below the upper one"
+        rule = f"the steepest rate, because a third of it is less than 1/{REACH:g} of the upper bound"
     else:
-        rule = f"a {REACH:g}th of the upper one, as a third of the steepest rate is still lower"
+        rule = f"1/{REACH:g} of the upper bound, because a third of the steepest rate is even lower"
     if len(found) > 1:
         rule = rule.replace("the steepest rate", "the lowest steepest rate")
     bounds = (_digits(low), _digits(high))
     said = "; ".join(f"{corner.label}: {corner.note}" for corner in corners)
     return Proposal(
         bounds=bounds,
-        note=f"the lower end found is {rule}; the upper one is where the loss is lowest ({said})",
+        note=f"the lower bound is {rule}; the upper bound is the rate at which the loss is lowest ({said})",
     )
 
 
@@ -251,11 +251,11 @@ def narrow(
     if low >= high:
         note = (
             f"learning_rate stays {in_bounds(allowed)}: the range test proposes {in_bounds(found)}, which is"
-            " outside it; widen the space, or set search.learning_rate_range_test.widen"
+            " outside that range; widen the space, or set search.learning_rate_range_test.widen"
         )
         return Narrowed(bounds=allowed, concluded=False, note=note)
     if (low, high) == allowed:
-        note = f"learning_rate stays {in_bounds(allowed)}: all of it lies within {in_bounds(found)}"
+        note = f"learning_rate stays {in_bounds(allowed)}, all of which is within {in_bounds(found)}"
         return Narrowed(bounds=allowed, concluded=True, note=note)
     note = f"learning_rate narrowed from {in_bounds(allowed)} to {in_bounds((low, high))}"
     if (low, high) != found:

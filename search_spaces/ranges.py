@@ -47,7 +47,7 @@ def _range_faults(
         yield Fault(
             path="min" if step is None else "step",
             value=low if step is None else step,
-            message="leaves only values that agree in their first 12 digits, and so count as one",
+            message="leaves only values that agree in their first 12 digits and so count as one value",
         )
     if scale == "log" and low <= 0:
         yield Fault(
@@ -56,7 +56,7 @@ def _range_faults(
     if step is None:
         return
     if points is not None:
-        message = "and step both say which points a range has; leave one of them out"
+        message = "and step both set the points of the range; remove one of them"
         yield Fault(path="points", value=points, message=message, allowed="points or step")
     if step <= 0:
         yield Fault(path="step", value=step, message="must be greater than 0", allowed="greater than 0")
@@ -71,14 +71,14 @@ def _range_faults(
         yield Fault(
             path="step",
             value=step,
-            message=f"cuts the range into more than {MAX_STEPS:,} points; leave it out",
+            message=f"divides the range into more than {MAX_STEPS:,} points; remove it",
             allowed=f"at least {(high - low) / MAX_STEPS:g}",
         )
     if scale == "log":
         yield Fault(
             path="step",
             value=step,
-            message="does not go with a log scale; list the values in choices",
+            message="cannot be combined with a log scale; list the values in choices",
             allowed="no step",
         )
 
@@ -104,11 +104,11 @@ class Float(Conditional):
                 Fault(
                     path="step",
                     value=self.step,
-                    message="has too many digits to be added to min exactly; round both",
+                    message="has too many digits to be added to min exactly; round both values",
                 )
             )
         elif self.points is not None and not faults and len({*map(significant, self._grid)}) < self.points:
-            message = "are more than there are numbers of 12 digits between min and max"
+            message = "is more than the number of 12-digit values between min and max"
             faults.append(Fault(path="points", value=self.points, message=message))
         if faults:
             raise problems(faults)
@@ -189,7 +189,7 @@ class Int(Conditional):
         step = self.step if self.step != 1 else None
         faults = list(_range_faults(self.min, self.max, self.scale, step, self.points))
         if self.points is not None and not faults and self.points > self.size:
-            message = "are more than there are whole numbers from min to max"
+            message = "is more than the number of whole numbers from min to max"
             allowed = f"at most {self.size}"
             faults.append(Fault(path="points", value=self.points, message=message, allowed=allowed))
         if faults:

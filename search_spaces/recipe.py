@@ -62,11 +62,11 @@ class Recipe(BaseModel):
     learning_rate: Annotated[Real, Field(gt=0)] = 2e-4
     """Peak learning rate [QLoRA]; with `learning_rate_scaling`, that of the reference batch."""
     learning_rate_scaling: LearningRateScaling = "none"
-    """How the rate follows the batch: times sqrt(batch_size / learning_rate_batch_size), as noise suggests
-    for Adam (Malladi et al. 2022, arXiv 2205.10287), or times their ratio (Goyal et al. 2017,
+    """How the rate is scaled with the batch: times sqrt(batch_size / learning_rate_batch_size), as noise
+    suggests for Adam (Malladi et al. 2022, arXiv 2205.10287), or times their ratio (Goyal et al. 2017,
     arXiv 1706.02677)."""
     learning_rate_batch_size: Annotated[Whole, Field(ge=1)] = 16
-    """The batch that `learning_rate` is meant for, where it is scaled."""
+    """The batch size at which `learning_rate` applies, if it is scaled."""
     batch_size: Annotated[Whole, Field(ge=1)] = 16
     """Effective batch, in examples: what one optimizer step sees, on any device [QLoRA]."""
     epochs: Annotated[Real, Field(gt=0, le=10_000)] = 1.0
@@ -76,9 +76,9 @@ class Recipe(BaseModel):
     lora_alpha_ratio: Annotated[Real, Field(gt=0)] = 2.0
     """lora_alpha = ratio x lora_r, so that changing the rank does not change the update's scale."""
     lora_alpha: Annotated[Real, Field(gt=0)] | None = None
-    """Absolute alpha; when given it wins over the ratio."""
+    """Absolute alpha; if given, it is used instead of the ratio."""
     use_rslora: StrictBool = False
-    """Scale by alpha / sqrt(r) in place of alpha / r (Kalajdzievski 2023, arXiv 2312.03732)."""
+    """Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023, arXiv 2312.03732)."""
     lora_dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     target_modules: TargetModules = "all-linear"
     """`all-linear`: every linear layer but the output head [QLoRA, LWR]; `attention`: its projections."""
@@ -98,9 +98,9 @@ class Recipe(BaseModel):
     rmsprop_alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
     """Smoothing of the squared gradient (torch.optim.RMSprop)."""
     quantization: Quantization | None = None
-    """Of the base; None: the study's `model.quantization`."""
+    """Quantization of the base; None: the study's `model.quantization`."""
     max_length: Annotated[Whole, Field(ge=8)] | None = None
-    """Tokens of a training example; None: the study's `data.max_length`, by which evaluation always goes."""
+    """Tokens of a training example; None: the study's `data.max_length`, which evaluation always uses."""
     seed: Seed = 42
     """Adapter initialisation, data order and dropout. The same for all trials of a study by default, so
     that they differ by their hyperparameters alone."""

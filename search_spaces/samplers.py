@@ -261,16 +261,14 @@ class _Suggester:
             return history.handed_out
         if len(history.used) < size:
             return history.used
-        raise SearchSpaceExhausted(f"all {size} configurations of the search space have had their trials")
+        raise SearchSpaceExhausted(f"all {size} configurations of the search space have been evaluated")
 
     def _somewhere_unused(self, number: int) -> Values:
         for attempt in range(DESPERATE_REDRAWS):
             drawn = draw_random(self._axes, self._definition.search.seed, number, "anywhere", attempt)
             if self._space.configuration_key(drawn) not in self._history.handed_out:
                 return self._space.prune_inactive(drawn)
-        raise SearchSpaceExhausted(
-            f"{DESPERATE_REDRAWS} draws found no configuration that was not used before"
-        )
+        raise SearchSpaceExhausted(f"{DESPERATE_REDRAWS} draws found no unused configuration")
 
     def _drawer(self, number: int) -> Callable[[int], Values]:
         """Draws a value for every parameter, inactive ones too, by attempt."""

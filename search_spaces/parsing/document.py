@@ -233,7 +233,7 @@ class _Reader:
         algorithm = fields.get("algorithm", "tpe")
         known = algorithm if isinstance(algorithm, str) and algorithm in ALGORITHMS else None
         if known not in (None, "grid") and fields.get("trials") is None:
-            message = f"is required: {known} has no end of its own"
+            message = f"is required, because {known} does not end by itself"
             allowed = "a whole number, at least 1"
             self.faults.append(Fault(path="search.trials", value=None, message=message, allowed=allowed))
         return search if len(self.faults) == before else None, known

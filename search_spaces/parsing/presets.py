@@ -43,7 +43,7 @@ def choose_space(search: Mapping[str, Any], recipe: Mapping[str, Any], faults: l
     name, given = search.get("preset"), search.get("space")
     if name is None:
         if given is None:
-            allowed = f"a search space, or in its place preset: {' | '.join(preset_names())}"
+            allowed = f"a search space, or instead preset: {' | '.join(preset_names())}"
             faults.append(Fault(path="search.space", value=None, message="is required", allowed=allowed))
         return Chosen(given)
     if not isinstance(name, str) or name not in preset_names():
@@ -56,7 +56,7 @@ def choose_space(search: Mapping[str, Any], recipe: Mapping[str, Any], faults: l
     searched = preset.space.model_dump(mode="json")
     for field in own:
         if own[field] is None and field in SEARCHABLE_FIELDS and field not in searched:
-            message = f"is not searched by preset {name}, so there is nothing to take out"
+            message = f"is not searched by preset {name}, so it cannot be removed"
             allowed = ", ".join(searched)
             path = f"search.space.{field}"
             faults.append(Fault(path=path, value=None, message=message, allowed=allowed))
@@ -130,8 +130,8 @@ def pinned_faults(
         Fault(
             path=f"recipe.{name}",
             value=shown(value),
-            message="is fixed here and searched in search.space; leave one of them out, or say when it is"
-            " searched: a fixed value then holds where the condition does not",
+            message="is fixed here and searched in search.space; remove one of the two, or add a condition"
+            " (when): the fixed value then applies where the condition does not hold",
         )
         for name, value in recipe.items()
         if (name in parameters and not parameters[name].when) or name in unread

@@ -26,8 +26,8 @@ def nothing_searched_in_vain(draft: Draft) -> Iterator[Fault]:
             yield Fault(
                 path=f"search.space.{name}",
                 value=shown(parameter),
-                message=f"changes nothing: only {words} reads it, and {parent} is {value} ({how}); fix"
-                f" {parent} to {words} in recipe, search it too, or leave this out",
+                message=f"has no effect: only {words} uses it, and {parent} is {value} ({how}); set"
+                f" {parent} to {words} in recipe, search it too, or remove this key",
             )
 
 
@@ -57,7 +57,7 @@ def one_alpha(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path=f"{section}.lora_alpha",
             value=shown(recipe["lora_alpha"] if alpha is None else alpha),
-            message=f"and {other}.lora_alpha_ratio both set alpha (alpha = lora_alpha_ratio x lora_r); leave"
-            " one of them out, or keep them apart by conditions",
+            message=f"and {other}.lora_alpha_ratio both set alpha (alpha = lora_alpha_ratio x lora_r); remove"
+            " one of them, or add conditions that exclude each other",
             allowed="lora_alpha or lora_alpha_ratio",
         )

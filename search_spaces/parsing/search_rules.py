@@ -23,8 +23,8 @@ def grid_is_finite(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path=f"search.space.{name}",
             value=shown(draft.parameters[name]),
-            message="is continuous, so a grid over it has no finite number of points: add points, or step"
-            " (linear scale), or list the points in choices",
+            message="is continuous, so a grid over it has no finite number of points; add points or step"
+            " (linear scale only), or list the points in choices",
             allowed="{min: ..., max: ..., points: ...} or {choices: [...]}",
         )
     whole = draft.space is not None and not continuous
@@ -37,7 +37,7 @@ def grid_is_finite(draft: Draft) -> Iterator[Fault]:
         size = math.prod(parameter.grid_size or 1 for parameter in draft.parameters.values())
     trials = draft.search.trials if draft.search is not None else None
     if size > MAX_GRID_POINTS:
-        message = f"makes a grid of {size:,} points" if size < 10**15 else "makes an astronomic grid"
+        message = f"makes a grid of {f'{size:,}' if size < 10**15 else 'more than 10^15'} points"
         yield Fault(
             path="search.space",
             value=shown(size),
@@ -48,7 +48,7 @@ def grid_is_finite(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="search.trials",
             value=trials,
-            message=f"is more than the grid's {size:,} points; leave it out for one trial per point",
+            message=f"is more than the grid's {size:,} points; omit it for one trial per point",
             allowed=f"at most {size:,}",
         )
 
@@ -65,7 +65,7 @@ def conditions_lie_on_the_grid(draft: Draft) -> Iterator[Fault]:
             on_grid = [range_.grid_value(index) for index in range(range_.grid_size)]
             if values.isdisjoint(on_grid):
                 words = ", ".join(map(str, on_grid[:20]))
-                message = f"can never hold on this grid, whose points of {parent} are others"
+                message = f"can never hold on this grid, which uses other values of {parent}"
                 value = shown(parameter.when)
                 yield Fault(path=f"search.space.{name}.when", value=value, message=message, allowed=words)
                 break
@@ -89,12 +89,12 @@ def algorithm_fits_the_space(draft: Draft) -> Iterator[Fault]:
     numeric = [name for name, p in draft.parameters.items() if _is_numeric(p) and p.size != 1]
     if unordered:
         message = (
-            f"cannot search choices that are no numbers ({', '.join(unordered)}): they have no order for"
+            f"cannot search choices that are not numbers ({', '.join(unordered)}): they have no order for"
         )
         message += " its normal distribution to follow"
         yield Fault(path="search.algorithm", value="cmaes", message=message, allowed=f"gp, {others}")
     elif len(numeric) < 2 and draft.space is not None:
-        message = f"needs at least two parameters to adapt a covariance between; there is {len(numeric)}"
+        message = f"needs at least two parameters to adapt their covariance; the space has {len(numeric)}"
         yield Fault(path="search.algorithm", value="cmaes", message=message, allowed=f"gp, {others}")
 
 
@@ -114,14 +114,14 @@ def range_test_has_a_range(draft: Draft) -> Iterator[Fault]:
         message = "is set by the service, from the space"
         yield Fault(path=f"{path}.within", value=shown(test.within), message=message, allowed="nothing")
     if draft.algorithm == "grid":
-        message = "does not go with a grid, whose points are fixed before anything runs; run it by itself"
-        message += " (nightsweep range-test) and write the bounds it finds into the space"
+        message = "cannot be combined with a grid, whose points are fixed before the study runs; run the"
+        message += " range test separately (nightsweep range-test) and write its bounds into the space"
         yield Fault(path=path, value=shown(test), message=message, allowed="another search.algorithm")
         return
     rate = draft.parameters.get("learning_rate")
     if rate is None:
         if draft.space is not None:
-            message = "finds bounds for a learning rate that is searched, and this one is not"
+            message = "finds bounds for the learning rate, which is not searched"
             allowed = "search.space.learning_rate: {min: ..., max: ..., scale: log}"
             yield Fault(path=path, value=shown(test), message=message, allowed=allowed)
         return
@@ -129,14 +129,14 @@ def range_test_has_a_range(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="search.space.learning_rate",
             value=shown(rate),
-            message="must be a continuous range where search.learning_rate_range_test is to narrow it",
+            message="must be a continuous range, because search.learning_rate_range_test narrows it",
             allowed="{min: ..., max: ..., scale: log}, without step, points or choices",
         )
     elif not test.widen and (test.max <= rate.min or test.min >= rate.max):
         yield Fault(
             path=f"{path}.{'max' if test.max <= rate.min else 'min'}",
             value=test.max if test.max <= rate.min else test.min,
-            message=f"leaves the searched range ({rate.min:g} to {rate.max:g}) out of the sweep, so no bounds"
-            " can be found in it; sweep over it, or let the test widen it (widen: true)",
+            message=f"excludes the searched range ({rate.min:g} to {rate.max:g}) from the sweep, so no bounds"
+            " can be found in it; sweep over that range, or let the test widen it (widen: true)",
             allowed=f"more than {rate.min:g}" if test.max <= rate.min else f"less than {rate.max:g}",
         )

@@ -47,30 +47,32 @@ def several_objectives(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="pruning.algorithm",
             value=draft.pruning.algorithm,
-            message="does not go with objective.costs: a pruner compares one value, and a trial has several",
+            message="cannot be combined with objective.costs: a pruner compares one value, and a trial has"
+            " several",
             allowed="none",
         )
     if draft.repeats is not None:
         yield Fault(
             path="repeats",
             value=shown(draft.repeats),
-            message="does not go with objective.costs: the study ends with a Pareto front, and no recipe"
-            " of it is the best",
+            message="cannot be combined with objective.costs: the study ends with a Pareto front, which has"
+            " no single best recipe",
             allowed="no repeats",
         )
     if draft.algorithm == "cmaes":
         yield Fault(
             path="search.algorithm",
             value="cmaes",
-            message="does not go with objective.costs: it ranks trials by one value, and a trial has several",
+            message="cannot be combined with objective.costs: it ranks trials by one value, and a trial has"
+            " several",
             allowed="tpe, gp, random, qmc or grid",
         )
     if draft.warm_start is not None and draft.warm_start.as_ == "prior":
         yield Fault(
             path="warm_start.as",
             value="prior",
-            message="does not go with objective.costs: what is taken over of an earlier trial is its"
-            " objective alone",
+            message="cannot be combined with objective.costs: only the objective of an earlier trial is used,"
+            " not its costs",
             allowed="enqueue",
         )
 
@@ -87,7 +89,7 @@ def costs_are_the_trials_own(draft: Draft) -> Iterator[Fault]:
             path="resources.trials_per_worker",
             value=draft.resources.trials_per_worker,
             message=f"must be 1 with {', '.join(shared)}: trials that share a worker share its time and"
-            " memory, so what is measured there is not one trial's",
+            " memory, so these cannot be measured for one trial",
             allowed="1",
         )
 
@@ -113,7 +115,7 @@ def deadline_is_known(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="budget.until_timezone",
             value=shown(zone),
-            message="is no known timezone",
+            message="unknown time zone",
             allowed="an IANA name, such as Europe/Berlin or UTC",
             nearest=nearest_name(zone, timezone_names()),
         )
@@ -122,7 +124,7 @@ def deadline_is_known(draft: Draft) -> Iterator[Fault]:
     # An accepted definition has both keys, with what they are when left out.
     for key, value, default in (("until_timezone", zone, "UTC"), ("until_action", action, "pause")):
         if value != default:
-            message = f"belongs to budget.until, which is not given: at what time of day, such as {_DAWN}"
+            message = f"needs budget.until, which is missing; give a time of day, such as {_DAWN}"
             yield Fault(
                 path=f"budget.{key}", value=shown(value), message=message, allowed="with budget.until"
             )
@@ -133,7 +135,7 @@ def prior_is_learnt_from(draft: Draft) -> Iterator[Fault]:
     if draft.warm_start is None or draft.warm_start.as_ != "prior":
         return
     if draft.algorithm not in (None, "tpe", "gp"):
-        message = f"gives earlier results to the sampler, and {draft.algorithm} does not learn from them"
+        message = f"gives earlier results to the sampler, but {draft.algorithm} does not learn from results"
         allowed = "enqueue, or search.algorithm tpe or gp"
         yield Fault(path="warm_start.as", value="prior", message=message, allowed=allowed)
 
@@ -148,7 +150,7 @@ def repeats_are_possible(draft: Draft) -> Iterator[Fault]:
         path = "repeats.top_k"
         yield Fault(path=path, value=draft.repeats.top_k, message=message, allowed=f"at most {total}")
     if draft.recipe is not None and draft.fixed("seed") + draft.repeats.seeds > _MAX_SEED:
-        message = f"would count on from recipe.seed ({draft.fixed('seed')}) beyond the largest seed"
+        message = f"would need seeds above the largest seed, counted from recipe.seed ({draft.fixed('seed')})"
         allowed = f"at most {_MAX_SEED - draft.fixed('seed')}"
         yield Fault(path="repeats.seeds", value=draft.repeats.seeds, message=message, allowed=allowed)
 
@@ -162,6 +164,6 @@ def gpus_can_be_reserved(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="resources.gpus_per_worker",
             value=gpus,
-            message="is nothing that Ray can reserve: a share of one GPU, or whole ones",
+            message="cannot be reserved by Ray, which reserves a share of one GPU or whole GPUs",
             allowed=f"auto, 0, {MIN_GPU_SHARE} to 1, or a whole number",
         )

@@ -108,7 +108,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="times-of-attempts",
-        holds="An attempt has an end time if and only if it has ended, and a cause of loss only if it was lost.",
+        holds="An attempt has an end time if and only if it has ended, and a cause of loss only if lost.",
         broken=f"""
             SELECT s.name, a.trial_number, 'attempt ' || a.ordinal || ' is ' || a.state || ', ended at '
                 || coalesce(CAST(a.ended_at AS TEXT), 'no time') || ', lost by '
@@ -213,7 +213,7 @@ OPTUNA_RULES = (
 
 COMPARISONS = {
     "known-trials": "Every attempt and report belongs to a trial that Optuna has.",
-    "known-studies": "Every study that the service created in Optuna's storage is one that the service knows.",
+    "known-studies": "The service still knows every study that it created in Optuna's storage.",
     "told-as-recorded": "Optuna's outcome of a trial agrees with the trial's last attempt or event.",
     "told": "Optuna was told the end of every ended trial of a study that has ended or is paused.",
     "none-left-running": "No trial of a study that has ended is RUNNING in Optuna.",

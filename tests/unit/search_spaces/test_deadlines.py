@@ -59,21 +59,21 @@ def test_our_yaml_needs_no_quotes_and_who_lost_them_elsewhere_is_told(faults_of:
 
 def test_an_unknown_timezone_names_the_nearest(faults_of: FaultsOf) -> None:
     fault = faults_of(with_budget(until="06:00", until_timezone="Europe/Berln"))["budget.until_timezone"]
-    assert (fault.message, fault.nearest) == ("is no known timezone", "Europe/Berlin")
+    assert (fault.message, fault.nearest) == ("unknown time zone", "Europe/Berlin")
 
 
 @pytest.mark.parametrize("name", ["localtime", "Factory"])
 def test_a_timezone_that_is_no_place_is_refused(faults_of: FaultsOf, name: str) -> None:
     """To the coordinator's machine `localtime` may be another one than to the API's."""
     fault = faults_of(with_budget(until="06:00", until_timezone=name))["budget.until_timezone"]
-    assert fault.message == "is no known timezone"
+    assert fault.message == "unknown time zone"
 
 
 @pytest.mark.parametrize(("key", "value"), [("until_timezone", "Europe/Berlin"), ("until_action", "end")])
 def test_a_timezone_or_an_action_without_a_time_is_a_fault(faults_of: FaultsOf, key: str, value: str) -> None:
     fault = faults_of(with_budget(**{key: value}))[f"budget.{key}"]
     assert (fault.value, fault.allowed) == (value, "with budget.until")
-    assert "budget.until, which is not given" in fault.message
+    assert "budget.until, which is missing" in fault.message
 
 
 def test_an_accepted_definition_is_accepted_again_with_a_deadline_and_without() -> None:

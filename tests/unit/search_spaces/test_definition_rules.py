@@ -83,10 +83,10 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             "search.algorithm",
             "conditional parameters (lora_dropout)",
         ),
-        ({"algorithm": "cmaes", "space": NAMES}, {}, "search.algorithm", "no numbers (lr_scheduler)"),
+        ({"algorithm": "cmaes", "space": NAMES}, {}, "search.algorithm", "not numbers (lr_scheduler)"),
         ({"algorithm": "cmaes", "space": ONE_NUMBER}, {}, "search.algorithm", "at least two"),
-        ({"algorithm": "cmaes", "trials": None}, {}, "search.trials", "cmaes has no end of its own"),
-        ({"algorithm": "qmc", "trials": None}, {}, "search.trials", "qmc has no end of its own"),
+        ({"algorithm": "cmaes", "trials": None}, {}, "search.trials", "cmaes does not end by itself"),
+        ({"algorithm": "qmc", "trials": None}, {}, "search.trials", "qmc does not end by itself"),
         # Grids.
         (
             {
@@ -119,7 +119,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {"learning_rate_range_test": {"stps": 3}},
             {},
             "search.learning_rate_range_test.stps",
-            "no known key",
+            "unknown key",
         ),
         (
             {"learning_rate_range_test": {"steps": 3}},
@@ -145,7 +145,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {"learning_rate_range_test": True, "space": {"lora_r": {"choices": [4, 8]}}},
             {},
             "search.learning_rate_range_test",
-            "this one is not",
+            "which is not searched",
         ),
         (
             {"learning_rate_range_test": True, "space": {"learning_rate": {"choices": [1e-4, 1e-3]}}},
@@ -166,7 +166,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {"learning_rate_range_test": True, "algorithm": "grid", "trials": None, "space": ONE_NUMBER},
             {},
             "search.learning_rate_range_test",
-            "does not go with a grid",
+            "cannot be combined with a grid",
         ),
         # Recipe and space.
         (
@@ -185,7 +185,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {"space": {**NUMBERS, "learning_rate_batch_size": {"choices": [8, 16]}}},
             {},
             "search.space.learning_rate_batch_size",
-            "only sqrt or linear reads it",
+            "only sqrt or linear uses it",
         ),
         ({}, {"recipe": {"lora_r": 8}}, "recipe.lora_r", "fixed here and searched"),
         (
@@ -210,7 +210,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             },
             {},
             "search.space.lora_alpha",
-            "keep them apart by conditions",
+            "conditions that exclude each other",
         ),
         # Several objectives and constraints.
         (
@@ -247,7 +247,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {},
             {"objective": {"costs": ["trainable_parameters"]}, "warm_start": {"from": "a", "as": "prior"}},
             "warm_start.as",
-            "objective alone",
+            "only the objective",
         ),
         (
             {},
@@ -265,17 +265,17 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {},
             {"constraints": {"peak_memory": {"max": 20}}},
             "constraints.peak_memory",
-            "no known measured value",
+            "unknown measured value",
         ),
-        ({}, {"constraints": {"accuracy": {}}}, "constraints.accuracy", "bounds nothing"),
-        ({}, {"constraints": {"accuracy": None}}, "constraints.accuracy", "bounds nothing"),
+        ({}, {"constraints": {"accuracy": {}}}, "constraints.accuracy", "has no bound"),
+        ({}, {"constraints": {"accuracy": None}}, "constraints.accuracy", "has no bound"),
         (
             {},
             {"constraints": {"accuracy": {"min": 0.9, "max": 0.1}}},
             "constraints.accuracy.min",
             "above max",
         ),
-        ({}, {"constraints": {"accuracy": {"mn": 0.9, "max": 1}}}, "constraints.accuracy.mn", "no known key"),
+        ({}, {"constraints": {"accuracy": {"mn": 0.9, "max": 1}}}, "constraints.accuracy.mn", "unknown key"),
         ({}, {"constraints": {"accuracy": 0.9}}, "constraints.accuracy", "must be a mapping"),
         ({}, {"constraints": ["accuracy"]}, "constraints", "must be a mapping"),
         # Rungs.
@@ -288,8 +288,8 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
         ),
         # Warm start, repeats, budget.
         ({}, {"warm_start": {}}, "warm_start.from", "is required"),
-        ({}, {"warm_start": {"from": "a", "form": "b"}}, "warm_start.form", "no known key"),
-        ({}, {"warm_start": {"from_": "a", "from": "a"}}, "warm_start.from_", "no known key"),
+        ({}, {"warm_start": {"from": "a", "form": "b"}}, "warm_start.form", "unknown key"),
+        ({}, {"warm_start": {"from_": "a", "from": "a"}}, "warm_start.from_", "unknown key"),
         ({}, {"warm_start": {"from": "a", "as": "priors"}}, "warm_start.as", "not one of the allowed"),
         (
             {"algorithm": "random"},
@@ -314,7 +314,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {},
             {"repeats": {"seeds": 2}, "recipe": {"seed": 2**32 - 2}},
             "repeats.seeds",
-            "beyond the largest seed",
+            "above the largest seed",
         ),
         ({}, {"budget": {"target_value": float("inf")}}, "budget.target_value", "finite"),
         ({}, {"budget": {"target_value": -0.1}}, "budget.target_value", "never be reached"),

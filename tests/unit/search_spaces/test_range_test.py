@@ -131,7 +131,7 @@ def test_a_sweep_that_the_worker_ended_has_diverged_at_its_last_rate() -> None:
 def test_a_sweep_of_a_few_steps_is_not_read(count: int) -> None:
     corner = analyse(curve(usual())[:count], CORNER, steps=STEPS)
     assert corner.bounds is None
-    assert corner.note == f"the sweep has {count} steps, too few to be read"
+    assert corner.note == f"the sweep has too few usable steps ({count})"
 
 
 def test_smoothing_keeps_a_constant_and_weighs_the_first_steps_fully() -> None:
@@ -146,7 +146,7 @@ def test_the_proposal_holds_every_corner() -> None:
     bounds = propose(corners).bounds
     assert bounds is not None
     assert bounds[0] <= min(c.steepest or 0 for c in corners)
-    assert propose(corners).note.startswith("the lower end found is a third of the lowest steepest rate, as ")
+    assert propose(corners).note.startswith("the lower bound is a third of the lowest steepest rate, because ")
     assert ", smoothed over 0.3 decades) at " in corners[0].note
     assert bounds[1] == float(f"{max(c.minimum or 0 for c in corners):.3g}")
 
@@ -160,10 +160,10 @@ def test_a_proposal_goes_fifty_times_below_its_upper_end_or_to_a_corner_s_steepe
     assert both is not None
     assert one[1] / one[0] == pytest.approx(50, rel=0.01)
     assert (
-        "is a 50th of the upper one, as a third of the steepest rate is still lower; "
+        "is 1/50 of the upper bound, because a third of the steepest rate is even lower; "
         in propose([near_by]).note
     )
-    assert "is the lowest steepest rate, as a third" in propose([near_by, far_off]).note
+    assert "is the lowest steepest rate, because a third" in propose([near_by, far_off]).note
     assert both[0] == float(f"{far_off.steepest:.3g}")
 
 
@@ -176,7 +176,7 @@ def test_corners_that_say_nothing_are_named_and_do_not_count() -> None:
     nothing = propose([lost])
     assert (nothing.bounds, nothing.note) == (
         None,
-        "nothing can be concluded (batch 64, rank 8: no curve: out_of_memory)",
+        "the range test is inconclusive (batch 64, rank 8: no curve: out_of_memory)",
     )
 
 
@@ -192,7 +192,7 @@ def test_bounds_that_exclude_each_other_stay_as_the_user_gave_them() -> None:
     for allowed in ((1e-6, 1e-5), (1e-1, 1.0), (1e-6, 2e-4)):
         narrowed = narrow((2e-4, 1e-2), allowed)
         assert (narrowed.bounds, narrowed.concluded) == (allowed, False)
-        assert "which is outside it; widen the space" in narrowed.note
+        assert "which is outside that range; widen the space" in narrowed.note
 
 
 def test_nothing_found_leaves_the_bounds_as_they_are() -> None:

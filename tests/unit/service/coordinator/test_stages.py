@@ -83,7 +83,7 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     begun, read, narrowed = house.events(stages.RANGE_TEST)
     assert begun == "its learning rate is swept first, by the range test s.range-test"
     bounds = in_bounds(preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
-    assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower end found is ")
+    assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower bound is ")
     said = f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower end"
     assert narrowed.startswith(said)
     assert narrowed.count(bounds) == 1
