@@ -47,7 +47,7 @@ class BodyLimit:
                 async with asyncio.timeout_at(give_up_at):
                     message = await receive()
             except TimeoutError:
-                raise TooSlow(f"The body was not here within {self._max_seconds:g} s.") from None
+                raise TooSlow(f"The body was not received within {self._max_seconds:g} s.") from None
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if seen > self._max_bytes:

@@ -30,4 +30,4 @@ def deadline_reached(study: Study, budget: BudgetSpec, now: datetime) -> str | N
     if at is None or now < at:
         return None
     local = at.astimezone(ZoneInfo(budget.until_timezone))
-    return f"budget.until {budget.until} {budget.until_timezone} has come ({local:%Y-%m-%d %H:%M %Z})"
+    return f"budget.until {budget.until} {budget.until_timezone} reached ({local:%Y-%m-%d %H:%M %Z})"

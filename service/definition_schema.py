@@ -23,7 +23,7 @@ REF: Schema = {"$ref": f"#/components/schemas/{NAME}"}
 _NUMBER_IN_WORDS: Schema = {
     "type": "string",
     "pattern": r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$",
-    "description": "The number that it spells",
+    "description": "The same number, written as text",
 }
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """pydantic leaves a bound under its own name where the value is read before it is checked."""
@@ -68,7 +68,7 @@ def definition_schemas() -> dict[str, Schema]:
     sections["pruning"] = {"anyOf": [sections["pruning"], {"type": "object", "maxProperties": 0}]}
     for name in _EMPTY:
         sections[name] = {"anyOf": [sections[name], _NULL]}
-    definition |= {"description": "A study definition. Every fault in it is answered at once."}
+    definition |= {"description": "A study definition. The answer lists all of its faults at once."}
     definition["examples"] = [dict(EXAMPLE)]
 
     columns = schemas["DataSpec"]["properties"]["columns"]
@@ -85,12 +85,12 @@ def _widen_search(schemas: dict[str, Schema], template: str) -> None:
     search = schemas["SearchSpec"]
     search["required"] = [name for name in search.get("required", []) if name != "space"]
     forms = [{"$ref": template.format(model=name)} for name in ("Float", "Int", "Choice")]
-    parameter = {"anyOf": [*forms, {**_NULL, "description": "Taken out of the preset"}]}
+    parameter = {"anyOf": [*forms, {**_NULL, "description": "Removed from the preset"}]}
     space = _mapping(dict.fromkeys(SEARCHABLE_FIELDS, parameter))
-    schemas["SearchSpace"] = space | {"description": "Recipe field -> what to search of it"}
+    schemas["SearchSpace"] = space | {"description": "Recipe field -> the values to search"}
     properties = search["properties"]
     reference = {"$ref": template.format(model="SearchSpace")}
-    properties["space"] = {"anyOf": [reference, {**_NULL, "description": "That of the preset"}]}
+    properties["space"] = {"anyOf": [reference, {**_NULL, "description": "The preset's space"}]}
     properties["preset"] = {"enum": [*preset_names(), None]}
     test = properties["learning_rate_range_test"]
     properties["learning_rate_range_test"] = {"anyOf": [{"type": "boolean"}, *test["anyOf"]]}

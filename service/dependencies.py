@@ -71,7 +71,7 @@ def _in_one_spelling(value: object) -> object:
 DryRun = Annotated[
     bool,
     BeforeValidator(_in_one_spelling),
-    Query(description="Check the definition and answer what the study would do, without a trace"),
+    Query(description="Check the definition and return a plan of the study; nothing is stored"),
 ]
 StudyRef = Annotated[str, Path(description="The study's id or name")]
 ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from search_spaces.recipe import Recipe
+from search_spaces.wording import counted
 from service.curves import Curve, interpolate, rate_weighted, total_examples
 from service.states import AttemptState
 
@@ -158,14 +159,14 @@ def _not_enough(curve: Curve) -> str | None:
     """Why the shape of the curve cannot be judged, if so."""
     count = len(curve.rungs)
     if count < MIN_RUNGS:
-        return f"{count} evaluation{'s' * (count != 1)}; the shape of a curve needs at least {MIN_RUNGS}"
+        return f"{counted(count, 'evaluation')}; the shape of a curve needs at least {MIN_RUNGS}"
     last, total = curve.rungs[-1].examples, total_examples(curve)
     if last < MIN_SHARE * total:
-        return f"it ended after {last:,} of {total:,} examples, in its first descent"
+        return f"it ended after {last:,} of {total:,} examples, during its first descent"
     progress, _ = rate_weighted(curve)
     if progress[0] > EARLY_SHARE * progress[-1]:
         first = curve.rungs[0].examples
-        return f"its first evaluation is at {first:,} of {last:,} examples: how it began is unknown"
+        return f"its first evaluation is at {first:,} of {last:,} examples, so its beginning is unknown"
     return None
 
 
@@ -220,7 +221,7 @@ def _oscillation(name: str, losses: Sequence[float], share: float) -> str | None
     low, high = max(rises, key=lambda rise: rise[1] - rise[0])
     if len(rises) == 1:
         return f"the {name} rose from {_short(low)} to {_short(high)} and fell again"
-    return f"the {name} rose {len(rises)} times and fell again, at most from {_short(low)} to {_short(high)}"
+    return f"the {name} rose and fell again {len(rises)} times, at most from {_short(low)} to {_short(high)}"
 
 
 def _lag(curve: Curve, gentler: tuple[float, Curve] | None) -> str | None:
@@ -235,7 +236,7 @@ def _lag(curve: Curve, gentler: tuple[float, Curve] | None) -> str | None:
         return None
     return (
         f"eval loss {_short(own.eval_loss)} at {own.examples:,} examples, where trial {peer.number} had"
-        f" {_short(loss)} with a rate of {peer.recipe.peak_learning_rate:.3g} in place of"
+        f" {_short(loss)} with a rate of {peer.recipe.peak_learning_rate:.3g} instead of"
         f" {curve.recipe.peak_learning_rate:.3g}, no smaller batch and no larger rank"
     )
 
@@ -276,7 +277,7 @@ def _plateau(curve: Curve) -> Finding | None:
     after = curve.rungs[-1].examples - curve.rungs[half].examples
     text = (
         f"eval loss {_short(losses[half])} at {curve.rungs[half].examples:,} examples, and"
-        f" {_short(best)} at best in the {after:,} after them"
+        f" {_short(best)} at best in the {after:,} examples after that"
     )
     return Finding(verdict=Verdict.PLATEAUED_EARLY, evidence=text, rung=curve.rungs[half].examples)
 

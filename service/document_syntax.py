@@ -46,7 +46,7 @@ def parse_json(raw: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise Unreadable(f"Not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except ValueError as error:  # an integer of more digits than Python reads
-        raise Unreadable(f"Not JSON that can be read: {error}.") from None
+        raise Unreadable(f"The JSON cannot be read: {error}.") from None
 
 
 def parse_yaml(raw: bytes) -> Any:
@@ -68,14 +68,14 @@ def parse_yaml(raw: bytes) -> Any:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise Unreadable(f"Not YAML: {error.problem or error.context}{where}.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise Unreadable(f"Not YAML that can be read: {error}.") from None
+        raise Unreadable(f"The YAML cannot be read: {error}.") from None
 
 
 def _decode(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"Not UTF-8: the byte at offset {error.start} begins no character.") from None
+        raise Unreadable(f"Not UTF-8: the byte at offset {error.start} is not part of a character.") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def _check_events(text: str) -> None:
     for event in yaml.parse(text, Loader=_SafeLoader):
         where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
         if isinstance(event, yaml.AliasEvent):
-            raise Unreadable(f"YAML aliases are not read; write the value out{where}.")
+            raise Unreadable(f"YAML aliases are not supported; write the value out{where}.")
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            raise Unreadable(f"YAML anchors are not read; write the value out{where}.")
+            raise Unreadable(f"YAML anchors are not supported; write the value out{where}.")
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-            raise Unreadable(f"YAML tags are not read; write a plain value{where}.")
+            raise Unreadable(f"YAML tags are not supported; write a plain value{where}.")
         values += isinstance(event, yaml.NodeEvent)
         if values > MAX_YAML_VALUES:
             raise Unreadable(f"The YAML holds more than {MAX_YAML_VALUES:,} keys and values{where}.")

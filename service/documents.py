@@ -36,7 +36,7 @@ async def read_document(request: Request) -> Any:
     if encoding.strip().lower() not in ("", "identity"):
         # A few kilobytes unpack to gigabytes, and no definition needs it.
         raise UnsupportedMediaType(
-            f"The body's Content-Encoding is {encoding[:100]!r}; send it as it is, without compression."
+            f"The body's Content-Encoding is {encoding[:100]!r}; send the body without compression."
         )
     # In a thread: the largest YAML takes half a second, and every other request would wait for it.
     return await run_in_threadpool(parse, await request.body())

@@ -115,8 +115,8 @@ class Change:
     def _again(self, row: IdempotencyKey) -> Response:
         if row.request != self.request:
             raise KeyReused(
-                f"The {HEADER} {self.key!r} came with another request before. Send a new key with a new "
-                "request, and an old one only to repeat its request unchanged."
+                f"The {HEADER} {self.key!r} was already used for a different request. Use a new key for a"
+                " new request, and an old key only to repeat its request unchanged."
             )
         return _render(row.status, {**row.headers, REPLAYED: "true"}, row.body)
 
@@ -191,8 +191,8 @@ async def _change(
         str | None,
         Header(
             pattern=_KEY,
-            description="The same request with the same key is carried out once and answered alike. "
-            "A random UUID does",
+            description="A request that is repeated with the same key is carried out only once and gets the "
+            "same answer. Use a random UUID",
         ),
     ] = None,
 ) -> Change:

@@ -22,6 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.samplers import REPEAT_OF
+from search_spaces.wording import counted
 from service.optuna_store import Storage, find_study_number
 
 MIN_TRIALS = 10
@@ -93,10 +94,10 @@ def _importance(
     count = len(trials)
     if count < MIN_TRIALS:
         sentence = (
-            f"{count} trials completed within the constraints; PED-ANOVA needs at least {MIN_TRIALS}."
-            " Pruned trials do not count."
+            f"{counted(count, 'trial')} completed within the constraints; PED-ANOVA needs at least"
+            f" {MIN_TRIALS}. Pruned trials do not count."
         )
-        nothing = [_unknown(name, f"fewer than {MIN_TRIALS} trials that count") for name in parameters]
+        nothing = [_unknown(name, f"fewer than {MIN_TRIALS} trials count") for name in parameters]
         return Importance(parameters=nothing, trials=count, best_trials=0, sentence=sentence)
     best = max(math.ceil(BEST_SHARE * count), BEST_TRIALS)
     told: list[ParameterImportance] = []
@@ -106,12 +107,14 @@ def _importance(
         if len(distributions) < MIN_ACTIVE:
             told.append(_unknown(name, f"it was active in {len(distributions)} of {count} completed trials"))
         elif all(distribution.single() for distribution in distributions):
-            told.append(_unknown(name, "it has one value only"))
+            told.append(_unknown(name, "it has only one value"))
         else:
             judged.append(name)
     if len({value for _, value in trials}) == 1:
         nothing = [_unknown(name, "all completed trials have the same value") for name in parameters]
-        sentence = f"All {count} completed trials have the same value, so nothing set any of them apart."
+        sentence = (
+            f"All {count} completed trials have the same value, so no hyperparameter made a difference."
+        )
         return Importance(parameters=nothing, trials=count, best_trials=0, sentence=sentence)
     sign = 1.0 if minimize else -1.0
     values = [sign * value for _, value in trials]
@@ -130,8 +133,8 @@ def _importance(
         for name in sorted(judged, key=lambda name: (-measured[name], name))
     ]
     sentence = (
-        f"What set the best {best} of {count} completed trials apart. Pruned trials, which have no value, and"
-        " repeats do not count."
+        f"Shows what distinguishes the best {best} of {count} completed trials. Pruned trials, which have no"
+        " value, and repeats do not count."
     )
     return Importance(parameters=[*known, *told], trials=count, best_trials=best, sentence=sentence)
 

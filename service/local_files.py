@@ -94,7 +94,7 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
         return name, None
     path = "model.id"
     if not local:
-        message = f"is neither a folder in the data roots nor {_HUB_FORM}"
+        message = f"is neither a folder in the data roots (NIGHTSWEEP_DATA_ROOTS) nor {_HUB_FORM}"
         return name, _fault(path, name, message, f"{_HUB_FORM}, or a folder in {_listed(roots)}")
     if found is None or not _inside(found, roots):
         return name, _missing_or_outside(path, name, found, roots, "a model's folder")
@@ -104,11 +104,11 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
 def _stray_link(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
     """A model's folder may hold links, as the hub's cache does, but only to files in the data roots."""
     if not os.access(folder, os.R_OK | os.X_OK):
-        return _fault("model.id", name, "may not be read by the server", "a readable folder")
+        return _fault("model.id", name, "cannot be read by the server", "a readable folder")
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink() and not _inside(Path(os.path.realpath(entry)), roots):
-            message = f"holds the link {shown(entry.name)!r}, which leads outside the data roots"
-            return _fault("model.id", name, message, f"a folder whose files lie in {_listed(roots)}")
+            message = f"contains the link {shown(entry.name)!r}, which points outside the data roots"
+            return _fault("model.id", name, message, f"a folder whose files are in {_listed(roots)}")
     return None
 
 
@@ -117,12 +117,12 @@ def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault 
     if found is None or not _inside(found, roots):
         return name, _missing_or_outside(path, name, found, roots, "a data file")
     if found.suffix.lower() not in DATA_SUFFIXES:
-        message = f"is of a kind that is not read ({found.suffix or 'no suffix'})"
+        message = f"is not a supported type of file ({found.suffix or 'no suffix'})"
         return name, _fault(path, name, message, ", ".join(DATA_SUFFIXES))
     if not found.is_file():
         return name, _fault(path, name, "is not a regular file", "a file")
     if not os.access(found, os.R_OK):
-        return name, _fault(path, name, "may not be read by the server", "a readable file")
+        return name, _fault(path, name, "cannot be read by the server", "a readable file")
     return str(found), None
 
 
@@ -156,7 +156,7 @@ def _missing_or_outside(path: str, name: str, found: Path | None, roots: Sequenc
     allowed = f"{what} in {_listed(roots)}"
     # Said of every path outside, there or not: who submits learns nothing of the server's other files.
     if found is not None or not any(_inside(aim, roots) for aim in real):
-        return _fault(path, name, "lies outside the data roots (NIGHTSWEEP_DATA_ROOTS)", allowed)
+        return _fault(path, name, "is outside the data roots (NIGHTSWEEP_DATA_ROOTS)", allowed)
     return _fault(path, name, "does not exist", allowed, nearest=_nearest_file(name, real, roots))
 
 

@@ -20,7 +20,7 @@ _IF_MATCH = rf"^(\*|{_TAG}( {{0,9}}, {{0,9}}{_TAG}){{0,9}})$"
 """Up to ten tags. Bounded in itself, so that the published schema needs no length beside it."""
 
 ETAG_HEADER: dict[str, Any] = {
-    "ETag": {"description": "Its revision, for `If-Match`", "schema": {"type": "string"}}
+    "ETag": {"description": "The revision, for `If-Match`", "schema": {"type": "string"}}
 }
 """For the `responses` of an endpoint."""
 
@@ -58,11 +58,12 @@ class Precondition:
         sent = ", ".join(sorted(self.tags))
         if f"W/{present}" in self.tags:
             raise PreconditionFailed(
-                f"If-Match has the weak tag {sent}, which never matches. {what} is at {present}: send that."
+                f"If-Match has the weak tag {sent}, which never matches. {what} is at {present}; send that"
+                " tag."
             )
         raise PreconditionFailed(
-            f"{what} is at {present} and If-Match has {sent}: it was changed in between. Nothing was done; "
-            "read it again and send its ETag."
+            f"{what} is at {present}, but If-Match has {sent}, so it was changed in the meantime. Nothing"
+            " was done; read it again and send its new ETag."
         )
 
 
@@ -75,7 +76,8 @@ def _precondition(
         Header(
             pattern=_IF_MATCH,
             examples=['"3"'],
-            description="Only if this is the present ETag, else 412. `*` and no header: whatever it is",
+            description="Make the change only if this is the present ETag, else answer 412. With `*` or"
+            " without the header the change is always made",
         ),
     ] = None,
 ) -> Precondition:

@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 _FORMS = {
-    "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or, without spaces,"
-    " commas and quotes, as they are; a UUID does",
-    "header.if-match": 'an ETag as it came, in its double quotes, such as "3"; up to ten, with commas; or *',
-    "query.cursor": "the next_cursor of the page before",
+    "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or without quotes if"
+    " they contain no spaces, commas or quotes; for example a UUID",
+    "header.if-match": 'an ETag as it was received, in double quotes, such as "3"; up to ten, with commas;'
+    " or *",
+    "query.cursor": "the next_cursor of the previous page",
 }
 """What people are told in place of a regular expression."""
 
@@ -41,17 +42,19 @@ class ProblemFault(BaseModel):
     value: Any = None
     message: str
     allowed: str | None = None
-    nearest: str | None = Field(default=None, description="The known name that a misspelt one resembles")
+    nearest: str | None = Field(
+        default=None, description="The known name that is most similar to a misspelt one"
+    )
 
 
 class Problem(BaseModel):
     """RFC 9457. `faults` names everything that is wrong at once."""
 
-    type: str = Field(description="Names the kind of problem: urn:nightsweep:problem:name-already-taken")
+    type: str = Field(description="The kind of problem, such as urn:nightsweep:problem:name-already-taken")
     title: str
     status: int
     detail: str
-    instance: str = Field(description="The path that was asked for")
+    instance: str = Field(description="The path of the request")
     faults: list[ProblemFault] = []
 
 
@@ -120,7 +123,7 @@ def _request_fault(found: Mapping[str, Any]) -> Fault:
     path = ".".join(str(part) for part in found["loc"])
     message, allowed = found["msg"], (found.get("ctx") or {}).get("expected")
     if found["type"] == "string_pattern_mismatch" and path in _FORMS:
-        message, allowed = "is not of the form that is expected", _FORMS[path]
+        message, allowed = "does not have the expected form", _FORMS[path]
     return Fault(path=path, value=shown(found.get("input")), message=message, allowed=allowed)
 
 
@@ -156,4 +159,9 @@ async def _database_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     # Starlette raises the error again after this answer, and the server logs it with its traceback.
-    return render(500, "Internal error", "An unexpected error; the server's log has it.", request.url.path)
+    return render(
+        500,
+        "Internal error",
+        "An unexpected error occurred; the server's log has the details.",
+        request.url.path,
+    )

@@ -10,6 +10,7 @@ from search_spaces.pruning_findings import (
     TooEarly,
     WorseThanBest,
 )
+from search_spaces.wording import counted
 
 
 def describe(metric: str, finding: Finding) -> str:
@@ -22,16 +23,18 @@ def describe(metric: str, finding: Finding) -> str:
     judged = f"{metric} {_short(finding.value)} at {finding.rung:,} examples"
     match finding:
         case BehindPeers():
-            return f"{judged}, cut-off {_short(finding.cut_off)} of {_count(finding.peers, 'peer')}"
+            return f"{judged}, cut-off {_short(finding.cut_off)} of {counted(finding.peers, 'peer')}"
         case TooEarly():
-            first = _count(finding.bootstrap_count, "trial")
-            return f"{judged}, among the first {first} to get there, none of which goes on"
+            first = counted(finding.bootstrap_count, "trial")
+            return (
+                f"{judged}, among the first {first} to get there, which are always pruned (bootstrap_count)"
+            )
         case BeyondThreshold():
             return f"{judged}, {finding.side} the threshold {_short(finding.threshold)}"
         case WorseThanBest():
             return (
-                f"{judged}, over {_count(finding.pairs, 'rung')} worse than trial {finding.best}, the best so"
-                f" far, by {_short(finding.difference)} on average: p {_short(finding.p)} is below"
+                f"{judged}, worse over {counted(finding.pairs, 'rung')} than trial {finding.best}, the best"
+                f" so far, by {_short(finding.difference)} on average: p {_short(finding.p)} is below"
                 f" {_short(finding.p_threshold)} (Wilcoxon)"
             )
         case NoImprovement():
@@ -48,7 +51,3 @@ def describe(metric: str, finding: Finding) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"

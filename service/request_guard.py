@@ -83,7 +83,7 @@ class RequestGuard:
         if self._local_only and strangers and scope["path"] not in OPEN_PATHS:
             raise ForeignHost(
                 f"This server has no API key, so it answers only as localhost, not as {strangers[0][:99]!r}. "
-                "Call it by http://localhost or http://127.0.0.1, or set NIGHTSWEEP_API_KEY."
+                "Use http://localhost or http://127.0.0.1, or set NIGHTSWEEP_API_KEY."
             )
         if scope["method"] in SAFE_METHODS:
             return
@@ -94,8 +94,8 @@ class RequestGuard:
             foreign = any(_origin_host(origin) not in hosts for origin in _all(scope, b"origin"))
         if foreign:
             raise CrossSite(
-                f"A page of another site may not send {scope['method']} here. Use the command line, or a "
-                "page of this server's own."
+                f"A page of another site must not send {scope['method']} requests here. Use the command"
+                " line, or a page of this server."
             )
 
 

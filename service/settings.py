@@ -37,7 +37,7 @@ def _default_optuna_url(values: dict[str, Any]) -> str:
 
 
 class Settings(BaseSettings):
-    """Where things are, who may come in, and how long to wait.
+    """Addresses, folders, access, limits and timeouts.
 
     Raises `pydantic.ValidationError` naming the variable when a value is wrong.
     """
@@ -47,67 +47,68 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path("~/.nightsweep")
-    """Holds the embedded SQLite files, the artifacts and the key. Made on demand, mode 700."""
+    """Folder of the embedded SQLite files, artifacts, logs and Ray's token; made when needed, mode 700."""
     database_url: str = Field(default_factory=lambda values: f"sqlite:///{values['home'] / 'nightsweep.db'}")
     """The service's tables: `sqlite:///<path>` or `postgresql://user:password@host/database`."""
     optuna_url: str = Field(default_factory=_default_optuna_url)
     """Optuna's storage, apart from the service's: a second SQLite file, or on PostgreSQL the schema
     `optuna` of the same database."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
-    """Folders that local data and models must lie in, separated by `:` (`;` on Windows)."""
+    """Folders that may contain local data and models, separated by `:` (`;` on Windows)."""
     artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
     """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`, and checkpoints while a trial may
     need them."""
     artifacts_url: str | None = None
-    """Any fsspec URL, such as `s3://bucket/nightsweep`, in place of `artifacts_dir`, so that machines need
-    not share a folder. Without credentials: fsspec has its own configuration for those."""
+    """Any fsspec URL, such as `s3://bucket/nightsweep`, to use instead of `artifacts_dir`, so that machines
+    need not share a folder. It must not contain credentials: configure those for fsspec."""
     keep_best_adapters: Annotated[int, Field(ge=0)] | None = None
-    """Adapters kept of each study that ends from now on; None: all. See `nightsweep artifacts sweep`."""
+    """How many trials keep their adapters, for each study that ends from now on; None: all. See `nightsweep
+    artifacts sweep`."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     api_key: SecretStr | None = None
-    """When set, everything but /healthz and /readyz needs it: `Authorization: Bearer <key>`, or HTTP
+    """When set, every path except /healthz and /readyz requires it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
     max_active_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
-    """Studies of one API key that are queued, running or paused; one more answers 429."""
+    """How many studies of one API key may be queued, running or paused; a further one is refused with 429."""
     max_running_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
-    """Studies of one API key that run at a time; the others wait as `queued`."""
+    """How many studies of one API key run at a time; the others wait as `queued`."""
     max_queued_trials_per_owner: Annotated[int, Field(ge=1)] | None = None
-    """Trials still to be run of all studies of one API key together; a study that would exceed it answers
-    429."""
+    """How many unfinished trials all studies of one API key may have together; a study that exceeds it is
+    refused with 429."""
     idempotency_hours: Annotated[float, Field(gt=0)] = 24.0
-    """How long an answer to a request with an `Idempotency-Key` is kept, to be given again."""
+    """How long the answer to a request with an `Idempotency-Key` is stored."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
-    """Larger request bodies answer 413."""
+    """The largest request body; a larger one is refused with 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A plan's report on data and model is given up after this long; the rest of the plan still comes."""
+    """A plan stops reading data and model after this time, and is returned without that part."""
 
     ray_address: str | None = None
-    """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""
+    """The Ray cluster to which the coordinator connects; None: the one that Ray finds by itself (`auto`)."""
     allow_open_ray: bool = False
-    """Whether the coordinator works with a Ray cluster that asks nobody for a token."""
+    """Allow a Ray cluster without token authentication."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long a coordinator's hold on a study lasts unless renewed, by the database's clock."""
+    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock."""
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """A worker that has not obeyed a stop for this long is killed."""
+    """A worker that has not stopped a trial this long after it was asked to is killed."""
     pause_grace_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A worker that has not put a paused trial down by then is killed; the trial goes on from its last
-    checkpoint."""
+    """A worker that has not paused a trial this long after it was asked to is killed; the trial resumes from
+    its last checkpoint."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """How long a coordinator that is told to end waits for its trials to reach a checkpoint, where its
-    workers end with it; elsewhere they train on."""
+    """How long a coordinator that is shut down waits for the checkpoints of its trials, if its workers end
+    with it; otherwise they keep training."""
     workers_end_with_coordinator: bool = False
-    """Set by `nightsweep serve`, whose Ray ends with it."""
+    """Set by `nightsweep serve`, which stops its Ray when it ends."""
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """Pause between two rounds of the coordinator when nothing happens."""
     max_running_studies: Annotated[int, Field(ge=1)] = 4
-    """Studies that one coordinator runs at the same time; the others wait as `queued`. Studies whose
-    coordinator died are taken up beyond it."""
+    """How many studies one coordinator runs at the same time; the others wait as `queued`. Studies of a
+    coordinator that died are taken over beyond this limit."""
     resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """How long a study waits for a node that could hold its workers before it fails and says so."""
+    """How long a study waits for a node that can hold one of its workers before it fails."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """A worker that no coordinator has spoken to for this long ends itself."""
+    """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("home", "artifacts_dir")
@@ -122,20 +123,20 @@ class Settings(BaseSettings):
             return None
         if not is_url(value):
             raise ValueError(
-                "not a URL, such as s3://bucket/nightsweep; NIGHTSWEEP_ARTIFACTS_DIR is for folders"
+                "is not a URL such as s3://bucket/nightsweep; for a folder, set NIGHTSWEEP_ARTIFACTS_DIR"
             )
         if without_password(value) != value:
             raise ValueError(
-                "holds a password, and would be seen in the API; fsspec takes credentials from its own"
-                " configuration and from the environment"
+                "contains a password, which the API would show; give fsspec its credentials in its own"
+                " configuration or in the environment"
             )
         if not value.isprintable() or any(part in (".", "..") for part in value.split("/")):
-            raise ValueError("must be a plain URL: no '.' or '..' among its parts, no control characters")
+            raise ValueError("must be a plain URL without '.' or '..' parts and control characters")
         if not value.partition("://")[2].strip("/"):
-            raise ValueError("names no bucket and no folder; expected such as s3://bucket/nightsweep")
+            raise ValueError("must name a bucket or folder, for example s3://bucket/nightsweep")
         if value.startswith("file://") and not value.startswith("file:///"):
             # To each process it would be a folder in its own working directory.
-            raise ValueError("must name a folder from the root on; expected such as file:///srv/nightsweep")
+            raise ValueError("must be an absolute path, for example file:///srv/nightsweep")
         return value.rstrip("/")
 
     @property
@@ -150,7 +151,7 @@ class Settings(BaseSettings):
             url = make_url(value)
         except ArgumentError:
             raise ValueError(
-                "not a database URL; expected sqlite:///<path> or postgresql://user:password@host/database"
+                "is not a database URL; expected sqlite:///<path> or postgresql://user:password@host/database"
             ) from None
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
@@ -171,7 +172,7 @@ class Settings(BaseSettings):
     @classmethod
     def _real(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         if not value:
-            raise ValueError("at least one folder is needed")
+            raise ValueError("must name at least one folder")
         return tuple(Path(os.path.realpath(root.expanduser())) for root in value)
 
     @field_validator("log_level", mode="before")
@@ -182,7 +183,7 @@ class Settings(BaseSettings):
 
 def _absolute_sqlite(url: URL) -> URL:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise ValueError("SQLite must be a file, since several processes share it: sqlite:///<path>")
+        raise ValueError("must be a SQLite file, because several processes share it: sqlite:///<path>")
     return url.set(database=os.path.abspath(os.path.expanduser(url.database)))
 
 

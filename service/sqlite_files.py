@@ -33,5 +33,5 @@ def use_write_ahead_log(url: str) -> None:
 def _path(url: str) -> Path:
     database = make_url(url).database
     if not database:
-        raise ValueError(f"{url!r} names no SQLite file")
+        raise ValueError(f"{url!r} does not name a SQLite file")
     return Path(database)

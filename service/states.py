@@ -153,5 +153,5 @@ def append_event(
 
 
 def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEnum]) -> str:
-    ways = ", ".join(sorted(allowed)) or "nothing: it is over"
-    return f"{what} is {came_from} and cannot become {to}; from there it can become {ways}."
+    ways = ", ".join(sorted(allowed)) or "nothing else, because it has ended"
+    return f"{what} is {came_from} and cannot become {to}; it can become {ways}."

@@ -77,7 +77,7 @@ def check(session: Session, definition: StudyDefinition) -> list[Fault]:
         return []
     source = _find(session, spec.from_)
     if source is None:
-        return [_fault(spec, "is no study and no schedule", "the name or id of a study, or of a schedule")]
+        return [_fault(spec, "does not exist", "the name or id of a study, or of a schedule")]
     if source.schedule:
         return []
     found = source.study
@@ -87,7 +87,7 @@ def check(session: Session, definition: StudyDefinition) -> list[Fault]:
     faults = []
     earlier = read_definition(found)
     if earlier is None:
-        return [_fault(spec, "was stored by another version, which this one cannot read")]
+        return [_fault(spec, "was stored by another version and cannot be read by this one")]
     if spec.as_ == "prior":
         faults += [_fault(spec, difference) for difference in differences(earlier, definition)]
     completed = select(func.count()).where(
@@ -122,18 +122,18 @@ def resolve(
         return WarmStart()
     source = _find(session, spec.from_, sweep=study)
     if source is None:
-        raise WarmStartError(f"warm_start.from: there is no study and no schedule {spec.from_!r}")
+        raise WarmStartError(f"warm_start.from: no study or schedule is called {spec.from_!r}")
     if source.study is None:
-        return WarmStart(notes=(f"cold start: {source.words}",))
+        return WarmStart(notes=(f"no warm start: {source.words}",))
     earlier = read_definition(source.study) if source.study.kind == StudyKind.SEARCH else None
     if earlier is None:
-        raise WarmStartError(f"warm_start.from: {source.words} is no study that this version can read")
+        raise WarmStartError(f"warm_start.from: this version cannot read {source.words}")
     if spec.as_ == "prior" and (found := differences(earlier, definition)):
         unlike = "; ".join(found)
-        raise WarmStartError(f"warm_start.from: {source.words} is no prior for this study: {unlike}")
+        raise WarmStartError(f"warm_start.from: {source.words} cannot be a prior for this study: {unlike}")
     best = list(_best_first(storage, source.study.name, earlier))
     if not best:
-        return WarmStart(notes=(f"cold start: {source.words} has no completed trial",))
+        return WarmStart(notes=(f"no warm start: {source.words} has no completed trial",))
     space = definition.search.space
     if bounds is not None:
         space = space.narrowed("learning_rate", *bounds)
@@ -158,7 +158,7 @@ def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
 def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source | None:
     """The study of this id or name, else a schedule's latest sweep that completed; None: neither exists.
 
-    A sweep that names its own schedule means the schedule, whatever studies have that name.
+    The name of a sweep's own schedule always refers to the schedule, even if a study has the same name.
     """
     if not NAME.fullmatch(ref):
         return None
@@ -183,7 +183,7 @@ def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source 
         sweeps = sweeps.where(Study.id != sweep.id)
     latest = session.scalars(sweeps.order_by(Study.fired_for.desc(), Study.created_at.desc())).first()
     if latest is None:
-        words = f"the schedule {schedule.name!r} has no other sweep that completed yet"
+        words = f"the schedule {schedule.name!r} has no other completed sweep yet"
         return _Source(study=None, words=words, schedule=True)
     words = f"the schedule {schedule.name!r} (its sweep {latest.name!r})"
     return _Source(study=latest, words=words, schedule=True)
@@ -248,7 +248,7 @@ def _enqueue(taken: _Taken, source: _Source, spec: WarmStartSpec) -> WarmStart:
         recipes = "recipe is" if count == 1 else f"{count} best recipes are"
         notes = [f"warm start from {source.words}: its {recipes} evaluated first, trials {numbers}{more}"]
     notes += _left_out(taken)
-    notes += [f"evaluated with what this study fixes: {difference}" for difference in taken.differing]
+    notes += [f"evaluated with this study's fixed values: {difference}" for difference in taken.differing]
     return WarmStart(enqueued=tuple(values for _, values in taken.values), notes=tuple(notes))
 
 
@@ -261,7 +261,7 @@ def _prior(taken: _Taken, source: _Source) -> WarmStart:
     if unlike:
         trials = "1 trial was" if len(unlike) == 1 else f"{len(unlike)} trials were"
         what = "; ".join(list(taken.differing)[:_MOST_NAMED])
-        notes.append(f"{trials} left out whose recipe differs in what this study fixes: {what}")
+        notes.append(f"{trials} left out because the recipe differs from this study's fixed values: {what}")
     prior = [
         PriorTrial(params=values, value=trial.value)
         for trial, values in taken.values
@@ -277,7 +277,7 @@ def _left_out(taken: _Taken) -> list[str]:
     more = f"; and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
     outside = "; ".join(taken.outside[:_MOST_NAMED])
     trials = "1 trial was" if count == 1 else f"{count} trials were"
-    return [f"{trials} left out, being outside this study's space: {outside}{more}"]
+    return [f"{trials} left out because the recipe is outside this study's space: {outside}{more}"]
 
 
 def _point(recipe: Recipe, definition: StudyDefinition, space: SearchSpace) -> dict[str, Any]:
@@ -308,11 +308,11 @@ def _misfit(values: Mapping[str, Any], space: SearchSpace) -> str | None:
         if not parameter.contains(value):
             shown = f"{value:.6g}" if isinstance(value, float) else str(value)
             if isinstance(parameter, Choice):
-                return f"{name} {shown} is none of the choices"
+                return f"{name} {shown} is not one of the choices"
             inside = parameter.min <= value <= parameter.max
             where = "between the steps of" if inside else "outside"
             return f"{name} {shown} is {where} {parameter.min:g} to {parameter.max:g}"
-    return None if space.contains(values) else "its parameters are not those that would be searched"
+    return None if space.contains(values) else "its parameters differ from those of this study"
 
 
 def _unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDefinition) -> list[str]:
@@ -323,7 +323,7 @@ def _unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDef
     if here.learning_rate_scaling == "none":
         ignored.add("learning_rate_batch_size")
     return [
-        f"{name} {after[name]} in place of {before[name]}"
+        f"{name} {after[name]} instead of {before[name]}"
         for name in before
         if name not in ignored and before[name] != after[name]
     ]

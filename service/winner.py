@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from search_spaces.wording import counted
 from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
 
 SIGNIFICANT = 0.05
@@ -166,14 +167,16 @@ def _undecided(done: int, planned: int, *, waiting: bool) -> str:
     if not planned:
         return ONE_RUN
     if waiting and not done:
-        return f"The best by its one run in the search; {planned} runs with fresh seeds are to follow it."
+        return f"The best by its single run in the search; {_runs(planned)} with fresh seeds will follow."
     if waiting:
-        return (
-            f"The best by its one run in the search, for now: repeats are running, {done} of {planned} done."
-        )
+        ran = f"{done} of {counted(planned, 'repeat')}"
+        return f"The best so far, by its single run in the search; {ran} ended so far."
     if not done:
         return f"The study ended before its repeats. {ONE_RUN.split(':')[0]}."
-    return f"The study ended with {done} of {planned} repeats, too few to compare all of the best recipes."
+    return (
+        f"The study ended with {done} of {counted(planned, 'repeat')}, which is too few to compare the best"
+        " recipes."
+    )
 
 
 def _compare(ranked: Sequence[Candidate]) -> tuple[float | None, bool | None, str]:
@@ -184,18 +187,18 @@ def _compare(ranked: Sequence[Candidate]) -> tuple[float | None, bool | None, st
     second = ranked[1]
     names = f"Trial {first.trial_number} and trial {second.trial_number}"
     if second.broke > first.broke:
-        text = f"Trial {first.trial_number} is put first, untested: {_breaks(second)}"
+        text = f"Trial {first.trial_number} ranks first without a test: {_breaks(second)}"
         return None, None, text
     if not first.values or not second.values:
         return None, None, f"{names} cannot be compared: {_breaks(second)}"
     p_value = welch(first.values, second.values)
     if p_value is None:
         if min(len(first.values), len(second.values)) < 2:
-            return None, None, f"{names} have too few runs to be told apart; `repeats.seeds` sets how many."
+            return None, None, f"{names} have too few runs to be compared; `repeats.seeds` sets their number."
         # No spread at all: whether they are equal needs no test.
         apart = first.mean != second.mean
         how = "distinguishable" if apart else "not distinguishable"
-        return None, apart, f"{names} are {how} (all runs of each have one value)."
+        return None, apart, f"{names} are {how} (all runs of each trial have the same value)."
     apart = p_value < SIGNIFICANT
     count = len(first.values)
     each = f"{runs} each" if count == len(second.values) else f"{count} and {_runs(len(second.values))}"
@@ -211,7 +214,7 @@ def _breaks(candidate: Candidate) -> str:
 
 
 def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
+    return counted(count, "run")
 
 
 def _p(value: float) -> str:

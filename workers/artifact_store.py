@@ -48,7 +48,7 @@ class ArtifactFolder:
         where = without_password(self.place)
         if self._made and not is_url(self.place) and not os.path.isdir(self.place):
             raise ArtifactError(
-                f"The artifact folder {where} has vanished, with what was written to it before. Was its disk"
+                f"The artifact folder {where} has disappeared, with everything written to it. Was its disk"
                 " unmounted, or the folder removed?"
             )
         try:
@@ -109,14 +109,14 @@ class RemoteFolder:
 
         self.shown = without_password(url)
         """The URL, for people."""
-        with self._explained("is no place for artifacts"):
+        with self._explained("cannot be used for artifacts"):
             self._fs, path = fsspec.core.url_to_fs(url)
         self._path: str = path.rstrip("/")
 
     def put(self, name: str, content: bytes) -> None:
         """Writes a file, over an older one; a folder is made where there have to be folders."""
         path = self._of(name)
-        with self._explained(f"does not take {name}"):
+        with self._explained(f"does not accept {name}"):
             try:
                 self._fs.pipe_file(path, content)
             except FileNotFoundError:
@@ -127,13 +127,13 @@ class RemoteFolder:
                 self._fs.pipe_file(path, content)
         if (arrived := self.size(name)) != len(content):
             raise ArtifactError(
-                f"{self.shown} did not take {name} whole: {len(content):,} bytes were sent, and"
-                f" {'none are' if arrived is None else f'{arrived:,} are'} there."
+                f"{self.shown} did not store {name} completely: {len(content):,} bytes were sent, and"
+                f" {'none' if arrived is None else f'{arrived:,}'} arrived."
             )
 
     def get(self, name: str) -> bytes:
         """A file's contents. Raises `FileNotFoundError` when there is none."""
-        with self._explained(f"does not give {name}", absent=True):
+        with self._explained(f"does not return {name}", absent=True):
             content: bytes = self._fs.cat_file(self._of(name))
             return content
 
@@ -161,7 +161,7 @@ class RemoteFolder:
     def remove(self, name: str = "") -> None:
         """Removes a file, a folder within, or all of it; nothing where there is nothing."""
         try:
-            with self._explained(f"does not let {name or 'itself'} be removed", absent=True):
+            with self._explained(f"does not allow {name or 'itself'} to be removed", absent=True):
                 self._fs.invalidate_cache()
                 self._fs.rm(self._of(name) if name else self._path, recursive=True)
         except FileNotFoundError:

@@ -196,12 +196,14 @@ class Attempt:
         state: Mapping[str, Any] = checkpoint.state["run"]  # type: ignore[assignment]
         folders: Mapping[str, str] = checkpoint.state["folders"]  # type: ignore[assignment]
         if not self.run.began_like(state):
-            reason = "a trial that started at another loss, so the base's weights have changed"
+            reason = "a trial that started at a different loss, so the base's weights have changed"
         elif gone := [place for place in folders.values() if not has_adapter(place)]:
             reason = f"a trial whose best adapter is gone from {without_password(gone[0])}"
         else:
             return True
-        _log.warning("attempt %d begins anew: its checkpoint is from %s", self.order.attempt_id, reason)
+        _log.warning(
+            "attempt %d starts from the beginning: its checkpoint is from %s", self.order.attempt_id, reason
+        )
         return False
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -268,7 +270,7 @@ class Attempt:
         self._save("last")
         if not has_adapter(best_place := self._folders["best"]):
             raise ArtifactError(
-                f"The best adapter has vanished from {without_password(best_place)}, where it was saved at"
+                f"The best adapter has disappeared from {without_password(best_place)}, where it was saved at"
                 f" {self._best_rung:,} examples."
             )
         metric, seen = self.order.objective.metric, self.run.examples_seen
@@ -277,8 +279,8 @@ class Attempt:
             reason = f"Trained to the end on {seen:,} examples; best {metric} {best}"
         else:
             reason = (
-                f"Overfitting, so it ends after {seen:,} examples, {self.run.plan.total_examples:,} were"
-                f" planned: {self._overfitting.in_words()}; best {metric} {best}"
+                f"Ended after {seen:,} of {self.run.plan.total_examples:,} planned examples because it"
+                f" overfits: {self._overfitting.in_words()}; best {metric} {best}"
             )
         return self.outcome(OutcomeStatus.COMPLETED, reason, device)
 

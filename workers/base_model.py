@@ -234,7 +234,7 @@ def _compute_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
         case "bfloat16":
             if device.type == "cuda" and not bfloat16:
                 raise ModelError(
-                    f"{torch.cuda.get_device_name(device)} does not compute in bfloat16. Set "
+                    f"{torch.cuda.get_device_name(device)} does not support bfloat16. Set "
                     "model.compute_dtype to auto or float32."
                 )
             return torch.bfloat16

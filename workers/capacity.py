@@ -40,7 +40,7 @@ def plan(
             pass_tokens=members[0].longest_tokens,
             predicted_bytes=0,
             limited_by="memory",
-            reason="1 trial: not even one row fits beside it",
+            reason="1 trial at a time: the pass that measures the memory did not fit",
         )
     limits = [attempt.order.trials_per_worker for attempt in attempts] + [most]
     if not base.host.shares_passes:

@@ -78,7 +78,7 @@ def decode(document: bytes, read_tensors: Callable[[int], bytes]) -> Checkpoint:
         if len(data) != written["bytes"]:
             raise CheckpointError(f"{TENSORS} has {len(data):,} bytes; {written['bytes']:,} were written")
         if hashlib.sha256(data).hexdigest() != written["sha256"]:
-            raise CheckpointError(f"{TENSORS} was changed or damaged: its SHA-256 is another")
+            raise CheckpointError(f"{TENSORS} was changed or damaged: its SHA-256 differs")
         tensors = load(data)
         if _entries(tensors) != written["entries"]:
             raise CheckpointError(f"{TENSORS} holds other names, dtypes or shapes than {STATE} says")
@@ -167,7 +167,7 @@ def _read_document(content: bytes) -> dict[str, Any]:
         if document["format"] != FORMAT:
             raise CheckpointError(f"{STATE} has format {document['format']!r}; this worker reads {FORMAT}")
         if document.get("sha256") != _digest(document):
-            raise CheckpointError(f"{STATE} was changed or damaged: its SHA-256 is another")
+            raise CheckpointError(f"{STATE} was changed or damaged: its SHA-256 differs")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{STATE} is not valid JSON ({first_line(error)})") from error
     return document

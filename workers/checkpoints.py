@@ -111,7 +111,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 faults.append(f"version {version.name}: {error}")
                 continue
             for fault in faults:
-                _log.warning("passed over in checkpoint %s: %s", folder, fault)
+                _log.warning("skipped in checkpoint %s: %s", folder, fault)
             return checkpoint
         # A writer that has replaced every version since they were listed has left newer ones.
         if _versions(folder) == versions:
@@ -134,13 +134,13 @@ def newest_usable(folders: Sequence[str], *, recipe_key: str) -> tuple[Checkpoin
         try:
             checkpoint = remote_checkpoints.read(folder) if is_url(folder) else read_checkpoint(Path(folder))
         except CheckpointError as error:
-            _log.warning("%s It is passed over.", error)
+            _log.warning("%s It is skipped.", error)
             continue
         found = checkpoint.state.get("recipe_key")
         if found == recipe_key:
             return checkpoint, folder
         _log.warning(
-            "The checkpoint %s is passed over: it is of recipe %r, not %r.", folder, found, recipe_key
+            "The checkpoint %s is skipped: it belongs to recipe %r, not %r.", folder, found, recipe_key
         )
     return None
 

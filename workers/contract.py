@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
+from search_spaces.wording import counted
 
 
 class OutcomeStatus(StrEnum):
@@ -124,9 +125,9 @@ class DataSummary:
 
 
 def _rows(name: str, rows: int, skipped: int, truncated: int) -> str:
-    losses = [f"{skipped:,} skipped: no supervised token"] * bool(skipped)
+    losses = [f"{skipped:,} skipped for having no supervised token"] * bool(skipped)
     losses += [f"{truncated:,} cut to max_length"] * bool(truncated)
-    return f"{rows:,} {name} rows" + (f" ({'; '.join(losses)})" if losses else "")
+    return counted(rows, f"{name} row") + (f" ({'; '.join(losses)})" if losses else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from search_spaces.wording import counted
+
 FIXED_SHARE = Fraction(1, 20)
 """Largest share of one trial's pass that may go to anything but tokens, where memory allows (the design's
 rule). Fixed and per-trial cost count alike, as passes of one trial alone cannot tell them apart."""
@@ -160,7 +162,7 @@ def fit_pass_cost(samples: Sequence[tuple[int, int, float]]) -> PassCost:
         ValueError: Fewer than two samples, or one that is not positive.
     """
     if len(samples) < 2:
-        raise ValueError(f"two passes at least must be measured, not {len(samples)}")
+        raise ValueError(f"at least two passes must be measured, not {len(samples)}")
     by_size: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
     for tokens, trials, seconds in samples:
         if tokens < 1 or trials < 1 or not 0 < seconds < math.inf or 1 / seconds == math.inf:
@@ -251,19 +253,19 @@ class _Plan:
             found = (
                 f"{_trials(more)} would train {float(self.throughput(more, self.pass_tokens(more))):,.0f}"
                 f" tokens/s, {_percent(abs(gain))} {'less' if gain < 0 else 'more'} than {trials},"
-                f" and a further one must bring {_percent(LEAST_GAIN)}"
+                f" but each further trial must bring {_percent(LEAST_GAIN)}"
             )
             unbounded = self._gain(trials, self.efficient_tokens, self.efficient_tokens)
             if unbounded < LEAST_GAIN:
                 return "throughput", f"{found}."
             return "memory", (
                 f"{found}; it would bring {_percent(unbounded)} if passes could be larger than the"
-                f" {self.pass_tokens(more):,} tokens that {_size(self._available)} hold."
+                f" {self.pass_tokens(more):,} tokens that fit into {_size(self._available)}."
             )
         if trials >= most:
             return (
                 "limit",
-                f"{_trials(most)} at most may train at once; one more would gain {_percent(gain)}.",
+                f"At most {_trials(most)} may train at once; one more would gain {_percent(gain)}.",
             )
         return None
 
@@ -273,13 +275,13 @@ class _Plan:
 
     def _too_many_bytes(self, trials: int) -> str:
         if self.memory_tokens(trials) < self.longest:  # which only the first trial is let off
-            fault = "1 trial alone is expected not to fit, and is tried nevertheless"
+            fault = "a single trial is not expected to fit, but is tried anyway"
         else:
             trials += 1
             fault = f"{_trials(trials)} do not fit"
         return (
             f"{fault}: {_size(self.predicted_bytes(trials, self.longest))} with a pass of the longest row,"
-            f" {self.longest:,} tokens, where {_size(self._available)} are available."
+            f" {self.longest:,} tokens, but {_size(self._available)} are available."
         )
 
 
@@ -327,7 +329,7 @@ def _solve(rows: list[list[Fraction]]) -> list[Fraction] | None:
 
 
 def _trials(count: int) -> str:
-    return f"{count} trial{'s' * (count != 1)}"
+    return counted(count, "trial")
 
 
 def _percent(share: Fraction) -> str:

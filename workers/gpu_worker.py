@@ -246,7 +246,7 @@ class GpuWorker:
                 left = self._last_poll + self._orphan_timeout_s - time.monotonic()
                 if left <= 0:
                     _log.warning(
-                        "worker %s: nobody has asked for events for %g seconds; ending",
+                        "worker %s: no coordinator has asked for events for %g seconds; ending",
                         self._name,
                         self._orphan_timeout_s,
                     )

@@ -77,7 +77,7 @@ def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
         )
     if spec.revision is not None and not is_revision(spec.revision):
         raise ModelError(
-            f"{spec.revision!r} is no revision of the hub model {spec.id}. Give a branch, tag or commit."
+            f"{spec.revision!r} is not a revision of the hub model {spec.id}. Give a branch, tag or commit."
         )
     try:
         return Path(
@@ -153,7 +153,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"{path} names no `model_type`, so it is not the configuration of a transformers model."
+            f"{path} has no `model_type`, so it is not the configuration of a transformers model."
         )
     return config
 
@@ -178,7 +178,7 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
         raise ModelError(
-            f"The model {name} is quantized already ({method}). Give the original model: Nightsweep "
+            f"The model {name} is already quantized ({method}). Use the original model: Nightsweep "
             "quantizes it on loading as model.quantization says."
         )
 

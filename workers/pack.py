@@ -202,14 +202,14 @@ class Pack:
         if self._wanted is not None:
             trials = min(self._wanted, base.limit or self._wanted)
             if trials != self.slots:
-                self._announce(limited(trials, f"of {self._wanted} wanted, as many as fit"))
+                self._announce(limited(trials, f"no more of the {self._wanted} trials wanted fit"))
             return
         try:
             capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
         except Exception as error:
             if is_device_fault(error):
                 raise
-            _log.exception("the pack could not be measured, and stays as it is")
+            _log.exception("the pack could not be measured, so its size stays the same")
             return
         for attempt in self._running.values():
             if attempt.predicted_memory_bytes is None:

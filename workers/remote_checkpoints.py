@@ -64,11 +64,11 @@ def read(url: str) -> Checkpoint:
                 faults.append(f"version {version}: {error}")
                 continue
             for fault in faults:
-                _log.warning("passed over in checkpoint %s: %s", folder.shown, fault)
+                _log.warning("skipped in checkpoint %s: %s", folder.shown, fault)
             return checkpoint
         # A writer that has replaced every version since they were listed has left newer ones.
         if folder.names() == files:
-            wrong = "; ".join(faults) or "nothing is in it"
+            wrong = "; ".join(faults) or "it is empty"
             raise CheckpointError(f"The checkpoint {folder.shown} cannot be used: {wrong}.")
 
 
@@ -77,7 +77,7 @@ def remove(url: str) -> None:
     try:
         RemoteFolder(url).remove()
     except ArtifactError as error:
-        _log.warning("a checkpoint that nobody needs any more is left behind: %s", error)
+        _log.warning("a checkpoint that is no longer needed could not be removed: %s", error)
 
 
 def _get(folder: RemoteFolder, name: str) -> bytes:
@@ -91,7 +91,7 @@ def _remove(folder: RemoteFolder, version: str) -> None:
     try:
         folder.remove(version)
     except ArtifactError as error:
-        _log.warning("an older version of a checkpoint is left behind: %s", error)
+        _log.warning("an older version of a checkpoint could not be removed: %s", error)
 
 
 def _versions(files: Iterable[str]) -> list[str]:

@@ -98,6 +98,6 @@ def _no_match(target: str, linear: list[str], architecture: str) -> str:
     nearest = difflib.get_close_matches(target, leaves, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return (
-        f"target_modules names {target!r}, which is no linear layer of {architecture}.{hint}"
+        f"target_modules names {target!r}, which is not a linear layer of {architecture}.{hint}"
         f" Its linear layers are called {', '.join(leaves) or '(there are none)'}."
     )

@@ -10,6 +10,7 @@ from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from search_spaces.parameters import Choice, Float, Int
 from search_spaces.parsing.draft import Draft
+from search_spaces.wording import counted
 
 MAX_GRID_POINTS = 10_000
 
@@ -48,7 +49,7 @@ def grid_is_finite(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path="search.trials",
             value=trials,
-            message=f"is more than the grid's {size:,} points; omit it for one trial per point",
+            message=f"is more than the grid has ({counted(size, 'point')}); omit it for one trial per point",
             allowed=f"at most {size:,}",
         )
 

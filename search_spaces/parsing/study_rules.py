@@ -10,6 +10,7 @@ from search_spaces.faults import nearest_name, shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.pruner_reading import rung_faults
 from search_spaces.pruners import NoPruning
+from search_spaces.wording import counted
 
 MIN_GPU_SHARE = 0.01
 """Ray counts in steps of 0.0001; nobody shares a GPU among more than a hundred workers."""
@@ -146,7 +147,7 @@ def repeats_are_possible(draft: Draft) -> Iterator[Fault]:
         return
     total = draft.total_trials()
     if total is not None and draft.repeats.top_k > total:
-        message = f"is more than the search's {total} trials"
+        message = f"is more than the search has ({counted(total, 'trial')})"
         path = "repeats.top_k"
         yield Fault(path=path, value=draft.repeats.top_k, message=message, allowed=f"at most {total}")
     if draft.recipe is not None and draft.fixed("seed") + draft.repeats.seeds > _MAX_SEED:

@@ -110,7 +110,7 @@ def plan_unknown(database: Database, places: Sequence[Place]) -> Iterator[Planne
                         study=None,
                         folder=None,
                         bytes=size,
-                        reason="the database knows no such study",
+                        reason="the database does not know this study",
                     ),
                 )
 

@@ -28,7 +28,7 @@ class RemotePlace:
 
     def __init__(self, url: str) -> None:
         self.shown = without_password(url)
-        with _explained(f"{self.shown} is no place for artifacts"):
+        with _explained(f"{self.shown} cannot be used for artifacts"):
             self._fs, path = fsspec.core.url_to_fs(url)
         self._root: str = path.rstrip("/")
 
@@ -94,7 +94,7 @@ class RemotePlace:
         return {path[len(top) + 1 :]: entry for path, entry in found.items()}
 
     def _remove(self, path: str) -> None:
-        with _explained(f"{self.shown} does not let anything be removed"):
+        with _explained(f"{self.shown} does not allow files to be removed"):
             try:
                 self._fs.rm(path, recursive=True)
             except FileNotFoundError:

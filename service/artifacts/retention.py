@@ -63,9 +63,9 @@ def why_removed(
     if folder.name == CHECKPOINT:
         return "its trial has ended"
     if folder.name not in ADAPTERS:
-        return "it was left unfinished"
+        return "it is incomplete"
     if keep is None:
         return None
     if folder.trial not in trials:
-        return "no adapters are kept" if keep == 0 else f"its trial is not among the {keep} kept"
-    return None if folder in adapters else "a later attempt of its trial saved another"
+        return "no adapters are kept" if keep == 0 else f"its trial is not among the best {keep}"
+    return None if folder in adapters else "a later attempt of its trial saved another adapter"

@@ -115,7 +115,7 @@ class Reader:
             except (ValueError, RecursionError):
                 self._refuse(f"line {number} of {name} is not JSON")
             if not isinstance(row, list) or len(row) != len(member.columns):
-                self._refuse(f"line {number} of {name} is no row of {len(member.columns)} columns")
+                self._refuse(f"line {number} of {name} is not a row of {len(member.columns)} columns")
             yield row
 
     def _read_manifest(self) -> Manifest:
@@ -123,14 +123,16 @@ class Reader:
         if MANIFEST not in names:
             self._refuse(f"it has no {MANIFEST}")
         if len(names) > _MOST_MEMBERS or len(set(names)) != len(names):
-            self._refuse(f"it has {len(names)} members, {len(set(names))} of them different")
+            self._refuse(f"it has {len(names)} members, of which {len(set(names))} have different names")
         info = self._zip.getinfo(MANIFEST)
         if info.file_size > _LARGEST_MANIFEST:
             self._refuse(f"its {MANIFEST} has {info.file_size:,} bytes")
         try:
             manifest = Manifest.model_validate_json(b"".join(self._chunks(MANIFEST, info.file_size)))
         except (ValidationError, RecursionError) as error:
-            raise BackupError(f"{self._path} cannot be restored: its {MANIFEST} is not one") from error
+            raise BackupError(
+                f"{self._path} cannot be restored: its {MANIFEST} is not a valid manifest"
+            ) from error
         if manifest.format != FORMAT:
             self._refuse(
                 f"it has the format {manifest.format}, written by nightsweep {manifest.made_by}; "
@@ -138,14 +140,14 @@ class Reader:
             )
         if set(names) != {*manifest.members, MANIFEST}:
             strange = sorted(set(names) ^ {*manifest.members, MANIFEST})
-            self._refuse(f"its members are not those of its {MANIFEST}: {', '.join(map(repr, strange[:5]))}")
+            self._refuse(f"its members differ from its {MANIFEST}: {', '.join(map(repr, strange[:5]))}")
         return manifest
 
     def _check_members(self) -> None:
         for name, member in self.manifest.members.items():
             info = self._zip.getinfo(name)
             if info.file_size != member.size:
-                self._refuse(f"{name} has {info.file_size:,} bytes in place of {member.size:,}")
+                self._refuse(f"{name} has {info.file_size:,} bytes instead of {member.size:,}")
             if info.file_size > _SMALL and info.file_size > _HIGHEST_RATIO * max(1, info.compress_size):
                 self._refuse(f"{name} would grow to {info.file_size:,} bytes from {info.compress_size:,}")
             digest, lines = hashlib.sha256(), 0
@@ -159,13 +161,13 @@ class Reader:
         """The member's bytes, at most as many as were declared."""
         info = self._zip.getinfo(name)
         if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            self._refuse(f"{name} is encrypted or compressed in a way that backups are not")
+            self._refuse(f"{name} is encrypted, or compressed in a way that backups never are")
         with self._reading(name) as member:
             left = size
             while chunk := member.read(min(1 << 20, left + 1)):
                 left -= len(chunk)
                 if left < 0:
-                    self._refuse(f"{name} is longer than it says")
+                    self._refuse(f"{name} is longer than its stated size")
                 yield chunk
 
     def _lines(self, name: str) -> Iterator[bytes]:
@@ -197,7 +199,7 @@ def open_archive(path: Path) -> Iterator[Reader]:
     except OSError as error:
         raise BackupError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise BackupError(f"{path} is not a backup, or a damaged one: {error}") from error
+        raise BackupError(f"{path} is not a backup, or is damaged: {error}") from error
     with archive:
         yield Reader(archive, path)
 

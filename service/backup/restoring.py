@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Table, bindparam, func, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, StatementError
 
+from search_spaces.wording import counted
 from service.backup.archive import Manifest, Reader, open_archive
 from service.backup.sides import Side, read_sides
 from service.backup.values import decode
@@ -75,7 +76,7 @@ def _check_origin(manifest: Manifest, sides: tuple[Side, Side], path: Path) -> N
     given = {name: sorted(member.columns) for name, member in manifest.members.items()}
     differ = sorted(name for name in {*given, *wanted} if given.get(name) != wanted.get(name))
     if differ:
-        raise BackupError(f"{path} cannot be restored: its tables are not this version's: {differ[:5]}")
+        raise BackupError(f"{path} cannot be restored: its tables differ from this version's: {differ[:5]}")
 
 
 def _revisions(revisions: dict[str, str]) -> str:
@@ -93,8 +94,9 @@ def _take_alone(side: Side, connection: Connection) -> None:
         if rows:
             where = side.engine.url.render_as_string(hide_password=True)
             raise BackupError(
-                f"{where} is not empty: its table {table.name} has {rows:,} rows. A backup is restored into "
-                "an empty database only; name a new one by NIGHTSWEEP_DATABASE_URL or NIGHTSWEEP_HOME."
+                f"{where} is not empty: its table {table.name} has {counted(rows, 'row')}. A backup can only"
+                " be restored into an empty database; name a new one with NIGHTSWEEP_DATABASE_URL or"
+                " NIGHTSWEEP_HOME."
             )
 
 

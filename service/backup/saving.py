@@ -33,9 +33,9 @@ def save(settings: Settings, path: Path) -> Manifest:
         BackupError: the file is there already, or its folder is not.
     """
     if path.exists():
-        raise BackupError(f"{path} is there already; a backup does not replace a file")
+        raise BackupError(f"{path} already exists; a backup never replaces a file")
     if not path.parent.is_dir():
-        raise BackupError(f"{path} cannot be written: there is no folder {path.parent}")
+        raise BackupError(f"{path} cannot be written: the folder {path.parent} does not exist")
     check_schemas(settings)
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 600
     try:

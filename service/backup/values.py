@@ -31,7 +31,7 @@ def decode(column: Column[Any], value: Any) -> Any:
     kind = _plain(column.type)
     if value is None:
         if not column.nullable:
-            raise ValueError(f"{column.name} is null, which it must not be")
+            raise ValueError(f"{column.name} must not be null")
         return None
     if isinstance(kind, JSON):
         return value
@@ -50,7 +50,7 @@ def decode(column: Column[Any], value: Any) -> Any:
     elif isinstance(kind, String) and isinstance(value, str):  # enumerations, too
         return value
     raise ValueError(
-        f"{column.name} has a value that is no {type(kind).__name__.lower()}: {str(value)[:80]!r}"
+        f"{column.name} has a value that is not of type {type(kind).__name__.lower()}: {str(value)[:80]!r}"
     )
 
 

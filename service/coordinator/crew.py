@@ -197,7 +197,7 @@ class Crew:
             return None
         need = f"{self.shape.num_cpus:g} CPU and {self.shape.num_gpus:g} GPU"
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
-        return f"no node of the Ray cluster has the {need} that one worker needs{hint}"
+        return f"no node of the Ray cluster has {need}, which one worker needs{hint}"
 
     def put_aside(self, device_ids: Collection[str]) -> None:
         """Send no trials to workers with these GPUs, and to all others again.
@@ -227,8 +227,8 @@ class Crew:
             return None
         aside = ", ".join(sorted({str(m.device_id) for m in self._members.values()}))
         return (
-            f"every GPU that it could have was put aside ({aside}): `nightsweep workers` says why, and "
-            "`nightsweep workers restore` gives one back"
+            f"every GPU that this study could use was put aside ({aside}): `nightsweep workers` says why,"
+            " and `nightsweep workers restore` gives one back"
         )
 
     def device_of(self, worker_id: str) -> str | None:

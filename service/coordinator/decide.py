@@ -201,7 +201,7 @@ def _natural_end(snapshot: Snapshot, why: str, then: str = "", cause: str = "") 
     tally = ", ".join(
         f"{outcomes.count(state)} {state.replace('_', ' ')}" for state in AttemptState if state in outcomes
     )
-    reason = f"{why}, and none completed ({tally or 'none was run'})"
+    reason = f"{why}, and no trial completed ({tally or 'no trial was run'})"
     return EndStudy(state=StudyState.FAILED, reason=reason, cause=cause)
 
 
@@ -334,5 +334,5 @@ def _repeats_in_words(snapshot: Snapshot) -> str:
     who = "the best was" if recipes == 1 else f"the {recipes} best were"
     each = "1 seed" if seeds == 1 else f"{seeds} seeds"
     completed = sum(t.outcome is AttemptState.COMPLETED for t in snapshot.again)
-    share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} to the end"
+    share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} runs completed"
     return f"; {who} run again with {each}{' each' if recipes > 1 else ''}{share}"

@@ -55,9 +55,9 @@ def put_aside_if_bad(session: Session, device_id: str, *, study_id: str) -> bool
             return False
     device.put_aside_at = database_now(session)
     device.reason = (
-        f"{len(deaths)} workers died on it, and no trial got to its end between: {_named(session, deaths)}"
+        f"{len(deaths)} workers died on it, and no trial ended on it in between: {_named(session, deaths)}"
     )
-    message = f"the GPU {device_id} gets no trials any more: {device.reason}"
+    message = f"the GPU {device_id} gets no more trials: {device.reason}"
     append_event(session, study_id, DEVICE_PUT_ASIDE, message)
     log.warning(message)
     return True

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import SearchSpaceError
+from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases
@@ -133,13 +134,13 @@ class Coordinator:
             for performer in list(self.studies.values()):
                 self._guarded(performer, performer.put_down)
             if not any(performer.run.live_attempts() for performer in self.studies.values()):
-                log.info("all trials were put down within %.1f s", time.monotonic() - began)
+                log.info("all trials wrote their checkpoints within %.1f s", time.monotonic() - began)
                 return
             for delivery in self._cluster.poll(self._settings.poll_seconds):
                 self._deliver(delivery)
         left = sum(len(performer.run.live_attempts()) for performer in self.studies.values())
-        why = "nobody waits for their checkpoints" if hurry.is_set() else f"not put down within {limit:g} s"
-        log.warning("%d trials go on from earlier checkpoints: %s", left, why)
+        why = "a second signal ended the wait" if hurry.is_set() else f"not paused within {limit:g} s"
+        log.warning("%s will resume from earlier checkpoints: %s", counted(left, "trial"), why)
 
     def hand_back(self) -> None:
         """Give all leases back, so that a successor need not wait for them to run out."""
@@ -247,7 +248,7 @@ class Coordinator:
                 what = f"{type(error).__name__}: {error}"
                 performer.abandon(f"internal error, see the coordinator's log: {what}")
         except LeaseLost as error:
-            log.warning("letting go of study %s: %s", performer.run.name, error)
+            log.warning("gave up study %s: %s", performer.run.name, error)
             performer.detach()
         if performer.over:
             self.studies.pop(performer.run.study_id, None)

@@ -81,7 +81,7 @@ class Outages:
         began = time.monotonic()
         if began - self._over_since > CALM_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
-        log.warning("a database does not answer, waiting for it; workers train on: %s", _in_short(error))
+        log.warning("a database does not answer, waiting for it; workers keep training: %s", _in_short(error))
         while not stop.wait(random.uniform(self._pause / 2, self._pause)):
             each()
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)

@@ -51,7 +51,7 @@ from service.states import LossCause, StudyState
 
 log = logging.getLogger(__name__)
 
-NOT_ALIVE = "the coordinator does not count this attempt as alive"
+NOT_ALIVE = "the coordinator no longer counts this attempt as running"
 """What a worker is told that trains what nobody waits for any more."""
 
 CANCELLED = "cancelled on request"
@@ -237,7 +237,7 @@ class Performer:
         return info.newest_attempt is None or self.run.has_sent(info.newest_attempt, info.worker_id)
 
     def _send_away(self, worker_id: str) -> None:
-        reason = f"worker {worker_id} knows orders that the database has forgotten, and was ended"
+        reason = f"worker {worker_id} has orders that the database does not know, and was ended"
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         log.warning("%s", reason)
         self.crew.kill(worker_id)
@@ -325,7 +325,7 @@ class Performer:
         if worker_id is None:
             return  # It had another overdue attempt, and is dead already.
         self.renew()  # Whoever has lost the lease must leave the workers alone.
-        log.warning("worker %s of %s does not obey and is killed", worker_id, self.run.name)
+        log.warning("worker %s of %s does not stop its trials and is killed", worker_id, self.run.name)
         self.crew.kill(worker_id)
         self.run.end_disobedient(worker_id, action.reason)
 

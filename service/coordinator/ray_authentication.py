@@ -45,10 +45,11 @@ def require_authentication(address: str, *, timeout_s: float = ASK_SECONDS) -> N
             if error.code() in _REFUSALS:
                 return
             raise Unavailable(
-                f"Whether the Ray cluster at {address} asks for a token could not be told: {error.details()}."
+                f"Could not find out if the Ray cluster at {address} requires a token: {error.details()}."
             ) from error
     raise OpenCluster(
-        f"The Ray cluster at {address} lets in everybody who reaches it, and whoever does runs code on it. "
-        "Start all of its nodes, and this process, with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN (or "
-        "RAY_AUTH_TOKEN_PATH). Where nobody else can reach it, set NIGHTSWEEP_ALLOW_OPEN_RAY=true to go on."
+        f"The Ray cluster at {address} requires no token, so everybody who can reach it can run code on it."
+        " Start all of its nodes, and this process, with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
+        " (or RAY_AUTH_TOKEN_PATH). If nobody else can reach it, you can set NIGHTSWEEP_ALLOW_OPEN_RAY=true"
+        " instead."
     )

@@ -215,7 +215,7 @@ def _tell(study: HeldStudy, number: int, known: _Recorded) -> None:
 def _record(study: HeldStudy, number: int, attempt: Attempt | None) -> None:
     """Write down the end that Optuna was told of a trial, and close the attempt that still lives."""
     told = study.ends[number].outcome
-    reason = f"Optuna's storage has it as {told}, and nothing of that was known here"
+    reason = f"Optuna's storage has it as {told}, but the service had not recorded that"
 
     def write(session: Session) -> None:
         if attempt is not None:
@@ -231,5 +231,5 @@ def _record(study: HeldStudy, number: int, attempt: Attempt | None) -> None:
 def _torn(number: int, condition: TrialCondition, known: _Recorded) -> str:
     return (
         f"trial {number} is {condition} in Optuna's storage and {known.state} in the service's tables: "
-        "the two databases are not of one moment. Restore both from one backup, then resume the study"
+        "the two databases are from different moments. Restore both from one backup, then resume the study"
     )

@@ -27,14 +27,14 @@ def shortfall(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str
     """
     value = outcome.get("value")
     if value is None or not math.isfinite(value):
-        return f"it ended without a finite {definition.objective.metric}, the objective: {value}"
+        return f"it ended without a finite value of {definition.objective.metric}, the objective: {value}"
     if kind is StudyKind.RANGE_TEST:
         return None
     known = _measured(outcome)
     named = [(str(name), "objective.costs") for name in definition.objective.costs]
     named += [(name, "constraints") for name in definition.constraints]
     missing = next(((name, section) for name, section in named if name not in known), None)
-    return missing and f"it ended without {missing[0]}, which {missing[1]} names"
+    return missing and f"it ended without {missing[0]}, which {missing[1]} requires"
 
 
 def costs(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str, Any]) -> tuple[float, ...]:

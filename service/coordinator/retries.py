@@ -159,13 +159,13 @@ def _poison(tries: Sequence[Attempt], deaths: Deaths) -> str | None:
         and deaths.alone(last)
     ):
         return (
-            f"poisonous: its worker died {died} times in a row at the same place, {where}, "
-            "the last time with no other trial beside it"
+            f"poisonous: its worker died {died} times in a row at the same point, {where}, "
+            "the last time with no other trial on it"
         )
     lost = len(here) - here.count(LossCause.NEVER_ARRIVED) - here.count(LossCause.STORAGE)
     if lost >= LOSSES_OF_A_POISONOUS_TRIAL:
         tally = ", ".join(f"{here.count(c)} {c.replace('_', ' ')}" for c in LossCause if c in here)
-        return f"poisonous: it was lost {lost} times in a row at the same place, {where} ({tally})"
+        return f"poisonous: it was lost {lost} times in a row at the same point, {where} ({tally})"
     return None
 
 
@@ -193,4 +193,6 @@ def storage_trouble(
     if len(recent) < STORAGE_FAULTS:
         return None
     _, newest = max(recent, key=lambda fault: (fault[0], fault[1].id))
-    return f"{len(recent)} attempts in a row could not write their artifacts, at last: {newest.reason}"
+    return (
+        f"{len(recent)} attempts in a row could not write their artifacts; the last reason: {newest.reason}"
+    )

@@ -170,7 +170,7 @@ def _begin_range_test(session: Session, study: Study, definition: StudyDefinitio
     test = make(session, definition, f"the first stage of the study {study.name!r}", owner=study.owner)
     study.range_test_id = test.id
     study.reason = f"waiting for its learning-rate range test {test.name}"
-    message = f"its learning rate is swept first, by the range test {test.name}"
+    message = f"the range test {test.name} sweeps its learning rate first"
     append_event(session, study.id, RANGE_TEST, message)
 
 
@@ -266,7 +266,7 @@ def _cancel_orphan(database: Database, study_id: str) -> None:
             return
         parent = session.scalars(select(Study.name).where(Study.range_test_id == test.id)).first()
         test.cancel_requested = True
-        message = f"the study {parent!r}, whose first stage it is, has ended"
+        message = f"the study {parent!r}, of which it is the first stage, has ended"
         append_event(session, test.id, "cancel_requested", message)
 
     database.transact(cancel)

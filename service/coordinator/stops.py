@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from search_spaces.wording import counted
 from service.coordinator.snapshot import Snapshot, TrialPhase, TrialSnapshot
 from service.states import AttemptState, StudyState
 
@@ -44,8 +45,7 @@ def forced_stop(snapshot: Snapshot) -> Stop | None:
     if allowed is not None and failed > allowed:
         return Stop(
             state=StudyState.FAILED,
-            reason=f"{'1 trial' if failed == 1 else f'{failed} trials'} failed; "
-            f"budget.max_failed_trials allows {allowed}",
+            reason=f"{counted(failed, 'trial')} failed; budget.max_failed_trials allows {allowed}",
         )
     return None
 
@@ -122,7 +122,7 @@ def _no_improvement(snapshot: Snapshot) -> str | None:
             since += 1
         if best is not None and since >= patience:
             held = f"trial {best.number} has the best {limits.metric}, {best.value:.6g}"
-            after = "1 trial" if patience == 1 else f"{patience} trials in a row"
+            after = "1 trial" if patience == 1 else f"{patience:,} trials in a row"
             return f"budget.no_improvement_trials of {patience} reached: {held}, and {after} ended after it"
     return None
 
@@ -131,8 +131,12 @@ def _all_ended(snapshot: Snapshot) -> str | None:
     limits = snapshot.limits
     ended = len(_by_end(snapshot))
     if snapshot.exhausted and ended == len(snapshot.search) < limits.trials:
-        return f"all {ended} trials ended: the search space is exhausted"
+        return f"{_all(ended)} ended: the search space is exhausted"
     if ended < limits.trials:
         return None
     what = f": the {limits.exhausts} is exhausted" if limits.exhausts is not None else ""
-    return f"all {limits.trials} trials ended{what}"
+    return f"{_all(limits.trials)} ended{what}"
+
+
+def _all(trials: int) -> str:
+    return f"{'' if trials == 1 else 'all '}{counted(trials, 'trial')}"

@@ -13,6 +13,7 @@ import time
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.commands import REFUSALS, carry_out, plan
 from service.artifacts.layout import Place
@@ -98,7 +99,7 @@ class Sweeper:
         if self._closing.is_set():
             return
         if removed:
-            log.info("swept %d folders (%.1f MB) of study %s", removed, freed / 1e6, study_id)
+            log.info("swept %s (%.1f MB) of study %s", counted(removed, "folder"), freed / 1e6, study_id)
         if refused:
             if study_id not in self._complained:
                 self._complained.add(study_id)

@@ -15,12 +15,12 @@ from service.problems import declare
 
 router = APIRouter(prefix="/v1/workers", tags=["workers"])
 
-DeviceRef = Annotated[str, Path(description="The GPU's id, with its slash as it is or as %2F")]
+DeviceRef = Annotated[str, Path(description="The GPU's id; its slash may be written as %2F")]
 
 
 @router.get("", response_model=Fleet)
 def get_fleet(session: Reading) -> Fleet:
-    """The workers that have trials now, and the GPUs that were put aside because workers died on them."""
+    """The workers that have trials now, and the GPUs that get no trials because workers died on them."""
     return queries.show_fleet(session)
 
 
@@ -30,7 +30,7 @@ def get_fleet(session: Reading) -> Fleet:
     responses={200: {"headers": REPLAYED_HEADER}, **declare(404, 408, 413, 422)},
 )
 def restore(device: DeviceRef, change: ChangeOnce) -> Response:
-    """Give a GPU that was put aside back to the workers."""
+    """Allow trials on a GPU again that was put aside."""
 
     def work(session: Session) -> Answer:
         return Answer(status=200, body=queries.show_device(commands.restore_device(session, device)))

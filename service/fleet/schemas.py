@@ -14,26 +14,32 @@ class WorkerTrial(BaseModel):
 
 
 class WorkerView(BaseModel):
-    """A worker that has a trial. One that waits for its first, or for the next, is not known here."""
+    """A worker that has a trial. Workers without a trial are not listed."""
 
     id: str
     study: str = Field(description="The study's name")
-    device: str | None = Field(description="What it trains on, as it names it; null until it has said")
-    device_id: str | None = Field(description="Its GPU; null: it trains on the CPU")
+    device: str | None = Field(
+        description="The device on which it trains, as the worker names it; null until it has started"
+    )
+    device_id: str | None = Field(description="The id of its GPU; null: it trains on the CPU")
     gpus: float
     trials: list[WorkerTrial]
-    since: datetime = Field(description="When the oldest of its trials was sent to it")
+    since: datetime = Field(description="When the first of its present trials was sent to it")
 
 
 class DeviceView(BaseModel):
-    """A GPU that was put aside, or was once."""
+    """A GPU that is put aside, so that it gets no trials, or once was."""
 
-    id: str = Field(description="Its machine's name and its own UUID, or its index where that is not known")
-    put_aside_at: datetime | None = Field(description="null: it was given back, and gets trials again")
+    id: str = Field(description="The machine's name and the GPU's UUID, or its index if it has no known UUID")
+    put_aside_at: datetime | None = Field(
+        description="Since when it has got no trials; null: it was restored and gets trials again"
+    )
     reason: str
-    restored_at: datetime | None = Field(description="What was before this does not count any more")
+    restored_at: datetime | None = Field(
+        description="When it was last restored; earlier deaths of workers no longer count"
+    )
 
 
 class Fleet(BaseModel):
     workers: list[WorkerView]
-    devices: list[DeviceView] = Field(description="GPUs that were put aside, the latest first")
+    devices: list[DeviceView] = Field(description="GPUs that are or once were put aside, the latest first")

@@ -11,6 +11,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceError
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.samplers import planned_trials
+from search_spaces.wording import counted
 from service.integrity.rows import OptunaRows, OptunaTrial, StudyRows
 from service.integrity.rules import COUNTED_LOSSES, FINAL_ATTEMPT_STATES
 from service.integrity.violations import Violation
@@ -96,7 +97,9 @@ def _told_as(outcome: str | None) -> str | None:
 def _trials(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation]:
     """Of trials that the service's tables know."""
     for number in sorted({attempt.trial for attempt in study.attempts} - set(optuna.trials)):
-        yield Violation(rule="known-trials", study=name, trial=number, found="it has attempts only")
+        yield Violation(
+            rule="known-trials", study=name, trial=number, found="it has attempts but is not in Optuna"
+        )
     for number, rung in sorted(study.rungs):
         trial = optuna.trials.get(number)
         if trial is not None and rung not in trial.rungs:
@@ -126,7 +129,7 @@ def _counts(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violati
     losses = Counter(a.trial for a in study.attempts if a.loss_cause in COUNTED_LOSSES)
     for number, times in losses.items():
         if retries is not None and times > retries + 1:
-            found = f"it was lost {times} times, the budget allows {retries} further attempts"
+            found = f"it was lost {times} times, the budget allows {counted(retries, 'further attempt')}"
             yield Violation(rule="retries", study=name, trial=number, found=found)
     repeats = Counter((t.repeat_of, t.seed) for t in optuna.trials.values() if t.repeat_of is not None)
     for (of, seed), times in repeats.items():
@@ -149,7 +152,7 @@ def _planned(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violat
         return
     searched = [trial for trial in optuna.trials.values() if trial.repeat_of is None]
     if len(searched) > planned:
-        found = f"it has {len(searched)} trials, {planned} were planned"
+        found = f"it has {counted(len(searched), 'trial')}, but {planned} planned"
         yield Violation(rule="trial-count", study=name, found=found)
     if definition.search.algorithm == "grid":
         yield from _distinct(name, searched)

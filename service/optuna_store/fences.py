@@ -125,7 +125,9 @@ def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBSto
         if not session.info.get(_WROTE, False):
             return
         if _locked(session.connection(), name, share=True) != (number, owner):
-            raise LeaseLost(f"the lease {number} on study {name!r} is over: another coordinator took it")
+            raise LeaseLost(
+                f"the lease {number} on study {name!r} has ended: another coordinator took the study"
+            )
 
     def ended(session: Session, transaction: Any) -> None:
         if transaction.parent is None:

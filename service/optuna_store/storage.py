@@ -40,7 +40,7 @@ def open_storage(settings: Settings) -> Storage:
         engine.dispose()
     if not made:
         where = make_url(settings.optuna_url).render_as_string(hide_password=True)
-        raise SchemaOutOfDate(f"{where} has no tables of Optuna's. Run `nightsweep db upgrade`.")
+        raise SchemaOutOfDate(f"{where} has no Optuna tables. Run `nightsweep db upgrade`.")
     storage = RDBStorage(
         settings.optuna_url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
     )

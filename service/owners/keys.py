@@ -47,13 +47,14 @@ def add(session: Session, owner: str) -> str:
     """
     if not _OWNER.fullmatch(owner):
         raise Invalid(
-            "The owner", [Fault(path="owner", value=shown(owner), message="is no name", allowed=_OWNER_FORM)]
+            "The owner",
+            [Fault(path="owner", value=shown(owner), message="not a valid name", allowed=_OWNER_FORM)],
         )
     if owner == NOBODY:
-        message = "is the owner of the server's own key, NIGHTSWEEP_API_KEY"
+        message = "is reserved for the server's own key, NIGHTSWEEP_API_KEY"
         raise Invalid("The owner", [Fault(path="owner", value=owner, message=message, allowed=_OWNER_FORM)])
     has_one = Conflict(
-        f"{owner!r} has a key already. To replace it: `nightsweep keys revoke {owner}`, add again."
+        f"{owner!r} already has a key. To replace it, run `nightsweep keys revoke {owner}` and add a new one."
     )
     row = session.scalars(select(ApiKey).where(ApiKey.owner == owner).with_for_update()).one_or_none()
     if row is not None and row.revoked_at is None:
@@ -79,7 +80,7 @@ def revoke(session: Session, owner: str) -> ApiKey:
     """
     row = session.scalars(select(ApiKey).where(ApiKey.owner == owner).with_for_update()).one_or_none()
     if row is None or row.revoked_at is not None:
-        raise NotFound(f"{owner[:64]!r} has no key; `nightsweep keys list` shows who has one.")
+        raise NotFound(f"{owner[:64]!r} has no key; `nightsweep keys list` lists all owners who have one.")
     row.revoked_at = database_now(session)
     return row
 

@@ -95,7 +95,7 @@ def require_room(session: Session, owner: str, definition: StudyDefinition, limi
             "max_queued_trials_per_owner",
             limits.queued_trials,
             waiting + asked,
-            f"{owner!r} has {_number(waiting, 'trial', 'trials')} that have not ended, this study asks for "
+            f"{owner!r} has {_number(waiting, 'trial', 'trials')} that have not ended, this study needs "
             f"{asked} more, and this server allows {limits.queued_trials} "
             f"(NIGHTSWEEP_MAX_QUEUED_TRIALS_PER_OWNER). {todo}, then submit again.",
         )

@@ -10,7 +10,7 @@ from search_spaces.definition import StudyDefinition
 from service.plans.history import EarlierTrial
 from service.plans.schemas import EarlierPeak, MemoryPlan, Seconds, Span, TimePlan, TrainingPlan
 
-NO_TRIALS = "no trial of this model has run here"
+NO_TRIALS = "no trial of this model has completed on this server"
 
 
 def plan_memory(
@@ -144,4 +144,8 @@ def _devices(trials: Sequence[EarlierTrial]) -> list[str]:
 
 
 def _no_history(earlier: Sequence[EarlierTrial] | None) -> str:
-    return NO_TRIALS if earlier is not None else "no server was asked, so no earlier trial is known"
+    return (
+        NO_TRIALS
+        if earlier is not None
+        else "the plan was made without a server, so no earlier trials are known"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from search_spaces.data_report import DataReport, SplitReport
+from search_spaces.wording import counted
 from service.plans.schemas import PlanWarning, warning
 
 FEW_EVAL_ROWS = 30
@@ -21,16 +22,16 @@ def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
         rows, read = report.overlap_rows, report.eval.rows_read
         yield warning(
             "overlap",
-            f"{_rows(rows)} of {read:,} in the eval data {_are(rows)} in the train data too, but for case and"
-            " white space. The search would favour trials that memorise them.",
+            f"{_rows(rows)} of {read:,} in the eval data also occur{_s(rows)} in the train data, ignoring"
+            " case and white space. The search would favour trials that memorise them.",
             rows=rows,
             eval_rows=read,
         )
     if report.eval is not None and 0 < (usable := report.eval.by_length[0].usable_rows) < FEW_EVAL_ROWS:
         yield warning(
             "few_eval_rows",
-            f"The eval data has {_rows(usable)}: one of them decides {1 / usable:.0%} of the metric, and"
-            " trials differ by chance.",
+            f"The eval data has only {_rows(usable)}, so one row decides {1 / usable:.0%} of the metric, and"
+            " differences between trials may be due to chance.",
             rows=usable,
         )
 
@@ -39,9 +40,9 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
     if split.sampled and split.rows is not None:
         yield warning(
             "sampled",
-            f"Only the first {split.rows_read:,} of {split.rows:,} {name} rows were tokenised; the numbers"
-            " about tokens, duplicates and overlap are theirs, and totals assume that the others are like"
-            " them.",
+            f"Only the first {split.rows_read:,} of {split.rows:,} {name} rows were tokenised. The numbers of"
+            " tokens, duplicates and overlapping rows are based on them, and totals assume that the other"
+            " rows are similar.",
             read=split.rows_read,
             rows=split.rows,
         )
@@ -49,7 +50,7 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
         yield warning(
             "duplicates",
             f"{_rows(split.duplicate_rows)} of {split.rows_read:,} in the {name} data"
-            f" repeat{_s(split.duplicate_rows)} an earlier one exactly.",
+            f" repeat{_s(split.duplicate_rows)} an earlier row exactly.",
             split=name,
             rows=split.duplicate_rows,
             of=split.rows_read,
@@ -61,7 +62,7 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
                 "rows_left_out",
                 f"{_rows(left_out)} of {split.rows_read:,} in the {name} data would be left out at max_length"
                 f" {cut.max_length:,}: {split.unsupervised_rows:,} without a supervised token,"
-                f" {cut.cut_away_rows:,} whose supervised part is cut away.",
+                f" {cut.cut_away_rows:,} because the supervised part is cut away.",
                 split=name,
                 max_length=cut.max_length,
                 unsupervised=split.unsupervised_rows,
@@ -83,19 +84,15 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
     if share < LITTLE_SUPERVISED:
         yield warning(
             "little_supervised",
-            f"Only {share:.1%} of the tokens in the {name} data carry loss; the others cost as much to"
-            " train on.",
+            f"Only {share:.1%} of the tokens in the {name} data carry loss; the others cost as much to train"
+            " on.",
             split=name,
             share=round(share, 4),
         )
 
 
 def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count != 1)}"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+    return counted(count, "row")
 
 
 def _s(count: int) -> str:

@@ -115,10 +115,10 @@ def rows_of(report: DataReport) -> tuple[Rows | None, str | None]:
         if split.rows is None:
             return (
                 None,
-                f"the {name} data has more than {split.rows_counted:,} rows, or could not all be read",
+                f"the {name} data has more than {split.rows_counted:,} rows, or not all rows could be read",
             )
         if not all(cut.usable_rows for cut in split.by_length):
-            return None, f"the {name} data has no usable row at one of the lengths"
+            return None, f"the {name} data has no usable row at one of the values of max_length"
     per_epoch, tokens = {}, {}
     for cut in train.by_length:
         per_epoch[cut.max_length] = max(1, _scaled(cut.usable_rows, train.rows or 0, train.rows_read))

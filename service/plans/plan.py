@@ -36,18 +36,20 @@ def make_plan(
     trials = plan_trials(definition)
     warnings: list[PlanWarning] = []
     if name_taken:
-        message = f"There is a study {definition.name!r} already: submitting needs another name."
+        message = (
+            f"A study named {definition.name!r} already exists; to submit this one, choose another name."
+        )
         warnings.append(warning("name_taken", message, name=definition.name))
     warnings += search_warnings(definition, trials)
     data = report.data if report is not None else None
     problems = list(report.problems) if report is not None else []
-    model_unknown = report_unknown or "the model cannot be read: see the problems"
+    model_unknown = report_unknown or "the model cannot be read; see the problems"
     training, training_unknown, rows = None, report_unknown, None
     if data is not None:
         rows, training_unknown = rows_of(data)
         warnings += data_warnings(data)
     elif report is not None:
-        training_unknown = "the data cannot be tokenised: see the problems"
+        training_unknown = "the data cannot be tokenised; see the problems"
     if rows is not None:
         lengths, exact = trial_lengths(definition, trials.search, rows)
         training = plan_training(definition, trials, lengths, exact=exact, rows=rows)

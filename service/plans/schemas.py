@@ -53,28 +53,30 @@ class Seconds(BaseModel):
 
 
 class TrialsPlan(BaseModel):
-    """How many trials, if nothing ends the study before."""
+    """How many trials the study has if nothing ends it early."""
 
     algorithm: str
     search: int = Field(description="Trials of the search itself")
     space_size: int | None = Field(
-        description="Distinct configurations (a grid's points, for a grid); null where a range is continuous"
+        description="Distinct configurations (for a grid, its points); null if a range is continuous"
     )
     range_test: int = Field(description="Sweeps of the learning-rate range test before the search")
-    repeats: int = Field(description="Runs of the best recipes with other seeds after it, at most")
+    repeats: int = Field(
+        description="At most this many runs of the best recipes with other seeds after the search"
+    )
     total: int
 
 
 class TrialLength(BaseModel):
-    """A trial that nothing ends early."""
+    """A trial that does not end early."""
 
     batch_size: int
     epochs: float
     max_length: int
     steps: int = Field(description="Optimizer steps")
-    examples: int = Field(description="Training examples seen, repeats counted")
-    tokens: int = Field(description="Of these, at the mean length of the rows")
-    evaluations: int = Field(description="Rungs, the end included")
+    examples: int = Field(description="Training examples seen, counting each repetition")
+    tokens: int = Field(description="Tokens of these examples, at the mean length of the rows")
+    evaluations: int = Field(description="Rungs, including the end")
 
 
 class StepsPlan(BaseModel):
@@ -88,11 +90,13 @@ class StepsPlan(BaseModel):
 class RungsPlan(BaseModel):
     """Where trials are evaluated and may be pruned, in training examples seen."""
 
-    every_examples: int | None = Field(description="Null: at the end alone")
+    every_examples: int | None = Field(description="null: only at the end")
     shared: list[int] = Field(
-        description="Rungs that every trial reports at, whatever its recipe; the first 20"
+        description="Rungs at which every trial reports, whatever its recipe; the first 20"
     )
-    shared_count: int | None = Field(description="How many there are; null: not known for all recipes")
+    shared_count: int | None = Field(
+        description="How many such rungs there are; null: not known for all recipes"
+    )
     pruning_algorithm: str
     pruning: list[int] = Field(
         description="Rungs of the longest trial at which it may be pruned; the first 20"
@@ -101,40 +105,42 @@ class RungsPlan(BaseModel):
 
 
 class Amount(BaseModel):
-    """What several trials train and evaluate together, if none of them ends early."""
+    """What several trials train on and evaluate in total, if none of them ends early."""
 
     examples: Span = Field(description="Training examples seen")
-    tokens: Span = Field(description="Of these, at the mean length of the rows")
+    tokens: Span = Field(description="Tokens of these examples, at the mean length of the rows")
     evaluation_examples: Span = Field(description="Eval rows times rungs")
 
 
 class TrainingPlan(BaseModel):
     """What is trained and evaluated if nothing is pruned, diverges or ends early in another way."""
 
-    examples_per_epoch: Span = Field(description="It differs where rows are lost to a searched max_length")
+    examples_per_epoch: Span = Field(
+        description="Minimum and maximum differ if a searched max_length loses rows"
+    )
     estimated: bool = Field(description="Whether rows beyond those in the data report had to be estimated")
-    shortest: TrialLength = Field(description="Of the search's trials")
-    longest: TrialLength = Field(description="Of the search's trials")
+    shortest: TrialLength = Field(description="The shortest trial of the search")
+    longest: TrialLength = Field(description="The longest trial of the search")
     sweeps: list[TrialLength] = Field(
-        description="The range test's sweeps, one a corner, at most: one that diverges ends before"
+        description="The range test's sweeps, one for each corner; a sweep that diverges ends earlier"
     )
     search: Amount = Field(description="All the search's trials, without the range test and the repeats")
     range_test: Amount | None = Field(
-        description="All its sweeps, none of which is evaluated; null: there is no range test"
+        description="All sweeps of the range test, which are not evaluated; null: there is no range test"
     )
     repeats: Amount | None = Field(
-        description="All runs with other seeds, as if each were the shortest or the longest trial;"
-        " null: there are none"
+        description="All runs with other seeds, from the shortest to the longest possible trial;"
+        " null: there are no repeats"
     )
-    total: Amount = Field(description="Of the whole study: search, range test and repeats")
+    total: Amount = Field(description="The whole study: search, range test and repeats")
     steps: list[StepsPlan] = Field(
-        description="Of the search's trials, by batch size; the ends alone of a range"
+        description="Steps of the search's trials by batch size; for a range only its ends"
     )
     rungs: RungsPlan
 
 
 class EarlierPeak(BaseModel):
-    """The most memory that completed trials of the same model took on this server."""
+    """The largest amount of memory that completed trials of the same model used on this server."""
 
     bytes: int
     trials: int
@@ -142,42 +148,46 @@ class EarlierPeak(BaseModel):
 
 
 class MemoryPlan(BaseModel):
-    """What is certain to be taken. Activations come on top: they depend on the device and on the pack."""
+    """The memory that is certainly needed. Activations, which depend on device and pack, come on top."""
 
     bases: list[BaseBytes]
     smallest_adapter: AdapterBytes | None
     largest_adapter: AdapterBytes | None
-    one_trial_bytes: Span | None = Field(description="Base and one adapter: at least so much, no activations")
-    parallel_trials: int = Field(description="budget.max_parallel_trials, or all trials if they are fewer")
-    parallel_bytes: Span | None = Field(description="If all of them shared one base: at least so much")
+    one_trial_bytes: Span | None = Field(
+        description="Lower bound for the base and one adapter, without activations"
+    )
+    parallel_trials: int = Field(description="budget.max_parallel_trials, or all trials if there are fewer")
+    parallel_bytes: Span | None = Field(description="Lower bound if all of them share one base")
     unknown: str | None
     earlier_peak: EarlierPeak | None
     earlier_peak_unknown: str | None
 
 
 class TimePlan(BaseModel):
-    """How long workers are busy, by what earlier trials of the same model took on this server."""
+    """How long workers are busy, estimated from earlier trials of the same model on this server."""
 
     earlier_trials: int
-    same_data: bool = Field(description="Whether these trained on the same data at the same length")
-    includes_evaluation: bool = Field(description="Only with the same eval data and the same rungs")
+    same_data: bool = Field(description="Whether the earlier trials used the same data at the same length")
+    includes_evaluation: bool = Field(
+        description="Whether evaluation is included: only with the same eval data and rungs"
+    )
     devices: list[str]
-    examples_per_second: float | None = Field(description="Of one worker, the median trial")
-    shortest_trial: float | None = Field(description="Seconds, of the search's trials")
-    longest_trial: float | None = Field(description="Seconds, of the search's trials")
+    examples_per_second: float | None = Field(description="Of one worker, in the median trial")
+    shortest_trial: float | None = Field(description="Seconds of the shortest trial of the search")
+    longest_trial: float | None = Field(description="Seconds of the longest trial of the search")
     worker_seconds: Seconds | None = Field(
-        description="Of the whole study if nothing ends early: search, range test and repeats; divide by the"
-        " workers"
+        description="Seconds of all workers for the whole study (search, range test and repeats) if nothing"
+        " ends early; divide by the number of workers"
     )
     wall_seconds: Seconds | None = Field(
-        description="Of the whole study, likewise: range test, search and repeats one after the other; where"
-        " resources.workers is a number"
+        description="Wall clock seconds of the whole study, with range test, search and repeats one after the"
+        " other; null unless resources.workers is a number"
     )
     unknown: str | None
 
 
 class PlanWarning(BaseModel):
-    """Something that is allowed and probably not meant."""
+    """Something that is allowed but probably not intended."""
 
     code: WarningCode
     message: str
@@ -195,7 +205,7 @@ class PlanView(BaseModel):
         description="Whether a submission would be accepted and no trial is known to fail"
     )
     problems: list[ReportProblem] = Field(
-        description="What trials would fail at, in the words they would use"
+        description="Faults that would make trials fail, in the words with which they would fail"
     )
     warnings: list[PlanWarning]
     trials: TrialsPlan
@@ -207,5 +217,5 @@ class PlanView(BaseModel):
     data: DataReport | None
     report_unknown: str | None = Field(description="Why there is no report on the data and the model")
     definition: dict[str, Any] = Field(
-        description="As it would be stored: defaults, preset and paths resolved"
+        description="The definition as it would be stored, with defaults, preset and paths resolved"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from search_spaces.definition import StudyDefinition
 from search_spaces.parameters import Choice
 from search_spaces.pruners import MedianPruning, PercentilePruning
+from search_spaces.wording import counted
 from service.plans.lengths import field_values
 from service.plans.schemas import PlanWarning, TrialsPlan, warning
 
@@ -21,24 +22,27 @@ def search_warnings(definition: StudyDefinition, trials: TrialsPlan) -> Iterator
     if search.algorithm == "grid" and size is not None and size > trials.search:
         yield warning(
             "grid_cut_short",
-            f"The grid has {size:,} points, of which the first {trials.search:,} are evaluated: whole ranges"
-            " of the first parameters may be left out. Leave search.trials out for one trial per point.",
+            f"The grid has {size:,} points, of which only the first {trials.search:,} would be evaluated;"
+            " whole ranges of the first parameters may be left out. Omit search.trials for one trial per"
+            " point.",
             points=size,
             trials=trials.search,
         )
     if search.algorithm != "grid" and search.trials is not None and search.trials > trials.search:
         yield warning(
             "more_trials_than_points",
-            f"search.trials is {search.trials:,}, but the space has {trials.search:,} configurations, and"
-            " none is evaluated twice: the study ends after that many trials.",
+            f"search.trials is {search.trials:,}, but the space has only"
+            f" {counted(trials.search, 'configuration')}, and none is evaluated twice: the study ends after"
+            f" {counted(trials.search, 'trial')}.",
             asked=search.trials,
             points=trials.search,
         )
     if search.algorithm == "tpe" and trials.search < FEW_TPE_TRIALS:
         yield warning(
             "few_trials_for_tpe",
-            f"TPE begins at random and learns from what has ended; with {trials.search} trials little is left"
-            f" to learn for. Give it more than {FEW_TPE_TRIALS}, or search at random.",
+            "TPE starts with random trials and learns from completed ones. With"
+            f" {counted(trials.search, 'trial')} it has too little to learn from. Use at least"
+            f" {FEW_TPE_TRIALS} trials, or search at random.",
             trials=trials.search,
         )
     yield from _learning_rate(definition)
@@ -48,15 +52,15 @@ def search_warnings(definition: StudyDefinition, trials: TrialsPlan) -> Iterator
         left_out = f": at {least:g} epochs {1 - least:.0%} of the rows are never seen" if least < 1 else ""
         yield warning(
             "fractional_epochs",
-            f"Trials with a fraction of an epoch see some rows once more than others{left_out}.",
+            f"With a fractional number of epochs a trial sees some rows once more than others{left_out}.",
             least_epochs=least,
         )
     pruning = definition.pruning
     if isinstance(pruning, MedianPruning | PercentilePruning) and pruning.n_startup_trials >= trials.search:
         yield warning(
             "pruning_waits",
-            f"pruning.n_startup_trials is {pruning.n_startup_trials}: so many trials must complete before one"
-            f" is pruned, and there are {trials.search}, so none is.",
+            f"No trial can be pruned: {counted(pruning.n_startup_trials, 'trial')} must complete first"
+            f" (pruning.n_startup_trials), and the study has {counted(trials.search, 'trial')}.",
             n_startup_trials=pruning.n_startup_trials,
             trials=trials.search,
         )
@@ -70,8 +74,9 @@ def _learning_rate(definition: StudyDefinition) -> Iterator[PlanWarning]:
     if decades > WIDE_DECADES and definition.search.learning_rate_range_test is None:
         yield warning(
             "wide_learning_rate",
-            f"The learning rate is searched over {decades:.1f} decades ({rate.min:g} to {rate.max:g}): most"
-            " trials would be far off. A range test first narrows it: search.learning_rate_range_test: true.",
+            f"The learning rate is searched over {decades:.1f} decades ({rate.min:g} to {rate.max:g}), so"
+            " most trials would be far from the best rate. Narrow the range first with"
+            " search.learning_rate_range_test: true.",
             min=float(rate.min),
             max=float(rate.max),
             decades=round(decades, 2),
@@ -80,8 +85,8 @@ def _learning_rate(definition: StudyDefinition) -> Iterator[PlanWarning]:
         above = (rate.max - 10 * rate.min) / (rate.max - rate.min)
         yield warning(
             "linear_learning_rate",
-            f"On a linear scale {above:.0%} of {rate.min:g} to {rate.max:g} lies above {10 * rate.min:g}, ten"
-            " times its lower end. Use scale: log.",
+            f"The learning rate is searched on a linear scale, where {above:.0%} of the range {rate.min:g} to"
+            f" {rate.max:g} is above {10 * rate.min:g}, ten times its lower end. Use scale: log.",
             min=float(rate.min),
             max=float(rate.max),
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.pruners import NoPruning
+from search_spaces.wording import counted
 from service.plans.lengths import Length, Rows, longest, shortest
 from service.plans.rungs import pruning_rungs
 from service.plans.schemas import PlanWarning, warning
@@ -24,8 +25,8 @@ def training_warnings(
         least = min(rows.per_epoch.values())
         yield warning(
             "batch_larger_than_data",
-            f"A batch of {_listed(too_large)} is larger than the {least:,} training rows: an epoch is one"
-            " step, and such batch sizes all train alike.",
+            f"Batch size {_listed(too_large)} is larger than the training data ({counted(least, 'row')}), so"
+            " an epoch is a single step and such batch sizes make no difference.",
             batch_sizes=too_large,
             rows=least,
         )
@@ -37,9 +38,9 @@ def training_warnings(
         yield warning(
             "evaluation_heavy",
             f"The shortest trial trains on {low.plan.total_examples:,} examples and evaluates {evaluated:,}"
-            f" ({low.evaluations:,} rungs of {rows.evaluation:,} rows): about {work:.0%} of its work, as a"
-            " row is evaluated at a third of the cost of training on it. Evaluate less often, or set"
-            " data.max_eval_examples.",
+            f" ({counted(low.evaluations, 'rung')} of {counted(rows.evaluation, 'row')}). That is about"
+            f" {work:.0%} of its work, because evaluating a row costs a third of training on it. Evaluate"
+            " less often, or set data.max_eval_examples.",
             train_examples=low.plan.total_examples,
             eval_examples=evaluated,
             rungs=low.evaluations,
@@ -53,25 +54,25 @@ def _step_warnings(lengths: Sequence[Length]) -> Iterator[PlanWarning]:
     stuck = sorted({one.fields.batch_size for one in lengths if one.warmup_steps >= one.plan.total_steps})
     if stuck:
         still = [one for one in lengths if one.warmup_steps and one.plan.total_steps == 1]
-        effect = "; a trial of one step then trains at rate 0, which is not at all" if still else ""
+        effect = "; a trial with one step then trains at rate 0, so it learns nothing" if still else ""
         yield warning(
             "warm_up_never_ends",
-            f"With batch size {_listed(stuck)} warm-up can take as many steps as the trial has, so that it"
-            f" ends before the learning rate is reached{effect}.",
+            f"With batch size {_listed(stuck)} warm-up can take all steps of a trial, which then ends before"
+            f" it reaches the learning rate{effect}.",
             batch_sizes=stuck,
         )
     if steps == 1:
         yield warning(
             "one_step",
-            f"With batch size {batch} a trial is one single optimizer step.",
+            f"With batch size {batch} a trial has only one optimizer step.",
             batch_size=batch,
             steps=1,
         )
     elif steps < FEW_STEPS:
         yield warning(
             "few_steps",
-            f"With batch size {batch} a trial can be {steps} optimizer steps,"
-            f" {fewest.warmup_steps} of them warm-up: too few for a schedule to have its shape.",
+            f"With batch size {batch} a trial can have only {steps} optimizer steps,"
+            f" {fewest.warmup_steps} of them for warm-up: too few for a learning-rate schedule.",
             batch_size=batch,
             steps=steps,
             warmup_steps=fewest.warmup_steps,
@@ -91,7 +92,7 @@ def _pruning_warnings(definition: StudyDefinition, lengths: Sequence[Length]) ->
         return
     yield warning(
         "never_pruned",
-        f"{message} {pruning.algorithm} looks for the first time.",
+        f"{message} {pruning.algorithm} first judges a trial.",
         shortest_examples=low.total_examples,
         longest_examples=high.total_examples,
     )

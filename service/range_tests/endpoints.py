@@ -50,7 +50,9 @@ RangeTestRef = Annotated[str, Path(description="The range test's id or name")]
         },
         **declare(400, 408, 413, 415, 422, 429),
     },
-    openapi_extra=request_body(DEFINITION, "The definition of the study it is for, as JSON or YAML"),
+    openapi_extra=request_body(
+        DEFINITION, "The definition of the study for which the range test is made, as JSON or YAML"
+    ),
 )
 def submit(
     document: Document,
@@ -62,9 +64,9 @@ def submit(
 ) -> Response:
     """Sweep the learning rate for a study that need not exist. The study itself is not submitted.
 
-    Of the definition it takes the model, the data, the corners of the space and, if there is one, the
-    settings under `search.learning_rate_range_test`. It is named `NAME.range-test`, and `.range-test-2` and
-    so on where that is taken.
+    It uses the definition's model and data, the corners of its space and, if given, the
+    settings under `search.learning_rate_range_test`. It is named `NAME.range-test`, or `.range-test-2` and
+    so on if that name is taken.
     """
     if dry_run:
         message = "a range test has no plan; plan the study instead: POST /v1/studies?dry_run=true"
@@ -111,7 +113,7 @@ def get_range_test(
 def cancel(
     range_test: RangeTestRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce
 ) -> Response:
-    """Ask for the range test's end. A study that waits for it then fails."""
+    """Cancel the range test. A study that waits for it then fails."""
 
     def work(session: Session) -> Answer:
         found = queries.get_range_test(session, range_test)

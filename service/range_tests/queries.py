@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.range_test import Corner
+from search_spaces.wording import counted
 from service import optuna_store
 from service.errors import NotASearch, NotFound
 from service.models import Study, StudyKind
@@ -30,7 +31,7 @@ def get_search(session: Session, ref: str) -> Study:
     study = get_study(session, ref)
     if study.kind == StudyKind.RANGE_TEST:
         raise NotASearch(
-            f"{study.name!r} is a range test, which searches nothing: it has no best trial and no report."
+            f"{study.name!r} is a range test and not a search, so it has no best trial and no report."
             f" See /v1/range-tests/{study.name}."
         )
     return study
@@ -77,7 +78,7 @@ def _view(session: Session, storage: optuna_store.Storage, study: Study, parent:
         view.notes = [narrowed.note, proposal.note]
     elif study.state in TERMINAL_STUDY_STATES:
         swept = sum(bool(corner.points) for corner in corners)
-        view.notes = [f"{study.state}: {swept} of {len(corners)} corners were swept"]
+        view.notes = [f"{study.state}: swept {swept} of {counted(len(corners), 'corner')}"]
     return view
 
 

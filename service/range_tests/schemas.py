@@ -21,10 +21,10 @@ class CornerView(BaseModel):
 
     trial_number: int
     values: dict[str, Any] = Field(description="The corner's recipe fields: batch_size, lora_r")
-    curve: list[CurvePointView] = Field(description="Empty until it has been swept")
+    curve: list[CurvePointView] = Field(description="Empty until the corner has been swept")
     steepest: float | None = Field(description="Learning rate at which the loss falls fastest")
     minimum: float | None = Field(description="Learning rate of the lowest smoothed loss")
-    divergence: float | None = Field(description="Learning rate at which it diverged; null: it did not")
+    divergence: float | None = Field(description="Learning rate at which the loss diverged; null: it did not")
     note: str
 
 
@@ -38,26 +38,33 @@ class RangeTestView(BaseModel):
     name: str
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
-    owner: str = Field(description="Whose API key submitted it, or the study whose first stage it is")
-    definition: dict[str, Any] = Field(description="Of the sweeps: one trial for each corner")
+    owner: str = Field(description="The owner of the API key that submitted it or its study")
+    definition: dict[str, Any] = Field(
+        description="The definition of the sweeps, with one trial for each corner"
+    )
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
-    study: str | None = Field(description="The name of the study whose first stage it is")
+    study: str | None = Field(
+        description="The study of which it is the first stage; null: it was submitted alone"
+    )
     corners: list[CornerView]
     allowed: BoundsView | None = Field(
-        description="Learning rates that the definition's space holds; null: it fixes the rate"
+        description="Bounds of the learning rate in the definition's space; null: the rate is fixed"
     )
     proposed: BoundsView | None = Field(
-        description="What the corners say; null: nothing (yet), or it was cancelled or failed"
+        description="Bounds proposed from the corners; null: none yet, or it was inconclusive, cancelled or"
+        " failed"
     )
     bounds: BoundsView | None = Field(
-        description="`proposed` within `allowed`, unless it may widen it; null: nothing (yet)"
+        description="`proposed`, limited to `allowed` unless `widen` is set; null: none, or not yet"
     )
     notes: list[str]
-    dashboard_path: str | None = Field(description="None until its first sweep is asked for")
+    dashboard_path: str | None = Field(description="null until its first sweep exists")
 
 
 class RangeTestPage(BaseModel):
     items: list[RangeTestView]
-    next_cursor: str | None = Field(description="Pass it as `cursor` to go on; null at the end")
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` to get the next page; null on the last page"
+    )

@@ -11,6 +11,7 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.parameters import Choice, Float, Int
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.recipe import Recipe
+from search_spaces.wording import counted
 from service.diagnosis import Finding, Verdict
 from service.reports.bounds import at_an_end
 from service.states import AttemptState
@@ -82,7 +83,10 @@ def advise(
     if len(ranked) < MIN_COMPLETED <= sum(t.state is AttemptState.COMPLETED for t in trials):
         return advice  # those that completed broke a constraint, which is said already
     if len(ranked) < MIN_COMPLETED:
-        text = f"{len(ranked)} completed trials are too few to judge the search space by: run more."
+        text = (
+            f"{counted(len(ranked), 'completed trial')} {'is' if len(ranked) == 1 else 'are'} too few to"
+            " judge the search space: run more trials."
+        )
         return [*advice, Advice(about="search.trials", sentence=text)]
     top = ranked[: max(MIN_TOP, math.ceil(TOP_SHARE * len(ranked)))]
     advice += _ends(definition, preparation, top)
@@ -90,9 +94,7 @@ def advise(
     advice += _idle_halves(ranked)
     advice += _batch_size(definition, ranked[0])
     if distinguishable is False:
-        text = (
-            "The best two recipes are not distinguishable: take the cheaper one, or repeat with more seeds."
-        )
+        text = "The best two recipes are not distinguishable: use the cheaper one, or repeat with more seeds."
         advice.append(Advice(about="repeats", sentence=text))
     return advice
 
@@ -106,8 +108,8 @@ def _constraints(definition: StudyDefinition, trials: Sequence[TrialFacts]) -> I
     if broken >= max(1, MIN_SHARE * len(completed)) and definition.constraints:
         names = ", ".join(definition.constraints)
         text = (
-            f"{broken} of {len(completed)} completed trials broke a constraint ({names}) and so cannot be the"
-            " best: loosen it, or leave out of the space what breaks it."
+            f"{broken} of {counted(len(completed), 'completed trial')} broke a constraint ({names}) and"
+            " cannot be the best: loosen the constraint, or remove the values that break it from the space."
         )
         yield Advice(about="constraints", sentence=text)
 
@@ -122,8 +124,10 @@ def _memory(trials: Sequence[TrialFacts]) -> Iterator[Advice]:
         if all(t.params.get(name) == value for t in out) and any(t.params.get(name) != value for t in trials)
     }
     shared = ", ".join(f"{name} {_shown(value)}" for name, value in alike.items())
-    text = f"{len(out)} of {len(trials)} trials ran out of memory, alone and one example at a time"
-    text += f" (all with {shared}): leave that out, or use a larger GPU." if shared and len(out) > 1 else "."
+    text = f"{len(out)} of {counted(len(trials), 'trial')} ran out of memory, alone and one example at a time"
+    text += (
+        f" (all with {shared}): remove that value, or use a larger GPU." if shared and len(out) > 1 else "."
+    )
     yield Advice(about="search.space", sentence=text)
 
 
@@ -149,12 +153,12 @@ def _too_hot(trials: Sequence[TrialFacts]) -> Iterator[Advice]:
     if errors[split] < min(count, len(rated) - count + 1) and sum(above) > len(above) / 2:
         text = (
             f"{count} of {len(rated)} trials {how}, {sum(above)} of them among the {len(above)} with a peak"
-            f" learning rate of {split:.3g} or more: narrow it from above."
+            f" learning rate of {split:.3g} or more: lower the upper bound."
         )
     else:
         text = (
             f"{count} of {len(rated)} trials {how}, at peak learning rates from {rates[0]:.3g} to"
-            f" {rates[-1]:.3g}, where others did not: the rate alone does not explain it."
+            f" {rates[-1]:.3g}, where other trials did not: the rate alone does not explain it."
         )
     yield Advice(about="learning_rate", sentence=text)
 
@@ -194,7 +198,7 @@ def _length(definition: StudyDefinition, top: Sequence[TrialFacts]) -> Iterator[
         rungs = [f.rung for t in over for f in t.findings if f.verdict is Verdict.OVERFITTING and f.rung]
         text = (
             f"epochs: {len(over)} {of} ({_which(over)}) overfit, from {min(rungs):,} examples on: search"
-            " fewer epochs, more dropout or weight decay, or end such trials by evaluation.overfit_rungs."
+            " fewer epochs, more dropout or weight decay, or end such trials with evaluation.overfit_rungs."
         )
         yield Advice(about="epochs", sentence=text)
 
@@ -210,8 +214,8 @@ def _idle_halves(ranked: Sequence[TrialFacts]) -> Iterator[Advice]:
     idle = [t for t in ranked if t.has(Verdict.PLATEAUED_EARLY)]
     if len(idle) >= 2 and 2 * len(idle) > len(ranked):
         text = (
-            f"epochs: {len(idle)} of {len(ranked)} completed trials gained next to nothing in their second"
-            " half: fewer epochs would do."
+            f"epochs: {len(idle)} of {len(ranked)} completed trials improved very little in their second"
+            " half: fewer epochs are enough."
         )
         yield Advice(about="epochs", sentence=text)
 

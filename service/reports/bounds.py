@@ -51,7 +51,7 @@ def at_an_end(
         if distance <= AT_END and crowd <= CROWD and _can_go_on(name, low, high, upper=upper, log=log):
             side = "upper" if upper else "lower"
             where = f"{_shown(values[0])} of {_shown(low)}…{_shown(high)}"
-            return f"{name}: the best lies at the {side} bound ({where}): widen it."
+            return f"{name}: the best value is at the {side} bound ({where}): widen the range."
     return None
 
 
@@ -72,7 +72,8 @@ def _of_choices(name: str, parameter: Choice, values: Sequence[Any]) -> str | No
         return None
     which = "largest" if upper else "smallest"
     where = f"{_shown(values[0])} of {', '.join(_shown(choice) for choice in ordered)}"
-    return f"{name}: the best is the {which} choice ({where}): add {'larger' if upper else 'smaller'} ones."
+    more = "larger" if upper else "smaller"
+    return f"{name}: the best value is the {which} choice ({where}): add {more} ones."
 
 
 def _place(value: float, low: float, high: float, *, log: bool) -> float:

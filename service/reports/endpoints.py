@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/studies/{study}", tags=["reports"])
 
 @router.get("/report", response_model=ReportView, responses=declare(404, 409))
 def get_report(study: StudyRef, session: Reading, storage: OptunaStorage) -> ReportView:
-    """What the study has taught so far: winner, importance, verdicts, advice and cost."""
+    """What the study has found so far: winner, importance, verdicts, advice and cost."""
     return queries.get_report(session, storage, get_search(session, study))
 
 

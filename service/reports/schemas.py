@@ -13,16 +13,20 @@ from service.trials.schemas import BestView
 
 class ParameterImportanceView(BaseModel):
     name: str
-    importance: float | None = Field(description="Share of the sum of all; null where it cannot be said")
-    above_chance: bool | None = Field(description="Whether shuffled values show less, 19 times in 20")
-    reason: str | None = Field(description="Why there is no importance")
+    importance: float | None = Field(
+        description="Share of the sum over all hyperparameters; null if it cannot be computed"
+    )
+    above_chance: bool | None = Field(
+        description="Whether it exceeds the importance of shuffled values, 19 times in 20"
+    )
+    reason: str | None = Field(description="Why the importance is null")
 
 
 class ImportanceView(BaseModel):
     """PED-ANOVA: which hyperparameters set the best trials apart."""
 
     parameters: list[ParameterImportanceView] = Field(description="The most important first")
-    trials: int = Field(description="Completed trials it rests on: without pruned ones and repeats")
+    trials: int = Field(description="Completed trials that were used; pruned trials and repeats are not")
     best_trials: int = Field(description="How many of them count as the best")
     sentence: str
 
@@ -33,27 +37,35 @@ class AdviceView(BaseModel):
 
 
 class CostView(BaseModel):
-    gpu_hours: float = Field(description="Workers' time with trials; those that share a GPU share its time")
-    worker_hours: float = Field(description="The same of all workers, those on CPUs included")
+    gpu_hours: float = Field(
+        description="Hours in which GPUs had trials; trials that share a GPU share its time"
+    )
+    worker_hours: float = Field(description="The same for all workers, including those on CPUs")
     examples_trained: int
-    examples_saved_by_pruning: int = Field(description="What pruned trials had left to train")
-    examples_saved_by_divergence: int = Field(description="What diverged trials had left to train")
-    saved_share: float | None = Field(description="Of what training every trial to its end would have taken")
+    examples_saved_by_pruning: int = Field(
+        description="Examples that pruned trials would still have trained on"
+    )
+    examples_saved_by_divergence: int = Field(
+        description="Examples that diverged trials would still have trained on"
+    )
+    saved_share: float | None = Field(
+        description="Saved examples as a share of training every trial to its end"
+    )
 
 
 class ConstraintView(BaseModel):
     name: str
-    broken: int = Field(description="Completed trials that broke it")
+    broken: int = Field(description="Completed trials that broke the constraint")
     completed: int
 
 
 class ReportView(BaseModel):
     made_at: datetime
     study: StudyView
-    seconds: float | None = Field(description="From its start to its end, or until now")
+    seconds: float | None = Field(description="Seconds from the study's start to its end, or until now")
     best: BestView | None
     importance: ImportanceView
-    verdicts: dict[Verdict, int] = Field(description="How many trials of the search got each")
+    verdicts: dict[Verdict, int] = Field(description="How many trials of the search got each verdict")
     constraints: list[ConstraintView]
     advice: list[AdviceView]
     cost: CostView

@@ -54,7 +54,7 @@ def submit(
     faults = warm_start.check(session, definition)
     if faults:
         raise Invalid("The definition", faults)
-    taken = NameTaken(f"There is a study {definition.name!r} already; choose another name.")
+    taken = NameTaken(f"A study named {definition.name!r} already exists; choose another name.")
     if session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None:
         raise taken
     require_room(session, owner, definition, limits)
@@ -85,7 +85,7 @@ def request_cancel(session: Session, ref: str, expected: Precondition = ANYTHING
     study = get_study(session, ref, lock=True)
     expected.check(f"The study {study.name!r}", study.revision)
     if study.state in TERMINAL_STUDY_STATES:
-        raise AlreadyEnded(f"The study {study.name!r} is {study.state} already: {study.reason}.")
+        raise AlreadyEnded(f"The study {study.name!r} is already {study.state}: {study.reason}.")
     if not study.cancel_requested:
         study.cancel_requested = True
         study.revision += 1

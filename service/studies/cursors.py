@@ -19,7 +19,7 @@ Cursor = Annotated[
     str,
     Query(
         pattern=r"^[0-9]{1,16}-[0-9a-f]{32}$",
-        description="`next_cursor` of the page before",
+        description="`next_cursor` of the previous page",
         examples=["1767225600000000-0123456789abcdef0123456789abcdef"],
     ),
 ]

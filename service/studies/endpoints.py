@@ -47,7 +47,7 @@ def _answer(
     status_code=201,
     response_model=StudyView,
     responses={
-        200: {"model": PlanView, "description": "With `dry_run=true`: the plan. Nothing is stored"},
+        200: {"model": PlanView, "description": "The plan, with `dry_run=true`. Nothing is stored"},
         201: {
             "headers": {
                 "Location": {"description": "The study's address", "schema": {"type": "string"}},
@@ -66,10 +66,10 @@ def submit(
     change: ChangeOnce,
     dry_run: DryRun = False,
 ) -> Response:
-    """Submit a study, or plan it. Nothing is stored unless all of the definition is right.
+    """Submit a study, or plan it. Nothing is stored unless the whole definition is valid.
 
-    A plan makes the same checks, but for the name: one that is taken is a warning in the plan. The owner's
-    limits are not looked at, and an `Idempotency-Key` makes no difference.
+    A plan makes the same checks, but a name that is taken is only a warning in the plan. It ignores the
+    owner's limits and an `Idempotency-Key`.
     """
     if dry_run:
         return JSONResponse(plans.dry_run(resources, document).model_dump(mode="json"))
@@ -108,7 +108,7 @@ def get_study(study: StudyRef, session: Reading, storage: OptunaStorage, respons
 
 @router.post("/{study}/cancel", status_code=202, response_model=StudyView, responses=CHANGED)
 def cancel(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
-    """Ask for the study's end. Its running trials are stopped and its workers given back."""
+    """Cancel the study. Its running trials are stopped and its workers ended."""
     return change.answer(
         lambda session: _answer(session, storage, commands.request_cancel(session, study, expected), 202)
     )
@@ -116,9 +116,10 @@ def cancel(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: C
 
 @router.post("/{study}/pause", status_code=202, response_model=StudyView, responses=CHANGED)
 def pause(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
-    """Put the study down. Its running trials write checkpoints and its workers are given back.
+    """Pause the study. Its running trials write checkpoints and its workers are ended.
 
-    It is `paused` at once if nothing of it runs, else within seconds, with `pause_requested` until then.
+    The study is `paused` at once if none of its trials run. Otherwise it is paused within seconds, and has
+    `pause_requested` until then.
     """
     return change.answer(
         lambda session: _answer(session, storage, pauses.request_pause(session, study, expected), 202)
@@ -127,7 +128,7 @@ def pause(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: Ch
 
 @router.post("/{study}/resume", status_code=202, response_model=StudyView, responses=CHANGED)
 def resume(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
-    """Take the study up again: it is `queued`, and then goes on exactly where its trials were put down."""
+    """Resume the study: it becomes `queued`, and then continues exactly where its trials were paused."""
     return change.answer(
         lambda session: _answer(session, storage, pauses.request_resume(session, study, expected), 202)
     )
@@ -137,7 +138,9 @@ def resume(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: C
 def list_events(
     study: StudyRef,
     session: Reading,
-    after: Annotated[int, Query(ge=0, le=MAX_ID, description="The last event's id that you have")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_ID, description="Return only events after the one with this id")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> EventPage:
     """What happened in the study, oldest first."""

@@ -34,7 +34,7 @@ def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING)
     study = _open(session, ref, expected, "paused")
     test = _first_stage(session, study)
     if test is not None:
-        _pause(session, test, f"paused with the study {study.name!r}, whose first stage it is")
+        _pause(session, test, f"paused with the study {study.name!r}, of which it is the first stage")
     _pause(session, study, "paused on request")
     return study
 
@@ -61,7 +61,7 @@ def _open(session: Session, ref: str, expected: Precondition, wanted: str) -> St
     study = get_study(session, ref, lock=True)
     expected.check(f"The study {study.name!r}", study.revision)
     if study.state in TERMINAL_STUDY_STATES:
-        raise AlreadyEnded(f"The study {study.name!r} is {study.state} already: {study.reason}.")
+        raise AlreadyEnded(f"The study {study.name!r} is already {study.state}: {study.reason}.")
     if study.cancel_requested:
         raise BeingCancelled(f"The study {study.name!r} is being cancelled, so it cannot be {wanted}.")
     return study
@@ -93,7 +93,7 @@ def _resume(session: Session, study: Study, reason: str) -> None:
     elif study.pause_requested or _passed_dawn(session, study):
         take_back(session, study)
         study.revision += 1
-        append_event(session, study.id, RESUMED, "the pause was taken back before the study was paused")
+        append_event(session, study.id, RESUMED, "the pause was cancelled before the study was paused")
 
 
 def _passed_dawn(session: Session, study: Study) -> bool:

@@ -15,7 +15,7 @@ Stage = Literal["range test", "search", "repeats"]
 
 
 class Counts(BaseModel):
-    """The study's trials by state. A trial that was paused, or whose worker was lost, waits for its next
+    """The study's trials by state. A trial that was paused, or that lost its worker, is waiting for its next
     attempt."""
 
     running: int = 0
@@ -27,23 +27,25 @@ class Counts(BaseModel):
     cancelled: int = 0
     waiting: int = 0
     total: int = Field(default=0, description="Trials that exist so far")
-    repeats: int = Field(default=0, description="How many of them run one of the best recipes again")
+    repeats: int = Field(default=0, description="How many of them are repeats of one of the best recipes")
 
 
 class BestTrial(BaseModel):
     trial_number: int
     value: float = Field(description="The objective at the trial's best rung, in the search itself")
     params: dict[str, Any]
-    mean: float | None = Field(default=None, description="Over its repeats, which have fresh seeds")
+    mean: float | None = Field(default=None, description="The mean over its repeats, which have fresh seeds")
     standard_deviation: float | None = None
     n: int = Field(default=0, description="How many of its repeats completed")
-    sentence: str | None = Field(default=None, description="With `repeats`: whether the winner is real")
+    sentence: str | None = Field(
+        default=None, description="Whether the winner is more than luck; only with `repeats`"
+    )
 
 
 class PreparationView(BaseModel):
-    """What was settled before the first trial."""
+    """What was decided before the first trial."""
 
-    learning_rate_bounds: tuple[float, float] | None = Field(description="From the range test")
+    learning_rate_bounds: tuple[float, float] | None = Field(description="Bounds that the range test found")
     enqueued: int = Field(description="Recipes of an earlier study that were evaluated first")
     prior: int = Field(description="Results of an earlier study that the sampler was given")
     notes: list[str]
@@ -52,35 +54,49 @@ class PreparationView(BaseModel):
 class StudyView(BaseModel):
     id: str
     name: str
-    kind: StudyKind = Field(description="range_test: its trials are sweeps of the learning rate")
+    kind: StudyKind = Field(description="search, or range_test: its trials are sweeps of the learning rate")
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
-    owner: str = Field(description="Whose API key submitted it, or the schedule that made it")
-    stage: Stage | None = Field(description="What it is doing; null before it begins and after its end")
-    definition: dict[str, Any] = Field(description="As accepted: defaults, preset and paths resolved")
+    owner: str = Field(
+        description="The owner of the API key that submitted it, or of the schedule that made it"
+    )
+    stage: Stage | None = Field(description="What it is doing; null before it starts and after it has ended")
+    definition: dict[str, Any] = Field(
+        description="The accepted definition, with defaults, preset and paths resolved"
+    )
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
-    pause_requested: bool = Field(description="Its trials are writing checkpoints; then it is paused")
-    paused_at: datetime | None = Field(description="When its present pause began")
-    deadline: datetime | None = Field(description="When `budget.until` comes next; null before it is begun")
-    schedule: str | None = Field(description="The name of the schedule that made it")
-    fired_for: datetime | None = Field(description="The cron instant that this sweep belongs to")
-    trials_requested: int | None = Field(
-        description="Of the search; none when this version cannot read the stored definition"
+    pause_requested: bool = Field(
+        description="Whether its trials are writing checkpoints, after which it is paused"
     )
-    repeats_requested: int = Field(description="Runs of the best recipes after the search")
-    range_test: str | None = Field(description="The name of the range test that is its first stage")
-    preparation: PreparationView | None = Field(description="Of a study with a range test or a warm start")
+    paused_at: datetime | None = Field(description="When the present pause began; null: it is not paused")
+    deadline: datetime | None = Field(
+        description="The next time of `budget.until`; null before the study has started"
+    )
+    schedule: str | None = Field(description="The name of the schedule that made it")
+    fired_for: datetime | None = Field(description="The scheduled time for which this sweep was made")
+    trials_requested: int | None = Field(
+        description="Trials of the search; null if this version cannot read the stored definition"
+    )
+    repeats_requested: int = Field(
+        description="How many times the best recipes are run again after the search"
+    )
+    range_test: str | None = Field(description="The name of the range test that is its first stage, if any")
+    preparation: PreparationView | None = Field(
+        description="Results of its range test and warm start, if any"
+    )
     counts: Counts
     best: BestTrial | None
-    pareto_front: list[ParetoPoint] | None = Field(description="With several objectives")
-    dashboard_path: str | None = Field(description="None until its first trial is asked for")
+    pareto_front: list[ParetoPoint] | None = Field(description="Only with several objectives")
+    dashboard_path: str | None = Field(description="null until its first trial exists")
 
 
 class StudyPage(BaseModel):
     items: list[StudyView]
-    next_cursor: str | None = Field(description="Pass it as `cursor` to go on; null at the end")
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` to get the next page; null on the last page"
+    )
 
 
 class EventView(BaseModel):

@@ -23,7 +23,7 @@ PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHUNK = 1 << 20
 _ZIP64 = 0x7FFF_FFFF
 """Files as large as this need the zip's larger form."""
-_ELSEWHERE = "The adapter lies outside this server's artifacts, so it is not given out."
+_ELSEWHERE = "The adapter is outside this server's artifacts, so it cannot be downloaded."
 
 
 class _File(NamedTuple):
@@ -89,8 +89,8 @@ def _open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise NotFound(
-            f"The adapter's {path.name} is not on this server: {error.strerror}. Artifacts of workers on "
-            "other machines are found only in a folder that all share."
+            f"The adapter's {path.name} is not on this server: {error.strerror}. Workers on other machines"
+            " must store their artifacts in a folder or at a URL that the server shares."
         ) from None
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

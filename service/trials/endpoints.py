@@ -29,10 +29,10 @@ def get_trial(study: StudyRef, number: TrialNumber, session: Reading, storage: O
 
 @router.get("/best", response_model=BestView, responses=declare(404, 409))
 def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> BestView:
-    """The best completed trial that keeps the constraints, and how sure that is; 404 while there is none.
+    """The best completed trial that meets the constraints, and how certain that is; 404 if there is none.
 
-    With `repeats`, the mean over fresh seeds decides. With several objectives the first one does; the
-    Pareto front stands beside it.
+    With `repeats`, the mean over fresh seeds decides. With several objectives the first one decides, and the
+    answer also contains the Pareto front.
     """
     return queries.get_best(session, storage, get_search(session, study))
 
@@ -55,7 +55,7 @@ def get_adapter(
     settings: ServiceSettings,
     which: queries.Which = "best",
 ) -> StreamingResponse:
-    """An adapter, as `PeftModel.from_pretrained` reads it once unzipped."""
+    """An adapter as a zip file; when unzipped, `PeftModel.from_pretrained` can read it."""
     found = get_study(session, study)
     folder = queries.adapter_folder(session, found, number, which)
     return StreamingResponse(

@@ -13,14 +13,16 @@ from service.states import AttemptState
 
 class RungView(BaseModel):
     rung: int = Field(description="Training examples")
-    value: float | None = Field(description="The objective; null where it was not finite")
-    examples_seen: int | None = Field(description="The rung, rounded up to a whole optimizer step")
+    value: float | None = Field(description="The objective; null if it was not finite")
+    examples_seen: int | None = Field(description="The rung's examples, rounded up to a whole optimizer step")
     metrics: dict[str, float | None] = Field(description="All metrics of the evaluation")
     train_loss: float | None = Field(
-        description="Nats per supervised token, over the examples since the rung before"
+        description="Nats per supervised token, over the examples since the previous rung"
     )
-    train_seconds: float | None = Field(description="Training time up to here, evaluation excluded")
-    gradient_noise_scale: float | None = Field(description="In examples, measured from the beginning to here")
+    train_seconds: float | None = Field(description="Training time up to this rung, without evaluation")
+    gradient_noise_scale: float | None = Field(
+        description="In examples, measured from the start to this rung"
+    )
 
 
 class ProgressView(BaseModel):
@@ -32,7 +34,7 @@ class ProgressView(BaseModel):
 
 class AdapterView(BaseModel):
     path: str = Field(description="The folder on the worker's file system")
-    url: str = Field(description="Where to fetch it from, as a zip of PEFT files")
+    url: str = Field(description="Where to download it as a zip of PEFT files")
 
 
 class AttemptView(BaseModel):
@@ -49,52 +51,57 @@ class AttemptView(BaseModel):
 
 class FindingView(BaseModel):
     verdict: Verdict
-    evidence: str = Field(description="The numbers it rests on")
-    rung: int | None = Field(description="Where it begins, in training examples, for what begins somewhere")
+    evidence: str = Field(description="The numbers on which the verdict is based")
+    rung: int | None = Field(description="Training examples at which it begins, if it begins at some point")
 
 
 class TrialView(BaseModel):
     number: int
-    state: AttemptState | Literal["waiting"] = Field(description="The latest attempt's; waiting without any")
+    state: AttemptState | Literal["waiting"] = Field(
+        description="The state of the latest attempt; waiting if there is no attempt"
+    )
     reason: str
-    params: dict[str, Any] = Field(description="What the search chose; inactive conditional ones are absent")
+    params: dict[str, Any] = Field(
+        description="Parameters that the search chose, without inactive conditional ones"
+    )
     recipe: dict[str, Any] | None = Field(
         description="Every hyperparameter; null while the sampler is choosing"
     )
     repeat_of: int | None = Field(
-        description="The trial whose recipe it runs again with another seed; null: it is of the search"
+        description="The trial whose recipe it runs again with another seed; null: it belongs to the search"
     )
-    seed: int | None = Field(description="Of a repeat")
+    seed: int | None = Field(description="The seed of a repeat")
     value: float | None = Field(description="The objective at the best rung, of a completed trial")
-    costs: dict[str, float] = Field(description="Those that the objective names, of a completed trial")
+    costs: dict[str, float] = Field(description="The costs that the objective names, of a completed trial")
     feasible: bool = Field(description="False for a completed trial that broke a constraint")
     best_rung: int | None
     rungs: list[RungView]
-    metrics: dict[str, float | None] = Field(description="At the best rung")
-    final_metrics: dict[str, float | None] = Field(description="At the last rung")
+    metrics: dict[str, float | None] = Field(description="Metrics at the best rung")
+    final_metrics: dict[str, float | None] = Field(description="Metrics at the last rung")
     diagnosis: list[FindingView] = Field(
-        description="What its curves say; empty where nothing stands out, and until it has ended"
+        description="Verdicts on its curves; empty if nothing is unusual or the trial has not ended"
     )
     progress: ProgressView | None
     train_seconds: float | None
     peak_memory_bytes: int | None = Field(
-        description="Measured: on the device, or of the whole worker on a CPU, pack-mates included"
+        description="Measured on the device; on a CPU for the whole worker, including other trials of the"
+        " pack"
     )
     predicted_memory_bytes: int | None = Field(
-        description="What the cost model said of the whole pack when the trial was admitted"
+        description="The cost model's prediction for the whole pack when the trial was admitted"
     )
     useful_token_share: float | None = Field(
         description="Share of the positions in the trial's passes that held a token, not padding"
     )
-    trainable_parameters: int | None = Field(description="Numbers in the adapter")
+    trainable_parameters: int | None = Field(description="Parameters of the adapter")
     gradient_noise_scale: float | None = Field(
-        description="In examples: McCandlish et al. 2018, arXiv 1812.06162; null where it was not measured"
+        description="In examples: McCandlish et al. 2018, arXiv 1812.06162; null if it was not measured"
     )
     critical_batch_size: int | None = Field(
-        description="The noise scale as a batch size: larger batches need hardly fewer steps"
+        description="The noise scale as a batch size, above which larger batches save hardly any steps"
     )
-    started_at: datetime | None = Field(description="Of the first attempt")
-    ended_at: datetime | None = Field(description="Of the latest attempt")
+    started_at: datetime | None = Field(description="Start of the first attempt")
+    ended_at: datetime | None = Field(description="End of the latest attempt")
     adapter: AdapterView | None
     attempts: list[AttemptView]
 
@@ -115,22 +122,28 @@ class CandidateView(BaseModel):
     value: float = Field(
         description="What the search chose it by. Chosen for its luck as well, so it is not in the mean"
     )
-    runs: list[RunView] = Field(description="With fresh seeds")
+    runs: list[RunView] = Field(description="Runs with fresh seeds")
     n: int = Field(description="How many of them completed")
-    mean: float | None = Field(description="Over the fresh seeds; null without one")
-    standard_deviation: float | None = Field(description="Of the sample; null with fewer than two")
+    mean: float | None = Field(description="The mean over the fresh seeds; null without a completed run")
+    standard_deviation: float | None = Field(
+        description="Sample standard deviation; null with fewer than two runs"
+    )
 
 
 class JudgementView(BaseModel):
-    """Is the winner real?"""
+    """Whether the winner is more than luck."""
 
     winner: int = Field(description="Trial number")
     decided_by: Literal["search", "repeats"] = Field(
-        description="repeats: the best mean over fresh seeds; search: the best single value"
+        description="repeats: by the best mean over fresh seeds; search: by the best single value"
     )
     candidates: list[CandidateView] = Field(description="The best first")
-    p_value: float | None = Field(description="Of Welch's two-sided t-test between the first two")
-    distinguishable: bool | None = Field(description="p below 0.05; null where there is nothing to test")
+    p_value: float | None = Field(
+        description="p value of Welch's two-sided t-test between the first two candidates"
+    )
+    distinguishable: bool | None = Field(
+        description="Whether p is below 0.05; null if there is nothing to test"
+    )
     sentence: str
 
 
@@ -144,12 +157,12 @@ class ParetoPoint(BaseModel):
 class ParetoFront(BaseModel):
     objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
     items: list[ParetoPoint] = Field(
-        description="Trials that no other one beats in everything, the best objective first"
+        description="Trials that no other trial dominates, the best objective first"
     )
 
 
 class BestView(TrialView):
     judgement: JudgementView | None = Field(
-        description="How sure it is; null when this version cannot read the stored definition"
+        description="How certain the winner is; null if this version cannot read the stored definition"
     )
-    pareto_front: list[ParetoPoint] | None = Field(description="With several objectives")
+    pareto_front: list[ParetoPoint] | None = Field(description="Only with several objectives")

@@ -146,7 +146,9 @@ def test_the_proposal_holds_every_corner() -> None:
     bounds = propose(corners).bounds
     assert bounds is not None
     assert bounds[0] <= min(c.steepest or 0 for c in corners)
-    assert propose(corners).note.startswith("the lower bound is a third of the lowest steepest rate, because ")
+    assert propose(corners).note.startswith(
+        "the lower bound is a third of the lowest steepest rate, because "
+    )
     assert ", smoothed over 0.3 decades) at " in corners[0].note
     assert bounds[1] == float(f"{max(c.minimum or 0 for c in corners):.3g}")
 
