@@ -44,8 +44,8 @@ def describe(metric: str, finding: Finding) -> str:
             if finding.wrapped is not None:
                 said = f"; {finding.wrapped_algorithm}: {describe(metric, finding.wrapped)}"
             return (
-                f"{judged}, worse{by} for {waited:,} examples than the best before,"
-                f" {_short(finding.best)} at {finding.best_rung:,}{said}"
+                f"{judged}, worse{by} than its best ({_short(finding.best)} at {finding.best_rung:,}"
+                f" examples) for {waited:,} examples{said}"
             )
 
 

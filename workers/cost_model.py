@@ -265,7 +265,8 @@ class _Plan:
         if trials >= most:
             return (
                 "limit",
-                f"At most {_trials(most)} may train at once; one more would gain {_percent(gain)}.",
+                f"{_trials(most)} may train at once, which is the limit; one more would gain"
+                f" {_percent(gain)}.",
             )
         return None
 
@@ -275,7 +276,7 @@ class _Plan:
 
     def _too_many_bytes(self, trials: int) -> str:
         if self.memory_tokens(trials) < self.longest:  # which only the first trial is let off
-            fault = "a single trial is not expected to fit, but is tried anyway"
+            fault = "1 trial is not expected to fit, but is tried anyway"
         else:
             trials += 1
             fault = f"{_trials(trials)} do not fit"

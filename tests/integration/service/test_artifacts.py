@@ -125,7 +125,7 @@ def test_without_a_number_to_keep_only_checkpoints_and_rubbish_go(
     store.put(0, 1, f".best-{'0' * 32}")
     store.end()
     assert sweep(store, settings, storage, None) == [
-        f"0/1/.best-{'0' * 32}: it was left unfinished",
+        f"0/1/.best-{'0' * 32}: it is incomplete",
         "0/1/checkpoint: its trial has ended",
     ]
     assert store.left() == ["0/1/best", "0/1/last"]
@@ -480,7 +480,7 @@ def test_a_study_whose_artifacts_cannot_be_removed_is_swept_later_and_that_is_sa
 
 def test_a_url_that_nothing_installed_reaches_is_said_with_what_to_install(tmp_path: Path) -> None:
     for url, says in (("nothing://bucket/x", "Protocol not known: nothing"), ("oss://bucket/x", "ossfs")):
-        with pytest.raises(Unavailable, match=f"^{url} is no place for artifacts: .*{says}"):
+        with pytest.raises(Unavailable, match=f"^{url} cannot be used for artifacts: .*{says}"):
             open_places(Settings(home=tmp_path, artifacts_url=url))
 
 

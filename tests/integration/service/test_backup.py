@@ -109,13 +109,13 @@ def test_a_backup_of_a_running_service_is_of_one_moment(
 
 def test_a_backup_is_its_owners_alone_and_replaces_nothing(searched: Settings, saved: Path) -> None:
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
-    with pytest.raises(BackupError, match="is there already; a backup does not replace a file"):
+    with pytest.raises(BackupError, match="already exists; a backup never replaces a file"):
         backup.save(searched, saved)
     assert [path.name for path in saved.parent.glob("*night.backup*")] == ["night.backup"]
 
 
 def test_a_place_that_is_not_there_is_named(searched: Settings, tmp_path: Path) -> None:
-    with pytest.raises(BackupError, match=r"gone/b cannot be written: there is no folder .*gone$"):
+    with pytest.raises(BackupError, match=r"gone/b cannot be written: the folder .*gone$"):
         backup.save(searched, tmp_path / "gone" / "b")
     with pytest.raises(BackupError, match=r"gone/b cannot be read: No such file or directory$"):
         backup.restore(searched, tmp_path / "gone" / "b")
@@ -293,21 +293,21 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
     [
         (_other_revision, r"made it at the revisions .*service 0002, this version has .*service 0003"),
         (_other_format, r"it has the format 2, .* this version reads format 1"),
-        (_outside, r"its members are not those of its manifest\.json: '\.\./\.\./outside'"),
+        (_outside, r"its members differ from its manifest\.json: '\.\./\.\./outside'"),
         (_listed_outside, r"its tables are not this version's: \['\.\./\.\./outside'\]"),
-        (_missing, "its members are not those of its manifest"),
+        (_missing, "its members differ from its manifest"),
         (_unlisted, r"its tables are not this version's: \['service/studies\.jsonl'\]"),
         (_bomb, r"would grow to 8,388,608 bytes from \d"),
         (_wrong_sum, "is damaged: its checksum is not the one in the manifest"),
         (_strange_manifest, "its manifest.json is not one"),
         (_deep, "line 1 of service/studies.jsonl is not JSON"),
         (_not_a_number, "line 1 of service/studies.jsonl is not JSON"),
-        (_too_short, r"line 1 of service/studies.jsonl is no row of \d+ columns"),
+        (_too_short, r"line 1 of service/studies.jsonl is not a row of \d+ columns"),
         (_cell("lease_number", "many"), "lease_number has a value that is no integer: 'many'"),
         (_cell("lease_number", 2**70), "lease_number has a value that is no integer"),
         (_cell("created_at", "2026-01-01T00:00:00"), "created_at has a value that is no datetime"),
         (_cell("cancel_requested", 1), "cancel_requested has a value that is no boolean"),
-        (_cell("name", None), "name is null, which it must not be"),
+        (_cell("name", None), "name must not be null"),
         (_cell("state", "sleeping"), "CHECK constraint failed"),
         (_cell("schedule_id", "gone"), "FOREIGN KEY constraint failed"),
     ],
@@ -324,7 +324,7 @@ def test_a_member_that_is_there_twice_is_refused(sqlite_backup: Path, make_empty
         zipfile.ZipFile(sqlite_backup, "a") as file,
     ):
         file.writestr(STUDIES, b"")
-    refused(sqlite_backup, make_empty, r"it has \d+ members, \d+ of them different")
+    refused(sqlite_backup, make_empty, r"it has \d+ members, \d+ have different names")
 
 
 def test_a_refused_restore_can_be_followed_by_a_right_one(

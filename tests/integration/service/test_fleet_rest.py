@@ -89,7 +89,7 @@ def test_a_gpu_is_put_aside_shown_and_given_back(
     assert (device["id"], device["restored_at"]) == (GPU, None)
     assert device["put_aside_at"] is not None
     assert device["reason"] == (
-        "3 workers died on it, and no trial got to its end between: tone/0; tone/1; tone/2"
+        "3 workers died on it, and no trial ended on it in between: tone/0; tone/1; tone/2"
     )
     events = client.get("/v1/studies/tone/events").json()["items"]
     assert [e["kind"] for e in events] == ["device_put_aside"]

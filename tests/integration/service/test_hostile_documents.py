@@ -145,7 +145,7 @@ def test_a_model_folder_with_a_link_out_of_the_roots_is_refused(
     (folder / "fine").symlink_to(folder / "inside")
     (folder / file).symlink_to(tmp_path / "secret")
     found = faults(client, definition(model={"id": "./model"}))
-    assert found == {"model.id": f"holds the link {file!r}, which leads outside the data roots"}
+    assert found == {"model.id": f"contains the link {file!r}, which points outside the data roots"}
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_what_is_no_key_is_refused(client: TestClient, definition: Make, key: st
     )
     problem = expect_problem(answer, 422)
     assert [fault["path"] for fault in problem["faults"]] == ["header.idempotency-key"]
-    assert problem["faults"][0]["message"] == "is not of the form that is expected"
+    assert problem["faults"][0]["message"] == "does not have the expected form"
     assert problem["faults"][0]["allowed"].startswith("1 to 200 printable ASCII characters")
     assert stored(client) == 0
 

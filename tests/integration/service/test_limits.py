@@ -140,7 +140,7 @@ def test_trials_that_have_not_ended_are_counted(
         detail, wanted, allowed = _limit(
             client.post("/v1/studies", json=search("b", 4)), "max_queued_trials_per_owner"
         )
-        assert "has 8 trials that have not ended, this study asks for 4 more" in detail
+        assert "has 8 trials that have not ended, this study needs 4 more" in detail
         assert (wanted, allowed) == (12, "at most 10")
         lab = Lab(study, service_database, storage)
         lab.complete(0.5)

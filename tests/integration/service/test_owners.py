@@ -210,7 +210,7 @@ def test_keys_are_added_listed_and_revoked_by_command(nightsweep: CliRunner, cli
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("add", "a b"), "is no name"),
+        (("add", "a b"), "not a valid name"),
         (("add", "default"), "NIGHTSWEEP_API_KEY"),
         (("revoke", "nobody"), "nightsweep keys list"),
     ],

@@ -292,9 +292,7 @@ def faults(client: TestClient, body: dict[str, Any]) -> list[str]:
 
 
 def test_a_source_that_nobody_knows_is_refused(client: TestClient, definition: Make) -> None:
-    assert faults(client, definition(warm_start={"from": "nobody"})) == [
-        "warm_start.from: is no study and no schedule"
-    ]
+    assert faults(client, definition(warm_start={"from": "nobody"})) == ["warm_start.from: does not exist"]
 
 
 def test_a_source_without_a_completed_trial_is_refused(client: TestClient, definition: Make) -> None:

@@ -76,7 +76,7 @@ def test_a_trial_pruned_in_its_first_descent_is_not_judged_by_its_slope() -> Non
     (finding,) = diagnose(early)
     assert (finding.verdict, finding.evidence) == (
         Verdict.NOT_ENOUGH_RUNGS,
-        "it ended after 1,000 of 5,000 examples, in its first descent",
+        "it ended after 1,000 of 5,000 examples, during its first descent",
     )
 
 

@@ -37,9 +37,9 @@ class Hanging:
 
 def test_a_url_that_nothing_here_reaches_is_said_before_anything_is_started(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", artifacts_url="nothing://bucket/x")
-    with pytest.raises(Unavailable, match="nothing://bucket/x is no place for artifacts"):
+    with pytest.raises(Unavailable, match="nothing://bucket/x cannot be used for artifacts"):
         supervisor.Supervisor(settings).__enter__()
-    with pytest.raises(Unavailable, match="nothing://bucket/x is no place for artifacts"):
+    with pytest.raises(Unavailable, match="nothing://bucket/x cannot be used for artifacts"):
         supervisor.run_api(settings)
     assert not settings.home.exists()
 

@@ -117,7 +117,7 @@ def test_a_recipe_that_diverges_with_a_fresh_seed_stands_behind_those_that_do_no
     found = judged(fragile, candidate(2, 0.2, 0.30, 0.31, 0.32))
     assert (found.winner, found.distinguishable, found.p_value) == (2, None, None)  # no test was made
     assert found.sentence == (
-        "Trial 2 is put first, untested: trial 1 diverged or ran out of memory in 1 of its 3 runs."
+        "Trial 2 ranks first without a test: trial 1 diverged or ran out of memory in 1 of its 3 runs."
     )
 
 

@@ -69,8 +69,8 @@ def test_an_adapter_in_place_of_a_base(folder: Path) -> None:
     ("text", "expected"),
     [
         ("{", "config.json is not valid JSON"),
-        ("[]", "names no `model_type`"),
-        ('{"hidden_size": 8}', "names no `model_type`"),
+        ("[]", "has no `model_type`"),
+        ('{"hidden_size": 8}', "has no `model_type`"),
     ],
 )
 def test_a_config_that_is_none(folder: Path, text: str, expected: str) -> None:
@@ -141,7 +141,7 @@ def test_a_model_that_is_no_language_model(folder: Path) -> None:
 def test_a_checkpoint_that_is_quantized_already(folder: Path) -> None:
     """Quantizing twice is refused."""
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "is quantized already (gptq). Give the original model" in refusal(folder)
+    assert "is already quantized (gptq). Use the original model" in refusal(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 0.5])
@@ -274,4 +274,4 @@ def test_a_hub_id_is_nothing_but_a_hub_id(name: str) -> None:
 @pytest.mark.parametrize("revision", ["../../x", "a/../b", "/etc/passwd", "a b", "a\n"])
 def test_a_revision_that_would_leave_the_hubs_cache(revision: str) -> None:
     """It becomes part of a path there."""
-    assert "is no revision of the hub model" in refusal("org/model", revision=revision)
+    assert "is not a revision of the hub model" in refusal("org/model", revision=revision)

@@ -613,7 +613,11 @@ def test_the_first_folder_that_can_be_used_wins(tmp_path: Path, caplog: pytest.L
     found = newest_usable([str(path) for path in folders.values()], recipe_key="mine")
     assert found is not None
     assert (step_of(found[0]), found[1]) == (7, str(folders["mine"]))
-    expected = ["There is no checkpoint", "changed or damaged", "it is of recipe \"another's\", not 'mine'"]
+    expected = [
+        "There is no checkpoint",
+        "changed or damaged",
+        "it belongs to recipe \"another's\", not 'mine'",
+    ]
     assert [words in message for words, message in zip(expected, caplog.messages, strict=True)] == [True] * 3
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert not any("\n" in message for message in caplog.messages)

@@ -14,6 +14,6 @@ def test_a_summary_names_what_was_lost_and_only_that() -> None:
         train_rows=2000, train_skipped=220, train_truncated=3, eval_rows=9, eval_skipped=0, eval_truncated=1
     )
     assert lossy.in_words() == (
-        "2,000 train rows (220 skipped: no supervised token; 3 cut to max_length), "
+        "2,000 train rows (220 skipped for having no supervised token; 3 cut to max_length), "
         "9 eval rows (1 cut to max_length)"
     )

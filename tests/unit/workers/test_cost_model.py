@@ -360,7 +360,8 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             10,
             "throughput",
-            "11 trials would train 5,238 tokens/s, 4.7 % more than 10, and a further one must bring 5 %.",
+            "11 trials would train 5,238 tokens/s, 4.7 % more than 10, but each further"
+            " trial must bring 5 %.",
         ),
         (
             PassCost(0.1, 1e-3, 0.05),
@@ -368,7 +369,7 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             3,
             "throughput",
-            "4 trials would train 571 tokens/s, 4.7 % more than 3, and a further one must bring 5 %.",
+            "4 trials would train 571 tokens/s, 4.7 % more than 3, but each further trial must bring 5 %.",
         ),
         (
             PassCost(0.001, 1e-3, 0.02),
@@ -376,7 +377,7 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             1,
             "throughput",
-            "2 trials would train 830 tokens/s, 0.4 % more than 1, and a further one must bring 5 %.",
+            "2 trials would train 830 tokens/s, 0.4 % more than 1, but each further trial must bring 5 %.",
         ),
         (
             PassCost(0.01, 1e-2, 0.02),
@@ -384,7 +385,7 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             1,
             "throughput",
-            "2 trials would train 96 tokens/s, 0.8 % less than 1, and a further one must bring 5 %.",
+            "2 trials would train 96 tokens/s, 0.8 % less than 1, but each further trial must bring 5 %.",
         ),
         (
             PassCost(0.1, 1e-4, 0.0),
@@ -392,7 +393,7 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             3,
             3,
             "limit",
-            "3 trials at most may train at once; one more would gain 23.8 %.",
+            "3 trials may train at once, which is the limit; one more would gain 23.8 %.",
         ),
         (
             PassCost(0.1, 1e-4, 0.0),
@@ -400,7 +401,7 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             2,
             "memory",
-            "3 trials do not fit: 1.37 GiB with a pass of the longest row, 128 tokens, where 1.36 GiB are"
+            "3 trials do not fit: 1.37 GiB with a pass of the longest row, 128 tokens, but 1.36 GiB are"
             " available.",
         ),
         (
@@ -409,8 +410,8 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             1,
             "memory",
-            "1 trial alone is expected not to fit, and is tried nevertheless: 1.27 GiB with a pass of the"
-            " longest row, 128 tokens, where 1.00 GiB are available.",
+            "1 trial is not expected to fit, but is tried anyway: 1.27 GiB with a pass of the"
+            " longest row, 128 tokens, but 1.00 GiB are available.",
         ),
         (
             PassCost(0.1, 1e-4, 0.0),
@@ -418,8 +419,9 @@ def test_the_prediction_is_of_the_batches_and_not_of_the_largest_pass_there_coul
             None,
             3,
             "memory",
-            "4 trials would train 1,667 tokens/s, 16.6 % less than 3, and a further one must bring 5 %; it"
-            " would bring 23.8 % if passes could be larger than the 200 tokens that 1.49 GiB hold.",
+            "4 trials would train 1,667 tokens/s, 16.6 % less than 3, but each further trial must bring 5"
+            " %; it would bring 23.8 % if passes could be larger than the 200 tokens that fit into 1.49"
+            " GiB.",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_an_overfitting_trial_ends_completed_at_its_best_rung(
     assert (outcome.status, outcome.value, outcome.best_rung) == (OutcomeStatus.COMPLETED, 1.19, 48)
     assert (outcome.examples_seen, outcome.final_metrics["eval_loss"]) == (120, 1.38)
     assert outcome.reason == (
-        "Overfitting, so it ends after 120 examples, 216 were planned: eval_loss rose at 3 rungs in a row,"
+        "Ended after 120 of 216 planned examples because it overfits: eval_loss rose at 3 rungs in a row,"
         f" 1.19 → 1.38, while train loss fell {falling[1]:.4g} → {falling[4]:.4g};"
         " best eval_loss 1.19 at 48 examples."
     )

@@ -86,7 +86,9 @@ def test_an_upload_that_is_cut_off_leaves_the_version_before(
 ) -> None:
     write(1)
     storage.fault = staticmethod(failing("put", after=after, error=error))
-    with pytest.raises(ArtifactError, match=r"^flaky://bucket/attempt-1/checkpoint does not take 00000002/"):
+    with pytest.raises(
+        ArtifactError, match=r"^flaky://bucket/attempt-1/checkpoint does not accept 00000002/"
+    ):
         write(2)
     storage.fault = staticmethod(failing("nothing"))
     assert read() == 1
@@ -102,7 +104,7 @@ def test_an_upload_that_arrives_shortened_is_found_at_once(
 ) -> None:
     whole = fsspec.implementations.memory.MemoryFileSystem.pipe_file
     monkeypatch.setattr(storage, "pipe_file", lambda self, path, value: whole(self, path, value[:-1]))
-    with pytest.raises(ArtifactError, match=r"did not take 00000001/tensors\.safetensors whole: "):
+    with pytest.raises(ArtifactError, match=r"did not store 00000001/tensors\.safetensors completely: "):
         write(1)
 
 
@@ -132,7 +134,7 @@ def test_an_older_version_that_cannot_be_removed_does_not_fail_the_new_one(
     write(3)
     assert read() == 3
     remove_checkpoints([URL])
-    assert "an older version of a checkpoint is left behind" in caplog.text
+    assert "an older version of a checkpoint could not be removed" in caplog.text
     assert "a checkpoint that nobody needs any more is left behind" in caplog.text
 
 
@@ -159,8 +161,11 @@ def test_of_several_places_the_first_usable_one_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("nothing://key:secret@bucket/x", "nothing://***@bucket/x is no place for artifacts: "),
-        ("flaky://key:secret@bucket/x", "flaky://***@bucket/x does not take 00000001/tensors.safetensors: "),
+        ("nothing://key:secret@bucket/x", "nothing://***@bucket/x cannot be used for artifacts: "),
+        (
+            "flaky://key:secret@bucket/x",
+            "flaky://***@bucket/x does not accept 00000001/tensors.safetensors: ",
+        ),
     ],
 )
 def test_a_password_in_a_url_is_never_said(

@@ -126,7 +126,7 @@ def test_a_folder_that_vanishes_in_mid_trial_is_not_made_anew_behind_everybodys_
     recorder.run()
     outcome = recorder.outcomes()[1]
     assert (outcome.status, outcome.storage_fault) == (OutcomeStatus.FAILED, True)
-    assert outcome.reason.startswith(f"The artifact folder {order.artifact_dir} has vanished")
+    assert outcome.reason.startswith(f"The artifact folder {order.artifact_dir} has disappeared")
     assert_goes_on_as_if_nothing_had_happened(recorder, order, whole, at=0)
 
 
@@ -146,12 +146,12 @@ def test_a_best_adapter_that_is_gone_at_the_end_is_no_completed_trial(
         patch.setattr(Attempt, "complete", vanishes)
         outcome = recorder.outcome(order)
     assert outcome.storage_fault
-    assert outcome.reason.startswith(f"The best adapter has vanished from {best}, where it was saved at ")
+    assert outcome.reason.startswith(f"The best adapter has disappeared from {best}, where it was saved at ")
     # Its checkpoint speaks of the adapter that is gone, so only the beginning brings another.
     assert_goes_on_as_if_nothing_had_happened(recorder, order, whole, at=0)
     assert (
-        f"attempt 2 begins anew: its checkpoint is from a trial whose best adapter is gone from {best}"
-        in (caplog.text)
+        "attempt 2 starts from the beginning: its checkpoint is from a trial whose best adapter is gone"
+        f" from {best}" in (caplog.text)
     )
 
 
@@ -241,7 +241,7 @@ def test_an_upload_that_is_cut_off_costs_the_attempt_and_nothing_else(
     outcome = recorder.outcomes()[1]
     assert (outcome.status, outcome.storage_fault) == (OutcomeStatus.FAILED, True)
     assert outcome.reason.startswith(
-        "flaky://bucket/study/0/1/best does not take adapter_model.safetensors: "
+        "flaky://bucket/study/0/1/best does not accept adapter_model.safetensors: "
     )
     storage.fault = staticmethod(failing("nothing"))
     assert_goes_on_as_if_nothing_had_happened(recorder, order, whole, at=32)

@@ -95,7 +95,7 @@ def test_names_stand_for_every_layer_they_end() -> None:
 
 def test_a_name_that_matches_no_layer_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(
-        AdapterError, match=r"names 'q_prj', which is no linear layer of Llama. Did you mean 'q_proj'"
+        AdapterError, match=r"names 'q_prj', which is not a linear layer of Llama. Did you mean 'q_proj'"
     ):
         resolve_target_modules(("v_proj", "q_prj"), linear_layers(build(LLAMA)), "Llama")
 

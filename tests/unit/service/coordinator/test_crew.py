@@ -327,7 +327,7 @@ def test_a_study_is_stranded_only_when_all_gpus_of_the_cluster_are_put_aside() -
     assert bench.crew.stranded_reason() is None
     bench.crew.put_aside({"n1/GPU-0", "n1/GPU-1"})
     assert str(bench.crew.stranded_reason()).startswith(
-        "every GPU that it could have was put aside (n1/GPU-0, n1/GPU-1)"
+        "every GPU that this study could use was put aside (n1/GPU-0, n1/GPU-1)"
     )
     bench.cluster.gpus = 3  # another machine has joined, where another study trains for the time being
     bench.crew.put_aside({"n1/GPU-0", "n1/GPU-1"})

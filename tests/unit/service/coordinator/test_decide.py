@@ -120,7 +120,7 @@ def test_a_study_without_one_completed_trial_has_failed_and_says_how() -> None:
     assert decide(snapshot(*trials)) == [
         EndStudy(
             state=StudyState.FAILED,
-            reason="all 4 trials ended, and none completed (1 diverged, 3 out of memory)",
+            reason="all 4 trials ended, and no trial completed (1 diverged, 3 out of memory)",
         )
     ]
 

@@ -79,7 +79,7 @@ def test_a_gpu_that_fails_three_different_trials_is_put_aside_and_the_study_goes
     assert {a.loss_cause for a in died} == {"worker_died"}
     assert len({a.trial_number for a in died}) == 3
     [said] = house.events("device_put_aside")
-    assert said.startswith(f"the GPU {BAD} gets no trials any more: {len(died)} workers died on it")
+    assert said.startswith(f"the GPU {BAD} gets no more trials: {len(died)} workers died on it")
     assert all(f"s/{a.trial_number}" in said for a in died)
     with house.database.read() as session:
         device = session.get_one(Device, BAD)
@@ -206,7 +206,7 @@ def test_a_study_whose_gpus_are_all_put_aside_is_paused_and_says_what_to_do(
     study = house.study(study_id)
     assert (study.state, study.reason) == (
         StudyState.PAUSED,
-        f"every GPU that it could have was put aside ({BAD}): `nightsweep workers` says why, and "
+        f"every GPU that this study could use was put aside ({BAD}): `nightsweep workers` says why, and "
         "`nightsweep workers restore` gives one back",
     )
     assert house.cluster.alive == []

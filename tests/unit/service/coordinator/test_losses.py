@@ -41,8 +41,8 @@ def causes(house: House, number: int) -> list[tuple[str, str | None]]:
 
 
 POISONOUS = (
-    "poisonous: its worker died 2 times in a row at the same place, after 50 examples, "
-    "the last time with no other trial beside it"
+    "poisonous: its worker died 2 times in a row at the same point, after 50 examples, "
+    "the last time with no other trial on it"
 )
 
 
@@ -280,7 +280,8 @@ def test_artifacts_that_cannot_be_written_put_the_study_down_and_fail_nothing(
     house.rounds(lambda: house.study(study_id).state == StudyState.PAUSED)
     assert causes(house, 0) == [("lost", "storage")] * 3
     assert house.study(study_id).reason == (
-        "3 attempts in a row could not write their artifacts, at last: No space left on device: /artifacts"
+        "3 attempts in a row could not write their artifacts; the last reason: "
+        "No space left on device: /artifacts"
     )
     assert outcomes(house) == {}
     full = False

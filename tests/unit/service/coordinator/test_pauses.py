@@ -171,7 +171,7 @@ def test_a_pause_is_taken_back_while_it_is_under_way(make_house: Callable[..., H
     resume(house, study_id)
     house.run(study_id)
     assert house.events("study_paused") == []
-    assert house.events("resume_requested") == ["the pause was taken back before the study was paused"]
+    assert house.events("resume_requested") == ["the pause was cancelled before the study was paused"]
     assert len(house.values()) == 12
 
 
@@ -310,7 +310,7 @@ def test_at_dawn_a_study_is_paused_and_when_resumed_runs_until_the_next_one(
     six = yesterday.astimezone(ZoneInfo("Europe/Berlin")).replace(hour=6, minute=0)
     if six <= yesterday:
         six += timedelta(days=1)
-    assert dawn == f"budget.until 06:00 Europe/Berlin has come ({six:%Y-%m-%d %H:%M %Z})"
+    assert dawn == f"budget.until 06:00 Europe/Berlin reached ({six:%Y-%m-%d %H:%M %Z})"
     assert house.cluster.alive == []
     resume(house, study_id)
     house.run(study_id)

@@ -71,7 +71,7 @@ def test_a_resume_that_comes_while_the_study_is_being_paused_is_not_lost(
         ask_for(house, request_pause, study_id)
     house.run(study_id)
     assert resumed == [study_id]
-    assert house.events("resume_requested") == ["the pause was taken back before the study was paused"]
+    assert house.events("resume_requested") == ["the pause was cancelled before the study was paused"]
     assert house.events("study_paused") == []
     assert len(house.values()) == 8
 

@@ -142,8 +142,8 @@ def test_who_was_on_a_worker_that_died_is_a_suspect_until_past_that_place(
 # -- poison ------------------------------------------------------------------------------------------
 
 POISON = (
-    "poisonous: its worker died 2 times in a row at the same place, {}, "
-    "the last time with no other trial beside it"
+    "poisonous: its worker died 2 times in a row at the same point, {}, "
+    "the last time with no other trial on it"
 )
 
 
@@ -203,7 +203,7 @@ def test_ten_losses_at_one_place_are_poison_whatever_their_causes() -> None:
     tries = [lost(UNREACHABLE, 50), *(lost(NODE, 50) for _ in range(8))]
     assert of(*tries).poison is None
     assert of(*tries, lost(NODE, 50)).poison == (
-        "poisonous: it was lost 10 times in a row at the same place, after 50 examples "
+        "poisonous: it was lost 10 times in a row at the same point, after 50 examples "
         "(9 node died, 1 unreachable)"
     )
     assert of(*tries, lost(NODE, 75)).poison is None
@@ -225,7 +225,7 @@ def fault(minute: int, rungs: int = 4) -> Attempt:
 
 def test_three_attempts_that_could_not_write_put_the_study_down() -> None:
     faults = [fault(3), fault(1), fault(2), lost(DIED)]
-    said = "3 attempts in a row could not write their artifacts, at last: disk full 3"
+    said = "3 attempts in a row could not write their artifacts; the last reason: disk full 3"
     assert storage_trouble(faults, rungs=lambda: 4, resumed_at=None) == said
     assert storage_trouble(faults[1:], rungs=lambda: 4, resumed_at=None) is None
 

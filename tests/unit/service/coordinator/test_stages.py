@@ -81,7 +81,7 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     study_id = house.submit(search=TESTED)
     house.run(study_id)
     begun, read, narrowed = house.events(stages.RANGE_TEST)
-    assert begun == "its learning rate is swept first, by the range test s.range-test"
+    assert begun == "the range test s.range-test sweeps its learning rate first"
     bounds = in_bounds(preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
     assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower bound is ")
     said = f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower end"
@@ -278,7 +278,7 @@ def test_recipes_outside_the_space_are_left_out_and_named(make_house: Callable[.
     assert len(wide) == 2
     assert len(found.enqueued) == 2
     assert all(point["lora_r"] == 4 for point in found.enqueued)
-    assert f"trial {wide[0].number}: lora_r 8 is none of the choices" in " ".join(found.notes)
+    assert f"trial {wide[0].number}: lora_r 8 is not one of the choices" in " ".join(found.notes)
 
 
 def test_what_this_study_fixes_otherwise_is_said(make_house: Callable[..., House]) -> None:
@@ -288,7 +288,7 @@ def test_what_this_study_fixes_otherwise_is_said(make_house: Callable[..., House
         name="s", warm_start=enqueue("a", top_k=1), search=SEARCH, recipe={"lora_dropout": 0.25}
     )
     house.run(second)
-    assert "evaluated with what this study fixes: lora_dropout 0.25 in place of 0.0" in house.events(
+    assert "evaluated with this study's fixed values: lora_dropout 0.25 in place of 0.0" in house.events(
         stages.WARM_START
     )
     assert all(o.recipe.lora_dropout == 0.25 for o in house.cluster.orders if o.study_id == second)
@@ -324,7 +324,7 @@ def test_a_prior_leaves_out_trials_of_another_recipe(make_house: Callable[..., H
     found = preparation(house, second)
     assert found.prior == ()
     assert found.notes[1] == (
-        "4 trials were left out whose recipe differs in what this study fixes:"
+        "4 trials were left out because the recipe differs from this study's fixed values:"
         " lora_dropout 0.25 in place of 0.0"
     )
 
@@ -343,7 +343,7 @@ def test_a_prior_of_another_model_fails_a_sweep_with_the_difference(make_house: 
     study = house.study(second)
     assert (study.state, study.reason) == (
         StudyState.FAILED,
-        "warm_start.from: the study 'a' is no prior for this study:"
+        "warm_start.from: the study 'a' cannot be a prior for this study:"
         " model.id is org/model there and org/other here",
     )
 
@@ -355,7 +355,7 @@ def test_a_source_without_a_result_is_a_cold_start(make_house: Callable[..., Hou
         session.add(Study(name="a", definition=definition, state=StudyState.CANCELLED))
     second = house.submit(name="s", warm_start=enqueue("a"), search=SEARCH)
     house.run(second)
-    assert house.events(stages.WARM_START) == ["cold start: the study 'a' has no completed trial"]
+    assert house.events(stages.WARM_START) == ["no warm start: the study 'a' has no completed trial"]
     assert house.study(second).state == StudyState.COMPLETED
 
 
@@ -363,7 +363,7 @@ def test_a_source_that_is_gone_fails_the_study(make_house: Callable[..., House])
     house = make_house(cpus=1)
     second = house.submit(name="s", warm_start=enqueue("a"), search=SEARCH)
     house.run(second)
-    assert house.study(second).reason == "warm_start.from: there is no study and no schedule 'a'"
+    assert house.study(second).reason == "warm_start.from: no study or schedule is called 'a'"
 
 
 def test_a_schedule_that_names_itself_learns_from_its_last_sweep(make_house: Callable[..., House]) -> None:
@@ -395,7 +395,7 @@ def test_a_schedule_that_names_itself_learns_from_its_last_sweep(make_house: Cal
     house.rounds(lambda: len(sweeps()) == 2)
     house.run(sweeps()[1].id)
     cold, warm = house.events(stages.WARM_START)
-    assert cold == "cold start: the schedule 'nightly' has no other sweep that completed yet"
+    assert cold == "no warm start: the schedule 'nightly' has no other completed sweep yet"
     assert warm.startswith(
         f"warm start from the schedule 'nightly' (its sweep {sweeps()[0].name!r}): its 2 best"
     )

@@ -62,16 +62,16 @@ def at_rates(*rates: float) -> list[TrialFacts]:
 def test_few_completed_trials_are_too_few() -> None:
     found = advise(definition(), at_rates(1e-2, 9e-3, 8e-3))
     assert [(a.about, a.sentence) for a in found] == [
-        ("search.trials", "3 completed trials are too few to judge the search space by: run more.")
+        ("search.trials", "3 completed trials are too few to judge the search space: run more trials.")
     ]
 
 
 def test_a_best_trial_at_a_bound_asks_for_a_wider_range() -> None:
     assert said("learning_rate", definition(), at_rates(9.8e-3, 9e-3, 7e-3, 1e-3, 1e-4)) == [
-        "learning_rate: the best lies at the upper bound (0.0098 of 0.0001…0.01): widen it."
+        "learning_rate: the best value is at the upper bound (0.0098 of 0.0001…0.01): widen the range."
     ]
     assert said("learning_rate", definition(), at_rates(1.01e-4, 1.2e-4, 2e-4, 1e-3, 1e-2)) == [
-        "learning_rate: the best lies at the lower bound (0.000101 of 0.0001…0.01): widen it."
+        "learning_rate: the best value is at the lower bound (0.000101 of 0.0001…0.01): widen the range."
     ]
 
 
@@ -103,7 +103,7 @@ def test_choices_with_an_order_have_ends_too() -> None:
     }
     trials = [trial(n, 1.0 + n, lora_r=32, lr_scheduler="constant") for n in range(4)]
     assert [a.sentence for a in advise(definition(space), trials)] == [
-        "lora_r: the best is the largest choice (32 of 4, 8, 16, 32): add larger ones."
+        "lora_r: the best value is the largest choice (32 of 4, 8, 16, 32): add larger ones."
     ]
 
 
