@@ -261,7 +261,7 @@ class _Suggester:
             return history.handed_out
         if len(history.used) < size:
             return history.used
-        raise SearchSpaceExhausted(f"all {size} configurations of the search space have been evaluated")
+        raise SearchSpaceExhausted(f"every configuration of the search space has been evaluated ({size})")
 
     def _somewhere_unused(self, number: int) -> Values:
         for attempt in range(DESPERATE_REDRAWS):

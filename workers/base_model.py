@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from search_spaces.definition import ModelSpec
+from search_spaces.wording import counted
 from workers.causal_attention import attend_without_masks
 from workers.chunked_loss import head_is_plain
 from workers.errors import ModelError
@@ -259,8 +260,8 @@ def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) ->
     """Refuses a model that transformers completed with random numbers, or filled with wrong shapes."""
     if missing := loading["missing_keys"]:
         raise ModelError(
-            f"The weights of the model {name} lack {len(missing)} tensors that its config.json asks for, "
-            f"such as {min(missing)}. Download or save the model again."
+            f"The weights of the model {name} lack {counted(len(missing), 'tensor')} that its config.json "
+            f"requires, such as {min(missing)}. Download or save the model again."
         )
     wrong = [(key, tuple(found), tuple(asked)) for key, found, asked in loading["mismatched_keys"]]
     for path, module in model.named_modules():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from search_spaces.wording import counted
 from workers.admission import prepare
 from workers.attempt import Attempt, forget_checkpoints, goes_on
 from workers.capacity import limited, plan
@@ -376,7 +377,8 @@ class Pack:
         base.beside[attempt.order.attempt_id] = 1
         del others, other, attempt
         release(self._device)
-        self._announce(limited(1, f"out of memory {misfit.what} beside {count} others, which wait"))
+        waiting = f"{counted(count, 'other trial')}, which now {'waits' if count == 1 else 'wait'}"
+        self._announce(limited(1, f"out of memory {misfit.what} beside {waiting}"))
 
     def _go_back(self, attempt: Attempt, reason: str) -> None:
         """An optimizer step ran out of memory halfway: the trial waits, to go on from its last checkpoint."""

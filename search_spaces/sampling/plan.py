@@ -11,6 +11,7 @@ from search_spaces.errors import SearchSpaceExhausted
 from search_spaces.parameters import Choice
 from search_spaces.preparation import Preparation
 from search_spaces.space import SearchSpace
+from search_spaces.wording import counted
 
 LEARNING_RATE = "learning_rate"
 
@@ -79,7 +80,7 @@ def grid_entry(space: SearchSpace, enqueued: list[Values], number: int) -> Value
     entry = next(grid_entries(space, enqueued, number), None)
     if entry is None:
         raise SearchSpaceExhausted(
-            f"trial {number} has no grid point: the grid has {space.grid_size()} points"
+            f"trial {number} has no grid point: the grid has {counted(space.grid_size() or 0, 'point')}"
         )
     return entry
 

@@ -205,9 +205,9 @@ def _length(definition: StudyDefinition, top: Sequence[TrialFacts]) -> Iterator[
 
 def _more(definition: StudyDefinition, top: Sequence[TrialFacts]) -> str:
     if "epochs" in definition.search.space.parameters:
-        return f"more than {definition.max_epochs:g} epochs"
+        return f"more than {definition.max_epochs:g} epoch{'s' * (definition.max_epochs != 1)}"
     epochs = top[0].recipe.epochs if top[0].recipe else build_recipe(definition, top[0].params).epochs
-    return f"more epochs than the {epochs:g} that the recipe fixes"
+    return f"more epochs than the recipe has ({epochs:g})"
 
 
 def _idle_halves(ranked: Sequence[TrialFacts]) -> Iterator[Advice]:

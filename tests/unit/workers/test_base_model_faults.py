@@ -166,9 +166,7 @@ def test_weights_that_lack_a_tensor(folder: Path, quantization: Any) -> None:
     """transformers would fill the gap with random numbers; here it is an error."""
     edit_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     message = refusal(folder, quantization=quantization)
-    assert (
-        "lack 1 tensors that its config.json asks for, such as model.layers.1.mlp.up_proj.weight" in message
-    )
+    assert "lack 1 tensor that its config.json requires, such as model.layers.1.mlp.up_proj.weight" in message
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])

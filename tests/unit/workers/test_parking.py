@@ -64,7 +64,7 @@ def test_trials_that_do_not_fit_together_wait_for_one_another(
     told = of_type(recorder.events, PackCapacity)[-1]
     assert told.slots == 1
     assert "out of memory training at micro-batch 1" in told.reason
-    assert "beside 3 others, which wait" in told.reason
+    assert "beside 3 other trials, which now wait" in told.reason
     recorder.run()
     assert recorder.pack.slots > 1
     assert len(of_type(recorder.events, TrialStarted)) == 4
