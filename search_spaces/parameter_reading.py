@@ -35,7 +35,7 @@ def read_parameters(raw: Any) -> tuple[dict[str, Float | Int | Choice], list[Fau
         return {}, [Fault(path="", value={}, message="is empty: name at least one recipe field to search")]
     faults = [
         fault
-        for fault in unknown_keys(raw, SEARCHABLE_FIELDS, "", SYNONYMS, what="searchable recipe field")
+        for fault in unknown_keys(raw, SEARCHABLE_FIELDS, "", SYNONYMS, what="recipe field")
         if fault.path not in NOT_SEARCHABLE
     ]
     faults += [

@@ -136,7 +136,7 @@ class ThresholdPruning(_AtIntervals):
     @model_validator(mode="after")
     def _check(self) -> ThresholdPruning:
         if self.lower is None and self.upper is None:
-            message = "is required, or lower: without a limit nothing is pruned"
+            message = "is required unless lower is given, because without a limit nothing is pruned"
             raise problems([Fault(path="upper", value=None, message=message, allowed="a number")])
         if self.lower is not None and self.upper is not None and self.upper < self.lower:
             raise problems([_too_low("upper", self.upper, "lower", self.lower)])
@@ -185,13 +185,14 @@ class PatientPruning(_FromTheFirst):
     @model_validator(mode="after")
     def _check(self) -> PatientPruning:
         if (self.patience is None) == (self.patience_examples is None):
-            both = "and patience are both given" if self.patience is not None else "is required, or patience"
+            given = self.patience is not None
+            message = "cannot be combined with patience" if given else "is required unless patience is given"
             raise problems(
                 [
                     Fault(
                         path="patience_examples",
                         value=self.patience_examples,
-                        message=f"{both}: give one of the two",
+                        message=f"{message}; give one of the two",
                         allowed="patience_examples (examples) or patience (rungs)",
                     )
                 ]

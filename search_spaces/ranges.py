@@ -56,7 +56,7 @@ def _range_faults(
     if step is None:
         return
     if points is not None:
-        message = "and step both set the points of the range; remove one of them"
+        message = "cannot be combined with step, because both set the points of the range; remove one of them"
         yield Fault(path="points", value=points, message=message, allowed="points or step")
     if step <= 0:
         yield Fault(path="step", value=step, message="must be greater than 0", allowed="greater than 0")

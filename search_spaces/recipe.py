@@ -132,7 +132,7 @@ class Recipe(BaseModel):
 
 RECIPE_FIELDS: tuple[str, ...] = tuple(Recipe.model_fields)
 NOT_SEARCHABLE: Mapping[str, str] = {
-    "seed": "the seed is luck, not a hyperparameter: a search over it finds the luckiest run, not the best"
+    "seed": "the best seed is only the luckiest one, so the search would not find the best"
     " recipe; fix it under recipe",
 }
 SEARCHABLE_FIELDS: tuple[str, ...] = tuple(name for name in RECIPE_FIELDS if name not in NOT_SEARCHABLE)

@@ -251,7 +251,7 @@ class _Reader:
     def _constraints(self) -> dict[str, Bound] | None:
         raw = self._optional("constraints")
         if not isinstance(raw, Mapping):
-            message = "must be a mapping of measured values to their bounds"
+            message = "must be a mapping of metrics or costs to their bounds"
             allowed = ", ".join(MEASURES)
             self.faults.append(Fault(path="constraints", value=shown(raw), message=message, allowed=allowed))
             return None
@@ -261,7 +261,7 @@ class _Reader:
             if name in MEASURES:
                 bounds[name] = self._section(Bound, f"constraints.{name}", {} if bound is None else bound)
             else:
-                self.faults.append(name_fault(f"constraints.{name}", name, "measured value", MEASURES))
+                self.faults.append(name_fault(f"constraints.{name}", name, "metric or cost", MEASURES))
         if len(self.faults) > before:
             return None
         return {name: bound for name, bound in bounds.items() if bound is not None}

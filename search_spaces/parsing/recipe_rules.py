@@ -57,7 +57,7 @@ def one_alpha(draft: Draft) -> Iterator[Fault]:
         yield Fault(
             path=f"{section}.lora_alpha",
             value=shown(recipe["lora_alpha"] if alpha is None else alpha),
-            message=f"and {other}.lora_alpha_ratio both set alpha (alpha = lora_alpha_ratio x lora_r); remove"
-            " one of them, or add conditions that exclude each other",
+            message=f"cannot be combined with {other}.lora_alpha_ratio, because both set alpha (alpha ="
+            " lora_alpha_ratio x lora_r); remove one of them, or add conditions that exclude each other",
             allowed="lora_alpha or lora_alpha_ratio",
         )

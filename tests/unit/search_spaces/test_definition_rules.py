@@ -112,7 +112,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             },
             {},
             "search.trials",
-            "the grid's 5 points",
+            "(5 points)",
         ),
         # The range test.
         (
@@ -265,7 +265,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {},
             {"constraints": {"peak_memory": {"max": 20}}},
             "constraints.peak_memory",
-            "unknown measured value",
+            "unknown metric or cost",
         ),
         ({}, {"constraints": {"accuracy": {}}}, "constraints.accuracy", "has no bound"),
         ({}, {"constraints": {"accuracy": None}}, "constraints.accuracy", "has no bound"),
@@ -303,12 +303,12 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             "warm_start.as",
             "cmaes does not learn",
         ),
-        ({"trials": 2}, {"repeats": {"top_k": 3}}, "repeats.top_k", "the search's 2 trials"),
+        ({"trials": 2}, {"repeats": {"top_k": 3}}, "repeats.top_k", "(2 trials)"),
         (
             {"space": {"lora_r": {"choices": [4, 8]}}},
             {"repeats": {"top_k": 3}},
             "repeats.top_k",
-            "the search's 2 trials",
+            "(2 trials)",
         ),
         (
             {},
