@@ -227,7 +227,7 @@ def test_a_file_cut_short_is_refused(sqlite_backup: Path, make_empty: Make) -> N
     content = sqlite_backup.read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 1):
         sqlite_backup.write_bytes(content[:length])
-        refused(sqlite_backup, make_empty, "is not a backup, or a damaged one")
+        refused(sqlite_backup, make_empty, "is not a backup, or is damaged")
 
 
 def _other_revision(members: dict[str, bytes], manifest: dict[str, Any]) -> None:
@@ -294,9 +294,9 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
         (_other_revision, r"made it at the revisions .*service 0002, this version has .*service 0003"),
         (_other_format, r"it has the format 2, .* this version reads format 1"),
         (_outside, r"its members differ from its manifest\.json: '\.\./\.\./outside'"),
-        (_listed_outside, r"its tables are not this version's: \['\.\./\.\./outside'\]"),
+        (_listed_outside, r"its tables differ from this version's: \['\.\./\.\./outside'\]"),
         (_missing, "its members differ from its manifest"),
-        (_unlisted, r"its tables are not this version's: \['service/studies\.jsonl'\]"),
+        (_unlisted, r"its tables differ from this version's: \['service/studies\.jsonl'\]"),
         (_bomb, r"would grow to 8,388,608 bytes from \d"),
         (_wrong_sum, "is damaged: its checksum is not the one in the manifest"),
         (_strange_manifest, "its manifest.json is not one"),

@@ -226,7 +226,7 @@ def test_a_body_that_never_ends_is_given_up(slow_server: int) -> None:
         while part := connection.recv(65536):  # ends with the connection, which the server closes
             answer += part
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"was not here within 0.3 s" in answer
+    assert b"was not received within 0.3 s" in answer
 
 
 def test_raw_requests_that_no_client_sends_end_in_a_refusal(slow_server: int) -> None:

@@ -242,7 +242,7 @@ def test_one_that_did_not_complete_proposes_nothing(
         session.execute(delete(Attempt).where(Attempt.study_id == test_id, Attempt.trial_number > 0))
     test = client.get(f"/v1/range-tests/{test_id}").json()
     assert (test["proposed"], test["bounds"]) == (None, None)
-    assert test["notes"] == [f"{state}: 1 of 4 corners were swept"]
+    assert test["notes"] == [f"{state}: swept 1 of 4 corners"]
     assert test["corners"][0]["steepest"] is not None
 
 

@@ -99,7 +99,7 @@ def test_a_coordinator_frozen_beyond_its_lease_leaves_study_and_workers_alone_wh
     performer._renewed_at -= house.settings.lease_seconds  # so long has it slept
     with caplog.at_level(logging.WARNING):
         frozen.round()
-    assert "letting go of study s" in caplog.text
+    assert "gave up study s" in caplog.text
     assert frozen.studies == {}
     assert house.cluster.alive == workers
     assert house.study(study_id).lease_number == number

@@ -313,8 +313,8 @@ def test_check_backup_and_restore_from_the_command_line(
         (("backup", "full"), "is there already"),
         (("restore", "missing"), "No such file"),
         (("restore", "."), "Is a directory"),
-        (("backup", "missing/b"), "there is no folder missing"),
-        (("restore", "text"), "is not a backup, or a damaged one"),
+        (("backup", "missing/b"), "the folder missing does not exist"),
+        (("restore", "text"), "is not a backup, or is damaged"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(

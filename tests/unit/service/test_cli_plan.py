@@ -176,7 +176,7 @@ def test_without_a_server_the_plan_is_made_here(run: Any, monkeypatch: pytest.Mo
     plan = json.loads(result.stdout)
     assert (result.exit_code, run.api.requests) == (0, [])
     assert (plan["trials"]["total"], plan["report_unknown"]) == (12, "it was not asked")
-    assert "no server was asked" in plan["time"]["unknown"]
+    assert "without a server" in plan["time"]["unknown"]
 
 
 def test_faults_are_told_without_a_server_as_with_one(run: Any, study_file: Path) -> None:

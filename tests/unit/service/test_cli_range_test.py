@@ -51,7 +51,7 @@ def answer(**changes: Any) -> dict[str, Any]:
 
 FOUND = answer(
     state="completed",
-    reason="all 1 trials ended",
+    reason="1 trial ended",
     corners=[CORNER],
     proposed={"min": 2.2e-4, "max": 1.05e-2},
     bounds={"min": 2.2e-4, "max": 1.05e-2},
@@ -89,7 +89,7 @@ def test_it_waits_and_ends_with_the_line_for_the_study(run: Any) -> None:
     assert result.exit_code == 0
     assert "range test tone.range-test running: 0 of 1 corners swept" in result.stdout
     assert "trying again: " in result.stdout
-    assert "range test tone.range-test completed: 1 of 1 corners swept (all 1 trials ended)" in result.stdout
+    assert "range test tone.range-test completed: 1 of 1 corners swept (1 trial ended)" in result.stdout
     assert "batch 4, rank 32  6.6e-4    1.05e-2  -" in result.stdout
     assert "learning_rate narrowed from 1e-6…1e0 to 2.2e-4…1.05e-2" in result.stdout
     assert "learning_rate: {min: 2.20e-04, max: 1.05e-02, scale: log}" in result.stdout

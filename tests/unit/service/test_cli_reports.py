@@ -52,7 +52,7 @@ IMPORTANCE = {
     ],
     "trials": 24,
     "best_trials": 5,
-    "sentence": "Shows what distinguishes the best 5 of 24 completed trials apart.",
+    "sentence": "Shows what distinguishes the best 5 of 24 completed trials.",
 }
 REPORT: dict[str, Any] = {
     "made_at": "2026-07-02T00:00:00Z",

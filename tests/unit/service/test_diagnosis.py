@@ -116,7 +116,7 @@ def test_a_decayed_rate_does_not_hide_that_a_curve_could_fall_on() -> None:
 def test_a_second_half_that_brings_nothing_is_a_plateau() -> None:
     (finding,) = diagnose(curve([5.0, 3.0, 2.2, 2.01, 2.0, 2.0, 2.0, 1.995, 2.0, 2.0]))
     assert (finding.verdict, finding.rung) == (Verdict.PLATEAUED_EARLY, 500)
-    assert finding.evidence == "eval loss 2 at 500 examples, and 1.995 at best in the 500 after them"
+    assert finding.evidence == "eval loss 2 at 500 examples, and 1.995 at best in the 500 examples after that"
 
 
 def test_an_eval_loss_that_rises_while_the_train_loss_falls_is_overfitting() -> None:
@@ -148,7 +148,7 @@ def test_one_higher_evaluation_or_a_slight_rise_is_noise(tail: list[float]) -> N
 def test_a_loss_that_goes_up_and_down_is_a_rate_too_high() -> None:
     (finding,) = diagnose(curve([2.4, 6.2, 5.6, 6.3, 4.5, 3.6, 3.4, 3.3]))
     assert finding.verdict is Verdict.LEARNING_RATE_TOO_HIGH
-    assert finding.evidence == "the eval loss rose 2 times and fell again, at most from 2.4 to 6.2"
+    assert finding.evidence == "the eval loss rose and fell again 2 times, at most from 2.4 to 6.2"
 
 
 def test_a_train_loss_that_goes_up_and_down_is_a_rate_too_high() -> None:
@@ -179,7 +179,7 @@ def test_a_gentler_recipe_far_ahead_shows_a_rate_too_high() -> None:
     (finding,) = diagnose(own, Peers([own, gentler]))
     assert finding.verdict is Verdict.LEARNING_RATE_TOO_HIGH
     assert finding.evidence == (
-        "eval loss 2.7 at 400 examples, where trial 2 had 0.4 with a rate of 0.001 in place of 0.02,"
+        "eval loss 2.7 at 400 examples, where trial 2 had 0.4 with a rate of 0.001 instead of 0.02,"
         " no smaller batch and no larger rank"
     )
     assert Verdict.LEARNING_RATE_TOO_HIGH not in verdicts(gentler, Peers([own, gentler]))

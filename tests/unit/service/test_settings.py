@@ -61,12 +61,12 @@ def test_new_attempts_have_their_folders_behind_the_url_where_there_is_one(tmp_p
     ("url", "says"),
     [
         ("/mnt/artifacts", "not a URL"),
-        ("s3://key:secret@bucket/x", "holds a password"),
+        ("s3://key:secret@bucket/x", "contains a password"),
         ("s3://bucket/../x", "must be a plain URL"),
         ("s3://bucket/x\n", "must be a plain URL"),
-        ("s3://", "names no bucket and no folder"),
-        ("file:///", "names no bucket and no folder"),
-        ("file://srv/nightsweep", "must name a folder from the root on"),
+        ("s3://", "must name a bucket or folder"),
+        ("file:///", "must name a bucket or folder"),
+        ("file://srv/nightsweep", "must be an absolute path"),
     ],
 )
 def test_a_url_for_artifacts_is_plain_and_holds_no_password(url: str, says: str) -> None:
@@ -91,8 +91,8 @@ def test_options_that_the_url_has_are_kept(tmp_path: Path) -> None:
     [
         ("database_url", "mysql://db/night", "expected sqlite or postgresql"),
         ("database_url", "night", "not a database URL"),
-        ("database_url", "sqlite://", "must be a file"),
-        ("database_url", "sqlite:///:memory:", "must be a file"),
+        ("database_url", "sqlite://", "must be a SQLite file"),
+        ("database_url", "sqlite:///:memory:", "must be a SQLite file"),
         ("port", "70000", "less than or equal to 65535"),
         ("data_roots", "", "at least one folder"),
         ("lease_seconds", "0", "greater than 0"),

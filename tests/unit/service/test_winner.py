@@ -100,7 +100,7 @@ def test_while_repeats_run_the_search_decides_and_the_sentence_says_so() -> None
     running = candidate(1, 0.1, 0.9, others=(AttemptState.RUNNING,))
     found = judged(running, candidate(2, 0.2, 0.3), planned=6, over=False)
     assert (found.winner, found.decided_by) == (1, "search")
-    assert found.sentence.endswith("repeats are running, 2 of 6 done.")
+    assert found.sentence.endswith("2 of 6 repeats ended so far.")
     waiting = judged(candidate(1, 0.1), planned=6, over=False)
     assert "6 runs with fresh seeds" in waiting.sentence
 

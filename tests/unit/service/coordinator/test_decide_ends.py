@@ -80,7 +80,7 @@ def test_a_space_that_is_exhausted_early_ends_the_study_in_order() -> None:
 
 def test_a_grid_that_was_gone_through_says_so() -> None:
     [end] = decide(snapshot(ended(0), limits=limits(trials=1, exhausts="grid")))
-    assert end == EndStudy(state=StudyState.COMPLETED, reason="all 1 trials ended: the grid is exhausted")
+    assert end == EndStudy(state=StudyState.COMPLETED, reason="1 trial ended: the grid is exhausted")
 
 
 def test_what_the_search_has_reached_comes_before_the_clock() -> None:
@@ -98,4 +98,4 @@ def test_trials_that_the_clock_stopped_do_not_make_a_search_whole() -> None:
 def test_a_search_whose_results_are_all_infeasible_says_so() -> None:
     [end] = decide(snapshot(ended(0, feasible=False), limits=limits(trials=1)))
     assert isinstance(end, EndStudy)
-    assert end.reason == "all 1 trials ended, and no completed trial meets the constraints"
+    assert end.reason == "1 trial ended, and no completed trial meets the constraints"

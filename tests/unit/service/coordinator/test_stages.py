@@ -84,7 +84,9 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     assert begun == "the range test s.range-test sweeps its learning rate first"
     bounds = in_bounds(preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
     assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower bound is ")
-    said = f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower end"
+    said = (
+        f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower bound"
+    )
     assert narrowed.startswith(said)
     assert narrowed.count(bounds) == 1
     assert "(batch 16, rank 4: steepest at " in narrowed

@@ -120,8 +120,8 @@ def test_rates_above_which_trials_come_to_grief_are_to_be_narrowed() -> None:
         for n in range(6)
     ]
     assert said("learning_rate", definition(), [*good, *diverged]) == [
-        "6 of 16 trials diverged, 6 of them among the 6 with a peak learning rate of 0.005 or more: narrow it"
-        " from above."
+        "6 of 16 trials diverged, 6 of them among the 6 with a peak learning rate of 0.005 or more: lower"
+        " the upper bound."
     ]
 
 
@@ -164,7 +164,7 @@ def test_overfitting_best_trials_ask_for_fewer() -> None:
 def test_idle_second_halves_ask_for_fewer_epochs() -> None:
     trials = [trial(n, 1.0 + n, Verdict.PLATEAUED_EARLY) for n in range(4)]
     assert said("epochs", definition(), trials) == [
-        "epochs: 4 of 4 completed trials gained next to nothing in their second half: fewer epochs would do."
+        "epochs: 4 of 4 completed trials improved very little in their second half: fewer epochs are enough."
     ]
 
 
@@ -192,12 +192,12 @@ def test_broken_constraints_and_memory_are_named() -> None:
         trial(7, None, state=AttemptState.OUT_OF_MEMORY, lora_r=64),
     ]
     assert said("constraints", constrained, trials) == [
-        "1 of 5 completed trials broke a constraint (trainable_parameters) and so cannot be the best: loosen"
-        " it, or leave out of the space what breaks it."
+        "1 of 5 completed trials broke a constraint (trainable_parameters) and cannot be the best: loosen"
+        " the constraint, or remove the values that break it from the space."
     ]
     assert said("search.space", constrained, trials) == [
-        "2 of 7 trials ran out of memory, alone and one example at a time (all with lora_r 64): leave that"
-        " out, or use a larger GPU."
+        "2 of 7 trials ran out of memory, alone and one example at a time (all with lora_r 64): remove that"
+        " value, or use a larger GPU."
     ]
 
 
