@@ -62,7 +62,7 @@ def test_the_end_tells_of_the_repeats_and_of_those_that_did_not_complete() -> No
     done[3] = again(6, 2, 44, outcome=AttemptState.FAILED)
     [end] = decide(snapshot(*SEARCHED, *done, **TWICE))
     assert isinstance(end, EndStudy)
-    assert end.reason.endswith("with 2 seeds each, 3 of 4 to the end")
+    assert end.reason.endswith("with 2 seeds each, 3 of 4 runs completed")
 
 
 def test_a_repeat_that_is_better_than_the_best_changes_neither_the_best_nor_the_stops() -> None:
@@ -77,7 +77,7 @@ def test_failed_repeats_do_not_fail_the_study() -> None:
     [end] = decide(snapshot(*SEARCHED, *failed, limits=wanted))
     assert isinstance(end, EndStudy)
     assert end.state is StudyState.COMPLETED
-    assert end.reason.endswith(", 0 of 4 to the end")
+    assert end.reason.endswith(", 0 of 4 runs completed")
 
 
 def test_a_budget_ends_the_repeats_and_the_search_keeps_its_end() -> None:
@@ -91,7 +91,7 @@ def test_a_budget_ends_the_repeats_and_the_search_keeps_its_end() -> None:
     [end] = decide(snapshot(*SEARCHED, present[0], *stopped, **over_time))
     assert end == EndStudy(
         state=StudyState.COMPLETED,
-        reason="all 3 trials ended; the 2 best were run again with 2 seeds each, 1 of 4 to the end: "
+        reason="all 3 trials ended; the 2 best were run again with 2 seeds each, 1 of 4 runs completed: "
         "budget.timeout of 60 s reached",
     )
 

@@ -126,7 +126,7 @@ def test_the_wall_clock_ends_the_repeats_and_the_study_is_completed(
     study = house.study(study_id)
     assert study.state == StudyState.COMPLETED
     assert study.reason == (
-        "all 8 trials ended; the 2 best were run again with 3 seeds each, 0 of 6 to the end: "
+        "all 8 trials ended; the 2 best were run again with 3 seeds each, 0 of 6 runs completed: "
         "budget.timeout of 3600 s reached"
     )
 
@@ -149,5 +149,5 @@ def test_a_fault_that_all_repeats_share_ends_them_and_not_the_search(
     house.run(study_id)
     study = house.study(study_id)
     assert study.state == StudyState.COMPLETED
-    assert study.reason.endswith("with 3 seeds each, 0 of 6 to the end: /t.jsonl is gone")
+    assert study.reason.endswith("with 3 seeds each, 0 of 6 runs completed: /t.jsonl is gone")
     assert house.cluster.alive == []

@@ -148,8 +148,8 @@ def test_under_trained_best_trials_ask_for_more_epochs() -> None:
     ]
     fixed = definition(recipe={"epochs": 2})
     assert said("epochs", fixed, [trial(n, 1.0 + n, Verdict.UNDER_TRAINED, epochs=2) for n in range(4)]) == [
-        "epochs: 3 of the best 3 trials (0, 1, 2) are under-trained: search more epochs than the 2 that the"
-        " recipe fixes."
+        "epochs: 3 of the best 3 trials (0, 1, 2) are under-trained: search more epochs than the recipe has"
+        " (2)."
     ]
     # The worst ones being so says nothing.
     assert said("epochs", searched, [*at_rates(1e-3, 1e-3, 1e-3, 1e-3), trials[3]]) == []
