@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
 from workers.formats import Format
+from workers.row_structures import Unread
 from workers.tokenization import IGNORED
 
 MOST_LABELS = 50
@@ -159,7 +160,7 @@ def _plain_text(row: Mapping[str, Any], fields: Collection[str]) -> str:
     """The row's texts without case and white space, so that trivial changes do not hide a copy."""
     values = [row.get(field) for field in fields]
     texts = [
-        value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+        value if isinstance(value, str) else json.dumps(value, default=repr, sort_keys=True)
         for value in values
         if value is not None
     ]
@@ -178,7 +179,7 @@ def _label(row: Mapping[str, Any], format_name: str) -> Any:
 
 def _count(counts: Counter[str] | None, value: Any) -> Counter[str] | None:
     """The counts with one value more; None once they have too many values to be a distribution."""
-    if counts is None or value is None or isinstance(value, (list, dict)):
+    if counts is None or value is None or isinstance(value, (list, dict, Unread)):
         return counts
     counts[str(value)] += 1
     return counts if len(counts) <= MOST_LABELS else None
