@@ -112,6 +112,10 @@ def _value(scalar: pyarrow.Scalar) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - told where the value is used
+        if isinstance(scalar, pyarrow.StructScalar):
+            return {name: _value(part) for name, part in scalar.items()}
+        if isinstance(scalar, pyarrow.ListScalar):
+            return [_value(part) for part in scalar.values]
         return Unread(f"cannot be read: {type(error).__name__}: {error}")
 
 

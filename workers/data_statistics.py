@@ -160,7 +160,7 @@ def _plain_text(row: Mapping[str, Any], fields: Collection[str]) -> str:
     """The row's texts without case and white space, so that trivial changes do not hide a copy."""
     values = [row.get(field) for field in fields]
     texts = [
-        value if isinstance(value, str) else json.dumps(value, default=repr, sort_keys=True)
+        value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
         for value in values
         if value is not None
     ]

@@ -17,7 +17,7 @@ from workers.data_files import describe_source, read_rows
 from workers.data_statistics import TASK_COLUMNS
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.formats import FORMATS, Format, detect_format
-from workers.row_structures import CONVERSATIONS, SYSTEM, read_structures
+from workers.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
 from workers.text_files import PlacedRow
 from workers.tokenization import IGNORED
 
@@ -255,6 +255,9 @@ def renamed_row(
         return renamed
     if "messages" in format_.fields and renamed.get("messages") is None and CONVERSATIONS in renamed:
         renamed["messages"] = renamed.pop(CONVERSATIONS)
+    for field in format_.fields:
+        if isinstance(value := renamed.get(field), Unread):
+            raise RowError(f"{place}: The column {columns.get(field, field)!r} {value.reason}.")
     try:
         return read_structures(renamed, format_.fields)
     except RowError as error:

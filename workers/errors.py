@@ -87,4 +87,6 @@ def faults_of_libraries(where: Callable[[], str]) -> Iterator[None]:
             raise
         text = " ".join(str(error).split())
         text = f"{text[:_LONGEST_TEXT]}..." if len(text) > _LONGEST_TEXT else text.rstrip(".")
-        raise RowError(f"{where()}: {type(error).__name__}: {text or 'no reason given'}.") from error
+        kind = type(error).__name__
+        kind = f"{type(error).__module__}.{kind}" if kind.islower() else kind  # `zlib.error`
+        raise RowError(f"{where()}: {kind}: {text or 'no reason given'}.") from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from workers.errors import RowError
@@ -41,19 +42,25 @@ _CHECKED = frozenset(
 """Keys of a message that templates render: what cannot be rendered is a fault. Others stay as they are."""
 
 
+@dataclass(frozen=True)
 class Unread:
     """Stands in a row for a value that was not or could not be read. It matters only where it is used."""
 
-    def __init__(self, reason: str) -> None:
-        """
-        Args:
-            reason: Why, said after the value's name: "is an integer of ...".
-        """
-        self.reason = reason
+    reason: str
+    """Why, said after the value's name: "is an integer of ..."."""
+    text: str | None = None
+    """What is written in the file, where that is known."""
 
-    def __str__(self) -> str:
-        """Raises RowError: a template has used it."""
-        raise RowError(f"A value that is used {self.reason}.")
+
+def _integer(text: str) -> int | Unread:
+    try:
+        return int(text)
+    except ValueError:  # Python reads integers of up to 4,300 digits
+        return Unread(f"is an integer of {len(text):,} digits, too long to be read. Write it as a text", text)
+
+
+JSON = json.JSONDecoder(parse_int=_integer)
+"""Reads JSON with integers of any length."""
 
 
 def read_structures(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
@@ -64,19 +71,19 @@ def read_structures(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str
         fields: Of the format.
 
     Raises:
-        RowError: A field was not read, or cannot be rendered as JSON; the message says where in it.
+        RowError: A field holds what cannot be rendered as JSON; the message says where in it.
     """
     read = dict(row)
     for field in fields:
         value = row.get(field)
-        if isinstance(value, Unread):
-            raise RowError(f"The column {field!r} {value.reason}.")
         if value is None or field not in CHAT_FIELDS:
             continue
         if field == "tools":
             read[field] = _tools(value)
         elif field == "messages" or not isinstance(value, str):
-            read[field] = _messages(value, field, row)
+            read[field] = _messages(value, field)
+    if "messages" in fields and row.get("messages") is not None:
+        _add_system(read, row["messages"])
     return read
 
 
@@ -93,23 +100,33 @@ class _Place(NamedTuple):
         return _Place(self.what, f"{self.path}.{key}" if self.path else str(key))
 
 
-def _messages(value: Any, field: str, row: Mapping[str, Any]) -> Any:
-    messages = _listed(_parsed(value))
-    if not isinstance(messages, list):
+def _messages(value: Any, field: str) -> Any:
+    messages = _items(value)
+    if messages is None:
         return value
-    messages = [_parsed(message) for message in messages]
-    read = [
+    return [
         _message(message, _Place(f"Message {number} of {field!r}"))
         if isinstance(message, Mapping)
         else message
         for number, message in enumerate(messages, start=1)
     ]
-    system = row.get(SYSTEM)
-    is_sharegpt = any(isinstance(message, Mapping) and message.get("from") for message in messages)
-    has_system = any(isinstance(message, dict) and message.get("role") == SYSTEM for message in read)
-    if is_sharegpt and field == "messages" and isinstance(system, str) and system.strip() and not has_system:
-        read.insert(0, {"role": SYSTEM, "content": check_text(system, f"The column {SYSTEM!r}")})
-    return read
+
+
+def _items(value: Any) -> list[Any] | None:
+    """A list's items; None of anything else."""
+    items = _listed(_parsed(value))
+    return [_parsed(item) for item in items] if isinstance(items, list) else None
+
+
+def _add_system(row: dict[str, Any], written: Any) -> None:
+    """Puts the system prompt first that a row in ShareGPT's form has beside its conversation."""
+    messages, system = row["messages"], row.get(SYSTEM)
+    if not (isinstance(messages, list) and isinstance(system, str) and system.strip()):
+        return
+    is_sharegpt = any(isinstance(each, Mapping) and each.get("from") for each in _items(written) or ())
+    if is_sharegpt and not any(isinstance(each, dict) and each.get("role") == SYSTEM for each in messages):
+        content = check_text(row.pop(SYSTEM), f"The column {SYSTEM!r}")
+        row["messages"] = [{"role": SYSTEM, "content": content}, *messages]
 
 
 def _message(message: Mapping[str, Any], place: _Place) -> dict[str, Any]:
@@ -160,7 +177,7 @@ def _calls(calls: Any, place: _Place) -> list[dict[str, Any]]:
                 f"{place.at(number)} is of type {type(call).__name__}; expected a function's call."
             )
         if "function" in call:
-            call["function"] = _with_arguments(_parsed(call["function"]), place.at(number))
+            call["function"] = _with_arguments(_parsed(call["function"]), place.at(number).at("function"))
         read.append(_with_arguments(call, place.at(number)))
     return read
 
@@ -171,7 +188,7 @@ def _with_arguments(function: Any, place: _Place) -> Any:
         return function
     text = function["arguments"]
     try:
-        arguments = json.loads(text) if text.strip() else {}
+        arguments = JSON.decode(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise RowError(
             f"{place.at('arguments')} is a text that is not valid JSON: {error}. Write arguments as JSON."
@@ -210,7 +227,7 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return JSON.decode(value)
     except (ValueError, RecursionError):
         return value
 
@@ -220,7 +237,9 @@ def _listed(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping) and value and all(isinstance(each, list) for each in value.values()):
-        return [dict(zip(value, each, strict=False)) for each in zip(*value.values(), strict=False)]
+        columns = list(value.values())
+        if len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -236,6 +255,10 @@ def _plain(value: Any, place: _Place, *, strict: bool = True, keep_null: bool = 
     Raises:
         RowError: It holds what JSON has no form for.
     """
+    if isinstance(value, Unread):
+        if strict:
+            raise RowError(f"{place} {value.reason}.")
+        return value.text
     if hasattr(value, "tolist"):  # numpy's
         value = value.tolist()
     if isinstance(value, (list, tuple)):
@@ -258,7 +281,5 @@ def _plain(value: Any, place: _Place, *, strict: bool = True, keep_null: bool = 
         return check_text(value, str(place))
     if isinstance(value, float) and math.isfinite(value):
         return value
-    if isinstance(value, Unread):
-        raise RowError(f"{place} {value.reason}.")
     what = str(value) if isinstance(value, float) else f"of type {type(value).__name__}"
     raise RowError(f"{place} is {what}, which JSON has no form for. Store it as a text.")

@@ -112,7 +112,7 @@ def _no_match(target: str, linear: list[str], architecture: str, head: str | Non
         called = f" (called {head!r} there)" if head is not None and not _matches(head, target) else ""
         return (
             f"target_modules names {target!r}, the output head of {architecture}{called}, which is not "
-            f"adapted. Leave it out. The linear layers that can be are called {', '.join(leaves)}."
+            f"adapted. Leave it out. Layers that can be adapted are called {', '.join(leaves)}."
         )
     nearest = difflib.get_close_matches(target, leaves, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

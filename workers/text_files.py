@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from workers.errors import DataError, RowError
-from workers.row_structures import Unread
+from workers.row_structures import JSON
 
 PlacedRow = tuple[str, dict[str, Any]]
 
 GZIP = b"\x1f\x8b"
 _OTHER_CONTENT = (
+    (GZIP, "is compressed twice. Decompress it"),
     (b"\xff\xfe", "is UTF-16. Save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16. Save it as UTF-8"),
     (b"PK\x03\x04", "is a zip archive or a spreadsheet. Unpack it, or save the sheet as CSV (UTF-8)"),
@@ -65,7 +66,7 @@ def _read_document(path: Path, text: str) -> Iterator[PlacedRow]:
     while True:
         start = position
         try:
-            document, end = _DECODER.raw_decode(text, start)
+            document, end = JSON.raw_decode(text, start)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}:{error.lineno}: the file is not valid JSON: {error.msg} (column {error.colno})."
@@ -78,10 +79,7 @@ def _read_document(path: Path, text: str) -> Iterator[PlacedRow]:
             return
         rows = document.get("data") if isinstance(document, dict) else document
         if not isinstance(rows, list):
-            raise DataError(
-                f'{path}: the file must hold a list of objects, {{"data": [...]}} with one, or one object '
-                "per line."
-            )
+            raise DataError(f'{path}: the file must hold a list of objects, or {{"data": [...]}} with one.')
         for line, row in zip(_lines_of_items(text, start), rows, strict=True):
             place = f"{path}:{line}"
             yield place, _object(row, place)
@@ -99,10 +97,12 @@ def _read_values(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Place
             if values is None:
                 values = _values_over_lines(text, lines)
         except json.JSONDecodeError as error:
-            # An object over several lines says where in it; one that should have ended says its own line.
-            at = number + error.lineno - 1 if text.strip(f" \t{_BOM}") in ("{", "[") else number
+            # The line, unless it only begins an object over several ones: then the line within that.
+            at, column = number + error.lineno - 1, error.colno
+            if at > number and text.strip(f" \t{_BOM}") not in ("{", "["):
+                at, column = number, len(text) + 1
             raise DataError(
-                f"{path}:{at}: the line is not valid JSON: {error.msg} (column {error.colno})."
+                f"{path}:{at}: the line is not valid JSON: {error.msg} (column {column})."
             ) from error
         except RecursionError as error:
             raise DataError(f"{place}: the line is not valid JSON: it is nested too deeply.") from error
@@ -120,7 +120,7 @@ def _values(text: str) -> list[Any] | None:
     position = _end_of_blank(text, 0)
     while position < len(text):
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = JSON.raw_decode(text, position)
         except json.JSONDecodeError as error:
             if error.pos < len(text) or values:
                 raise
@@ -139,7 +139,7 @@ def _values_over_lines(first: str, lines: Iterator[tuple[int, str]]) -> list[Any
             values = _values("\n".join(whole))
             if values is not None:
                 return values
-    return [_DECODER.decode("\n".join(whole))]  # it does not end, which this says
+    return [JSON.decode("\n".join(whole))]  # it does not end, which this says
 
 
 def _lines_of_items(text: str, position: int) -> Iterator[int]:
@@ -151,7 +151,7 @@ def _lines_of_items(text: str, position: int) -> Iterator[int]:
     while text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         yield line
-        _, position = _DECODER.raw_decode(text, position)
+        _, position = JSON.raw_decode(text, position)
         position = _skip(text, position, ",")
 
 
@@ -160,11 +160,11 @@ def _start_of_data(text: str, position: int) -> int:
     found = position
     position = _skip(text, position + 1)
     while text[position] != "}":
-        key, position = _DECODER.raw_decode(text, position)
+        key, position = JSON.raw_decode(text, position)
         position = _skip(text, position, ":")
         if key == "data":
             found = position
-        _, position = _DECODER.raw_decode(text, position)
+        _, position = JSON.raw_decode(text, position)
         position = _skip(text, position, ",")
     return found
 
@@ -255,6 +255,11 @@ def _open(path: Path) -> BinaryIO:
         if head.startswith(magic) and _BINARY.search(head):
             file.close()
             raise DataError(f"The data file {path} {what}.")
+    if b"\x00" in head:
+        file.close()
+        raise DataError(
+            f"The data file {path} is not UTF-8 (it holds zero bytes, as UTF-16). Save it as UTF-8."
+        )
     return file
 
 
@@ -264,29 +269,14 @@ def _decoded(line: bytes, place: str) -> str:
     Bytes are split at \\n alone: text mode would also split at characters that JSON allows within a string.
     """
     try:
-        text = line.decode()
+        return line.decode().rstrip()
     except UnicodeDecodeError as error:
         raise RowError(f"{place}: the line is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-    if "\x00" in text:
-        raise RowError(f"{place}: the line holds NUL bytes, as in UTF-16. Save the file as UTF-8.")
-    return text.rstrip()
 
 
 def _end_of_blank(text: str, position: int) -> int:
     found = _BLANK.match(text, position)
     return found.end() if found else position
-
-
-def _integer(text: str) -> int | Unread:
-    try:
-        return int(text)
-    except ValueError:  # Python reads integers of up to 4,300 digits
-        return Unread(
-            f"is an integer of {len(text):,} digits, which is too long to be read. Write it as a text"
-        )
-
-
-_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def _object(row: object, place: str) -> dict[str, Any]:
