@@ -21,7 +21,7 @@ Render = Callable[[Sequence[Message]], str]
 
 _PROBE = {"nightsweep_probe": "on"}
 _TEXT = json.dumps(_PROBE)
-_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_FAULTS = (RowError, TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What templates raise over a value of a kind they do not expect."""
 
 
