@@ -13,14 +13,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 import workers.data_files
-from tests.tiny_models import CHATML, build_tiny_tokenizer
-from tests.tiny_rows import TOOLS, TOOLS_AS_TEXT, TinyReader, read, write_jsonl, write_parquet
-from workers.datasets import encode_row
+from tests.tiny_models import CHATML
+from tests.tiny_rows import TOOLS, TOOLS_AS_TEXT, read, write_jsonl, write_parquet
 from workers.endings import ending
 from workers.errors import DataError, RowError, faults_of_libraries
-from workers.formats import FORMATS
 
 ASK = {"role": "user", "content": "hi"}
 DONE = {"role": "assistant", "content": "done"}
@@ -177,21 +176,18 @@ class PanicException(BaseException):
 )
 @pytest.mark.parametrize("name", ["text", "messages"])
 def test_whatever_a_tokenizer_raises_names_the_row_and_the_fields(
-    name: str, error: BaseException, expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, error: BaseException, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokenizers raise plain exceptions and panics."""
 
     def broken(*args: object, **options: object) -> None:
         raise error
 
-    reader = TinyReader(build_tiny_tokenizer())
-    monkeypatch.setattr(type(reader.tokenizer), "__call__", broken)
-    row = {"text": "a", "messages": [ASK, DONE]}
-    with pytest.raises(RowError) as caught:
-        encode_row("d.jsonl:7", row, FORMATS[name], {}, reader)
-    assert str(caught.value).startswith(f"d.jsonl:7: {name!r} cannot be rendered or tokenised: {expected}")
-    assert len(str(caught.value)) < 700
-    assert caught.value.__cause__ is error
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", broken)
+    path = write_jsonl(tmp_path / "d.jsonl", [{"text": "a", "messages": [ASK, DONE]}])
+    message = refusal(path, format=name)
+    assert message.startswith(f"{path}:1: {name!r} cannot be rendered or tokenised: {expected}")
+    assert len(message) < 700 + len(str(path))
 
 
 @pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt, SystemExit])
