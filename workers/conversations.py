@@ -26,6 +26,7 @@ from workers.tokenization import (
     encode_segments,
     is_special,
 )
+from workers.tool_calls import in_the_templates_form
 
 Message = Mapping[str, Any]
 
@@ -85,6 +86,10 @@ def encode_conversation(
             "calls would be lost. Use a model whose chat template knows tools, or write the calls into the "
             "content."
         )
+    messages = in_the_templates_form(
+        messages,
+        lambda part: str(tokenizer.apply_chat_template(list(part), tools=tools, tokenize=False)),
+    )
     if _GENERATION_MARKER.search(template) and first == 0:
         return _encode_marked(tokenizer, messages, tools)
     return _encode_by_prefixes(tokenizer, messages, first, tools)

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | text | text | every token, and the EOS after it |
 | prompt_completion | prompt, completion (texts, or lists of messages) | the completion and its EOS |
-| messages | messages, optionally tools | the assistant's turns with their end-of-turn tokens |
+| messages | messages (or conversations), optionally tools | the assistant's turns with their ends |
 | alpaca | instruction, output, optionally input | the output and its EOS |
 """
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.conversations import check_messages, encode_conversation
 from workers.errors import DataError, RowError
+from workers.row_structures import CONVERSATIONS
 from workers.tokenization import (
     EncodedRow,
     Segment,
@@ -131,6 +132,8 @@ def detect_format(columns: Collection[str]) -> Format:
     if fitting:
         names = ", ".join(format_.name for format_ in fitting)
         raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
+    if CONVERSATIONS in columns:
+        return FORMATS["messages"]
     needs = "; ".join(
         f"{format_.name} needs {' and '.join(format_.required)}" for format_ in FORMATS.values()
     )

@@ -274,7 +274,7 @@ def test_the_eval_data_must_have_the_train_datas_format(good: str, tmp_path: Pat
             "the row is of type int; expected an object",
         ),
         ("d.json", '[{"text": "a"},\n{"text": }]', ":2", "the file is not valid JSON"),
-        ("d.json", '{"text": "a"}\n{"text": "b"}', ":2", "one object per line must be called .jsonl"),
+        ("d.json", '{"text": "a"}\n{"text": }', ":2", "the line is not valid JSON"),
         ("d.json", '{"rows": []}', "", 'must hold a list of objects, or {"data": [...]}'),
         ("d.csv", 'text,n\n"a\nb",1\n"",2\n', ":4", "The field 'text' is empty"),
         ("d.csv", "text,n\na,1\nb\n", ":3", "the record has 1 cells, the header 2"),

@@ -1,0 +1,29 @@
+"""Which data files a definition may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.local_files import resolve_paths
+
+
+@pytest.mark.parametrize(
+    ("name", "messages"),
+    [
+        *((f"d{suffix}", []) for suffix in (".jsonl", ".json", ".csv", ".parquet", ".JSONL")),
+        *((f"d{suffix}.gz", []) for suffix in (".jsonl", ".json", ".csv", ".Csv")),
+        ("d.parquet.gz", ["is of a kind that is not read (.gz)"]),
+        ("d.gz", ["is of a kind that is not read (.gz)"]),
+        ("d.txt", ["is of a kind that is not read (.txt)"]),
+        ("jsonl", ["is of a kind that is not read (no suffix)"]),
+    ],
+)
+def test_data_files_are_known_by_their_names(name: str, messages: list[str], tmp_path: Path) -> None:
+    """Text may be compressed with gzip; Parquet is compressed within."""
+    (tmp_path / name).touch()
+    document = {"data": {"train": name, "eval": {"hub": "org/data", "split": "train"}}}
+    resolved, faults = resolve_paths(document, [tmp_path.resolve()])
+    assert [fault.message for fault in faults] == messages
+    assert resolved["data"]["train"] == (name if messages else str(tmp_path.resolve() / name))
