@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -66,6 +67,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    allow_open_api: bool = False
+    """Whether the API may listen where others reach it although nobody needs a key."""
     api_key: SecretStr | None = None
     """When set, everything but /healthz and /readyz needs it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
@@ -84,7 +87,8 @@ class Settings(BaseSettings):
     """A plan's report on data and model is given up after this long; the rest of the plan still comes."""
 
     ray_address: str | None = None
-    """The Ray cluster the coordinator attaches to; None: the one Ray finds by itself (`auto`)."""
+    """`host:port` of the head of the Ray cluster the coordinator attaches to; None: the one Ray finds by
+    itself (`auto`)."""
     allow_open_ray: bool = False
     """Whether the coordinator works with a Ray cluster that asks nobody for a token."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -173,6 +177,20 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("at least one folder is needed")
         return tuple(Path(os.path.realpath(root.expanduser())) for root in value)
+
+    @field_validator("ray_address")
+    @classmethod
+    def _head(cls, value: str | None) -> str | None:
+        if value is None or value == "auto":
+            return value
+        host, _, port = value.rpartition(":")
+        address = re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host)
+        if address is None or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"{value[:200]!r} is not the address of a Ray cluster's head; expected host:port, such as "
+                "head-node:6379, or auto"
+            )
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
