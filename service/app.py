@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
@@ -42,7 +43,10 @@ def create_app(settings: Settings) -> FastAPI:
     Raises (at its start):
         SchemaOutOfDate: the tables are missing or not of this version; run `nightsweep db upgrade`.
     """
-    app = FastAPI(
+    # FastAPI's own page loads its script and style from another host, which a cluster may not reach.
+    app = FastAPIOffline(
+        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None},  # it would send the document's address elsewhere
         title="Nightsweep",
         version=_version(),
         description=DESCRIPTION,

@@ -32,8 +32,13 @@ HEADERS = (
 """On every answer: its type is as stated, and no other site may frame it, embed it, or learn where a reader
 came from."""
 
-_POLICY = (b"content-security-policy", b"frame-ancestors 'none'; base-uri 'self'; object-src 'none'")
-"""The dashboard's pages have a policy of their own; a browser keeps to both."""
+_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    b"frame-ancestors 'none'; base-uri 'self'; object-src 'none'",
+)
+"""No page loads anything from elsewhere. The dashboard's pages have a policy of their own, too; a browser
+keeps to both."""
 
 
 class ForeignHost(Forbidden):

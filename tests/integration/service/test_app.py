@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,6 +161,32 @@ def test_the_root_leads_to_the_dashboard(client: TestClient) -> None:
 
 
 @on_sqlite
+def test_the_documentation_s_page_names_this_server_alone(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    named = re.findall(r"""(?:src|href)="([^"]*)"|url: '([^']*)'""", page.text)
+    served = {path: client.get(path) for path in (left or right for left, right in named)}
+    assert {path: answer.headers["content-type"] for path, answer in served.items()} == {
+        "/static-offline-docs/swagger-ui.css": "text/css; charset=utf-8",
+        "/static-offline-docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+        "/static-offline-docs/favicon.png": "image/png",
+        "/openapi.json": "application/json",
+    }
+    assert {answer.status_code for answer in served.values()} == {200}
+    assert "//" not in re.sub(r"<!--.*?-->", "", page.text)  # no other host
+    assert '"validatorUrl": null' in page.text
+
+
+@on_sqlite
+def test_no_page_may_load_anything_from_elsewhere(client: TestClient) -> None:
+    for path in ("/docs", "/docs/oauth2-redirect", "/dashboard", "/v1/studies", "/x"):
+        assert (
+            client.get(path).headers.get_list("content-security-policy")[-1].startswith("default-src 'self'")
+        )
+    assert client.get("/redoc").status_code == 404  # its script loads a picture from another host
+
+
+@on_sqlite
 @pytest.mark.parametrize("encoding", [None, "identity", "gzip", "br"])
 def test_the_dashboards_script_is_served_whatever_encoding_is_asked_for(
     client: TestClient, encoding: str | None
@@ -190,7 +217,17 @@ def test_the_dashboard_is_for_reading_only(
 
 @on_sqlite
 @pytest.mark.parametrize(
-    "path", ["/v1/studies", "/dashboard", "/api/studies", "/static/bundle.js", "/openapi.json", "/docs", "/x"]
+    "path",
+    [
+        "/v1/studies",
+        "/dashboard",
+        "/api/studies",
+        "/static/bundle.js",
+        "/openapi.json",
+        "/docs",
+        "/static-offline-docs/swagger-ui.css",
+        "/x",
+    ],
 )
 def test_nothing_is_shown_without_the_key(guarded: TestClient, path: str) -> None:
     answer = guarded.get(path)
