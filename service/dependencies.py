@@ -101,8 +101,9 @@ def check_query(request: Request) -> None:
     if not route.include_in_schema:  # the documentation's own pages
         return
     fields = [field for field in get_flat_params(route.dependant) if isinstance(field.field_info, QueryInfo)]
-    offered = [field.alias for field in fields if field.field_info.include_in_schema]
-    repeatable = {field.alias: _takes_several(field.field_info.annotation) for field in fields}
+    infos = {field.alias: field.field_info for field in fields}
+    offered = [name for name, info in infos.items() if isinstance(info, QueryInfo) and info.include_in_schema]
+    repeatable = {name: _takes_several(info.annotation) for name, info in infos.items()}
     synonyms = {word: ours for word, ours in _SYNONYMS.items() if ours in offered}
     faults = []
     for name in list(dict.fromkeys(request.query_params))[:MAX_FAULTS]:
