@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +20,7 @@ from service.catalog import endpoints as catalog_endpoints
 from service.dashboard import Dashboard
 from service.database import check_schema, open_database
 from service.definition_schema import definition_schemas
-from service.dependencies import Resources
+from service.dependencies import Resources, check_query
 from service.fleet import endpoints as fleet_endpoints
 from service.health import router as health_router
 from service.plans.report_process import ReportProcesses
@@ -42,11 +43,15 @@ def create_app(settings: Settings) -> FastAPI:
     Raises (at its start):
         SchemaOutOfDate: the tables are missing or not of this version; run `nightsweep db upgrade`.
     """
-    app = FastAPI(
+    # FastAPI's own page loads its script and style from another host, which a cluster may not reach.
+    app = FastAPIOffline(
+        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None},  # it would send the document's address elsewhere
         title="Nightsweep",
         version=_version(),
         description=DESCRIPTION,
         lifespan=_lifespan(settings),
+        dependencies=[Depends(check_query)],
         redirect_slashes=False,
     )
     problems.add_handlers(app)
@@ -55,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Outermost: a request that a browser was tricked into brings the key along.
     local_only = settings.api_key is None and is_loopback(settings.host)
     app.add_middleware(RequestGuard, local_only=local_only)
-    everywhere = problems.declare(401, 403, 503)
+    everywhere = problems.declare(401, 403, 422, 503)
     for endpoints in (
         study_endpoints,
         trial_endpoints,
@@ -66,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         catalog_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
-    app.include_router(health_router)
+    app.include_router(health_router, responses=problems.declare(422))
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.
     app.router.default = _fallback
@@ -136,10 +141,6 @@ def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
         schemas |= {**problem.pop("$defs"), "Problem": problem, **published}
         for path in document["paths"].values():
             for operation in path.values():
-                # Added by FastAPI wherever there is a parameter; ours is declared where it can happen.
-                content = operation["responses"].get("422", {}).get("content", {})
-                if "application/json" in content:
-                    del operation["responses"]["422"]
                 if "401" in operation["responses"]:
                     operation["security"] = security
                 for parameter in operation.get("parameters", []):

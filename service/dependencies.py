@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.dependencies.utils import get_flat_params, request_params_to_args
+from fastapi.params import Query as QueryInfo
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
+from search_spaces.errors import Fault
+from search_spaces.faults import MAX_FAULTS, nearest_name, shown
 from service import optuna_store
 from service.database import Database
+from service.errors import Invalid
 from service.plans.report_process import ReportProcesses
+from service.problems import request_fault
 from service.settings import Settings
+from service.states import StudyState
 
 MAX_ID = 2**31 - 1
 """Ids and trial numbers are 32-bit integers in PostgreSQL."""
@@ -68,10 +75,91 @@ def _in_one_spelling(value: object) -> object:
     return value
 
 
+_SYNONYMS = {
+    "name": "prefix",
+    "status": "state",
+    "page": "cursor",
+    "offset": "cursor",
+    "per_page": "limit",
+    "page_size": "limit",
+    "order": "sort",
+    "order_by": "sort",
+    "sort_by": "sort",
+}
+"""What other services call some of our query parameters."""
+
+
+def check_query(request: Request) -> None:
+    """Refuse query parameters that the endpoint does not have, and single values that were given twice.
+
+    For every route of the application's. FastAPI itself ignores the first and takes the last of the second.
+
+    Raises:
+        Invalid: with every fault of the query, wrong values of known parameters included.
+    """
+    route = request.scope["route"]
+    if not route.include_in_schema:  # the documentation's own pages
+        return
+    fields = [field for field in get_flat_params(route.dependant) if isinstance(field.field_info, QueryInfo)]
+    infos = {field.alias: field.field_info for field in fields}
+    offered = [name for name, info in infos.items() if isinstance(info, QueryInfo) and info.include_in_schema]
+    repeatable = {name: _takes_several(info.annotation) for name, info in infos.items()}
+    synonyms = {word: ours for word, ours in _SYNONYMS.items() if ours in offered}
+    faults = []
+    for name in list(dict.fromkeys(request.query_params))[:MAX_FAULTS]:
+        values = request.query_params.getlist(name)
+        path, value = f"query.{shown(name)}", shown(values[0] if len(values) == 1 else values)
+        if name not in repeatable:
+            faults.append(
+                Fault(
+                    path=path,
+                    value=value,
+                    message="unknown query parameter",
+                    allowed=", ".join(offered) or "no query parameters",
+                    nearest=nearest_name(name, offered, synonyms),
+                )
+            )
+        elif len(values) > 1 and not repeatable[name]:
+            message = f"was given {len(values)} times"
+            faults.append(Fault(path=path, value=value, message=message, allowed="one value"))
+    if faults:
+        _, errors = request_params_to_args(fields, request.query_params)
+        raise Invalid("The request", [*faults, *(request_fault(error) for error in errors)])
+
+
+def _takes_several(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(_takes_several(part) for part in get_args(annotation))
+
+
 DryRun = Annotated[
     bool,
     BeforeValidator(_in_one_spelling),
     Query(description="Check the definition and return a plan of the study; nothing is stored"),
+]
+NamePrefix = Annotated[
+    str,
+    Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", description="Only those whose names begin so"),
+]
+OwnerName = Annotated[
+    str,
+    Query(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Only those of this owner: the name that an API key was given to, or `default`",
+    ),
+]
+ScheduleName = Annotated[
+    str,
+    Query(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
+        description="Only those that the schedule of this name or id made",
+    ),
+]
+StudyStates = Annotated[
+    list[StudyState] | None,
+    Query(description="Only those in this state; given several times: in any of these"),
+]
+Enabled = Annotated[
+    bool, BeforeValidator(_in_one_spelling), Query(description="Only those that fire, or only the others")
 ]
 StudyRef = Annotated[str, Path(description="The study's id or name")]
 ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
 from search_spaces.errors import Fault
-from search_spaces.faults import shown
+from search_spaces.faults import nearest_name, shown
 from service.database_errors import is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
 from service.optuna_store import StorageInternalError
@@ -25,12 +26,16 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+_NAME_FORM = "1 to 200 letters, digits, dots, hyphens and underscores, beginning with one of the first two"
 _FORMS = {
     "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or without quotes if"
     " they contain no spaces, commas or quotes; for example a UUID",
     "header.if-match": 'an ETag as it was received, in double quotes, such as "3"; up to ten, with commas;'
     " or *",
     "query.cursor": "the next_cursor of the previous page",
+    "query.prefix": _NAME_FORM,
+    "query.schedule": _NAME_FORM,
+    "query.owner": _NAME_FORM.replace("200", "64"),
 }
 """What people are told in place of a regular expression."""
 
@@ -115,16 +120,24 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 async def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [_request_fault(found) for found in error.errors()]
+    faults = [request_fault(found) for found in error.errors()]
     return render_error(Invalid("The request", faults), request.url.path)
 
 
-def _request_fault(found: Mapping[str, Any]) -> Fault:
-    path = ".".join(str(part) for part in found["loc"])
+def request_fault(found: Mapping[str, Any]) -> Fault:
+    """What FastAPI found wrong with a parameter or header. One of several values has the parameter's path."""
+    path = ".".join(str(part) for part in found["loc"][:2])
     message, allowed = found["msg"], (found.get("ctx") or {}).get("expected")
+    nearest = None
     if found["type"] == "string_pattern_mismatch" and path in _FORMS:
         message, allowed = "does not have the expected form", _FORMS[path]
-    return Fault(path=path, value=shown(found.get("input")), message=message, allowed=allowed)
+    elif found["type"] in ("enum", "literal_error"):
+        names = re.findall(r"'([^']*)'", str(allowed))
+        message, allowed = "is not one of the allowed values", ", ".join(names)
+        nearest = nearest_name(found.get("input"), names)
+    return Fault(
+        path=path, value=shown(found.get("input")), message=message, allowed=allowed, nearest=nearest
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -15,7 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.auth import OPEN_PATHS
-from service.errors import Forbidden
+from service.database import open_database
+from service.errors import Forbidden, Unavailable
+from service.owners import keys
+from service.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, and what they answer is kept from other sites by every browser."""
@@ -29,12 +32,21 @@ HEADERS = (
 """On every answer: its type is as stated, and no other site may frame it, embed it, or learn where a reader
 came from."""
 
-_POLICY = (b"content-security-policy", b"frame-ancestors 'none'; base-uri 'self'; object-src 'none'")
-"""The dashboard's pages have a policy of their own; a browser keeps to both."""
+_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    b"frame-ancestors 'none'; base-uri 'self'; object-src 'none'",
+)
+"""No page loads anything from elsewhere. The dashboard's pages have a policy of their own, too; a browser
+keeps to both."""
 
 
 class ForeignHost(Forbidden):
     title = "Unknown host"
+
+
+class OpenApi(Unavailable):
+    title = "API without a key"
 
 
 class CrossSite(Forbidden):
@@ -99,9 +111,32 @@ class RequestGuard:
             )
 
 
+def require_key(settings: Settings) -> None:
+    """Refuse to listen where others can reach the API while nobody needs a key.
+
+    Raises:
+        OpenApi: says what to set.
+    """
+    if settings.api_key is not None or settings.allow_open_api or is_loopback(settings.host):
+        return
+    opened = open_database(settings)
+    try:
+        with opened.read() as session:
+            if keys.any_key(session):
+                return
+    finally:
+        opened.dispose()
+    raise OpenApi(
+        f"The API would listen on {settings.host or 'every address'}, where others may reach it, and there "
+        "is no API key: whoever reached it could run studies here. Set NIGHTSWEEP_API_KEY to a secret, such "
+        "as what `openssl rand -hex 24` prints, or make keys with `nightsweep keys add NAME`; or listen on "
+        "127.0.0.1. Where nobody else can reach the port, set NIGHTSWEEP_ALLOW_OPEN_API=true to go on."
+    )
+
+
 def is_loopback(name: str) -> bool:
     """Whether a host's name or address always means the machine it is used on."""
-    if name == "localhost":
+    if name.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +68,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    allow_open_api: bool = False
+    """Whether the API may listen where others reach it although nobody needs a key."""
     api_key: SecretStr | None = None
     """When set, every path except /healthz and /readyz requires it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
@@ -85,7 +88,8 @@ class Settings(BaseSettings):
     """A plan stops reading data and model after this time, and is returned without that part."""
 
     ray_address: str | None = None
-    """The Ray cluster to which the coordinator connects; None: the one that Ray finds by itself (`auto`)."""
+    """`host:port` of the head of the Ray cluster to which the coordinator connects; None: the one that Ray finds
+    by itself (`auto`)."""
     allow_open_ray: bool = False
     """Allow a Ray cluster without token authentication."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -174,6 +178,20 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("must name at least one folder")
         return tuple(Path(os.path.realpath(root.expanduser())) for root in value)
+
+    @field_validator("ray_address")
+    @classmethod
+    def _head(cls, value: str | None) -> str | None:
+        if value is None or value == "auto":
+            return value
+        host, _, port = value.rpartition(":")
+        address = re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host)
+        if address is None or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"{value[:200]!r} is not the address of a Ray cluster's head; expected host:port, such as "
+                "head-node:6379, or auto"
+            )
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -23,8 +23,9 @@ import httpx
 from service import database
 from service.child_process import ChildProcess
 from service.errors import Unavailable
+from service.home_lock import HomeLock
 from service.ray_folder import RayFolder
-from service.settings import Settings
+from service.settings import Settings, make_home
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,16 @@ class Supervisor:
 
     Args:
         settings: `ray_address` set means that Ray is there already and none is started.
+
+    Raises (on entering):
+        Unavailable: another process serves in this home, the port is taken, the API would be open to others,
+            or the cluster at `ray_address` cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._logs = settings.home / "logs"
+        self._home_lock = HomeLock(settings.home)
         self._ray_folder: RayFolder | None = None
         self._ray: ChildProcess | None = None
         self._api: ChildProcess | None = None
@@ -53,8 +59,8 @@ class Supervisor:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
-        return f"http://{host}:{self.settings.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.settings.host, self.settings.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
     @property
     def coordinator_pid(self) -> int | None:
@@ -63,8 +69,11 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         require_artifacts(self.settings)
-        database.upgrade(self.settings)
+        make_home(self.settings)
+        self._home_lock.acquire(self.url)
         try:
+            database.upgrade(self.settings)
+            require_key(self.settings)
             self._start()
         except BaseException:
             self.stop()
@@ -82,6 +91,11 @@ class Supervisor:
 
     def _start(self) -> None:
         _require_free_port(self.settings.host, self.settings.port)
+        if self.settings.ray_address is not None:
+            # gRPC, which nobody else needs here. The coordinator itself would end over it again and again.
+            from service.coordinator import ray_authentication
+
+            ray_authentication.require(self.settings)
         environment = settings_environment(self.settings)
         self._api = self._nightsweep("api", environment)
         self._api.start()
@@ -200,6 +214,7 @@ class Supervisor:
             self._ray.join(STOP_SECONDS)
         if self._ray_folder is not None:
             self._ray_folder.remove()
+        self._home_lock.release()
 
 
 def serve(
@@ -232,9 +247,10 @@ def run_api(settings: Settings) -> None:
     """Run the REST process until SIGTERM or SIGINT.
 
     Raises:
-        Unavailable: nothing installed here reaches the artifacts' URL.
+        Unavailable: nothing installed here reaches the artifacts' URL, or the API would be open to others.
     """
     require_artifacts(settings)
+    require_key(settings)
     # Here, because the supervisor itself needs neither of them.
     import uvicorn
 
@@ -260,6 +276,13 @@ def require_artifacts(settings: Settings) -> None:
         from service.artifacts.places import open_places  # fsspec, which nobody else needs here
 
         open_places(settings)
+
+
+def require_key(settings: Settings) -> None:
+    """Refuse to listen where others can reach the API while nobody needs a key."""
+    from service import request_guard  # with all of FastAPI
+
+    request_guard.require_key(settings)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

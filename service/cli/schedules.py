@@ -20,10 +20,23 @@ ScheduleName = Annotated[
 
 
 @schedules.command("list")
-def list_schedules(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """List all schedules."""
+def list_schedules(
+    prefix: Annotated[
+        str | None, typer.Option(help="Only schedules whose names begin with this.", show_default=False)
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Only schedules of this API key's owner.", show_default=False)
+    ] = None,
+    enabled: Annotated[
+        bool | None,
+        typer.Option("--enabled/--disabled", help="Only those that fire, or do not.", show_default=False),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """List schedules, by name."""
     with connect(server) as client:
-        found = client.schedules()
+        found = client.schedules(prefix=prefix, owner=owner, enabled=enabled)
     if as_json:
         say_json([schedule.document() for schedule in found])
         return
@@ -41,7 +54,7 @@ def list_schedules(server: Server = DEFAULT_SERVER, as_json: Json = False) -> No
             )
             for schedule in found
         ],
-        empty="No schedules.",
+        empty="No schedules match." if prefix or owner or enabled is not None else "No schedules.",
     )
 
 

@@ -96,7 +96,7 @@ def service_errors_explained() -> Iterator[None]:
         say_error(f"the database does not answer: {error.orig}")
         raise typer.Exit(REFUSED) from error
     except ModuleNotFoundError as error:
-        if error.name not in ("ray", "torch"):
+        if error.name not in ("ray", "torch", "grpc"):
             raise
         say_error(f"{error.name} is not installed here; pip install 'nightsweep[all]'")
         raise typer.Exit(REFUSED) from error

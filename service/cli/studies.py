@@ -71,14 +71,26 @@ def submit(
 
 
 def studies(
-    state: Annotated[StudyState | None, typer.Option(help="Only studies in this state.")] = None,
+    state: Annotated[
+        list[StudyState] | None, typer.Option(help="Only studies in this state; may be given several times.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Only studies whose names begin with this.", show_default=False)
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Only studies of this API key's owner.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Only studies that this schedule made.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
     """List studies, newest first."""
     with connect(server) as client:
-        found = list(itertools.islice(client.studies(state=state), limit))
+        matching = client.studies(state=state, prefix=prefix, owner=owner, schedule=schedule)
+        found = list(itertools.islice(matching, limit))
     if as_json:
         say_json([study.document() for study in found])
         return
@@ -95,7 +107,7 @@ def studies(
             )
             for study in found
         ],
-        empty="No studies." if state is None else f"No studies are {state}.",
+        empty="No studies match." if state or prefix or owner or schedule else "No studies.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -99,9 +99,24 @@ class Client:
         """What a study would do, as the server sent it. Nothing is stored. It may take minutes."""
         return self._json("POST", "/v1/studies", definition, {"dry_run": "true"}, timeout=_PLAN_SECONDS)
 
-    def studies(self, *, state: str | None = None) -> Iterator[Study]:
-        """All studies, newest first, fetched page by page as they are read."""
-        query: dict[str, str] = {"limit": str(_PAGE)} | ({"state": state} if state else {})
+    def studies(
+        self,
+        *,
+        state: str | Sequence[str] | None = None,
+        prefix: str | None = None,
+        owner: str | None = None,
+        schedule: str | None = None,
+    ) -> Iterator[Study]:
+        """Studies, newest first, fetched page by page as they are read: those that match every filter.
+
+        Args:
+            state: One state, or several of which any will do.
+            prefix: What their names begin with.
+            owner: Whose API key submitted them.
+            schedule: The schedule that made them, by name or id.
+        """
+        query: dict[str, str | list[str]] = {"limit": str(_PAGE)}
+        query |= _given(state=state, prefix=prefix, owner=owner, schedule=schedule)
         while True:
             page = self._json("GET", "/v1/studies", query=query)
             yield from self._items(Study, page)
@@ -113,8 +128,17 @@ class Client:
     def study(self, study: str) -> Study:
         return self._one(Study, "GET", f"/v1/studies/{_segment(study)}")
 
-    def trials(self, study: str) -> list[Trial]:
-        return self._items(Trial, self._json("GET", f"/v1/studies/{_segment(study)}/trials"))
+    def trials(
+        self,
+        study: str,
+        *,
+        state: str | Sequence[str] | None = None,
+        sort: Literal["number", "best"] = "number",
+        limit: int | None = None,
+    ) -> list[Trial]:
+        """A study's trials: those in a state, or in any of several; at most `limit` of them."""
+        query = _given(state=state, sort=None if sort == "number" else sort, limit=limit)
+        return self._items(Trial, self._json("GET", f"/v1/studies/{_segment(study)}/trials", query=query))
 
     def trial(self, study: str, number: int) -> Trial:
         return self._one(Trial, "GET", f"/v1/studies/{_segment(study)}/trials/{number}")
@@ -180,8 +204,12 @@ class Client:
 
     # Schedules and search spaces
 
-    def schedules(self) -> list[Schedule]:
-        return self._items(Schedule, self._json("GET", "/v1/schedules"))
+    def schedules(
+        self, *, prefix: str | None = None, owner: str | None = None, enabled: bool | None = None
+    ) -> list[Schedule]:
+        """Schedules, by name: those that match every filter."""
+        query = _given(prefix=prefix, owner=owner, enabled=enabled)
+        return self._items(Schedule, self._json("GET", "/v1/schedules", query=query))
 
     def schedule(self, schedule: str) -> Schedule:
         return self._one(Schedule, "GET", f"/v1/schedules/{_segment(schedule)}")
@@ -228,7 +256,7 @@ class Client:
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
@@ -280,7 +308,7 @@ class Client:
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
@@ -311,6 +339,17 @@ class Client:
             raise UnexpectedAnswerError(
                 self.server, f"{what}; do client and server have one version?"
             ) from error
+
+
+def _given(**filters: str | int | Sequence[str] | None) -> dict[str, str | list[str]]:
+    """The query of the filters that are given."""
+    query: dict[str, str | list[str]] = {}
+    for name, value in filters.items():
+        if isinstance(value, bool | int):
+            query[name] = str(value).lower()
+        elif value is not None:
+            query[name] = value if isinstance(value, str) else list(value)
+    return query
 
 
 def _keyed(key: str | None = None) -> dict[str, str]:

@@ -26,6 +26,7 @@ from ray.exceptions import (
 
 from search_spaces.definition import ResourcesSpec
 from service.coordinator.ray_deaths import first_line, read_death
+from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import (
     DataSummary,
@@ -166,17 +167,28 @@ class _Call:
 
 
 class RayWorkers:
-    """Workers as detached, named Ray actors: they outlive the coordinator that started them."""
+    """Workers as detached, named Ray actors: they outlive the coordinator that started them.
+
+    Raises:
+        Unavailable: this machine has no node of the cluster.
+    """
 
     def __init__(self, address: str, *, orphan_timeout_s: float) -> None:
-        # Ray's own logging set-up would take over the root logger.
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            # Ray's own logging set-up would take over the root logger.
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, RayError) as error:
+            raise Unavailable(
+                f"Ray did not connect to the cluster at {address}: {first_line(str(error))}. A coordinator "
+                f"needs a Ray node on its own machine; `ray start --address {address} --num-cpus 0` starts "
+                "one."
+            ) from error
         self._orphan_timeout_s = orphan_timeout_s
         self._workers: dict[str, _Worker] = {}
         self._calls: dict[Any, _Call] = {}
@@ -185,11 +197,6 @@ class RayWorkers:
         self._later: list[tuple[float, _Call]] = []
         self._resources: tuple[float, dict[str, float]] = (-math.inf, {})
         self._idle = threading.Event()
-
-    @property
-    def address(self) -> str:
-        """`host:port` of the cluster's head."""
-        return str(ray.get_runtime_context().gcs_address)
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
         """What a worker of this study reserves: a GPU where there are any, one core otherwise.

@@ -24,13 +24,12 @@ from search_spaces.errors import SearchSpaceError
 from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
-from service.coordinator import leases
+from service.coordinator import leases, ray_authentication
 from service.coordinator.chores import cancel_unstarted, fire_schedules
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
-from service.coordinator.ray_authentication import require_authentication
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
@@ -267,9 +266,17 @@ def _is_of_one_study(error: Exception) -> bool:
 
 
 def run(settings: Settings) -> None:
-    """The coordinator process: until SIGTERM or SIGINT."""
+    """The coordinator process: until SIGTERM or SIGINT.
+
+    A database that does not answer at the start is waited for. A Ray cluster is not: a wrong address is more
+    likely than one that is about to start, and whoever supervises this process starts it again.
+
+    Raises:
+        Unavailable: the cluster cannot be reached or does not let this process in; one line says what to set.
+    """
     configure_logging(settings)
     open_places(settings)  # a URL that nothing here reaches is better known now than at the first adapter
+    ray_authentication.require(settings)
     database = open_database(settings)
     insist(lambda: check_schema(database.engine))
     storage = insist(lambda: optuna_store.open_storage(settings))
@@ -286,8 +293,6 @@ def run(settings: Settings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
         signal.signal(signum, end)
     try:
-        if not settings.allow_open_ray:
-            require_authentication(workers.address)
         Coordinator(settings, database, storage, workers).run(stop, hurry)
     finally:
         workers.close()

@@ -14,7 +14,15 @@ from sqlalchemy.orm import Session
 from search_spaces.errors import Fault
 from service import optuna_store
 from service.definition_schema import REF as DEFINITION
-from service.dependencies import OptunaStorage, Owner, Reading, ServiceSettings
+from service.dependencies import (
+    NamePrefix,
+    OptunaStorage,
+    Owner,
+    OwnerName,
+    Reading,
+    ServiceSettings,
+    StudyStates,
+)
 from service.documents import Document, request_body
 from service.errors import Invalid
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
@@ -25,11 +33,10 @@ from service.problems import declare
 from service.range_tests import commands, queries
 from service.range_tests.derivation import derive
 from service.range_tests.schemas import RangeTestPage, RangeTestView
-from service.states import StudyState
 from service.studies.commands import accept_definition, request_cancel
 from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
-from service.studies.queries import list_studies
+from service.studies.queries import Filters, list_studies
 
 router = APIRouter(prefix="/v1/range-tests", tags=["range tests"])
 
@@ -88,12 +95,15 @@ def submit(
 def list_range_tests(
     session: Reading,
     storage: OptunaStorage,
-    state: StudyState | None = None,
+    state: StudyStates = None,
+    prefix: NamePrefix | None = None,
+    owner: OwnerName | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> RangeTestPage:
-    """All range tests, newest first."""
-    page = list_studies(session, state=state, limit=limit, cursor=cursor, kind=StudyKind.RANGE_TEST)
+    """Range tests, newest first: all of them, or those that match every filter."""
+    filters = Filters(kind=StudyKind.RANGE_TEST, states=state, prefix=prefix, owner=owner)
+    page = list_studies(session, filters, limit=limit, cursor=cursor)
     return RangeTestPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
 
 

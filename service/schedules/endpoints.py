@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from service.database import database_now
-from service.dependencies import Owner, Reading, ScheduleRef, ServiceResources
+from service.dependencies import Enabled, NamePrefix, Owner, OwnerName, Reading, ScheduleRef, ServiceResources
 from service.documents import Document, request_body
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Schedule
@@ -53,9 +53,15 @@ def create(document: Document, resources: ServiceResources, owner: Owner, change
 
 
 @router.get("", response_model=ScheduleList)
-def list_schedules(session: Reading) -> ScheduleList:
-    """All schedules, by name."""
-    return ScheduleList(items=queries.show(session, queries.list_schedules(session)))
+def list_schedules(
+    session: Reading,
+    prefix: NamePrefix | None = None,
+    owner: OwnerName | None = None,
+    enabled: Enabled | None = None,
+) -> ScheduleList:
+    """Schedules, by name: all of them, or those that match every filter."""
+    found = queries.list_schedules(session, prefix=prefix, owner=owner, enabled=enabled)
+    return ScheduleList(items=queries.show(session, found))
 
 
 @router.get(

@@ -11,7 +11,7 @@ from service.errors import NotFound
 from service.models import Schedule, Study
 from service.schedules.schemas import ScheduleView, SweepView
 from service.states import StudyState
-from service.studies.queries import NAME
+from service.studies.queries import NAME, begins_with
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
@@ -27,9 +27,18 @@ def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
     return found
 
 
-def list_schedules(session: Session) -> Sequence[Schedule]:
-    """All schedules, by name."""
-    return session.scalars(select(Schedule).order_by(Schedule.name)).all()
+def list_schedules(
+    session: Session, *, prefix: str | None = None, owner: str | None = None, enabled: bool | None = None
+) -> Sequence[Schedule]:
+    """The schedules that match everything that is given, by name."""
+    query = select(Schedule).order_by(Schedule.name)
+    if prefix is not None:
+        query = query.where(begins_with(Schedule.name, prefix))
+    if owner is not None:
+        query = query.where(Schedule.owner == owner)
+    if enabled is not None:
+        query = query.where(Schedule.enabled.is_(enabled))
+    return session.scalars(query).all()
 
 
 def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:

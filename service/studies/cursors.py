@@ -1,7 +1,8 @@
 """Where a page of studies ends: the creation time and the id of its last one, as text.
 
 Every text of this form is a place in the list, whether or not a study is there. So a cursor outlives the
-study that it was made of, and the form can be published.
+study that it was made of, and the form can be published. It holds none of the list's filters: whoever goes
+on sends them again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Cursor = Annotated[
     str,
     Query(
         pattern=r"^[0-9]{1,16}-[0-9a-f]{32}$",
-        description="`next_cursor` of the previous page",
+        description="`next_cursor` of the previous page; send it with the same filters",
         examples=["1767225600000000-0123456789abcdef0123456789abcdef"],
     ),
 ]

@@ -10,7 +10,19 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.definition_schema import REF as DEFINITION
-from service.dependencies import MAX_ID, DryRun, OptunaStorage, Owner, Reading, ServiceResources, StudyRef
+from service.dependencies import (
+    MAX_ID,
+    DryRun,
+    NamePrefix,
+    OptunaStorage,
+    Owner,
+    OwnerName,
+    Reading,
+    ScheduleName,
+    ServiceResources,
+    StudyRef,
+    StudyStates,
+)
 from service.documents import Document, request_body
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Study
@@ -19,7 +31,6 @@ from service.plans import commands as plans
 from service.plans.schemas import PlanView
 from service.preconditions import ETAG_HEADER, IfMatch, etag
 from service.problems import declare
-from service.states import StudyState
 from service.studies import commands, pauses, queries
 from service.studies.cursors import Cursor
 from service.studies.schemas import EventPage, StudyPage, StudyView
@@ -89,12 +100,16 @@ def submit(
 def list_studies(
     session: Reading,
     storage: OptunaStorage,
-    state: StudyState | None = None,
+    state: StudyStates = None,
+    prefix: NamePrefix | None = None,
+    owner: OwnerName | None = None,
+    schedule: ScheduleName | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> StudyPage:
-    """All studies, newest first."""
-    page = queries.list_studies(session, state=state, limit=limit, cursor=cursor)
+    """Studies, newest first: all of them, or those that match every filter."""
+    filters = queries.Filters(states=state, prefix=prefix, owner=owner, schedule=schedule)
+    page = queries.list_studies(session, filters, limit=limit, cursor=cursor)
     return StudyPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import and_, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
@@ -37,6 +37,32 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 class Page:
     studies: Sequence[Study]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which studies are listed: those that match everything that is given."""
+
+    kind: StudyKind = StudyKind.SEARCH
+    states: Sequence[StudyState] | None = None
+    """Any of these."""
+    prefix: str | None = None
+    """Of the name."""
+    owner: str | None = None
+    schedule: str | None = None
+    """The name or id of the schedule that made it."""
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        yield Study.kind == self.kind
+        if self.states:
+            yield Study.state.in_(self.states)
+        if self.prefix is not None:
+            yield begins_with(Study.name, self.prefix)
+        if self.owner is not None:
+            yield Study.owner == self.owner
+        if self.schedule is not None:
+            named = or_(Schedule.id == self.schedule, Schedule.name == self.schedule)
+            yield Study.schedule_id.in_(select(Schedule.id).where(named))
 
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
@@ -68,19 +94,15 @@ def shown_params(definition: StudyDefinition | None, params: Mapping[str, Any]) 
     return dict(params) if definition is None else definition.search.space.decode(params)
 
 
-def list_studies(
-    session: Session,
-    *,
-    state: StudyState | None,
-    limit: int,
-    cursor: str | None,
-    kind: StudyKind = StudyKind.SEARCH,
-) -> Page:
-    """One page of studies, newest first."""
-    newest = select(Study).where(Study.kind == kind).order_by(Study.created_at.desc(), Study.id.desc())
-    query = newest.limit(limit + 1)
-    if state is not None:
-        query = query.where(Study.state == state)
+def begins_with(column: InstrumentedAttribute[str], prefix: str) -> ColumnElement[bool]:
+    """Whether a name begins so, upper and lower case apart: SQLite's LIKE takes them for the same."""
+    return func.substr(column, 1, len(prefix)) == prefix
+
+
+def list_studies(session: Session, filters: Filters, *, limit: int, cursor: str | None) -> Page:
+    """One page of the studies that match, newest first."""
+    newest = select(Study).order_by(Study.created_at.desc(), Study.id.desc())
+    query = newest.where(*filters.conditions()).limit(limit + 1)
     if cursor is not None:
         at, study_id = read_cursor(cursor)
         query = query.where(or_(Study.created_at < at, and_(Study.created_at == at, Study.id < study_id)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from service.dependencies import OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
+from service.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
 from service.problems import declare
 from service.range_tests.queries import get_search
 from service.studies.queries import get_study
@@ -16,9 +18,26 @@ router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
 
 
 @router.get("/trials", response_model=TrialPage, responses=declare(404))
-def list_trials(study: StudyRef, session: Reading, storage: OptunaStorage) -> TrialPage:
-    """All trials of a study, by number."""
-    return TrialPage(items=queries.list_trials(session, storage, get_study(session, study)))
+def list_trials(
+    study: StudyRef,
+    session: Reading,
+    storage: OptunaStorage,
+    state: Annotated[
+        list[queries.State] | None,
+        Query(description="Only those in this state; given several times: in any of these"),
+    ] = None,
+    sort: Annotated[
+        queries.Order, Query(description="`best`: by the objective, the best first; without a value last")
+    ] = "number",
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="How many at most; all without")] = None,
+    cursor: Annotated[
+        int | None,
+        Query(ge=0, le=MAX_ID, description="`next_cursor` of the page before; send it with the same filters"),
+    ] = None,
+) -> TrialPage:
+    """A study's trials: all of them, or those in these states."""
+    found = get_study(session, study)
+    return queries.list_trials(session, storage, found, states=state, sort=sort, limit=limit, after=cursor)
 
 
 @router.get("/trials/{number}", response_model=TrialView, responses=declare(404, 422))

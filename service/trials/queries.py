@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Literal
 
 from sqlalchemy import select
@@ -13,16 +14,76 @@ from service.errors import NotFound
 from service.models import Attempt, Study
 from service.trials import best
 from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, TrialView
+from service.trials.schemas import BestView, TrialPage, TrialView
 from service.trials.views import judgement_view, trial_view
 
 Which = Literal["best", "last"]
+State = Literal[
+    "waiting",
+    "dispatched",
+    "running",
+    "completed",
+    "pruned",
+    "diverged",
+    "out_of_memory",
+    "failed",
+    "lost",
+    "paused",
+    "cancelled",
+]
+"""`records.TrialState` as one list: of a union, FastAPI would say once for each member what is wrong."""
+Order = Literal["number", "best"]
+"""By number; or by the objective, the best first. Those that break a constraint come after those that keep
+all of them, those without a value last."""
 
 
-def list_trials(session: Session, storage: optuna_store.Storage, study: Study) -> list[TrialView]:
-    """All trials of a study, by number."""
+def list_trials(
+    session: Session,
+    storage: optuna_store.Storage,
+    study: Study,
+    *,
+    states: Sequence[State] | None,
+    sort: Order,
+    limit: int | None,
+    after: int | None,
+) -> TrialPage:
+    """One page of the trials that are in one of these states.
+
+    All trials are read: a state is what two databases say together, and a diagnosis compares a trial with all
+    the others.
+
+    Args:
+        session: of the service's tables.
+        storage: Optuna's.
+        study: whose trials.
+        states: None: any.
+        sort: see `Order`.
+        limit: None: all of them.
+        after: the number of the last trial of the page before.
+    """
     trials = read(session, storage, study)
-    return [_view(study, trials, record) for record in trials.records]
+    records = list(trials.records)
+    if sort == "best":
+        minimize = trials.definition is None or trials.definition.objective.direction == "minimize"
+        records.sort(key=lambda record: _rank(record, minimize=minimize))
+    if after is not None:
+        if sort == "number":
+            records = [record for record in records if record.number > after]
+        else:
+            records = list(dropwhile(lambda record: record.number != after, records))[1:]
+    found = [record for record in records if states is None or record.state in states]
+    shown = found[:limit]
+    return TrialPage(
+        items=[_view(study, trials, record) for record in shown],
+        next_cursor=shown[-1].number if len(found) > len(shown) else None,
+    )
+
+
+def _rank(record: TrialRecord, *, minimize: bool) -> tuple[bool, bool, float]:
+    value = record.value
+    if value is None:
+        return True, not record.values.feasible, 0.0
+    return False, not record.values.feasible, value if minimize else -value
 
 
 def get_trial(session: Session, storage: optuna_store.Storage, study: Study, number: int) -> TrialView:

@@ -108,6 +108,7 @@ class TrialView(BaseModel):
 
 class TrialPage(BaseModel):
     items: list[TrialView]
+    next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
 
 
 class RunView(BaseModel):

@@ -1,4 +1,4 @@
-"""Optuna dashboard in a real browser, on the same port as the API."""
+"""Optuna dashboard and the API's documentation in a real browser, on the same port as the API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Route, sync_playwright
 
 from tests.acceptance.conftest import House
 
@@ -62,6 +62,31 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
     assert [[v["step"] for v in one["intermediate_values"]] for one in shown] == [
         [rung["rung"] for rung in trial["rungs"]] for trial in trials
     ]
+
+
+def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
+    house: House, browser: Browser, tmp_path: Path
+) -> None:
+    """What a person sees at /docs. `NIGHTSWEEP_SCREENSHOTS` keeps the picture."""
+    pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
+    own = str(house.client.base_url)
+    page = browser.new_page(base_url=own, viewport={"width": 1400, "height": 1000})
+    elsewhere: list[str] = []
+
+    def only_here(route: Route) -> None:
+        if route.request.url.startswith(own):
+            route.continue_()
+        else:
+            elsewhere.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", only_here)
+    page.goto("/docs")
+    page.locator(".opblock").first.wait_for()
+    paths = house.client.get("/openapi.json").json()["paths"]
+    assert page.locator(".opblock").count() == sum(len(operations) for operations in paths.values())
+    page.screenshot(path=pictures / "docs.png")
+    assert elsewhere == []
 
 
 def test_the_dashboard_cannot_change_anything(house: House) -> None:

@@ -30,7 +30,7 @@ REACHED = {
 
 def test_no_request_breaks_the_server_or_its_own_description_of_itself(settings: Settings) -> None:
     # The document's boundaries take thousands of requests; they are tried by `make fuzz`.
-    outcome = fuzz(make_world(settings), examples=10)
+    outcome = fuzz(make_world(settings), examples=15)
     assert outcome.failures == [], outcome.table()
     assert outcome.cases >= 300, outcome.table()
     assert outcome.sound.total() >= 10

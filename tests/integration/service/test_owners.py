@@ -20,10 +20,12 @@ from service.app import create_app
 from service.cli import app
 from service.coordinator.stages import advance_stages
 from service.database import Database
-from service.errors import Conflict, Invalid, NotFound
+from service.errors import Conflict, Invalid, NotFound, Unavailable
 from service.models import ApiKey, Study
 from service.owners import keys
+from service.request_guard import require_key
 from service.settings import Settings
+from service.supervisor import Supervisor, run_api
 from tests.integration.service.rest import LOCAL, Make, database_away, expect_problem, on_sqlite
 
 SERVER_KEY = "correct horse"
@@ -249,3 +251,70 @@ def test_a_range_test_stage_is_its_studys_owners(
     with service_database.read() as session:
         owners = {study.name: study.owner for study in session.scalars(select(Study))}
     assert owners == {"support-tone": "alice", "support-tone.range-test": "alice"}
+
+
+OTHERS_REACH = [
+    "0.0.0.0",
+    "::",
+    "192.0.2.7",
+    "build-box",
+    "0",
+    "",
+    "10.0.0.1",
+    "fe80::1",
+    "localhost.example",
+]
+
+
+@on_sqlite
+@pytest.mark.parametrize("host", OTHERS_REACH)
+def test_the_api_does_not_listen_where_others_reach_it_while_nobody_needs_a_key(
+    settings: Settings, host: str
+) -> None:
+    with pytest.raises(Unavailable) as refused:
+        require_key(settings.model_copy(update={"host": host}))
+    for words in (
+        host,
+        "NIGHTSWEEP_API_KEY",
+        "nightsweep keys add",
+        "127.0.0.1",
+        "NIGHTSWEEP_ALLOW_OPEN_API",
+    ):
+        assert words in refused.value.detail
+
+
+@on_sqlite
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST", "::1"])
+def test_this_machine_alone_needs_no_key(settings: Settings, host: str) -> None:
+    require_key(settings.model_copy(update={"host": host}))
+
+
+def test_any_key_will_do_to_listen_where_others_reach_the_api(
+    settings: Settings, service_database: Database
+) -> None:
+    everywhere = settings.model_copy(update={"host": "0.0.0.0"})
+    require_key(everywhere.model_copy(update={"api_key": SecretStr(SERVER_KEY)}))
+    require_key(everywhere.model_copy(update={"allow_open_api": True}))
+    with pytest.raises(Unavailable):
+        require_key(everywhere)
+    _add(service_database, "alice")
+    require_key(everywhere)
+    _revoke(service_database, "alice")  # the server stays closed, so nothing is open to anybody
+    require_key(everywhere)
+
+
+@on_sqlite
+def test_neither_the_api_nor_the_whole_service_starts_open_to_others(settings: Settings) -> None:
+    everywhere = settings.model_copy(update={"host": "0.0.0.0"})
+    with pytest.raises(Unavailable, match="NIGHTSWEEP_API_KEY"):
+        run_api(everywhere)
+    with pytest.raises(Unavailable, match="NIGHTSWEEP_API_KEY"):
+        Supervisor(everywhere).__enter__()
+    assert not (settings.home / "logs").exists()
+
+
+@on_sqlite
+def test_the_command_says_what_to_set(settings: Settings) -> None:
+    result = CliRunner().invoke(app, ["api", "--home", str(settings.home), "--host", "0.0.0.0"])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith("Error: The API would listen on 0.0.0.0, where others may reach it")

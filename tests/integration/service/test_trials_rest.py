@@ -34,7 +34,7 @@ def lab(
 
 def test_a_new_study_has_no_trials_and_no_best(client: TestClient, definition: Make) -> None:
     client.post("/v1/studies", json=definition())
-    assert client.get("/v1/studies/support-tone/trials").json() == {"items": []}
+    assert client.get("/v1/studies/support-tone/trials").json() == {"items": [], "next_cursor": None}
     answer = client.get("/v1/studies/support-tone/best")
     assert (answer.status_code, answer.json()["title"]) == (404, "Not found")
     assert client.get("/v1/studies/support-tone/trials/0").status_code == 404

@@ -75,6 +75,12 @@ def test_the_published_port_is_the_default_one_and_the_one_asked_for() -> None:
     assert f"127.0.0.1:{port}/readyz" in " ".join(api["healthcheck"]["test"])
 
 
+def test_the_api_that_others_reach_has_a_key() -> None:
+    api = SERVICES["api"]
+    assert api["command"][api["command"].index("--host") + 1] == "0.0.0.0"
+    assert api["environment"]["NIGHTSWEEP_API_KEY"].startswith("${NIGHTSWEEP_API_KEY:?")
+
+
 def test_ray_s_address_is_the_head_s_port_everywhere() -> None:
     head = command_words("ray-head")
     address = f"ray-head:{head[head.index('--port') + 1]}"

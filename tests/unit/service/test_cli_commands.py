@@ -301,6 +301,30 @@ def test_a_variable_that_is_no_setting_is_warned_of(monkeypatch: pytest.MonkeyPa
     assert "did you mean NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS?" in result.stderr
 
 
+def test_lists_take_filters(run: Any) -> None:
+    api = FakeApi({"GET /v1/studies": items(), "GET /v1/schedules": items()})
+    arguments = [
+        "--state",
+        "running",
+        "--state",
+        "queued",
+        "--prefix",
+        "to",
+        "--owner",
+        "a",
+        "--schedule",
+        "n",
+    ]
+    assert run(api, "studies", *arguments).stdout == "No studies match.\n"
+    assert run(api, "schedules", "list", "--prefix", "n", "--owner", "a", "--disabled").stdout == (
+        "No schedules match.\n"
+    )
+    assert [request.url.query.decode() for request in api.requests] == [
+        "limit=100&state=running&state=queued&prefix=to&owner=a&schedule=n",
+        "prefix=n&owner=a&enabled=false",
+    ]
+
+
 def test_studies_stops_at_the_limit(run: Any) -> None:
     page = httpx.Response(
         200, json={"items": [study_json(name=f"s{n}") for n in range(3)], "next_cursor": "more"}

@@ -59,6 +59,27 @@ def test_studies_are_read_page_by_page() -> None:
     assert [request.url.params["state"] for request in api.requests] == ["running", "running"]
 
 
+def test_lists_are_asked_for_with_the_filters_that_are_given() -> None:
+    api = FakeApi(
+        {
+            "GET /v1/studies": httpx.Response(200, json={"items": [], "next_cursor": None}),
+            "GET /v1/schedules": httpx.Response(200, json={"items": []}),
+            "GET /v1/studies/tone/trials": httpx.Response(200, json={"items": [], "next_cursor": None}),
+        }
+    )
+    with client_of(api) as client:
+        list(client.studies(state=["running", "queued"], prefix="to", owner="alice", schedule="nightly"))
+        client.schedules(prefix="n", enabled=False)
+        client.trials("tone", state="completed", sort="best", limit=3)
+        client.trials("tone")
+    assert [request.url.query.decode() for request in api.requests] == [
+        "limit=100&state=running&state=queued&prefix=to&owner=alice&schedule=nightly",
+        "prefix=n&enabled=false",
+        "state=completed&sort=best&limit=3",
+        "",
+    ]
+
+
 def test_events_are_read_until_there_are_no_more() -> None:
     def event(number: int) -> dict[str, Any]:
         return {"id": number, "at": "2026-07-01T22:00:00Z", "kind": "x", "message": "m"}

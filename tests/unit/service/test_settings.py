@@ -125,3 +125,31 @@ def test_variables_that_are_no_settings_are_found_with_what_was_meant() -> None:
         "NIGHTSWEEP_LEASE": "NIGHTSWEEP_LEASE_SECONDS",
         "NIGHTSWEEP_ORPHAN_TIMEOUT": "NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS",
     }
+
+
+@pytest.mark.parametrize(
+    "address", ["head-node:6379", "127.0.0.1:6379", "[::1]:6379", "ray_head.x:1", "auto"]
+)
+def test_a_cluster_is_named_by_the_address_of_its_head(address: str) -> None:
+    assert Settings(ray_address=address).ray_address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "head-node",
+        "head-node:",
+        ":6379",
+        "head-node:0",
+        "head-node:65536",
+        "head-node:port",
+        "ray://head-node:10001",
+        "http://head-node:8265",
+        "::1:6379",
+        "head node:6379",
+        "local",
+    ],
+)
+def test_what_is_not_the_address_of_a_head_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="expected host:port, such as head-node:6379"):
+        Settings(ray_address=address)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from service import supervisor
+from service.coordinator import ray_authentication
 from service.errors import Unavailable
 from service.settings import Settings
+from service.supervisor import free_port
 
 
 class Clock:
@@ -42,6 +44,33 @@ def test_a_url_that_nothing_here_reaches_is_said_before_anything_is_started(tmp_
     with pytest.raises(Unavailable, match="nothing://bucket/x cannot be used for artifacts"):
         supervisor.run_api(settings)
     assert not settings.home.exists()
+
+
+def test_a_cluster_that_does_not_answer_is_said_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Settings) -> None:
+        raise Unavailable("no head there")
+
+    monkeypatch.setattr(ray_authentication, "require", refuse)
+    settings = Settings(home=tmp_path / "home", port=free_port(), ray_address="head-node:6379")
+    with pytest.raises(Unavailable, match="no head there"):
+        supervisor.Supervisor(settings).__enter__()
+    assert not (settings.home / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8787"),
+        ("0.0.0.0", "http://127.0.0.1:8787"),
+        ("::", "http://[::1]:8787"),
+        ("::1", "http://[::1]:8787"),
+        ("build-box", "http://build-box:8787"),
+    ],
+)
+def test_the_url_is_one_that_reaches_the_server_from_here(tmp_path: Path, host: str, url: str) -> None:
+    assert supervisor.Supervisor(Settings(home=tmp_path, host=host)).url == url
 
 
 def test_what_does_not_end_is_given_the_time_that_is_promised_and_no_more(

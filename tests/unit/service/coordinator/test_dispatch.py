@@ -17,6 +17,7 @@ from ray.exceptions import (
 
 from service.coordinator import dispatch
 from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.errors import Unavailable
 from service.states import LossCause
 
 
@@ -105,6 +106,22 @@ def fail_last_call(ray: FakeRay, workers: RayWorkers) -> list[Delivery]:
     [ref] = workers._calls
     ray.answers[ref] = unreachable()
     return workers.poll(0.0)
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_how_to_become_one(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Could not find a node to connect to\nand more")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(Unavailable) as refused:
+        RayWorkers("head-node:6379", orphan_timeout_s=1.0)
+    assert refused.value.detail == (
+        "Ray did not connect to the cluster at head-node:6379: Could not find a node to connect to. A "
+        "coordinator needs a Ray node on its own machine; `ray start --address head-node:6379 --num-cpus 0` "
+        "starts one."
+    )
 
 
 def test_an_unreachable_worker_is_asked_the_same_again_after_a_pause(ray: FakeRay, clock: Clock) -> None:
