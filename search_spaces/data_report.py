@@ -42,7 +42,9 @@ class ReportRequest(_Part):
     compute_dtypes: tuple[ComputeDtype, ...]
     adapters: tuple[AdapterShape, ...]
     max_rows: int
-    """Rows of each data set that are tokenised; the ones after them are only counted."""
+    """Rows of each data set that are tokenised."""
+    max_counted: int = 1_000_000
+    """Rows after them that are counted, which takes seconds."""
 
 
 class Count(_Part):
@@ -163,10 +165,20 @@ class ReportProblem(_Part):
     """Something that trials would fail at, in the words they would fail with."""
 
     about: ProblemKind = Field(
-        description="Of model or data, every trial fails; of recipe, those with that recipe; of host, the"
-        " machine that made the report could not get something from the hub, and workers may"
+        description="Of model or data, every trial fails; of recipe, those with that recipe, which may be all"
+        " (see every_trial); of host, the machine that made the report could not get something from the hub,"
+        " and workers may"
     )
     message: str
+    path: str = Field(default="", description="The key of the definition that it is about, with dots")
+    every_trial: bool = Field(
+        default=False, description="Whether every trial would fail at it, whatever its recipe"
+    )
+    rows: int | None = Field(
+        default=None,
+        description="Rows with this fault, of those that were read; the message names the first. null: it is"
+        " not about single rows",
+    )
 
 
 class Report(_Part):

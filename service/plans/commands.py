@@ -15,9 +15,10 @@ from service.errors import Invalid
 from service.models import Study
 from service.plans.history import earlier_trials
 from service.plans.plan import make_plan
-from service.plans.report_process import ReportProcesses, ReportUnavailable
+from service.plans.report_process import ReportProcesses
 from service.plans.report_request import report_request
 from service.plans.schemas import PlanView
+from service.plans.warm_process import ReportUnavailable
 from service.studies import commands as studies
 
 
@@ -47,7 +48,8 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
         Invalid: The definition would not be accepted.
     """
     definition = studies.accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
-    report, unknown = _report(ReportProcesses(timeout_seconds), definition)
+    with ReportProcesses(timeout_seconds) as processes:
+        report, unknown = _report(processes, definition)
     return make_plan(definition, report, unknown, None, name_taken=False)
 
 
