@@ -43,8 +43,8 @@ class ReportRequest(_Part):
     adapters: tuple[AdapterShape, ...]
     max_rows: int
     """Rows of each data set that are tokenised."""
-    max_counted: int = 1_000_000
-    """Rows after them that are counted, which takes seconds."""
+    max_counted: int
+    """Rows after them that are counted."""
 
 
 class Count(_Part):

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.database import Database
+from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.settings import Settings
 
@@ -28,6 +29,7 @@ class Resources:
     database: Database
     storage: optuna_store.Storage
     reports: ReportProcesses
+    checks: SubmissionChecks
 
 
 def _resources(request: Request) -> Resources:

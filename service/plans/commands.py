@@ -12,6 +12,7 @@ from search_spaces.definition import StudyDefinition
 from service import warm_start
 from service.dependencies import Resources
 from service.errors import Invalid
+from service.fleet.cluster import latest
 from service.models import Study
 from service.plans.history import earlier_trials
 from service.plans.plan import make_plan
@@ -37,8 +38,9 @@ def dry_run(resources: Resources, document: Any) -> PlanView:
             raise Invalid("The definition", faults)
         taken = session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None
         earlier = earlier_trials(session, definition)
+        cluster = latest(session)
     report, unknown = _report(resources.reports, definition)
-    return make_plan(definition, report, unknown, earlier, name_taken=taken)
+    return make_plan(definition, report, unknown, earlier, name_taken=taken, cluster=cluster)
 
 
 def local_plan(document: Any, timeout_seconds: float) -> PlanView:

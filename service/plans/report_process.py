@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
@@ -90,15 +92,25 @@ class ReportProcesses:
         self._require_packages()
         deadline = time.monotonic() + seconds
         limit = f"{seconds:g} s (NIGHTSWEEP_SUBMISSION_CHECK_SECONDS)"
-        if not self._checking.acquire(blocking=False):
-            raise ReportUnavailable(f"the server was checking {CHECKS} other submissions at that moment")
-        try:
+        with self.waiting():
             if not self._running.acquire(timeout=seconds):
                 raise ReportUnavailable(f"the server was busy with others for {limit}")
             try:
                 return self._make(request, deadline, limit)
             finally:
                 self._running.release()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts a thread that waits for the check of a submission.
+
+        Raises:
+            ReportUnavailable: Too many do.
+        """
+        if not self._checking.acquire(blocking=False):
+            raise ReportUnavailable(f"the server was checking {CHECKS} other submissions at that moment")
+        try:
+            yield
         finally:
             self._checking.release()
 
