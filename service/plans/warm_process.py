@@ -19,7 +19,7 @@ from search_spaces.data_report import ReportRequest
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 20_000_000
-_GRACE_SECONDS = 2.0
+GRACE_SECONDS = 2.0
 """How long a process may take to say that it has given a report up, before it is killed."""
 _READY, _END = b'{"ready"', b'{"code": '
 """How the line begins that a process says once it has started, and the last line of an answer."""
@@ -90,7 +90,7 @@ class WarmProcess:
             self._socket.sendall(json.dumps(asked).encode() + b"\n")
         except ConnectionError:
             return None
-        if (received := self._receive(_END, deadline + _GRACE_SECONDS)) is None:
+        if (received := self._receive(_END, deadline + GRACE_SECONDS)) is None:
             return None
         answer, _, end = received.rstrip().rpartition(b"\n")
         if answer:
