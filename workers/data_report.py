@@ -152,7 +152,7 @@ class _DataReader:
         try:
             format_, rows = open_rows(source, columns, limit, format_)
         except (DataError, ModelError) as error:
-            self._problems.add(error, path, from_hub=isinstance(source, HubData))
+            self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
             return None
         names = {*format_.fields, *columns, *columns.values()}
         statistics = SplitStatistics(format_, max_lengths, columns)
@@ -179,7 +179,7 @@ class _DataReader:
         except (DataError, ModelError) as error:
             # A line that is no row, or a tokenizer without an end token: nothing comes after.
             ended = False
-            self._problems.add(error, path)
+            self._problems.add(error, path, source=name)
         self._problems.add_read(split, read)
         counted = read + unread
         report = statistics.report(
@@ -189,8 +189,11 @@ class _DataReader:
             for cut in report.by_length:
                 if not cut.usable_rows:
                     shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
-                    fault = LengthError(nothing_usable(name, read, format_, cut.max_length, shortest))
-                    self._add_length_fault(fault, cut.max_length)
+                    message = nothing_usable(name, read, format_, cut.max_length, shortest)
+                    if shortest is None:
+                        self._problems.add(DataError(message), path)
+                    else:
+                        self._add_length_fault(LengthError(message), cut.max_length)
         return format_, statistics, report
 
     def _add_length_fault(self, fault: LengthError, length: int) -> None:

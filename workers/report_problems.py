@@ -33,6 +33,8 @@ class _Found:
     """By data set, those that have it."""
     lengths: list[int] = field(default_factory=list)
     """Further values of a recipe's max_length that have it."""
+    also: str = ""
+    """The path of the other data, if it has it too."""
 
 
 class Problems:
@@ -45,13 +47,20 @@ class Problems:
         self._bad_lengths: set[int] = set()
 
     def add(
-        self, error: WorkerError, path: str, *, from_hub: bool = False, every_trial: bool = False
+        self,
+        error: WorkerError,
+        path: str,
+        *,
+        source: str = "",
+        from_hub: bool = False,
+        every_trial: bool = False,
     ) -> None:
         """Something that is not about a row, or at which the reading ended.
 
         Args:
             error: Said as it is.
             path: The definition's key that it is about.
+            source: The data that it is about, by its name in messages.
             from_hub: Whether it came up while something was fetched. What the hub's client could not do (the
                 cause is one of its errors) a worker may: it has another cache, another network, another
                 token.
@@ -60,7 +69,10 @@ class Problems:
         problem = _problem(error, path, from_hub=from_hub)
         if every_trial:
             problem = problem.model_copy(update={"every_trial": True})
-        self._found.setdefault(str(error), _Found(problem))
+        key = str(error).replace(source, "") if source else str(error)
+        found = self._found.setdefault(key, _Found(problem))
+        if found.problem.path != path and problem.about == "data":
+            found.also = path
 
     def add_row(
         self, error: WorkerError, split: str, place: str, names: Collection[str], *, path: str
@@ -131,6 +143,8 @@ class Problems:
                 f"{count:,} of {self._read[split]:,} {split} rows" for split, count in found.rows.items()
             ]
             message += f" In all, {' and '.join(shares)} have this fault; this is the first."
+        if found.also:
+            message += f" The same goes for {found.also}."
         if found.lengths:
             message += f" The same goes for max_length {_listed(found.lengths)}."
         if no_length_is_left and problem.path == "recipe.max_length":
