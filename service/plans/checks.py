@@ -124,7 +124,7 @@ def note_unchecked(session: Session, why: str | None, *, study_id: str | None = 
 def _fault(path: str, message: str, definition: StudyDefinition) -> Fault:
     path = path_in(definition, path)
     value: Any = definition.model_dump(mode="json")
-    for part in path.replace("search.space.", "search.space.parameters.", 1).split("."):
+    for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return Fault(path=path, value=shown(value), message=message)
 

@@ -1,4 +1,4 @@
-"""What a submission is refused for once its model and the first rows of its data have been read, over REST."""
+"""What a submission is refused for once its model and the first rows of its data were read, over REST."""
 
 from __future__ import annotations
 
