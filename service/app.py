@@ -104,6 +104,8 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
         database.dispose()
         raise
     reports = ReportProcesses(settings.plan_timeout_seconds)
+    if settings.submission_check_seconds:
+        reports.warm_up()
     checks = SubmissionChecks(reports, settings.submission_check_seconds)
     return Resources(settings, database, storage, reports, checks), Dashboard(storage)
 

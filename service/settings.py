@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     """Larger request bodies answer 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A plan's report on data and model is given up after this long; the rest of the plan still comes."""
-    submission_check_seconds: Annotated[float, Field(ge=0)] = 20.0
+    submission_check_seconds: Annotated[float, Field(ge=0)] = 60.0
     """How long a submission waits for the check of its model and its first rows; what takes longer is
     accepted unchecked, and its history says so. 0: nothing is checked before a worker does."""
 

@@ -31,7 +31,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PAGE = 100
 _PLAN_SECONDS = 600.0
 """A plan reads data on the server, which has a time limit of its own."""
-_CHECK_SECONDS = 90.0
+_CHECK_SECONDS = 120.0
 """A definition's data and model are looked at before it is accepted, likewise."""
 A = TypeVar("A", bound=Answer)
 

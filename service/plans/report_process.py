@@ -7,11 +7,11 @@ for the next report, and ends by itself when none comes or its parent is gone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,12 @@ class ReportProcesses:
         for process in idle:
             process.end()
 
+    def warm_up(self) -> None:
+        """Start a process for the first request, without waiting for it."""
+        with contextlib.suppress(ReportUnavailable):
+            self._require_packages()
+            self._keep(WarmProcess(self._command))
+
     def make(self, request: ReportRequest) -> Report:
         """The report of a plan. Blocks the calling thread until it is there.
 
@@ -100,7 +106,7 @@ class ReportProcesses:
             finally:
                 self._running.release()
 
-    @contextmanager
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts a thread that waits for the check of a submission.
 

@@ -60,6 +60,14 @@ def test_the_next_report_is_made_by_the_same_process() -> None:
     assert first == second
 
 
+def test_a_process_that_was_started_before_makes_the_first_report(tmp_path: Path) -> None:
+    note = f"\nopen({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w').close()\ndef say"
+    with processes(saying("os.getpid()"), server=SERVER.replace("\ndef say", note)) as makers:
+        makers.warm_up()
+        report = makers.make(REQUEST)
+    assert [path.name for path in tmp_path.iterdir()] == [report.problems[0].message]
+
+
 def test_a_process_that_has_ended_since_is_replaced() -> None:
     with processes(saying("os.getpid()") + "\nos._exit(0)") as makers:
         first, second = makers.make(REQUEST), makers.make(REQUEST)
