@@ -1,9 +1,9 @@
 """Makes one report after the other for the service, without importing torch again for each.
 
 It says `{"ready": true}` on standard output once everything is imported. Then a line of JSON comes in on
-standard input, `{"seconds": ..., "request": ...}` with a `ReportRequest`, and up to two go out: the `Report`,
-if there is one, and `{"code": ...}`, how its process ended. Each report is made in a fork, so that neither
-memory nor anything a file did to a library lives on, and is given up after `seconds`.
+standard input, `{"seconds": ..., "request": ...}` with a `ReportRequest`, and up to two go out: the `Report`
+or `{"failed": ...}`, and `{"code": ...}`, how its process ended. Each report is made in a fork, so that
+neither memory nor anything a file did to a library lives on, and is given up after `seconds`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from search_spaces.data_report import ReportRequest
 from workers.data_report import make_report
 
+_LONGEST = 300
+"""Characters of an error that are told."""
 IDLE_SECONDS = 600.0
 """The server ends when nobody has asked for so long: half a gigabyte is much to hold for nothing."""
 
@@ -58,8 +60,11 @@ def _in_a_fork(asked: dict[str, Any], answers: BinaryIO) -> int:
             answers.write(report.model_dump_json().encode() + b"\n")
             answers.flush()
             code = 0
-        except BaseException:  # noqa: BLE001  (a fork must never go on as its parent)
+        except BaseException as error:  # noqa: BLE001  (a fork must never go on as its parent)
             traceback.print_exc()
+            words = f"{type(error).__name__}: {error}"
+            answers.write(json.dumps({"failed": words[:_LONGEST]}).encode() + b"\n")
+            answers.flush()
         finally:
             sys.stderr.flush()
             os._exit(code)

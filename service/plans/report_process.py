@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from search_spaces.data_report import Report, ReportRequest
 from service.errors import Unavailable
-from service.plans.warm_process import GivenUp, ReportUnavailable, WarmProcess
+from service.plans.warm_process import ReportUnavailable, WarmProcess
 
 log = logging.getLogger(__name__)
 
@@ -136,26 +136,23 @@ class ReportProcesses:
             process = process or WarmProcess(self._command)
             if not process.is_ready(deadline):
                 self._keep(process)  # it goes on starting, for whoever asks next
-                raise ReportUnavailable(f"its process was not ready within {limit}")
+                raise ReportUnavailable(f"the process that reads them was not ready within {limit}")
             try:
                 answer = process.ask(request, deadline)
-                if answer is None and not was_idle:
+                if answer is not None:
+                    return _read(answer)
+                if not was_idle:
                     raise ReportUnavailable(process.how_it_ended())
-                report = None if answer is None else _read(answer)
-            except TimeoutError as error:
-                self._keep(process) if isinstance(error, GivenUp) else process.end()
-                raise ReportUnavailable(f"it took longer than {limit}") from None
-            except BaseException:
-                process.end()
-                raise
-            if report is not None:
+                # else it ended just now because nobody had asked for long
+            except TimeoutError:
+                raise ReportUnavailable(f"reading them took longer than {limit}") from None
+            finally:
                 self._keep(process)
-                return report
-            process.end()  # it ended just now because nobody had asked for long
 
     def _keep(self, process: WarmProcess) -> None:
+        """Leave a process for the next request, unless it cannot make another report."""
         with self._lock:
-            if not self._closed:
+            if process.is_usable and not self._closed:
                 self._idle.append(process)
                 return
         process.end()
@@ -167,5 +164,5 @@ def _read(answer: bytes) -> Report:
     except ValidationError as error:
         log.warning("a data report cannot be read: %s", error)
         raise ReportUnavailable(
-            "its answer cannot be read; are service and workers of one version?"
+            "the answer about them cannot be read; are service and workers of one version?"
         ) from None

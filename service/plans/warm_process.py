@@ -19,10 +19,11 @@ from search_spaces.data_report import ReportRequest
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 20_000_000
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 5.0
 """How long a process may take to say that it has given a report up, before it is killed."""
-_READY, _END = b'{"ready"', b'{"code": '
-"""How the line begins that a process says once it has started, and the last line of an answer."""
+_READY, _FAILED, _END = b'{"ready"', b'{"failed": ', b'{"code": '
+"""How the line begins that a process says once it has started, one in place of a report, and the last line of
+an answer."""
 _CODE = """
 import os, sys
 answers = os.fdopen(os.dup(1), "wb")
@@ -36,11 +37,7 @@ serve(answers)
 
 
 class ReportUnavailable(Exception):  # noqa: N818  (it says what happened)
-    """There is no report. The message says why and reads after "there is no report: "."""
-
-
-class GivenUp(TimeoutError):  # noqa: N818  (it says what happened)
-    """A report took too long."""
+    """There is no report. The message says why, and "them" in it are the data and the model."""
 
 
 class WarmProcess:
@@ -49,6 +46,8 @@ class WarmProcess:
     def __init__(self, command: tuple[str, ...] | None) -> None:
         root = str(Path(__file__).resolve().parents[2])
         self._ready = False
+        self.is_usable = True
+        """Whether it can be asked, as it cannot while it owes an answer."""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `end`)
         self._socket, theirs = socket.socketpair()
         try:
@@ -63,7 +62,9 @@ class WarmProcess:
         except OSError as error:
             self._socket.close()
             self._complaints.close()
-            raise ReportUnavailable(f"its process could not be started ({error.strerror})") from error
+            raise ReportUnavailable(
+                f"the process that reads them could not be started ({error.strerror})"
+            ) from error
         finally:
             theirs.close()
 
@@ -79,10 +80,10 @@ class WarmProcess:
         """The answer to a request as it came; None: the process has ended without one.
 
         Raises:
-            GivenUp: The time is up, and the process can make the next report.
-            TimeoutError: The time is up, and it does not answer.
+            TimeoutError: The time is up.
             ReportUnavailable: There is no report, or too long a one.
         """
+        self.is_usable = False
         seconds = max(0.001, deadline - time.monotonic())
         asked = {"seconds": seconds, "request": request.model_dump(mode="json")}
         try:
@@ -92,14 +93,22 @@ class WarmProcess:
             return None
         if (received := self._receive(_END, deadline + GRACE_SECONDS)) is None:
             return None
+        self.is_usable = True
         answer, _, end = received.rstrip().rpartition(b"\n")
+        if answer.startswith(_FAILED):
+            self._log()
+            words = json.loads(answer)["failed"]
+            raise ReportUnavailable(
+                f"the process that reads them met an error that is not foreseen ({words}); the server's log"
+                " has more"
+            )
         if answer:
             return answer
         code = end.removeprefix(_END).strip(b" }").decode(errors="replace")
         if code == str(-signal.SIGALRM):
-            raise GivenUp
+            raise TimeoutError
         self._log()
-        raise ReportUnavailable(f"its process ended with code {code[:10]}; the server's log has more")
+        raise ReportUnavailable(_ended(code[:10]))
 
     def _receive(self, last: bytes, deadline: float) -> bytes | None:
         """What comes up to a line that begins so; None: the process has ended."""
@@ -116,14 +125,16 @@ class WarmProcess:
                 return None
             received += part
             if len(received) > _MOST_BYTES:
-                raise ReportUnavailable(f"its answer is longer than {_MOST_BYTES:,} bytes")
+                raise ReportUnavailable(
+                    f"the answer of the process that reads them is longer than {_MOST_BYTES:,} bytes"
+                )
         return bytes(received)
 
     def how_it_ended(self) -> str:
         """For a reader, once it has."""
         code = self._process.wait()
         self._log()
-        return f"its process ended with code {code}; the server's log has more"
+        return _ended(code)
 
     def _log(self) -> None:
         size = self._complaints.seek(0, os.SEEK_END)
@@ -138,6 +149,10 @@ class WarmProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._complaints.close()
+
+
+def _ended(code: object) -> str:
+    return f"the process that reads them ended with code {code}; the server's log has more"
 
 
 def _environment() -> dict[str, str]:

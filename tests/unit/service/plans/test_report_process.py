@@ -75,8 +75,14 @@ def test_a_process_that_has_ended_since_is_replaced() -> None:
 
 
 def test_a_process_that_fails_says_its_code_alone() -> None:
-    assert why_not("sys.exit('a secret')").startswith("its process ended with code 1;")
-    assert why_not("say('{\"code\": 9}')").startswith("its process ended with code 9;")
+    assert why_not("sys.exit('a secret')").startswith("the process that reads them ended with code 1;")
+    assert why_not("say('{\"code\": 9}')").startswith("the process that reads them ended with code 9;")
+
+
+def test_an_error_that_is_not_foreseen_is_told() -> None:
+    assert "not foreseen (KeyError: 'a');" in why_not(
+        "say(json.dumps({'failed': \"KeyError: 'a'\"}), '{\"code\": 1}')"
+    )
 
 
 @pytest.mark.parametrize("answer", ["[]", '{"model": 1}', "Traceback"])
