@@ -42,7 +42,9 @@ class ReportRequest(_Part):
     compute_dtypes: tuple[ComputeDtype, ...]
     adapters: tuple[AdapterShape, ...]
     max_rows: int
-    """Rows of each data set that are tokenised; the ones after them are only counted."""
+    """Rows of each data set that are tokenised."""
+    max_counted: int
+    """Rows after them that are counted."""
 
 
 class Count(_Part):
@@ -163,10 +165,20 @@ class ReportProblem(_Part):
     """A fault that would make trials fail, in the words with which they would fail."""
 
     about: ProblemKind = Field(
-        description="model or data: every trial would fail; recipe: trials with that recipe would fail; host:"
-        " the machine that made the report could not fetch something from the hub, but workers may be able to"
+        description="model or data: every trial would fail; recipe: trials with that recipe would fail, which may"
+        " be all (see every_trial); host: the machine that made the report could not fetch something from the hub,"
+        " but workers may be able to"
     )
     message: str
+    path: str = Field(default="", description="The key of the definition that it is about, with dots")
+    every_trial: bool = Field(
+        default=False, description="Whether every trial would fail at it, whatever its recipe"
+    )
+    rows: int | None = Field(
+        default=None,
+        description="Rows with this fault, of those that were read; the message names the first. null: it is"
+        " not about single rows",
+    )
 
 
 class Report(_Part):

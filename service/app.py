@@ -23,6 +23,7 @@ from service.definition_schema import definition_schemas
 from service.dependencies import Resources, check_query
 from service.fleet import endpoints as fleet_endpoints
 from service.health import router as health_router
+from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
@@ -108,11 +109,15 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
         database.dispose()
         raise
     reports = ReportProcesses(settings.plan_timeout_seconds)
-    return Resources(settings, database, storage, reports), Dashboard(storage)
+    if settings.submission_check_seconds:
+        reports.warm_up()
+    checks = SubmissionChecks(reports, settings.submission_check_seconds)
+    return Resources(settings, database, storage, reports, checks), Dashboard(storage)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:
     dashboard.close()
+    resources.reports.close()
     optuna_store.close_storage(resources.storage)
     resources.database.dispose()
 

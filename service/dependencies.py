@@ -18,6 +18,7 @@ from search_spaces.faults import MAX_FAULTS, nearest_name, shown
 from service import optuna_store
 from service.database import Database
 from service.errors import Invalid
+from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.problems import request_fault
 from service.settings import Settings
@@ -35,6 +36,7 @@ class Resources:
     database: Database
     storage: optuna_store.Storage
     reports: ReportProcesses
+    checks: SubmissionChecks
 
 
 def _resources(request: Request) -> Resources:

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     """The largest request body; a larger one is refused with 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A plan stops reading data and model after this time, and is returned without that part."""
+    submission_check_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a submission waits for the check of its model and its first rows. A study whose check takes
+    longer is accepted unchecked, and an event says so. 0: only workers check."""
 
     ray_address: str | None = None
     """`host:port` of the head of the Ray cluster to which the coordinator connects; None: the one that Ray finds

@@ -22,6 +22,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
+from service.fleet.cluster import Node
 from workers.contract import Event
 from workers.event_log import EventLog
 from workers.pack import Pack
@@ -93,6 +94,9 @@ class PackCluster:
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
         return WorkerShape(num_cpus=1.0, num_gpus=self._gpus)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return (Node(cpus=self._cpus, gpus=self._gpus),)
 
     def capacity(self, shape: WorkerShape) -> int:
         return self._cpus

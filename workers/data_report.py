@@ -2,7 +2,7 @@
 
 A process of its own, because the service's must never import torch, and so that a file that takes too long
 can be given up. Rows go through the same functions as in a trial, so a fault reads as a trial would put it;
-where a trial ends at the first faulty row, the report names a few and goes on.
+where a trial ends at the first faulty row, the report goes on and says once what many rows share.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-import httpx
-from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -24,9 +23,7 @@ from search_spaces.data_report import (
     DataReport,
     DecodedExample,
     ModelReport,
-    ProblemKind,
     Report,
-    ReportProblem,
     ReportRequest,
     SplitReport,
 )
@@ -36,22 +33,13 @@ from workers.base_model import load_tokenizer
 from workers.data_files import describe_source
 from workers.data_statistics import SplitStatistics, decoded
 from workers.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
-from workers.errors import AdapterError, DataError, LengthError, ModelError, RecipeLengthError, WorkerError
+from workers.errors import AdapterError, DataError, LengthError, ModelError
 from workers.formats import FORMATS, Format
 from workers.model_files import check_model_folder, find_model_folder
+from workers.report_problems import Problems
 from workers.tokenization import IGNORED
 
-MOST_COUNTED = 1_000_000
-"""Rows that are counted beyond those that are tokenised, which takes seconds."""
-_MOST_FAULTS = 5
-"""Faulty rows named, per data set."""
 _EXAMPLES = 2
-_ABOUT: dict[type[WorkerError], ProblemKind] = {
-    ModelError: "model",
-    DataError: "data",
-    AdapterError: "recipe",
-    RecipeLengthError: "recipe",
-}
 
 
 @dataclass(frozen=True)
@@ -66,15 +54,15 @@ class BaseReader:
 
 def make_report(request: ReportRequest) -> Report:
     """The report. Faults of the model, the data and the recipes become its problems."""
-    problems: list[ReportProblem] = []
+    problems = Problems()
     try:
         geometry, reader = _read_base(request.model)
     except ModelError as error:
-        problem = _problem(error, from_hub=not _is_local(request.model))
-        return Report(model=None, data=None, problems=(problem,))
+        problems.add(error, "model.id", from_hub=not _is_local(request.model))
+        return Report(model=None, data=None, problems=problems.all())
     model = _model_report(request, geometry, problems)
     data = _DataReader(request, reader, problems).report()
-    return Report(model=model, data=data, problems=tuple(problems))
+    return Report(model=model, data=data, problems=problems.all(request.max_lengths))
 
 
 def _read_base(spec: ModelSpec) -> tuple[BaseGeometry, BaseReader]:
@@ -90,17 +78,16 @@ def _is_local(spec: ModelSpec) -> bool:
     return spec.id.startswith((".", "~")) or Path(spec.id).is_absolute()
 
 
-def _model_report(
-    request: ReportRequest, geometry: BaseGeometry, problems: list[ReportProblem]
-) -> ModelReport:
+def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Problems) -> ModelReport:
     adapters: list[AdapterBytes] = []
-    faults: dict[str, AdapterError] = {}
+    faults: list[AdapterError] = []
     for shape in request.adapters:
         try:
             adapters.append(geometry.adapter(shape))
         except AdapterError as error:
-            faults[str(error)] = error
-    problems += [_problem(error) for error in faults.values()]
+            faults.append(error)
+    for fault in faults:
+        problems.add(fault, "recipe.target_modules", every_trial=not adapters)
     return ModelReport(
         architecture=geometry.architecture,
         parameters=geometry.parameters,
@@ -118,7 +105,7 @@ def _model_report(
 class _DataReader:
     """Reads both data sets once. `problems` grows on the way."""
 
-    def __init__(self, request: ReportRequest, base: BaseReader, problems: list[ReportProblem]) -> None:
+    def __init__(self, request: ReportRequest, base: BaseReader, problems: Problems) -> None:
         self._request = request
         self._base = base
         self._problems = problems
@@ -133,9 +120,9 @@ class _DataReader:
             except LengthError as error:
                 self._add_length_fault(error, length)
         format_ = None if spec.format == "auto" else FORMATS[spec.format]
-        train = self._read(spec.train, spec.max_train_examples, format_, lengths, decode=_EXAMPLES)
+        train = self._read("train", format_, lengths, decode=_EXAMPLES)
         format_ = train[0] if train is not None else format_
-        evaluation = self._read(spec.eval, spec.max_eval_examples, format_, [spec.max_length])
+        evaluation = self._read("eval", format_, [spec.max_length])
         overlap = None
         if train is not None and evaluation is not None:
             overlap = sum(rows for text, rows in evaluation[1].texts.items() if text in train[1].texts)
@@ -149,21 +136,25 @@ class _DataReader:
 
     def _read(
         self,
-        source: str | HubData,
-        limit: int | None,
+        split: Literal["train", "eval"],
         format_: Format | None,
         max_lengths: Sequence[int],
         *,
         decode: int = 0,
     ) -> tuple[Format, SplitStatistics, SplitReport] | None:
         """One data set; None if not even its first row could be read."""
-        request, columns = self._request, self._request.data.columns
+        request, spec = self._request, self._request.data
+        columns, path = spec.columns, f"data.{split}"
+        source, limit = spec.train, spec.max_train_examples
+        if split == "eval":
+            source, limit = spec.eval, spec.max_eval_examples
         name = describe_source(source)
         try:
             format_, rows = open_rows(source, columns, limit, format_)
         except (DataError, ModelError) as error:
-            self._problems.append(_problem(error, from_hub=isinstance(source, HubData)))
+            self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
             return None
+        names = {*format_.fields, *columns, *columns.values()}
         statistics = SplitStatistics(format_, max_lengths, columns)
         read = faulty = unread = 0
         ended = True
@@ -175,8 +166,7 @@ class _DataReader:
                     named = renamed_row(place, row, columns, format_)
                 except DataError as error:
                     faulty += 1
-                    if faulty <= _MOST_FAULTS:
-                        self._problems.append(_problem(error))
+                    self._problems.add_row(error, split, place, names, path=path)
                     continue
                 statistics.add(named, input_ids, labels)
                 keep = max_lengths[0]
@@ -184,44 +174,31 @@ class _DataReader:
                     self._examples.append(
                         decoded(place, input_ids[:keep], labels[:keep], self._base.tokenizer)
                     )
-            unread = sum(1 for _ in islice(rows, MOST_COUNTED))
+            unread = sum(1 for _ in islice(rows, request.max_counted))
             ended = next(rows, None) is None
         except (DataError, ModelError) as error:
             # A line that is no row, or a tokenizer without an end token: nothing comes after.
             ended = False
-            self._problems.append(_problem(error))
+            self._problems.add(error, path, source=name)
+        self._problems.add_read(split, read)
         counted = read + unread
         report = statistics.report(
             name, rows=counted if ended else None, counted=counted, read=read, faulty=faulty
         )
-        if not faulty and read == counted:
+        if not faulty and ended and not unread:
             for cut in report.by_length:
                 if not cut.usable_rows:
                     shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
-                    fault = LengthError(nothing_usable(name, read, format_, cut.max_length, shortest))
-                    self._add_length_fault(fault, cut.max_length)
+                    message = nothing_usable(name, read, format_, cut.max_length, shortest)
+                    if shortest is None:
+                        self._problems.add(DataError(message), path)
+                    else:
+                        self._add_length_fault(LengthError(message), cut.max_length)
         return format_, statistics, report
 
     def _add_length_fault(self, fault: LengthError, length: int) -> None:
-        """Said of the study where its own length is at fault, or the only one there is; else of recipes."""
         own = length == self._request.data.max_length
-        problem = _problem(fault if own else RecipeLengthError.of(fault))
-        if self._request.max_lengths == (length,):
-            problem = problem.model_copy(update={"about": "data"})
-        self._problems.append(problem)
-
-
-def _problem(error: WorkerError, *, from_hub: bool = False) -> ReportProblem:
-    """The problem of an error.
-
-    Args:
-        error: Said as it is.
-        from_hub: Whether it came up while something was fetched. What the hub's client could not do (the
-            cause is one of its errors) a worker may: it has another cache, another network, another token.
-    """
-    about = next(about for kind, about in _ABOUT.items() if isinstance(error, kind))
-    missing = from_hub and isinstance(error.__cause__, (OSError, ValueError, httpx.HTTPError, DatasetsError))
-    return ReportProblem(about="host" if missing else about, message=str(error))
+        self._problems.add_length(fault, length, own=own, recipes=self._request.max_lengths)
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ class StudyFileError(CommandError):
 def fault_line(fault: Fault) -> str:
     """One fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`."""
     hints = []
-    # A key that is missing has no value to show.
-    if fault.value is not None:
+    # A key that is missing has no value to show, and some messages say a file's name already.
+    if fault.value is not None and not (isinstance(fault.value, str) and f"{fault.value}:" in fault.message):
         hints.append(f"got {json.dumps(fault.value, ensure_ascii=False)}")
     if fault.allowed and fault.allowed not in fault.message:  # some messages say it already
         hints.append(f"allowed: {fault.allowed}")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.cli.errors import REFUSED
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
-from service.cli.output import say_json
+from service.cli.output import one_line, say_error, say_json
 from service.cli.study_file import read_study_file
 from service.client import Problem, RefusedError, UnexpectedAnswerError
 
@@ -30,7 +30,8 @@ def plan(
 ) -> None:
     """Say what a study would do, and what is odd about it. Nothing is stored.
 
-    Exits with 1 if the study would be refused or its trials would fail.
+    Exits with 1, and says why in one line, if the study would be refused, every trial would fail, or the
+    data and the model could not be looked at.
     """
     definition = read_study_file(file)
     document = _planned_here(definition) if local else _planned_there(server, definition)
@@ -42,7 +43,14 @@ def plan(
 
         show_plan(view)
     if not view.acceptable:
+        say_error(_why(view))
         raise typer.Exit(REFUSED)
+
+
+def _why(view: PlanView) -> str:
+    first, *others = view.reasons or ["The server found it not acceptable."]
+    more = f" (and {len(others)} more: see the plan)" if others else ""
+    return one_line(first) + more
 
 
 def _planned_there(server: str, definition: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, SplitReport
-from service.cli.output import duration, number, one_line
-from service.plans.schemas import Amount, MemoryPlan, Seconds, Span, TimePlan, TrainingPlan, TrialsPlan
+from service.cli.output import duration, moment, number, one_line
+from service.plans.schemas import (
+    Amount,
+    ClusterPlan,
+    MemoryPlan,
+    Seconds,
+    Span,
+    TimePlan,
+    TrainingPlan,
+    TrialsPlan,
+)
 
 Line = tuple[str, str]
 
@@ -138,6 +147,17 @@ def time_lines(time: TimePlan) -> Iterator[Line]:
         yield "wall clock", _durations(time.wall_seconds)
     if time.unknown is not None:
         yield "unknown", time.unknown
+
+
+def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
+    """What the cluster has for the study's workers."""
+    if cluster.unknown is not None or cluster.nodes is None:
+        yield "unknown", cluster.unknown or ""
+        return
+    nodes = count(cluster.nodes, "node")
+    yield "machines", f"{nodes}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, since {moment(cluster.seen_at)}"
+    each = f"{cluster.gpus_per_worker:g} GPU" if cluster.gpus_per_worker else "a CPU core"
+    yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
 
 
 def count(number_of: int, what: str) -> str:

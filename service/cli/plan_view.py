@@ -14,6 +14,7 @@ from service.cli.output import console, one_line, printable, say
 from service.cli.plan_lines import (
     Line,
     balance_line,
+    cluster_lines,
     count,
     memory_lines,
     span,
@@ -27,10 +28,11 @@ from service.plans.schemas import PlanView, PlanWarning, TrainingPlan
 _LABEL = 18
 _MASKED = "dim"
 _SUPERVISED = "bold"
+_EVERY = "Problem. Every trial would fail"
 _WHO = {
-    "model": "Problem. Every trial would fail",
-    "data": "Problem. Every trial would fail",
-    "recipe": "Problem. Trials with such a recipe would fail",
+    "model": _EVERY,
+    "data": _EVERY,
+    "recipe": "Warning. Trials with such a recipe would fail",
     "host": "Not known. The machine that made the plan could not get it, workers may",
 }
 _PLAIN_WIDTH = 100
@@ -63,6 +65,7 @@ def _show(out: Console, plan: PlanView) -> None:
         _section(out, "Training", [("unknown", plan.training_unknown or "")])
     _section(out, "Memory", memory_lines(plan.memory))
     _section(out, "Time", time_lines(plan.time))
+    _section(out, "Cluster", cluster_lines(plan.cluster))
     _show_findings(out, plan)
 
 
@@ -121,7 +124,8 @@ def _show_steps(out: Console, training: TrainingPlan) -> None:
 
 def _show_findings(out: Console, plan: PlanView) -> None:
     for problem in plan.problems:
-        _finding(out, f"{_WHO[problem.about]}: {problem.message}", "bold red")
+        who = _EVERY if problem.every_trial else _WHO[problem.about]
+        _finding(out, f"{who}: {problem.message}", "bold red" if problem.every_trial else "yellow")
     for warning in plan.warnings:
         _finding(out, _warning(warning), "yellow")
     if not plan.problems and not plan.warnings:

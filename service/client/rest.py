@@ -31,6 +31,8 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PAGE = 100
 _PLAN_SECONDS = 600.0
 """A plan reads data on the server, which has a time limit of its own."""
+_CHECK_SECONDS = 120.0
+"""A definition's data and model are looked at before it is accepted, likewise."""
 A = TypeVar("A", bound=Answer)
 
 
@@ -93,7 +95,8 @@ class Client:
     def submit(self, definition: Mapping[str, Any], *, idempotency_key: str | None = None) -> Study:
         """Submits a study. With a key of its own, a script that was interrupted may submit it again."""
         headers = _keyed(idempotency_key)
-        return self._read(Study, self._json("POST", "/v1/studies", definition, headers=headers))
+        answer = self._json("POST", "/v1/studies", definition, headers=headers, timeout=_CHECK_SECONDS)
+        return self._read(Study, answer)
 
     def plan(self, definition: Mapping[str, Any]) -> dict[str, Any]:
         """What a study would do, as the server sent it. Nothing is stored. It may take minutes."""
@@ -323,7 +326,8 @@ class Client:
 
     def _one(self, kind: type[A], method: str, path: str, body: Mapping[str, Any] | None = None) -> A:
         headers = _keyed() if method == "POST" else None
-        return self._read(kind, self._json(method, path, body, headers=headers))
+        timeout = None if body is None else _CHECK_SECONDS
+        return self._read(kind, self._json(method, path, body, headers=headers, timeout=timeout))
 
     def _items(self, kind: type[A], page: Mapping[str, Any]) -> list[A]:
         if not isinstance(page.get("items"), list):

@@ -27,6 +27,7 @@ from ray.exceptions import (
 from search_spaces.definition import ResourcesSpec
 from service.coordinator.ray_deaths import first_line, read_death
 from service.errors import Unavailable
+from service.fleet.cluster import Node
 from service.states import LossCause
 from workers.contract import (
     DataSummary,
@@ -140,6 +141,7 @@ class Workers(Protocol):
     """What the coordinator asks of a cluster; `RayWorkers` is the real one."""
 
     def shape(self, resources: ResourcesSpec) -> WorkerShape: ...
+    def nodes(self) -> tuple[Node, ...]: ...
     def capacity(self, shape: WorkerShape) -> int: ...
     def room(self, shape: WorkerShape) -> int: ...
     def start(self, study_id: str, shape: WorkerShape) -> str: ...
@@ -207,6 +209,11 @@ class RayWorkers:
         if gpus == "auto":
             gpus = 1.0 if self._cluster_resources().get("GPU", 0) >= 1 else 0.0
         return WorkerShape(num_cpus=1.0, num_gpus=float(gpus))
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What the machines of the cluster have."""
+        alive = [node["Resources"] for node in ray.nodes() if node.get("Alive", node.get("alive"))]
+        return tuple(sorted(Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0)) for has in alive))
 
     def capacity(self, shape: WorkerShape) -> int:
         """How many such workers fit on the cluster if nothing else ran there."""

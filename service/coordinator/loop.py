@@ -8,6 +8,7 @@ anywhere: what was not acknowledged comes again, and what was recorded is not do
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ from service.coordinator.sweeper import Sweeper
 from service.coordinator.told import Told
 from service.database import Database, check_schema, open_database
 from service.errors import LeaseLost
+from service.fleet import cluster
+from service.fleet.cluster import Node
 from service.owners.limits import Limits
 from service.settings import Settings, configure_logging
 from service.states import StudyState, advance_study
@@ -44,6 +47,9 @@ log = logging.getLogger(__name__)
 
 ALIVE_FILE = "coordinator.alive"
 """Touched in every round, in the home folder: what a container's health check looks at."""
+
+NODES_SECONDS = 10.0
+"""How often the cluster is asked what it has."""
 
 
 class Coordinator:
@@ -73,6 +79,8 @@ class Coordinator:
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
+        self._nodes: tuple[Node, ...] | None = None
+        self._nodes_at = -math.inf
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
         """Rounds until `stop` is set, then hand the leases back; the workers train on.
@@ -110,6 +118,7 @@ class Coordinator:
         if now - self._chores_at >= self._settings.poll_seconds:
             self._chores_at = now
             self._show_life()
+            self._note_cluster(now)
             cancel_unstarted(self._database)
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage)
@@ -161,6 +170,15 @@ class Coordinator:
 
     def _show_life(self) -> None:
         (self._settings.home / ALIVE_FILE).touch()
+
+    def _note_cluster(self, now: float) -> None:
+        """Keep what the cluster has, for plans, when it has changed."""
+        if now - self._nodes_at < NODES_SECONDS:
+            return
+        self._nodes_at, nodes = now, self._cluster.nodes()
+        if nodes != self._nodes:
+            self._database.transact(partial(cluster.record, nodes=nodes))
+            self._nodes = nodes
 
     # -- leases --------------------------------------------------------------------------------
 

@@ -12,12 +12,14 @@ from search_spaces.definition import StudyDefinition
 from service import warm_start
 from service.dependencies import Resources
 from service.errors import Invalid
+from service.fleet.cluster import latest
 from service.models import Study
 from service.plans.history import earlier_trials
 from service.plans.plan import make_plan
-from service.plans.report_process import ReportProcesses, ReportUnavailable
+from service.plans.report_process import ReportProcesses
 from service.plans.report_request import report_request
 from service.plans.schemas import PlanView
+from service.plans.warm_process import ReportUnavailable
 from service.studies import commands as studies
 
 
@@ -36,8 +38,9 @@ def dry_run(resources: Resources, document: Any) -> PlanView:
             raise Invalid("The definition", faults)
         taken = session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None
         earlier = earlier_trials(session, definition)
+        cluster = latest(session)
     report, unknown = _report(resources.reports, definition)
-    return make_plan(definition, report, unknown, earlier, name_taken=taken)
+    return make_plan(definition, report, unknown, earlier, name_taken=taken, cluster=cluster)
 
 
 def local_plan(document: Any, timeout_seconds: float) -> PlanView:
@@ -47,7 +50,8 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
         Invalid: The definition would not be accepted.
     """
     definition = studies.accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
-    report, unknown = _report(ReportProcesses(timeout_seconds), definition)
+    with ReportProcesses(timeout_seconds) as processes:
+        report, unknown = _report(processes, definition)
     return make_plan(definition, report, unknown, None, name_taken=False)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from search_spaces.data_report import Report
+from search_spaces.data_report import Report, ReportProblem
 from search_spaces.definition import StudyDefinition
+from service.fleet.cluster import Cluster
+from service.plans.cluster import cluster_warnings, plan_cluster
 from service.plans.costs import plan_memory, plan_time
 from service.plans.data_warnings import data_warnings
 from service.plans.history import EarlierTrial
 from service.plans.lengths import rows_of
+from service.plans.report_request import path_in
 from service.plans.schemas import PlanView, PlanWarning, warning
 from service.plans.search_warnings import search_warnings
 from service.plans.training import plan_training, plan_trials, trial_lengths
@@ -23,6 +26,7 @@ def make_plan(
     earlier: Sequence[EarlierTrial] | None,
     *,
     name_taken: bool,
+    cluster: Cluster | None = None,
 ) -> PlanView:
     """The plan.
 
@@ -32,6 +36,7 @@ def make_plan(
         report_unknown: Why there is none.
         earlier: Trials of the model on this server; None: there is no server.
         name_taken: Whether a study of that name exists.
+        cluster: What a coordinator saw of the Ray cluster; None: none has, or there is no server.
     """
     trials = plan_trials(definition)
     warnings: list[PlanWarning] = []
@@ -41,8 +46,14 @@ def make_plan(
         )
         warnings.append(warning("name_taken", message, name=definition.name))
     warnings += search_warnings(definition, trials)
+    machines = plan_cluster(definition.resources, cluster, has_server=earlier is not None)
+    warnings += cluster_warnings(definition.resources, machines)
     data = report.data if report is not None else None
-    problems = list(report.problems) if report is not None else []
+    problems = [
+        problem.model_copy(update={"path": path_in(definition, problem.path)})
+        for problem in (report.problems if report is not None else ())
+    ]
+    reasons = list(_reasons(definition, problems, report_unknown, name_taken=name_taken))
     model_unknown = report_unknown or "the model cannot be read; see the problems"
     training, training_unknown, rows = None, report_unknown, None
     if data is not None:
@@ -56,7 +67,8 @@ def make_plan(
         warnings += training_warnings(definition, lengths, rows)
     return PlanView(
         name=definition.name,
-        acceptable=not name_taken and not any(problem.about in ("model", "data") for problem in problems),
+        acceptable=not reasons,
+        reasons=reasons,
         problems=problems,
         warnings=warnings,
         trials=trials,
@@ -66,8 +78,28 @@ def make_plan(
             definition, trials.search, report.model if report is not None else None, model_unknown, earlier
         ),
         time=plan_time(definition, training, training_unknown, earlier),
+        cluster=machines,
         model=report.model if report is not None else None,
         data=data,
         report_unknown=report_unknown,
         definition=definition.model_dump(mode="json"),
     )
+
+
+def _reasons(
+    definition: StudyDefinition,
+    problems: Sequence[ReportProblem],
+    report_unknown: str | None,
+    *,
+    name_taken: bool,
+) -> Iterator[str]:
+    """Why the study is not acceptable."""
+    if name_taken:
+        yield f"There is a study {definition.name!r} already."
+    for problem in problems:
+        if problem.every_trial:
+            yield f"Every trial would fail: {problem.message}"
+        elif problem.about == "host":
+            yield f"The data or the model could not be looked at from here: {problem.message}"
+    if report_unknown is not None:
+        yield f"The data and the model were not looked at: {report_unknown}."

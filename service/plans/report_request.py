@@ -9,10 +9,16 @@ from search_spaces.definition import StudyDefinition
 from service.plans.lengths import field_values
 
 MOST_ROWS = 20_000
-"""Rows of a data set that are tokenised, some ten seconds; those after them are counted."""
+"""Rows of a data set that are tokenised, some ten seconds."""
 
 
-def report_request(definition: StudyDefinition, *, max_rows: int = MOST_ROWS) -> ReportRequest:
+MOST_COUNTED = 1_000_000
+"""Rows after those that are counted, which takes seconds."""
+
+
+def report_request(
+    definition: StudyDefinition, *, max_rows: int = MOST_ROWS, max_counted: int = MOST_COUNTED
+) -> ReportRequest:
     """The request for a study's data and base.
 
     Training examples are looked at for every length that a recipe may cut them to; adapters at the lowest and
@@ -41,7 +47,15 @@ def report_request(definition: StudyDefinition, *, max_rows: int = MOST_ROWS) ->
             for rank, modules, optimizer in shapes
         ),
         max_rows=max_rows,
+        max_counted=max_counted,
     )
+
+
+def path_in(definition: StudyDefinition, path: str) -> str:
+    """A problem's path as the definition has it: what is at fault in a recipe may be searched."""
+    field = path.removeprefix("recipe.")
+    searched = field != path and field in definition.search.space.parameters
+    return f"search.space.{field}" if searched else path
 
 
 def _compute_dtypes(definition: StudyDefinition) -> tuple[ComputeDtype, ...]:

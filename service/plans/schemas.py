@@ -5,6 +5,7 @@ Nothing is guessed: what cannot be known yet is null, and an `unknown` beside it
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -33,6 +34,8 @@ WarningCode = Literal[
     "wide_learning_rate",
     "linear_learning_rate",
     "fractional_epochs",
+    "no_worker_fits",
+    "fewer_workers_fit",
 ]
 """Every warning that a plan can give."""
 
@@ -186,6 +189,18 @@ class TimePlan(BaseModel):
     unknown: str | None
 
 
+class ClusterPlan(BaseModel):
+    """What the Ray cluster has for the study's workers, as a coordinator saw it last."""
+
+    nodes: int | None
+    cpus: float | None = Field(description="Of all nodes together, taken or not")
+    gpus: float | None = Field(description="Likewise")
+    gpus_per_worker: float | None = Field(description="resources.gpus_per_worker, with auto decided")
+    workers: int | None = Field(description="The study's workers that would fit if nothing else ran there")
+    seen_at: datetime | None = Field(description="When it began to look so")
+    unknown: str | None
+
+
 class PlanWarning(BaseModel):
     """Something that is allowed but probably not intended."""
 
@@ -202,8 +217,10 @@ def warning(code: WarningCode, message: str, **evidence: Evidence) -> PlanWarnin
 class PlanView(BaseModel):
     name: str
     acceptable: bool = Field(
-        description="Whether a submission would be accepted and no trial is known to fail"
+        description="Whether a submission would be accepted, the data and the model could be looked at, and"
+        " no reason was found why every trial would fail"
     )
+    reasons: list[str] = Field(description="Why it is not acceptable, a sentence each")
     problems: list[ReportProblem] = Field(
         description="Faults that would make trials fail, in the words with which they would fail"
     )
@@ -213,6 +230,7 @@ class PlanView(BaseModel):
     training_unknown: str | None
     memory: MemoryPlan
     time: TimePlan
+    cluster: ClusterPlan
     model: ModelReport | None
     data: DataReport | None
     report_unknown: str | None = Field(description="Why there is no report on the data and the model")

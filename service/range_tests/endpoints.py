@@ -20,7 +20,7 @@ from service.dependencies import (
     Owner,
     OwnerName,
     Reading,
-    ServiceSettings,
+    ServiceResources,
     StudyStates,
 )
 from service.documents import Document, request_body
@@ -28,6 +28,7 @@ from service.errors import Invalid
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Study, StudyKind
 from service.owners.limits import Limits, require_room
+from service.plans.checks import note_unchecked
 from service.preconditions import ETAG_HEADER, IfMatch, etag
 from service.problems import declare
 from service.range_tests import commands, queries
@@ -64,7 +65,7 @@ RangeTestRef = Annotated[str, Path(description="The range test's id or name")]
 def submit(
     document: Document,
     storage: OptunaStorage,
-    settings: ServiceSettings,
+    resources: ServiceResources,
     owner: Owner,
     change: ChangeOnce,
     dry_run: Annotated[bool, Query(include_in_schema=False)] = False,
@@ -80,12 +81,15 @@ def submit(
         raise Invalid("The request", [Fault(path="query.dry_run", value=True, message=message)])
     if (kept := change.kept()) is not None:
         return kept
+    settings = resources.settings
     definition = accept_definition(document, settings.data_roots)
+    unchecked = resources.checks.require_sound(definition)
     sweeps = derive(definition, definition.name)
 
     def work(session: Session) -> Answer:
         require_room(session, owner, sweeps, Limits.of(settings))
         study = commands.make(session, definition, "submitted", owner=owner)
+        note_unchecked(session, unchecked, study_id=study.id, what="this range test")
         return _answer(session, storage, study, 201, Location=f"/v1/range-tests/{study.id}")
 
     return change.answer(work)

@@ -10,6 +10,7 @@ from service.dependencies import Enabled, NamePrefix, Owner, OwnerName, Reading,
 from service.documents import Document, request_body
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Schedule
+from service.plans.checks import note_unchecked
 from service.preconditions import ETAG_HEADER, IfMatch, Precondition, etag
 from service.problems import declare
 from service.schedules import commands, queries
@@ -42,9 +43,11 @@ def create(document: Document, resources: ServiceResources, owner: Owner, change
     with resources.database.read() as session:
         now = database_now(session)
     new = read_new(document, resources.settings.data_roots, now)
+    unchecked = resources.checks.require_sound(new.definition, what="The schedule", below="definition")
 
     def work(session: Session) -> Answer:
         schedule = commands.create(session, new, now, owner=owner)
+        note_unchecked(session, unchecked, what=f"the schedule {schedule.name!r}")
         session.flush()
         headers = {**etag(schedule.revision), "Location": f"/v1/schedules/{schedule.id}"}
         return Answer(status=201, body=queries.show(session, [schedule])[0], headers=headers)

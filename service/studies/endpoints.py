@@ -28,6 +28,7 @@ from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Study
 from service.owners.limits import Limits
 from service.plans import commands as plans
+from service.plans.checks import note_unchecked
 from service.plans.schemas import PlanView
 from service.preconditions import ETAG_HEADER, IfMatch, etag
 from service.problems import declare
@@ -79,6 +80,9 @@ def submit(
 ) -> Response:
     """Submit a study, or plan it. Nothing is stored unless the whole definition is valid.
 
+    The model and the first rows of the data are read, too: a study whose trials would all fail is refused. A
+    study that could not be checked in time is accepted, and one of its events says why.
+
     A plan makes the same checks, but a name that is taken is only a warning in the plan. It ignores the
     owner's limits and an `Idempotency-Key`.
     """
@@ -87,10 +91,12 @@ def submit(
     if (kept := change.kept()) is not None:
         return kept
     definition = commands.accept_definition(document, resources.settings.data_roots)
+    unchecked = resources.checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 
     def work(session: Session) -> Answer:
         study = commands.submit(session, definition, owner=owner, limits=limits)
+        note_unchecked(session, unchecked, study_id=study.id, what="this study")
         return _answer(session, resources.storage, study, 201, Location=f"/v1/studies/{study.id}")
 
     return change.answer(work)

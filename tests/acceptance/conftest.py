@@ -105,6 +105,7 @@ def house(
         data_roots=(study_folder, tiny_base_dir),
         port=free_port(),
         poll_seconds=0.1,
+        submission_check_seconds=0,  # what workers do with faulty data is a subject
         lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,
     )

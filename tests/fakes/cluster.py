@@ -35,6 +35,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
+from service.fleet.cluster import Node
 from service.states import LossCause
 from tests.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.event_log import EventLog
@@ -188,6 +189,9 @@ class FakeCluster:
     def shape(self, resources: ResourcesSpec) -> WorkerShape:
         gpus = resources.gpus_per_worker
         return WorkerShape(num_cpus=1.0, num_gpus=float(self.gpus > 0) if gpus == "auto" else gpus)
+
+    def nodes(self) -> tuple[Node, ...]:
+        return (Node(cpus=self.cpus, gpus=self.gpus),)
 
     def capacity(self, shape: WorkerShape) -> int:
         return self.cpus if shape.num_gpus == 0 else self.gpus

@@ -81,6 +81,7 @@ class House(Arming):
             "poll_seconds": 0.2,
             "lease_seconds": LEASE_SECONDS,
             "max_running_studies": 4,
+            "submission_check_seconds": 0,
             "ray_address": f"127.0.0.1:{free_port()}",
             **settings,
         }

@@ -54,7 +54,8 @@ def make_world(settings: Settings) -> World:
 
     The application has a key, so that authentication is fuzzed, too.
     """
-    settings = settings.model_copy(update={"api_key": SecretStr(KEY), "plan_timeout_seconds": PLAN_SECONDS})
+    changes = {"api_key": SecretStr(KEY), "plan_timeout_seconds": PLAN_SECONDS, "submission_check_seconds": 0}
+    settings = settings.model_copy(update=changes)
     for name in ("train.jsonl", "eval.jsonl"):
         rows = [{"text": f"Row {i} of {name}, with a few words in it."} for i in range(20)]
         (settings.data_roots[0] / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))

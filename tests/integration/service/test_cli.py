@@ -66,7 +66,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setenv("NIGHTSWEEP_SERVER", f"http://127.0.0.1:{port}")
-    settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,))
+    settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,), submission_check_seconds=0)
     database.upgrade(settings)
     return settings
 

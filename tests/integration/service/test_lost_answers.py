@@ -64,7 +64,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,))
+    settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,), submission_check_seconds=0)
     database.upgrade(settings)
     return settings
 

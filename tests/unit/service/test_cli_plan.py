@@ -25,7 +25,7 @@ from service.client import Client
 from service.plans import commands
 from service.plans.history import EarlierTrial
 from service.plans.plan import make_plan
-from service.plans.report_process import ReportUnavailable
+from service.plans.warm_process import ReportUnavailable
 from tests.plan_cases import make_data, make_definition, make_split
 from tests.unit.service.fake_api import FakeApi, Reply, problem
 
@@ -148,10 +148,30 @@ def test_json_is_the_servers_answer_and_nothing_else(run: Any) -> None:
 
 
 def test_a_study_whose_trials_would_fail_exits_with_1(run: Any) -> None:
-    wrong = ReportProblem(about="data", message="train.jsonl:3: the row has no 'prompt'.")
+    wrong = ReportProblem(about="data", message="train.jsonl:3: the row has no 'prompt'.", every_trial=True)
     result = run(httpx.Response(200, json=plan_json(problems=(wrong,))))
     assert result.exit_code == 1
     assert "Every trial would fail: train.jsonl:3: the row has no 'prompt'." in result.stdout
+    assert result.stderr == "Error: Every trial would fail: train.jsonl:3: the row has no 'prompt'.\n"
+
+
+def test_json_says_in_one_line_too_why_it_exits_with_1(run: Any) -> None:
+    wrong = [
+        ReportProblem(about="recipe", message=f"target_modules\nnames {name!r}.", every_trial=True)
+        for name in ("a", "b")
+    ]
+    result = run(httpx.Response(200, json=plan_json(problems=tuple(wrong))), "--json")
+    assert (result.exit_code, json.loads(result.stdout)["acceptable"]) == (1, False)
+    assert result.stderr == (
+        "Error: Every trial would fail: target_modules names 'a'. (and 1 more: see the plan)\n"
+    )
+
+
+def test_recipes_of_which_some_fail_are_a_warning(run: Any) -> None:
+    some = ReportProblem(about="recipe", message="target_modules names 'lm_head'.")
+    result = run(httpx.Response(200, json=plan_json(problems=(some,))))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Warning. Trials with such a recipe would fail: target_modules names 'lm_head'." in result.stdout
 
 
 def test_a_refusal_is_told_as_for_a_submission(run: Any) -> None:
@@ -174,7 +194,8 @@ def test_without_a_server_the_plan_is_made_here(run: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(commands.ReportProcesses, "make", refuse)
     result = run(None, "--local", "--json")
     plan = json.loads(result.stdout)
-    assert (result.exit_code, run.api.requests) == (0, [])
+    assert (result.exit_code, run.api.requests) == (1, [])
+    assert result.stderr == "Error: The data and the model were not looked at: it was not asked.\n"
     assert (plan["trials"]["total"], plan["report_unknown"]) == (12, "it was not asked")
     assert "without a server" in plan["time"]["unknown"]
 

@@ -48,6 +48,7 @@ def report(tmp_path: Path, tiny_base_dir: Path) -> Any:
             "compute_dtypes": ["float32"],
             "adapters": [],
             "max_rows": 1_000,
+            "max_counted": 1_000,
             **changes,
         }
         return make_report(ReportRequest.model_validate(request))
@@ -141,13 +142,58 @@ def test_faults_are_told_as_a_trial_tells_them(
     spec = DataSpec.model_validate({**files, "max_length": 64, "format": "prompt_completion", **data})
     with pytest.raises(DataError) as caught:
         load_data(spec, base)
-    assert (made.problems[0].about, made.problems[0].message) == ("data", str(caught.value))
+    assert made.problems[0].about == "data"
+    assert made.problems[0].message.startswith(str(caught.value))
+    assert made.problems[0].every_trial
 
 
-def test_more_than_the_first_faulty_row_is_named(report: Any) -> None:
-    made = report([{"prompt": "a"}, *PAIRS, {"prompt": "b"}], data={"format": "prompt_completion"})
-    assert [problem.message.partition(":")[2][:1] for problem in made.problems] == ["1", "5"]
+def test_a_fault_that_rows_share_is_said_once_with_the_first_place(report: Any) -> None:
+    rows = [{"prompt": "a"}, *PAIRS, {"prompt": "b", "note": "other columns"}]
+    made = report(rows, [{"prompt": "c"}] * 2, data={"format": "prompt_completion"})
+    assert [(problem.path, problem.rows) for problem in made.problems] == [("data.train", 4)]
+    assert made.problems[0].message.partition("train.jsonl:")[2] == (
+        "1: the row has no 'completion', which the format prompt_completion needs. It has: prompt. In all, 2"
+        " of 5 train rows and 2 of 2 eval rows have this fault; this is the first."
+    )
     assert (made.data.train.faulty_rows, made.data.train.by_length[0].usable_rows) == (2, 3)
+
+
+def test_faults_that_differ_in_numbers_alone_are_one(report: Any) -> None:
+    said = {"role": "user", "content": "a"}
+    turns = [[*[said] * (1 + n % 3), {"role": "", "content": f"{n}"}] for n in range(9)]
+    made = report([{"messages": each} for each in turns], [{"messages": turns[0]}])
+    assert [problem.rows for problem in made.problems] == [10]
+
+
+def test_different_faults_are_each_said_with_their_place(report: Any) -> None:
+    rows = [{"prompt": "a"}, {"completion": "b"}, {"prompt": 1, "completion": "b"}]
+    made = report(rows, data={"format": "prompt_completion"})
+    assert [problem.message.partition(".jsonl:")[2][:1] for problem in made.problems] == ["1", "2", "3"]
+    assert [problem.rows for problem in made.problems] == [1, 1, 1]
+
+
+def test_a_fault_of_both_data_sets_columns_is_said_once(report: Any) -> None:
+    rows = [{"question": "a", "reply": "b"}]
+    assert [problem.path for problem in report(rows, rows).problems] == ["data.train"]
+
+
+def test_lengths_that_fail_alike_are_one_problem(report: Any) -> None:
+    (made,) = report(PAIRS, further_lengths=[4_096, 8_192, 16_384]).problems
+    assert "The recipe's max_length is 4096 tokens" in made.message
+    assert made.message.endswith("The same goes for max_length 8,192 and 16,384.")
+    assert (made.path, made.every_trial) == ("recipe.max_length", False)
+
+
+def test_lengths_of_which_none_is_left_fail_every_trial(report: Any) -> None:
+    made = report(PAIRS, max_lengths=[4_096, 8_192])
+    assert [(problem.about, problem.every_trial) for problem in made.problems] == [("recipe", True)]
+
+
+def test_rows_after_the_first_can_be_left_unread(report: Any) -> None:
+    rows = [{"prompt": "lamp " * 80, "completion": "on"}] * 4 + PAIRS
+    made = report(rows, max_rows=4, max_counted=0)
+    assert (made.problems, made.data.train.rows, made.data.train.rows_read) == ((), None, 4)
+    assert report(rows[:4], max_rows=4, max_counted=0).problems[0].path == "data.max_length"
 
 
 def test_a_model_that_is_not_there_is_told_as_a_trial_tells_it(report: Any, tmp_path: Path) -> None:
@@ -162,9 +208,20 @@ def test_a_model_that_is_not_there_is_told_as_a_trial_tells_it(report: Any, tmp_
 def test_target_modules_that_match_nothing_are_a_recipes_problem(report: Any) -> None:
     shapes = [{"lora_r": rank, "target_modules": ["q_prj"], "optimizer": "adamw"} for rank in (4, 8)]
     made = report(PAIRS, adapters=shapes)
-    assert [problem.about for problem in made.problems] == ["recipe"]
+    assert [(problem.about, problem.every_trial) for problem in made.problems] == [("recipe", True)]
     assert "Did you mean 'q_proj'?" in made.problems[0].message
     assert made.data is not None
+    shapes.append({"lora_r": 4, "target_modules": "all-linear", "optimizer": "adamw"})
+    some = report(PAIRS, adapters=shapes).problems
+    assert [(problem.path, problem.every_trial) for problem in some] == [("recipe.target_modules", False)]
+
+
+def test_the_head_of_a_tied_base_is_every_trials_problem(report: Any) -> None:
+    shapes = [{"lora_r": 4, "target_modules": ["q_proj", "lm_head"], "optimizer": "adamw"}]
+    made = report(PAIRS, adapters=shapes)
+    assert [(problem.path, problem.every_trial) for problem in made.problems] == [
+        ("recipe.target_modules", True)
+    ]
 
 
 def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
@@ -181,6 +238,7 @@ def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
         "compute_dtypes": ["float32"],
         "adapters": [{"lora_r": 4, "target_modules": "all-linear", "optimizer": "adamw"}],
         "max_rows": 50,
+        "max_counted": 1_000,
     }
     done = subprocess.run(
         [sys.executable, "-m", "workers.data_report"],

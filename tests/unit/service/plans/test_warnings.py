@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from search_spaces.data_report import DataReport, Report, ReportProblem
 from search_spaces.definition import StudyDefinition
+from service.fleet.cluster import Cluster, Node
 from service.plans.plan import make_plan
 from service.plans.schemas import PlanView, PlanWarning
 from tests.plan_cases import make_data, make_definition, make_split
@@ -115,17 +117,95 @@ def test_a_name_that_is_taken_is_a_warning_and_not_acceptable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("about", "acceptable"), [("data", False), ("model", False), ("recipe", True), ("host", True)]
+    ("about", "every_trial", "reasons"),
+    [
+        ("data", True, ["Every trial would fail: It is wrong."]),
+        ("model", True, ["Every trial would fail: It is wrong."]),
+        ("recipe", True, ["Every trial would fail: It is wrong."]),
+        ("recipe", False, []),
+        ("host", False, ["The data or the model could not be looked at from here: It is wrong."]),
+    ],
 )
-def test_what_every_trial_fails_at_makes_a_study_not_acceptable(about: Any, acceptable: bool) -> None:
-    problems = (ReportProblem(about=about, message="It is wrong."),)
-    assert plan(problems=problems).acceptable is acceptable
+def test_what_every_trial_fails_at_or_nobody_could_see_makes_a_study_not_acceptable(
+    about: Any, every_trial: bool, reasons: list[str]
+) -> None:
+    planned = plan(problems=(ReportProblem(about=about, message="It is wrong.", every_trial=every_trial),))
+    assert (planned.acceptable, planned.reasons) == (not reasons, reasons)
+
+
+@pytest.mark.parametrize(
+    ("sections", "path"),
+    [
+        ({}, "search.space.batch_size"),
+        ({"search": rate(1e-4, 1e-3)}, "recipe.batch_size"),
+    ],
+)
+def test_a_recipes_problem_is_where_the_definition_has_it(sections: dict[str, Any], path: str) -> None:
+    problem = ReportProblem(about="recipe", message="It is wrong.", path="recipe.batch_size")
+    assert plan(make_definition(**sections), problems=(problem,)).problems[0].path == path
 
 
 def test_without_a_report_the_rest_of_the_plan_comes() -> None:
     planned = make_plan(make_definition(), None, "torch is not installed", [], name_taken=False)
+    assert planned.reasons == ["The data and the model were not looked at: torch is not installed."]
     assert (planned.trials.total, planned.training, planned.training_unknown) == (
         12,
         None,
         "torch is not installed",
+    )
+
+
+LAPTOP = (Node(cpus=2, gpus=0),)
+TWO_MACHINES = (Node(cpus=8, gpus=1), Node(cpus=8, gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "code", "words"),
+    [
+        (LAPTOP, {"gpus_per_worker": 2}, "no_worker_fits", "1 node with 2 CPU and 0 GPU in all"),
+        (LAPTOP, {"gpus_per_worker": 0.5}, "no_worker_fits", "Set it to 0 to train on the CPU."),
+        (TWO_MACHINES, {"gpus_per_worker": 2}, "no_worker_fits", "2 nodes with 16 CPU and 2 GPU in all"),
+        ((), {}, "no_worker_fits", "0 nodes with 0 CPU and 0 GPU in all"),
+        (LAPTOP, {"workers": 8}, "fewer_workers_fit", "only 2 such workers fit"),
+        (TWO_MACHINES, {"workers": 3}, "fewer_workers_fit", "only 2 such workers fit"),
+        (TWO_MACHINES, {"workers": 5, "gpus_per_worker": 0.5}, "fewer_workers_fit", "only 4 such"),
+    ],
+)
+def test_workers_that_the_cluster_does_not_hold_are_warned_of(
+    nodes: tuple[Node, ...], resources: dict[str, Any], code: str, words: str
+) -> None:
+    found = [each for each in on(nodes, resources).warnings if each.code == code]
+    assert [words in warning.message for warning in found] == [True]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "workers"),
+    [
+        (LAPTOP, {}, 2),
+        (LAPTOP, {"workers": 2, "gpus_per_worker": 0}, 2),
+        (TWO_MACHINES, {}, 2),
+        (TWO_MACHINES, {"workers": 4, "gpus_per_worker": 0.5}, 4),
+    ],
+)
+def test_workers_that_fit_are_counted_without_a_warning(
+    nodes: tuple[Node, ...], resources: dict[str, Any], workers: int
+) -> None:
+    planned = on(nodes, resources)
+    assert (planned.cluster.workers, planned.warnings) == (workers, [])
+
+
+def test_a_cluster_that_nobody_has_seen_is_unknown() -> None:
+    assert plan().cluster.unknown == "no coordinator has seen the cluster yet"
+    local = make_plan(make_definition(), None, "it is far", None, name_taken=False)
+    assert local.cluster.unknown == "no server was asked"
+
+
+def on(nodes: tuple[Node, ...], resources: dict[str, Any]) -> PlanView:
+    return make_plan(
+        make_definition(recipe={"batch_size": 4}, search=rate(1e-4, 1e-3), resources=resources),
+        Report(model=None, data=make_data(), problems=()),
+        None,
+        [],
+        name_taken=False,
+        cluster=Cluster(nodes=nodes, seen_at=datetime(2026, 1, 1, tzinfo=UTC)),
     )

@@ -1,0 +1,53 @@
+"""What the Ray cluster has, as a coordinator last saw it: the REST process does not ask Ray.
+
+It is in the events, as JSON: a row of no study's each time a coordinator starts or sees a change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.models import EventRow
+
+CLUSTER_SEEN = "cluster_seen"
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A machine of the cluster, with all that it has, taken or not."""
+
+    cpus: float
+    gpus: float
+
+    def workers(self, gpus_each: float) -> int:
+        """How many workers fit, each with a core and so many GPUs."""
+        by_gpu = self.gpus / gpus_each if gpus_each > 0 else self.cpus
+        return max(0, int(min(self.cpus, by_gpu)))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: tuple[Node, ...]
+    seen_at: datetime
+    """When it began to look so."""
+
+
+def record(session: Session, nodes: Iterable[Node]) -> None:
+    """Keep what a coordinator sees now."""
+    message = json.dumps([asdict(node) for node in nodes])
+    session.add(EventRow(kind=CLUSTER_SEEN, message=message))
+
+
+def latest(session: Session) -> Cluster | None:
+    """What a coordinator saw last; None: none has seen anything yet."""
+    query = select(EventRow).where(EventRow.study_id.is_(None), EventRow.kind == CLUSTER_SEEN)
+    row = session.scalars(query.order_by(EventRow.id.desc()).limit(1)).first()
+    if row is None:
+        return None
+    return Cluster(tuple(Node(**node) for node in json.loads(row.message)), row.at)

@@ -1,0 +1,70 @@
+"""What the cluster has for a study's workers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from search_spaces.definition import ResourcesSpec
+from service.fleet.cluster import Cluster
+from service.plans.schemas import ClusterPlan, PlanWarning, warning
+
+
+def plan_cluster(resources: ResourcesSpec, cluster: Cluster | None, *, has_server: bool) -> ClusterPlan:
+    """The cluster, and how many of the study's workers it could hold.
+
+    Args:
+        resources: The study's.
+        cluster: What a coordinator saw; None: none has.
+        has_server: Whether a server was asked.
+    """
+    if cluster is None:
+        unknown = "no coordinator has seen the cluster yet" if has_server else "no server was asked"
+        return ClusterPlan(
+            nodes=None,
+            cpus=None,
+            gpus=None,
+            gpus_per_worker=None,
+            workers=None,
+            seen_at=None,
+            unknown=unknown,
+        )
+    gpus = sum(node.gpus for node in cluster.nodes)
+    wanted = resources.gpus_per_worker
+    each = float(gpus >= 1) if wanted == "auto" else wanted
+    return ClusterPlan(
+        nodes=len(cluster.nodes),
+        cpus=sum(node.cpus for node in cluster.nodes),
+        gpus=gpus,
+        gpus_per_worker=each,
+        workers=sum(node.workers(each) for node in cluster.nodes),
+        seen_at=cluster.seen_at,
+        unknown=None,
+    )
+
+
+def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator[PlanWarning]:
+    """Workers that the study asks for and would not get."""
+    if cluster.workers is None or cluster.gpus_per_worker is None:
+        return
+    each, wanted = cluster.gpus_per_worker, resources.workers
+    has = f"{cluster.nodes} {'node' if cluster.nodes == 1 else 'nodes'} with {cluster.cpus:g} CPU and"
+    has = f"{has} {cluster.gpus:g} GPU in all"
+    if cluster.workers == 0:
+        hint = " Set it to 0 to train on the CPU." if each and not cluster.gpus else ""
+        yield warning(
+            "no_worker_fits",
+            f"A worker needs a CPU core and {each:g} GPU (resources.gpus_per_worker) on one node, and no node"
+            f" of the cluster has them: there are {has}. The study would wait for such a node and then"
+            f" fail.{hint}",
+            gpus_per_worker=each,
+            gpus=cluster.gpus or 0.0,
+            cpus=cluster.cpus or 0.0,
+        )
+    elif wanted != "auto" and wanted > cluster.workers:
+        yield warning(
+            "fewer_workers_fit",
+            f"resources.workers is {wanted:,}, and only {cluster.workers:,} such workers fit on the cluster:"
+            f" there are {has}. The study would run on fewer and take longer.",
+            workers=wanted,
+            fit=cluster.workers,
+        )
