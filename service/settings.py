@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     longer is accepted unchecked, and an event says so. 0: only workers check."""
 
     ray_address: str | None = None
-    """`host:port` of the head of the Ray cluster to which the coordinator connects; None: the one that Ray finds
-    by itself (`auto`)."""
+    """`host:port` of the head of the Ray cluster to which the coordinator connects; None: the one that
+    Ray finds by itself (`auto`)."""
     allow_open_ray: bool = False
     """Allow a Ray cluster without token authentication."""
     lease_seconds: Annotated[float, Field(gt=0)] = 30.0
