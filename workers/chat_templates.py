@@ -1,8 +1,8 @@
 """A tokenizer's chat template: what it renders, what it marks, and the clock that it reads.
 
-transformers gives every template a function `strftime_now`, which reads the clock of the process: the same row
-would have other tokens after midnight, and no trial could be resumed then. Here the template gets a clock that
-stands still: a macro of that name comes before the template's own text.
+transformers gives every template a function `strftime_now`, which reads the clock of the process: the same
+row would have other tokens after midnight, and no trial could be resumed then. Here the template gets a clock
+that stands still: a macro of that name comes before the template's own text.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class ChatTemplate:
 def _with_clock(template: str, now: datetime | None) -> str:
     """The template with a `strftime_now` of its own.
 
-    What is handed to a template is plain data, never a function. So it is written as a macro, over the formats
-    that stand in the template's text.
+    What is handed to a template is plain data, never a function. So it is written as a macro, over the
+    formats that stand in the template's text.
 
     Raises:
         DataError: it asks for the time, and none is given.

@@ -13,6 +13,7 @@ What the template leaves out, cuts or rewrites of a row is found by `workers.ren
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
@@ -135,8 +136,8 @@ def _supervised(messages: Sequence[Message], first: int) -> list[int]:
                 found.append(i)
         elif asked:
             raise RowError(
-                f"Message {i + 1} ({message['role']}) asks to carry loss, but only the assistant's turns can. "
-                "Remove the key that asks for it, or set it to false."
+                f"Message {i + 1} ({message['role']}) asks to carry loss, but only the assistant's turns can."
+                " Remove the key that asks for it, or set it to false."
             )
     return found
 
@@ -299,18 +300,18 @@ def _labelled(
         return token != tokenizer.bos_token_id and is_special(tokenizer, token)
 
     labels = [IGNORED] * len(input_ids)
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
     for number, mark in enumerate(marks, start=1):
         turn = next(turn for turn in turns if _overlap(mark, turn) is not None)
-        ends = number == len(marks) or _overlap(marks[number], turn) is None
-        inside = [i for i, offset in enumerate(offsets) if _overlap(offset, mark) is not None]
-        if not inside:
+        closes = number == len(marks) or _overlap(marks[number], turn) is None
+        first, last = bisect_right(ends, mark[0]), bisect_left(starts, mark[1]) - 1
+        if first > last:
             continue
-        last = inside[-1]
         if not ends_turn(input_ids[last]):
             # Markers that stop short of the end-of-turn token would leave a model that never stops.
             following = last + 1
             while (
-                ends and following < len(input_ids) and not tokenizer.decode([input_ids[following]]).strip()
+                closes and following < len(input_ids) and not tokenizer.decode([input_ids[following]]).strip()
             ):
                 following += 1
             if (
@@ -319,7 +320,7 @@ def _labelled(
                 and ends_turn(input_ids[following])
             ):
                 last = following
-        labels[inside[0] : last + 1] = input_ids[inside[0] : last + 1]
+        labels[first : last + 1] = input_ids[first : last + 1]
     return _without_trailing_space(tokenizer, EncodedRow(input_ids, labels))
 
 

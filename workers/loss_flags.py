@@ -64,14 +64,14 @@ def asks_for_loss(fields: Mapping[str, Any], whose: str) -> bool | None:
             if value is False and name in ("ignore", "skip"):
                 continue
             raise RowError(
-                f"{name!r} of {whose} ({_short(value)}) {_UNCLEAR[name]}. Remove it, and write 'train': false "
-                "where there is to be no loss."
+                f"{name!r} of {whose} ({_short(value)}) {_UNCLEAR[name]}. Remove it, and write 'train': false"
+                " where there is to be no loss."
             )
         said = _YES_OR_NO.get(str(value).strip().casefold())
         if said is None:
             raise RowError(
-                f"{name!r} of {whose} is {_short(value)}; expected 1 or true (it carries loss), or 0 or false "
-                "(it does not). Other weights of the loss are not supported: round it or remove it."
+                f"{name!r} of {whose} is {_short(value)}; expected 1 or true (it carries loss), or 0 or false"
+                " (it does not). Other weights of the loss are not supported: round it or remove it."
             )
         found[name] = said
     if len(set(found.values())) > 1:
@@ -89,8 +89,8 @@ def refuse_lost_columns(row: Mapping[str, Any], fields: tuple[str, ...]) -> None
     for name, instead in _MEANINGFUL_COLUMNS.items():
         if name not in fields and not is_empty(row.get(name)):
             raise RowError(
-                f"The column {name!r} is filled in ({_short(row[name])}), but the format does not read it, so "
-                f"that would be lost. {instead}, or remove the column."
+                f"The column {name!r} is filled in ({_short(row[name])}), but the format does not read it, so"
+                f" that would be lost. {instead}, or remove the column."
             )
 
 

@@ -1,10 +1,10 @@
 """Whether all that a message says is found in what the chat template makes of it.
 
-Each text of a message is looked for in the rendering and taken out of it, the longest first, so that an answer
-`four` does not stand in for a reasoning `four` that was left out. That is exact and costs little; rendering
-once more with a changed message would say that a part is read, but not that all of it is written, nor that
-it is written as it is. What may differ: white space at the ends, which many templates strip; the escapes of
-JSON and how often they were applied; white space around `<think>` tags, which some templates set anew.
+Each text of a message is looked for in the rendering and taken out of it, the longest first, so that an
+answer `four` does not stand in for a reasoning `four` that was left out. That is exact and costs little;
+rendering once more with a changed message would say that a part is read, but not that all of it is written,
+nor that it is written as it is. What may differ: white space at the ends, which many templates strip; the
+escapes of JSON and how often they were applied; white space around `<think>` tags, which some set anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BOOKKEEPING = frozenset(
     ("role", "id", "uuid", "name", "index", "turn", "type", "status", "date", "time", "timestamp", "created",
      "model", "language", "lang", "source", "metadata", "finish_reason", "stop_reason")
 )  # fmt: skip
-"""Keys of a message that say where it comes from, not what it says; so do those that end in `_id` or `_at`."""
+"""Keys of a message that say where it comes from, not what it says; so do those that end in _id or _at."""
 _OF_A_CALL = frozenset(("id", "type", "index"))
 _THINK = re.compile(r"(</?think(?:ing)?>)")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
