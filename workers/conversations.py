@@ -42,6 +42,9 @@ from workers.tokenization import (
     is_special,
 )
 
+_ASSISTANTS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")
+"""What data sets call the assistant; every chat template knows the first."""
+
 
 def check_messages(messages: object, field: str) -> list[Message]:
     """A list of messages, each with a role and a content.
@@ -57,12 +60,18 @@ def check_messages(messages: object, field: str) -> list[Message]:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
             raise RowError(f"Message {number} of {field!r} is {_kind(message)}; expected {expected}.")
-        if not isinstance(message.get("role"), str) or not message["role"]:
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
             raise RowError(f"Message {number} of {field!r} has no 'role' (user, assistant, system).")
+        if role != "assistant" and role.strip().casefold() in _ASSISTANTS:
+            raise RowError(
+                f"Message {number} of {field!r} has the role {role!r}, which carries no loss. Write"
+                " 'assistant' for what the model is to learn."
+            )
         content = message.get("content")
         if isinstance(content, str):
             check_text(content, f"Message {number} of {field!r}")
-        elif content is not None or message["role"] != "assistant" or not parts_of_turn(message, number):
+        elif content is not None or role != "assistant" or not parts_of_turn(message, number):
             hint = " Join the texts of its parts into one." if isinstance(content, list) else ""
             raise RowError(
                 f"The 'content' of message {number} of {field!r} is {_kind(content)}; expected a text.{hint}"
@@ -111,6 +120,9 @@ def encode_conversation(
     lost = _lost(messages, own, turns, whole, tools)
     if lost and refuse:
         raise RowError(describe_lost(lost[0]))
+    for parts in own.values():
+        if {part.key for part in parts}.isdisjoint(["content"]) and set(parts) <= set(lost):
+            raise RowError(f"{describe_lost(parts[0])} Nothing else of the message is rendered.")
     names = tuple(sorted({_name(part, messages) for part in lost}))
     return replace(_encode(tokenizer, whole, turns), unrendered=names)
 
@@ -131,13 +143,13 @@ def _supervised(messages: Sequence[Message], first: int) -> list[int]:
     found: list[int] = []
     for i, message in enumerate(messages):
         asked = asks_for_loss(message, f"message {i + 1}")
-        if message["role"] == "assistant":
-            if i >= first and asked is not False:
-                found.append(i)
+        if message["role"] == "assistant" and i >= first and asked is not False:
+            found.append(i)
         elif asked:
+            can = "the completion's" if message["role"] == "assistant" else "the assistant's"
             raise RowError(
-                f"Message {i + 1} ({message['role']}) asks to carry loss, but only the assistant's turns can."
-                " Remove the key that asks for it, or set it to false."
+                f"Message {i + 1} ({message['role']}) asks to carry loss, but only {can} turns can. Remove"
+                " the key that asks for it, or set it to false."
             )
     return found
 

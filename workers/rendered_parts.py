@@ -105,7 +105,7 @@ def describe_lost(part: Part) -> str:
 
 def _instead(part: Part) -> str:
     if part.key == "content":
-        return "write the text as the template does"
+        return "write it where and as the template renders it"
     if part.key == "tools":
         return "write the tools into the system message"
     return "write it into the content, remove it"

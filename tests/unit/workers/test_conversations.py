@@ -222,6 +222,20 @@ def test_what_is_lost_on_purpose_is_counted() -> None:
     assert encoded.unrendered == ("assistant.reasoning_content", "system.content", "tools", "user.content")
 
 
+def test_a_turn_of_which_nothing_is_rendered_is_refused_even_if_losses_are_meant() -> None:
+    """It would be an empty answer."""
+    said = answer("", function_call={"name": "switch", "arguments": "{}"})
+    with pytest.raises(RowError, match="Nothing else of the message is rendered"):
+        encode(CHATML, [ASK, said], Rendering(unrendered="ignore"))
+
+
+@pytest.mark.parametrize("role", ["model", "gpt", "Assistant", "BOT"])
+def test_an_assistant_under_another_name_is_refused(role: str) -> None:
+    """Its turns would carry no loss, and nobody would know."""
+    said = {"role": role, "content": "four"}
+    assert f"Message 2 of 'messages' has the role '{role}'" in refusal(CHATML, [ASK, said, ASK, answer()])
+
+
 def test_thoughts_of_turns_without_loss_may_be_left_out() -> None:
     """As at inference: templates keep only the last turn's."""
     turns = [ASK, answer("<think>hm</think>four", weight=0), ASK_AGAIN, answer("done")]

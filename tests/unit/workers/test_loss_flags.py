@@ -118,6 +118,16 @@ def test_only_the_assistants_turns_can_carry_loss(
             supervised("messages", row, tokenizer)
 
 
+def test_a_turn_of_the_prompt_cannot_carry_loss(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Only the completion's turns do."""
+    said = {"role": "assistant", "content": "done"}
+    row = {"prompt": [ASK, {**said, "weight": 0}, ASK], "completion": [{**said, "weight": 1}]}
+    assert supervised("prompt_completion", row, tokenizer) == f"done{EOS}"
+    row["prompt"][1]["weight"] = 1
+    with pytest.raises(RowError, match="only the completion's turns can"):
+        supervised("prompt_completion", row, tokenizer)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_that_asks_for_no_loss_carries_none(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """It is left out and counted, like any row without a supervised token."""
