@@ -18,7 +18,7 @@ from search_spaces.hub_names import is_hub_id
 
 MAX_PATH = 4096
 """Characters. The longest path Linux opens; following one of a million takes seconds."""
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 READER_NAMES = frozenset(
     {
         *("arrow", "audiofolder", "cache", "conll", "csv", "eval", "fasta", "fastq", "genbank", "harbor"),
@@ -116,7 +116,7 @@ def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault 
     found = _locate(name, roots)
     if found is None or not _inside(found, roots):
         return name, _missing_or_outside(path, name, found, roots, "a data file")
-    if found.suffix.lower() not in DATA_SUFFIXES:
+    if not found.name.lower().endswith(DATA_SUFFIXES):
         message = f"is of a kind that is not read ({found.suffix or 'no suffix'})"
         return name, _fault(path, name, message, ", ".join(DATA_SUFFIXES))
     if not found.is_file():

@@ -29,7 +29,7 @@ from workers.base_model import LoadedBase, leave_inputs_without_gradient
 from workers.errors import AdapterError
 from workers.generators import seeded
 from workers.packed_lora import CONCATENATED_SHARE, Form, LayerAdapter, PackedLora, RowGroup
-from workers.target_modules import linear_layers, resolve_target_modules, shortest_suffixes
+from workers.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,7 @@ class AdapterHost:
         self.base = base
         self.packed = PackedLora(base.compute_dtype)
         self._linear = linear_layers(base.model)
+        self._head = output_head(base.model)
         self._numbers = {path: number for number, path in enumerate(self._linear)}
         self._taken_over: WeakSet[torch.nn.Module] = WeakSet()
         self._modules = {name: type(module) for name, module in base.model.named_modules()}
@@ -110,7 +111,9 @@ class AdapterHost:
             AdapterError: `target_modules` matches no layer of the base, or layers that PEFT takes for others.
             Exception: PEFT's or torch's, when it cannot be made; nothing of it stays on the base.
         """
-        selected = resolve_target_modules(recipe.target_modules, self._linear, type(self.base.model).__name__)
+        selected = resolve_target_modules(
+            recipe.target_modules, self._linear, type(self.base.model).__name__, self._head
+        )
         config = self._config(recipe, selected)
         self._refuse_fused_experts(config)
         try:

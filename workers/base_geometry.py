@@ -20,7 +20,7 @@ from workers.base_model import LOADING_FAULTS, error_sentence
 from workers.cost_model import adapter_bytes
 from workers.errors import ModelError
 from workers.optimizers import moment_names
-from workers.target_modules import linear_layers, resolve_target_modules
+from workers.target_modules import linear_layers, output_head, resolve_target_modules
 
 _BLOCK = 64
 """Weights that share one quantization constant (QLoRA, section 3; the default of bitsandbytes)."""
@@ -40,6 +40,8 @@ class BaseGeometry:
     """Rows and columns of every weight that is quantized and can be adapted, by its layer's path."""
     vocabulary_size: int
     max_positions: int | None
+    head: str | None = None
+    """The path of the output head, which is not adapted."""
 
     @property
     def quantizable_parameters(self) -> int:
@@ -88,7 +90,7 @@ class BaseGeometry:
 
     def _sides(self, targets: TargetModules) -> int:
         """Rows and columns of all the weights adapted: the parameters of an adapter of rank 1."""
-        paths = resolve_target_modules(targets, list(self.linear), self.architecture)
+        paths = resolve_target_modules(targets, list(self.linear), self.architecture, self.head)
         return sum(sum(self.linear[path]) for path in paths)
 
 
@@ -119,4 +121,5 @@ def read_geometry(folder: Path, name: str) -> BaseGeometry:
         linear={path: (int(shape[0]), int(shape[1])) for path, shape in shapes.items()},
         vocabulary_size=int(model.get_input_embeddings().weight.shape[0]),
         max_positions=int(positions) if positions else None,
+        head=output_head(model),
     )

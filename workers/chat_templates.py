@@ -42,6 +42,10 @@ class Rendering:
     """What becomes of a row of which the template leaves something out."""
 
 
+PLAIN = Rendering()
+"""Without a date, and nothing is lost."""
+
+
 class ChatTemplate:
     """The chat template of a tokenizer, for one row's tools.
 

@@ -41,6 +41,7 @@ from workers.tokenization import (
     encode_segments,
     is_special,
 )
+from workers.tool_calls import in_the_templates_form
 
 _ASSISTANTS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")
 """What data sets call the assistant; every chat template knows the first."""
@@ -101,6 +102,7 @@ def encode_conversation(
         RowError: the template refuses this conversation or loses something of it, or a turn is empty.
     """
     template = ChatTemplate(tokenizer, tools, rendering.now)
+    messages = in_the_templates_form(messages, template.render)
     own = {i: parts_of_turn(messages[i], i + 1) for i in _supervised(messages, first)}
     for i, parts in own.items():
         if not parts:

@@ -6,11 +6,9 @@ A place is `file:line` where the file has lines (for CSV, the line its record be
 
 from __future__ import annotations
 
-import csv
 import json
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,15 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
 from search_spaces.hub_names import is_hub_id, is_revision
-from workers.errors import DataError
-
-PlacedRow = tuple[str, dict[str, Any]]
+from workers.errors import DataError, faults_of_libraries
+from workers.row_structures import Unread
+from workers.text_files import GZIP, PlacedRow, read_csv, read_json, read_json_lines
 
 _HUB_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
 """Readers of the `datasets` library that only read rows. Others decode images, unpickle tensors, open
 databases."""
+
+_NOT_NEEDED = Unread("was not read: nothing needs it")
 
 
 def describe_source(source: str | HubData) -> str:
@@ -39,17 +39,28 @@ def describe_source(source: str | HubData) -> str:
     return f"hub data set {source.hub} (split {source.split}{config})"
 
 
-def read_rows(source: str | HubData) -> Iterator[PlacedRow]:
+def read_rows(source: str | HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
     """Yields (place, row) in the source's order.
+
+    Args:
+        source: What is read.
+        needed: Columns whose values are used. Those of a table's other columns are `Unread`.
 
     Raises:
         DataError: while iterating, at the first thing that cannot be read, naming its place.
     """
-    if isinstance(source, HubData):
-        yield from _read_hub(source)
-        return
-    path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
+    last = ""
+    name = describe_source(source)
+    with faults_of_libraries(
+        lambda: f"{name} cannot be read {f'after {last}' if last else 'at its beginning'}"
+    ):
+        rows = _read_hub(source, needed) if isinstance(source, HubData) else _read_file(Path(source), needed)
+        for last, row in rows:
+            yield last, row
+
+
+def _read_file(path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
+    reader = next((reader for end, reader in _READERS.items() if path.name.lower().endswith(end)), None)
     if reader is None:
         raise DataError(f"The data file {path} is not one of {', '.join(_READERS)}, which Nightsweep reads.")
     if not path.is_file():
@@ -58,132 +69,75 @@ def read_rows(source: str | HubData) -> Iterator[PlacedRow]:
             f"The data file {path} {what} on this worker ({socket.gethostname()}). Put it where every worker "
             "can read it."
         )
-    try:
-        yield from reader(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"The data file {path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"The data file {path} cannot be read: {error.strerror or error}.") from error
+    yield from reader(path, needed)
 
 
-def _read_jsonl(path: Path) -> Iterator[PlacedRow]:
-    # Bytes split at \n alone: text mode would also split at characters that JSON allows within a string.
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if text:
-                    yield place, _object(json.loads(text), place)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{place}: the line is not UTF-8 ({error.reason}). Save the file as UTF-8."
-                ) from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{place}: the line is not valid JSON: {error}.") from error
-
-
-def _read_json(path: Path) -> Iterator[PlacedRow]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " A file with one object per line must be called .jsonl." if error.msg == "Extra data" else ""
-        raise DataError(
-            f"{path}:{error.lineno}: the file is not valid JSON: {error.msg} (column {error.colno}).{hint}"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path}: the file's JSON is nested too deeply.") from error
-    rows = document.get("data") if isinstance(document, dict) else document
-    if not isinstance(rows, list):
-        raise DataError(f'{path}: the file must hold a list of objects, or {{"data": [...]}} with one.')
-    for line, row in zip(_json_lines(text), rows, strict=True):
-        place = f"{path}:{line}"
-        yield place, _object(row, place)
-
-
-def _json_lines(text: str) -> Iterator[int]:
-    """The line each item of the (known to be valid) list begins on."""
-    decoder = json.JSONDecoder()
-    position = _skip(text, 0)
-    if text[position] == "{":
-        position = _start_of_data(text, position, decoder)
-    position = _skip(text, position + 1)
-    line, counted = 1, 0
-    while text[position] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        yield line
-        _, position = decoder.raw_decode(text, position)
-        position = _skip(text, position, ",")
-
-
-def _start_of_data(text: str, position: int, decoder: json.JSONDecoder) -> int:
-    """Where the list under the top-level key "data" begins; the last one wins, as in json.loads."""
-    found = position
-    position = _skip(text, position + 1)
-    while text[position] != "}":
-        key, position = decoder.raw_decode(text, position)
-        position = _skip(text, position, ":")
-        if key == "data":
-            found = position
-        _, position = decoder.raw_decode(text, position)
-        position = _skip(text, position, ",")
-    return found
-
-
-def _skip(text: str, position: int, mark: str = "") -> int:
-    """The next position that is neither white space nor `mark`."""
-    skipped = " \t\r\n" + mark
-    while text[position] in skipped:
-        position += 1
-    return position
-
-
-def _read_csv(path: Path) -> Iterator[PlacedRow]:
-    # The default limit of 128 KiB a cell is below what a document may be; C's long is 32 bits on Windows.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        end = 0
-        try:
-            header = reader.fieldnames
-            if header is None:
-                return
-            if twice := sorted({name for name in header if header.count(name) > 1}):
-                raise DataError(
-                    f"{path}:1: the header names the column {twice[0]!r} more than once, so a record's value "
-                    "of it cannot be told. Rename or remove the repeated columns."
-                )
-            end = reader.line_num
-            for row in reader:
-                place, end = f"{path}:{end + 1}", reader.line_num
-                # csv puts None where a record has fewer cells than the header, and what it has more
-                # under the key None.
-                if None in row or None in row.values():
-                    cells = sum(value is not None for key, value in row.items() if key is not None)
-                    cells += len(row.get(None) or ())
-                    raise DataError(
-                        f"{place}: the record has {cells} cells, the header {len(header)}. Quote cells that "
-                        "hold commas or line breaks."
-                    )
-                yield place, row
-        except csv.Error as error:
-            raise DataError(f"{path}:{end + 1}: the record is not valid CSV: {error}.") from error
-
-
-def _read_parquet(path: Path) -> Iterator[PlacedRow]:
+def _read_parquet(path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
+    with path.open("rb") as head:
+        if head.read(len(GZIP)) == GZIP:
+            raise DataError(f"The data file {path} is compressed with gzip. Decompress it.")
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            used = [name for name in names if name in needed]
+            if twice := sorted({name for name in used if used.count(name) > 1}):
+                raise DataError(
+                    f"{path}: the file has the column {twice[0]!r} more than once, so a row's value of it "
+                    "cannot be told. Rename or remove the repeated columns."
+                )
             number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+            for batch in file.iter_batches(batch_size=1024, columns=used):
+                # Of a column `a`, Parquet also gives a column `a.b`.
+                columns = {name: _values(batch.column(name)) for name in used}
+                for index in range(batch.num_rows):
                     number += 1
+                    row = {name: columns[name][index] if name in columns else _NOT_NEEDED for name in names}
                     yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
         raise DataError(f"The data file {path} is not a readable Parquet file: {error}.") from error
 
 
-def _read_hub(source: HubData) -> Iterator[PlacedRow]:
+def _values(column: pyarrow.Array) -> list[Any]:
+    """A column's values in Python; `Unread` where Python has none, as for a time in the year 200,000."""
+    try:
+        values = column.to_pylist(maps_as_pydicts="strict")
+    except Exception:  # noqa: BLE001 - whatever it is, it is told of the value
+        values = [_value(scalar) for scalar in column]
+    return [_with_json(value, column.type) for value in values] if _holds_json(column.type) else values
+
+
+def _value(scalar: pyarrow.Scalar) -> Any:
+    try:
+        return scalar.as_py(maps_as_pydicts="strict")
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - told where the value is used
+        if isinstance(scalar, pyarrow.StructScalar):
+            return {name: _value(part) for name, part in scalar.items()}
+        if isinstance(scalar, pyarrow.ListScalar):
+            return [_value(part) for part in scalar.values]
+        return Unread(f"cannot be read: {type(error).__name__}: {error}")
+
+
+def _holds_json(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type have parts that are kept as JSON text (the type `Json` of `datasets`)."""
+    if isinstance(kind, pyarrow.JsonType):
+        return True
+    return any(_holds_json(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def _with_json(value: Any, kind: pyarrow.DataType) -> Any:
+    """A value with those parts decoded."""
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [_with_json(each, kind.field(0).type) for each in value]
+    if isinstance(value, dict) and pyarrow.types.is_struct(kind):
+        return {key: _with_json(each, kind.field(key).type) for key, each in value.items()}
+    return value
+
+
+def _read_hub(source: HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
     name = describe_source(source)
     if not is_hub_id(source.hub) or Path(source.hub).exists():
         raise DataError(
@@ -212,8 +166,10 @@ def _read_hub(source: HubData) -> Iterator[PlacedRow]:
             f"The {name} could not be loaded: {first.rstrip('.')}. Check its id, config, split and revision, "
             "and that this worker reaches the Hugging Face hub or has the data in its cache."
         ) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}, row {number}", dict(row)
+    names = rows.column_names
+    used = rows.select_columns([column for column in names if column in needed])
+    for number, row in enumerate(used, start=1):
+        yield f"{name}, row {number}", {column: row.get(column, _NOT_NEEDED) for column in names}
 
 
 def _check_builder(builder: Any, hub: str, name: str) -> None:
@@ -239,17 +195,12 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
         raise DataError(f"The {name} names {strays[0]!r} as its data, which is not a file of its own.")
 
 
-def _object(row: object, place: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{place}: the row is of type {type(row).__name__}; expected an object with named fields."
-        )
-    return row
-
-
-_READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
+_READERS: dict[str, Callable[[Path, Collection[str]], Iterator[PlacedRow]]] = {
+    ".jsonl": lambda path, _: read_json_lines(path),
+    ".json": lambda path, _: read_json(path),
+    ".csv": lambda path, _: read_csv(path),
     ".parquet": _read_parquet,
+    ".jsonl.gz": lambda path, _: read_json_lines(path),
+    ".json.gz": lambda path, _: read_json(path),
+    ".csv.gz": lambda path, _: read_csv(path),
 }

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
 from workers.formats import Format
+from workers.row_structures import Unread
 from workers.tokenization import IGNORED, EncodedRow
 
 MOST_LABELS = 50
@@ -195,7 +196,7 @@ def _label(row: Mapping[str, Any], format_name: str) -> Any:
 
 def _count(counts: Counter[str] | None, value: Any) -> Counter[str] | None:
     """The counts with one value more; None once they have too many values to be a distribution."""
-    if counts is None or value is None or isinstance(value, (list, dict)):
+    if counts is None or value is None or isinstance(value, (list, dict, Unread)):
         return counts
     counts[str(value)] += 1
     return counts if len(counts) <= MOST_LABELS else None

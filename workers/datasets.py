@@ -13,12 +13,19 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.definition import DataSpec, HubData, ModelSpec
-from workers.chat_templates import Rendering
-from workers.data_files import PlacedRow, describe_source, read_rows
-from workers.errors import DataError, LengthError, RowError
+from search_spaces.definition import DATA_FIELDS, DataSpec, HubData, ModelSpec
+from workers.chat_templates import PLAIN, Rendering
+from workers.data_files import describe_source, read_rows
+from workers.data_statistics import TASK_COLUMNS
+from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.formats import FORMATS, Format, detect_format
+from workers.loss_flags import FLAGS, MEANINGFUL_COLUMNS
+from workers.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
+from workers.text_files import PlacedRow
 from workers.tokenization import IGNORED, EncodedRow
+
+_READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *FLAGS, *MEANINGFUL_COLUMNS})
+"""Columns of a table that are read, beside those that the definition names."""
 
 
 class Reader(Protocol):
@@ -148,7 +155,7 @@ def open_rows(
     Raises:
         DataError: there is no first row, or no format fits it.
     """
-    rows = iter(read_rows(source))
+    rows = iter(read_rows(source, {*_READ_COLUMNS, *columns.values()}))
     first = next(rows, None)
     if first is None:
         raise DataError(f"The data {describe_source(source)} has no rows. Give it at least one.")
@@ -216,24 +223,26 @@ def encode_row(
     format_: Format,
     columns: Mapping[str, str],
     base: Reader,
-    rendering: Rendering,
+    rendering: Rendering = PLAIN,
 ) -> EncodedRow:
     """One row as tokens, before truncation; the first one is never supervised.
 
     Raises:
         DataError: the row is not what the format needs; the message names its place.
     """
-    renamed = renamed_row(place, row, columns, format_)
+    with faults_of_libraries(lambda: f"{place}: the row cannot be read"):
+        renamed = renamed_row(place, row, columns, format_)
     for field in format_.required:
         if renamed.get(field) is None:
             raise DataError(
                 f"{place}: the row has no {field!r}, which the format {format_.name} needs. It has: "
                 f"{', '.join(k for k, v in renamed.items() if v is not None) or 'nothing'}."
             )
-    try:
-        encoded = format_.encode(renamed, base.tokenizer, rendering)
-    except RowError as error:
-        raise RowError(f"{place}: {error}") from error
+    with faults_of_libraries(lambda: f"{place}: {_used(format_, renamed)} cannot be rendered or tokenised"):
+        try:
+            encoded = format_.encode(renamed, base.tokenizer, rendering)
+        except RowError as error:
+            raise RowError(f"{place}: {error}") from error
     highest = max(encoded.input_ids, default=0)
     if highest >= base.vocabulary_size:
         raise DataError(
@@ -248,10 +257,11 @@ def encode_row(
 def renamed_row(
     place: str, row: dict[str, Any], columns: Mapping[str, str], format_: Format | None
 ) -> dict[str, Any]:
-    """The row under the format's own field names.
+    """The row under the format's own field names, and with a format its messages and tools in their one form.
 
     Raises:
-        DataError: `columns` names a field that the format lacks, or a column that the row lacks.
+        DataError: `columns` names a field that the format lacks, or a column that the row lacks; or what is
+            in one cannot be what the format needs.
     """
     fields = [f for f_ in FORMATS.values() for f in f_.fields] if format_ is None else list(format_.fields)
     for field, column in columns.items():
@@ -267,7 +277,23 @@ def renamed_row(
                 f"{', '.join(row) or 'nothing'}."
             )
     kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**kept, **{field: row[column] for field, column in columns.items()}}
+    renamed = {**kept, **{field: row[column] for field, column in columns.items()}}
+    if format_ is None:
+        return renamed
+    if "messages" in format_.fields and renamed.get("messages") is None and CONVERSATIONS in renamed:
+        renamed["messages"] = renamed.pop(CONVERSATIONS)
+    for field in format_.fields:
+        if isinstance(value := renamed.get(field), Unread):
+            raise RowError(f"{place}: The column {columns.get(field, field)!r} {value.reason}.")
+    try:
+        return read_structures(renamed, format_.fields)
+    except RowError as error:
+        raise RowError(f"{place}: {error}") from error
+
+
+def _used(format_: Format, row: Mapping[str, Any]) -> str:
+    """The fields of a row that become tokens, for messages."""
+    return " and ".join(repr(field) for field in format_.fields if row.get(field) is not None)
 
 
 def nothing_usable(name: str, rows: int, format_: Format, max_length: int, shortest_cut: int | None) -> str:

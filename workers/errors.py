@@ -18,6 +18,12 @@ in REST, the command line and the dashboard.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LONGEST_TEXT = 500
+"""Characters of a library's words: some quote the whole text they could not take."""
+
 
 class WorkerError(Exception):
     """Base of everything a worker raises on purpose."""
@@ -55,3 +61,32 @@ class LengthError(DataError):
 
 class RowError(DataError):
     """One row is not what its format needs. Says what is wrong with it; its reader adds file and line."""
+
+
+@contextmanager
+def faults_of_libraries(where: Callable[[], str]) -> Iterator[None]:
+    """The one place where what libraries raise over data becomes a fault of the data.
+
+    Readers, chat templates and tokenizers raise whatever their authors chose, for a row that is not what they
+    expect. None of it is a trial's: every trial reads the same rows. A machine without memory and the end of
+    the process are not the data's fault.
+
+    Args:
+        where: Asked at a fault: the place, and what was being done.
+
+    Raises:
+        RowError: Something was raised that is not this package's own.
+    """
+    try:
+        yield
+    except (WorkerError, MemoryError):
+        raise
+    except BaseException as error:
+        # A tokenizer's panic is none of Python's exceptions, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        text = " ".join(str(error).split())
+        text = f"{text[:_LONGEST_TEXT]}..." if len(text) > _LONGEST_TEXT else text.rstrip(".")
+        kind = type(error).__name__
+        kind = f"{type(error).__module__}.{kind}" if kind.islower() else kind  # `zlib.error`
+        raise RowError(f"{where()}: {kind}: {text or 'no reason given'}.") from error

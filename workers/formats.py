@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | text | text | every token, and the EOS after it |
 | prompt_completion | prompt, completion (texts, or lists of messages) | the completion and its EOS |
-| messages | messages, optionally tools | the assistant's turns with their end-of-turn tokens |
+| messages | messages (or conversations), optionally tools | the assistant's turns with their ends |
 | alpaca | instruction, output, optionally input | the output and its EOS |
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from workers.chat_templates import Rendering
+from workers.chat_templates import PLAIN, Rendering
 from workers.conversations import check_messages, encode_conversation
 from workers.errors import DataError, RowError
 from workers.loss_flags import asks_for_loss, refuse_lost_columns
+from workers.row_structures import CONVERSATIONS
 from workers.tokenization import (
     IGNORED,
     EncodedRow,
@@ -31,7 +32,6 @@ from workers.tokenization import (
 )
 
 Row = Mapping[str, Any]
-_DEFAULT = Rendering()
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -61,7 +61,7 @@ class Format:
         return self.required + self.optional
 
     def encode(
-        self, row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = _DEFAULT
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
     ) -> EncodedRow:
         """Token ids and labels of a row; none of them carries loss where the row asks for that.
 
@@ -154,6 +154,8 @@ def detect_format(columns: Collection[str]) -> Format:
     if fitting:
         names = ", ".join(format_.name for format_ in fitting)
         raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
+    if CONVERSATIONS in columns:
+        return FORMATS["messages"]
     needs = "; ".join(
         f"{format_.name} needs {' and '.join(format_.required)}" for format_ in FORMATS.values()
     )

@@ -36,7 +36,7 @@ _UNCLEAR = {
 }
 FLAGS = frozenset((*LOSS_FLAGS, *_UNCLEAR))
 _YES_OR_NO = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
-_MEANINGFUL_COLUMNS = {
+MEANINGFUL_COLUMNS = {
     "system": "Write it as the first message, with the role system, in the format messages",
     "history": "Write the earlier turns as messages, in the format messages",
     "functions": "Call the column tools, with each function as {'type': 'function', 'function': {...}}",
@@ -86,7 +86,7 @@ def refuse_lost_columns(row: Mapping[str, Any], fields: tuple[str, ...]) -> None
         row: Under the format's names.
         fields: That the row's format reads.
     """
-    for name, instead in _MEANINGFUL_COLUMNS.items():
+    for name, instead in MEANINGFUL_COLUMNS.items():
         if name not in fields and not is_empty(row.get(name)):
             raise RowError(
                 f"The column {name!r} is filled in ({_short(row[name])}), but the format does not read it, so"

@@ -24,6 +24,8 @@ BOOKKEEPING = frozenset(
 )  # fmt: skip
 """Keys of a message that say where it comes from, not what it says; so do those that end in _id or _at."""
 _OF_A_CALL = frozenset(("id", "type", "index"))
+_LONGEST_NUMBER = 4_300
+"""Digits of the longest integer that Python reads: a longer one is kept as text."""
 _THINK = re.compile(r"(</?think(?:ing)?>)")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 
@@ -121,7 +123,8 @@ def _texts(key: str, value: Any) -> Iterator[str]:
     elif key == "function_call":
         yield from _call_texts(value)
     elif isinstance(value, str):
-        yield value.strip()
+        if not (value.isdigit() and len(value) > _LONGEST_NUMBER):
+            yield value.strip()
     elif isinstance(value, (Mapping, list)):
         yield from (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
 

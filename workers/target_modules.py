@@ -18,20 +18,32 @@ _ATTENTION_WORDS = ("attn", "attention")
 `self_attention.dense` (Falcon, BLOOM)."""
 
 
+_HEADS = ("lm_head", "embed_out", "output", "output_layer", "score", "classifier")
+"""What architectures call the layer that gives logits."""
+
+
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Paths of the linear layers that LoRA can adapt, the output head left out, as PEFT's `all-linear`.
 
     Call it before any adapter is injected: an adapter's own matrices are linear layers too.
     """
-    head = model.get_output_embeddings()
+    head = output_head(model)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and name != head
     ]
 
 
-def resolve_target_modules(targets: TargetModules, linear: list[str], architecture: str) -> list[str]:
+def output_head(model: PreTrainedModel) -> str | None:
+    """The path of the layer that gives logits, which is not adapted, whether or not it is tied."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def resolve_target_modules(
+    targets: TargetModules, linear: list[str], architecture: str, head: str | None = None
+) -> list[str]:
     """The linear layers that a recipe adapts.
 
     Args:
@@ -39,6 +51,7 @@ def resolve_target_modules(targets: TargetModules, linear: list[str], architectu
             which stands for every linear layer whose path is that name or ends in `.` and that name.
         linear: From `linear_layers`.
         architecture: The model's class, for messages.
+        head: From `output_head`, for messages.
 
     Returns:
         Their paths, in the model's order.
@@ -53,7 +66,7 @@ def resolve_target_modules(targets: TargetModules, linear: list[str], architectu
     else:
         for target in targets:
             if not any(_matches(name, target) for name in linear):
-                raise AdapterError(_no_match(target, linear, architecture))
+                raise AdapterError(_no_match(target, linear, architecture, head))
         found = [name for name in linear if any(_matches(name, target) for target in targets)]
     if not found:
         raise AdapterError(
@@ -93,8 +106,14 @@ def _leaves(linear: list[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
-def _no_match(target: str, linear: list[str], architecture: str) -> str:
+def _no_match(target: str, linear: list[str], architecture: str, head: str | None) -> str:
     leaves = _leaves(linear)
+    if target in _HEADS or (head is not None and _matches(head, target)):
+        called = f" (called {head!r} there)" if head is not None and not _matches(head, target) else ""
+        return (
+            f"target_modules names {target!r}, the output head of {architecture}{called}, which is not "
+            f"adapted. Leave it out. Layers that can be adapted are called {', '.join(leaves)}."
+        )
     nearest = difflib.get_close_matches(target, leaves, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return (

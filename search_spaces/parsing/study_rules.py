@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from search_spaces.deadlines import timezone_names
+from search_spaces.deadlines import nearest_timezone, timezone_names
 from search_spaces.errors import Fault
-from search_spaces.faults import nearest_name, shown
+from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.pruner_reading import rung_faults
 from search_spaces.pruners import NoPruning
@@ -115,7 +115,7 @@ def deadline_is_known(draft: Draft) -> Iterator[Fault]:
             value=shown(zone),
             message="is no known timezone",
             allowed="an IANA name, such as Europe/Berlin or UTC",
-            nearest=nearest_name(zone, timezone_names()),
+            nearest=nearest_timezone(zone),
         )
     if budget.until is not None:
         return

@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from search_spaces.deadlines import timezone_names
+from search_spaces.deadlines import nearest_timezone, timezone_names
 from search_spaces.errors import Fault
-from search_spaces.faults import nearest_name, shown
+from search_spaces.faults import shown
 
 CRON_FORM = "five fields: minute, hour, day of month, month, day of week (for example `30 2 * * MON-FRI`)"
 _LOOK_BACK = timedelta(days=2)
@@ -25,7 +25,7 @@ def check(cron: object, timezone: object, now: datetime) -> list[Fault]:
     faults = []
     zone = "UTC"
     if not isinstance(timezone, str) or timezone not in timezone_names():
-        nearest = nearest_name(timezone, timezone_names())
+        nearest = nearest_timezone(timezone)
         message, allowed = "is no known timezone", "an IANA name, such as Europe/Berlin or UTC"
         faults.append(
             Fault(path="timezone", value=shown(timezone), message=message, allowed=allowed, nearest=nearest)

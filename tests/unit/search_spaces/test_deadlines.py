@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.deadlines import next_time_of_day, parse_time_of_day
+from search_spaces.deadlines import nearest_timezone, next_time_of_day, parse_time_of_day
 from search_spaces.definition import parse_definition
 from search_spaces.errors import Fault
 from service.document_syntax import parse_yaml
@@ -60,6 +60,50 @@ def test_our_yaml_needs_no_quotes_and_who_lost_them_elsewhere_is_told(faults_of:
 def test_an_unknown_timezone_names_the_nearest(faults_of: FaultsOf) -> None:
     fault = faults_of(with_budget(until="06:00", until_timezone="Europe/Berln"))["budget.until_timezone"]
     assert (fault.message, fault.nearest) == ("is no known timezone", "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("Europe/Berlinn", "Europe/Berlin"),
+        ("europe/berlin", "Europe/Berlin"),
+        ("Eurpoe/Berlin", "Europe/Berlin"),
+        ("Europe\\Berlin", "Europe/Berlin"),
+        ("Berlin", "Europe/Berlin"),
+        ("new york", "America/New_York"),
+        ("America/New York", "America/New_York"),
+        ("America/Los Angelos", "America/Los_Angeles"),
+        ("Asia/Tokio", "Asia/Tokyo"),
+        ("Australia/Sidney", "Australia/Sydney"),
+        ("Africa/Cario", "Africa/Cairo"),
+        ("US/Estern", "US/Eastern"),
+        ("utc", "UTC"),
+        ("est5edt", "EST5EDT"),
+        ("etc/gmt+2", "Etc/GMT+2"),
+        *(
+            (text, None)
+            for text in ("EST5", "UTC+2", "UTC+02:00", "GMT+2", "GMT-5", "+02:00", "2", "Etc/GMT+20")
+        ),
+        *(
+            (text, None)
+            for text in ("CEST", "PST", "PDT", "IST", "EDT", "BST", "JST", "MSK", "AEST", "CET-1CEST")
+        ),
+        *((text, None) for text in ("Eastern", "West", "Central", "Pacific Standard Time", "local", "", "Z")),
+        *((text, None) for text in ("America/Boston", "Asia/Mumbai", "Asia/Bejing", "America/San_Juan")),
+        *((text, None) for text in ("Europe/Petersburg", "Europe/Cordoba", "America/Dallas", "x" * 1000)),
+        (120, None),
+        (None, None),
+    ],
+)
+def test_a_hint_for_a_timezone_has_the_clocks_that_were_meant(text: object, meant: str | None) -> None:
+    """Offsets and abbreviations may mean several, and another city has other clocks: then there is none."""
+    assert nearest_timezone(text) == meant
+
+
+@pytest.mark.parametrize("name", ["UTC+2", "CEST", "EST5"])
+def test_an_offset_in_place_of_a_timezone_says_what_a_name_looks_like(faults_of: FaultsOf, name: str) -> None:
+    fault = faults_of(with_budget(until="06:00", until_timezone=name))["budget.until_timezone"]
+    assert (fault.allowed, fault.nearest) == ("an IANA name, such as Europe/Berlin or UTC", None)
 
 
 @pytest.mark.parametrize("name", ["localtime", "Factory"])

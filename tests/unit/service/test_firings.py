@@ -91,3 +91,10 @@ def test_wrong_expressions_are_one_fault(cron: object) -> None:
 def test_a_wrong_zone_names_the_nearest() -> None:
     [fault] = check("* * * * *", "Europe/Berln", NOW)
     assert (fault.path, fault.nearest) == ("timezone", "Europe/Berlin")
+
+
+@pytest.mark.parametrize("zone", ["EST5", "UTC+2", "GMT+2", "CEST", "PST", "IST", "+02:00", None])
+def test_an_offset_or_an_abbreviation_gets_no_hint(zone: object) -> None:
+    """`Etc/GMT+2`, the name most like `GMT+2`, is two hours behind UTC."""
+    [fault] = check("* * * * *", zone, NOW)
+    assert (fault.nearest, fault.allowed) == (None, "an IANA name, such as Europe/Berlin or UTC")

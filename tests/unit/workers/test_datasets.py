@@ -295,7 +295,7 @@ def test_the_eval_data_must_have_the_train_datas_format(good: str, tmp_path: Pat
             "the row is of type int; expected an object",
         ),
         ("d.json", '[{"text": "a"},\n{"text": }]', ":2", "the file is not valid JSON"),
-        ("d.json", '{"text": "a"}\n{"text": "b"}', ":2", "one object per line must be called .jsonl"),
+        ("d.json", '{"text": "a"}\n{"text": }', ":2", "the line is not valid JSON"),
         ("d.json", '{"rows": []}', "", 'must hold a list of objects, or {"data": [...]}'),
         ("d.csv", 'text,n\n"a\nb",1\n"",2\n', ":4", "The field 'text' is empty"),
         ("d.csv", "prompt,completion\na,b\nc, \n", ":3", "The field 'completion' is empty"),

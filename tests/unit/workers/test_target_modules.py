@@ -22,7 +22,7 @@ from transformers import (
 
 from search_spaces.recipe import TargetModules
 from workers.errors import AdapterError
-from workers.target_modules import linear_layers, resolve_target_modules, shortest_suffixes
+from workers.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -107,3 +107,28 @@ def test_attention_without_attention_layers_is_an_error_that_lists_the_layers() 
 
 def test_the_output_head_is_never_adapted() -> None:
     assert not [name for name in linear_layers(build(LLAMA)) if "head" in name]
+
+
+@pytest.mark.parametrize("name", [LLAMA, GPT2, NEOX, FALCON, OPT])
+def test_the_output_head_is_called_so(name: str) -> None:
+    """Whether or not it is tied."""
+    model = build(name)
+    linear = linear_layers(model)
+    with pytest.raises(AdapterError) as caught:
+        resolve_target_modules((linear[0], "lm_head"), linear, "Base", output_head(model))
+    said = "target_modules names 'lm_head', the output head of Base, which is not adapted. Leave it out."
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "output", "score", "classifier"])
+def test_an_output_head_by_its_name_elsewhere_is_called_so(target: str) -> None:
+    """Architectures call it otherwise."""
+    with pytest.raises(AdapterError) as caught:
+        resolve_target_modules(("up", target), ["block.0.up"], "Mixer", "embed_out")
+    said = f"names {target!r}, the output head of Mixer (called 'embed_out' there), which is not adapted."
+    assert said in str(caught.value)
+
+
+def test_a_layer_that_is_named_as_heads_are_elsewhere_is_adapted() -> None:
+    """BERT-like attention blocks have a linear layer `output`."""
+    assert resolve_target_modules(("output",), ["block.0.output"], "Mixer", "lm_head") == ["block.0.output"]
