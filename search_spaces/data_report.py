@@ -16,6 +16,11 @@ from search_spaces.recipe import Optimizer, Quantization, TargetModules
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 ProblemKind = Literal["model", "data", "recipe", "host"]
+TurnsFoundBy = Literal["prefixes", "both", "markers", "markers_unverified", "prefixes_despite_markers"]
+"""How the assistant's turns were found in a conversation: by rendering its beginnings (prefixes), by the chat
+template's `{% generation %}` markers, or by both, which agreed. `markers`: they leave out a part of the
+turns; `markers_unverified`: the beginnings cannot tell; `prefixes_despite_markers`: the markers go beyond the
+turns, and were not followed."""
 
 
 class _Part(BaseModel):
@@ -90,6 +95,25 @@ class SplitReport(_Part):
     longest_tokens: int | None = Field(description="Tokens of the longest row before truncation")
     by_length: tuple[CutRows, ...] = Field(description="One entry for each length to which recipes cut rows")
     duplicate_rows: int = Field(description="Rows with the same tokens and mask as an earlier row")
+    turns_found_by: tuple[Count, ...] = Field(
+        default=(),
+        description="How the assistant's turns were found, in conversations: prefixes (by rendering their"
+        " beginnings), both (the template's markers agree), markers (they leave out a part of the turns),"
+        " markers_unverified (the beginnings cannot tell), prefixes_despite_markers (the markers go beyond"
+        " the turns, and were not followed)",
+    )
+    unrendered: tuple[Count, ...] = Field(
+        default=(),
+        description="What the chat template left out, cut or rewrote, where data.unrendered is ignore:"
+        " assistant.reasoning_content, system.content, tools",
+    )
+    unread_columns: tuple[Count, ...] = Field(
+        default=(), description="Columns that are filled in and that nothing reads, 50 at most"
+    )
+    unread_message_keys: tuple[Count, ...] = Field(
+        default=(),
+        description="Keys of messages that are filled in and that nothing reads: assistant.name; 50 at most",
+    )
     labels: Balance | None = Field(
         description="Distribution of the supervised texts, if they look like labels: at most 50 distinct"
         " texts, each of which occurs twice on average"

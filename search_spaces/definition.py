@@ -108,6 +108,9 @@ class DataSpec(_Document):
     """Renames: the format's field -> the column that holds it, for example {prompt: question}."""
     max_length: Annotated[Whole, Field(ge=8)] = 512
     """Tokens; longer examples are truncated and counted."""
+    unrendered: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a row of which the chat template leaves out, cuts or rewrites something. ignore: it is
+    trained on as it is rendered, and counted."""
     max_train_examples: Annotated[Whole, Field(ge=1)] | None = None
     max_eval_examples: Annotated[Whole, Field(ge=1)] | None = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
@@ -86,6 +87,9 @@ class TrialOrder:
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders of earlier attempts of the trial, newest first. Ones that are absent or unusable
     are passed over; with none left the trial starts from the beginning."""
+    study_created_at: datetime | None = None
+    """The date that a chat template writes, so that all attempts of a study read the same rows, whatever the
+    day; None: a template that writes it is refused."""
     rate_sweep: RateSweep | None = None
     """Set for a range test: nothing is evaluated and no adapter is kept; the outcome holds the curve."""
 

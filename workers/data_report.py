@@ -8,12 +8,13 @@ where a trial ends at the first faulty row, the report goes on and says once wha
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -30,16 +31,19 @@ from search_spaces.data_report import (
 from search_spaces.definition import HubData, ModelSpec
 from workers.base_geometry import BaseGeometry, read_geometry
 from workers.base_model import load_tokenizer
+from workers.chat_templates import ChatTemplate, Rendering
 from workers.data_files import describe_source
 from workers.data_statistics import SplitStatistics, decoded
 from workers.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
 from workers.errors import AdapterError, DataError, LengthError, ModelError
 from workers.formats import FORMATS, Format
+from workers.loss_flags import FLAGS, is_empty
 from workers.model_files import check_model_folder, find_model_folder
 from workers.report_problems import Problems
 from workers.tokenization import IGNORED
 
 _EXAMPLES = 2
+_READ_KEYS = FLAGS | {"role", "content"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class _DataReader:
         self._base = base
         self._problems = problems
         self._examples: list[DecodedExample] = []
+        self._now = datetime.now(UTC)
 
     def report(self) -> DataReport:
         spec = self._request.data
@@ -156,19 +161,22 @@ class _DataReader:
             return None
         names = {*format_.fields, *columns, *columns.values()}
         statistics = SplitStatistics(format_, max_lengths, columns)
+        rendering = Rendering(self._now, request.data.unrendered)
         read = faulty = unread = 0
         ended = True
         try:
             for place, row in islice(rows, request.max_rows):
                 read += 1
                 try:
-                    input_ids, labels = encode_row(place, row, format_, columns, self._base)
+                    encoded = encode_row(place, row, format_, columns, self._base, rendering)
                     named = renamed_row(place, row, columns, format_)
                 except DataError as error:
                     faulty += 1
                     self._problems.add_row(error, split, place, names, path=path)
                     continue
-                statistics.add(named, input_ids, labels)
+                input_ids, labels = encoded.input_ids, encoded.labels
+                statistics.add(named, encoded)
+                statistics.add_unread(self._unread_columns(named, format_), self._unread_keys(named, format_))
                 keep = max_lengths[0]
                 if len(self._examples) < decode and any(label != IGNORED for label in labels[:keep]):
                     self._examples.append(
@@ -195,6 +203,28 @@ class _DataReader:
                     else:
                         self._add_length_fault(LengthError(message), cut.max_length)
         return format_, statistics, report
+
+    def _unread_columns(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+        """Columns that hold something and that nothing reads."""
+        return [
+            name
+            for name, value in row.items()
+            if name not in format_.fields and name not in FLAGS and not is_empty(value)
+        ]
+
+    def _unread_keys(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+        """Keys of messages that hold something and that neither the template nor anything else reads."""
+        found: dict[str, None] = {}
+        for field in format_.fields:
+            messages = row.get(field)
+            if field == "tools" or not isinstance(messages, list):
+                continue
+            template = ChatTemplate(self._base.tokenizer, row.get("tools"), self._now)
+            for message in messages:
+                for key, value in message.items():
+                    if key not in _READ_KEYS and not is_empty(value) and not template.reads(key):
+                        found[f"{message['role']}.{key}"] = None
+        return list(found)
 
     def _add_length_fault(self, fault: LengthError, length: int) -> None:
         own = length == self._request.data.max_length

@@ -7,7 +7,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
 from workers.formats import Format
 from workers.row_structures import Unread
-from workers.tokenization import IGNORED
+from workers.tokenization import IGNORED, EncodedRow
 
 MOST_LABELS = 50
 """Distinct values above which a column is not shown as a distribution."""
 TASK_COLUMNS = ("task", "category", "source", "label")
 """What data sets call the column that says of which part of a mixture a row is. The first found counts."""
 _SHOWN = 10
+_MOST_UNREAD = 50
 _LONGEST_VALUE = 80
 _LONGEST_TEXT = 2_000
 """Characters of a decoded segment; the middle of a longer one is left out."""
@@ -44,19 +45,25 @@ class SplitStatistics:
         self._unsupervised = 0
         self._seen: set[bytes] = set()
         self._duplicates = 0
+        self._found_by: Counter[str] = Counter()
+        self._unrendered: Counter[str] = Counter()
+        self._unread_columns: Counter[str] = Counter()
+        self._unread_keys: Counter[str] = Counter()
         self._labels: Counter[str] | None = Counter()
         self._tasks: dict[str, Counter[str] | None] = {name: Counter() for name in TASK_COLUMNS}
         self.texts: Counter[bytes] = Counter()
         """Digests of the rows' texts, without case and white space, and how many rows have each."""
 
-    def add(self, row: Mapping[str, Any], input_ids: Sequence[int], labels: Sequence[int]) -> None:
+    def add(self, row: Mapping[str, Any], encoded: EncodedRow) -> None:
         """Counts a row.
 
         Args:
             row: Under the format's names.
-            input_ids: Before any cut.
-            labels: Likewise; the first one is never supervised.
+            encoded: Before any cut; the first token is never supervised.
         """
+        input_ids, labels = encoded.input_ids, encoded.labels
+        self._found_by.update([encoded.found_by] if encoded.found_by is not None else [])
+        self._unrendered.update(encoded.unrendered)
         self._lengths.append(len(input_ids))
         supervised = [index for index, label in enumerate(labels) if label != IGNORED]
         self._unsupervised += not supervised
@@ -71,9 +78,15 @@ class SplitStatistics:
         for name, counts in self._tasks.items():
             self._tasks[name] = _count(counts, None if name in self._own_columns else row.get(name))
 
+    def add_unread(self, columns: Iterable[str], keys: Iterable[str]) -> None:
+        """Counts what a row holds that nothing reads: columns, and keys of its messages."""
+        for counts, names in ((self._unread_columns, columns), (self._unread_keys, keys)):
+            counts.update(name for name in names if name in counts or len(counts) < _MOST_UNREAD)
+
     def report(self, source: str, *, rows: int | None, counted: int, read: int, faulty: int) -> SplitReport:
         """What was counted; see `SplitReport` for the arguments."""
         lengths = sorted(self._lengths)
+        rows_added = len(lengths)
         tasks = ((name, counts) for name, counts in self._tasks.items() if counts)
         named, task_counts = next(tasks, ("", None))
         return SplitReport(
@@ -88,6 +101,10 @@ class SplitStatistics:
             longest_tokens=lengths[-1] if lengths else None,
             by_length=tuple(cut.report(length) for length, cut in self._cuts.items()),
             duplicate_rows=self._duplicates,
+            turns_found_by=_counts(self._found_by, rows_added),
+            unrendered=_counts(self._unrendered, rows_added),
+            unread_columns=_counts(self._unread_columns, rows_added),
+            unread_message_keys=_counts(self._unread_keys, rows_added),
             labels=_balance("completion", self._labels, twice=True),
             tasks=_balance(named, task_counts),
         )
@@ -183,6 +200,14 @@ def _count(counts: Counter[str] | None, value: Any) -> Counter[str] | None:
         return counts
     counts[str(value)] += 1
     return counts if len(counts) <= MOST_LABELS else None
+
+
+def _counts(counts: Counter[str], rows: int) -> tuple[Count, ...]:
+    """The most frequent first."""
+    return tuple(
+        Count(value=_shortened(value), rows=found, share=found / rows)
+        for value, found in counts.most_common()
+    )
 
 
 def _balance(column: str, counts: Counter[str] | None, *, twice: bool = False) -> Balance | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -13,15 +14,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.definition import DATA_FIELDS, DataSpec, HubData, ModelSpec
+from workers.chat_templates import PLAIN, Rendering
 from workers.data_files import describe_source, read_rows
 from workers.data_statistics import TASK_COLUMNS
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.formats import FORMATS, Format, detect_format
+from workers.loss_flags import FLAGS, MEANINGFUL_COLUMNS
 from workers.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
 from workers.text_files import PlacedRow
-from workers.tokenization import IGNORED
+from workers.tokenization import IGNORED, EncodedRow
 
-_READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM})
+_READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *FLAGS, *MEANINGFUL_COLUMNS})
 """Columns of a table that are read, beside those that the definition names."""
 
 
@@ -92,10 +95,17 @@ class TokenizedData:
         return digest.digest()
 
 
-def load_data(spec: DataSpec, base: Reader) -> tuple[TokenizedData, TokenizedData]:
+def load_data(
+    spec: DataSpec, base: Reader, now: datetime | None = None
+) -> tuple[TokenizedData, TokenizedData]:
     """Reads, formats, tokenises and truncates the train and the eval data.
 
     With `format: auto` the train data's columns decide, and the eval data must have the same format.
+
+    Args:
+        spec: What is read.
+        base: Whose tokenizer and chat template it is read with.
+        now: The date that a chat template may write; None: one that writes it is refused.
 
     Returns:
         Train and eval data, each with at least one example.
@@ -105,21 +115,21 @@ def load_data(spec: DataSpec, base: Reader) -> tuple[TokenizedData, TokenizedDat
             is left to learn from, or `max_length` is above the model's positions.
         ModelError: the tokenizer lacks the end token that the format needs.
     """
-    train = load_train(spec, base)
-    return train, load_eval(spec, base, train.format)
+    train = load_train(spec, base, now)
+    return train, load_eval(spec, base, train.format, now)
 
 
-def load_train(spec: DataSpec, base: Reader) -> TokenizedData:
+def load_train(spec: DataSpec, base: Reader, now: datetime | None = None) -> TokenizedData:
     """The train data alone; raises as `load_data`."""
     check_positions(spec, base)
     format_ = None if spec.format == "auto" else FORMATS[spec.format]
-    return _load_one(spec.train, spec, spec.max_train_examples, format_, base)
+    return _load_one(spec.train, spec, spec.max_train_examples, format_, base, now)
 
 
-def load_eval(spec: DataSpec, base: Reader, format_name: str) -> TokenizedData:
+def load_eval(spec: DataSpec, base: Reader, format_name: str, now: datetime | None = None) -> TokenizedData:
     """The eval data alone, in the format that the train data has; raises as `load_data`."""
     check_positions(spec, base)
-    return _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[format_name], base)
+    return _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[format_name], base, now)
 
 
 def check_positions(spec: DataSpec, base: Reader) -> None:
@@ -155,21 +165,33 @@ def open_rows(
 
 
 def _load_one(
-    source: str | HubData, spec: DataSpec, limit: int | None, format_: Format | None, base: Reader
+    source: str | HubData,
+    spec: DataSpec,
+    limit: int | None,
+    format_: Format | None,
+    base: Reader,
+    now: datetime | None,
 ) -> TokenizedData:
     format_, rows = open_rows(source, spec.columns, limit, format_)
-    return _tokenize(describe_source(source), rows, format_, spec, base)
+    return _tokenize(describe_source(source), rows, format_, spec, base, now)
 
 
 def _tokenize(
-    name: str, rows: Iterable[PlacedRow], format_: Format, spec: DataSpec, base: Reader
+    name: str,
+    rows: Iterable[PlacedRow],
+    format_: Format,
+    spec: DataSpec,
+    base: Reader,
+    now: datetime | None,
 ) -> TokenizedData:
+    rendering = Rendering(now, spec.unrendered)
     examples: list[Example] = []
     count = truncated = tokens = supervised_tokens = 0
     shortest_cut: int | None = None
     for place, row in rows:
         count += 1
-        input_ids, labels = encode_row(place, row, format_, spec.columns, base)
+        encoded = encode_row(place, row, format_, spec.columns, base, rendering)
+        input_ids, labels = encoded.input_ids, encoded.labels
         first = next((i for i, label in enumerate(labels) if label != IGNORED), None)
         if first is None or first >= spec.max_length:
             if first is not None:
@@ -196,9 +218,14 @@ def _tokenize(
 
 
 def encode_row(
-    place: str, row: dict[str, Any], format_: Format, columns: Mapping[str, str], base: Reader
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one row, before truncation.
+    place: str,
+    row: dict[str, Any],
+    format_: Format,
+    columns: Mapping[str, str],
+    base: Reader,
+    rendering: Rendering = PLAIN,
+) -> EncodedRow:
+    """One row as tokens, before truncation; the first one is never supervised.
 
     Raises:
         DataError: the row is not what the format needs; the message names its place.
@@ -213,7 +240,7 @@ def encode_row(
             )
     with faults_of_libraries(lambda: f"{place}: {_used(format_, renamed)} cannot be rendered or tokenised"):
         try:
-            encoded = format_.encode(renamed, base.tokenizer)
+            encoded = format_.encode(renamed, base.tokenizer, rendering)
         except RowError as error:
             raise RowError(f"{place}: {error}") from error
     highest = max(encoded.input_ids, default=0)
@@ -224,7 +251,7 @@ def encode_row(
             f"{base.vocabulary_size}. Use the tokenizer the model was trained with, or a model whose "
             "embeddings were resized for it."
         )
-    return encoded.input_ids, [IGNORED, *encoded.labels[1:]]
+    return replace(encoded, labels=[IGNORED, *encoded.labels[1:]])
 
 
 def renamed_row(

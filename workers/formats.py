@@ -11,15 +11,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.chat_templates import PLAIN, Rendering
 from workers.conversations import check_messages, encode_conversation
 from workers.errors import DataError, RowError
+from workers.loss_flags import asks_for_loss, refuse_lost_columns
 from workers.row_structures import CONVERSATIONS
 from workers.tokenization import (
+    IGNORED,
     EncodedRow,
     Segment,
     check_text,
@@ -50,15 +53,32 @@ class Format:
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    encode: Callable[[Row, PreTrainedTokenizerBase], EncodedRow]
+    encoder: Callable[[Row, PreTrainedTokenizerBase, Rendering], EncodedRow]
     """Raises RowError, or DataError where every row would fail alike."""
 
     @property
     def fields(self) -> tuple[str, ...]:
         return self.required + self.optional
 
+    def encode(
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
+    ) -> EncodedRow:
+        """Token ids and labels of a row; none of them carries loss where the row asks for that.
 
-def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+        Raises:
+            RowError: the row is not what the format needs, or asks for what is not done.
+            DataError: every row would fail alike.
+        """
+        asked = asks_for_loss({k: v for k, v in row.items() if k not in self.fields}, "the row")
+        if self.name != "text":
+            refuse_lost_columns(row, self.fields)
+        encoded = self.encoder(row, tokenizer, rendering)
+        if asked is False:
+            return replace(encoded, labels=[IGNORED] * len(encoded.labels))
+        return encoded
+
+
+def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> EncodedRow:
     text = _text(row, "text")
     return encode_segments(
         tokenizer,
@@ -68,22 +88,24 @@ def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
     )
 
 
-def _encode_prompt_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+def _encode_prompt_completion(
+    row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+) -> EncodedRow:
     if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
         prompt = check_messages(row["prompt"], "prompt")
         completion = check_messages(row["completion"], "completion")
         return encode_conversation(
-            tokenizer, [*prompt, *completion], first=len(prompt), tools=row.get("tools")
+            tokenizer, [*prompt, *completion], rendering, first=len(prompt), tools=row.get("tools")
         )
     return _encode_pair(_text(row, "prompt", empty=True), _text(row, "completion"), tokenizer)
 
 
-def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> EncodedRow:
     messages = check_messages(row["messages"], "messages")
-    return encode_conversation(tokenizer, messages, tools=row.get("tools"))
+    return encode_conversation(tokenizer, messages, rendering, tools=row.get("tools"))
 
 
-def _encode_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
+def _encode_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> EncodedRow:
     instruction, output = _text(row, "instruction"), _text(row, "output")
     given = _text(row, "input", empty=True) if row.get("input") is not None else ""
     template = ALPACA_WITH_INPUT if given.strip() else ALPACA_WITHOUT_INPUT

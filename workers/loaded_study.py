@@ -118,7 +118,7 @@ class LoadedStudies:
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
-            evaluation = load_eval(order.data, base.host.base, train.format)
+            evaluation = load_eval(order.data, base.host.base, train.format, order.study_created_at)
             self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
 
@@ -132,11 +132,11 @@ class LoadedStudies:
 
 def _load_train(order: TrialOrder, base: SharedBase) -> TokenizedData:
     """The train data, cut to the recipe's own length where it has one."""
-    length = order.recipe.max_length
+    length, now = order.recipe.max_length, order.study_created_at
     if length is None or length == order.data.max_length:
-        return load_train(order.data, base.host.base)
+        return load_train(order.data, base.host.base, now)
     try:
-        return load_train(order.data.model_copy(update={"max_length": length}), base.host.base)
+        return load_train(order.data.model_copy(update={"max_length": length}), base.host.base, now)
     except LengthError as error:
         raise RecipeLengthError.of(error) from error
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from search_spaces.data_report import TurnsFoundBy
 from workers.errors import ModelError, RowError
 
 IGNORED = -100
@@ -25,6 +26,10 @@ class EncodedRow:
 
     input_ids: list[int]
     labels: list[int]
+    found_by: TurnsFoundBy | None = None
+    """How the assistant's turns were told, of a conversation that has any."""
+    unrendered: tuple[str, ...] = ()
+    """What of the row is not in its text, where that is allowed: `assistant.reasoning_content`, `tools`."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,13 @@ from service.plans.schemas import (
 )
 
 Line = tuple[str, str]
+_FOUND_BY = {
+    "both": "markers, verified",
+    "markers": "narrower markers",
+    "markers_unverified": "markers, unverified",
+    "prefixes_despite_markers": "prefixes, not markers",
+}
+"""How the assistant's turns were found, in words: `search_spaces.data_report.TurnsFoundBy`."""
 
 
 def trial_lines(trials: TrialsPlan) -> Iterator[Line]:
@@ -54,6 +61,8 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
         yield "", f"{split.p95_tokens:,} at 95 %"
         yield " ", f"{split.longest_tokens:,} longest"
     yield "duplicates", f"{split.duplicate_rows:,}"
+    for found in split.turns_found_by:
+        yield f"turns by {_FOUND_BY.get(found.value, found.value)}", f"{found.rows:,}"
 
 
 def balance_line(balance: Balance) -> str:

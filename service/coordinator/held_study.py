@@ -55,6 +55,7 @@ class HeldStudy:
         study = self.transact(lambda _, study: study)
         self.name = study.name
         self.kind = StudyKind(study.kind)
+        self.created_at = study.created_at
         self.definition = StudyDefinition.model_validate(study.definition)
         self.preparation = NOTHING
         if study.preparation is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from search_spaces.artifact_places import join
 from search_spaces.definition import ModelSpec, StudyDefinition
@@ -32,6 +33,7 @@ def make_order(
     attempt: Attempt,
     earlier: Iterable[Attempt],
     kind: StudyKind = StudyKind.SEARCH,
+    created_at: datetime | None = None,
 ) -> TrialOrder:
     """The order for an attempt.
 
@@ -42,6 +44,7 @@ def make_order(
         earlier: the trial's attempts before it, oldest first. Whether one left a checkpoint only the worker
             can see: artifacts need not lie on the coordinator's machine.
         kind: whether the trial is trained, or its learning rate swept.
+        created_at: when the study was, which is the date that a chat template writes.
     """
     test = definition.search.learning_rate_range_test if kind is StudyKind.RANGE_TEST else None
     sweep = None if test is None else RateSweep(first=test.min, last=test.max, steps=test.steps)
@@ -61,5 +64,6 @@ def make_order(
         gradient_checkpointing=resources.gradient_checkpointing,
         artifact_dir=attempt.artifact_dir,
         resume_from=tuple(join(a.artifact_dir, CHECKPOINT) for a in reversed(list(earlier))),
+        study_created_at=created_at,
         rate_sweep=sweep,
     )

@@ -203,7 +203,7 @@ class StudyRun:
             return attempt, earlier
 
         attempt, earlier = held.transact(work)
-        return make_order(self.definition, recipe, attempt, earlier, held.kind)
+        return make_order(self.definition, recipe, attempt, earlier, held.kind, held.created_at)
 
     def end_disobedient(self, worker_id: str, reason: str) -> None:
         """End the live attempts of a worker that did not obey and was killed, as what they were told to be.

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from search_spaces.data_report import DataReport, SplitReport
+from search_spaces.data_report import Count, DataReport, SplitReport
 from search_spaces.wording import counted
 from service.plans.schemas import PlanWarning, warning
 
 FEW_EVAL_ROWS = 30
 MUCH_TRUNCATED = 0.10
 LITTLE_SUPERVISED = 0.05
+_SHOWN = 8
+_MASKS: dict[str, str] = {
+    "markers": "the chat template's {% generation %} markers leave out a part of the assistant's turns, which"
+    " carries no loss.",
+    "markers_unverified": "only the chat template's {% generation %} markers say which tokens are the"
+    " assistant's. They could not be verified, because the template renders a turn differently when other"
+    " messages follow it.",
+    "prefixes_despite_markers": "the chat template's {% generation %} markers go beyond the assistant's turns"
+    " and are not followed: the turns carry loss.",
+}
 
 
 def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
@@ -55,6 +65,7 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
             rows=split.duplicate_rows,
             of=split.rows_read,
         )
+    yield from _lost_warnings(name, split)
     for cut in split.by_length:
         left_out = split.unsupervised_rows + cut.cut_away_rows
         if left_out:
@@ -89,6 +100,42 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
             split=name,
             share=round(share, 4),
         )
+
+
+def _lost_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
+    """What rows say that is not trained on, and how surely the assistant's turns were found."""
+    if split.unrendered:
+        yield warning(
+            "unrendered",
+            f"The chat template leaves out, cuts or rewrites a part of the {name} data, which"
+            f" data.unrendered allows: {_listed(split.unrendered)}.",
+            split=name,
+            **{count.value: count.rows for count in split.unrendered},
+        )
+    unread = (("columns", split.unread_columns), ("message keys", split.unread_message_keys))
+    if found := [f"the {what} {_listed(counts)}" for what, counts in unread if counts]:
+        yield warning(
+            "unread_fields",
+            f"Nothing reads some of what the {name} data holds: {' and '.join(found)}.",
+            split=name,
+            columns=len(split.unread_columns),
+            message_keys=len(split.unread_message_keys),
+        )
+    for count in split.turns_found_by:
+        if count.value in _MASKS:
+            yield warning(
+                "assistant_mask",
+                f"{_rows(count.rows)} of {split.rows_read:,} in the {name} data: {_MASKS[count.value]}",
+                split=name,
+                found_by=count.value,
+                rows=count.rows,
+            )
+
+
+def _listed(counts: Sequence[Count]) -> str:
+    shown = ", ".join(f"{count.value} ({_rows(count.rows)})" for count in counts[:_SHOWN])
+    more = len(counts) - _SHOWN
+    return shown if more <= 0 else f"{shown} and {more:,} more"
 
 
 def _rows(count: int) -> str:

@@ -224,6 +224,58 @@ def test_the_head_of_a_tied_base_is_every_trials_problem(report: Any) -> None:
     ]
 
 
+SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "done"}]
+
+
+def turn(**keys: Any) -> dict[str, Any]:
+    return {"messages": [SAID[0], {**SAID[1], **keys}]}
+
+
+def counts(values: Any) -> list[tuple[str, int]]:
+    return [(count.value, count.rows) for count in values]
+
+
+def test_columns_that_nothing_reads_are_listed(report: Any) -> None:
+    rows = [{**row, "id": n, "note": "x" if n else None, "weight": 1} for n, row in enumerate(PAIRS)]
+    assert counts(report(rows).data.train.unread_columns) == [("id", 3), ("note", 2)]
+    renamed = [{"question": row["prompt"], "completion": row["completion"]} for row in PAIRS]
+    data = report(renamed, renamed, data={"columns": {"prompt": "question"}}).data
+    assert data.train.unread_columns == data.train.unread_message_keys == ()
+
+
+def test_message_keys_that_nothing_reads_are_listed(report: Any) -> None:
+    """But for those that are empty, and flags of the loss; whoever has them."""
+    rows = [turn(id="a", weight=1, name="bot"), turn(id="b", refusal=None), {"messages": SAID}]
+    rows[2]["messages"] = [{**SAID[0], "score": 1}, SAID[1]]
+    made = report(rows, [turn()])
+    assert counts(made.data.train.unread_message_keys) == [
+        ("assistant.id", 2),
+        ("assistant.name", 1),
+        ("user.score", 1),
+    ]
+    assert made.problems == ()
+
+
+def test_what_the_template_loses_is_a_problem_or_counted(report: Any) -> None:
+    rows = [turn(), turn(reasoning_content="two and two")]
+    made = report(rows, [turn()])
+    assert "train.jsonl:2: The tokenizer's chat template does not render" in made.problems[0].message
+    made = report(rows, [turn()], data={"unrendered": "ignore"})
+    assert made.problems == ()
+    assert counts(made.data.train.unrendered) == [("assistant.reasoning_content", 1)]
+
+
+def test_how_the_turns_were_found_is_counted(report: Any) -> None:
+    made = report([turn(), turn(), {"messages": SAID[:1]}], [turn()])
+    assert counts(made.data.train.turns_found_by) == [("prefixes", 2)]
+    assert report(PAIRS).data.train.turns_found_by == ()
+
+
+def test_rows_that_ask_for_no_loss_are_counted_as_left_out(report: Any) -> None:
+    made = report([{**PAIRS[0], "weight": 0}, *PAIRS[1:]])
+    assert (made.data.train.unsupervised_rows, made.data.train.by_length[0].usable_rows) == (1, 2)
+
+
 def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
     quickstart = Path(__file__).parents[3] / "examples/quickstart"
     request = {

@@ -55,6 +55,27 @@ def load(train: Any, base: LoadedBase, **fields: Any) -> TokenizedData:
     return load_data(spec, base)[0]
 
 
+def conversation(**keys: Any) -> str:
+    """A row as JSON, with keys of the assistant's message."""
+    said = {"role": "assistant", "content": "done", **keys}
+    return json.dumps({"messages": [{"role": "user", "content": "hi"}, said]})
+
+
+def test_rows_that_ask_for_no_loss_are_left_out_and_counted(tmp_path: Path, base: LoadedBase) -> None:
+    """As rows without a supervised token are."""
+    rows = [*PAIRS, {**PAIRS[0], "weight": 0}, {**PAIRS[0], "train": False}]
+    data = load(write_jsonl(tmp_path / "d.jsonl", rows), base)
+    assert (data.rows, data.skipped, len(data.examples)) == (5, 2, 3)
+
+
+def test_what_is_lost_on_purpose_leaves_the_rows(tmp_path: Path, base: LoadedBase) -> None:
+    """They are trained on as the chat template renders them."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(conversation(reasoning_content="two and two"))
+    (row,) = texts(load(str(path), base, unrendered="ignore"), base)
+    assert row == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\ndone<|im_end|>\n"
+
+
 def texts(data: TokenizedData, base: LoadedBase) -> list[str]:
     return [base.tokenizer.decode(example.input_ids) for example in data.examples]
 
@@ -277,6 +298,32 @@ def test_the_eval_data_must_have_the_train_datas_format(good: str, tmp_path: Pat
         ("d.json", '{"text": "a"}\n{"text": }', ":2", "the line is not valid JSON"),
         ("d.json", '{"rows": []}', "", 'must hold a list of objects, or {"data": [...]}'),
         ("d.csv", 'text,n\n"a\nb",1\n"",2\n', ":4", "The field 'text' is empty"),
+        ("d.csv", "prompt,completion\na,b\nc, \n", ":3", "The field 'completion' is empty"),
+        (
+            "d.csv",
+            "instruction,output,system\na,b,\nc,d,be brief\n",
+            ":3",
+            "The column 'system' is filled in",
+        ),
+        ("d.csv", "text,weight\na,1\nb,0.5\n", ":3", "'weight' of the row is '0.5'"),
+        (
+            "d.jsonl",
+            f"{conversation()}\n{conversation(content=' ')}\n",
+            ":2",
+            "Message 2, which is the assistant's, is empty",
+        ),
+        (
+            "d.json",
+            f"[{conversation()},\n{conversation(reasoning_content='two and two')}]",
+            ":2",
+            "does not render the 'reasoning_content' of message 2 ('two and two')",
+        ),
+        (
+            "d.jsonl",
+            f"{conversation()}\n{conversation(content='', function_call={'name': 'f', 'arguments': '{}'})}\n",
+            ":2",
+            "does not render the 'function_call' of message 2 ('f')",
+        ),
         ("d.csv", "text,n\na,1\nb\n", ":3", "the record has 1 cells, the header 2"),
         ("d.csv", "text,n,text\na,1,b\n", ":1", "the header names the column 'text' more than once"),
         ("d.csv", "text\na\nb,c\n", ":3", "the record has 2 cells, the header 1"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from search_spaces.definition import DataSpec
 from search_spaces.recipe import Recipe
-from tests.tiny_models import build_tiny_base
+from tests.tiny_models import CHATML, build_tiny_base, build_tiny_tokenizer
 from tests.tiny_packs import Recorder, final_weights
 from tests.tiny_trials import data_spec, relative_difference, trial_order
 from tests.train_orders import train_elsewhere
@@ -27,6 +31,7 @@ from workers.contract import (
     Verdict,
 )
 from workers.evaluation import Totals
+from workers.loaded_study import LoadedStudies
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -85,6 +90,27 @@ def with_metrics(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     monkeypatch.setattr(
         Totals, "metrics", lambda self: {"eval_loss": next(remaining), "perplexity": 2.0, "accuracy": 0.5}
     )
+
+
+def test_rows_with_the_date_are_the_same_on_every_day_of_a_study(tmp_path: Path) -> None:
+    """A checkpoint is gone on from when its rows have the same tokens: the study's date decides."""
+    dated = build_tiny_tokenizer(chat_template="{{ strftime_now('%d %b %Y') + '\n' }}" + CHATML)
+    base = build_tiny_base(tmp_path / "base", tokenizer=dated)
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "done"}]
+    rows.write_text(json.dumps({"messages": turns}) + "\n")
+    data = DataSpec(train=str(rows), eval=str(rows), max_length=64)
+    day = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+    def loaded(created: datetime) -> tuple[str, str]:
+        order = replace(trial_order(tmp_path, base, data=data), study_created_at=created)
+        all_of_it = LoadedStudies(torch.device("cpu")).load(order, ())
+        return dated.decode(all_of_it.train.examples[0].input_ids), all_of_it.recipe_key(order)
+
+    text, key = loaded(day)
+    assert text.startswith("04 Mar 2026\n")
+    assert loaded(day) == (text, key)
+    assert loaded(day + timedelta(days=1))[1] != key
 
 
 def flip_a_byte(file: Path) -> None:

@@ -211,6 +211,8 @@ def test_a_lost_trial_goes_on_from_its_checkpoint(make_house: Callable[..., Hous
     ]
     assert house.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (3, 75), (3, 100)]
     assert list(house.rungs()[0]) == [25, 50, 75, 100]
+    # The date that a chat template writes is the study's, so that all three read the same rows.
+    assert {o.study_created_at for o in house.cluster.orders} == {house.study(study_id).created_at}
     words = "training on cpu: 100 train rows, 10 eval rows"
     assert house.events("attempt_running") == [
         words,

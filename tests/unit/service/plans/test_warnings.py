@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.data_report import DataReport, Report, ReportProblem
+from search_spaces.data_report import Count, DataReport, Report, ReportProblem
 from search_spaces.definition import StudyDefinition
 from service.fleet.cluster import Cluster, Node
 from service.plans.plan import make_plan
@@ -36,6 +36,23 @@ def warnings(
 
 def rate(low: float, high: float, **changes: Any) -> dict[str, Any]:
     return {"space": {"learning_rate": {"min": low, "max": high, "scale": "log", **changes}}}
+
+
+def counted(value: str) -> tuple[Count, ...]:
+    return (Count(value=value, rows=3, share=0.03),)
+
+
+@pytest.mark.parametrize("found_by", ["prefixes", "both"])
+def test_turns_that_were_found_for_certain_call_for_no_warning(found_by: str) -> None:
+    assert warnings(data=make_data(make_split(turns_found_by=counted(found_by)))) == {}
+
+
+def test_what_nothing_reads_is_named() -> None:
+    split = make_split(unread_columns=counted("id"), unread_message_keys=counted("user.name"))
+    assert warnings(data=make_data(split))["unread_fields"].message == (
+        "Nothing reads some of what the train data holds: the columns id (3 rows) and the message keys"
+        " user.name (3 rows)."
+    )
 
 
 def test_an_ordinary_study_has_none() -> None:
@@ -84,6 +101,21 @@ def test_a_single_step_of_warm_up_trains_nothing() -> None:
         ("overlap", make_data(overlap_rows=3), {"rows": 3, "eval_rows": 50}),
         ("few_eval_rows", make_data(None, make_split(3)), {"rows": 3}),
         ("duplicates", make_data(make_split(duplicate_rows=2)), {"split": "train", "rows": 2, "of": 100}),
+        (
+            "unrendered",
+            make_data(make_split(unrendered=counted("assistant.reasoning_content"))),
+            {"split": "train", "assistant.reasoning_content": 3},
+        ),
+        (
+            "unread_fields",
+            make_data(make_split(unread_columns=counted("id"), unread_message_keys=counted("user.name"))),
+            {"split": "train", "columns": 1, "message_keys": 1},
+        ),
+        (
+            "assistant_mask",
+            make_data(make_split(turns_found_by=counted("markers_unverified"))),
+            {"split": "train", "found_by": "markers_unverified", "rows": 3},
+        ),
         (
             "truncated",
             make_data(make_split(cut={"truncated_rows": 11})),
