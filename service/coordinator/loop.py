@@ -24,7 +24,7 @@ from search_spaces.errors import SearchSpaceError
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases
-from service.coordinator.chores import cancel_unstarted, fire_schedules
+from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.outages import Outages, insist, is_trouble
@@ -73,6 +73,7 @@ class Coordinator:
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
+        self._said: dict[str, tuple[int, str]] = {}
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
         """Rounds until `stop` is set, then hand the leases back; the workers train on.
@@ -114,6 +115,12 @@ class Coordinator:
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage)
             self._take_leases()
+            say_who_waits(
+                self._database,
+                self._said,
+                limit=self._settings.max_running_studies,
+                per_owner=self._settings.max_running_studies_per_owner,
+            )
             self._sweeper.look()
         for delivery in self._cluster.poll(self._settings.poll_seconds):
             self._deliver(delivery)
