@@ -103,7 +103,7 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
         database.dispose()
         raise
     reports = ReportProcesses(settings.plan_timeout_seconds)
-    return Resources(settings, database, storage, reports), Dashboard(storage)
+    return Resources(settings, database, storage, reports), Dashboard(storage, database)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:
