@@ -8,7 +8,7 @@
     [aria-label="skip trial"], button:has(> span > [data-testid="AddBoxIcon"]),
     button:has([data-testid="EditIcon"]), .nightsweep-hidden { display: none !important; }
     .nightsweep-badge { margin-left: auto; font-size: 14px; opacity: 0.9; }
-    .nightsweep-repeat { opacity: 0.75; font-size: 0.8em; }`;
+    .nightsweep-repeat { margin-left: 0.6em; opacity: 0.75; font-size: 11px; white-space: nowrap; }`;
   document.head.append(style);
 
   // By study: `titles`, sentences that take the place of what stands beneath a title; `repeats`, by number.

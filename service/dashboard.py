@@ -156,7 +156,9 @@ class Dashboard:
             found = records.read(session, self._storage, study)
             trials = [trial_view(study, found.definition, record, ()) for record in found.records]
             repeats = notes.repeats_in_words(trials)
-            ours["repeats"] = repeats
+            ours["repeats"] = {
+                t.number: f"repeat of {t.repeat_of}, seed {t.seed}" for t in trials if t.number in repeats
+            }
             written = {trial.number: notes.trial_note(trial, repeats.get(trial.number)) for trial in trials}
             for trial in (*document["trials"], *document["best_trials"]):
                 if trial["number"] in written:

@@ -42,7 +42,8 @@ def range_test_note(test: RangeTestView) -> str:
     if test.bounds is not None:
         lines.append(f"**Learning rate**: {test.bounds.min:.3g} to {test.bounds.max:.3g}.")
     lines += [_plain(note) for note in test.notes]
-    lines.append(f"The curves: `nightsweep range-test show {test.name}`.")
+    address = f"/v1/range-tests/{test.name}"
+    lines.append(f"**Its curves, in numbers**: [{_plain(address)}]({address}).")
     return "\n\n".join(lines)
 
 

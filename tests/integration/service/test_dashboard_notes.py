@@ -86,8 +86,8 @@ def test_repeats_are_told_apart(client: TestClient, lab: Lab) -> None:
     for seed in (1, 2):
         lab.complete(1.3, repeat_of=0, seed=seed)
     assert page(client)["nightsweep"]["repeats"] == {
-        "1": "repeat 1 of trial 0, seed 1",
-        "2": "repeat 2 of trial 0, seed 2",
+        "1": "repeat of 0, seed 1",
+        "2": "repeat of 0, seed 2",
     }
     assert "Repeat 2 of trial 0, seed 2." in note(client, 2)
     assert "| seed | 2 |" in note(client, 2)
@@ -170,7 +170,7 @@ def test_a_range_test_has_neither_a_best_trial_nor_importance(
     assert shown["best_trials"] == []
     assert set(shown["nightsweep"]["titles"]) == {"Best Trial", "Hyperparameter Importance"}
     assert importance(client)["param_importances"] == [[]]
-    assert f"nightsweep range-test show {made['name']}" in shown["note"]["body"].replace("\\", "")
+    assert f"(/v1/range-tests/{made['name']})" in shown["note"]["body"].replace("\\", "")
 
 
 @on_sqlite

@@ -197,3 +197,32 @@ def test_a_trial_that_goes_on_from_its_checkpoint_has_no_such_event(make_house: 
     house.cluster.kill(house.cluster.alive[0])
     house.run(study_id)
     assert house.events("checkpoint_unusable") == []
+
+
+def test_a_running_attempt_that_is_back_at_the_beginning_stays_and_says_why(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1)
+    house.submit(**ONE_TRIAL)
+    house.rounds(lambda: 50 in house.rungs().get(0, {}))
+    [present] = house.attempts()
+    missing = UnusableCheckpoint(folder=f"{present.artifact_dir}/checkpoint", reason="", missing=True)
+    event = TrialStarted(
+        attempt_id=present.id,
+        total_examples=100,
+        total_steps=100,
+        micro_batch_size=1,
+        device="cpu",
+        trainable_parameters=1,
+        data=ROWS,
+        passed_over=(missing,),
+    )
+    [run] = house.runs
+    for _ in range(2):
+        run.events.on_started(event, present.last_event_seq + 1)
+    [present] = house.attempts()
+    assert (present.state, present.examples_seen) == (AttemptState.RUNNING, 0)
+    assert house.events("checkpoint_unusable") == [
+        f"attempt 1 {AGAIN}attempt 1 waited for room at 50 examples, but there is no checkpoint in "
+        f"{missing.folder}"
+    ]
