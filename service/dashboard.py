@@ -87,12 +87,12 @@ class Dashboard:
             await script(scope, receive, send)
         elif path == "/dashboard" or path.startswith("/dashboard/"):
             await self._rewritten(scope, receive, send, _with_script)
-        elif _STUDY.fullmatch(path) and (found := _AFTER.fullmatch(scope["query_string"])):
-            after = int(found[1] or 0)
+        elif _STUDY.fullmatch(path) and (asked := _AFTER.fullmatch(scope["query_string"])):
+            after = int(asked[1] or 0)
             whole = {**scope, "query_string": b""}
             await self._rewritten(whole, receive, send, lambda body: self._with_notes(body, after))
-        elif found := _IMPORTANCE.fullmatch(path):
-            number = int(found[1])
+        elif importance := _IMPORTANCE.fullmatch(path):
+            number = int(importance[1])
             await self._rewritten(scope, receive, send, lambda body: self._only_if_known(number, body))
         else:
             await self._wsgi(_mended(scope), receive, send)

@@ -47,6 +47,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
 )
 from service.coordinator.outages import is_trouble
+from service.coordinator.snapshot import TrialPhase
 from service.coordinator.study_run import StudyRun
 from service.errors import LeaseLost, Torn
 from service.states import LossCause, StudyState
@@ -289,6 +290,7 @@ class Performer:
                 started=crew.started,
                 starting=len(crew.members) - crew.started,
                 no_worker=crew.no_worker_reason(wanted),
+                resting=any(t.phase is TrialPhase.WAITING and not t.rested for t in snapshot.trials),
             )
             if words is not None:
                 run.say(words)

@@ -47,7 +47,14 @@ def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
 
 
 def standing(
-    *, training: bool, preparing: str | None, live: int, started: int, starting: int, no_worker: str | None
+    *,
+    training: bool,
+    preparing: str | None,
+    live: int,
+    started: int,
+    starting: int,
+    no_worker: str | None,
+    resting: bool,
 ) -> str | None:
     """How a running study stands.
 
@@ -58,6 +65,7 @@ def standing(
         started: workers that can take trials.
         starting: workers that cannot yet.
         no_worker: why there is none that can.
+        resting: whether a trial whose worker was lost is kept back for a moment.
 
     Returns:
         None: nothing that has not been said.
@@ -66,8 +74,10 @@ def standing(
         words = TRAINING
     elif live:
         words = f"starting: {preparing or 'its trials were sent to their workers'}"
-    else:
+    elif no_worker is not None or not resting:
         return no_worker
+    else:
+        words = "waiting: trials whose workers were lost are tried again after a pause of up to a minute"
     return words if not starting else f"{words}; {started} of {started + starting} workers started"
 
 

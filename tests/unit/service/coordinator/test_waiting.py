@@ -76,6 +76,11 @@ def test_workers_that_start_are_counted_and_the_death_of_the_last_is_told() -> N
         ({"live": 1}, "starting: its trials were sent to their workers"),
         ({"live": 1, "preparing": "loading the base b (nf4)"}, "starting: loading the base b (nf4)"),
         ({"no_worker": "waiting for a worker"}, "waiting for a worker"),
+        (
+            {"resting": True},
+            "waiting: trials whose workers were lost are tried again after a pause of up to a minute",
+        ),
+        ({"resting": True, "no_worker": "waiting for a worker"}, "waiting for a worker"),
         ({}, None),
     ],
 )
@@ -87,6 +92,7 @@ def test_the_words_follow_what_goes_on(given: dict[str, Any], expected: str | No
         "started": 1,
         "starting": 0,
         "no_worker": None,
+        "resting": False,
     }
     assert standing(**{**nothing, **given}) == expected
 
