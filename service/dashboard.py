@@ -159,7 +159,9 @@ class Dashboard:
             ours["repeats"] = {
                 t.number: f"repeat of {t.repeat_of}, seed {t.seed}" for t in trials if t.number in repeats
             }
-            written = {trial.number: notes.trial_note(trial, repeats.get(trial.number)) for trial in trials}
+            written = {
+                t.number: notes.trial_note(t, repeats.get(t.number), trained=found.trained) for t in trials
+            }
             for trial in (*document["trials"], *document["best_trials"]):
                 if trial["number"] in written:
                     trial["note"]["body"] = written[trial["number"]]

@@ -8,10 +8,12 @@ from typing import Any
 
 from search_spaces.artifact_places import without_password
 from service.range_tests.schemas import RangeTestView
+from service.states import TERMINAL_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 
 _SYNTAX = re.compile(r"([\\`*_{}\[\]<>()#+!|~$-])")
+_ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 _NO_BEST = "A range test has no best trial: it proposes a range of learning rates, see the note."
 _NO_IMPORTANCE = "A range test has no importance: its trials sweep the learning rate at given corners."
 
@@ -47,12 +49,13 @@ def range_test_note(test: RangeTestView) -> str:
     return "\n\n".join(lines)
 
 
-def trial_note(trial: TrialView, repeat: str | None) -> str:
+def trial_note(trial: TrialView, repeat: str | None, *, trained: bool = True) -> str:
     """State and reason, every metric, the adapter's address, and the whole recipe.
 
     Args:
         trial: the trial.
         repeat: which repeat it is, in words; None: it is of the search.
+        trained: whether it is a training, which leaves an adapter; a range test's is a sweep.
     """
     lines = [_standing(trial.state, trial.reason)]
     if repeat is not None:
@@ -69,7 +72,7 @@ def trial_note(trial: TrialView, repeat: str | None) -> str:
             f"**Adapter**: [{_plain(address)}]({address}), kept in"
             f" {_code(without_password(trial.adapter.path))}."
         )
-    elif trial.ended_at is not None:
+    elif trained and trial.state in _ENDS:
         lines.append("**Adapter**: none is kept.")
     if trial.recipe is not None:
         lines.append(_table("recipe", list(trial.recipe.items())))

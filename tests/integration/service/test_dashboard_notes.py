@@ -81,6 +81,13 @@ def test_a_trial_that_trains_has_a_note_already(client: TestClient, lab: Lab) ->
     assert note(client, number).startswith("**running**: training on cpu")
 
 
+def test_a_trial_that_goes_on_later_is_not_said_to_have_no_adapter(client: TestClient, lab: Lab) -> None:
+    number, _ = lab.ask()
+    lab.attempt(number, 1, AttemptState.PAUSED)
+    assert note(client, number).startswith("**paused**: it paused")
+    assert "Adapter" not in note(client, number)
+
+
 def test_repeats_are_told_apart(client: TestClient, lab: Lab) -> None:
     lab.complete(1.25)
     for seed in (1, 2):
@@ -168,6 +175,7 @@ def test_a_range_test_has_neither_a_best_trial_nor_importance(
         optuna_store.tell(study, number, AttemptState.COMPLETED, "swept", value=value)
     shown = page(client, made["name"])
     assert shown["best_trials"] == []
+    assert "Adapter" not in shown["trials"][0]["note"]["body"]
     assert set(shown["nightsweep"]["titles"]) == {"Best Trial", "Hyperparameter Importance"}
     assert importance(client)["param_importances"] == [[]]
     assert f"(/v1/range-tests/{made['name']})" in shown["note"]["body"].replace("\\", "")
