@@ -190,8 +190,8 @@ class ReportProblem(_Part):
 
     about: ProblemKind = Field(
         description="model or data: every trial would fail; recipe: trials with that recipe would fail, which"
-        " may be all (see every_trial); host: the machine that made the report could not fetch something from the"
-        " hub, but workers may be able to"
+        " may be all (see every_trial); host: the machine that made the report could not fetch something from"
+        " the hub, but workers may be able to"
     )
     message: str
     path: str = Field(default="", description="The key of the definition that it is about, with dots")

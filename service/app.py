@@ -112,7 +112,7 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
     if settings.submission_check_seconds:
         reports.warm_up()
     checks = SubmissionChecks(reports, settings.submission_check_seconds)
-    return Resources(settings, database, storage, reports, checks), Dashboard(storage)
+    return Resources(settings, database, storage, reports, checks), Dashboard(storage, database)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:

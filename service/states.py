@@ -98,6 +98,9 @@ TERMINAL_STUDY_STATES = frozenset(StudyState) - ACTIVE_STUDY_STATES
 LIVE_ATTEMPT_STATES = frozenset({AttemptState.DISPATCHED, AttemptState.RUNNING})
 TERMINAL_ATTEMPT_STATES = _ATTEMPT_ENDS
 
+TRAINING = "training"
+"""The reason of a running study of which there is nothing more to say."""
+
 TRIAL_FAILED = f"trial_{AttemptState.FAILED}"
 """The kind of event that ends a trial as failed without an attempt that is."""
 

@@ -8,7 +8,7 @@ import torch
 
 from workers.attempt import Attempt
 from workers.checkpoints import newest_usable
-from workers.contract import TrialOrder
+from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.loaded_study import Loaded
 from workers.rate_sweep import RateSweepRun, SweepAttempt
 from workers.trial_run import TrialRun, first_examples
@@ -31,16 +31,20 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
             "micro_batch_size": order.micro_batch_size,
             "loss_scaled": base.host.base.compute_dtype == torch.float16,
         }
-        key = loaded.recipe_key(order)
+        whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
         attempt: Attempt
         if order.rate_sweep is None:
             run = TrialRun(*trial, divergence_factor=order.evaluation.divergence_factor, **options)
-            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, recipe_key=key)
+            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, **whose)
         else:
             sweep = RateSweepRun(order.rate_sweep, *trial, **options)
-            attempt = SweepAttempt(order, sweep, base.host, loaded.evaluation.examples, recipe_key=key)
-        found = newest_usable(order.resume_from, recipe_key=key)
-        if found is not None and attempt.goes_on_from(found[0]):
+            attempt = SweepAttempt(order, sweep, base.host, loaded.evaluation.examples, **whose)
+        passed_over: list[UnusableCheckpoint] = []
+        found = newest_usable(
+            order.resume_from, **whose, objection=attempt.objection_to, pass_over=passed_over.append
+        )
+        attempt.passed_over = tuple(passed_over)
+        if found is not None:
             attempt.restore(found[0])
     except BaseException:
         base.host.remove(adapter.name)

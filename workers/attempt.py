@@ -22,6 +22,7 @@ from workers.contract import (
     TrialOrder,
     TrialOutcome,
     TrialStarted,
+    UnusableCheckpoint,
 )
 from workers.datasets import Example
 from workers.errors import ArtifactError
@@ -42,6 +43,7 @@ class Attempt:
         due: The rung that has been reached and not yet reported.
         reports: Those of all rungs so far. They go into the checkpoint: a worker may die with reports that no
             coordinator was there to fetch, and the next attempt goes on beyond their rungs.
+        passed_over: Checkpoints of earlier attempts that it could not go on from.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Attempt:
         eval_examples: Sequence[Example],
         *,
         recipe_key: str,
+        made_of: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -60,15 +63,18 @@ class Attempt:
             host: Where its adapter lives.
             eval_examples: What every rung evaluates on.
             recipe_key: What a checkpoint must have been made of to be this trial's.
+            made_of: The parts of that, by name.
         """
         self.order = order
         self.run = run
         self.eval_examples = eval_examples
         self.due: int | None = None
         self.reports: list[Report] = []
+        self.passed_over: tuple[UnusableCheckpoint, ...] = ()
         self.predicted_memory_bytes: int | None = None
         self._host = host
         self._recipe_key = recipe_key
+        self._made_of = dict(made_of or {})
         self._loss_since_rung = 0.0
         self._tokens_since_rung = 0
         self._best_rung: int | None = None
@@ -100,6 +106,7 @@ class Attempt:
             device=str(device),
             trainable_parameters=run.adapter.trainable_parameters,
             resumed_at_examples=run.examples_seen,
+            passed_over=self.passed_over,
             data=DataSummary(
                 train_rows=train.rows,
                 train_skipped=train.skipped,
@@ -149,6 +156,7 @@ class Attempt:
         tensors, run = self.run.state()
         state = {
             "recipe_key": self._recipe_key,
+            "made_of": self._made_of,
             "run": run,
             "due": self.due,
             "loss_since_rung": self._loss_since_rung,
@@ -184,11 +192,14 @@ class Attempt:
             self._uninsured = True
             _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
 
-    def goes_on_from(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint leads to the outcome that the trial would have had without it.
+    def objection_to(self, checkpoint: Checkpoint) -> str | None:
+        """Why the checkpoint does not lead to the outcome that the trial would have had without it.
 
         It must have been made on this base, of which the recipe's key covers the name, not the weights. And
         the best adapter so far must be there still, since no later one takes its place.
+
+        Returns:
+            What is wrong with it, in words; None: nothing.
 
         Raises:
             ArtifactError: The storage does not say whether the adapter is there.
@@ -196,15 +207,10 @@ class Attempt:
         state: Mapping[str, Any] = checkpoint.state["run"]  # type: ignore[assignment]
         folders: Mapping[str, str] = checkpoint.state["folders"]  # type: ignore[assignment]
         if not self.run.began_like(state):
-            reason = "a trial that started at a different loss, so the base's weights have changed"
-        elif gone := [place for place in folders.values() if not has_adapter(place)]:
-            reason = f"a trial whose best adapter is gone from {without_password(gone[0])}"
-        else:
-            return True
-        _log.warning(
-            "attempt %d starts from the beginning: its checkpoint is from %s", self.order.attempt_id, reason
-        )
-        return False
+            return "the trial started at a different loss, so the base's weights have changed"
+        if gone := [place for place in folders.values() if not has_adapter(place)]:
+            return f"the trial's best adapter is gone from {without_password(gone[0])}"
+        return None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of the same trial, this attempt's or an earlier one's."""

@@ -36,6 +36,10 @@ class CheckpointError(WorkerError):
     """A checkpoint is missing, corrupt or of another format, or its contents cannot be written exactly."""
 
 
+class NoCheckpointError(CheckpointError):
+    """Nothing is there: none was ever written, or it was removed."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What `write_checkpoint` was given, bit by bit."""

@@ -23,22 +23,24 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from search_spaces.artifact_places import is_url
+from search_spaces.artifact_places import is_url, without_password
 from workers import remote_checkpoints
 from workers.checkpoint_format import (
     STATE,
     TENSORS,
     Checkpoint,
     CheckpointError,
+    NoCheckpointError,
     decode,
     encode,
     first_line,
 )
+from workers.contract import UnusableCheckpoint
 
 _log = logging.getLogger(__name__)
 
@@ -115,34 +117,55 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             return checkpoint
         # A writer that has replaced every version since they were listed has left newer ones.
         if _versions(folder) == versions:
-            raise CheckpointError(
-                f"The checkpoint {folder} cannot be used: {'; '.join(faults) or 'nothing is in it yet'}."
-            )
+            if not versions:
+                raise NoCheckpointError(f"The checkpoint {folder} cannot be used: nothing is in it yet.")
+            raise CheckpointError(f"The checkpoint {folder} cannot be used: {'; '.join(faults)}.")
 
 
-def newest_usable(folders: Sequence[str], *, recipe_key: str) -> tuple[Checkpoint, str] | None:
+def newest_usable(
+    folders: Sequence[str],
+    *,
+    recipe_key: str,
+    made_of: Mapping[str, str] | None = None,
+    objection: Callable[[Checkpoint], str | None] = lambda _: None,
+    pass_over: Callable[[UnusableCheckpoint], object] = lambda _: None,
+) -> tuple[Checkpoint, str] | None:
     """The first checkpoint that can be read and is of this recipe, and its folder; None when there is none.
 
     Args:
         folders: Paths or URLs, newest first. Why one is passed over is logged, in a line each.
         recipe_key: What the state must hold under `recipe_key`.
+        made_of: What that key is made of, by name: names what differs, where the state holds it likewise.
+        objection: Says what else is wrong with a checkpoint of this recipe; None: nothing.
+        pass_over: Is told of each that is passed over.
 
     Raises:
         ArtifactError: What lies behind a URL does not answer, so nobody knows what is there.
     """
     for folder in folders:
+        missing = False
         try:
             checkpoint = remote_checkpoints.read(folder) if is_url(folder) else read_checkpoint(Path(folder))
         except CheckpointError as error:
-            _log.warning("%s It is skipped.", error)
-            continue
-        found = checkpoint.state.get("recipe_key")
-        if found == recipe_key:
-            return checkpoint, folder
-        _log.warning(
-            "The checkpoint %s is skipped: it belongs to recipe %r, not %r.", folder, found, recipe_key
-        )
+            missing, reason = isinstance(error, NoCheckpointError), str(error).rstrip(".")
+        else:
+            if checkpoint.state.get("recipe_key") != recipe_key:
+                wrong = f"it was made of {_difference(checkpoint.state.get('made_of'), made_of or {})}"
+            elif (objected := objection(checkpoint)) is not None:
+                wrong = objected
+            else:
+                return checkpoint, folder
+            reason = f"The checkpoint {without_password(folder)} cannot be used: {wrong}"
+        _log.warning("%s. It is skipped.", reason)
+        pass_over(UnusableCheckpoint(folder=folder, reason=reason, missing=missing))
     return None
+
+
+def _difference(then: object, now: Mapping[str, str]) -> str:
+    """What a checkpoint was made of that is another now, in words."""
+    if isinstance(then, dict) and (changed := [name for name in now if then.get(name) != now[name]]):
+        return f"another {' and another '.join(changed)}"
+    return "another recipe, base or data"
 
 
 def remove_checkpoints(folders: Iterable[str]) -> None:
@@ -174,7 +197,9 @@ def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:
                 if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
             ]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"There is no checkpoint {folder} ({first_line(error)}).") from error
+        absent = isinstance(error, FileNotFoundError)
+        kind = NoCheckpointError if absent else CheckpointError
+        raise kind(f"There is no checkpoint {folder} ({first_line(error)}).") from error
 
 
 def _refuse_link(folder: Path) -> None:

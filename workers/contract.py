@@ -2,7 +2,7 @@
 
 Light to import (no torch, no Ray) and picklable, because both sides of a Ray call hold these.
 The coordinator sends a `TrialOrder` and, later, `Verdict`s. The worker answers with numbered
-events, which it keeps until they are acknowledged: `TrialStarted`, `Progress`, `Report`, and in
+events, which it keeps until they are acknowledged: `Preparing`, `TrialStarted`, `Progress`, `Report`, and in
 the end exactly one `TrialOutcome` per order. `PackCapacity`, of no attempt, says how many trials the
 worker wants at once.
 """
@@ -135,8 +135,32 @@ def _rows(name: str, rows: int, skipped: int, truncated: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preparing:
+    """What the worker is doing for an order that has not started. Informative: only the newest is kept."""
+
+    attempt_id: int
+    stage: str
+    """In words, such as `loading the base ...`; the same for every trial that waits for the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnusableCheckpoint:
+    """A checkpoint of an earlier attempt that this one could not go on from."""
+
+    folder: str
+    """As in `TrialOrder.resume_from`."""
+    reason: str
+    """A sentence with the folder in it, without a full stop at its end."""
+    missing: bool = False
+    """Nothing was ever written there, or it has been removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialStarted:
-    """The order's data and model are ready; the first optimizer step comes next."""
+    """The order's data and model are ready; the first optimizer step comes next.
+
+    It comes once more for an attempt that had to wait for room and found no checkpoint to go on from.
+    """
 
     attempt_id: int
     total_examples: int
@@ -150,6 +174,8 @@ class TrialStarted:
     """What became of the rows, so that nobody trains on a tenth of a file without knowing."""
     resumed_at_examples: int = 0
     """Training examples that the checkpoint had seen; 0: from the beginning."""
+    passed_over: tuple[UnusableCheckpoint, ...] = ()
+    """Checkpoints newer than the one that it goes on from, newest first, and why none of them was used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +279,7 @@ class PackCapacity:
     """The peak that was measured, of the pack as it was."""
 
 
-Event = TrialStarted | Progress | Report | TrialOutcome | PackCapacity
+Event = Preparing | TrialStarted | Progress | Report | TrialOutcome | PackCapacity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,18 @@ class Loaded:
     train: TokenizedData
     evaluation: TokenizedData
 
+    def made_of(self, order: TrialOrder) -> dict[str, str]:
+        """The parts of `recipe_key`, so that a person can be told which of them has changed."""
+        parts = {
+            "recipe": order.recipe.model_dump_json().encode(),
+            "base": order.model.model_dump_json().encode(),
+            "evaluation setting": order.evaluation.model_dump_json().encode(),
+            "range test": repr(order.rate_sweep).encode(),
+            "train data": self.train.digest,
+            "eval data": self.evaluation.digest,
+        }
+        return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+
     def recipe_key(self, order: TrialOrder) -> str:
         """What a checkpoint must have been made of to be gone on from: the recipe, the base and the rows."""
         digest = hashlib.sha256()
@@ -88,12 +100,18 @@ class LoadedStudies:
         spec = base.host.base.spec
         return f"{spec.id} {spec.quantization}"
 
-    def load(self, order: TrialOrder, running: Iterable[TrialOrder]) -> Loaded:
+    def load(
+        self,
+        order: TrialOrder,
+        running: Iterable[TrialOrder],
+        say: Callable[[str], object] = lambda _: None,
+    ) -> Loaded:
         """The base, the train data and the eval data of an order.
 
         Args:
             order: The trial about to start.
             running: Orders of the trials that use what is loaded; all on the order's own base.
+            say: Is told of each part that takes its time, when it begins.
 
         Raises:
             ModelError: The base cannot be loaded.
@@ -103,6 +121,7 @@ class LoadedStudies:
         running = list(running)
         key = _base_key(order.model)
         if self.base is None or (self.base.key != key and not running):
+            say(f"loading the base {order.model.id} ({order.model.quantization})")
             # The older base goes before the new one comes: a device seldom holds two.
             self.base = None
             self._train.clear()
@@ -114,10 +133,14 @@ class LoadedStudies:
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
         self._forget((order, *running))
-        train = self._train.pop(_train_key(order), None) or _load_train(order, base)
+        train = self._train.pop(_train_key(order), None)
+        if train is None:
+            say("reading and tokenising the train data")
+            train = _load_train(order, base)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
+            say("reading and tokenising the eval data")
             evaluation = load_eval(order.data, base.host.base, train.format, order.study_created_at)
             self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)

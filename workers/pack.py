@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -24,6 +25,7 @@ from workers.contract import (
     Event,
     OutcomeStatus,
     PackCapacity,
+    Preparing,
     Progress,
     TrialOrder,
     TrialOutcome,
@@ -163,7 +165,7 @@ class Pack:
         """Gives a trial a slot, from its beginning or from its newest checkpoint."""
         order = trial.order
         try:
-            loaded = self._loaded.load(order, self._orders())
+            loaded = self._loaded.load(order, self._orders(), partial(self._say_stage, order.attempt_id))
             attempt = prepare(order, loaded)
         except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
             end = ending(error)
@@ -171,8 +173,10 @@ class Pack:
             self._running[order.attempt_id] = attempt
             if order.attempt_id in loaded.base.beside:
                 loaded.base.beside[order.attempt_id] = len(self._running)
-            if not trial.started:
+            back_at_zero = trial.last.examples_seen > 0 and attempt.run.examples_seen == 0
+            if not trial.started or back_at_zero:
                 self._emit(attempt.started(loaded, self._device))
+            if not trial.started:
                 for report in attempt.reports:  # whoever has heard of a rung before passes over it
                     self._emit(report)
             self._plan_capacity()
@@ -184,6 +188,9 @@ class Pack:
             self._announce(limited(len(self._running), end.reason))
             return
         self._end(trial, end)
+
+    def _say_stage(self, attempt_id: int, stage: str) -> None:
+        self._emit(Preparing(attempt_id=attempt_id, stage=stage))
 
     def _end(self, trial: _Parked, end: Ending) -> None:
         """Lets the outcome of a trial that holds no slot be known."""
@@ -205,6 +212,9 @@ class Pack:
             if trials != self.slots:
                 self._announce(limited(trials, f"no more of the {self._wanted} trials wanted fit"))
             return
+        if base.costs is None:
+            newest = next(reversed(self._running))
+            self._say_stage(newest, "measuring how much memory and time a trial takes")
         try:
             capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
         except Exception as error:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from workers.artifact_store import RemoteFolder
-from workers.checkpoint_format import STATE, TENSORS, Checkpoint, CheckpointError, decode
+from workers.checkpoint_format import STATE, TENSORS, Checkpoint, CheckpointError, NoCheckpointError, decode
 from workers.errors import ArtifactError
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,9 @@ def read(url: str) -> Checkpoint:
             return checkpoint
         # A writer that has replaced every version since they were listed has left newer ones.
         if folder.names() == files:
-            wrong = "; ".join(faults) or "it is empty"
-            raise CheckpointError(f"The checkpoint {folder.shown} cannot be used: {wrong}.")
+            if not faults:
+                raise NoCheckpointError(f"The checkpoint {folder.shown} cannot be used: nothing is in it.")
+            raise CheckpointError(f"The checkpoint {folder.shown} cannot be used: {'; '.join(faults)}.")
 
 
 def remove(url: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.cli.live_table import counts_line, standstill
 from service.cli.output import number, one_line, settings_line
 from service.client import Study, Trial
-from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
+from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
         if study.ended:
             line += f": {counts_line(study)}"
         lines.append(line + (f" ({one_line(study.reason)})" if study.reason else ""))
+    elif not study.ended and study.reason != before.study.reason and study.reason != TRAINING:
+        lines.append(f"study {study.name}: {one_line(study.reason)}")
     stands = standstill(study)
     if stands and (before is None or stands != standstill(before.study)):
         lines.append(f"study {study.name}: {stands}")

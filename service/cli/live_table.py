@@ -12,7 +12,7 @@ from rich.text import Text
 
 from service.cli.output import duration, number, one_line, setting, settings_line
 from service.client import Study, Trial
-from service.states import AttemptState, StudyState
+from service.states import TRAINING, AttemptState, StudyState
 
 _BAR_WIDTH = 8
 _TABLE_HEADER = 2
@@ -50,6 +50,12 @@ def standstill(study: Study) -> str:
     return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
 
 
+def waits_for(study: Study) -> str:
+    """What an active study waits for; empty where it trains, or is paused."""
+    active = study.state in (StudyState.QUEUED, StudyState.RUNNING)
+    return study.reason if active and study.reason != TRAINING else ""
+
+
 def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]:
     """The trials to show when there is room for `rows`, by number.
 
@@ -85,7 +91,7 @@ def render(
     stands = standstill(study)
     if study.state == StudyState.PAUSED and study.reason:
         stands = f"{study.reason}; {stands}"
-    below = [_line(text, "bold yellow") for text in (stands, message) if text]
+    below = [_line(text, "bold yellow") for text in (waits_for(study), stands, message) if text]
     # One line is kept free: a terminal scrolls when its last line is filled.
     room = height - 1 - len(lines) - len(below) - _TABLE_HEADER
     shown = list(trials) if len(trials) <= room else choose_rows(study, trials, room - 1)

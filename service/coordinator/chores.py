@@ -7,16 +7,19 @@ side by side do it once.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from functools import partial
 
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from service.coordinator import leases
+from service.coordinator import leases, waiting
 from service.coordinator.outages import is_trouble
 from service.database import Database, database_now
+from service.models import Study
 from service.owners.limits import UNLIMITED, Limits
 from service.schedules import commands as schedules
-from service.states import StudyState, advance_study
+from service.states import StudyState, advance_study, append_event
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,62 @@ def cancel_unstarted(database: Database) -> None:
             advance_study(session, study, StudyState.CANCELLED, "cancelled on request before it started")
 
     database.transact(cancel)
+
+
+def say_who_waits(
+    database: Database, said: dict[str, tuple[int, str]], *, limit: int, per_owner: int | None
+) -> None:
+    """Say of every queued study that other studies keep from running which limit it is.
+
+    Args:
+        database: the service's.
+        said: by study, its revision and what this coordinator last said of it. Another one may have other
+            limits and other words; each says its own once.
+        limit: how many studies a coordinator runs.
+        per_owner: how many of one owner run at a time; None: any number.
+    """
+    with database.read() as session:
+        words = _words(session, limit=limit, per_owner=per_owner)
+    new = {study_id: word for study_id, word in words.items() if said.get(study_id) != word}
+    said.clear()
+    said.update(words)
+    if not new:
+        return
+
+    def write(session: Session) -> None:
+        query = select(Study).where(Study.id.in_(new), Study.state == StudyState.QUEUED).with_for_update()
+        for study in session.scalars(query):
+            revision, word = new[study.id]
+            if study.revision == revision and study.reason != word:
+                study.reason = word
+                append_event(session, study.id, waiting.WAITING, word)
+
+    database.transact(write)
+
+
+def _words(session: Session, *, limit: int, per_owner: int | None) -> dict[str, tuple[int, str]]:
+    """By study that waits for its turn: its revision, and which limit it is that it waits for."""
+    now = database_now(session)
+    held = and_(Study.lease_owner.is_not(None), Study.lease_expires_at >= now)
+    queued = session.execute(
+        select(Study.id, Study.owner, Study.revision).where(
+            Study.state == StudyState.QUEUED, ~held, ~Study.cancel_requested, ~leases.waits_for_stages()
+        )
+    ).all()
+    if not queued:
+        return {}
+    runs = session.execute(select(Study.owner, Study.lease_owner).where(held)).all()
+    of_owner, coordinators = Counter(run.owner for run in runs), len({run.lease_owner for run in runs})
+    found: dict[str, tuple[int, str]] = {}
+    for study in queued:
+        if per_owner is not None and of_owner[study.owner] >= per_owner:
+            word = waiting.for_its_turn(of_owner[study.owner], per_owner, owner=study.owner)
+        elif len(runs) >= limit * coordinators > 0:
+            word = waiting.for_its_turn(len(runs), limit, coordinators=coordinators)
+        else:
+            continue  # it is about to be taken
+        found[study.id] = study.revision, word
+    return found
 
 
 def fire_schedules(database: Database, limits: Limits = UNLIMITED) -> None:

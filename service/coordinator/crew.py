@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from service.coordinator import waiting
 from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.orders import base_of
 from service.coordinator.room import Place, Room
@@ -198,6 +199,21 @@ class Crew:
         need = f"{self.shape.num_cpus:g} CPU and {self.shape.num_gpus:g} GPU"
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
         return f"no node of the Ray cluster has {need}, which one worker needs{hint}"
+
+    @property
+    def started(self) -> int:
+        """Workers that can take trials, those included whose GPU was put aside."""
+        return sum(m.ready or m.to_verify for m in self._members.values())
+
+    def no_worker_reason(self, wanted: int) -> str | None:
+        """Why it has no worker that can take a trial, though it wants some; None: it has, or wants none."""
+        if self.started or wanted <= 0:
+            return None
+        if self._members:
+            death = self._last_death if self._failed_starts else ""
+            return waiting.for_workers(started=0, starting=len(self._members), last_death=death)
+        capacity = self._cluster.capacity(self.shape)
+        return waiting.for_the_cluster(self.shape, capacity=capacity, gpus=self._cluster.gpus_in_all())
 
     def put_aside(self, device_ids: Collection[str]) -> None:
         """Send no trials to workers with these GPUs, and to all others again.

@@ -36,12 +36,14 @@ from workers.contract import (
     NumberedEvent,
     OutcomeStatus,
     PackCapacity,
+    Preparing,
     Progress,
     RateSweep,
     Report,
     TrialOrder,
     TrialOutcome,
     TrialStarted,
+    UnusableCheckpoint,
     Verdict,
     WorkerInfo,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "NumberedEvent",
     "OutcomeStatus",
     "PackCapacity",
+    "Preparing",
     "Progress",
     "RateSweep",
     "RayWorkers",
@@ -67,6 +70,7 @@ __all__ = [
     "TrialOrder",
     "TrialOutcome",
     "TrialStarted",
+    "UnusableCheckpoint",
     "Verdict",
     "WorkerInfo",
     "WorkerShape",
@@ -144,6 +148,7 @@ class Workers(Protocol):
     def nodes(self) -> tuple[Node, ...]: ...
     def capacity(self, shape: WorkerShape) -> int: ...
     def room(self, shape: WorkerShape) -> int: ...
+    def gpus_in_all(self) -> float: ...
     def start(self, study_id: str, shape: WorkerShape) -> str: ...
     def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]: ...
     def poll(self, timeout_s: float) -> list[Delivery]: ...
@@ -228,6 +233,10 @@ class RayWorkers:
             free["CPU"] = free.get("CPU", 0) - worker.shape.num_cpus
             free["GPU"] = free.get("GPU", 0) - worker.shape.num_gpus
         return _fits(free, shape)
+
+    def gpus_in_all(self) -> float:
+        """How many GPUs the cluster has, whoever uses them."""
+        return self._cluster_resources().get("GPU", 0.0)
 
     def _cluster_resources(self) -> dict[str, float]:
         at, resources = self._resources

@@ -26,7 +26,7 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases, ray_authentication
-from service.coordinator.chores import cancel_unstarted, fire_schedules
+from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.outages import Outages, insist, is_trouble
@@ -81,6 +81,7 @@ class Coordinator:
         self._chores_at = 0.0
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
+        self._said: dict[str, tuple[int, str]] = {}
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
         """Rounds until `stop` is set, then hand the leases back; the workers train on.
@@ -123,6 +124,12 @@ class Coordinator:
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage)
             self._take_leases()
+            say_who_waits(
+                self._database,
+                self._said,
+                limit=self._settings.max_running_studies,
+                per_owner=self._settings.max_running_studies_per_owner,
+            )
             self._sweeper.look()
         for delivery in self._cluster.poll(self._settings.poll_seconds):
             self._deliver(delivery)

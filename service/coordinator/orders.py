@@ -27,6 +27,11 @@ def base_of(model: ModelSpec) -> str:
     return f"{model.id} {model.quantization}"
 
 
+def checkpoint_of(attempt: Attempt) -> str:
+    """Where an attempt keeps its checkpoint: a path or a URL."""
+    return join(attempt.artifact_dir, CHECKPOINT)
+
+
 def make_order(
     definition: StudyDefinition,
     recipe: Recipe,
@@ -63,7 +68,7 @@ def make_order(
         trials_per_worker=None if together == "auto" else together,
         gradient_checkpointing=resources.gradient_checkpointing,
         artifact_dir=attempt.artifact_dir,
-        resume_from=tuple(join(a.artifact_dir, CHECKPOINT) for a in reversed(list(earlier))),
+        resume_from=tuple(checkpoint_of(a) for a in reversed(list(earlier))),
         study_created_at=created_at,
         rate_sweep=sweep,
     )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from service.coordinator import waiting
 from service.coordinator.crew import Crew
 from service.coordinator.decide import (
     Action,
@@ -35,6 +36,7 @@ from service.coordinator.dispatch import (
     Event,
     Gone,
     PackCapacity,
+    Preparing,
     Progress,
     Ready,
     Refused,
@@ -45,6 +47,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
 )
 from service.coordinator.outages import is_trouble
+from service.coordinator.snapshot import TrialPhase
 from service.coordinator.study_run import StudyRun
 from service.errors import LeaseLost, Torn
 from service.states import LossCause, StudyState
@@ -210,6 +213,9 @@ class Performer:
 
     def _apply_event(self, worker_id: str, event: Event, seq: int) -> None:
         match event:
+            case Preparing():
+                self.run.events.on_preparing(event, seq)
+                self.crew.on_started(worker_id, event.attempt_id)
             case TrialStarted():
                 self.run.events.on_started(event, seq)
                 self.crew.on_started(worker_id, event.attempt_id)
@@ -276,6 +282,18 @@ class Performer:
         wanted = run.wanted_workers(unsent, busy=crew.busy)
         self.still_held()  # It ends idle workers, which another holder may have filled meanwhile.
         crew.resize(wanted)
+        if snapshot.pause_reason is None:
+            words = waiting.standing(
+                training=snapshot.training,
+                preparing=snapshot.preparing,
+                live=crew.live,
+                started=crew.started,
+                starting=len(crew.members) - crew.started,
+                no_worker=crew.no_worker_reason(wanted),
+                resting=any(t.phase is TrialPhase.WAITING and not t.rested for t in snapshot.trials),
+            )
+            if words is not None:
+                run.say(words)
 
     def _perform(self, action: Action) -> None:
         match action:

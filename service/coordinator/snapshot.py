@@ -105,6 +105,10 @@ class Snapshot:
     gpu_hours: float
     exhausted: bool = False
     """The sampler has no further configuration, whatever `limits.trials` says."""
+    training: bool = False
+    """One of its trials trains."""
+    preparing: str | None = None
+    """What a worker does for a trial that is about to, in words."""
     unplaceable_reason: str | None = None
     """Set when the cluster could not give this study any worker for too long."""
     search: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)

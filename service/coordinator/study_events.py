@@ -15,9 +15,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service import optuna_store
-from service.coordinator import device_health, results
+from service.coordinator import checkpoints, device_health, results
 from service.coordinator.dispatch import (
     PackCapacity,
+    Preparing,
     Progress,
     Report,
     TrialOutcome,
@@ -26,8 +27,9 @@ from service.coordinator.dispatch import (
 from service.coordinator.held_study import HeldStudy
 from service.coordinator.retries import RUNGS_SO_FAR
 from service.coordinator.trial_history import has_ended
+from service.coordinator.waiting import STARTING
 from service.database import database_now
-from service.models import Attempt, EventRow, RungReport, Study
+from service.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, advance_attempt, append_event
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,25 @@ class StudyEvents:
     def __init__(self, study: HeldStudy) -> None:
         self._study = study
 
+    def on_preparing(self, event: Preparing, seq: int) -> None:
+        """Say what an attempt waits for; in the study's history each such thing is told once."""
+        study_id = self._study.study_id
+        told = select(EventRow.id).where(
+            EventRow.study_id == study_id, EventRow.kind == STARTING, EventRow.message == event.stage
+        )
+
+        def note(session: Session, _: Study) -> None:
+            attempt = self._live(session, event.attempt_id, seq)
+            if attempt is None:
+                return
+            attempt.last_event_seq = seq
+            if attempt.state == AttemptState.DISPATCHED:
+                attempt.reason = event.stage
+            if session.scalars(told.limit(1)).first() is None:
+                append_event(session, study_id, STARTING, event.stage)
+
+        self._study.transact(note)
+
     def on_started(self, event: TrialStarted, seq: int) -> None:
         def note(session: Session, _: Study) -> None:
             attempt = self._live(session, event.attempt_id, seq)
@@ -57,12 +78,29 @@ class StudyEvents:
             attempt.total_examples = event.total_examples
             attempt.device = event.device
             doing = f"training on {event.device}: {event.data.in_words()}"
+            earlier = self._study.attempts_of(session, attempt.trial_number)[:-1]
+            again = checkpoints.why_anew(event, attempt, earlier, first_rung=self._first_rung(event))
             if event.resumed_at_examples > 0:
                 attempt.examples_seen = attempt.resumed_at_examples = event.resumed_at_examples
                 doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
-            advance_attempt(session, attempt, AttemptState.RUNNING, doing)
+            elif again is not None:
+                doing += "; it begins again at 0 examples"
+            if attempt.state == AttemptState.RUNNING:  # it waited for room, and its checkpoint is gone
+                attempt.examples_seen, attempt.reason = event.resumed_at_examples, doing
+            else:
+                advance_attempt(session, attempt, AttemptState.RUNNING, doing)
+            if again is not None:
+                session.add(self._study.event(attempt, checkpoints.UNUSABLE, again))
 
         self._study.transact(note)
+
+    def _first_rung(self, event: TrialStarted) -> int | None:
+        """Examples after which the trial writes its first checkpoint; None for a range test's sweep."""
+        if self._study.kind is StudyKind.RANGE_TEST:
+            return None
+        return min(
+            self._study.definition.evaluation.every_examples or event.total_examples, event.total_examples
+        )
 
     def on_progress(self, event: Progress, seq: int) -> None:
         def note(session: Session, _: Study) -> None:

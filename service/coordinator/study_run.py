@@ -15,7 +15,7 @@ from search_spaces import samplers
 from search_spaces.artifact_places import join
 from search_spaces.definition import build_recipe
 from service import optuna_store
-from service.coordinator import recovery
+from service.coordinator import recovery, waiting
 from service.coordinator.device_health import devices_aside
 from service.coordinator.dispatch import Decision, TrialOrder, WorkerShape
 from service.coordinator.held_study import HeldStudy
@@ -37,6 +37,7 @@ from service.states import (
     StudyState,
     advance_attempt,
     advance_study,
+    append_event,
 )
 
 PAUSED_BY_A_PERSON = "paused on request"
@@ -75,6 +76,7 @@ class StudyRun:
         self.events = StudyEvents(self._held)
         """Takes in what its workers say."""
         self._resumed_at: datetime | None = None
+        self._said = ""
 
     @property
     def study_id(self) -> str:
@@ -131,6 +133,10 @@ class StudyRun:
             gpu_hours=gpu_hours(attempts, now),
             exhausted=held.exhausted,
             unplaceable_reason=unplaceable_reason,
+            training=any(a.state == AttemptState.RUNNING for a in attempts),
+            preparing=next(
+                (a.reason for a in attempts if a.state == AttemptState.DISPATCHED and a.reason), None
+            ),
         )
 
     def live_attempts(self) -> dict[int, str]:
@@ -169,6 +175,21 @@ class StudyRun:
                 start(session, study, "a coordinator took it up")
 
         self._held.transact(work)
+
+    def say(self, words: str) -> None:
+        """Write down how the study stands while it runs, when that has changed."""
+        if words == self._said:
+            return
+        event = waiting.event_of(words)
+
+        def work(session: Session, study: Study) -> None:
+            if study.state == StudyState.RUNNING and study.reason != words:
+                study.reason = words
+                if event is not None:
+                    append_event(session, study.id, *event)
+
+        self._held.transact(work)
+        self._said = words
 
     def ask(self) -> int | None:
         """One more trial from the sampler: its number; None: the space has no further configuration."""

@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 from search_spaces.range_test import Corner
 from search_spaces.wording import counted
 from service import optuna_store
+from service.database import database_now
 from service.errors import NotASearch, NotFound
 from service.models import Study, StudyKind
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.queries import get_study, read_definition
+from service.studies.standing import coordinator_is_missing, reason
 
 
 def get_range_test(session: Session, ref: str) -> Study:
@@ -41,16 +43,22 @@ def show(session: Session, storage: optuna_store.Storage, tests: Sequence[Study]
     """Range tests as the API shows them."""
     query = select(Study.range_test_id, Study.name).where(Study.range_test_id.in_([t.id for t in tests]))
     parents: dict[str | None, str] = {row.range_test_id: row.name for row in session.execute(query)}
-    return [_view(session, storage, test, parents.get(test.id)) for test in tests]
+    now, missing = database_now(session), coordinator_is_missing(session, tests)
+    return [
+        _view(session, storage, test, reason(test, now, coordinator_missing=missing), parents.get(test.id))
+        for test in tests
+    ]
 
 
-def _view(session: Session, storage: optuna_store.Storage, study: Study, parent: str | None) -> RangeTestView:
+def _view(
+    session: Session, storage: optuna_store.Storage, study: Study, why: str, parent: str | None
+) -> RangeTestView:
     number = optuna_store.find_study_number(storage, study.name)
     view = RangeTestView(
         id=study.id,
         name=study.name,
         state=StudyState(study.state),
-        reason=study.reason,
+        reason=why,
         owner=study.owner,
         definition=study.definition,
         created_at=study.created_at,

@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
+from service.database import database_now
 from service.deadlines import deadline
 from service.errors import NotFound
 from service.models import Attempt, EventRow, Schedule, Study, StudyKind
@@ -121,10 +122,12 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     test_ids = {study.range_test_id for study in studies if study.range_test_id}
     tests = session.execute(select(Study.id, Study.name).where(Study.id.in_(test_ids))).all()
     range_tests = {row.id: row.name for row in tests}
+    now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     return [
         _view(
             session,
             study,
+            standing.reason(study, now, coordinator_missing=missing),
             storage,
             counts.get(study.id, {}),
             schedules.get(study.schedule_id or ""),
@@ -174,6 +177,7 @@ def count_ended_trials(session: Session, studies: Sequence[Study]) -> dict[str, 
 def _view(
     session: Session,
     study: Study,
+    reason: str,
     storage: optuna_store.Storage,
     attempts: dict[str, int],
     schedule: str | None,
@@ -192,7 +196,7 @@ def _view(
         name=study.name,
         kind=StudyKind(study.kind),
         state=StudyState(study.state),
-        reason=study.reason,
+        reason=reason,
         owner=study.owner,
         stage=standing.stage(study, definition, trials),
         definition=study.definition,

@@ -1,18 +1,27 @@
-"""How far a study has come, and what it has found: its stage, its best trial, its Pareto front. Pure."""
+"""How far a study has come, and what it has found: its stage, its best trial, its Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
-from service.models import Study, StudyKind
+from service.database import database_now
+from service.models import EventRow, Study, StudyKind
 from service.optuna_store import StudySummary
+from service.states import StudyState
 from service.studies.schemas import BestTrial, PreparationView, Stage
 from service.trial_values import TrialValues
 from service.trials import best
 from service.winner import Judgement
+
+_SILENCE_SECONDS = 10.0
+"""How long a coordinator may take from one study to the next."""
 
 
 def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[TrialValues]) -> Stage | None:
@@ -25,6 +34,46 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
         tests = definition is not None and definition.search.learning_rate_range_test is not None
         return "range test" if tests and study.preparation is None and study.range_test_id else None
     return "repeats" if any(trial.repeat_of is not None for trial in trials) else "search"
+
+
+def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
+    """Whether no coordinator runs, as far as the database shows, though some of these studies need one.
+
+    A coordinator takes what waits at once, unless it runs as many studies as it may. So where nothing is
+    leased, and nothing has been written for a while, there is none.
+    """
+    if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
+        return False
+    now = database_now(session)
+    leased = select(Study.id).where(Study.lease_owner.is_not(None), Study.lease_expires_at >= now)
+    if session.scalars(leased.limit(1)).first() is not None:
+        return False
+    newest = session.scalars(select(EventRow.at).order_by(EventRow.id.desc()).limit(1)).first()
+    return newest is None or (now - newest).total_seconds() > _SILENCE_SECONDS
+
+
+def reason(study: Study, now: datetime, *, coordinator_missing: bool) -> str:
+    """Why a study is in its state, in words; of one that a coordinator has left, that it waits for another.
+
+    Args:
+        study: the study.
+        now: by the database's clock.
+        coordinator_missing: no coordinator runs (`coordinator_is_missing`).
+    """
+    if study.cancel_requested or study.state not in (StudyState.QUEUED, StudyState.RUNNING):
+        return study.reason
+    wait = "waiting for a coordinator"
+    expires = study.lease_expires_at
+    if study.state == StudyState.RUNNING and expires is not None and expires < now:
+        wait += f": the one that ran it has not answered since {expires:%Y-%m-%d %H:%M:%S} UTC"
+    elif study.state == StudyState.RUNNING and study.lease_owner is None:
+        wait += ": the one that ran it has stopped"
+    elif not coordinator_missing:
+        return study.reason
+    if coordinator_missing:
+        wait += "; none is running" if ":" in wait else ": none is running"
+        wait += ". Start one with `nightsweep serve` or `nightsweep coordinator`"
+    return wait
 
 
 def preparation(study: Study) -> Preparation:

@@ -89,6 +89,30 @@ def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
     assert elsewhere == []
 
 
+def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
+    house: House, browser: Browser, tmp_path: Path
+) -> None:
+    house.submit(house.definition("noted"))
+    house.wait("noted")
+    pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
+    page = browser.new_page(base_url=str(house.client.base_url), viewport={"width": 1400, "height": 1000})
+    page.goto("/dashboard")
+    page.get_by_text("noted", exact=False).first.wait_for()
+    page.get_by_text("read-only").wait_for()
+    for refused in ("rename study", "delete study"):
+        assert page.get_by_label(refused).first.is_visible() is False
+    assert page.get_by_role("button", name="Create").count() == 0
+    path = house.client.get("/v1/studies/noted").json()["dashboard_path"]
+    page.goto(path)
+    page.get_by_text("PED-ANOVA needs at least 10").wait_for()
+    page.goto(f"{path}/note")
+    page.get_by_text("/v1/studies/noted/trials/", exact=False).wait_for()
+    page.goto(f"{path}/trials")
+    page.get_by_text("lora_alpha_ratio", exact=False).first.wait_for()
+    assert page.locator("button:has([data-testid=EditIcon])").first.is_visible() is False
+    page.screenshot(path=pictures / "notes.png")
+
+
 def test_the_dashboard_cannot_change_anything(house: House) -> None:
     """It has neither login nor a read-only mode of its own."""
     answer = house.client.delete("/api/studies/1")

@@ -31,6 +31,7 @@ from service.coordinator.dispatch import (
     TrialOrder,
     TrialOutcome,
     TrialStarted,
+    UnusableCheckpoint,
     Verdict,
     WorkerInfo,
     WorkerShape,
@@ -48,6 +49,7 @@ class _Training:
     seen: int = 0
     best: tuple[float, int] = (math.inf, 0)
     started: bool = False
+    passed_over: tuple[UnusableCheckpoint, ...] = ()
     evaluated: bool = True
     """Whether the rung at `seen` has been reported."""
     verdict: Verdict | None = None
@@ -121,6 +123,7 @@ class FakeCluster:
         self._start_polls = dict(start_polls or {})
         self._workers: dict[str, _FakeWorker] = {}
         self._checkpoints: dict[str, tuple[int, tuple[float, int]]] = {}
+        self._spoilt: dict[str, str] = {}
         self._ids = itertools.count(1)
         self._known: set[str] = set()
         self._asking: dict[str, int] = {}
@@ -155,6 +158,15 @@ class FakeCluster:
         """Workers hang: they train no more and hear nothing, but are alive."""
         for worker_id in worker_ids:
             self._workers[worker_id].wedged = True
+
+    def spoil(self, folder: str, reason: str) -> None:
+        """A checkpoint can be used no more, and workers say why."""
+        del self._checkpoints[folder]
+        self._spoilt[folder] = reason
+
+    def remove_checkpoint(self, folder: str) -> None:
+        """A checkpoint is gone."""
+        del self._checkpoints[folder]
 
     def announce(self, worker_id: str, slots: int, reason: str = "as measured") -> None:
         """A worker finds out that it wants another number of trials."""
@@ -198,6 +210,9 @@ class FakeCluster:
 
     def room(self, shape: WorkerShape) -> int:
         return max(0, self.capacity(shape) - len(self._workers))
+
+    def gpus_in_all(self) -> float:
+        return float(self.gpus)
 
     def start(self, study_id: str, shape: WorkerShape) -> str:
         worker = _FakeWorker(worker_id=f"w{next(self._ids)}", study_id=study_id)
@@ -293,6 +308,10 @@ class FakeCluster:
     def _admit(self, worker: _FakeWorker, order: TrialOrder) -> None:
         training = _Training(order=order, total=round(ROWS * order.recipe.epochs))
         found = next((self._checkpoints[f] for f in order.resume_from if f in self._checkpoints), None)
+        training.passed_over = tuple(
+            UnusableCheckpoint(folder=f, reason=self._spoilt.get(f, ""), missing=f not in self._spoilt)
+            for f in itertools.takewhile(lambda f: f not in self._checkpoints, order.resume_from)
+        )
         if found is not None:
             training.seen, training.best = found
             training.evaluated = False
@@ -387,6 +406,7 @@ def _started(training: _Training) -> TrialStarted:
             eval_truncated=0,
         ),
         resumed_at_examples=training.seen,
+        passed_over=training.passed_over,
     )
 
 

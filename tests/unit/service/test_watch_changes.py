@@ -87,3 +87,14 @@ def test_the_studys_end_comes_after_its_trials_ends() -> None:
         "trial 0 completed eval_loss 0.5",
         "study tone completed: 1 completed (all trials ended)",
     ]
+
+
+def test_a_new_reason_of_a_study_that_goes_on_is_told() -> None:
+    before = snapshot(reason="waiting for a worker: 0 of 2 started")
+    assert changes(before, snapshot(reason="starting: loading the\nbase b")) == [
+        "study tone: starting: loading the base b"
+    ]
+
+
+def test_that_it_trains_is_told_by_its_trials() -> None:
+    assert changes(snapshot(reason="starting: loading the base b"), snapshot(reason="training")) == []

@@ -137,3 +137,9 @@ def test_repeats_are_counted_named_and_averaged() -> None:
     assert lines[0].startswith("tone  running (repeats)  13/15 trials ended")
     assert lines[1].startswith("best eval_loss 0.412 (mean of 2 repeats 0.45): trial 0")
     assert lines[-1].split()[:3] == ["12", "(=0)", "completed"]
+
+
+def test_what_a_study_waits_for_stands_beneath_the_table_until_it_trains() -> None:
+    waiting = "waiting for a worker: 0 of 2 started"
+    assert text(study(state="running", best=None, reason=waiting), [])[-1] == waiting
+    assert text(study(state="running", best=None, reason="training"), [])[-1] == "best eval_loss: none yet"

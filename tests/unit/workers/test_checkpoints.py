@@ -30,6 +30,7 @@ from workers.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from workers.contract import UnusableCheckpoint
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -613,11 +614,7 @@ def test_the_first_folder_that_can_be_used_wins(tmp_path: Path, caplog: pytest.L
     found = newest_usable([str(path) for path in folders.values()], recipe_key="mine")
     assert found is not None
     assert (step_of(found[0]), found[1]) == (7, str(folders["mine"]))
-    expected = [
-        "There is no checkpoint",
-        "changed or damaged",
-        "it belongs to recipe \"another's\", not 'mine'",
-    ]
+    expected = ["There is no checkpoint", "changed or damaged", "made of another recipe, base or data"]
     assert [words in message for words, message in zip(expected, caplog.messages, strict=True)] == [True] * 3
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert not any("\n" in message for message in caplog.messages)
@@ -643,3 +640,41 @@ def test_a_write_after_a_fallback_counts_on_from_the_newest(folder: Path) -> Non
     flip(newest(folder))
     write(folder, 3)
     assert (names(folder), read_step(folder)) == (["00000002", "00000003"], 3)
+
+
+def test_whoever_asks_hears_why_each_is_passed_over(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("missing", "empty", "broken", "foreign", "unwanted", "later")]
+    folders[1].mkdir()
+    for folder, key in zip(folders[2:], ("mine", "another's", "mine", "mine"), strict=True):
+        write(folder, 1, key=key)
+    flip(newest(folders[2]))
+    answers = iter(["its best adapter is gone", "its weights are others"])
+    heard: list[UnusableCheckpoint] = []
+    found = newest_usable(
+        [str(folder) for folder in folders],
+        recipe_key="mine",
+        objection=lambda _: next(answers),
+        pass_over=heard.append,
+    )
+    assert found is None
+    assert [passed.folder for passed in heard] == [str(folder) for folder in folders]
+    assert [passed.missing for passed in heard] == [True, True, False, False, False, False]
+    expected = ["There is no", "nothing is in it", "damaged", "another recipe", "adapter is gone", "others"]
+    assert [words in p.reason for words, p in zip(expected, heard, strict=True)] == [True] * 6
+
+
+def test_a_checkpoint_of_an_unknown_version_says_which_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1)
+    rewrite_state(newest(tmp_path / "a"), lambda document: document.update(format=7))
+    heard: list[UnusableCheckpoint] = []
+    assert newest_usable([str(tmp_path / "a")], recipe_key="mine", pass_over=heard.append) is None
+    assert "state.json has format 7; this worker reads 1" in heard[0].reason
+
+
+def test_a_checkpoint_names_what_was_another_when_it_was_made(tmp_path: Path) -> None:
+    then = {"recipe": "1", "base": "2", "train data": "3", "eval data": "4"}
+    write_checkpoint(tmp_path / "a", {"x": torch.zeros(1)}, {"recipe_key": "then", "made_of": then})
+    heard: list[UnusableCheckpoint] = []
+    now = {**then, "train data": "5", "eval data": "6"}
+    newest_usable([str(tmp_path / "a")], recipe_key="now", made_of=now, pass_over=heard.append)
+    assert heard[0].reason.endswith("it was made of another train data and another eval data")

@@ -28,6 +28,7 @@ from workers.base_model import load_base
 from workers.contract import (
     Decision,
     OutcomeStatus,
+    Preparing,
     Progress,
     Report,
     TrialOutcome,
@@ -94,7 +95,12 @@ def test_a_trial_starts_progresses_reports_at_its_rungs_and_completes(
     ]
     assert sorted(reports[0].metrics) == ["accuracy", "eval_loss", "perplexity"]
     (outcome,) = of_type(events, TrialOutcome)
-    assert events[0] is started
+    stages = [event.stage for event in events[: events.index(started)] if isinstance(event, Preparing)]
+    assert stages == [
+        f"loading the base {order.model.id} (nf4)",
+        "reading and tokenising the train data",
+        "reading and tokenising the eval data",
+    ]
     assert events[-1] is outcome
     best = min(reports, key=lambda report: report.metrics["eval_loss"])
     assert (outcome.status, outcome.value, outcome.best_rung) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,29 @@ def test_a_step_that_does_not_fit_beside_the_others_waits_and_is_done_again(
     assert len(recorder.of(2, TrialStarted)) == 1
     for each in orders:
         assert_equal_trials(recorder, each, repeats=True)
+
+
+def test_a_trial_that_waited_and_finds_no_checkpoint_says_that_it_begins_again(
+    tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = [order(tmp_path, tiny_base_dir, n, rank=r) for n, r in ((1, 4), (2, 8))]
+    checkpoint = Path(orders[1].artifact_dir) / "checkpoint"
+
+    def refuse_in_company(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        (parameters,) = optimizer.param_groups[0]["params"]
+        steps = recorder.of(2, Progress)
+        if parameters.numel() == 8 * 2_048 and len(steps) == 2 and len(recorder.pack._running) > 1:
+            shutil.rmtree(checkpoint)
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
+        set_learning_rate(optimizer, learning_rate)
+
+    recorder = Recorder(slots=2)
+    monkeypatch.setattr(trial_run, "set_learning_rate", refuse_in_company)
+    recorder.run(*orders)
+    _, again = recorder.of(2, TrialStarted)
+    assert again.resumed_at_examples == 0
+    assert [(passed.folder, passed.missing) for passed in again.passed_over] == [(str(checkpoint), True)]
+    assert recorder.outcomes()[2].status is OutcomeStatus.COMPLETED
 
 
 def test_a_verdict_reaches_a_trial_that_waits(

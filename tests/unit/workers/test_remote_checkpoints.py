@@ -14,6 +14,7 @@ import torch
 from tests.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
 from workers.artifact_store import RemoteFolder
 from workers.checkpoints import newest_usable, remove_checkpoints, write_checkpoint
+from workers.contract import UnusableCheckpoint
 from workers.errors import ArtifactError
 
 URL = "flaky://bucket/attempt-1/checkpoint"
@@ -191,3 +192,14 @@ def test_another_process_reads_what_one_has_written(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/shared/checkpoint"
     subprocess.run([sys.executable, "-c", _WRITE, url], check=True)
     assert read(url) == 2
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_what_is_passed_over_behind_a_url_is_missing_or_says_what_is_wrong(present: bool) -> None:
+    if present:
+        write(1)
+        spoil(f"00000001/{WHOLE[1]}")
+    heard: list[UnusableCheckpoint] = []
+    assert newest_usable([URL], recipe_key="mine", pass_over=heard.append) is None
+    assert [(passed.folder, passed.missing) for passed in heard] == [(URL, not present)]
+    assert ("its SHA-256 is another" if present else "nothing is in it") in heard[0].reason

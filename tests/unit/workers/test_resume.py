@@ -214,9 +214,18 @@ def test_a_trial_that_lacked_only_its_last_report_makes_it(
     assert after.outcomes()[2].value == whole.outcomes()[9].value
 
 
-@pytest.mark.parametrize("fault", ["recipe", "data", "evaluation", "corrupt", "absent"])
-def test_with_a_checkpoint_that_is_not_its_own_or_not_whole_a_trial_starts_from_the_beginning(
-    order: TrialOrder, tmp_path: Path, fault: str
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("recipe", "cannot be used: it was made of another recipe"),
+        ("data", "cannot be used: it was made of another train data"),
+        ("evaluation", "cannot be used: it was made of another evaluation setting"),
+        ("corrupt", "tensors.safetensors was changed or damaged: its SHA-256 is another"),
+        ("absent", "There is no checkpoint"),
+    ],
+)
+def test_with_a_checkpoint_that_is_not_its_own_or_not_whole_a_trial_starts_from_the_beginning_and_says_why(
+    order: TrialOrder, tmp_path: Path, fault: str, said: str
 ) -> None:
     train_to(order, steps=4)
     resumed = next_attempt(order)
@@ -239,7 +248,10 @@ def test_with_a_checkpoint_that_is_not_its_own_or_not_whole_a_trial_starts_from_
             resumed = replace(resumed, resume_from=(str(tmp_path / "nowhere"),))
     after, whole = Recorder(), uninterrupted(resumed)
     after.run(resumed)
-    assert after.of(2, TrialStarted)[0].resumed_at_examples == 0
+    (started,) = after.of(2, TrialStarted)
+    (passed,) = started.passed_over
+    assert (started.resumed_at_examples, said in passed.reason) == (0, True)
+    assert (passed.folder, passed.missing) == (resumed.resume_from[0], fault == "absent")
     for kind in (Progress, Report):
         assert [_untimed(event) for event in after.of(2, kind)] == [
             _untimed(event) for event in whole.of(9, kind)
@@ -259,6 +271,7 @@ def test_a_trial_on_a_base_whose_weights_have_changed_starts_from_the_beginning(
     recorder.pack.admit(next_attempt(order))
     (started,) = recorder.of(2, TrialStarted)
     assert started.resumed_at_examples == 0
+    assert started.passed_over[0].reason.endswith("so the base's weights have changed")
 
 
 def _untimed(event: Any) -> Any:

@@ -149,10 +149,7 @@ def test_a_best_adapter_that_is_gone_at_the_end_is_no_completed_trial(
     assert outcome.reason.startswith(f"The best adapter has disappeared from {best}, where it was saved at ")
     # Its checkpoint speaks of the adapter that is gone, so only the beginning brings another.
     assert_goes_on_as_if_nothing_had_happened(recorder, order, whole, at=0)
-    assert (
-        "attempt 2 starts from the beginning: its checkpoint is from a trial whose best adapter is gone"
-        f" from {best}" in (caplog.text)
-    )
+    assert f"cannot be used: the trial's best adapter is gone from {best}" in caplog.text
 
 
 @pytest.fixture
