@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.deadlines import deadline
 from service.errors import NotFound
-from service.models import Attempt, EventRow, Schedule, Study, StudyKind
+from service.models import Attempt, EventRow, Study, StudyKind
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
@@ -77,10 +77,15 @@ def list_studies(
     kind: StudyKind = StudyKind.SEARCH,
 ) -> Page:
     """One page of studies, newest first."""
-    newest = select(Study).where(Study.kind == kind).order_by(Study.created_at.desc(), Study.id.desc())
-    query = newest.limit(limit + 1)
+    query = select(Study).where(Study.kind == kind)
     if state is not None:
         query = query.where(Study.state == state)
+    return page_of(session, query, limit=limit, cursor=cursor)
+
+
+def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str | None) -> Page:
+    """One page of the studies that a query selects, newest first."""
+    query = query.order_by(Study.created_at.desc(), Study.id.desc()).limit(limit + 1)
     if cursor is not None:
         at, study_id = read_cursor(cursor)
         query = query.where(or_(Study.created_at < at, and_(Study.created_at == at, Study.id < study_id)))
@@ -93,9 +98,6 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     """Studies as the API shows them."""
     ids = [study.id for study in studies]
     counts = _attempt_counts(session, ids)
-    schedule_ids = {study.schedule_id for study in studies if study.schedule_id}
-    rows = session.execute(select(Schedule.id, Schedule.name).where(Schedule.id.in_(schedule_ids))).all()
-    schedules = {row.id: row.name for row in rows}
     test_ids = {study.range_test_id for study in studies if study.range_test_id}
     tests = session.execute(select(Study.id, Study.name).where(Study.id.in_(test_ids))).all()
     range_tests = {row.id: row.name for row in tests}
@@ -105,7 +107,6 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
             study,
             storage,
             counts.get(study.id, {}),
-            schedules.get(study.schedule_id or ""),
             range_tests.get(study.range_test_id or ""),
         )
         for study in studies
@@ -154,7 +155,6 @@ def _view(
     study: Study,
     storage: optuna_store.Storage,
     attempts: dict[str, int],
-    schedule: str | None,
     range_test: str | None,
 ) -> StudyView:
     summary = optuna_store.read_summary(storage, study.name)
@@ -180,8 +180,10 @@ def _view(
         pause_requested=study.pause_requested,
         paused_at=study.paused_at,
         deadline=None if definition is None else deadline(study, definition.budget),
-        schedule=schedule,
+        schedule=study.schedule_name,
+        schedule_id=study.schedule_id,
         fired_for=study.fired_for,
+        base_seed=study.base_seed,
         trials_requested=requested,
         repeats_requested=standing.repeats_requested(definition, requested),
         range_test=range_test,

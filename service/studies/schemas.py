@@ -46,6 +46,11 @@ class PreparationView(BaseModel):
     learning_rate_bounds: tuple[float, float] | None = Field(description="From the range test")
     enqueued: int = Field(description="Recipes of an earlier study that were evaluated first")
     prior: int = Field(description="Results of an earlier study that the sampler was given")
+    evaluated: int = Field(
+        description="Configurations that earlier sweeps of its schedule evaluated on the same data; they are "
+        "not suggested"
+    )
+    fingerprints: dict[str, str] = Field(description="What identified the content of its data and model")
     notes: list[str]
 
 
@@ -64,14 +69,22 @@ class StudyView(BaseModel):
     pause_requested: bool = Field(description="Its trials are writing checkpoints; then it is paused")
     paused_at: datetime | None = Field(description="When its present pause began")
     deadline: datetime | None = Field(description="When `budget.until` comes next; null before it is begun")
-    schedule: str | None = Field(description="The name of the schedule that made it")
-    fired_for: datetime | None = Field(description="The cron instant that this sweep belongs to")
+    schedule: str | None = Field(description="The name of the schedule that made it, as it was then")
+    schedule_id: str | None = Field(description="Its id. Both stay when the schedule is removed")
+    fired_for: datetime | None = Field(
+        description="The instant that this sweep belongs to: of the cron expression, or of the request to run"
+    )
+    base_seed: int | None = Field(
+        description="The schedule's `search.seed`, from which and `fired_for` the definition's here follows"
+    )
     trials_requested: int | None = Field(
         description="Of the search; none when this version cannot read the stored definition"
     )
     repeats_requested: int = Field(description="Runs of the best recipes after the search")
     range_test: str | None = Field(description="The name of the range test that is its first stage")
-    preparation: PreparationView | None = Field(description="Of a study with a range test or a warm start")
+    preparation: PreparationView | None = Field(
+        description="Of a sweep, and of a study with a range test or a warm start"
+    )
     counts: Counts
     best: BestTrial | None
     pareto_front: list[ParetoPoint] | None = Field(description="With several objectives")
