@@ -165,7 +165,7 @@ def runs(
         events = client.schedule_history(schedule)
         # Far enough back for as many as can be shown.
         oldest = sweeps[-1].created_at if len(sweeps) == limit else None
-        missed = []
+        missed: list[ScheduleEvent] = []
         for event in events:
             if (oldest is not None and event.at < oldest) or len(missed) == limit:
                 break

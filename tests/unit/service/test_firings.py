@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.schedules.firings import check, latest_firing, next_firing
+from service.schedules.firings import check, latest_firing, next_firing, sweep_seed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -91,3 +93,12 @@ def test_wrong_expressions_are_one_fault(cron: object) -> None:
 def test_a_wrong_zone_names_the_nearest() -> None:
     [fault] = check("* * * * *", "Europe/Berln", NOW)
     assert (fault.path, fault.nearest) == ("timezone", "Europe/Berlin")
+
+
+def test_the_seed_of_a_sweep_follows_from_the_base_seed_and_the_instant() -> None:
+    at = datetime(2026, 5, 1, 21, tzinfo=UTC)
+    digest = hashlib.blake2b(b"7/2026-05-01T21:00:00+00:00", digest_size=4).digest()
+    assert sweep_seed(7, at) == int.from_bytes(digest, "big")
+    assert sweep_seed(7, at.astimezone(ZoneInfo("Asia/Kolkata"))) == sweep_seed(7, at)
+    seeds = {sweep_seed(base, at + timedelta(days=day)) for base in range(3) for day in range(100)}
+    assert len(seeds) == 300
