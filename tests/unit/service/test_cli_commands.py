@@ -518,7 +518,7 @@ def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
 
 def test_an_edit_that_changes_nothing_says_what_can_be_changed(run: Any) -> None:
     result = run({}, "schedules", "edit", "nightly")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "nothing to change: give --file, --cron" in result.stderr
 
 

@@ -221,14 +221,16 @@ def test_data_that_cannot_be_read_is_taken_for_changed(nights: Make) -> None:
 
 
 def test_what_failed_or_was_cancelled_is_evaluated_by_the_next_night(nights: Make) -> None:
-    def fail_some(order: TrialOrder) -> TrialOutcome | None:
-        if order.recipe.lora_r == 4 and fail_some.__dict__.setdefault("night", 1) == 1:
-            return TrialOutcome(status=OutcomeStatus.FAILED, reason="broken", metrics={}, seconds=1.0)
-        return None
+    broken = {4}
 
-    schedule = nights({"ending": fail_some}, search=GRID)
+    def ending(order: TrialOrder) -> TrialOutcome | None:
+        if order.recipe.lora_r not in broken:
+            return None
+        return TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.FAILED, reason="broken")
+
+    schedule = nights({"ending": ending}, search=GRID)
     schedule.next()
-    fail_some.__dict__["night"] = 2
+    broken.clear()
     second = schedule.params(schedule.next())
     assert [params["lora_r"] for params in second] == [4] * 4
     assert schedule.params(schedule.next()) == []
@@ -236,7 +238,8 @@ def test_what_failed_or_was_cancelled_is_evaluated_by_the_next_night(nights: Mak
 
 def test_what_was_pruned_counts_under_the_same_pruning(nights: Make) -> None:
     pruning = {"algorithm": "median", "n_startup_trials": 1}
-    schedule = nights(search=GRID, pruning=pruning)
+    worst_last = {**GRID, "space": {**GRID["space"], "learning_rate": {"choices": [1e-3, 1e-4]}}}
+    schedule = nights(search=worst_last, pruning=pruning, budget={"max_parallel_trials": 1})
     first = schedule.next()
     ends = [t.user_attrs["outcome"] for t in optuna_store.read_trials(schedule.house.storage, first.name)]
     pruned = ends.count("pruned")
@@ -251,7 +254,7 @@ def test_what_was_pruned_counts_under_the_same_pruning(nights: Make) -> None:
     [
         ({"budget": {"max_parallel_trials": 2}}, 0),
         ({"resources": {"workers": 1}}, 0),
-        ({"objective": {"metric": "perplexity"}}, 8),
+        ({"objective": {"costs": ["trainable_parameters"]}}, 8),
         ({"evaluation": {"every_examples": 20}}, 8),
         ({"model": {"id": "org/model", "quantization": "none"}}, 8),
         ({"model": {"id": "org/other"}}, 8),
@@ -298,14 +301,14 @@ def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_onl
         "evaluated again: earlier sweeps have done so on the same data"
     )
     ranked = sorted(
-        (trial.value, dict(trial.params))
-        for study in made
+        (trial.value, age, trial.number, dict(trial.params))
+        for age, study in enumerate(reversed(made))
         for trial in optuna_store.read_trials(schedule.house.storage, study.name)
         if trial.value is not None
     )
     schedule.data["train"].write_text("other\n")
     third = schedule.next()
-    assert schedule.params(third)[:2] == [params for _, params in ranked[:2]]
+    assert schedule.params(third)[:2] == [params for *_, params in ranked[:2]]
     said = schedule.house.events(stages.WARM_START)[-1]
     both = f"(its sweep {made[1].name!r} and 1 before it on the same data)"
     assert said.startswith(f"warm start from the schedule 'nightly' {both}: its 2 best recipes are evaluated")
