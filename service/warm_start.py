@@ -172,24 +172,27 @@ def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
 def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source | None:
     """The study of this id or name, else a schedule's latest sweep that completed; None: neither exists.
 
-    A sweep that names its own schedule means the schedule, whatever studies have that name.
+    A sweep that names its own schedule means the schedule, whatever studies have that name, and though it was
+    renamed or removed since.
     """
     if not NAME.fullmatch(ref):
         return None
     schedule = session.scalars(
         select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
     ).first()
-    own = schedule is not None and sweep is not None and sweep.schedule_id == schedule.id
-    if not own:
+    schedule_id, name = (schedule.id, schedule.name) if schedule is not None else (None, ref)
+    if sweep is not None and sweep.schedule_name == ref:
+        schedule_id, name = sweep.schedule_id, ref
+    if schedule_id is None or sweep is None or sweep.schedule_id != schedule_id:
         study = session.scalars(
             select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
         ).first()
         if study is not None and (sweep is None or study.id != sweep.id):
             return _Source(study=study, words=f"the study {study.name!r}")
-    if schedule is None:
+    if schedule_id is None:
         return None
     completed = select(Study).where(
-        Study.schedule_id == schedule.id,
+        Study.schedule_id == schedule_id,
         Study.kind == StudyKind.SEARCH,
         Study.state == StudyState.COMPLETED,
         # One that found everything evaluated has no trial.
@@ -199,7 +202,7 @@ def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source 
         completed = completed.where(Study.id != sweep.id)
     sweeps = session.scalars(completed.order_by(Study.fired_for.desc(), Study.created_at.desc())).all()
     if not sweeps:
-        words = f"the schedule {schedule.name!r} has no other sweep that completed yet"
+        words = f"the schedule {name!r} has no other sweep that completed yet"
         return _Source(study=None, words=words, schedule=True)
     latest = sweeps[0]
     earlier = tuple(other for other in sweeps[1:] if comparable(other, latest))
@@ -207,9 +210,7 @@ def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source 
     if earlier:
         before = "1 before it" if len(earlier) == 1 else f"{len(earlier)} before it"
         more += f" and {before} on the same data"
-    return _Source(
-        study=latest, words=f"the schedule {schedule.name!r} ({more})", schedule=True, earlier=earlier
-    )
+    return _Source(study=latest, words=f"the schedule {name!r} ({more})", schedule=True, earlier=earlier)
 
 
 def _changed_since(earlier: Study, prepared: Preparation) -> list[str]:

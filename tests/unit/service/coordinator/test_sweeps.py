@@ -381,3 +381,22 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_as_it_was(nights: Make) -
     schedule.house.run(study_id)
     study = schedule.house.study(study_id)
     assert (study.preparation, len(schedule.params(study))) == (None, 8)
+
+
+@pytest.mark.parametrize("then", ["renamed", "removed"])
+def test_a_sweep_finds_its_schedule_though_it_was_renamed_or_removed_before_it_began(
+    nights: Make, then: str
+) -> None:
+    schedule = nights(search=THREE_OF_GRID, warm_start={"from": "nightly", "as": "enqueue"})
+    schedule.next()
+    study_id = schedule.begin()
+    with schedule.house.database.write() as session:
+        row = session.get_one(Schedule, schedule.schedule_id)
+        if then == "removed":
+            session.delete(row)
+        row.name = "dawn"
+    schedule.house.run(study_id)
+    study = schedule.house.study(study_id)
+    assert (study.state, len(schedule.params(study))) == (StudyState.COMPLETED, 3)
+    assert study.preparation is not None
+    assert len(study.preparation["evaluated"]) == 3
