@@ -13,7 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from service import optuna_store
 from service.coordinator.chores import fire_schedules
+from service.coordinator.fingerprints import FingerprintReader
+from service.coordinator.stages import advance_stages
 from service.database import Database
 from service.errors import LimitReached
 from service.idempotency import HEADER
@@ -331,6 +334,32 @@ def test_studies_that_a_person_submits_keep_the_seed_that_they_have(
 ) -> None:
     answers = [client.post("/v1/studies", json=definition(name=name)).json() for name in ("a", "b")]
     assert [(a["definition"]["search"]["seed"], a["base_seed"]) for a in answers] == [(7, None), (7, None)]
+
+
+def test_what_a_sweep_leaves_out_is_settled_once(
+    client: TestClient, make: Make, service_database: Database, storage: optuna_store.Storage
+) -> None:
+    make(overlap="allow")
+    for day in (1, 2):
+        at = datetime(2026, 1, day, 2, 30, tzinfo=UTC)
+        _due_at(service_database, at)
+        _fire(service_database, at)
+    prepared = []
+    for _ in range(2):
+        advance_stages(service_database, storage, FingerprintReader())
+        studies = client.get("/v1/schedules/nightly/studies").json()["items"]
+        prepared.append([study["preparation"] for study in studies])
+    assert prepared[0] == prepared[1]
+    for preparation in prepared[0]:
+        assert set(preparation["fingerprints"]) == {"model", "data.train", "data.eval"}
+        assert (preparation["evaluated"], preparation["notes"]) == (0, [])
+    with service_database.read() as session:
+        bases = [
+            study.preparation["evaluated_basis"]
+            for study in session.scalars(select(Study))
+            if study.preparation
+        ]
+    assert (len(bases), len(set(bases))) == (2, 1)
 
 
 # -- changes and their history -----------------------------------------------------------------------
