@@ -1,4 +1,4 @@
-"""What was settled for a study before its first trial: narrowed bounds, and what an earlier study left.
+"""What was settled for a study before its first trial: narrowed bounds, and what earlier studies left.
 
 Settled once, stored with the study, and never changed: suggestions depend on it, so a study that is taken
 up again after a crash must find it as it was.
@@ -35,9 +35,17 @@ class Preparation(BaseModel):
     enqueued: tuple[Mapping[str, Any], ...] = ()
     """Points of the space, as recipe values, that the first trials evaluate, in this order."""
     prior: tuple[PriorTrial, ...] = Field(default=())
+    fingerprints: Mapping[str, str] = Field(default_factory=dict)
+    """Of a schedule's sweep: `model`, `data.train`, `data.eval` -> what identifies its content. Without those
+    that nobody can tell."""
+    evaluated: tuple[str, ...] = ()
+    """`configuration_digest`s of points of the prepared space that earlier sweeps of the schedule have
+    evaluated where the numbers mean the same. They are not suggested."""
+    evaluated_basis: str | None = None
+    """What `evaluated` was worked out for: equal for sweeps of which the later may build on the earlier."""
     notes: tuple[str, ...] = ()
     """What was done and what was left out, in words."""
 
 
 NOTHING = Preparation()
-"""Of a study without a range test and without a warm start."""
+"""Of a study that nothing comes before."""

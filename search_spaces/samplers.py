@@ -9,16 +9,16 @@ A trial is created with all its parameters in one transaction, so there is no mo
 die and leave half of one. Its number is known before, because there is one asker: the coordinator that holds
 the study's lease. Parameters that are inactive in its configuration are not among them.
 
-No configuration gets two trials, unless the first one failed or was cancelled and there is no other left: a
-draw that has been used is drawn again a few times, and where the space is finite replaced by the nearest
-configuration that is unused.
+No configuration gets two trials, unless the first one failed or was cancelled and there is no other left;
+none that `Preparation.evaluated` names gets any. A draw that has been used is drawn again a few times, and
+where the space is finite replaced by the nearest configuration that is unused.
 Grid: trial n is grid point n, after the enqueued points. Optuna's GridSampler is never used: it picks among
 unvisited points at random, and so repeats some under concurrent asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,7 @@ from search_spaces.sampling.history import (
     REPEAT_OF,
     SEED,
     SUGGESTION_KEY,
+    Avoided,
     History,
     is_stray,
 )
@@ -222,6 +223,7 @@ class _Suggester:
         self._space = prepared_space(definition, preparation)
         self._axes = axes_of(self._space)
         self._history = History.read(self._space, trials)
+        self._evaluated = frozenset(preparation.evaluated)
 
     def values(self, number: int) -> Values:
         """The configuration of trial `number`."""
@@ -230,7 +232,7 @@ class _Suggester:
         handed_out = self._history.handed_out
         if on_grid:
             # All entries differ, so this is the trial's number, unless a number was lost to a race.
-            return grid_entry(self._space, enqueued, len(handed_out))
+            return grid_entry(self._space, enqueued, len(handed_out), self._evaluated)
         for point in enqueued:
             if self._space.configuration_key(point) not in handed_out:
                 return point
@@ -252,21 +254,26 @@ class _Suggester:
         assert nearest is not None, "fewer keys than configurations"
         return space.prune_inactive(nearest)
 
-    def _avoided(self, size: int | None) -> frozenset[Hashable]:
-        """Keys of the configurations that are not to be suggested, of a space with so many."""
-        history = self._history
-        if size is None or len(history.handed_out) < size:
+    def _avoided(self, size: int | None) -> Avoided:
+        """The configurations that are not to be suggested, of a space with so many."""
+        history, evaluated = self._history, self._evaluated
+        left = None if size is None else size - len(evaluated)
+        if left is None or len(history.handed_out) < left:
             # What failed may fail again, and no model learns from it: as long as there is something else, it
             # is not tried again.
-            return history.handed_out
-        if len(history.used) < size:
-            return history.used
-        raise SearchSpaceExhausted(f"every configuration of the search space has been evaluated ({size})")
+            return Avoided(history.handed_out, evaluated)
+        if len(history.used) < left:
+            return Avoided(history.used, evaluated)
+        what = f"every configuration of the search space has been evaluated ({size})"
+        raise SearchSpaceExhausted(
+            f"{what}, {len(evaluated)} of them in earlier sweeps" if evaluated else what
+        )
 
     def _somewhere_unused(self, number: int) -> Values:
+        avoided = self._avoided(None)
         for attempt in range(DESPERATE_REDRAWS):
             drawn = draw_random(self._axes, self._definition.search.seed, number, "anywhere", attempt)
-            if self._space.configuration_key(drawn) not in self._history.handed_out:
+            if self._space.configuration_key(drawn) not in avoided:
                 return self._space.prune_inactive(drawn)
         raise SearchSpaceExhausted(f"{DESPERATE_REDRAWS} draws found no unused configuration")
 

@@ -10,6 +10,7 @@ Values are recipe values throughout (lists of names are tuples); what Optuna's s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -147,6 +148,10 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         known = self.decode(values)
         return tuple((name, _plain(known[name])) for name in self.active(known) if name in known)
 
+    def configuration_digest(self, values: Mapping[str, Any]) -> str:
+        """`configuration_key` in 16 characters, to be stored."""
+        return key_digest(self.configuration_key(values))
+
     def narrowed(self, name: str, low: float, high: float) -> SearchSpace:
         """This space with another range for one parameter: its values from `low` to `high`.
 
@@ -188,6 +193,18 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
             for (name, parameter), digit, is_active in zip(self.root.items(), digits, active, strict=True)
             if is_active
         }
+
+
+def key_digest(key: Hashable) -> str:
+    """A `SearchSpace.configuration_key` in 16 characters, the same for equal keys in every process."""
+    return hashlib.blake2b(_in_one_spelling(key).encode(), digest_size=8).hexdigest()
+
+
+def _in_one_spelling(part: Any) -> str:
+    if isinstance(part, tuple):
+        return "(" + ",".join(map(_in_one_spelling, part)) + ")"
+    number = isinstance(part, int | float) and not isinstance(part, bool)
+    return repr(float(part)) if number else repr(part)  # 8 and 8.0 are equal
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 │   ├── NotASearch                a range test was asked for what only a search has
 │   ├── AlreadyEnded              the study is over, so it cannot be cancelled, paused or resumed
 │   ├── BeingCancelled            it is about to be over, so it cannot be paused or resumed
+│   ├── SweepUnderWay             the schedule's earlier sweep has not ended, and it lets none overlap
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
 │   ├── Torn                      the two databases are not of one moment; never reaches a client
 │   ├── BackupError               a backup cannot be written or restored; never reaches a client
@@ -79,6 +80,10 @@ class AlreadyEnded(Conflict):
 
 class BeingCancelled(Conflict):
     title = "Being cancelled"
+
+
+class SweepUnderWay(Conflict):
+    title = "Sweep under way"
 
 
 class IllegalTransition(Conflict):

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     Double,
@@ -72,8 +73,8 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _one_of(column: str, states: type[StudyState] | type[AttemptState]) -> str:
-    return f"{column} IN ({', '.join(repr(str(s)) for s in states)})"
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
 class Base(DeclarativeBase):
@@ -96,10 +97,26 @@ NOBODY = "default"
 """The owner of what was made without a key of its own: with the server's one key, or without any."""
 
 
+class Overlap(StrEnum):
+    """What a schedule does at its time when an earlier sweep of it is queued or running still."""
+
+    SKIP = "skip"
+    ALLOW = "allow"
+
+
+class ScheduleEventKind(StrEnum):
+    CREATED = "created"
+    CHANGED = "changed"
+    REMOVED = "removed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
 class Schedule(Base):
     """A cron expression, a timezone and a definition. Each firing makes one study, a sweep."""
 
     __tablename__ = "schedules"
+    __table_args__ = (CheckConstraint(_one_of("overlap", Overlap), name="ck_schedules_overlap"),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(200), unique=True)
@@ -114,6 +131,32 @@ class Schedule(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     next_fire_at: Mapped[datetime | None] = mapped_column(index=True)
     last_fired_for: Mapped[datetime | None]
+    overlap: Mapped[str] = mapped_column(String(16), default=Overlap.SKIP, server_default=Overlap.SKIP)
+    repeat_configurations: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether sweeps evaluate again what earlier ones have evaluated on the same data."""
+
+
+class ScheduleEvent(Base):
+    """One thing that happened to a schedule. Append-only, and kept when the schedule is removed."""
+
+    __tablename__ = "schedule_events"
+    __table_args__ = (Index("ix_schedule_events_schedule", "schedule_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+    schedule_id: Mapped[str] = mapped_column(String(32))
+    """No foreign key: the schedule may have been removed."""
+    schedule_name: Mapped[str] = mapped_column(String(200), index=True)
+    """At that time."""
+    kind: Mapped[str] = mapped_column(String(40))
+    """A `ScheduleEventKind`."""
+    asked_by: Mapped[str | None] = mapped_column(String(64))
+    """The API key of who asked for it; none: a coordinator, at its time."""
+    message: Mapped[str] = mapped_column(Sentence)
+    changes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What was changed: key -> {"from": ..., "to": ...}."""
+    fired_for: Mapped[datetime | None]
+    """The cron instant of a firing that was skipped or failed."""
 
 
 class StudyKind(StrEnum):
@@ -159,9 +202,14 @@ class Study(Base):
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
     """When a coordinator removed the artifacts that nobody needs any more, once it had ended."""
-    schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id", ondelete="SET NULL"))
+    schedule_id: Mapped[str | None] = mapped_column(String(32))
+    """No foreign key: a sweep keeps it when its schedule is removed."""
+    schedule_name: Mapped[str | None] = mapped_column(String(200), index=True)
+    """The schedule's name when it fired."""
     fired_for: Mapped[datetime | None]
-    """The cron instant this sweep belongs to."""
+    """The instant this sweep belongs to: of its schedule's cron expression, or of the request to run now."""
+    base_seed: Mapped[int | None] = mapped_column(BigInteger)
+    """The schedule's `search.seed`, from which and `fired_for` that of this sweep's definition follows."""
     range_test_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="SET NULL"))
     """The range test that is this study's first stage, once it has been made."""
     preparation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

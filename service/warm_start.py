@@ -7,7 +7,7 @@ does not hold is left out, and a note says which and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition, WarmStartSpec, build_recipe
 from search_spaces.errors import Fault
-from search_spaces.parameters import Choice, Int
-from search_spaces.preparation import PriorTrial
-from search_spaces.recipe import OPTIMIZER_FIELDS, Recipe
-from search_spaces.space import SearchSpace
-from service import optuna_store
+from search_spaces.preparation import Preparation, PriorTrial
+from search_spaces.sampling.plan import prepared_space
+from service import optuna_store, recipe_points
 from service.models import Attempt, Schedule, Study, StudyKind
+from service.schedules.evaluated import comparable
 from service.states import AttemptState, StudyState
 from service.studies.queries import NAME, read_definition
+from service.studies.standing import preparation
 from service.trial_values import TrialValues
 
 PATH = "warm_start.from"
@@ -31,8 +31,6 @@ TOP_K = 5
 """Recipes that are enqueued unless the definition says how many."""
 _MOST_PRIOR = 1000
 _MOST_NAMED = 5
-_NEVER_COMPARED = frozenset({"seed", "lora_alpha_ratio"})
-"""Another seed is another draw of the same recipe; the ratio is compared as the alpha it makes."""
 
 
 class WarmStartError(Exception):
@@ -55,16 +53,32 @@ class _Source:
     words: str
     schedule: bool = False
     """Whether a schedule was named."""
+    earlier: tuple[Study, ...] = ()
+    """The schedule's sweeps before `study` whose numbers mean the same as its numbers: what they have
+    evaluated, it has not evaluated again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """A completed trial of a source."""
+
+    trial: TrialValues
+    definition: StudyDefinition
+    """Its study's."""
+    name: str
+    """The trial's, in words."""
 
 
 @dataclass(kw_only=True)
 class _Taken:
     """What has been gathered so far."""
 
-    values: list[tuple[TrialValues, dict[str, Any]]] = field(default_factory=list)
+    values: list[tuple[_Result, dict[str, Any]]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
-    differing: dict[str, list[int]] = field(default_factory=dict)
+    differing: dict[str, list[str]] = field(default_factory=dict)
     """Recipe fields in which trials differ from what this study fixes, in words -> the trials."""
+    evaluated: int = 0
+    """How many recipes are not evaluated again."""
 
 
 def check(session: Session, definition: StudyDefinition) -> list[Fault]:
@@ -103,7 +117,7 @@ def resolve(
     storage: optuna_store.Storage,
     study: Study,
     definition: StudyDefinition,
-    bounds: tuple[float, float] | None,
+    prepared: Preparation,
 ) -> WarmStart:
     """What a study takes over, from what its source has completed by now.
 
@@ -112,7 +126,8 @@ def resolve(
         storage: holds its trials.
         study: the study that is about to start.
         definition: its own.
-        bounds: what a range test has narrowed its learning rate to.
+        prepared: what comes before: the bounds that a range test has found, and what earlier sweeps of its
+            schedule have evaluated, which is not enqueued again.
 
     Raises:
         WarmStartError: The source is gone, or no prior for this study.
@@ -131,14 +146,13 @@ def resolve(
     if spec.as_ == "prior" and (found := differences(earlier, definition)):
         unlike = "; ".join(found)
         raise WarmStartError(f"warm_start.from: {source.words} cannot be a prior for this study: {unlike}")
-    best = list(_best_first(storage, source.study.name, earlier))
+    best = _best_first(storage, source, earlier)
     if not best:
         return WarmStart(notes=(f"no warm start: {source.words} has no completed trial",))
-    space = definition.search.space
-    if bounds is not None:
-        space = space.narrowed("learning_rate", *bounds)
-    taken = _gather(best, earlier, definition, space, spec)
-    return _enqueue(taken, source, spec) if spec.as_ == "enqueue" else _prior(taken, source)
+    taken = _gather(best, definition, prepared, spec)
+    if spec.as_ == "enqueue":
+        return _enqueue(taken, source)
+    return _prior(taken, source, _changed_since(source.study, prepared))
 
 
 def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
@@ -158,58 +172,82 @@ def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
 def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source | None:
     """The study of this id or name, else a schedule's latest sweep that completed; None: neither exists.
 
-    The name of a sweep's own schedule always refers to the schedule, even if a study has the same name.
+    The name of a sweep's own schedule always refers to that schedule, even if a study has the same name, and even
+    if the schedule was renamed or removed since.
     """
     if not NAME.fullmatch(ref):
         return None
     schedule = session.scalars(
         select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
     ).first()
-    own = schedule is not None and sweep is not None and sweep.schedule_id == schedule.id
-    if not own:
+    schedule_id, name = (schedule.id, schedule.name) if schedule is not None else (None, ref)
+    if sweep is not None and sweep.schedule_name == ref:
+        schedule_id, name = sweep.schedule_id, ref
+    if schedule_id is None or sweep is None or sweep.schedule_id != schedule_id:
         study = session.scalars(
             select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
         ).first()
         if study is not None and (sweep is None or study.id != sweep.id):
             return _Source(study=study, words=f"the study {study.name!r}")
-    if schedule is None:
+    if schedule_id is None:
         return None
-    sweeps = select(Study).where(
-        Study.schedule_id == schedule.id,
+    completed = select(Study).where(
+        Study.schedule_id == schedule_id,
         Study.kind == StudyKind.SEARCH,
         Study.state == StudyState.COMPLETED,
+        # One that found everything evaluated has no trial.
+        Study.id.in_(select(Attempt.study_id).where(Attempt.state == AttemptState.COMPLETED)),
     )
     if sweep is not None:
-        sweeps = sweeps.where(Study.id != sweep.id)
-    latest = session.scalars(sweeps.order_by(Study.fired_for.desc(), Study.created_at.desc())).first()
-    if latest is None:
-        words = f"the schedule {schedule.name!r} has no other completed sweep yet"
+        completed = completed.where(Study.id != sweep.id)
+    sweeps = session.scalars(completed.order_by(Study.fired_for.desc(), Study.created_at.desc())).all()
+    if not sweeps:
+        words = f"the schedule {name!r} has no other completed sweep yet"
         return _Source(study=None, words=words, schedule=True)
-    words = f"the schedule {schedule.name!r} (its sweep {latest.name!r})"
-    return _Source(study=latest, words=words, schedule=True)
+    latest = sweeps[0]
+    earlier = tuple(other for other in sweeps[1:] if comparable(other, latest))
+    more = f"its sweep {latest.name!r}"
+    if earlier:
+        before = "1 before it" if len(earlier) == 1 else f"{len(earlier)} before it"
+        more += f" and {before} on the same data"
+    return _Source(study=latest, words=f"the schedule {name!r} ({more})", schedule=True, earlier=earlier)
 
 
-def _best_first(
-    storage: optuna_store.Storage, name: str, definition: StudyDefinition
-) -> Iterator[TrialValues]:
-    """The completed trials of a search that broke no constraint, the best objective first."""
+def _changed_since(earlier: Study, prepared: Preparation) -> list[str]:
+    """What names the same content no more as when an earlier study was prepared."""
+    before = preparation(earlier).fingerprints
+    now = prepared.fingerprints
+    return [name for name in before.keys() & now.keys() if before[name] != now[name]]
+
+
+def _best_first(storage: optuna_store.Storage, source: _Source, definition: StudyDefinition) -> list[_Result]:
+    """The completed trials of a source that broke no constraint, the best objective first."""
+    assert source.study is not None
+    studies = [(source.study, definition)]
+    studies += [(study, read) for study in source.earlier if (read := read_definition(study)) is not None]
     sign = 1 if definition.objective.direction == "minimize" else -1
-    trials = [
-        (sign * trial.value, trial.number, trial)
-        for trial in optuna_store.read_trials(storage, name)
+    found = [
+        (
+            sign * trial.value,
+            age,
+            trial.number,
+            _Result(trial=trial, definition=read, name=_name(trial, study, age)),
+        )
+        for age, (study, read) in enumerate(studies)
+        for trial in optuna_store.read_trials(storage, study.name)
         if trial.value is not None and trial.feasible and trial.repeat_of is None
     ]
-    return (trial for _, _, trial in sorted(trials, key=lambda ranked: ranked[:2]))
+    return [result for *_, result in sorted(found, key=lambda ranked: ranked[:3])]
 
 
-def _gather(
-    best: list[TrialValues],
-    earlier: StudyDefinition,
-    now: StudyDefinition,
-    space: SearchSpace,
-    spec: WarmStartSpec,
-) -> _Taken:
+def _name(trial: TrialValues, study: Study, age: int) -> str:
+    return f"{trial.number}" if age == 0 else f"{trial.number} of {study.name}"
+
+
+def _gather(best: list[_Result], now: StudyDefinition, prepared: Preparation, spec: WarmStartSpec) -> _Taken:
     """The best recipes as points of this study's space, until there are enough."""
+    space = prepared_space(now, prepared)
+    known = frozenset(prepared.evaluated)
     taken = _Taken()
     enqueue = spec.as_ == "enqueue"
     wanted = spec.top_k or (TOP_K if enqueue else _MOST_PRIOR)
@@ -217,45 +255,66 @@ def _gather(
     if enqueue and now.search.algorithm == "grid":
         on_grid = {space.configuration_key(point) for point in space.grid_points()}
     seen = set()
-    for trial in best:
-        if len(taken.values) >= wanted:
+    for result in best:
+        if len(taken.values) + taken.evaluated >= wanted:
             break
-        recipe = build_recipe(earlier, trial.params)
-        values = space.prune_inactive(_point(recipe, earlier, space))
-        misfit = _misfit(values, space)
+        earlier = result.definition
+        recipe = build_recipe(earlier, result.trial.params)
+        values = space.prune_inactive(recipe_points.point_of(recipe, earlier, space))
+        misfit = recipe_points.misfit(values, space)
         key = space.configuration_key(values)
         if misfit is None and on_grid is not None and key not in on_grid:
             misfit = "is between the grid's points"
         if misfit is not None:
-            taken.outside.append(f"trial {trial.number}: {misfit}")
+            taken.outside.append(f"trial {result.name}: {misfit}")
             continue
-        unlike = _unlike(recipe, earlier, build_recipe(now, values), now)
+        unlike = recipe_points.unlike(recipe, earlier, build_recipe(now, values), now)
         for difference in unlike:
-            taken.differing.setdefault(difference, []).append(trial.number)
+            taken.differing.setdefault(difference, []).append(result.name)
         if (unlike and not enqueue) or (enqueue and key in seen):
             continue
         seen.add(key)
-        taken.values.append((trial, values))
+        if enqueue and space.configuration_digest(values) in known:
+            taken.evaluated += 1
+        else:
+            taken.values.append((result, values))
     return taken
 
 
-def _enqueue(taken: _Taken, source: _Source, spec: WarmStartSpec) -> WarmStart:
+def _enqueue(taken: _Taken, source: _Source) -> WarmStart:
     count = len(taken.values)
-    numbers = ", ".join(f"{trial.number} ({trial.value:.4g})" for trial, _ in taken.values[:_MOST_NAMED])
+    numbers = ", ".join(f"{r.name} ({r.trial.value:.4g})" for r, _ in taken.values[:_MOST_NAMED])
     more = f" and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
-    notes = [f"warm start from {source.words}: none of its recipes is in this study's space"]
+    notes = []
     if count:
         recipes = "recipe is" if count == 1 else f"{count} best recipes are"
         notes = [f"warm start from {source.words}: its {recipes} evaluated first, trials {numbers}{more}"]
+    elif not taken.evaluated:
+        notes = [f"warm start from {source.words}: none of its recipes is in this study's space"]
+    if taken.evaluated:
+        recipes = (
+            "1 of its best recipes is"
+            if taken.evaluated == 1
+            else f"{taken.evaluated} of its best recipes are"
+        )
+        notes.append(
+            f"warm start from {source.words}: {recipes} not evaluated again: earlier sweeps have done so "
+            "on the same data"
+        )
     notes += _left_out(taken)
     notes += [f"evaluated with this study's fixed values: {difference}" for difference in taken.differing]
     return WarmStart(enqueued=tuple(values for _, values in taken.values), notes=tuple(notes))
 
 
-def _prior(taken: _Taken, source: _Source) -> WarmStart:
+def _prior(taken: _Taken, source: _Source, changed: list[str]) -> WarmStart:
     count = len(taken.values)
     results = "1 result is" if count == 1 else f"{count} results are"
     notes = [f"warm start from {source.words}: {results} given to the sampler"]
+    if changed:
+        has = "has" if len(changed) == 1 else "have"
+        notes.append(
+            f"{' and '.join(sorted(changed))} {has} changed since: these results are of the earlier content"
+        )
     notes += _left_out(taken)
     unlike = {number for numbers in taken.differing.values() for number in numbers}
     if unlike:
@@ -263,9 +322,9 @@ def _prior(taken: _Taken, source: _Source) -> WarmStart:
         what = "; ".join(list(taken.differing)[:_MOST_NAMED])
         notes.append(f"{trials} left out because the recipe differs from this study's fixed values: {what}")
     prior = [
-        PriorTrial(params=values, value=trial.value)
-        for trial, values in taken.values
-        if trial.value is not None
+        PriorTrial(params=values, value=result.trial.value)
+        for result, values in taken.values
+        if result.trial.value is not None
     ]
     return WarmStart(prior=tuple(prior), notes=tuple(notes))
 
@@ -278,55 +337,6 @@ def _left_out(taken: _Taken) -> list[str]:
     outside = "; ".join(taken.outside[:_MOST_NAMED])
     trials = "1 trial was" if count == 1 else f"{count} trials were"
     return [f"{trials} left out because the recipe is outside this study's space: {outside}{more}"]
-
-
-def _point(recipe: Recipe, definition: StudyDefinition, space: SearchSpace) -> dict[str, Any]:
-    """A recipe's values of the fields that a space searches."""
-    values = _resolved(recipe, definition)
-    point = {}
-    for name, parameter in space.parameters.items():
-        value = values[name]
-        whole = isinstance(parameter, Int) and isinstance(value, float) and value.is_integer()
-        point[name] = int(value) if whole else value
-    return point
-
-
-def _resolved(recipe: Recipe, definition: StudyDefinition) -> dict[str, Any]:
-    """Every field with the value in force: alpha both ways, and what the study gives in a recipe's place."""
-    values = {name: getattr(recipe, name) for name in Recipe.model_fields}
-    values["lora_alpha"] = recipe.alpha
-    values["lora_alpha_ratio"] = recipe.alpha / recipe.lora_r
-    values["quantization"] = recipe.quantization or definition.model.quantization
-    values["max_length"] = recipe.max_length or definition.data.max_length
-    return values
-
-
-def _misfit(values: Mapping[str, Any], space: SearchSpace) -> str | None:
-    """Why a point is not in a space, in words; None if it is."""
-    for name, value in values.items():
-        parameter = space.parameters[name]
-        if not parameter.contains(value):
-            shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-            if isinstance(parameter, Choice):
-                return f"{name} {shown} is not one of the choices"
-            inside = parameter.min <= value <= parameter.max
-            where = "between the steps of" if inside else "outside"
-            return f"{name} {shown} is {where} {parameter.min:g} to {parameter.max:g}"
-    return None if space.contains(values) else "its parameters differ from those of this study"
-
-
-def _unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDefinition) -> list[str]:
-    """The fields in which two recipes differ and that matter to what they train, in words."""
-    before, after = _resolved(there, earlier), _resolved(here, now)
-    ignored = set(_NEVER_COMPARED)
-    ignored |= {name for name, owner in OPTIMIZER_FIELDS.items() if here.optimizer != owner}
-    if here.learning_rate_scaling == "none":
-        ignored.add("learning_rate_batch_size")
-    return [
-        f"{name} {after[name]} instead of {before[name]}"
-        for name in before
-        if name not in ignored and before[name] != after[name]
-    ]
 
 
 def _fault(spec: WarmStartSpec, message: str, allowed: str | None = None) -> Fault:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.space import SearchSpace
+from search_spaces.space import SearchSpace, key_digest
 
 SUGGESTION_KEY = "nightsweep:suggestion"
 """System attribute of an Optuna trial: all its parameters, as Optuna holds them."""
@@ -79,3 +79,16 @@ class History:
         """How many trials there are to learn from."""
         states = (TrialState.COMPLETE, TrialState.PRUNED)
         return sum(trial.frozen.state in states for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Avoided(Container[Hashable]):
+    """Configurations that are not to be suggested."""
+
+    keys: frozenset[Hashable]
+    """Of this study's own trials."""
+    digests: frozenset[str] = frozenset()
+    """Of those that earlier sweeps have evaluated (`Preparation.evaluated`)."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys or bool(self.digests and key_digest(key) in self.digests)

@@ -10,6 +10,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceExhausted
 from search_spaces.parameters import Choice
 from search_spaces.preparation import Preparation
+from search_spaces.sampling.history import Avoided
 from search_spaces.space import SearchSpace
 from search_spaces.wording import counted
 
@@ -35,6 +36,8 @@ def prepared_space(definition: StudyDefinition, preparation: Preparation) -> Sea
 def enqueued_points(space: SearchSpace, preparation: Preparation, *, on_grid: bool) -> list[Values]:
     """The points that the first trials evaluate: those that lie in the space, each once, in their order.
 
+    Without those that earlier sweeps have evaluated.
+
     Args:
         space: As `prepared_space` gives it.
         preparation: The study's.
@@ -45,7 +48,8 @@ def enqueued_points(space: SearchSpace, preparation: Preparation, *, on_grid: bo
         values = space.decode(given)
         if space.contains(values) and (not on_grid or _is_on_grid(space, values)):
             points.setdefault(space.configuration_key(values), values)
-    return list(points.values())
+    known = Avoided(frozenset(), frozenset(preparation.evaluated))
+    return [values for key, values in points.items() if key not in known]
 
 
 def _is_on_grid(space: SearchSpace, values: Mapping[str, Any]) -> bool:
@@ -61,26 +65,34 @@ def _is_on_grid(space: SearchSpace, values: Mapping[str, Any]) -> bool:
     return space.configuration_key(nearest) == key
 
 
-def grid_entries(space: SearchSpace, enqueued: list[Values], start: int) -> Iterator[Values]:
-    """A grid study's trials from number `start` on: enqueued points first, then the others in grid order."""
-    if not enqueued:
+def grid_entries(
+    space: SearchSpace, enqueued: list[Values], start: int, evaluated: frozenset[str] = frozenset()
+) -> Iterator[Values]:
+    """A grid study's trials from number `start` on: enqueued points first, then the others in grid order.
+
+    Without those whose digests are in `evaluated`.
+    """
+    if not enqueued and not evaluated:
         size = space.grid_size() or 0
         return (space.grid_point(number) for number in range(start, size))
-    first = {space.configuration_key(point) for point in enqueued}
+    first = Avoided(frozenset(space.configuration_key(point) for point in enqueued), evaluated)
     others = (point for point in space.grid_points() if space.configuration_key(point) not in first)
     return islice((point for points in (enqueued, others) for point in points), start, None)
 
 
-def grid_entry(space: SearchSpace, enqueued: list[Values], number: int) -> Values:
+def grid_entry(
+    space: SearchSpace, enqueued: list[Values], number: int, evaluated: frozenset[str] = frozenset()
+) -> Values:
     """What trial `number` of a grid study evaluates, counted from 0.
 
     Raises:
         SearchSpaceExhausted: The grid has no more points.
     """
-    entry = next(grid_entries(space, enqueued, number), None)
+    entry = next(grid_entries(space, enqueued, number, evaluated), None)
     if entry is None:
+        before = f", {len(evaluated)} of them evaluated by earlier sweeps" if evaluated else ""
         raise SearchSpaceExhausted(
-            f"trial {number} has no grid point: the grid has {counted(space.grid_size() or 0, 'point')}"
+            f"trial {number} has no grid point: the grid has {counted(space.grid_size() or 0, 'point')}{before}"
         )
     return entry
 
@@ -88,13 +100,15 @@ def grid_entry(space: SearchSpace, enqueued: list[Values], number: int) -> Value
 def planned_trials(definition: StudyDefinition, preparation: Preparation) -> int:
     """Exactly how many trials the search has, if nothing stops it earlier; repeats come on top.
 
-    `search.trials`, but no more than the prepared space has points: those of its grid for a grid, all there
-    are for the other algorithms. Enqueued points are among them, not on top.
+    `search.trials`, but no more than the prepared space has points that earlier sweeps have not evaluated:
+    points of its grid for a grid, all there are for the other algorithms. Enqueued points are among them, not
+    on top.
     """
     search = definition.search
     space = prepared_space(definition, preparation)
     points = space.grid_size() if search.algorithm == "grid" else space.size()
-    known = [number for number in (search.trials, points) if number is not None]
+    left = None if points is None else max(0, points - len(preparation.evaluated))
+    known = [number for number in (search.trials, left) if number is not None]
     if not known:
         raise ValueError("the search states no number of trials and its space has no finite grid")
     return min(known)

@@ -1,22 +1,47 @@
-"""Commands about schedules: list, add, show, enable, disable, remove."""
+"""Commands about schedules: list, add, show, edit, enable, disable, run, runs, history, remove."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from service.cli.errors import Commands
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
-from service.cli.output import moment, one_line, say, say_json, table
+from service.cli.errors import CommandError, Commands
+from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
+from service.cli.output import moment, number, one_line, say, say_json, setting, table
 from service.cli.study_file import read_study_file
-from service.client import Schedule
+from service.client import Schedule, ScheduleEvent, Study
 
 schedules = typer.Typer(cls=Commands, no_args_is_help=True, help="Studies that run by themselves.")
 
 ScheduleName = Annotated[
     str, typer.Argument(metavar="SCHEDULE", help="A schedule's name or id.", show_default=False)
 ]
+
+KnownName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCHEDULE", help="A schedule's name or id; it may have been removed.", show_default=False
+    ),
+]
+Overlap = Annotated[
+    Literal["skip", "allow"] | None,
+    typer.Option(
+        help="At its time, while an earlier sweep is under way: make none, or one beside it.",
+        show_default=False,
+    ),
+]
+Repeat = Annotated[
+    bool | None,
+    typer.Option(
+        "--repeat-configurations/--no-repeat-configurations",
+        help="Evaluate again what earlier sweeps have evaluated on the same data.",
+        show_default=False,
+    ),
+]
+Latest = Annotated[int, typer.Option(min=1, help="How many at most.")]
 
 
 @schedules.command("list")
@@ -67,6 +92,8 @@ def add(
         str | None, typer.Option(help="The schedule's name; the study's without.", show_default=False)
     ] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Add it without letting it fire.")] = False,
+    overlap: Overlap = None,
+    repeat: Repeat = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +101,12 @@ def add(
     definition = read_study_file(file)
     with connect(server) as client:
         schedule = client.add_schedule(
-            definition, cron=cron, timezone=timezone, name=name, enabled=not disabled
+            definition,
+            cron=cron,
+            timezone=timezone,
+            name=name,
+            enabled=not disabled,
+            **given(overlap=overlap, repeat_configurations=repeat),
         )
     _say(schedule, as_json)
 
@@ -85,6 +117,97 @@ def show(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json 
     with connect(server) as client:
         found = client.schedule(schedule)
     _say(found, as_json)
+
+
+@schedules.command()
+def edit(
+    schedule: ScheduleName,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY.yaml", help="The definition of its next sweeps.", show_default=False),
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="When.", show_default=False)] = None,
+    timezone: Annotated[str | None, typer.Option(help="Whose clock.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Its new name.", show_default=False)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="search.seed, from which those of its sweeps follow.", show_default=False),
+    ] = None,
+    overlap: Overlap = None,
+    repeat: Repeat = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Change a schedule. Its sweeps stay as they are; `history` says what was changed."""
+    changes: dict[str, Any] = given(
+        cron=cron, timezone=timezone, name=name, seed=seed, overlap=overlap, repeat_configurations=repeat
+    )
+    if file is not None:
+        changes["definition"] = read_study_file(file)
+    if not changes:
+        raise CommandError(
+            "nothing to change: give --file, --cron, --timezone, --name, --seed, --overlap or "
+            "--repeat-configurations"
+        )
+    with connect(server) as client:
+        found = client.change_schedule(schedule, **changes)
+    _say(found, as_json)
+
+
+@schedules.command()
+def run(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Make a sweep now. The next firing stays."""
+    with connect(server) as client:
+        study = client.run_schedule(schedule)
+    if as_json:
+        say_json(study.document())
+        return
+    say(f"Study {study.name} is {study.state}.", f"Follow it with: nightsweep watch {study.name}")
+
+
+@schedules.command()
+def runs(
+    schedule: KnownName, limit: Latest = 20, server: Server = DEFAULT_SERVER, as_json: Json = False
+) -> None:
+    """List a schedule's sweeps with their best values, and the firings that made none, newest first."""
+    with connect(server) as client:
+        sweeps = list(islice(client.sweeps(schedule), limit))
+        if as_json:
+            say_json([study.document() for study in sweeps])
+            return
+        events = client.schedule_history(schedule)
+        # Far enough back for as many as can be shown.
+        oldest = sweeps[-1].created_at if len(sweeps) == limit else None
+        missed: list[ScheduleEvent] = []
+        for event in events:
+            if (oldest is not None and event.at < oldest) or len(missed) == limit:
+                break
+            if event.kind in ("skipped", "failed"):
+                missed.append(event)
+    rows = [*((study.created_at, _run(study)) for study in sweeps), *((e.at, _missed(e)) for e in missed)]
+    newest = sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
+    table(
+        ("study", "for", "state", "trials", "best", "reason"),
+        [row for _, row in newest],
+        empty="No sweeps.",
+    )
+
+
+@schedules.command()
+def history(
+    schedule: KnownName, limit: Latest = 20, server: Server = DEFAULT_SERVER, as_json: Json = False
+) -> None:
+    """Show who changed what of a schedule, and which firings made no sweep, newest first."""
+    with connect(server) as client:
+        events = list(islice(client.schedule_history(schedule), limit))
+    if as_json:
+        say_json([event.document() for event in events])
+        return
+    table(
+        ("at", "by", "what"),
+        [(moment(event.at), event.asked_by or "-", _what(event)) for event in events],
+        empty="Nothing is known of it: it was made by an earlier version.",
+    )
 
 
 @schedules.command()
@@ -105,7 +228,7 @@ def disable(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Js
 
 @schedules.command()
 def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
-    """Remove a schedule. Its studies are left alone."""
+    """Remove a schedule. Its studies and its history are left alone."""
     with connect(server) as client:
         client.remove_schedule(schedule)
     say(f"Schedule {schedule} removed.")
@@ -121,9 +244,43 @@ def _say(schedule: Schedule, as_json: bool) -> None:
         f"  Cron          {schedule.cron} ({schedule.timezone})",
         f"  Next firing   {moment(schedule.next_fire_at)}",
         f"  Last firing   {moment(schedule.last_fired_for)}",
+        f"  Seed          {schedule.definition.get('search', {}).get('seed', '-')}",
+        f"  Overlap       {schedule.overlap}",
+        f"  Repeats       {_repeats(schedule)}",
         f"  Studies       {schedule.studies}",
         f"  Last sweep    {_sweep(schedule)}",
+        f"  Last skipped  {_skip(schedule)}",
         f"  Owner         {schedule.owner or '-'}",
+    )
+
+
+def _repeats(schedule: Schedule) -> str:
+    if schedule.repeat_configurations:
+        return "configurations are evaluated again in each sweep"
+    return "no configuration is evaluated again on the same data"
+
+
+def _skip(schedule: Schedule) -> str:
+    skip = schedule.last_skipped
+    return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
+
+
+def _run(study: Study) -> tuple[object, ...]:
+    best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
+    trials = study.counts.total - study.counts.repeats
+    return study.name, moment(study.fired_for), study.state, trials, best, study.reason
+
+
+def _missed(event: ScheduleEvent) -> tuple[object, ...]:
+    return "-", moment(event.fired_for), event.kind, "-", "-", event.message
+
+
+def _what(event: ScheduleEvent) -> str:
+    if not event.changes:
+        return event.message
+    return "; ".join(
+        f"{key}: {setting(change.get('from'))} -> {setting(change.get('to'))}"
+        for key, change in event.changes.items()
     )
 
 

@@ -124,7 +124,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
         ("name", found.name),
         ("id", found.id),
         ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
-        ("trials", f"{counts_line(found)}; {found.trials_requested or 'all'} requested"),
+        ("trials", f"{counts_line(found)}; {_requested(found)} requested"),
         ("owner", found.owner or "-"),
         ("created", moment(found.created_at)),
         ("started", moment(found.started_at)),
@@ -133,6 +133,9 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
         ("objective", f"{definition['objective']['direction']} {found.metric}"),
         ("model", definition["model"]["id"]),
     ]
+    if found.base_seed is not None:
+        seed = definition.get("search", {}).get("seed")
+        rows.append(("seed", f"{seed}, which follows from the schedule's {found.base_seed} and the firing"))
     if found.stage:
         rows.insert(3, ("stage", found.stage))
     if found.paused_at:
@@ -152,6 +155,10 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     for label, value in rows:
         say(f"{label:<10}  {value}")
     say(f"The whole definition: nightsweep show {found.name} --json")
+
+
+def _requested(study: Study) -> object:
+    return "all" if study.trials_requested is None else study.trials_requested
 
 
 def watch(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:

@@ -108,7 +108,11 @@ class Study(Answer):
     deadline: datetime | None = None
     """When `budget.until` comes next."""
     schedule: str | None = None
+    """The name of the schedule that made it, as it was then."""
+    schedule_id: str | None = None
     fired_for: datetime | None = None
+    base_seed: int | None = None
+    """The schedule's `search.seed`, from which and `fired_for` its own follows."""
     stage: str | None = None
     """`range test`, `search` or `repeats`; None before it begins and after its end."""
     trials_requested: int | None = None
@@ -267,6 +271,26 @@ class Sweep(Answer):
     reason: str = ""
 
 
+class Skip(Answer):
+    """A firing that made no sweep."""
+
+    fired_for: datetime | None = None
+    reason: str = ""
+
+
+class ScheduleEvent(Answer):
+    id: int
+    at: datetime
+    schedule: str
+    """Its name at that time."""
+    kind: str
+    asked_by: str | None = None
+    message: str
+    changes: Mapping[str, Mapping[str, Any]] | None = None
+    """Of `changed`: each key, with `from` and `to`."""
+    fired_for: datetime | None = None
+
+
 class Schedule(Answer):
     id: str
     name: str
@@ -275,12 +299,16 @@ class Schedule(Answer):
     enabled: bool
     owner: str | None = None
     """Whose API key made it."""
+    overlap: str = "skip"
+    """What a firing does while an earlier sweep is under way: `skip` or `allow`."""
+    repeat_configurations: bool = False
     definition: Mapping[str, Any]
     created_at: datetime
     next_fire_at: datetime | None = None
     last_fired_for: datetime | None = None
     studies: int = 0
     last_sweep: Sweep | None = None
+    last_skipped: Skip | None = None
 
 
 class NamedSpace(Answer):

@@ -13,7 +13,17 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from service.client.answers import Answer, NamedSpace, Problem, RangeTest, Schedule, Study, StudyEvent, Trial
+from service.client.answers import (
+    Answer,
+    NamedSpace,
+    Problem,
+    RangeTest,
+    Schedule,
+    ScheduleEvent,
+    Study,
+    StudyEvent,
+    Trial,
+)
 from service.client.errors import RefusedError, UnexpectedAnswerError, UnreachableError
 from service.client.fleet import Device, Fleet
 from service.client.reports import Best, Importance, Report
@@ -118,10 +128,13 @@ class Client:
             owner: Whose API key submitted them.
             schedule: The schedule that made them, by name or id.
         """
-        query: dict[str, str | list[str]] = {"limit": str(_PAGE)}
-        query |= _given(state=state, prefix=prefix, owner=owner, schedule=schedule)
+        filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule)
+        yield from self._pages("/v1/studies", filters)
+
+    def _pages(self, path: str, filters: Mapping[str, str | list[str]]) -> Iterator[Study]:
+        query: dict[str, str | list[str]] = {"limit": str(_PAGE), **filters}
         while True:
-            page = self._json("GET", "/v1/studies", query=query)
+            page = self._json("GET", path, query=query)
             yield from self._items(Study, page)
             cursor = page.get("next_cursor")
             if not cursor:
@@ -225,16 +238,37 @@ class Client:
         timezone: str = "UTC",
         name: str | None = None,
         enabled: bool = True,
+        **options: str | bool,
     ) -> Schedule:
-        body = {"cron": cron, "timezone": timezone, "enabled": enabled, "definition": definition}
+        """Adds a schedule. `options`: `overlap`, `repeat_configurations`."""
+        body = {"cron": cron, "timezone": timezone, "enabled": enabled, "definition": definition, **options}
         return self._one(Schedule, "POST", "/v1/schedules", body | ({"name": name} if name else {}))
 
-    def change_schedule(self, schedule: str, **changes: str | bool) -> Schedule:
-        """Changes `enabled`, `cron` or `timezone`."""
+    def change_schedule(self, schedule: str, **changes: Any) -> Schedule:
+        """Changes `enabled`, `cron`, `timezone`, `name`, `seed`, `overlap`, `repeat_configurations` or
+        `definition`."""
         return self._one(Schedule, "PATCH", f"/v1/schedules/{_segment(schedule)}", changes)
 
     def remove_schedule(self, schedule: str) -> None:
         self._send("DELETE", f"/v1/schedules/{_segment(schedule)}")
+
+    def run_schedule(self, schedule: str) -> Study:
+        """Makes a sweep now."""
+        return self._one(Study, "POST", f"/v1/schedules/{_segment(schedule)}/run")
+
+    def sweeps(self, schedule: str) -> Iterator[Study]:
+        """The studies that a schedule has made, newest first, also after it was removed."""
+        return self._pages(f"/v1/schedules/{_segment(schedule)}/studies", {})
+
+    def schedule_history(self, schedule: str) -> Iterator[ScheduleEvent]:
+        """What was changed of a schedule and which firings made no sweep, newest first."""
+        path, query = f"/v1/schedules/{_segment(schedule)}/history", {"limit": str(_PAGE)}
+        while True:
+            page = self._items(ScheduleEvent, self._json("GET", path, query=query))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            query["before"] = str(page[-1].id)
 
     def search_spaces(self) -> list[NamedSpace]:
         return self._items(NamedSpace, self._json("GET", "/v1/search-spaces"))

@@ -41,7 +41,8 @@ def take(
 ) -> list[Lease]:
     """Take free or expired leases: of all running studies, and of queued ones while under `limit`.
 
-    A queued study that waits for its range test or its warm start is not taken.
+    A queued study that waits for its range test or its warm start, or as a sweep for what earlier ones have
+    evaluated, is not taken.
 
     A running study is never left waiting, whatever the limit: workers that its dead coordinator started
     still hold what the studies taken in its place would wait for. Nor is one that is paused, or was resumed,
@@ -80,10 +81,13 @@ def take(
 
 
 def waits_for_stages() -> ColumnElement[bool]:
-    """Searches that `service.coordinator.stages` has to prepare before their first trial, and has not."""
+    """Searches that `service.coordinator.stages` has to prepare before their first trial, and has not.
+
+    Sweeps of schedules among them, but for those that an earlier version began without."""
     asks = or_(
         Study.definition[("search", "learning_rate_range_test")].as_string().is_not(None),
         Study.definition["warm_start"].as_string().is_not(None),
+        and_(Study.fired_for.is_not(None), Study.started_at.is_(None)),
     )
     return and_(Study.kind == StudyKind.SEARCH, Study.preparation.is_(None), asks)
 

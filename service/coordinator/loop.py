@@ -29,6 +29,7 @@ from service.coordinator import leases, ray_authentication
 from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
+from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
 from service.coordinator.stages import advance_stages
@@ -75,6 +76,7 @@ class Coordinator:
         self._cluster = workers
         self._outages = Outages(database, storage)
         self._sweeper = Sweeper(settings, database, storage)
+        self._fingerprints = FingerprintReader()
         self.owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
@@ -122,7 +124,7 @@ class Coordinator:
             self._note_cluster(now)
             cancel_unstarted(self._database)
             fire_schedules(self._database, Limits.of(self._settings))
-            advance_stages(self._database, self._storage)
+            advance_stages(self._database, self._storage, self._fingerprints)
             self._take_leases()
             say_who_waits(
                 self._database,

@@ -1,11 +1,11 @@
-"""What happens to a study before its first trial: a learning-rate range test, then a warm start.
+"""What happens to a study before its first trial: a learning-rate range test, then what earlier ones left.
 
 A chore of the coordinator's loop, beside schedules and leases. A study that asks for stages stays queued,
 and nobody takes its lease, until they are done and `Study.preparation` is written; from then on it is like
 any other. Each step is one transaction that begins by looking whether it is still to be done, so a crash
 anywhere, or another coordinator beside this one, changes nothing:
 
-    queued ── makes its range test ── waits for its end ── reads it ── warm start ── preparation
+    queued ── makes its range test ── waits for it ── reads it ── earlier sweeps ── warm start ── preparation
 
 A range test is a study of its own kind, with trials and a lease like any other. Once it has completed, what
 it found is drawn on its dashboard page and written down in its own `preparation`.
@@ -24,15 +24,19 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import Preparation
 from search_spaces.range_test import Corner, Narrowed, narrow, propose
+from search_spaces.sampling.plan import planned_trials, prepared_space
 from service import optuna_store, warm_start
+from service.coordinator.fingerprints import FingerprintReader, Fingerprints
 from service.coordinator.leases import waits_for_stages
 from service.dashboard import save_figure
 from service.database import Database
-from service.models import Study, StudyKind
+from service.models import Schedule, Study, StudyKind
+from service.pauses import start
 from service.range_tests.commands import make
 from service.range_tests.derivation import allowed_bounds
 from service.range_tests.figure import draw
 from service.range_tests.sweeps import read_corners
+from service.schedules.evaluated import Evaluated, best_of_all, find_evaluated
 from service.states import TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
 
 log = logging.getLogger(__name__)
@@ -43,10 +47,18 @@ RANGE_TEST = "range_test"
 """The kind of event that says what becomes of a study's range test, and what it found."""
 WARM_START = "warm_start"
 """The kind of event that says what was taken over from an earlier study."""
+EARLIER_SWEEPS = "earlier_sweeps"
+"""The kind of event that says what is not evaluated again, or why everything is."""
 
 
-def advance_stages(database: Database, storage: optuna_store.Storage) -> None:
-    """Take every study's stages as far as they go now."""
+def advance_stages(database: Database, storage: optuna_store.Storage, reader: FingerprintReader) -> None:
+    """Take every study's stages as far as they go now.
+
+    Args:
+        database: the service's.
+        storage: Optuna's.
+        reader: says whether the data of a schedule's sweep is what it was.
+    """
     with database.read() as session:
         orphans = session.scalars(_orphans()).all()
         found = session.scalars(_unread_range_tests()).all()
@@ -56,7 +68,7 @@ def advance_stages(database: Database, storage: optuna_store.Storage) -> None:
     for study_id in found:
         _guarded(database, study_id, lambda study_id: _read_range_test(database, storage, study_id))
     for study_id in waiting:
-        _guarded(database, study_id, lambda study_id: _advance(database, storage, study_id))
+        _guarded(database, study_id, lambda study_id: _advance(database, storage, reader, study_id))
 
 
 def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> None:
@@ -134,10 +146,18 @@ def _waiting() -> Select[str]:
     return query.order_by(Study.created_at, Study.id)
 
 
-def _advance(database: Database, storage: optuna_store.Storage, study_id: str) -> None:
+def _advance(
+    database: Database, storage: optuna_store.Storage, reader: FingerprintReader, study_id: str
+) -> None:
     settled = database.transact(lambda session: _settled(session, study_id))
-    if settled is not None:
-        _prepare(database, storage, study_id, *settled)
+    if settled is None:
+        return
+    definition, test = settled
+    with database.read() as session:
+        sweep = session.get_one(Study, study_id).schedule_id is not None
+    fingerprints = reader.of(study_id, definition) if sweep else Fingerprints()
+    if fingerprints is not None:
+        _prepare(database, storage, study_id, definition, test, fingerprints)
 
 
 def _settled(session: Session, study_id: str) -> tuple[StudyDefinition, Study | None] | None:
@@ -180,6 +200,7 @@ def _prepare(
     study_id: str,
     definition: StudyDefinition,
     test: Study | None,
+    fingerprints: Fingerprints,
 ) -> None:
     """Settle what the study starts from, once. The figure comes first: it may be drawn twice."""
     bounds: tuple[float, float] | None = None
@@ -191,8 +212,16 @@ def _prepare(
             bounds, note = _narrowed(definition, corners)
             by = " by" if bounds is not None else ";"
             swept = [f"{note}{by} the range test {test.name}: {found}"]
+        prepared = Preparation(learning_rate_bounds=bounds, fingerprints=fingerprints.known)
+        evaluated, left_out = _left_out(session, storage, study, definition, prepared, fingerprints)
+        prepared = prepared.model_copy(
+            update={"evaluated": evaluated.digests, "evaluated_basis": evaluated.basis}
+        )
+        over = None
+        if evaluated.digests and planned_trials(definition, prepared) == 0:
+            over = _nothing_left(session, storage, study, definition, prepared)
         try:
-            warm = warm_start.resolve(session, storage, study, definition, bounds)
+            warm = warm_start.resolve(session, storage, study, definition, prepared)
         except warm_start.WarmStartError as error:
             warm = None
             reason = str(error)
@@ -210,18 +239,77 @@ def _prepare(
         if warm is None:
             advance_study(session, study, StudyState.FAILED, reason)
             return
+        for note in left_out:
+            append_event(session, study.id, EARLIER_SWEEPS, note)
         for note in warm.notes:
             append_event(session, study.id, WARM_START, note)
-        preparation = Preparation(
-            learning_rate_bounds=bounds,
-            enqueued=warm.enqueued,
-            prior=warm.prior,
-            notes=(*swept, *warm.notes),
-        )
-        study.preparation = preparation.model_dump(mode="json")
+        notes = (*swept, *left_out, *warm.notes)
+        settled = {"enqueued": warm.enqueued, "prior": warm.prior, "notes": notes}
+        study.preparation = prepared.model_copy(update=settled).model_dump(mode="json")
         study.reason = "waiting for a coordinator"
+        if over is not None:
+            start(session, study, "a coordinator took it up")
+            advance_study(session, study, StudyState.COMPLETED, over)
 
     database.transact(write_down)
+
+
+def _left_out(
+    session: Session,
+    storage: optuna_store.Storage,
+    study: Study,
+    definition: StudyDefinition,
+    prepared: Preparation,
+    fingerprints: Fingerprints,
+) -> tuple[Evaluated, list[str]]:
+    """What a sweep does not evaluate again, and what to say of it."""
+    if study.schedule_id is None:
+        return Evaluated(), []
+    schedule = session.get(Schedule, study.schedule_id)
+    if schedule is not None and schedule.repeat_configurations:
+        return Evaluated(), ["nothing is left out: the schedule has repeat_configurations"]
+    if fingerprints.unknown:
+        why = "; ".join(fingerprints.unknown)
+        return Evaluated(), [
+            f"nothing is left out, since it is not known whether its data has changed: {why}"
+        ]
+    found = find_evaluated(session, storage, study, definition, prepared)
+    notes = []
+    if found.changed:
+        has = "has" if len(found.changed) == 1 else "have"
+        notes.append(
+            f"{' and '.join(found.changed)} {has} changed since the sweep before: what was evaluated on the "
+            "other content may be evaluated again"
+        )
+    if found.digests:
+        count = len(found.digests)
+        what = "1 configuration is" if count == 1 else f"{count} configurations are"
+        notes.append(f"{what} left out: earlier sweeps of the schedule have evaluated them on the same data")
+    return found, notes
+
+
+def _nothing_left(
+    session: Session,
+    storage: optuna_store.Storage,
+    study: Study,
+    definition: StudyDefinition,
+    prepared: Preparation,
+) -> str:
+    """Why a sweep ends without a trial."""
+    space = prepared_space(definition, prepared)
+    grid = definition.search.algorithm == "grid"
+    size = space.grid_size() if grid else space.size()
+    where = f"{size} points of the grid" if grid else f"{size} configurations of the search space"
+    reason = (
+        f"nothing is left to evaluate: earlier sweeps of the schedule {study.schedule_name!r} have evaluated "
+        f"all {where} on the same data"
+    )
+    best = best_of_all(session, storage, study, definition, prepared)
+    if best is None:
+        return reason
+    name, trial = best
+    value = f"{definition.objective.metric} {trial.value:.6g}"
+    return f"{reason}; the best of them, {value}, is trial {trial.number} of {name!r}"
 
 
 def _narrowed(definition: StudyDefinition, corners: list[Corner]) -> tuple[tuple[float, float] | None, str]:

@@ -345,7 +345,8 @@ def _limits(held: HeldStudy) -> Limits:
     trials = samplers.planned_trials(definition, held.preparation)
     grid = search.algorithm == "grid"
     size = search.space.grid_size() if grid else search.space.size()
-    exhausts = search.trials is None or trials < search.trials or trials == size
+    left = None if size is None else size - len(held.preparation.evaluated)
+    exhausts = search.trials is None or trials < search.trials or trials == left
     again = None
     if repeats is not None:
         seed = build_recipe(definition, {}).seed

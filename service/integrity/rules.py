@@ -156,6 +156,17 @@ SERVICE_RULES = (
         """,
     ),
     Rule(
+        name="sweeps",
+        holds="A study that a schedule has made has the schedule's name and the instant of its firing.",
+        broken="""
+            SELECT s.name, NULL, 'it is of schedule ' || s.schedule_id || ', called '
+                || coalesce(s.schedule_name, 'nothing') || ', for '
+                || coalesce(CAST(s.fired_for AS TEXT), 'no time')
+            FROM studies s
+            WHERE s.schedule_id IS NOT NULL AND (s.schedule_name IS NULL OR s.fired_for IS NULL)
+        """,
+    ),
+    Rule(
         name="children-of-studies",
         holds="Every attempt, event and report belongs to an existing study.",
         broken="""

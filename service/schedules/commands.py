@@ -1,8 +1,10 @@
-"""Making, changing and firing schedules."""
+"""Making, changing, firing and running schedules."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSimError
@@ -13,19 +15,25 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service.database import database_now
-from service.errors import LimitReached, NameTaken
-from service.models import NOBODY, EventRow, Schedule, Study, new_id
+from service.errors import LimitReached, NameTaken, SweepUnderWay
+from service.models import NOBODY, Overlap, Schedule, ScheduleEventKind, Study, new_id
 from service.owners.limits import UNLIMITED, Limits, require_room
+from service.schedules import history
 from service.schedules.documents import NewSchedule, ScheduleChange
-from service.schedules.firings import latest_firing, next_firing
+from service.schedules.firings import latest_firing, next_firing, sweep_seed
 from service.states import StudyState, advance_study, append_event
+
+UNDER_WAY = (StudyState.QUEUED, StudyState.RUNNING)
+"""States of a sweep that another one would overlap with. One that is paused uses nothing and stays so until a
+person resumes it."""
+_INSTANT = timedelta(milliseconds=1)
+_CHANGED = ("name", "cron", "timezone", "enabled", "overlap", "repeat_configurations", "definition")
+"""What a person may change."""
 
 
 def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NOBODY) -> Schedule:
     """Store a schedule. Raises `NameTaken`."""
-    taken = NameTaken(f"There is a schedule {new.name!r} already; choose another name.")
-    if session.scalars(select(Schedule.id).where(Schedule.name == new.name)).first() is not None:
-        raise taken
+    _require_free(session, new.name)
     schedule = Schedule(
         id=new_id(),
         name=new.name,
@@ -33,6 +41,8 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         timezone=new.timezone,
         definition=new.definition.model_dump(mode="json"),
         enabled=new.enabled,
+        overlap=new.overlap,
+        repeat_configurations=new.repeat_configurations,
         owner=owner,
         next_fire_at=next_firing(new.cron, new.timezone, now) if new.enabled else None,
     )
@@ -40,25 +50,76 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         with session.begin_nested():
             session.add(schedule)
     except IntegrityError:
-        raise taken from None  # by a request that ran beside this one
+        raise _taken(new.name) from None  # by a request that ran beside this one
+    history.record(session, schedule, ScheduleEventKind.CREATED, "created", asked_by=owner)
     return schedule
 
 
-def change(schedule: Schedule, wanted: ScheduleChange, now: datetime) -> None:
-    """Change a schedule. It fires next after `now`: what it missed while disabled is not made up for."""
-    if wanted.cron is not None:
-        schedule.cron = wanted.cron
-    if wanted.timezone is not None:
-        schedule.timezone = wanted.timezone
-    if wanted.enabled is not None:
-        schedule.enabled = wanted.enabled
-    schedule.next_fire_at = next_firing(schedule.cron, schedule.timezone, now) if schedule.enabled else None
-    schedule.revision += 1
+def change(
+    session: Session, schedule: Schedule, wanted: ScheduleChange, now: datetime, *, asked_by: str = NOBODY
+) -> None:
+    """Change a schedule, and note in its history what was changed. Its sweeps stay as they are.
+
+    With other times it fires next after `now`: what it missed while disabled is not made up for. A definition
+    that warm starts from the schedule itself follows its name.
+
+    Raises:
+        NameTaken: there is a schedule of the new name.
+    """
+    before = {key: getattr(schedule, key) for key in _CHANGED}
+    after = before | {key: value for key in _CHANGED if (value := getattr(wanted, key)) is not None}
+    if wanted.definition is not None:
+        after["definition"] = wanted.definition.model_dump(mode="json")
+    if wanted.seed is not None:
+        after["definition"] = _with_seed(after["definition"], wanted.seed)
+    if after["name"] != schedule.name:
+        _require_free(session, after["name"])
+        after["definition"] = _following(after["definition"], schedule.name, after["name"])
+    changes = history.differences(before, after)
+    try:
+        with session.begin_nested():
+            for key in changes:
+                column = key.partition(".")[0]
+                setattr(schedule, column, after[column])
+            if {"cron", "timezone", "enabled"} & changes.keys():
+                schedule.next_fire_at = (
+                    next_firing(schedule.cron, schedule.timezone, now) if schedule.enabled else None
+                )
+            schedule.revision += 1
+    except IntegrityError:
+        raise _taken(after["name"]) from None
+    if changes:
+        message = f"changed: {', '.join(changes)}"
+        history.record(
+            session, schedule, ScheduleEventKind.CHANGED, message, asked_by=asked_by, changes=changes
+        )
 
 
-def delete(session: Session, schedule: Schedule) -> None:
-    """Remove a schedule. Its studies stay."""
+def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> None:
+    """Remove a schedule. Its studies and its history stay."""
+    history.record(session, schedule, ScheduleEventKind.REMOVED, "removed", asked_by=asked_by)
     session.delete(schedule)
+
+
+def _require_free(session: Session, name: str) -> None:
+    if session.scalars(select(Schedule.id).where(Schedule.name == name)).first() is not None:
+        raise _taken(name)
+
+
+def _taken(name: str) -> NameTaken:
+    return NameTaken(f"There is a schedule {name!r} already; choose another name.")
+
+
+def _with_seed(definition: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {**definition, "search": {**definition.get("search", {}), "seed": seed}}
+
+
+def _following(definition: Mapping[str, Any], name: str, new_name: str) -> dict[str, Any]:
+    """A definition whose warm start from a schedule of this name is from the new one."""
+    warm = definition.get("warm_start")
+    if not isinstance(warm, Mapping) or warm.get("from") != name:
+        return dict(definition)
+    return {**definition, "warm_start": {**warm, "from": new_name}}
 
 
 def due(session: Session, now: datetime) -> list[str]:
@@ -78,6 +139,9 @@ def fire(
     Two coordinators may call at once: on PostgreSQL the other one passes over a schedule that one has
     locked, on SQLite a writing transaction is alone. A unique index on (schedule, firing) stands behind both.
 
+    Where the schedule lets no sweeps overlap and an earlier one is queued or running, none is made, and the
+    schedule's history says so.
+
     A sweep over its owner's limits is made as a study that has failed, with the limit as its reason: it is
     listed like any other, nothing of it runs, and a clone of it can be submitted when there is room.
 
@@ -96,9 +160,52 @@ def fire(
         return None
     assert schedule.next_fire_at is not None
     firing = latest_firing(schedule.cron, schedule.timezone, schedule.next_fire_at, now)
-    study = _sweep(session, schedule, firing, limits)
-    schedule.last_fired_for = firing
     schedule.next_fire_at = next_firing(schedule.cron, schedule.timezone, now)
+    if _was_made(session, schedule, firing):
+        return None
+    earlier = _in_the_way(session, schedule)
+    if earlier is not None:
+        message = (
+            f"skipped: its sweep {earlier.name!r} is still {earlier.state} (overlap: {schedule.overlap})"
+        )
+        history.record(session, schedule, ScheduleEventKind.SKIPPED, message, fired_for=firing)
+        return None
+    refusal = _refusal(session, schedule, limits)
+    study = _sweep(session, schedule, firing, f"fired by the schedule {schedule.name!r}")
+    if study is not None and refusal is not None:
+        advance_study(session, study, StudyState.FAILED, refusal)
+    schedule.last_fired_for = firing
+    return study
+
+
+def run_now(
+    session: Session, schedule: Schedule, *, asked_by: str = NOBODY, limits: Limits = UNLIMITED
+) -> Study:
+    """Make a sweep of a schedule at once, whether it is enabled or not. Its next firing stays.
+
+    Args:
+        session: a writing transaction; the caller commits it.
+        schedule: which, locked.
+        asked_by: whose request it is. The sweep is the schedule's owner's, as all of them are.
+        limits: how much one owner may have.
+
+    Raises:
+        SweepUnderWay: an earlier sweep is queued or running, and none may overlap.
+        LimitReached: the schedule's owner may not have another study.
+    """
+    earlier = _in_the_way(session, schedule)
+    if earlier is not None:
+        raise SweepUnderWay(
+            f"The sweep {earlier.name!r} of the schedule {schedule.name!r} is {earlier.state}, and its "
+            "sweeps may not overlap. Wait for its end, cancel it, or set the schedule's overlap to allow."
+        )
+    definition = _read(schedule)
+    if definition is not None:
+        require_room(session, schedule.owner, definition, limits)
+    firing = database_now(session)
+    why = f"run on request of {asked_by!r} by the schedule {schedule.name!r}"
+    while (study := _sweep(session, schedule, firing, why)) is None:
+        firing += _INSTANT  # two requests within a tick of the clock
     return study
 
 
@@ -111,6 +218,7 @@ def skip(session: Session, schedule_id: str, reason: str) -> None:
     schedule = _lock_due(session, schedule_id, now)
     if schedule is None:
         return
+    due_at = schedule.next_fire_at
     what = "this firing was left out"
     try:
         schedule.next_fire_at = next_firing(schedule.cron, schedule.timezone, now)
@@ -119,7 +227,7 @@ def skip(session: Session, schedule_id: str, reason: str) -> None:
         schedule.next_fire_at = None
         what = f"the schedule was disabled ({type(error).__name__}: {error})"
     message = f"the schedule {schedule.name!r} could not be fired: {reason}; {what}"
-    session.add(EventRow(kind="schedule_failed", message=message))
+    history.record(session, schedule, ScheduleEventKind.FAILED, message, fired_for=due_at)
 
 
 def _lock_due(session: Session, schedule_id: str, now: datetime) -> Schedule | None:
@@ -129,32 +237,47 @@ def _lock_due(session: Session, schedule_id: str, now: datetime) -> Schedule | N
     return session.scalars(wanted.with_for_update(skip_locked=True)).one_or_none()
 
 
-def _sweep(session: Session, schedule: Schedule, firing: datetime, limits: Limits) -> Study | None:
-    """The study of one firing; None when it has been made already."""
+def _was_made(session: Session, schedule: Schedule, firing: datetime) -> bool:
     query = select(Study.id).where(Study.schedule_id == schedule.id, Study.fired_for == firing)
+    return session.scalars(query).first() is not None
+
+
+def _in_the_way(session: Session, schedule: Schedule) -> Study | None:
+    """An earlier sweep that another one would overlap with, where that is not allowed."""
+    if schedule.overlap == Overlap.ALLOW:
+        return None
+    query = select(Study).where(Study.schedule_id == schedule.id, Study.state.in_(UNDER_WAY))
+    return session.scalars(query.order_by(Study.created_at.desc(), Study.id)).first()
+
+
+def _sweep(session: Session, schedule: Schedule, firing: datetime, why: str) -> Study | None:
+    """The study of one firing, queued; None when it has been made already."""
     local = firing.astimezone(ZoneInfo(schedule.timezone))
     stem = f"{schedule.name}-{local:%Y%m%d-%H%M}"
     name, number = stem, 1
-    while session.scalars(query).first() is None:
+    definition = schedule.definition
+    base_seed = definition.get("search", {}).get("seed", 0)
+    seed = sweep_seed(base_seed, firing)
+    why += f"; its search.seed {seed} follows from the schedule's {base_seed} and {firing.isoformat()}"
+    while not _was_made(session, schedule, firing):
         if session.scalars(select(Study.id).where(Study.name == name)).first() is None:
             study = Study(
                 id=new_id(),
                 name=name,
-                definition={**schedule.definition, "name": name},
+                definition=_with_seed({**definition, "name": name}, seed),
                 reason="waiting for a coordinator",
                 owner=schedule.owner,
                 schedule_id=schedule.id,
+                schedule_name=schedule.name,
                 fired_for=firing,
+                base_seed=base_seed,
             )
-            refusal = _refusal(session, schedule, limits)
             try:
                 with session.begin_nested():
                     session.add(study)
             except IntegrityError:
                 continue  # somebody took the name, or made the firing, a moment ago: look again
-            append_event(session, study.id, "study_queued", f"fired by the schedule {schedule.name!r}")
-            if refusal is not None:
-                advance_study(session, study, StudyState.FAILED, refusal)
+            append_event(session, study.id, "study_queued", why)
             return study
         number += 1
         name = f"{stem}-{number}"
@@ -163,12 +286,19 @@ def _sweep(session: Session, schedule: Schedule, firing: datetime, limits: Limit
 
 def _refusal(session: Session, schedule: Schedule, limits: Limits) -> str | None:
     """Why the schedule's owner may not have another study; None: they may."""
-    try:
-        definition = StudyDefinition.model_validate(schedule.definition)
-    except ValidationError:
+    definition = _read(schedule)
+    if definition is None:
         return None  # whoever takes the study up says what is wrong with it
     try:
         require_room(session, schedule.owner, definition, limits)
     except LimitReached as error:
         return f"over its owner's limits: {error.detail}"
     return None
+
+
+def _read(schedule: Schedule) -> StudyDefinition | None:
+    """The schedule's definition; None when this version cannot read what another one stored."""
+    try:
+        return StudyDefinition.model_validate(schedule.definition)
+    except ValidationError:
+        return None

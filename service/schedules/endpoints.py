@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from service.database import database_now
-from service.dependencies import Enabled, NamePrefix, Owner, OwnerName, Reading, ScheduleRef, ServiceResources
+from service.dependencies import (
+    MAX_ID,
+    Enabled,
+    NamePrefix,
+    OptunaStorage,
+    Owner,
+    OwnerName,
+    Reading,
+    ScheduleRef,
+    ServiceResources,
+)
 from service.documents import Document, request_body
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Schedule
+from service.owners.limits import Limits
 from service.plans.checks import note_unchecked
 from service.preconditions import ETAG_HEADER, IfMatch, Precondition, etag
 from service.problems import declare
 from service.schedules import commands, queries
 from service.schedules.documents import CHANGE_SCHEMA, CREATE_SCHEMA, read_change, read_new
-from service.schedules.schemas import ScheduleList, ScheduleView
+from service.schedules.schemas import ScheduleHistory, ScheduleList, ScheduleView
+from service.studies import queries as studies
+from service.studies.cursors import Cursor
+from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
@@ -77,26 +93,96 @@ def get_schedule(schedule: ScheduleRef, session: Reading, response: Response) ->
     return queries.show(session, [found])[0]
 
 
+@router.get("/{schedule}/studies", response_model=StudyPage, responses=declare(404, 422))
+def list_sweeps(
+    schedule: ScheduleRef,
+    session: Reading,
+    storage: OptunaStorage,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Cursor | None = None,
+) -> StudyPage:
+    """The studies that a schedule has made, newest first, also after it was removed.
+
+    By a name: all that were made under it. By an id: those of this one schedule, under whatever name.
+    """
+    page = queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
+    return StudyPage(items=studies.show(session, storage, page.studies), next_cursor=page.next_cursor)
+
+
+@router.get("/{schedule}/history", response_model=ScheduleHistory, responses=declare(404, 422))
+def list_history(
+    schedule: ScheduleRef,
+    session: Reading,
+    before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only events with an id below")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> ScheduleHistory:
+    """What was changed of a schedule, by whom, and which firings made no sweep and why; newest first.
+
+    It stays when the schedule is removed.
+    """
+    return ScheduleHistory(items=queries.list_history(session, schedule, before=before, limit=limit))
+
+
+@router.post(
+    "/{schedule}/run",
+    status_code=201,
+    response_model=StudyView,
+    responses={
+        201: {
+            "headers": {
+                "Location": {"description": "The sweep's address", "schema": {"type": "string"}},
+                **ETAG_HEADER,
+                **REPLAYED_HEADER,
+            }
+        },
+        **declare(404, 408, 409, 412, 413, 422, 429),
+    },
+)
+def run(
+    schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, change: ChangeOnce
+) -> Response:
+    """Make a sweep of a schedule now, whether it is enabled or not. Its next firing stays.
+
+    409 while an earlier sweep is queued or running, unless the schedule's `overlap` is `allow`.
+    """
+    limits = Limits.of(resources.settings)
+
+    def work(session: Session) -> Answer:
+        found = _expected(session, schedule, expected)
+        study = commands.run_now(session, found, asked_by=owner, limits=limits)
+        session.flush()
+        headers = {**etag(study.revision), "Location": f"/v1/studies/{study.id}"}
+        shown = studies.show(session, resources.storage, [study])[0]
+        return Answer(status=201, body=shown, headers=headers)
+
+    return change.answer(work)
+
+
 @router.patch(
     "/{schedule}",
     response_model=ScheduleView,
-    responses={200: {"headers": ETAG_HEADER}, **declare(400, 404, 408, 412, 413, 415, 422)},
+    responses={200: {"headers": ETAG_HEADER}, **declare(400, 404, 408, 409, 412, 413, 415, 422)},
     openapi_extra=request_body(CHANGE_SCHEMA, "What changes, as JSON or YAML"),
 )
 def change(
     schedule: ScheduleRef,
     document: Document,
     resources: ServiceResources,
+    owner: Owner,
     expected: IfMatch,
     response: Response,
 ) -> ScheduleView:
-    """Change when a schedule fires, or whether it does."""
+    """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed."""
+    with resources.database.read() as session:
+        present = _as_expected(queries.get_schedule(session, schedule), expected)
+        now = database_now(session)
+    # Before the transaction, which must not wait for files.
+    roots = resources.settings.data_roots
+    wanted = read_change(document, roots, cron=present.cron, timezone=present.timezone, now=now)
 
     def work(session: Session) -> tuple[ScheduleView, int]:
         found = _expected(session, schedule, expected)
-        now = database_now(session)
-        wanted = read_change(document, cron=found.cron, timezone=found.timezone, now=now)
-        commands.change(found, wanted, now)
+        commands.change(session, found, wanted, database_now(session), asked_by=owner)
         return queries.show(session, [found])[0], found.revision
 
     view, revision = resources.database.transact(work)
@@ -105,17 +191,21 @@ def change(
 
 
 @router.delete("/{schedule}", status_code=204, responses=declare(404, 412, 422))
-def delete(schedule: ScheduleRef, resources: ServiceResources, expected: IfMatch) -> None:
-    """Remove a schedule. Its studies stay."""
+def delete(schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch) -> None:
+    """Remove a schedule. Its studies and its history stay."""
 
     def work(session: Session) -> None:
-        commands.delete(session, _expected(session, schedule, expected))
+        commands.delete(session, _expected(session, schedule, expected), asked_by=owner)
 
     resources.database.transact(work)
 
 
 def _expected(session: Session, ref: str, expected: Precondition) -> Schedule:
     """The schedule, locked for this transaction. Raises `NotFound` and `PreconditionFailed`."""
-    found = queries.get_schedule(session, ref, lock=True)
+    return _as_expected(queries.get_schedule(session, ref, lock=True), expected)
+
+
+def _as_expected(found: Schedule, expected: Precondition) -> Schedule:
+    """Raises `PreconditionFailed`."""
     expected.check(f"The schedule {found.name!r}", found.revision)
     return found

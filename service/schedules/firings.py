@@ -1,4 +1,4 @@
-"""When a cron expression fires, in its own timezone: pure.
+"""When a cron expression fires, in its own timezone, and the seed of a firing: pure.
 
 Daylight saving follows Debian's cron, as cronsim does: a job at a fixed hour that the clock skips runs
 at once after the gap, and one in the repeated hour runs once; jobs of every hour or minute follow real
@@ -15,6 +15,7 @@ from cronsim import CronSim, CronSimError
 from search_spaces.deadlines import nearest_timezone, timezone_names
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
+from search_spaces.sampling.spread import derive_seed
 
 CRON_FORM = "five fields: minute, hour, day of month, month, day of week (for example `30 2 * * MON-FRI`)"
 _LOOK_BACK = timedelta(days=2)
@@ -73,3 +74,13 @@ def latest_firing(cron: str, timezone: str, first: datetime, now: datetime) -> d
         if following is None or following > now:
             return latest
         latest = following
+
+
+def sweep_seed(base_seed: int, firing: datetime) -> int:
+    """The `search.seed` of the sweep of one firing: 32 bits of BLAKE2b of `7/2026-05-01T21:00:00+00:00`.
+
+    Args:
+        base_seed: of the schedule's definition.
+        firing: the instant that the sweep belongs to.
+    """
+    return derive_seed(base_seed, firing.astimezone(UTC).isoformat())

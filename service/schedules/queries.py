@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
-from service.models import Schedule, Study
-from service.schedules.schemas import ScheduleView, SweepView
+from service.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
+from service.schedules.schemas import ScheduleEventView, ScheduleView, SkipView, SweepView
 from service.states import StudyState
-from service.studies.queries import NAME, begins_with
+from service.studies.queries import NAME, Page, begins_with, page_of
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
@@ -41,6 +41,63 @@ def list_schedules(
     return session.scalars(query).all()
 
 
+def list_sweeps(session: Session, ref: str, *, limit: int, cursor: str | None) -> Page:
+    """One page of the studies that a schedule has made, newest first, also after it was removed.
+
+    By a name: all that were made under it, by whatever schedules had it, and all of the schedule that has it.
+    By an id: those of this schedule. Raises `NotFound`.
+    """
+    return page_of(session, select(Study).where(_known(session, ref, Study)), limit=limit, cursor=cursor)
+
+
+def list_history(session: Session, ref: str, *, before: int | None, limit: int) -> list[ScheduleEventView]:
+    """What happened to a schedule, newest first, also after it was removed. Raises `NotFound`.
+
+    Args:
+        session: reads.
+        ref: a name or an id, as for `list_sweeps`.
+        before: only events with an id below.
+        limit: how many at most.
+    """
+    query = select(ScheduleEvent).where(_known(session, ref, ScheduleEvent))
+    if before is not None:
+        query = query.where(ScheduleEvent.id < before)
+    return [
+        ScheduleEventView(
+            id=event.id,
+            at=event.at,
+            schedule=event.schedule_name,
+            schedule_id=event.schedule_id,
+            kind=ScheduleEventKind(event.kind),
+            asked_by=event.asked_by,
+            message=event.message,
+            changes=event.changes,
+            fired_for=event.fired_for,
+        )
+        for event in session.scalars(query.order_by(ScheduleEvent.id.desc()).limit(limit))
+    ]
+
+
+def _known(session: Session, ref: str, kind: type[Study] | type[ScheduleEvent]) -> ColumnElement[bool]:
+    """Rows of a schedule that is or was there. Raises `NotFound`."""
+    if NAME.fullmatch(ref):
+        present = select(Schedule.id).where(or_(Schedule.id == ref, Schedule.name == ref))
+        removed = select(ScheduleEvent.schedule_id).where(
+            ScheduleEvent.kind == ScheduleEventKind.REMOVED, ScheduleEvent.schedule_name == ref
+        )
+        ids = {ref, *session.scalars(present), *session.scalars(removed)}
+
+        def belongs(table: type[Study] | type[ScheduleEvent]) -> ColumnElement[bool]:
+            return or_(table.schedule_id.in_(ids), table.schedule_name == ref)
+
+        if len(ids) > 1 or any(
+            session.scalars(select(table.id).where(belongs(table)).limit(1)).first() is not None
+            for table in (ScheduleEvent, Study)
+        ):
+            return belongs(kind)
+    raise NotFound(f"There is no schedule {ref[:200]!r}, and there was none.")
+
+
 def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
     """Schedules as the API shows them."""
     ids = [schedule.id for schedule in schedules]
@@ -54,6 +111,15 @@ def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
         tuple_(Study.schedule_id, Study.fired_for).in_([(row.schedule_id, row.latest) for row in rows])
     )
     latest = {study.schedule_id: study for study in session.scalars(found)}
+    skips = (
+        select(func.max(ScheduleEvent.id))
+        .where(ScheduleEvent.schedule_id.in_(ids), ScheduleEvent.kind == ScheduleEventKind.SKIPPED)
+        .group_by(ScheduleEvent.schedule_id)
+    )
+    skipped = {
+        event.schedule_id: SkipView(fired_for=event.fired_for, reason=event.message)
+        for event in session.scalars(select(ScheduleEvent).where(ScheduleEvent.id.in_(skips)))
+    }
     return [
         ScheduleView(
             id=s.id,
@@ -62,12 +128,15 @@ def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
             timezone=s.timezone,
             enabled=s.enabled,
             owner=s.owner,
+            overlap=Overlap(s.overlap),
+            repeat_configurations=s.repeat_configurations,
             definition=s.definition,
             created_at=s.created_at,
             next_fire_at=s.next_fire_at,
             last_fired_for=s.last_fired_for,
             studies=studies.get(s.id, 0),
             last_sweep=_sweep(latest.get(s.id)),
+            last_skipped=skipped.get(s.id),
         )
         for s in schedules
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from service.models import Overlap, ScheduleEventKind
 from service.states import StudyState
 
 
@@ -18,6 +19,13 @@ class SweepView(BaseModel):
     reason: str = Field(description="Why it is in this state, in words")
 
 
+class SkipView(BaseModel):
+    """A firing that made no sweep."""
+
+    fired_for: datetime | None = Field(description="The cron instant")
+    reason: str
+
+
 class ScheduleView(BaseModel):
     id: str
     name: str
@@ -25,7 +33,15 @@ class ScheduleView(BaseModel):
     timezone: str
     enabled: bool
     owner: str = Field(description="Whose API key made it; its sweeps count for this owner")
-    definition: dict[str, Any]
+    overlap: Overlap = Field(
+        description="What a firing does while an earlier sweep is queued or running: `skip` makes none"
+    )
+    repeat_configurations: bool = Field(
+        description="Whether sweeps evaluate again what earlier ones have evaluated on the same data"
+    )
+    definition: dict[str, Any] = Field(
+        description="Of its sweeps, but for `name` and `search.seed`, which are each sweep's own"
+    )
     created_at: datetime
     next_fire_at: datetime | None = Field(description="null while disabled")
     last_fired_for: datetime | None = Field(description="The cron instant of the latest sweep")
@@ -34,6 +50,28 @@ class ScheduleView(BaseModel):
         description="The latest sweep. One over its owner's limits is `failed`, and its reason says so"
     )
 
+    last_skipped: SkipView | None = Field(
+        description="The latest firing that made no sweep, since an earlier one was under way"
+    )
+
 
 class ScheduleList(BaseModel):
     items: list[ScheduleView]
+
+
+class ScheduleEventView(BaseModel):
+    id: int
+    at: datetime
+    schedule: str = Field(description="The schedule's name at that time")
+    schedule_id: str
+    kind: ScheduleEventKind
+    asked_by: str | None = Field(description="Whose API key asked for it; null: a coordinator, at its time")
+    message: str
+    changes: dict[str, dict[str, Any]] | None = Field(
+        description="Of `changed`: each key, dotted within the definition, with `from` and `to`"
+    )
+    fired_for: datetime | None = Field(description="Of `skipped` and `failed`: the cron instant")
+
+
+class ScheduleHistory(BaseModel):
+    items: list[ScheduleEventView]

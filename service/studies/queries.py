@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from search_spaces.definition import StudyDefinition
@@ -51,7 +51,7 @@ class Filters:
     """Of the name."""
     owner: str | None = None
     schedule: str | None = None
-    """The name or id of the schedule that made it."""
+    """The name or id of the schedule that made it, which may have been removed since."""
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         yield Study.kind == self.kind
@@ -62,8 +62,12 @@ class Filters:
         if self.owner is not None:
             yield Study.owner == self.owner
         if self.schedule is not None:
-            named = or_(Schedule.id == self.schedule, Schedule.name == self.schedule)
-            yield Study.schedule_id.in_(select(Schedule.id).where(named))
+            present = select(Schedule.id).where(Schedule.name == self.schedule)
+            yield or_(
+                Study.schedule_id == self.schedule,
+                Study.schedule_name == self.schedule,
+                Study.schedule_id.in_(present),
+            )
 
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
@@ -102,8 +106,12 @@ def begins_with(column: InstrumentedAttribute[str], prefix: str) -> ColumnElemen
 
 def list_studies(session: Session, filters: Filters, *, limit: int, cursor: str | None) -> Page:
     """One page of the studies that match, newest first."""
-    newest = select(Study).order_by(Study.created_at.desc(), Study.id.desc())
-    query = newest.where(*filters.conditions()).limit(limit + 1)
+    return page_of(session, select(Study).where(*filters.conditions()), limit=limit, cursor=cursor)
+
+
+def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str | None) -> Page:
+    """One page of the studies that a query selects, newest first."""
+    query = query.order_by(Study.created_at.desc(), Study.id.desc()).limit(limit + 1)
     if cursor is not None:
         at, study_id = read_cursor(cursor)
         query = query.where(or_(Study.created_at < at, and_(Study.created_at == at, Study.id < study_id)))
@@ -116,9 +124,6 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     """Studies as the API shows them."""
     ids = [study.id for study in studies]
     counts = _attempt_counts(session, ids)
-    schedule_ids = {study.schedule_id for study in studies if study.schedule_id}
-    rows = session.execute(select(Schedule.id, Schedule.name).where(Schedule.id.in_(schedule_ids))).all()
-    schedules = {row.id: row.name for row in rows}
     test_ids = {study.range_test_id for study in studies if study.range_test_id}
     tests = session.execute(select(Study.id, Study.name).where(Study.id.in_(test_ids))).all()
     range_tests = {row.id: row.name for row in tests}
@@ -130,7 +135,6 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
             standing.reason(study, now, coordinator_missing=missing),
             storage,
             counts.get(study.id, {}),
-            schedules.get(study.schedule_id or ""),
             range_tests.get(study.range_test_id or ""),
         )
         for study in studies
@@ -180,7 +184,6 @@ def _view(
     reason: str,
     storage: optuna_store.Storage,
     attempts: dict[str, int],
-    schedule: str | None,
     range_test: str | None,
 ) -> StudyView:
     summary = optuna_store.read_summary(storage, study.name)
@@ -206,8 +209,10 @@ def _view(
         pause_requested=study.pause_requested,
         paused_at=study.paused_at,
         deadline=None if definition is None else deadline(study, definition.budget),
-        schedule=schedule,
+        schedule=study.schedule_name,
+        schedule_id=study.schedule_id,
         fired_for=study.fired_for,
+        base_seed=study.base_seed,
         trials_requested=requested,
         repeats_requested=standing.repeats_requested(definition, requested),
         range_test=range_test,

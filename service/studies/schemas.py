@@ -48,6 +48,11 @@ class PreparationView(BaseModel):
     learning_rate_bounds: tuple[float, float] | None = Field(description="Bounds that the range test found")
     enqueued: int = Field(description="Recipes of an earlier study that were evaluated first")
     prior: int = Field(description="Results of an earlier study that the sampler was given")
+    evaluated: int = Field(
+        description="Configurations that earlier sweeps of its schedule evaluated on the same data; they are "
+        "not suggested"
+    )
+    fingerprints: dict[str, str] = Field(description="What identified the content of its data and model")
     notes: list[str]
 
 
@@ -74,8 +79,14 @@ class StudyView(BaseModel):
     deadline: datetime | None = Field(
         description="The next time of `budget.until`; null before the study has started"
     )
-    schedule: str | None = Field(description="The name of the schedule that made it")
-    fired_for: datetime | None = Field(description="The scheduled time for which this sweep was made")
+    schedule: str | None = Field(description="The name of the schedule that made it, as it was then")
+    schedule_id: str | None = Field(description="The schedule's id. Name and id stay when it is removed")
+    fired_for: datetime | None = Field(
+        description="The time for which this sweep was made: of the cron expression, or of the request to run"
+    )
+    base_seed: int | None = Field(
+        description="The schedule's `search.seed`, from which this sweep's seed was derived, with `fired_for`"
+    )
     trials_requested: int | None = Field(
         description="Trials of the search; null if this version cannot read the stored definition"
     )
@@ -84,7 +95,7 @@ class StudyView(BaseModel):
     )
     range_test: str | None = Field(description="The name of the range test that is its first stage, if any")
     preparation: PreparationView | None = Field(
-        description="Results of its range test and warm start, if any"
+        description="Results of its range test and warm start, and what a sweep leaves out, if any"
     )
     counts: Counts
     best: BestTrial | None

@@ -90,6 +90,8 @@ def preparation_view(study: Study) -> PreparationView | None:
         learning_rate_bounds=settled.learning_rate_bounds,
         enqueued=len(settled.enqueued),
         prior=len(settled.prior),
+        evaluated=len(settled.evaluated),
+        fingerprints=dict(settled.fingerprints),
         notes=list(settled.notes),
     )
 

@@ -90,6 +90,7 @@ def sound_schedule(number: int) -> dict[str, Any]:
         "cron": draw.choice(["30 2 * * MON-FRI", "0 0 1 * *", "*/5 * * * *"]),
         "timezone": draw.choice(["UTC", "Europe/Berlin", "America/St_Johns"]),
         "enabled": draw.random() < 0.5,
+        "overlap": draw.choice(["skip", "allow"]),
         "definition": sound_definition(number),
     }
 
@@ -97,5 +98,11 @@ def sound_schedule(number: int) -> dict[str, Any]:
 def sound_change(number: int) -> dict[str, Any]:
     """A change of any schedule."""
     return random.Random(number).choice(
-        [{"enabled": False}, {"cron": "0 3 * * *"}, {"timezone": "Asia/Kathmandu", "enabled": True}]
+        [
+            {"enabled": False},
+            {"cron": "0 3 * * *"},
+            {"timezone": "Asia/Kathmandu", "enabled": True},
+            {"seed": number, "overlap": "allow", "repeat_configurations": True},
+            {"name": f"{PREFIX}dawn-{number}", "definition": sound_definition(number)},
+        ]
     )

@@ -309,7 +309,10 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "get /v1/schedules": set(),
         "post /v1/schedules": body | {"409"},
         "get /v1/schedules/{schedule}": {"404"},
-        "patch /v1/schedules/{schedule}": body | {"404", "412"},
+        "patch /v1/schedules/{schedule}": body | {"404", "409", "412"},
+        "get /v1/schedules/{schedule}/studies": {"404"},
+        "get /v1/schedules/{schedule}/history": {"404"},
+        "post /v1/schedules/{schedule}/run": asked | {"429"},
         "delete /v1/schedules/{schedule}": {"404", "412"},
         "get /v1/workers": set(),
         "post /v1/workers/devices/{device}/restore": {"404", "408", "413"},
@@ -329,11 +332,12 @@ def test_the_openapi_document_declares_the_headers_of_changes(client: TestClient
             sent = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "header"}
             # Every POST that changes something can be repeated; what has a revision can be insisted on.
             assert ("idempotency-key" in sent) == (method == "post"), path
-            revised = path.endswith(("/cancel", "/pause", "/resume")) or method in ("patch", "delete")
+            revised = path.endswith(("/cancel", "/pause", "/resume", "/run")) or method in ("patch", "delete")
             assert ("if-match" in sent) == revised, path
             answers = {h for r in operation["responses"].values() for h in r.get("headers", ())}
             assert ("Idempotent-Replayed" in answers) == (method == "post"), path
-            assert ("Location" in answers) == (method == "post" and path.count("/") == 2), path
+            makes = method == "post" and (path.count("/") == 2 or path.endswith("/run"))
+            assert ("Location" in answers) == makes, path
             one = path.count("/") == 3 and path.split("/")[2] in ("studies", "schedules", "range-tests")
             tagged = method != "delete" and (one or "Location" in answers or revised)
             assert ("ETag" in answers) == tagged, path

@@ -309,7 +309,7 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
         (_cell("cancel_requested", 1), "cancel_requested has a value that is no boolean"),
         (_cell("name", None), "name must not be null"),
         (_cell("state", "sleeping"), "CHECK constraint failed"),
-        (_cell("schedule_id", "gone"), "FOREIGN KEY constraint failed"),
+        (_cell("range_test_id", "gone"), "FOREIGN KEY constraint failed"),
     ],
 )
 def test_what_is_no_backup_of_this_version_is_refused(

@@ -82,6 +82,7 @@ def test_every_post_that_changes_something_is_done_once(
     for path, sent in (
         ("/v1/range-tests", body),
         ("/v1/schedules", schedule),
+        ("/v1/schedules/nightly/run", None),
         (f"/v1/studies/{study['name']}/cancel", None),
         ("/v1/range-tests/support-tone.range-test/cancel", None),
     ):

@@ -39,6 +39,7 @@ BREAKS: dict[str, tuple[str, ...]] = {
     "times-of-studies": ("UPDATE studies SET ended_at = NULL WHERE name = 'grid'",),
     "leases": ("UPDATE studies SET lease_owner = 'x', lease_expires_at = NULL WHERE name = 'grid'",),
     "reports-of-attempts": (f"UPDATE rung_reports SET attempt_id = 999 WHERE {GRID} AND trial_number = 1",),
+    "sweeps": ("UPDATE studies SET schedule_id = 'x' WHERE name = 'grid'",),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
     "numbers": (f"optuna: UPDATE trials SET number = 77 WHERE {GRIDS_TRIAL} = 1",),
     "values": (f"optuna: DELETE FROM trial_values WHERE {TRIAL_1}",),

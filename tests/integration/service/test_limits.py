@@ -18,6 +18,7 @@ from service import optuna_store
 from service.app import create_app
 from service.coordinator import leases
 from service.coordinator.chores import fire_schedules
+from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.stages import advance_stages
 from service.database import Database, database_now
 from service.models import EventRow, Schedule, Study
@@ -112,7 +113,7 @@ def test_a_studys_own_range_test_is_no_study_more(
     body["search"]["learning_rate_range_test"] = True
     with _client(settings, max_active_studies_per_owner=2) as client:
         assert client.post("/v1/studies", json=body).status_code == 201
-        advance_stages(service_database, storage)
+        advance_stages(service_database, storage, FingerprintReader())
         assert len(client.get("/v1/range-tests").json()["items"]) == 1
         assert client.post("/v1/studies", json=search("b")).status_code == 201
         _limit(client.post("/v1/studies", json=search("c")), "max_active_studies_per_owner")

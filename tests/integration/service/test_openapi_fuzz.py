@@ -21,6 +21,7 @@ REACHED = {
     ("POST /v1/schedules", 201),
     ("POST /v1/range-tests", 201),
     ("PATCH /v1/schedules/{schedule}", 200),
+    ("GET /v1/schedules/{schedule}/studies", 200),
     ("GET /v1/studies/{study}", 200),
     ("GET /v1/studies/{study}/trials/{number}", 200),
     ("GET /v1/studies/{study}/report", 200),

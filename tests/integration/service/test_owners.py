@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from service import optuna_store
 from service.app import create_app
 from service.cli import app
+from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.stages import advance_stages
 from service.database import Database
 from service.errors import Conflict, Invalid, NotFound, Unavailable
@@ -246,7 +247,7 @@ def test_a_range_test_stage_is_its_studys_owners(
     body["search"]["learning_rate_range_test"] = True
     assert client.post("/v1/studies", json=body, headers=_bearer(key)).status_code == 201
     storage = optuna_store.open_storage(settings)
-    advance_stages(service_database, storage)
+    advance_stages(service_database, storage, FingerprintReader())
     optuna_store.close_storage(storage)
     with service_database.read() as session:
         owners = {study.name: study.owner for study in session.scalars(select(Study))}

@@ -104,6 +104,7 @@ def test_what_is_not_there_is_not_found_whatever_is_expected(client: TestClient)
         ("POST", "/v1/studies/none/cancel"),
         ("POST", "/v1/range-tests/none/cancel"),
         ("DELETE", "/v1/schedules/none"),
+        ("POST", "/v1/schedules/none/run"),
     ):
         expect_problem(client.request(method, path, headers=_if_match('"1"')), 404)
 

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.coordinator import leases
+from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.stages import FIGURE, advance_stages
 from service.database import Database
 from service.models import Attempt, Study
@@ -155,8 +156,8 @@ def test_the_curve_is_on_the_dashboard_s_page(
     test = client.post("/v1/range-tests", json=with_a_range(definition)).json()
     sweep_all(service_database, test["id"])
     optuna_store.ensure_study(storage, test["name"], StudyDefinition.model_validate(test["definition"]))
-    advance_stages(service_database, storage)
-    advance_stages(service_database, storage)
+    advance_stages(service_database, storage, FingerprintReader())
+    advance_stages(service_database, storage, FingerprintReader())
     path = client.get(f"/v1/range-tests/{test['id']}").json()["dashboard_path"]
     shown = client.get(path.replace("/dashboard", "/api")).json()
     (found,) = shown["plotly_graph_objects"]

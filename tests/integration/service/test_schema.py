@@ -45,10 +45,10 @@ def test_the_check_constraints_are_there(service_database: database.Database) ->
     """Alembic does not compare these."""
     names = {
         constraint["name"]
-        for table in ("studies", "attempts")
+        for table in ("studies", "attempts", "schedules")
         for constraint in inspect(service_database.engine).get_check_constraints(table)
     }
-    assert names == {"ck_studies_state", "ck_attempts_state"}
+    assert names == {"ck_studies_state", "ck_attempts_state", "ck_schedules_overlap"}
 
 
 def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> None:
@@ -126,6 +126,55 @@ def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> 
     assert kept["pruning"] == {"algorithm": "asha", "min_examples": 25, "n_min_trials": 1}  # not today's 8
     migrate(empty_settings, command.downgrade, "0001")
     assert rows() == [1, 1, 1]
+    engine.dispose()
+
+
+def test_sweeps_of_earlier_versions_learn_their_schedules_names(empty_settings: Settings) -> None:
+    """Those of a schedule that was removed meanwhile, too: their first events have said it."""
+    empty_settings.home.mkdir(exist_ok=True)
+    migrate(empty_settings, command.upgrade, "0003")
+    engine = database.make_engine(empty_settings)
+    now = datetime.now(UTC).isoformat()
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO schedules (id, name, cron, timezone, definition, enabled, created_at) "
+                "VALUES ('1', 'nightly', '* * * * *', 'UTC', '{}', true, :now)"
+            ),
+            {"now": now},
+        )
+        for name, schedule, fired in (("a", "1", now), ("b", None, now), ("c", None, None)):
+            connection.execute(
+                text(
+                    "INSERT INTO studies (id, name, definition, state, reason, cancel_requested, created_at,"
+                    " lease_number, schedule_id, fired_for)"
+                    " VALUES (:name, :name, '{}', 'failed', '', false, :now, 1, :schedule, :fired)"
+                ),
+                {"name": name, "now": now, "schedule": schedule, "fired": fired},
+            )
+        connection.execute(
+            text(
+                "INSERT INTO events (at, study_id, kind, message) VALUES (:now, 'b', 'study_queued', :said)"
+            ),
+            {"now": now, "said": "fired by the schedule 'gone.by'"},
+        )
+    database.upgrade(empty_settings)
+
+    def known() -> list[tuple[str, str | None, str | None]]:
+        query = text("SELECT name, schedule_id, schedule_name FROM studies ORDER BY name")
+        with engine.connect() as connection:
+            return [(row.name, row.schedule_id, row.schedule_name) for row in connection.execute(query)]
+
+    assert known() == [("a", "1", "nightly"), ("b", None, "gone.by"), ("c", None, None)]
+    with engine.connect() as connection:
+        options = connection.execute(text("SELECT overlap, repeat_configurations FROM schedules")).one()
+    assert tuple(options) == ("skip", False)
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
+        connection.execute(text("DELETE FROM schedules"))
+    assert known()[0] == ("a", "1", "nightly")  # for ever
+    migrate(empty_settings, command.downgrade, "0003")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT schedule_id FROM studies WHERE name = 'a'")) is None
     engine.dispose()
 
 

@@ -146,6 +146,7 @@ def test_adapters_are_written_and_read_at_one_place() -> None:
     for name in ("api", "gpu-worker", "cpu-worker"):
         assert "artifacts:/var/lib/nightsweep/artifacts" in SERVICES[name]["volumes"]
         assert "./data:/data:ro" in SERVICES[name]["volumes"]
+    assert "./data:/data:ro" in SERVICES["coordinator"]["volumes"]  # it sees whether they have changed
     assert SERVICES["api"]["environment"]["NIGHTSWEEP_DATA_ROOTS"] == "/data"
 
 

@@ -285,3 +285,54 @@ def test_gp_without_pytorch_says_what_to_install(define: Define, monkeypatch: py
         SuggestionError, match="gp needs PyTorch where the coordinator runs: pip install torch"
     ):
         suggest(study, definition)
+
+
+# -- what earlier sweeps have evaluated --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_earlier_sweeps_have_evaluated_is_not_suggested(define: Define, algorithm: str) -> None:
+    definition = define(algorithm=algorithm, trials=1000, space=FINITE_NUMBERS)
+    space = definition.search.space
+    points = list(space.points())
+    evaluated = tuple(space.configuration_digest(point) for point in points[:12])
+    enqueued = (points[14], points[3])
+    preparation = Preparation(evaluated=evaluated, enqueued=enqueued)
+    preparation = Preparation.model_validate_json(preparation.model_dump_json())
+    assert planned_trials(definition, preparation) == 6
+    study = optuna.create_study()
+    ask_and_tell(study, definition, 4, preparation)
+    for _ in range(2):
+        study.tell(suggest(study, definition, preparation), 1.0)
+    assert space.decode(study.trials[0].params) == points[14]
+    assert set(keys(study, space)) == {space.configuration_key(point) for point in points[12:]}
+    with pytest.raises(SearchSpaceExhausted, match="12 of them in earlier sweeps"):
+        suggest(study, definition, preparation)
+
+
+def test_a_grid_leaves_out_what_earlier_sweeps_have_evaluated(define: Define) -> None:
+    definition = define(algorithm="grid", trials=None, space=FINITE_CONDITIONAL)
+    space = definition.search.space
+    points = list(space.grid_points())
+    evaluated = tuple(space.configuration_digest(points[number]) for number in (0, 5, 15))
+    preparation = Preparation(evaluated=evaluated, enqueued=(points[5], points[9]))
+    assert planned_trials(definition, preparation) == 13
+    study = optuna.create_study()
+    ask_and_tell(study, definition, 13, preparation)
+    rest = [points[number] for number in range(16) if number not in (0, 5, 9, 15)]
+    assert [space.decode(trial.params) for trial in study.trials] == [points[9], *rest]
+    with pytest.raises(SearchSpaceExhausted, match="3 of them evaluated by earlier sweeps"):
+        suggest(study, definition, preparation)
+
+
+def test_a_digest_is_the_same_however_a_configuration_is_written(define: Define) -> None:
+    space = define(
+        trials=9, space={"lora_r": {"choices": [4, 8]}, "weight_decay": {"min": 0, "max": 1}}
+    ).search.space
+    digests = {
+        space.configuration_digest({"lora_r": rank, "weight_decay": decay})
+        for rank in (8, 8.0)
+        for decay in (0.3, 0.1 + 0.2)
+    }
+    assert digests == {space.configuration_digest({"weight_decay": 0.3, "lora_r": 8})}
+    assert digests != {space.configuration_digest({"lora_r": 4, "weight_decay": 0.3})}

@@ -519,6 +519,97 @@ def test_a_schedule_is_switched_on_and_off(run: Any, command: str, enabled: bool
     assert f"Schedule nightly ({command}d)" in result.stdout
 
 
+def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "dawn"})})
+    result = run(
+        api,
+        *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "dawn"),
+        *("--cron", "0 6 * * *", "--timezone", "UTC", "--seed", "0", "--overlap", "allow"),
+        "--no-repeat-configurations",
+    )
+    assert api.body() == {
+        "name": "dawn",
+        "cron": "0 6 * * *",
+        "timezone": "UTC",
+        "seed": 0,
+        "overlap": "allow",
+        "repeat_configurations": False,
+        "definition": {"name": "tone"},
+    }
+    assert "Schedule dawn (enabled)" in result.stdout
+
+
+def test_an_edit_that_changes_nothing_says_what_can_be_changed(run: Any) -> None:
+    result = run({}, "schedules", "edit", "nightly")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "nothing to change: give --file, --cron" in result.stderr
+
+
+def test_a_schedule_is_run_at_once(run: Any) -> None:
+    answer = httpx.Response(201, json=study_json(name="nightly-20260701-2200", state="queued"))
+    result = run({"POST /v1/schedules/nightly/run": answer}, "schedules", "run", "nightly")
+    assert result.stdout.splitlines() == [
+        "Study nightly-20260701-2200 is queued.",
+        "Follow it with: nightsweep watch nightly-20260701-2200",
+    ]
+
+
+def test_the_runs_of_a_schedule_are_its_sweeps_and_the_firings_that_made_none(run: Any) -> None:
+    def sweep(day: int) -> dict[str, Any]:
+        at = f"2026-07-0{day}T20:00:00Z"
+        return study_json(name=f"nightly-{day}", created_at=at, fired_for=at, reason="")
+
+    def event(day: int, kind: str) -> dict[str, Any]:
+        at = f"2026-07-0{day}T20:00:00Z"
+        words = f"{kind}: it is still running"
+        return {"id": day, "at": at, "schedule": "n", "kind": kind, "message": words, "fired_for": at}
+
+    replies = {
+        "GET /v1/schedules/nightly/studies": items(sweep(4), sweep(2), sweep(1)),
+        "GET /v1/schedules/nightly/history": items(event(5, "changed"), event(3, "skipped")),
+    }
+    lines = run(replies, "schedules", "runs", "nightly").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["study", "nightly-4", "-", "nightly-2", "nightly-1"]
+    assert lines[2].split()[1:4] == ["2026-07-03", "20:00:00Z", "skipped"]
+    assert lines[2].endswith("skipped: it is still running")
+    shorter = run(replies, "schedules", "runs", "nightly", "--limit", "2").stdout.splitlines()
+    assert shorter == lines[:3]
+
+
+def test_the_history_of_a_schedule_says_who_changed_what(run: Any) -> None:
+    common = {"at": "2026-07-01T22:00:00Z", "schedule": "nightly"}
+    changes = {
+        "definition.search.seed": {"from": 7, "to": 8},
+        "name": {"from": "a", "to": "b"},
+        "x": {"to": 1},
+    }
+    replies = {
+        "GET /v1/schedules/nightly/history": items(
+            {"id": 2, "kind": "changed", "asked_by": "alice", "message": "m", "changes": changes, **common},
+            {"id": 1, "kind": "created", "asked_by": "bob", "message": "created", **common},
+        )
+    }
+    lines = run(replies, "schedules", "history", "nightly").stdout.splitlines()
+    assert lines[1].split()[2] == "alice"
+    assert lines[1].endswith("definition.search.seed: 7 -> 8; name: a -> b; x: - -> 1")
+    assert lines[2].split()[2:] == ["bob", "created"]
+
+
+def test_a_schedule_shows_its_seed_its_rule_and_what_it_skipped(run: Any) -> None:
+    skipped = {"fired_for": "2026-07-01T20:00:00Z", "reason": "skipped: its sweep is still running"}
+    schedule = SCHEDULE | {"definition": {"search": {"seed": 7}}, "last_skipped": skipped}
+    answer = httpx.Response(200, json=schedule)
+    shown = run({"GET /v1/schedules/nightly": answer}, "schedules", "show", "nightly").stdout
+    for line in (
+        "  Seed          7",
+        "  Overlap       skip",
+        "  Repeats       no configuration is evaluated again on the same data",
+        "  Last skipped  2026-07-01 20:00:00Z: skipped: its sweep is still running",
+    ):
+        assert line in shown.splitlines()
+
+
 def test_a_schedule_is_removed(run: Any) -> None:
     result = run({"DELETE /v1/schedules/nightly": httpx.Response(204)}, "schedules", "remove", "nightly")
     assert (result.exit_code, result.stdout) == (0, "Schedule nightly removed.\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.schedules.firings import check, latest_firing, next_firing
+from service.schedules.firings import check, latest_firing, next_firing, sweep_seed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -98,3 +100,12 @@ def test_an_offset_or_an_abbreviation_gets_no_hint(zone: object) -> None:
     """`Etc/GMT+2`, the name most like `GMT+2`, is two hours behind UTC."""
     [fault] = check("* * * * *", zone, NOW)
     assert (fault.nearest, fault.allowed) == (None, "an IANA name, such as Europe/Berlin or UTC")
+
+
+def test_the_seed_of_a_sweep_follows_from_the_base_seed_and_the_instant() -> None:
+    at = datetime(2026, 5, 1, 21, tzinfo=UTC)
+    digest = hashlib.blake2b(b"7/2026-05-01T21:00:00+00:00", digest_size=4).digest()
+    assert sweep_seed(7, at) == int.from_bytes(digest, "big")
+    assert sweep_seed(7, at.astimezone(ZoneInfo("Asia/Kolkata"))) == sweep_seed(7, at)
+    seeds = {sweep_seed(base, at + timedelta(days=day)) for base in range(3) for day in range(100)}
+    assert len(seeds) == 300
