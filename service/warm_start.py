@@ -172,8 +172,8 @@ def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
 def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source | None:
     """The study of this id or name, else a schedule's latest sweep that completed; None: neither exists.
 
-    The name of a sweep's own schedule always refers to that schedule, even if a study has the same name, and even
-    if the schedule was renamed or removed since.
+    The name of a sweep's own schedule always refers to that schedule, even if a study has the same name, and
+    even if the schedule was renamed or removed since.
     """
     if not NAME.fullmatch(ref):
         return None

@@ -92,7 +92,8 @@ def grid_entry(
     if entry is None:
         before = f", {len(evaluated)} of them evaluated by earlier sweeps" if evaluated else ""
         raise SearchSpaceExhausted(
-            f"trial {number} has no grid point: the grid has {counted(space.grid_size() or 0, 'point')}{before}"
+            f"trial {number} has no grid point:"
+            f" the grid has {counted(space.grid_size() or 0, 'point')}{before}"
         )
     return entry
 
