@@ -59,7 +59,8 @@ class TrialView(BaseModel):
     reason: str
     params: dict[str, Any] = Field(description="What the search chose; inactive conditional ones are absent")
     recipe: dict[str, Any] | None = Field(
-        description="Every hyperparameter; null while the sampler is choosing"
+        description="Every hyperparameter with the value that is trained with, fixed and default ones too;"
+        " null while the sampler is choosing"
     )
     repeat_of: int | None = Field(
         description="The trial whose recipe it runs again with another seed; null: it is of the search"
