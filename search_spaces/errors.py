@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+MANY_NAMES = 80
+"""Characters. A longer list of allowed names is left out where the one that was meant is known."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
@@ -38,7 +41,7 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.path or 'the definition'}: {self.message}"
-        if self.allowed is not None:
+        if self.allowed is not None and (self.nearest is None or len(self.allowed) <= MANY_NAMES):
             text += f"; allowed: {self.allowed}"
         if self.nearest is not None:
             text += f"; did you mean {self.nearest!r}?"

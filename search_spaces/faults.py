@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ _LONGEST_TEXT = 200
 _LONGEST_LIST = 20
 _DEEPEST = 4
 _PROBLEMS = "problems"
+_NUMBER = re.compile(r"[-+]?\d+")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,18 +58,65 @@ def shown(value: Any, depth: int = 0) -> Any:
 
 
 def nearest_name(word: object, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
-    """The known name that `word` most resembles, if any does.
+    """The known name that `word` was meant to be, where that is plain: a typing error, or a part of the name.
 
     `synonyms` maps names other tools use to ours (`lr` resembles no `learning_rate` by its letters).
     """
-    if not isinstance(word, str) or len(word) > _LONGEST_TEXT:
+    if not isinstance(word, str) or not word.strip() or len(word) > _LONGEST_TEXT:
         return None
     candidate = word.strip().lower()
     if synonyms is not None and candidate in synonyms:
         return synonyms[candidate]
     by_lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(candidate, by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
+    similar = difflib.get_close_matches(candidate, by_lower, n=5, cutoff=0.6)
+    misspelt = [name for name in similar if _is_misspelt(candidate, name)]
+    if misspelt:
+        return by_lower[min(misspelt, key=lambda name: _typing_errors(candidate, name))]
+    beginning = _only(by_lower, lambda name: _begins(candidate, name) or _begins(name, candidate))
+    return beginning or _only(by_lower, lambda name: _is_part(candidate, name) or _is_part(name, candidate))
+
+
+def _only(by_lower: Mapping[str, str], fits: Callable[[str], bool]) -> str | None:
+    fitting = [name for name in by_lower if fits(name)]
+    return by_lower[fitting[0]] if len(fitting) == 1 else None
+
+
+def _begins(short: str, long: str) -> bool:
+    """Whether `short` is the beginning of `long`, and not by chance: `quant` of `quantization`."""
+    long_enough = len(short) > 2 and 3 * len(short) >= len(long)
+    return long_enough and long.startswith(short) and not _NUMBER.search(long)
+
+
+def _is_part(short: str, long: str) -> bool:
+    """Whether `short` is one or more whole words of `long`: `Berlin` of `Europe/Berlin`."""
+    words, of = re.findall(r"[a-z0-9]+", short), re.findall(r"[a-z0-9]+", long)
+    inside = any(of[start : start + len(words)] == words for start in range(len(of) - len(words) + 1))
+    return bool(words) and inside and _NUMBER.findall(short) == _NUMBER.findall(long)
+
+
+def _is_misspelt(word: str, name: str) -> bool:
+    """One typing error after the first letter, or one for every four letters of the shorter one.
+
+    Another number is another thing: `int8` is not a way to write `int4`.
+    """
+    if _NUMBER.findall(word) != _NUMBER.findall(name):
+        return False
+    errors, length = _typing_errors(word, name), min(len(word), len(name))
+    return errors <= length // 4 or (errors == 1 and length > 2 and word[0] == name[0])
+
+
+def _typing_errors(word: str, name: str) -> int:
+    """Letters added, left out, replaced, or swapped with the next one (optimal string alignment)."""
+    before_last: list[int] = []
+    last = list(range(len(name) + 1))
+    for i, letter in enumerate(word, 1):
+        row = [i]
+        for j, other in enumerate(name, 1):
+            row.append(min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and letter == name[j - 2] and word[i - 2] == other:
+                row[j] = min(row[j], before_last[j - 2] + 1)
+        before_last, last = last, row
+    return last[-1]
 
 
 def name_fault(
@@ -167,17 +216,30 @@ def unknown_keys(
     synonyms: Mapping[str, str] | None = None,
     what: str = "key",
 ) -> list[Fault]:
-    """One fault for each key of `raw` that is not known, at most `MAX_FAULTS`."""
-    unknown = [key for key in raw if key not in known][:MAX_FAULTS]
+    """One fault for each key of `raw` that is not known, at most `MAX_FAULTS`.
+
+    One of them lists the known keys: the first for which none is near, or else the first.
+    """
+    nearest = {
+        key: nearest_name(key, known, synonyms)
+        for key in [key for key in raw if key not in known][:MAX_FAULTS]
+    }
+    lists = next((key for key, near in nearest.items() if near is None), next(iter(nearest), None))
+
+    def allowed(key: str) -> str | None:
+        if key == lists:
+            return ", ".join(known)
+        return None if nearest[key] else f"the same as for {shown(lists)}"
+
     return [
         Fault(
             path=join_path(path, str(shown(key))),
             value=shown(raw[key]),
             message=f"unknown {what}",
-            allowed=", ".join(known),
-            nearest=nearest_name(key, known, synonyms),
+            allowed=allowed(key),
+            nearest=near,
         )
-        for key in unknown
+        for key, near in nearest.items()
     ]
 
 

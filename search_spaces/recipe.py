@@ -117,6 +117,21 @@ class Recipe(BaseModel):
         factor = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.learning_rate_scaling]
         return self.learning_rate * factor
 
+    def in_force(self, *, quantization: str, max_length: int) -> dict[str, Any]:
+        """Every hyperparameter as JSON, with the value that is trained with.
+
+        Args:
+            quantization: The study's `model.quantization`.
+            max_length: The study's `data.max_length`, in tokens.
+        """
+        return {
+            **self.model_dump(mode="json"),
+            "lora_alpha": self.alpha,
+            "lora_alpha_ratio": self.alpha / self.lora_r,
+            "quantization": self.quantization or quantization,
+            "max_length": self.max_length or max_length,
+        }
+
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Recipe:
         """A recipe from some of its fields; the others keep their defaults.

@@ -7,18 +7,19 @@ CommandError           wrong usage, an unreadable file, a setting out of range
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from search_spaces.errors import MANY_NAMES
 from service.cli.output import say_error
 from service.client import ClientError, Fault, RefusedError, UnexpectedAnswerError, UnreachableError
 
 REFUSED = 1
-"""The service said no, or the study failed or was cancelled."""
+"""The service refused, or the study failed or was cancelled."""
 WRONG_USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
@@ -32,18 +33,29 @@ class StudyFileError(CommandError):
     """A study file that cannot be read as a document."""
 
 
-def fault_line(fault: Fault) -> str:
-    """One fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`."""
-    hints = []
-    # A key that is missing has no value to show, and some messages say a file's name already.
-    if fault.value is not None and not (isinstance(fault.value, str) and f"{fault.value}:" in fault.message):
-        hints.append(f"got {json.dumps(fault.value, ensure_ascii=False)}")
-    if fault.allowed and fault.allowed not in fault.message:  # some messages say it already
-        hints.append(f"allowed: {fault.allowed}")
-    if fault.nearest:
-        hints.append(f"did you mean {fault.nearest}?")
-    where = fault.path or "the definition"
-    return f"{where}: {fault.message}" + (f" ({'; '.join(hints)})" if hints else "")
+def fault_lines(faults: Sequence[Fault]) -> Iterator[str]:
+    """Each fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`.
+
+    A long list of names is left out where the one that was meant is known, and is said once for all faults.
+    """
+    lists: dict[str, str] = {}
+    for fault in faults:
+        where = fault.path or "the definition"
+        hints = []
+        # A key that is missing has no value to show, and some messages say a file's name already.
+        if fault.value is not None and not (
+            isinstance(fault.value, str) and f"{fault.value}:" in fault.message
+        ):
+            hints.append(f"got {json.dumps(fault.value, ensure_ascii=False)}")
+        allowed = fault.allowed or ""
+        if len(allowed) > MANY_NAMES:
+            allowed = "" if fault.nearest else lists.get(allowed, allowed)
+            lists.setdefault(allowed, f"the same as for {where}")
+        if allowed and allowed not in fault.message:  # some messages say it already
+            hints.append(f"allowed: {allowed}")
+        if fault.nearest:
+            hints.append(f"did you mean {fault.nearest}?")
+        yield f"{where}: {fault.message}" + (f" ({'; '.join(hints)})" if hints else "")
 
 
 def explain(error: ClientError) -> tuple[int, list[str]]:
@@ -53,9 +65,11 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
         lines = [f"{problem.title} ({error.status})"]
         if problem.detail:
             lines.append(problem.detail)
-        lines += [f"  {fault_line(fault)}" for fault in problem.faults]
+        lines += [f"  {line}" for line in fault_lines(problem.faults)]
         if error.status == 401:
-            lines.append("Set NIGHTSWEEP_API_KEY to your key, or to the server's own.")
+            lines.append(
+                "Set NIGHTSWEEP_API_KEY to your API key, or to the one that the server was started with."
+            )
         return REFUSED, lines
     if isinstance(error, UnreachableError):
         return UNREACHABLE, [

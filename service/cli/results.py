@@ -1,4 +1,4 @@
-"""Commands about the trials of a study: trials, export, adapter."""
+"""Commands that take a study's results elsewhere: export, adapter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.errors import CommandError
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
-from service.cli.output import duration, number, say, say_json, say_note, settings_line, table
+from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
+from service.cli.output import say, say_note
 from service.client import Trial, UnexpectedAnswerError
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -33,68 +33,16 @@ class Which(StrEnum):
     LAST = "last"
 
 
-def trials(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """List a study's trials."""
-    with connect(server) as client:
-        found = client.study(study)
-        all_trials = client.trials(found.id)
-    if as_json:
-        say_json([trial.document() for trial in all_trials])
-        return
-    best = found.best.trial_number if found.best else None
-    table(
-        (
-            "trial",
-            "state",
-            found.metric,
-            "best rung",
-            "examples",
-            "training",
-            "hyperparameters",
-            "diagnosis",
-            "reason",
-        ),
-        [
-            (
-                f"{trial.number}{' *' if trial.number == best else ''}",
-                trial.state,
-                number(trial.value),
-                "-" if trial.best_rung is None else trial.best_rung,
-                trial.examples_seen,
-                "-" if trial.train_seconds is None else duration(trial.train_seconds),
-                settings_line(trial.params) if trial.repeat_of is None else repeat_line(trial),
-                verdicts_line(trial),
-                trial.reason,
-            )
-            for trial in all_trials
-        ],
-        empty="No trials yet.",
-    )
-    if best is not None:
-        say("* the best trial")
-
-
-def repeat_line(trial: Trial) -> str:
-    """What a repeat runs again, in place of the hyperparameters it shares."""
-    return f"trial {trial.repeat_of} again, seed={trial.seed}"
-
-
-def verdicts_line(trial: Trial) -> str:
-    """The verdicts on a trial in short; `-` where its curves say nothing."""
-    told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
-    broke = [] if trial.feasible else ["breaks a constraint"]
-    return ", ".join([*broke, *told]) or "-"
-
-
 def export(
     study: StudyName,
     export_format: Annotated[ExportFormat, typer.Option("--format", help="csv or json.")] = ExportFormat.CSV,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; stdout without.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write. Default: stdout.", show_default=False),
     ] = None,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Export all trials, one CSV row each, or the study and its trials as JSON."""
+    """Export all trials as CSV, one row each, or the study and its trials as JSON."""
     with connect(server) as client:
         found = client.study(study)
         all_trials = client.trials(found.id)
@@ -116,16 +64,17 @@ def export(
 def adapter(
     study: StudyName,
     trial_number: Annotated[
-        int | None, typer.Argument(metavar="[NUMBER]", help="The trial; the best one without.", min=0)
+        int | None,
+        typer.Argument(metavar="[NUMBER]", help="The trial's number. Default: the best trial.", min=0),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder to make; STUDY-NUMBER-WHICH without.", show_default=False
+            "--output", "-o", help="The folder to create. Default: STUDY-NUMBER-WHICH.", show_default=False
         ),
     ] = None,
     which: Annotated[
-        Which, typer.Option(help="The adapter of the trial's best rung, or of its end.")
+        Which, typer.Option(help="The adapter from the trial's best rung, or from its end.")
     ] = Which.BEST,
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -149,14 +98,21 @@ def adapter(
 
 
 def trials_as_csv(trials: Sequence[Trial]) -> str:
-    """One row per trial; hyperparameters as `params.NAME`, metrics at the best rung as `metrics.NAME`."""
+    """One row per trial.
+
+    Searched hyperparameters are in `params.NAME`, fixed ones in `recipe.NAME`, metrics at the best rung in
+    `metrics.NAME`.
+    """
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    recipes = dict.fromkeys(name for trial in trials for name in trial.recipe or {})
+    fixed = [name for name in recipes if name not in params]
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics or {}))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["number", "state", "value", "best_rung", "repeat_of", "seed", "feasible"]
         + [f"params.{name}" for name in params]
+        + [f"recipe.{name}" for name in fixed]
         + [f"metrics.{name}" for name in metrics]
         + ["examples_seen", "train_seconds", "peak_memory_bytes", "predicted_memory_bytes"]
         + ["useful_token_share", "gradient_noise_scale", "diagnosis"]
@@ -166,6 +122,7 @@ def trials_as_csv(trials: Sequence[Trial]) -> str:
         cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
         cells += [trial.repeat_of, trial.seed, _cell(trial.feasible)]
         cells += [_cell(trial.params.get(name)) for name in params]
+        cells += [_cell((trial.recipe or {}).get(name)) for name in fixed]
         cells += [(trial.metrics or {}).get(name) for name in metrics]
         cells += [trial.examples_seen, trial.train_seconds, trial.peak_memory_bytes]
         cells += [trial.predicted_memory_bytes, trial.useful_token_share, trial.gradient_noise_scale]

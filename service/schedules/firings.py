@@ -27,7 +27,7 @@ def check(cron: object, timezone: object, now: datetime) -> list[Fault]:
     zone = "UTC"
     if not isinstance(timezone, str) or timezone not in timezone_names():
         nearest = nearest_timezone(timezone)
-        message, allowed = "is no known timezone", "an IANA name, such as Europe/Berlin or UTC"
+        message, allowed = "unknown timezone", "an IANA name, such as Europe/Berlin or UTC"
         faults.append(
             Fault(path="timezone", value=shown(timezone), message=message, allowed=allowed, nearest=nearest)
         )

@@ -65,7 +65,8 @@ class TrialView(BaseModel):
         description="Parameters that the search chose, without inactive conditional ones"
     )
     recipe: dict[str, Any] | None = Field(
-        description="Every hyperparameter; null while the sampler is choosing"
+        description="Every hyperparameter with the value that is trained with, fixed and default ones too;"
+        " null while the sampler is choosing"
     )
     repeat_of: int | None = Field(
         description="The trial whose recipe it runs again with another seed; null: it belongs to the search"

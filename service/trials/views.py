@@ -38,7 +38,7 @@ def trial_view(
         state=record.state,
         reason=record.reason,
         params=dict(record.params),
-        recipe=None if record.recipe is None else record.recipe.model_dump(mode="json"),
+        recipe=_recipe(definition, record),
         repeat_of=record.values.repeat_of,
         seed=record.values.seed,
         value=record.value,
@@ -108,6 +108,14 @@ def judgement_view(judgement: Judgement) -> JudgementView:
         p_value=judgement.p_value,
         distinguishable=judgement.distinguishable,
         sentence=judgement.sentence,
+    )
+
+
+def _recipe(definition: StudyDefinition | None, record: TrialRecord) -> dict[str, Any] | None:
+    if definition is None or record.recipe is None:
+        return None
+    return record.recipe.in_force(
+        quantization=definition.model.quantization, max_length=definition.data.max_length
     )
 
 

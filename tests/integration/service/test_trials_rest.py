@@ -87,7 +87,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "state": "completed",
         "reason": "it completed",
         "params": params,
-        "recipe": build_recipe(lab.definition, params).model_dump(mode="json"),
+        "recipe": build_recipe(lab.definition, params).model_dump(mode="json")
+        | {"lora_alpha": 32.0, "quantization": "nf4", "max_length": 512},
         "repeat_of": None,
         "seed": None,
         "value": 1.5,

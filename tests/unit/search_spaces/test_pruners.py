@@ -94,7 +94,7 @@ def test_no_pruning_section_prunes_nothing() -> None:
 @pytest.mark.parametrize(
     ("wrapped", "path", "nearest"),
     [
-        ({"algorithm": "medium"}, "pruning.wrapped.algorithm", "median"),
+        ({"algorithm": "medain"}, "pruning.wrapped.algorithm", "median"),
         ({"algorithm": "patient", "patience": 1}, "pruning.wrapped.algorithm", None),
         ({"algorithm": "none"}, "pruning.wrapped.algorithm", None),
         ({}, "pruning.wrapped.algorithm", None),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.root import app
 from service.home_lock import HOLDER_FILE, LOCK_FILE, HomeInUse, HomeLock
 from service.settings import Settings
 from service.supervisor import Supervisor

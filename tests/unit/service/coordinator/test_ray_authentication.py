@@ -17,7 +17,7 @@ import pytest
 from ray._private import services
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.root import app
 from service.coordinator import ray_authentication
 from service.coordinator.ray_authentication import (
     NotLetIn,
