@@ -14,10 +14,10 @@ from service.local_files import resolve_paths
     [
         *((f"d{suffix}", []) for suffix in (".jsonl", ".json", ".csv", ".parquet", ".JSONL")),
         *((f"d{suffix}.gz", []) for suffix in (".jsonl", ".json", ".csv", ".Csv")),
-        ("d.parquet.gz", ["is of a kind that is not read (.gz)"]),
-        ("d.gz", ["is of a kind that is not read (.gz)"]),
-        ("d.txt", ["is of a kind that is not read (.txt)"]),
-        ("jsonl", ["is of a kind that is not read (no suffix)"]),
+        ("d.parquet.gz", ["is not a supported type of file (.gz)"]),
+        ("d.gz", ["is not a supported type of file (.gz)"]),
+        ("d.txt", ["is not a supported type of file (.txt)"]),
+        ("jsonl", ["is not a supported type of file (no suffix)"]),
     ],
 )
 def test_data_files_are_known_by_their_names(name: str, messages: list[str], tmp_path: Path) -> None:
