@@ -107,8 +107,8 @@ def encode_conversation(
     for i, parts in own.items():
         if not parts:
             raise RowError(
-                f"Message {i + 1}, which is the assistant's, is empty: the model would learn to say nothing. "
-                "Fill it in, remove it, or write 'train': false into it where it is to carry no loss."
+                f"Message {i + 1} (assistant) is empty, so the model would learn to say nothing. Fill it in, "
+                "remove it, or write 'train': false into it if it is to carry no loss."
             )
     refuse = rendering.unrendered == "refuse"
     try:

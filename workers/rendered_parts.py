@@ -20,7 +20,8 @@ from workers.loss_flags import FLAGS, is_empty
 
 BOOKKEEPING = frozenset(
     ("role", "id", "uuid", "name", "index", "turn", "type", "status", "date", "time", "timestamp", "created",
-     "model", "language", "lang", "source", "metadata", "finish_reason", "stop_reason")
+     "model", "language", "lang", "source", "metadata", "finish_reason", "stop_reason",
+     "usage", "logprobs", "cache_control")
 )  # fmt: skip
 """Keys of a message that say where it comes from, not what it says; so do those that end in _id or _at."""
 _OF_A_CALL = frozenset(("id", "type", "index"))

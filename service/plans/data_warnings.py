@@ -116,7 +116,7 @@ def _lost_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
     if found := [f"the {what} {_listed(counts)}" for what, counts in unread if counts]:
         yield warning(
             "unread_fields",
-            f"Nothing reads some of what the {name} data holds: {' and '.join(found)}.",
+            f"In the {name} data, nothing reads {' and '.join(found)}.",
             split=name,
             columns=len(split.unread_columns),
             message_keys=len(split.unread_message_keys),

@@ -97,6 +97,7 @@ def test_a_part_of_a_turn_that_is_not_rendered_is_refused(
         {"reasoning_content": " \n", "tool_calls": []},
         {"id": "msg_1", "name": "bot", "timestamp": 1700000000, "message_id": "a b", "created_at": "today"},
         {"score": 0.7, "approved": True},
+        {"usage": {"model": "m"}, "logprobs": [{"token": "f"}], "cache_control": {"type": "ephemeral"}},
     ],
 )
 def test_keys_that_say_nothing_do_not_refuse_a_turn(keys: dict[str, Any]) -> None:

@@ -310,7 +310,7 @@ def test_the_eval_data_must_have_the_train_datas_format(good: str, tmp_path: Pat
             "d.jsonl",
             f"{conversation()}\n{conversation(content=' ')}\n",
             ":2",
-            "Message 2, which is the assistant's, is empty",
+            "Message 2 (assistant) is empty",
         ),
         (
             "d.json",

@@ -50,8 +50,7 @@ def test_turns_that_were_found_for_certain_call_for_no_warning(found_by: str) ->
 def test_what_nothing_reads_is_named() -> None:
     split = make_split(unread_columns=counted("id"), unread_message_keys=counted("user.name"))
     assert warnings(data=make_data(split))["unread_fields"].message == (
-        "Nothing reads some of what the train data holds: the columns id (3 rows) and the message keys"
-        " user.name (3 rows)."
+        "In the train data, nothing reads the columns id (3 rows) and the message keys user.name (3 rows)."
     )
 
 
