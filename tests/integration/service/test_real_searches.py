@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from search_spaces.definition import parse_definition
 from service import optuna_store
-from service.models import Study
+from service.models import Schedule, Study
+from service.schedules.commands import fire
 from service.states import StudyState
 from service.trial_values import TrialValues
 from tests.pack_cluster import PackCluster
@@ -65,6 +68,24 @@ class Lab(House):
             session.add(study)
         self.run(study.id)
         return self.study(study.id)
+
+    def nights(self, count: int, **sections: Any) -> list[Study]:
+        """Runs the sweeps of a schedule's first nights to their ends."""
+        document = {**self._common, "name": "nightly", **sections}
+        definition = parse_definition(document).model_dump(mode="json")
+        made = []
+        with self.database.write() as session:
+            schedule = Schedule(name="nightly", cron="0 2 * * *", timezone="UTC", definition=definition)
+            session.add(schedule)
+        for night in range(count):
+            at = datetime(2026, 1, 1 + night, 2, tzinfo=UTC)
+            with self.database.write() as session:
+                session.get_one(Schedule, schedule.id).next_fire_at = at
+            sweep = self.database.transact(partial(fire, schedule_id=schedule.id, now=at))
+            assert sweep is not None
+            self.run(sweep.id)
+            made.append(self.study(sweep.id))
+        return made
 
     def trials(self, name: str = "s") -> list[TrialValues]:
         return optuna_store.read_trials(self.storage, name)
@@ -255,6 +276,18 @@ def test_stop_at_failed_trials(lab: Lab) -> None:
     assert study.state == StudyState.FAILED
     assert "max_failed_trials" in study.reason
     assert lab.outcomes() == ["failed", "failed"]
+
+
+# -- nights -------------------------------------------------------------------------------------------
+
+
+def test_three_nights_train_different_recipes_to_different_values(lab: Lab) -> None:
+    search = {"algorithm": "random", "trials": 2, "seed": 3, "space": SPACE}
+    nights = lab.nights(3, search=search, warm_start={"from": "nightly", "top_k": 1})
+    assert [(night.state, len(lab.trials(night.name))) for night in nights] == [("completed", 2)] * 3
+    trials = [trial for night in nights for trial in lab.trials(night.name)]
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 6
+    assert len({trial.value for trial in trials}) == 6
 
 
 # -- what comes before and after a search ------------------------------------------------------------
