@@ -54,8 +54,7 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
         yield warning(
             "no_worker_fits",
             f"A worker needs a CPU core and {each:g} GPU (resources.gpus_per_worker) on one node, and no node"
-            f" of the cluster has them: there are {has}. The study would wait for such a node and then"
-            f" fail.{hint}",
+            f" has them: the cluster has {has}. The study would wait for such a node and then fail.{hint}",
             gpus_per_worker=each,
             gpus=cluster.gpus or 0.0,
             cpus=cluster.cpus or 0.0,
@@ -64,7 +63,7 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
         yield warning(
             "fewer_workers_fit",
             f"resources.workers is {wanted:,}, and only {cluster.workers:,} such workers fit on the cluster:"
-            f" there are {has}. The study would run on fewer and take longer.",
+            f" it has {has}. The study would run on fewer and take longer.",
             workers=wanted,
             fit=cluster.workers,
         )
