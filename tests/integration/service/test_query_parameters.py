@@ -150,6 +150,21 @@ def test_a_wrong_filter_is_answered_with_what_is_allowed(
 
 
 @on_sqlite
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("0", "must be at least 1"),
+        ("101", "must be at most 100"),
+        ("ten", "must be a whole number"),
+        ("1.5", "must be a whole number"),
+        ("", "must be a whole number"),
+    ],
+)
+def test_a_wrong_number_is_answered_with_its_range(client: TestClient, limit: str, message: str) -> None:
+    assert [f["message"] for f in faults(client, f"/v1/studies?limit={limit}")] == [message]
+
+
+@on_sqlite
 @pytest.mark.parametrize("name", ["prefix", "owner", "schedule"])
 @pytest.mark.parametrize("value", ["", "%25", "a b", "é", "%00", "x" * 201])
 def test_what_no_name_begins_with_is_refused(client: TestClient, name: str, value: str) -> None:
