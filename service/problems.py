@@ -40,6 +40,13 @@ _FORMS = {
 """What people are told in place of a regular expression."""
 
 
+_NUMBERS = {
+    "int_parsing": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
 class ProblemFault(BaseModel):
     """One thing that is wrong, at one place in a document or in the query."""
 
@@ -127,7 +134,8 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
 def request_fault(found: Mapping[str, Any]) -> Fault:
     """What FastAPI found wrong with a parameter or header. One of several values has the parameter's path."""
     path = ".".join(str(part) for part in found["loc"][:2])
-    message, allowed = found["msg"], (found.get("ctx") or {}).get("expected")
+    context = found.get("ctx") or {}
+    message, allowed = found["msg"], context.get("expected")
     nearest = None
     if found["type"] == "string_pattern_mismatch" and path in _FORMS:
         message, allowed = "does not have the expected form", _FORMS[path]
@@ -135,6 +143,8 @@ def request_fault(found: Mapping[str, Any]) -> Fault:
         names = re.findall(r"'([^']*)'", str(allowed))
         message, allowed = "is not one of the allowed values", ", ".join(names)
         nearest = nearest_name(found.get("input"), names)
+    elif found["type"] in _NUMBERS:
+        message = _NUMBERS[found["type"]].format_map(context)
     return Fault(
         path=path, value=shown(found.get("input")), message=message, allowed=allowed, nearest=nearest
     )

@@ -82,6 +82,13 @@ def test_an_unknown_parameter_is_answered_with_the_nearest_and_all_others(client
 
 
 @on_sqlite
+def test_what_other_services_call_a_parameter_leads_to_ours(client: TestClient) -> None:
+    found = faults(client, "/v1/studies?name=a&status=b&page=2&per_page=3&sort_by=c")
+    assert [f["nearest"] for f in found] == ["prefix", "state", "cursor", "limit", None]  # none to sort by
+    assert faults(client, "/v1/studies/x/trials?order_by=value")[0]["nearest"] == "sort"
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     ("query", "value"),
     [("limit=1&limit=2", ["1", "2"]), ("owner=a&owner=a", ["a", "a"]), ("limit=1&limit=", ["1", ""])],
@@ -140,6 +147,21 @@ def test_a_wrong_filter_is_answered_with_what_is_allowed(
     assert [(f["path"], f["allowed"], f["nearest"]) for f in faults(client, path)] == [
         (f"query.{name}", allowed, nearest)
     ]
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("0", "must be at least 1"),
+        ("101", "must be at most 100"),
+        ("ten", "must be a whole number"),
+        ("1.5", "must be a whole number"),
+        ("", "must be a whole number"),
+    ],
+)
+def test_a_wrong_number_is_answered_with_its_range(client: TestClient, limit: str, message: str) -> None:
+    assert [f["message"] for f in faults(client, f"/v1/studies?limit={limit}")] == [message]
 
 
 @on_sqlite
