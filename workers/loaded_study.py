@@ -12,7 +12,7 @@ import torch
 from search_spaces.definition import ModelSpec
 from workers.adapters import AdapterHost
 from workers.base_model import checkpoint_activations, load_base
-from workers.contract import TrialOrder
+from workers.contract import Preparing, TrialOrder
 from workers.datasets import TokenizedData, load_eval, load_train
 from workers.errors import LengthError, RecipeLengthError
 from workers.memory import release, tokens_per_forward
@@ -104,20 +104,24 @@ class LoadedStudies:
         self,
         order: TrialOrder,
         running: Iterable[TrialOrder],
-        say: Callable[[str], object] = lambda _: None,
+        emit: Callable[[Preparing], object] = lambda _: None,
     ) -> Loaded:
         """The base, the train data and the eval data of an order.
 
         Args:
             order: The trial about to start.
             running: Orders of the trials that use what is loaded; all on the order's own base.
-            say: Is told of each part that takes its time, when it begins.
+            emit: Is told of each part that takes its time, when it begins.
 
         Raises:
             ModelError: The base cannot be loaded.
             DataError: The data cannot be used.
             RecipeLengthError: It can, but not with the recipe's own `max_length`.
         """
+
+        def say(stage: str) -> None:
+            emit(Preparing(attempt_id=order.attempt_id, stage=stage))
+
         running = list(running)
         key = _base_key(order.model)
         if self.base is None or (self.base.key != key and not running):

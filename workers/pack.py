@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -165,7 +164,7 @@ class Pack:
         """Gives a trial a slot, from its beginning or from its newest checkpoint."""
         order = trial.order
         try:
-            loaded = self._loaded.load(order, self._orders(), partial(self._say_stage, order.attempt_id))
+            loaded = self._loaded.load(order, self._orders(), self._emit)
             attempt = prepare(order, loaded)
         except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
             end = ending(error)
@@ -173,10 +172,8 @@ class Pack:
             self._running[order.attempt_id] = attempt
             if order.attempt_id in loaded.base.beside:
                 loaded.base.beside[order.attempt_id] = len(self._running)
-            back_at_zero = trial.last.examples_seen > 0 and attempt.run.examples_seen == 0
-            if not trial.started or back_at_zero:
+            if not trial.started or attempt.run.examples_seen == 0 < trial.last.examples_seen:
                 self._emit(attempt.started(loaded, self._device))
-            if not trial.started:
                 for report in attempt.reports:  # whoever has heard of a rung before passes over it
                     self._emit(report)
             self._plan_capacity()
@@ -188,9 +185,6 @@ class Pack:
             self._announce(limited(len(self._running), end.reason))
             return
         self._end(trial, end)
-
-    def _say_stage(self, attempt_id: int, stage: str) -> None:
-        self._emit(Preparing(attempt_id=attempt_id, stage=stage))
 
     def _end(self, trial: _Parked, end: Ending) -> None:
         """Lets the outcome of a trial that holds no slot be known."""
@@ -213,8 +207,8 @@ class Pack:
                 self._announce(limited(trials, f"no more of the {self._wanted} trials wanted fit"))
             return
         if base.costs is None:
-            newest = next(reversed(self._running))
-            self._say_stage(newest, "measuring how much memory and time a trial takes")
+            stage = "measuring how much memory and time a trial takes"
+            self._emit(Preparing(attempt_id=next(reversed(self._running)), stage=stage))
         try:
             capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
         except Exception as error:
