@@ -1,97 +1,44 @@
-"""The command line. `nightsweep --help` imports neither torch nor Ray nor Optuna."""
+"""The command line. `main` imports the commands, once Ctrl-C during their imports has an answer."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import signal
+import sys
+from types import FrameType
 
-import typer
-
-from service.cli import (
-    artifacts,
-    databases,
-    demo,
-    keys,
-    plan,
-    range_tests,
-    reports,
-    results,
-    schedules,
-    servers,
-    spaces,
-    studies,
-    workers,
-)
-from service.cli.errors import Commands
-from service.cli.output import say, say_note
-
-app = typer.Typer(
-    name="nightsweep",
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Hyperparameter search for quantized LoRA fine-tunes.",
-    epilog="Exit codes: 0 done; 1 the service said no, or the study did not complete; "
-    "2 wrong usage or an unreadable file; 3 no server.",
-)
-
-_SERVICE = "The service"
-_STUDIES = "Studies"
-_RESULTS = "Results"
-
-app.command(rich_help_panel=_SERVICE)(demo.demo)
-app.command(rich_help_panel=_SERVICE)(servers.serve)
-app.command(rich_help_panel=_SERVICE)(servers.api)
-app.command(rich_help_panel=_SERVICE)(servers.coordinator)
-app.add_typer(databases.db, name="db", rich_help_panel=_SERVICE)
-app.add_typer(keys.keys, name="keys", rich_help_panel=_SERVICE)
-app.add_typer(artifacts.artifacts, name="artifacts", rich_help_panel=_SERVICE)
-app.add_typer(workers.workers, name="workers", rich_help_panel=_SERVICE)
-app.command(rich_help_panel=_STUDIES)(plan.plan)
-app.command(rich_help_panel=_STUDIES)(studies.submit)
-app.command(rich_help_panel=_STUDIES)(studies.studies)
-app.command(rich_help_panel=_STUDIES)(studies.show)
-app.command(rich_help_panel=_STUDIES)(studies.watch)
-app.command(rich_help_panel=_STUDIES)(studies.pause)
-app.command(rich_help_panel=_STUDIES)(studies.resume)
-app.command(rich_help_panel=_STUDIES)(studies.cancel)
-app.command(rich_help_panel=_STUDIES)(studies.clone)
-app.command(rich_help_panel=_STUDIES)(studies.events)
-app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
-app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
-app.command(rich_help_panel=_STUDIES)(spaces.search_spaces)
-app.command(rich_help_panel=_RESULTS)(results.trials)
-app.command(rich_help_panel=_RESULTS)(reports.best)
-app.command(rich_help_panel=_RESULTS)(reports.report)
-app.command(rich_help_panel=_RESULTS)(reports.importance)
-app.command(rich_help_panel=_RESULTS)(results.export)
-app.command(rich_help_panel=_RESULTS)(results.adapter)
-
-
-@app.callback()
-def _before_any_command(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        say(installed("nightsweep"))
-        raise typer.Exit
-    _warn_of_unknown_variables()
-
-
-def _warn_of_unknown_variables() -> None:
-    """A setting that is misspelt would change nothing, and nobody would know."""
-    clients = {"NIGHTSWEEP_SERVER", "NIGHTSWEEP_API_KEY"}
-    if not any(name.upper().startswith("NIGHTSWEEP_") and name not in clients for name in os.environ):
-        return  # a client need not load what a service needs
-    from service.settings import unknown_variables
-
-    for name, nearest in unknown_variables(os.environ).items():
-        meant = "" if nearest is None else f"; did you mean {nearest}?"
-        say_note(f"Warning: {name} is no setting and changes nothing{meant}")
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """The entry point of the `nightsweep` command."""
-    app()
+    # A shell lets its background jobs ignore Ctrl-C; then it stays ignored.
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        from service.cli.root import app
+
+        app(prog_name="nightsweep")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, _end)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises `KeyboardInterrupt`; while a module is being imported, ends the process at once.
+
+    An import may swallow the exception, turn it into another one or print it, and nothing is lost with it.
+    """
+    running = frame
+    while running is not None:
+        if running.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _end(number, frame)
+        running = running.f_back
+    raise KeyboardInterrupt
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os._exit(_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""`nightsweep artifacts`: removing adapters and checkpoints that nobody needs. Works where they lie."""
+"""`nightsweep artifacts`: removing adapters and checkpoints that nobody needs, without a server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from service.cli.options import Home, Json
 from service.cli.output import say, say_error, say_json, table
 from service.cli.servers import build_settings, service_errors_explained
 
-artifacts = typer.Typer(cls=Commands, no_args_is_help=True, help="Adapters and checkpoints, where they lie.")
+artifacts = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Remove adapters and checkpoints that are no longer needed."
+)
 
 
 @artifacts.command()
@@ -20,28 +22,29 @@ def sweep(
         int | None,
         typer.Option(
             min=0,
-            help="Trials whose adapters are kept of each study; all without. NIGHTSWEEP_KEEP_BEST_ADAPTERS "
-            "is the default.",
+            metavar="N",
+            help="How many of each study's best trials keep their adapters. Default: "
+            "NIGHTSWEEP_KEEP_BEST_ADAPTERS, or all if that is not set.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
     ] = False,
     unknown_studies: Annotated[
         bool,
         typer.Option(
             "--unknown-studies",
-            help="Also folders of studies that this database does not know, untouched for a day. Another "
-            "service that shares the place loses its artifacts.",
+            help="Also remove folders of studies that are not in this database and have not changed for "
+            "a day. Another service that stores its artifacts in the same place would lose them.",
         ),
     ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Remove what studies that have ended leave behind: checkpoints, and adapters that are not the best.
+    """Remove what ended studies no longer need: checkpoints, and adapters that are not among the best.
 
-    Studies that have not ended are not touched. The service may run meanwhile.
+    Studies that have not ended are not touched. The service may be running.
     """
     settings = build_settings(home=home, keep_best_adapters=keep_best)
     with service_errors_explained():

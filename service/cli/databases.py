@@ -1,4 +1,4 @@
-"""`nightsweep db`: tables of this version, rules that must hold, backups. Works on the database itself."""
+"""`nightsweep db`: tables, rules that must hold, backups. It opens the database itself, without a server."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from service.cli.options import Home, Json
 from service.cli.output import say, say_error, say_json
 from service.cli.servers import build_settings, service_errors_explained
 
-db = typer.Typer(cls=Commands, no_args_is_help=True, help="The service's database, from where it is.")
+db = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Upgrade, check, back up or restore the service's database, on a machine that can reach it.",
+)
 
-BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The backup.")]
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The backup file.")]
 
 
 @db.command()
 def upgrade(home: Home = None) -> None:
-    """Bring the database's tables, and Optuna's, to this version."""
+    """Create the tables of the service and of Optuna, or upgrade them to this version."""
     settings = build_settings(home=home)
     with service_errors_explained():
         from service import database
 
         database.upgrade(settings)
-    say("The database is of this version.")
+    say("The database has the tables of this version.")
 
 
 @db.command()
 def check(home: Home = None, as_json: Json = False) -> None:
-    """Look for wrong tables and for rows that contradict each other; exit 1 if there are any.
+    """Check the tables, and look for rows that contradict each other; exit 1 if there are any.
 
-    The service may run meanwhile.
+    The service may be running.
     """
     settings = build_settings(home=home)
     with service_errors_explained():
@@ -47,7 +51,7 @@ def check(home: Home = None, as_json: Json = False) -> None:
         for violation in violations:
             say_error(str(violation))
         say(
-            f"The database is of this version; {len(integrity.SENTENCES)} rules were looked at, "
+            f"The database has the tables of this version; {len(integrity.SENTENCES)} rules were checked, "
             f"{_counted(len(violations), 'violation')} found."
         )
     if violations:
@@ -56,9 +60,9 @@ def check(home: Home = None, as_json: Json = False) -> None:
 
 @db.command()
 def backup(file: BackupFile, home: Home = None) -> None:
-    """Write both databases to a new file, as they are at one moment. The service may run meanwhile.
+    """Back up both databases to a new file, as they are at one moment. The service may be running.
 
-    Adapters and checkpoints are not in it.
+    Adapters and checkpoints are not included.
     """
     settings = build_settings(home=home)
     with service_errors_explained():
@@ -70,9 +74,9 @@ def backup(file: BackupFile, home: Home = None) -> None:
 
 @db.command()
 def restore(file: BackupFile, home: Home = None) -> None:
-    """Fill an empty database from a backup, whichever kind of database it was made of.
+    """Restore a backup into an empty database, SQLite or PostgreSQL, whichever it was made from.
 
-    Nobody holds a restored study, so the next coordinator takes it up.
+    Studies that had not ended continue as soon as a coordinator runs.
     """
     settings = build_settings(home=home)
     with service_errors_explained():

@@ -38,12 +38,12 @@ _CANCEL_SECONDS = 10.0
 
 def demo(
     keep_serving: Annotated[
-        bool, typer.Option("--keep-serving", help="Leave the service up afterwards, until Ctrl-C.")
+        bool, typer.Option("--keep-serving", help="Keep the service running afterwards, until Ctrl-C.")
     ] = False,
     home: Home = None,
     port: Port = None,
 ) -> None:
-    """Run the quickstart from end to end: service, study, trials, best adapter."""
+    """Run the quickstart: start the service, run one small study, and show its best adapter."""
     folder = quickstart_folder()
     settings = demo_settings(folder, home, port)
     definition = read_study_file(folder / "study.yaml")
@@ -80,11 +80,14 @@ def demo(
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Ends the demo on SIGTERM as on Ctrl-C: study cancelled, children stopped, folders removed."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signums = [signal.SIGTERM, *([signal.SIGINT] if callable(signal.getsignal(signal.SIGINT)) else [])]
+    # From here on there are children to stop: even a module that is imported late ends nothing at once.
+    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in signums}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _follow_or_cancel(client: Client, study: Study) -> Snapshot:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 keys = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Who may use the service. Run where the database is, with the service's settings.",
+    help="Make, list and revoke API keys. Run these commands where the database is.",
 )
 
 Owner = Annotated[
-    str, typer.Argument(metavar="OWNER", help="A name for a person or a team.", show_default=False)
+    str, typer.Argument(metavar="OWNER", help="The name of a person or a team.", show_default=False)
 ]
 T = TypeVar("T")
 
 
 @keys.command()
 def add(owner: Owner, home: Home = None, as_json: Json = False) -> None:
-    """Make a key and print it, this once. With a first key the server wants one from everybody."""
+    """Make an API key and print it; it is never shown again. Once there is a key, every request needs one."""
     from service.owners import keys as commands
 
     key = _in_database(home, lambda session: commands.add(session, owner))
@@ -47,7 +47,7 @@ def add(owner: Owner, home: Home = None, as_json: Json = False) -> None:
 
 @keys.command("list")
 def list_keys(home: Home = None, as_json: Json = False) -> None:
-    """List who has, or had, a key of their own."""
+    """List the owners of API keys, revoked keys included."""
     from service.owners import keys as commands
 
     found = _in_database(home, commands.list_keys)
@@ -66,13 +66,13 @@ def list_keys(home: Home = None, as_json: Json = False) -> None:
     table(
         ("owner", "created", "revoked"),
         [(key.owner, moment(key.created_at), moment(key.revoked_at)) for key in found],
-        empty="Nobody has a key of their own.",
+        empty="No keys.",
     )
 
 
 @keys.command()
 def revoke(owner: Owner, home: Home = None) -> None:
-    """Take an owner's key away, from the next request on. Their studies go on."""
+    """Revoke an owner's key, from the next request on. The owner's studies continue."""
     from service.owners import keys as commands
 
     _in_database(home, lambda session: commands.revoke(session, owner))

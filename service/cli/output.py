@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 400
-"""Columns for a table in a pipe or a file: wide enough that no cell is cut."""
+"""Columns for a table in a pipe or a file: wide enough for one line a row."""
+PAGE_WIDTH = 80
+"""Columns for what is read as a page, in a pipe or a file too."""
+_GAP = 2
+_NARROWEST = 40
+"""Columns that are counted on, whatever COLUMNS says."""
 
 
-def console(stream: TextIO | None = None) -> Console:
+def console(stream: TextIO | None = None, *, pipe_width: int = _PIPE_WIDTH) -> Console:
     """A console on `stream` (stdout by default) that writes control codes to terminals only."""
     stream = stream or sys.stdout
     terminal = stream.isatty()
@@ -26,7 +31,7 @@ def console(stream: TextIO | None = None) -> Console:
         file=stream,
         # Said outright, because FORCE_COLOR in a build's environment would put codes into its log.
         force_terminal=terminal,
-        width=None if terminal or "COLUMNS" in os.environ else _PIPE_WIDTH,
+        width=None if terminal or "COLUMNS" in os.environ else pipe_width,
         highlight=False,
         markup=False,
         emoji=False,
@@ -66,17 +71,80 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """Writes a table to stdout, or the sentence `empty` when there are no rows."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    optional: Collection[str] = (),
+    pipe_width: int = _PIPE_WIDTH,
+) -> None:
+    """Writes a table to stdout, or the sentence `empty` when there are no rows.
+
+    No cell is cut. From the first column on for which a line has no room, cells go below their row.
+
+    Args:
+        columns: Headings, the most important first. A newline in one makes it narrower.
+        rows: Cells; one that is `-` is left out below its row.
+        empty: Said in place of a table without rows.
+        optional: Columns that are left out where a line has no room for them.
+        pipe_width: Columns of a line where stdout is no terminal and COLUMNS is not set.
+    """
     if not rows:
         say(empty)
         return
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(one_line(str(cell))) for cell in row))
-    console().print(grid)
+    out = console(pipe_width=pipe_width)
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    widths = [_width(name, [row[i] for row in cells]) for i, name in enumerate(columns)]
+    beside, used = [0], widths[0]
+    for index in range(1, len(columns)):
+        if used + _GAP + widths[index] <= max(out.width, _NARROWEST):
+            beside.append(index)
+            used += _GAP + widths[index]
+        elif columns[index] not in optional:
+            break
+    below = [i for i in range(beside[-1] + 1, len(columns)) if columns[i] not in optional]
+    lines = max(columns[i].count("\n") for i in beside) + 1
+    for line in range(lines):
+        parts = [(columns[i].split("\n") + [""] * lines)[:lines][line] for i in beside]
+        out.print(Text(_padded(parts, [widths[i] for i in beside]), style="bold"), soft_wrap=True)
+    for row in cells:
+        say(_padded([row[i] for i in beside], [widths[i] for i in beside]))
+        notes = [(columns[i].replace("\n", "_"), row[i]) for i in below if row[i] not in ("", "-")]
+        for name, cell in notes:
+            say(*indented(cell if len(below) == 1 else f"{name}: {cell}", out, 4))
+
+
+def fits(columns: Sequence[str], rows: Sequence[Sequence[object]], *, pipe_width: int = _PIPE_WIDTH) -> bool:
+    """Whether a table of these columns has room on a line of stdout."""
+    widths = [_width(name, [one_line(str(row[i])) for row in rows]) for i, name in enumerate(columns)]
+    return sum(widths) + _GAP * (len(widths) - 1) <= console(pipe_width=pipe_width).width
+
+
+def indented(text: str, out: Console, indent: int, *, first: str | None = None) -> list[str]:
+    """The text in lines that fit `out`: the first one after `first`, the others below it.
+
+    A path or an address that does not fit has a line of its own, and is not broken: it is there to be copied.
+    """
+    text = one_line(text)
+    first = " " * indent if first is None else first
+    rest = " " * (cell_len(first) if cell_len(first) > indent else indent + 2 * (indent > 0))
+    room = max(_NARROWEST, out.width) - len(rest)
+    if len(rest) > indent + 2 and room < 20:
+        return [first.rstrip(), *indented(text, out, indent + 2)]
+    if " " not in text and cell_len(text) > room:
+        return [line for line in (first.rstrip(), f"{' ' * indent}  {text}") if line]
+    lines = Text(text).wrap(out, room)
+    return [(rest if index else first) + line.plain.rstrip() for index, line in enumerate(lines)]
+
+
+def _width(heading: str, cells: Sequence[str]) -> int:
+    return max(map(cell_len, [*heading.split("\n"), *cells]))
+
+
+def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True))
+    return (" " * _GAP).join(padded).rstrip()
 
 
 def number(value: float | None) -> str:

@@ -22,13 +22,13 @@ def plan(
     local: Annotated[
         bool,
         typer.Option(
-            "--local", help="Plan on this machine, without a server; no earlier trials are known then."
+            "--local", help="Plan on this machine, without a server. Earlier trials are not known here."
         ),
     ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Say what a study would do, and what is odd about it. Nothing is stored.
+    """Show what a study would do and what it would take, with warnings. Nothing is stored.
 
     Exits with 1 if the study would be refused or its trials would fail.
     """

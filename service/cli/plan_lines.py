@@ -30,7 +30,7 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
     """The train or the eval data."""
     yield "rows", f"{split.rows:,}" if split.rows is not None else f"over {split.rows_counted:,}"
     if split.rows != split.rows_read:
-        yield "rows looked at", f"{split.rows_read:,}"
+        yield "rows read", f"{split.rows_read:,}"
     if split.faulty_rows:
         yield "faulty rows", f"{split.faulty_rows:,}"
     several = len(split.by_length) > 1
@@ -41,7 +41,7 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
         yield f"tokens{at}", f"{cut.tokens:,}"
         yield f"carry loss{at}", _share(cut.supervised_tokens, cut.tokens)
     if split.median_tokens is not None:
-        yield "tokens a row", f"{split.median_tokens:,} median"
+        yield "tokens per row", f"{split.median_tokens:,} median"
         yield "", f"{split.p95_tokens:,} at 95 %"
         yield " ", f"{split.longest_tokens:,} longest"
     yield "duplicates", f"{split.duplicate_rows:,}"
@@ -78,13 +78,16 @@ def training_lines(training: TrainingPlan) -> Iterator[Line]:
     yield "evaluation", f"{span(training.total.evaluation_examples)} examples"
     rungs = training.rungs
     if rungs.every_examples is None:
-        yield "rungs", "at the end of each trial alone"
+        yield "rungs", "only at the end of each trial"
     else:
-        yield "rungs", f"every {rungs.every_examples:,} examples, and the end"
+        yield "rungs", f"every {rungs.every_examples:,} examples, and at the end"
         if rungs.shared_count is None:
-            yield "met by all", "unknown: batches larger than the distance of two rungs skip some"
+            yield (
+                "in every trial",
+                "unknown: a batch that is larger than the distance between two rungs skips some",
+            )
         else:
-            yield "met by all", _listed(rungs.shared, rungs.shared_count)
+            yield "common rungs", _listed(rungs.shared, rungs.shared_count)
     if rungs.pruning_algorithm != "none":
         yield "pruning", f"{rungs.pruning_algorithm}, at {_listed(rungs.pruning, rungs.pruning_count)}"
 

@@ -31,7 +31,7 @@ _WHO = {
     "model": "Problem. Every trial would fail",
     "data": "Problem. Every trial would fail",
     "recipe": "Problem. Trials with such a recipe would fail",
-    "host": "Not known. The machine that made the plan could not get it, workers may",
+    "host": "Unknown. The machine that made the plan could not read it, though workers may",
 }
 _PLAIN_WIDTH = 100
 """Columns where the output is no terminal."""
@@ -112,7 +112,7 @@ def _show_example(out: Console, example: DecodedExample) -> None:
 
 def _show_steps(out: Console, training: TrainingPlan) -> None:
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
-    for column in ("batch size", "optimizer steps", "of them warm-up"):
+    for column in ("batch size", "optimizer steps", "warm-up steps"):
         table.add_column(column, justify="right")
     for row in training.steps:
         table.add_row(f"{row.batch_size:,}", span(row.steps), span(row.warmup_steps))

@@ -28,14 +28,15 @@ _LEVELS = " .:-=+*#%@"
 
 def range_test(
     file: StudyFile,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit it and return at once.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Submit the range test and return at once.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Sweep the learning rate and propose bounds for it; exit 1 unless some were found.
+    """Sweep the learning rate and propose bounds for it; exit 1 if none are found.
 
-    The study itself is not submitted. With --json the progress goes to stderr, and the range test as it
-    ended to stdout.
+    The study itself is not submitted. With --json, progress goes to stderr and the result to stdout.
     """
     definition = read_study_file(file)
     with connect(server) as client:
@@ -44,7 +45,7 @@ def range_test(
             if as_json:
                 say_json(test.document())
             else:
-                say(f"Range test {test.name} submitted", f"See it with: {_address(client, test)}")
+                say(f"Range test {test.name} submitted", f"See it at: {_address(client, test)}")
             return
         try:
             test = wait(client, test, console(sys.stderr if as_json else None))
@@ -120,7 +121,7 @@ def _say(client: Client, test: RangeTest) -> None:
             )
             for corner in test.corners
         ],
-        empty="It has no corner.",
+        empty="No corners.",
     )
     say("", *(one_line(note) for note in test.notes[:1]))
     if test.state != StudyState.COMPLETED:

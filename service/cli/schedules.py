@@ -12,7 +12,9 @@ from service.cli.output import moment, one_line, say, say_json, table
 from service.cli.study_file import read_study_file
 from service.client import Schedule
 
-schedules = typer.Typer(cls=Commands, no_args_is_help=True, help="Studies that run by themselves.")
+schedules = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."
+)
 
 ScheduleName = Annotated[
     str, typer.Argument(metavar="SCHEDULE", help="A schedule's name or id.", show_default=False)
@@ -48,12 +50,19 @@ def list_schedules(server: Server = DEFAULT_SERVER, as_json: Json = False) -> No
 @schedules.command()
 def add(
     file: StudyFile,
-    cron: Annotated[str, typer.Option(help="When, for example '0 22 * * *'.", show_default=False)],
-    timezone: Annotated[str, typer.Option(help="Whose clock, for example Europe/Berlin.")] = "UTC",
+    cron: Annotated[
+        str,
+        typer.Option(help="When it fires, as a cron expression such as '0 22 * * *'.", show_default=False),
+    ],
+    timezone: Annotated[
+        str, typer.Option(help="The time zone of --cron, for example Europe/Berlin.")
+    ] = "UTC",
     name: Annotated[
-        str | None, typer.Option(help="The schedule's name; the study's without.", show_default=False)
+        str | None, typer.Option(help="The schedule's name. Default: the study's name.", show_default=False)
     ] = None,
-    disabled: Annotated[bool, typer.Option("--disabled", help="Add it without letting it fire.")] = False,
+    disabled: Annotated[
+        bool, typer.Option("--disabled", help="Add it disabled: it does not fire until it is enabled.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +85,7 @@ def show(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json 
 
 @schedules.command()
 def enable(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Let a schedule fire again, from its next instant on."""
+    """Enable a schedule: it fires again, from its next time on."""
     with connect(server) as client:
         found = client.change_schedule(schedule, enabled=True)
     _say(found, as_json)
@@ -84,7 +93,7 @@ def enable(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Jso
 
 @schedules.command()
 def disable(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Keep a schedule from firing. Its studies are left alone."""
+    """Disable a schedule: it does not fire. Its studies are not touched."""
     with connect(server) as client:
         found = client.change_schedule(schedule, enabled=False)
     _say(found, as_json)
@@ -92,7 +101,7 @@ def disable(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Js
 
 @schedules.command()
 def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
-    """Remove a schedule. Its studies are left alone."""
+    """Remove a schedule. Its studies are not touched."""
     with connect(server) as client:
         client.remove_schedule(schedule)
     say(f"Schedule {schedule} removed.")

@@ -27,7 +27,7 @@ def serve(host: Host = None, port: Port = None, home: Home = None, ray_address: 
 
 
 def api(host: Host = None, port: Port = None, home: Home = None) -> None:
-    """Run the REST API and the dashboard alone. Needs neither torch nor Ray."""
+    """Run only the REST API and the dashboard. This needs neither torch nor Ray."""
     settings = build_settings(host=host, port=port, home=home)
     with service_errors_explained():
         from service import database, supervisor
@@ -37,7 +37,7 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
 
 
 def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
-    """Run a coordinator alone, attached to a Ray cluster."""
+    """Run only a coordinator, attached to a Ray cluster."""
     settings = build_settings(home=home, ray_address=ray_address)
     with service_errors_explained():
         from service.coordinator import loop
@@ -63,7 +63,7 @@ def build_settings(**options: Any) -> Settings:
             + fault["msg"].removeprefix("Value error, ")
             for fault in error.errors(include_input=False)  # an input may be a password
         ]
-        raise CommandError("\n".join(["these settings are wrong:", *faults])) from error
+        raise CommandError("\n".join(["these settings are not valid:", *faults])) from error
 
 
 def _say_ready(url: str) -> None:
@@ -77,7 +77,7 @@ def _say_ready(url: str) -> None:
 def _say_ending(settings: Settings) -> None:
     if settings.ray_address is None:
         limit = f"up to {settings.drain_seconds:g} s"
-        say(f"Ending; trials that run write their checkpoints first, for {limit}. Ctrl-C again to skip that.")
+        say(f"Stopping. Running trials write their checkpoints first, for {limit}. Ctrl-C again skips that.")
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def service_errors_explained() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in ("ray", "torch"):
             raise
-        say_error(f"{error.name} is not installed here; pip install 'nightsweep[all]'")
+        say_error(f"{error.name} is not installed here; install it with: pip install 'nightsweep[all]'")
         raise typer.Exit(REFUSED) from error
     except OSError as error:
         # A port that is taken, a home that cannot be written.

@@ -12,11 +12,11 @@ from service.client import NamedSpace
 
 
 def search_spaces(
-    name: Annotated[str | None, typer.Argument(help="A preset; all of them without.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A preset's name. Default: all presets.")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """List the presets that a definition can name, or show one with its sources."""
+    """List the search spaces that come with the service, or show one with the sources of its values."""
     with connect(server) as client:
         if name is None:
             spaces = client.search_spaces()

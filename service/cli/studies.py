@@ -13,6 +13,7 @@ from service.cli.live_table import counts_line
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, StudyName, connect
 from service.cli.output import (
     console,
+    indented,
     moment,
     number,
     one_line,
@@ -32,25 +33,25 @@ from service.states import StudyState
 def submit(
     file: StudyFile,
     name: Annotated[
-        str | None, typer.Option(help="Name of the study, in place of the file's.", show_default=False)
+        str | None, typer.Option(help="The study's name, instead of the one in the file.", show_default=False)
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Follow the study until it ends; exit 1 unless it completed.")
+        bool, typer.Option("--watch", help="Follow the study until it ends; exit 1 unless it completes.")
     ] = False,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
             "--idempotency-key",
-            help="For scripts: the same file with the same key is submitted once, however often.",
+            help="For scripts: the same file submitted again with the same key makes no second study.",
             show_default=False,
         ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Submit a study. Relative paths that exist beside the file mean those files.
+    """Submit a study. Relative paths in the file are looked up beside it first.
 
-    An answer that is lost on the way is asked for again; the study is submitted once all the same.
+    If the answer is lost on the way, the request is sent again; the study is still submitted only once.
     """
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
         raise CommandError("--idempotency-key: only printable ASCII characters")
@@ -72,7 +73,7 @@ def submit(
 
 def studies(
     state: Annotated[StudyState | None, typer.Option(help="Only studies in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many studies to list.")] = 50,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +101,7 @@ def studies(
 
 
 def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Show one study: its state, counts, best trial and definition."""
+    """Show one study: its state, the numbers of its trials, and its best trial."""
     with connect(server) as client:
         found = client.study(study)
         dashboard = client.dashboard_url(found)
@@ -137,15 +138,16 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
         if best.sentence:
             rows.append(("repeats", one_line(best.sentence)))
     rows.append(("dashboard", dashboard))
+    out = console()
     for label, value in rows:
-        say(f"{label:<10}  {value}")
+        say(*indented(str(value), out, 0, first=f"{label:<10}  "))
     say(f"The whole definition: nightsweep show {found.name} --json")
 
 
 def watch(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Follow a study until it ends; exit 1 unless it completed. A paused one is waited for.
+    """Follow a study until it ends, also while it is paused; exit 1 unless it completes.
 
-    With --json the changes go to stderr, and the study as it ended to stdout.
+    With --json, progress goes to stderr and the ended study to stdout.
     """
     with connect(server) as client:
         raise typer.Exit(watch_to_the_end(client, client.study(study), as_json=as_json))
@@ -164,7 +166,7 @@ def cancel(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
 
 
 def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Pause a study. Its running trials write checkpoints, and its workers are given back."""
+    """Pause a study. Its running trials write checkpoints, and its workers are released."""
     with connect(server) as client:
         found = client.pause(study)
     if as_json:
@@ -174,11 +176,11 @@ def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fal
         say(f"Study {found.name} is being paused: its trials write their checkpoints.")
     else:
         say(f"Study {found.name} is {found.state}.")
-    say(f"Take it up again with: nightsweep resume {found.name}")
+    say(f"Resume it with: nightsweep resume {found.name}")
 
 
 def resume(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Take up a study that was paused. Its trials go on where they were."""
+    """Resume a paused study. Its trials continue where they stopped."""
     with connect(server) as client:
         found = client.resume(study)
     if as_json:
@@ -190,7 +192,7 @@ def resume(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
 
 def clone(
     study: StudyName,
-    name: Annotated[str, typer.Option(help="Name of the new study.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The new study's name.", show_default=False)],
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:

@@ -12,13 +12,13 @@ from service.cli.output import moment, say, say_json, table
 
 workers = typer.Typer(
     cls=Commands,
-    help="The workers that train now, and the GPUs that were put aside. Without a command: both.",
+    help="Show the workers that are training and the GPUs that were put aside, or give a GPU back.",
 )
 
 
 @workers.callback(invoke_without_command=True)
 def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Show the workers that train now, and the GPUs that were put aside because workers died on them."""
+    """Show the workers that are training, and the GPUs that were put aside because workers died on them."""
     if context.invoked_subcommand is not None:
         return
     with connect(server) as client:
@@ -39,7 +39,7 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
             )
             for worker in fleet.workers
         ],
-        empty="No worker has a trial.",
+        empty="No worker is training.",
     )
     if fleet.devices:
         say("")
@@ -56,10 +56,10 @@ def restore(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Give a GPU that was put aside back to the workers."""
+    """Give a GPU that was put aside back to the workers, so that it is used again."""
     with connect(server) as client:
         found = client.restore_device(device)
     if as_json:
         say_json(found.document())
     else:
-        say(f"The GPU {found.id} gets trials again.")
+        say(f"The GPU {found.id} is used again.")

@@ -21,7 +21,7 @@ from service import optuna_store
 from service.artifacts import commands
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import open_places
-from service.cli import app
+from service.cli.root import app
 from service.coordinator.sweeper import Sweeper, unswept
 from service.database import Database
 from service.errors import Unavailable

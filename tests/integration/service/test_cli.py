@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from service import database
 from service.app import create_app
-from service.cli import app
+from service.cli.root import app
 from service.models import Study
 from service.settings import Settings
 from service.states import StudyState, advance_study

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from typer.testing import CliRunner
 
 from service import database
-from service.cli import app
+from service.cli.root import app
 from service.models import Study
 from service.settings import Settings
 from tests.integration.service.test_cli import STUDY, serving

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from service import optuna_store
 from service.app import create_app
-from service.cli import app
+from service.cli.root import app
 from service.coordinator.stages import advance_stages
 from service.database import Database
 from service.errors import Conflict, Invalid, NotFound
@@ -190,7 +190,7 @@ def _run(runner: CliRunner, *arguments: str) -> Result:
 
 
 def test_keys_are_added_listed_and_revoked_by_command(nightsweep: CliRunner, client: TestClient) -> None:
-    assert _run(nightsweep, "list").stdout == "Nobody has a key of their own.\n"
+    assert _run(nightsweep, "list").stdout == "No keys.\n"
     added = _run(nightsweep, "add", "alice")
     assert (added.exit_code, added.stdout.count("\n")) == (0, 1)  # the key alone, for scripts
     assert "cannot be shown again" in added.stderr

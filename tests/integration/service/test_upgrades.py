@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, inspect, text
 from typer.testing import CliRunner
 
 from service import backup, database, integrity
-from service.cli import app
+from service.cli.root import app
 from service.errors import SchemaOutOfDate
 from service.models import Base
 from service.settings import Settings
@@ -293,7 +293,7 @@ def test_check_backup_and_restore_from_the_command_line(
     file = str(tmp_path / "night.backup")
     checked = nightsweep(source, "db", "check")
     assert (checked.exit_code, checked.stderr) == (0, "")
-    assert checked.stdout.endswith("rules were looked at, 0 violations found.\n")
+    assert checked.stdout.endswith("rules were checked, 0 violations found.\n")
     assert nightsweep(source, "db", "backup", file).stdout.startswith(f"{file}: 2 studies, ")
     restored = nightsweep(target, "db", "restore", file)
     assert (restored.stderr, restored.stdout.startswith("Restored 2 studies, ")) == ("", True)

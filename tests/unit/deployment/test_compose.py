@@ -13,7 +13,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.root import app
 from service.coordinator.loop import ALIVE_FILE
 from service.settings import Settings
 

@@ -18,7 +18,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app, options
+from service.cli import options
+from service.cli.root import app
 from service.client import Client
 from tests.unit.service.fake_api import FakeApi, Reply, problem, refused, study_json, trial_json
 
@@ -235,6 +236,28 @@ def test_what_is_allowed_is_said_once(run: Any, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == '  search.trials: must be a finite number (got "nan")'
 
 
+def test_a_long_list_of_names_is_said_once_and_not_where_a_name_is_near(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    fault = {"value": 1, "message": "unknown key", "allowed": "a_rather_long_name, " * 25, "nearest": None}
+    faults = [
+        fault | {"path": "recipe.lr", "nearest": "learning_rate"},
+        fault | {"path": "recipe.foo"},
+        fault | {"path": "recipe.bar"},
+        fault | {"path": "search.algorithm", "allowed": "grid, tpe", "nearest": "tpe"},
+    ]
+    result = run(
+        {"POST /v1/studies": problem(422, "Invalid", "The definition has 4 faults.", faults)},
+        "submit",
+        str(tmp_path / "study.yaml"),
+    )
+    assert result.stderr.splitlines()[2:] == [
+        "  recipe.lr: unknown key (got 1; did you mean learning_rate?)",
+        f"  recipe.foo: unknown key (got 1; allowed: {fault['allowed']})",
+        "  recipe.bar: unknown key (got 1; allowed: the same as for recipe.foo)",
+        "  search.algorithm: unknown key (got 1; allowed: grid, tpe; did you mean tpe?)",
+    ]
+
+
 def test_no_server_exits_3_and_says_what_to_do(run: Any) -> None:
     result = run({"GET /v1/studies": refused()}, "studies")
     assert result.exit_code == 3
@@ -297,8 +320,8 @@ def test_a_variable_that_is_no_setting_is_warned_of(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NIGHTSWEEP_ORPHAN_TIMEOUT", "60")
     result = CliRunner().invoke(app, ["db", "upgrade", "--home", str(tmp_path / "home")])
     assert result.exit_code == 0
-    assert "NIGHTSWEEP_ORPHAN_TIMEOUT is no setting" in result.stderr
-    assert "did you mean NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS?" in result.stderr
+    assert "unknown setting NIGHTSWEEP_ORPHAN_TIMEOUT" in result.stderr
+    assert "Did you mean NIGHTSWEEP_ORPHAN_TIMEOUT_SECONDS?" in result.stderr
 
 
 def test_studies_stops_at_the_limit(run: Any) -> None:
@@ -338,7 +361,7 @@ def test_pause_says_whether_it_is_done_or_on_its_way_and_how_to_go_on(run: Any) 
     route = "POST /v1/studies/tone/pause"
     on_its_way = run({route: httpx.Response(202, json=study_json(pause_requested=True))}, "pause", "tone")
     done = run({route: httpx.Response(202, json=study_json(state="paused"))}, "pause", "tone")
-    go_on = "Take it up again with: nightsweep resume tone\n"
+    go_on = "Resume it with: nightsweep resume tone\n"
     assert on_its_way.stdout == (f"Study tone is being paused: its trials write their checkpoints.\n{go_on}")
     assert done.stdout == f"Study tone is paused.\n{go_on}"
 
@@ -351,10 +374,14 @@ def test_resume_says_what_the_study_waits_for(run: Any) -> None:
     )
 
 
-def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_and_metric(run: Any) -> None:
+def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_fixed_value_and_metric(
+    run: Any,
+) -> None:
+    recipe = {"learning_rate": 3.123e-4, "lora_r": 8, "epochs": 1.0, "quantization": "nf4"}
     first = trial_json(
         0,
         value=0.5,
+        recipe=recipe,
         best_rung=960,
         metrics={"eval_loss": 0.5, "accuracy": 0.9},
         rungs=[{"rung": 960, "value": 0.5}],
@@ -366,16 +393,23 @@ def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_and_me
         diagnosis=[{"verdict": "under_trained", "evidence": "still falling"}],
         started_at="2026-07-01T22:00:05Z",
     )
-    second = trial_json(1, "failed", params={"lora_r": 4, "scheduler": "cosine"}, reason='no "text", no loss')
+    second = trial_json(
+        1,
+        "failed",
+        params={"lora_r": 4, "scheduler": "cosine"},
+        recipe=recipe,
+        reason='no "text", no loss',
+    )
     result = run({"GET /v1/studies/tone": study(), TRIALS: items(first, second)}, "export", "tone")
     assert result.stdout == (
         "number,state,value,best_rung,repeat_of,seed,feasible,params.learning_rate,params.lora_r,params.scheduler,"
+        "recipe.epochs,recipe.quantization,"
         "metrics.eval_loss,metrics.accuracy,examples_seen,train_seconds,peak_memory_bytes,"
         "predicted_memory_bytes,useful_token_share,gradient_noise_scale,diagnosis,"
         "started_at,ended_at,adapter,reason\n"
-        "0,completed,0.5,960,,,true,0.0003123,8,,0.5,0.9,960,12.5,2048,1024,0.75,21.6,under_trained,"
+        "0,completed,0.5,960,,,true,0.0003123,8,,1.0,nf4,0.5,0.9,960,12.5,2048,1024,0.75,21.6,under_trained,"
         "2026-07-01T22:00:05+00:00,,,\n"
-        '1,failed,,,,,true,,4,cosine,,,0,,,,,,,,,,"no ""text"", no loss"\n'
+        '1,failed,,,,,true,,4,cosine,1.0,nf4,,,0,,,,,,,,,,"no ""text"", no loss"\n'
     )
 
 
@@ -522,7 +556,7 @@ def test_control_characters_in_an_answer_never_reach_the_terminal(run: Any) -> N
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, service.cli\n"
+        "import sys, service.cli.root\n"
         "heavy = {'torch', 'ray', 'optuna', 'transformers', 'fastapi', 'sqlalchemy'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app, options
+from service.cli import options
+from service.cli.root import app
 from service.client import Client
 from tests.unit.service.fake_api import FakeApi, Reply, problem, study_json
 

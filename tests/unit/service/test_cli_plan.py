@@ -20,7 +20,8 @@ from search_spaces.data_report import (
     ReportProblem,
     Segment,
 )
-from service.cli import app, options
+from service.cli import options
+from service.cli.root import app
 from service.client import Client
 from service.plans import commands
 from service.plans.history import EarlierTrial

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from service.cli import app, options, range_tests
+from service.cli import options, range_tests
+from service.cli.root import app
 from service.client import Client, RangeTest
 from service.client.answers import Bounds
 from service.document_syntax import parse_yaml

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app, options
+from service.cli import options
 from service.cli.changes import Snapshot
+from service.cli.root import app
 from service.cli.summary import comparison, summary
 from service.client import Client, Study, Trial
 from tests.unit.service.fake_api import FakeApi, Reply, study_json, trial_json
@@ -82,6 +83,9 @@ REPORT: dict[str, Any] = {
 }
 
 
+TRIALS = f"GET /v1/studies/{'5' * 32}/trials"
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a command line against a fake API."""
@@ -107,6 +111,7 @@ def replies() -> dict[str, Reply | list[Reply]]:
         "GET /v1/studies/tone/best": answer(BEST),
         "GET /v1/studies/tone/report": answer(REPORT),
         "GET /v1/studies/tone/importance": answer(IMPORTANCE),
+        TRIALS: answer({"items": [trial_json(0, value=0.5), BEST], "next_cursor": None}),
     }
 
 
@@ -125,7 +130,8 @@ def test_best_shows_the_repeats_the_test_and_the_front(run: Any) -> None:
     assert "3 0.412 0.4213 ± 0.00801 3" in lines
     assert "0 0.41 0.5 1" in lines
     assert JUDGEMENT["sentence"] in lines
-    assert lines[-3:] == [
+    front = lines.index("Pareto front:") + 1
+    assert lines[front : front + 3] == [
         "trial eval_loss train_seconds hyperparameters",
         "3 0.412 90.5 lora_r=8",
         "1 0.5 30 lora_r=4",
@@ -135,16 +141,16 @@ def test_best_shows_the_repeats_the_test_and_the_front(run: Any) -> None:
 def test_importance_shows_shares_and_says_what_is_chance(run: Any) -> None:
     lines = [" ".join(line.split()) for line in run(replies(), "importance", "tone").stdout.splitlines()]
     assert lines == [
-        "hyperparameter importance beside chance",
-        "learning_rate 91% above",
-        "lora_r 9% not above",
+        "hyperparameter importance above chance",
+        "learning_rate 91% yes",
+        "lora_r 9% no",
         "sgd_momentum - it was never active",
         IMPORTANCE["sentence"],
     ]
 
 
-def test_a_report_is_markdown_in_a_pipe_and_in_a_file(run: Any, tmp_path: Path) -> None:
-    printed = run(replies(), "report", "tone").stdout
+def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_path: Path) -> None:
+    printed = run(replies(), "report", "tone", "--markdown", "-").stdout
     file = tmp_path / "report.md"
     result = run(replies(), "report", "tone", "--markdown", str(file))
     assert (result.exit_code, result.stdout) == (0, "")
@@ -155,19 +161,44 @@ def test_a_report_is_markdown_in_a_pipe_and_in_a_file(run: Any, tmp_path: Path) 
         "- **State**: completed: all 24 trials have ended",
         "- **Trials**: 20 completed, 8 pruned, of which 4 repeats",
         "- **Learning rate**: searched from 0.0001 to 0.005, the bounds of the range test tone.range-test",
-        "- 3 corners",
+        "- **Prepared**: 3 corners",
+        "- **Dashboard**: http://sweeps.example/dashboard/studies/3",
         "| 3 | 0.412 | 0.4213 ± 0.00801 | 3 |",
         JUDGEMENT["sentence"],
+        "| 3 | 0.412 | 0 | learning_rate=0.000312, lora_r=8 |",
+        "| 0 | 0.5 | 0 | learning_rate=0.000312, lora_r=8 |",
         "## Pareto front",
         "| 1 | 0.5 | 30 | lora_r=4 |",
-        "| learning_rate | 91% | above |",
+        "| learning_rate | 91% | yes |",
         "| under trained | 11 | the loss was still falling when the training ended |",
         "- epochs: search more \\| than 3.",
         "- constraint peak_memory_gb: broken by 2 of 20 completed trials.",
         "- 1.25 GPU-hours, 1.25 worker-hours",
-        "- 40,000 training examples; pruning saved 10,000 (20% of all, with what diverged trials had left)",
+        "- 40,000 training examples; 10,000 more were saved, 20% of all: 10,000 by pruning and 0 by stopping"
+        " trials that diverged",
     ):
         assert line in printed.splitlines()
+
+
+def test_a_report_is_text_for_people_in_a_pipe_too(run: Any) -> None:
+    adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": None}
+    found = answer(REPORT | {"best": BEST | {"adapter": adapter}})
+    lines = run(replies() | {"GET /v1/studies/tone/report": found}, "report", "tone").stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert [line for line in lines if line.startswith(("#", "|", "-")) or "**" in line or "\\" in line] == []
+    for line in (
+        "tone",
+        "  State          completed: all 24 trials have ended",
+        "  Dashboard      http://sweeps.example/dashboard/studies/3",
+        "Best trial",
+        f"  Adapter   {adapter['path']}",
+        "  Download  nightsweep adapter tone",
+        "The best trials",
+        "3      0.412      0         learning_rate=0.000312, lora_r=8",
+        "0      0.5        0         learning_rate=0.000312, lora_r=8",
+        "  - epochs: search more | than 3.",
+    ):
+        assert line in lines
 
 
 def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) -> None:
@@ -180,7 +211,8 @@ def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) 
         "constraints": [],
         "advice": [],
     }
-    printed = run({"GET /v1/studies/tone/report": answer(bare)}, "report", "tone").stdout
+    none = {"GET /v1/studies/tone/report": answer(bare), TRIALS: answer({"items": [], "next_cursor": None})}
+    printed = run(none, "report", "tone", "--markdown", "-").stdout
     headings = [line for line in printed.splitlines() if line.startswith("#")]
     assert headings == ["# tone", "## Best trial", "## Which hyperparameters mattered", "## Cost"]
     assert "None has completed." in printed
@@ -199,11 +231,17 @@ def test_trials_show_verdicts_and_what_repeats_repeat(run: Any) -> None:
     )
     listing = httpx.Response(200, json={"items": [BEST, repeat, broke], "next_cursor": None})
     result = run(replies() | {f"GET /v1/studies/{'5' * 32}/trials": listing}, "trials", "tone")
-    _, first, second, third, _ = result.stdout.splitlines()
-    assert "under trained" in first
-    assert "trial 3 again, seed=43" in second
-    assert "breaks a constraint" in third
-    assert "not enough rungs" not in third
+    lines = result.stdout.splitlines()[2:]
+    assert lines == [
+        "3      completed  0.412  0         -     -",
+        "    hyperparameters: learning_rate=0.000312, lora_r=8",
+        "    diagnosis: under trained",
+        "4      completed  -      0         -     -",
+        "    hyperparameters: trial 3 again, seed=43",
+        "5      completed  -      0         -     -",
+        "    hyperparameters: learning_rate=0.000312, lora_r=8",
+        "    diagnosis: breaks a constraint",
+    ]
 
 
 def test_a_summary_says_what_repeats_and_front_came_to() -> None:

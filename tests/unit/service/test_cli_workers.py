@@ -10,7 +10,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app, options
+from service.cli import options
+from service.cli.root import app
 from service.client import Client
 from tests.unit.service.fake_api import FakeApi, Reply, problem
 
@@ -66,7 +67,7 @@ def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -
 
 
 def test_workers_says_when_there_is_nothing_to_show(run: Any) -> None:
-    assert run(fleet([], []), "workers").stdout == "No worker has a trial.\n"
+    assert run(fleet([], []), "workers").stdout == "No worker is training.\n"
 
 
 def test_workers_prints_pure_json_when_asked(run: Any) -> None:
@@ -78,7 +79,7 @@ def test_restore_gives_a_gpu_back_by_its_whole_name(run: Any) -> None:
     route = "POST /v1/workers/devices/node-7%2FGPU-2f1c9b52/restore"
     replies = {route: httpx.Response(200, json={**DEVICE, "put_aside_at": None})}
     result = run(replies, "workers", "restore", "node-7/GPU-2f1c9b52")
-    assert (result.exit_code, result.stdout) == (0, "The GPU node-7/GPU-2f1c9b52 gets trials again.\n")
+    assert (result.exit_code, result.stdout) == (0, "The GPU node-7/GPU-2f1c9b52 is used again.\n")
     as_json = run(replies, "workers", "restore", "node-7/GPU-2f1c9b52", "--json")
     assert json.loads(as_json.stdout) == {**DEVICE, "put_aside_at": None}
 
