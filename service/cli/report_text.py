@@ -22,11 +22,12 @@ from service.cli.output import (
     table,
 )
 from service.cli.trials import best_first
-from service.client import Report, Trial
+from service.client import Report, Study, Trial
 from service.client.reports import Candidate, ParameterImportance
 
 _TOP = 5
 """Trials in the list of the best."""
+_LONGEST_NAME = 45
 _VERDICT_MEANINGS = {
     "diverged": "the loss or a gradient was not finite, or the loss exploded",
     "learning_rate_too_high": "the loss went up and down, or a gentler recipe did much better",
@@ -144,6 +145,11 @@ def chance(parameter: ParameterImportance) -> str:
     return "yes" if parameter.above_chance else "no"
 
 
+def download_command(study: Study) -> str:
+    """What downloads the best adapter; with the study's id where its name would not fit a line."""
+    return f"nightsweep adapter {study.name if len(study.name) <= _LONGEST_NAME else study.id}"
+
+
 def _head(report: Report, server: str) -> Iterator[Point]:
     study = report.study
     ended = f", ended {moment(study.ended_at)}" if study.ended_at else f", as of {moment(report.made_at)}"
@@ -185,7 +191,7 @@ def _best(report: Report) -> Iterator[str | Grid | Point]:
         yield judged.sentence
     if best.adapter is not None:
         yield Point(label="Adapter", text=best.adapter.path)
-        yield Point(label="Download", text=f"nightsweep adapter {report.study.name}")
+        yield Point(label="Download", text=download_command(report.study))
 
 
 def _top(report: Report, trials: Sequence[Trial]) -> Iterator[Grid]:

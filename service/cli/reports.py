@@ -23,7 +23,7 @@ from service.cli.output import (
     settings_line,
     table,
 )
-from service.cli.report_text import chance, markdown, mean_and_spread, sections, share, show
+from service.cli.report_text import chance, download_command, markdown, mean_and_spread, sections, share, show
 from service.client import Best, Study, Trial
 
 
@@ -53,7 +53,7 @@ def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     _say_front(trial, found.metric)
     if trial.adapter:
         say("Its adapter, on the server:", f"  {trial.adapter.path}")
-        say("Download it with:", f"  nightsweep adapter {study}")
+        say("Download it with:", f"  {download_command(found)}")
     say("Its study in the dashboard:", f"  {dashboard}")
 
 

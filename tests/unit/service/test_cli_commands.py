@@ -236,6 +236,28 @@ def test_what_is_allowed_is_said_once(run: Any, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == '  search.trials: must be a finite number (got "nan")'
 
 
+def test_a_long_list_of_names_is_said_once_and_not_where_a_name_is_near(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    fault = {"value": 1, "message": "unknown key", "allowed": "a_rather_long_name, " * 25, "nearest": None}
+    faults = [
+        fault | {"path": "recipe.lr", "nearest": "learning_rate"},
+        fault | {"path": "recipe.foo"},
+        fault | {"path": "recipe.bar"},
+        fault | {"path": "search.algorithm", "allowed": "grid, tpe", "nearest": "tpe"},
+    ]
+    result = run(
+        {"POST /v1/studies": problem(422, "Invalid", "The definition has 4 faults.", faults)},
+        "submit",
+        str(tmp_path / "study.yaml"),
+    )
+    assert result.stderr.splitlines()[2:] == [
+        "  recipe.lr: unknown key (got 1; did you mean learning_rate?)",
+        f"  recipe.foo: unknown key (got 1; allowed: {fault['allowed']})",
+        "  recipe.bar: unknown key (got 1; allowed: the same as for recipe.foo)",
+        "  search.algorithm: unknown key (got 1; allowed: grid, tpe; did you mean tpe?)",
+    ]
+
+
 def test_no_server_exits_3_and_says_what_to_do(run: Any) -> None:
     result = run({"GET /v1/studies": refused()}, "studies")
     assert result.exit_code == 3

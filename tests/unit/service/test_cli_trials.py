@@ -206,3 +206,11 @@ def test_an_alpha_that_was_given_explains_the_ratio(run: Any) -> None:
     printed = run([trial], "best", "tone", definition=definition).stdout
     assert "  lora_alpha    8\n" in printed
     assert "  lora_alpha_ratio          0.5 (lora_alpha / lora_r)\n" in printed
+
+
+def test_the_best_trial_of_a_study_with_a_long_name_fits_the_width(run: Any) -> None:
+    adapter = {"path": f"/home/me/artifacts/{'5' * 32}/12/1/best", "url": None}
+    trial = trial_json(12, value=0.412, params=PARAMS, recipe=PARAMS, adapter=adapter)
+    lines = run([trial], "best", "tone", name=NAME).stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert f"  nightsweep adapter {'5' * 32}" in lines
