@@ -246,7 +246,8 @@ def _enqueue(taken: _Taken, source: _Source, spec: WarmStartSpec) -> WarmStart:
     notes = [f"warm start from {source.words}: none of its recipes is in this study's space"]
     if count:
         recipes = "recipe is" if count == 1 else f"{count} best recipes are"
-        notes = [f"warm start from {source.words}: its {recipes} evaluated first, trials {numbers}{more}"]
+        first = f"{'trial' if count == 1 else 'trials'} {numbers}{more}"
+        notes = [f"warm start from {source.words}: its {recipes} evaluated first, {first}"]
     notes += _left_out(taken)
     notes += [f"evaluated with this study's fixed values: {difference}" for difference in taken.differing]
     return WarmStart(enqueued=tuple(values for _, values in taken.values), notes=tuple(notes))
