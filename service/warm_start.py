@@ -288,7 +288,8 @@ def _enqueue(taken: _Taken, source: _Source) -> WarmStart:
     notes = []
     if count:
         recipes = "recipe is" if count == 1 else f"{count} best recipes are"
-        notes = [f"warm start from {source.words}: its {recipes} evaluated first, trials {numbers}{more}"]
+        first = f"{'trial' if count == 1 else 'trials'} {numbers}{more}"
+        notes = [f"warm start from {source.words}: its {recipes} evaluated first, {first}"]
     elif not taken.evaluated:
         notes = [f"warm start from {source.words}: none of its recipes is in this study's space"]
     if taken.evaluated:

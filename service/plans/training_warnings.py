@@ -37,10 +37,10 @@ def training_warnings(
         work = evaluated / 3 / (evaluated / 3 + low.plan.total_examples)
         yield warning(
             "evaluation_heavy",
-            f"The shortest trial trains on {low.plan.total_examples:,} examples and evaluates {evaluated:,}"
-            f" ({counted(low.evaluations, 'rung')} of {counted(rows.evaluation, 'row')}). That is about"
-            f" {work:.0%} of its work, because evaluating a row costs a third of training on it. Evaluate"
-            " less often, or set data.max_eval_examples.",
+            f"The shortest trial trains on {counted(low.plan.total_examples, 'example')} and evaluates"
+            f" {evaluated:,} ({counted(low.evaluations, 'rung')} of {counted(rows.evaluation, 'row')}). That"
+            f" is about {work:.0%} of its work, because evaluating a row costs a third of training on it."
+            " Evaluate less often, or set data.max_eval_examples.",
             train_examples=low.plan.total_examples,
             eval_examples=evaluated,
             rungs=low.evaluations,
@@ -85,9 +85,11 @@ def _pruning_warnings(definition: StudyDefinition, lengths: Sequence[Length]) ->
         return
     low, high = shortest(lengths).plan, longest(lengths).plan
     if not pruning_rungs(pruning, high, every):
-        message = f"No trial is ever pruned: the longest ends at {high.total_examples:,} examples, before"
+        end = counted(high.total_examples, "example")
+        message = f"No trial is ever pruned: the longest ends at {end}, before"
     elif not pruning_rungs(pruning, low, every):
-        message = f"The shortest trials are never pruned: they end at {low.total_examples:,} examples, before"
+        end = counted(low.total_examples, "example")
+        message = f"The shortest trials are never pruned: they end at {end}, before"
     else:
         return
     yield warning(

@@ -125,7 +125,7 @@ def test_a_key_is_stored_as_its_digest_only(service_database: Database) -> None:
 
 def test_there_is_one_key_at_a_time_for_an_owner(service_database: Database) -> None:
     _add(service_database, "alice")
-    with pytest.raises(Conflict, match="has a key already"):
+    with pytest.raises(Conflict, match="already has a key"):
         _add(service_database, "alice")
     _revoke(service_database, "alice")
     with pytest.raises(NotFound, match="has no key"):

@@ -205,7 +205,7 @@ def test_a_trial_that_takes_ten_machines_along_is_poisonous_too(make_house: Call
     assert outcomes(house) == {0: "failed", 1: "completed"}
     assert causes(house, 0) == [("lost", "node_died")] * 10
     [reason] = house.events("trial_failed")
-    assert reason.startswith("poisonous: it was lost 10 times in a row at the same place")
+    assert reason.startswith("poisonous: it was lost 10 times in a row at the same point")
 
 
 def test_workers_that_died_while_no_coordinator_was_there_are_nobody_s_fault(

@@ -290,7 +290,7 @@ def test_what_this_study_fixes_otherwise_is_said(make_house: Callable[..., House
         name="s", warm_start=enqueue("a", top_k=1), search=SEARCH, recipe={"lora_dropout": 0.25}
     )
     house.run(second)
-    assert "evaluated with this study's fixed values: lora_dropout 0.25 in place of 0.0" in house.events(
+    assert "evaluated with this study's fixed values: lora_dropout 0.25 instead of 0.0" in house.events(
         stages.WARM_START
     )
     assert all(o.recipe.lora_dropout == 0.25 for o in house.cluster.orders if o.study_id == second)
@@ -327,7 +327,7 @@ def test_a_prior_leaves_out_trials_of_another_recipe(make_house: Callable[..., H
     assert found.prior == ()
     assert found.notes[1] == (
         "4 trials were left out because the recipe differs from this study's fixed values:"
-        " lora_dropout 0.25 in place of 0.0"
+        " lora_dropout 0.25 instead of 0.0"
     )
 
 
