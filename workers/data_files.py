@@ -151,7 +151,7 @@ def _read_hub(source: HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
         )
     if source.revision is not None and not is_revision(source.revision):
         raise DataError(
-            f"{source.revision!r} is no revision of the {name}. Give a branch, tag or commit it has."
+            f"{source.revision!r} is not a revision of the {name}. Give a branch, tag or commit it has."
         )
     try:
         # By its parts rather than `load_dataset`: what a data set's own description tells the library to

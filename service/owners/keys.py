@@ -42,7 +42,7 @@ def add(session: Session, owner: str) -> str:
         The key, which cannot be read again.
 
     Raises:
-        Invalid: `owner` is no name, or `default`.
+        Invalid: `owner` is not a valid name, or is `default`.
         Conflict: the owner has a key.
     """
     if not _OWNER.fullmatch(owner):

@@ -58,7 +58,7 @@ def test_unreadable_json_says_where(raw: bytes, words: str) -> None:
         (b"a: !!python/name:os.system ''", "tags are not supported"),
         (b"{" * 500_000, "nested too deeply"),
         (b"? {a: 1}\n: b", "key must be text"),
-        (b"a: \x07", "cannot be read"),
+        (b"a: \x07", "YAML cannot be read"),
     ],
 )
 def test_unreadable_yaml_says_where(raw: bytes, words: str) -> None:

@@ -328,7 +328,7 @@ def test_a_study_that_is_taken_up_after_the_next_dawn_is_put_down_again(
     change(house, study_id, resumed_at=datetime.now(UTC) - timedelta(days=1))
     change(house, study_id, started_at=datetime.now(UTC) - timedelta(days=2))
     house.rounds(is_in(house, study_id, StudyState.PAUSED))
-    assert house.study(study_id).reason.startswith("budget.until 06:00 UTC has come")
+    assert house.study(study_id).reason.startswith("budget.until 06:00 UTC reached")
 
 
 def test_a_dawn_may_end_a_study_instead(make_house: Callable[..., House]) -> None:
@@ -341,7 +341,7 @@ def test_a_dawn_may_end_a_study_instead(make_house: Callable[..., House]) -> Non
     house.run(study_id)
     study = house.study(study_id)
     assert study.state == StudyState.COMPLETED
-    assert study.reason.startswith("budget.until 06:00 UTC has come")
+    assert study.reason.startswith("budget.until 06:00 UTC reached")
 
 
 @pytest.mark.parametrize("waited", ["paused_at", "resumed_at"])
