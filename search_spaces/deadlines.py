@@ -70,9 +70,9 @@ def timezone_names() -> frozenset[str]:
 def nearest_timezone(text: object) -> str | None:
     """The timezone that a misspelt name most likely means; None where that could be one with other clocks.
 
-    Offsets and abbreviations get no hint: `UTC+2` is two hours ahead of UTC and `Etc/GMT+2` two behind, `IST`
-    is the time of India, Ireland or Israel, and the name most like `EDT` is `EST`. A place is the same but
-    for a letter: `America/Boston` is not `America/Boise`, and `Eastern` not `Pacific/Easter`.
+    Offsets and abbreviations get no hint: `UTC+2` is two hours ahead of UTC and `Etc/GMT+2` two behind, and
+    `IST` is the time of India, Ireland or Israel. A place is the same but for a letter: `America/Boston` is
+    not `America/Moncton`, and `Eastern` not `Pacific/Easter`.
     """
     if not isinstance(text, str) or len(text) > _LONGEST_NAME:
         return None

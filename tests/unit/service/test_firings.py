@@ -97,7 +97,7 @@ def test_a_wrong_zone_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("zone", ["EST5", "UTC+2", "GMT+2", "CEST", "PST", "IST", "+02:00", None])
 def test_an_offset_or_an_abbreviation_gets_no_hint(zone: object) -> None:
-    """`Etc/GMT+2`, the name most like `GMT+2`, is two hours behind UTC."""
+    """`Etc/GMT+2` is two hours behind UTC, and `GMT+0` is not what `GMT+2` means either."""
     [fault] = check("* * * * *", zone, NOW)
     assert (fault.nearest, fault.allowed) == (None, "an IANA name, such as Europe/Berlin or UTC")
 
