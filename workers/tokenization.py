@@ -87,8 +87,8 @@ def check_text(text: str, what: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            f"{what} holds {error.object[error.start]!a}, half of a surrogate pair, which is not a character. "
-            "Write the whole character, or remove it."
+            f"{what} holds {error.object[error.start]!a}, half of a surrogate pair, which is not a "
+            "character. Write the whole character, or remove it."
         ) from error
     return text
 

@@ -31,8 +31,10 @@ _CHANGED = ("name", "cron", "timezone", "enabled", "overlap", "repeat_configurat
 """What a person may change."""
 
 
-def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NOBODY) -> Schedule:
-    """Store a schedule. Raises `NameTaken`."""
+def create(
+    session: Session, new: NewSchedule, now: datetime, *, owner: str = NOBODY, note: str | None = None
+) -> Schedule:
+    """Store a schedule; `note` is added to its history. Raises `NameTaken`."""
     _require_free(session, new.name)
     schedule = Schedule(
         id=new_id(),
@@ -51,12 +53,19 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
             session.add(schedule)
     except IntegrityError:
         raise _taken(new.name) from None  # by a request that ran beside this one
-    history.record(session, schedule, ScheduleEventKind.CREATED, "created", asked_by=owner)
+    message = _with_note("created", note)
+    history.record(session, schedule, ScheduleEventKind.CREATED, message, asked_by=owner)
     return schedule
 
 
 def change(
-    session: Session, schedule: Schedule, wanted: ScheduleChange, now: datetime, *, asked_by: str = NOBODY
+    session: Session,
+    schedule: Schedule,
+    wanted: ScheduleChange,
+    now: datetime,
+    *,
+    asked_by: str = NOBODY,
+    note: str | None = None,
 ) -> None:
     """Change a schedule, and note in its history what was changed. Its sweeps stay as they are.
 
@@ -89,7 +98,7 @@ def change(
     except IntegrityError:
         raise _taken(after["name"]) from None
     if changes:
-        message = f"changed: {', '.join(changes)}"
+        message = _with_note(f"changed: {', '.join(changes)}", note)
         history.record(
             session, schedule, ScheduleEventKind.CHANGED, message, asked_by=asked_by, changes=changes
         )
@@ -99,6 +108,10 @@ def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> N
     """Remove a schedule. Its studies and its history stay."""
     history.record(session, schedule, ScheduleEventKind.REMOVED, "removed", asked_by=asked_by)
     session.delete(schedule)
+
+
+def _with_note(message: str, note: str | None) -> str:
+    return message if note is None else f"{message}; {note}"
 
 
 def _require_free(session: Session, name: str) -> None:

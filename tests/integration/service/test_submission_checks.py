@@ -11,12 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from service import database
 from service.app import create_app
-from service.models import EventRow
 from service.plans import report_process
 from service.plans.checks import FIRST_ROWS
 from service.settings import Settings
@@ -196,6 +194,27 @@ def test_a_schedule_is_checked_as_its_studies_would_be(checking: TestClient, fol
     assert problem["detail"] == "The schedule has 1 fault: definition.data.eval."
 
 
+def test_a_changed_definition_of_a_schedule_is_checked_too(checking: TestClient, folder: Path) -> None:
+    sound = {"cron": "0 2 * * *", "definition": definition(folder, [PAIR], name="nightly")}
+    assert checking.post("/v1/schedules", json=sound).status_code == 201
+    change = {
+        "definition": {**sound["definition"], "data": {**sound["definition"]["data"], "max_length": 10**6}}
+    }
+    problem = expect_problem(checking.patch("/v1/schedules/nightly", json=change), 422)
+    assert [fault["path"] for fault in problem["faults"]] == ["definition.data.max_length"]
+    stored = checking.get("/v1/schedules/nightly").json()["definition"]["data"]["max_length"]
+    assert stored == sound["definition"]["data"]["max_length"]
+
+
+def test_a_schedule_that_could_not_be_checked_says_so_in_its_history(hasty: TestClient, folder: Path) -> None:
+    sent = {"cron": "0 2 * * *", "definition": definition(folder, ["no json"], name="hasty-nightly")}
+    assert hasty.post("/v1/schedules", json=sent).status_code == 201
+    [event] = hasty.get("/v1/schedules/hasty-nightly/history").json()["items"]
+    assert event["message"].startswith(
+        "created; the data and the model of its studies were not checked at submission: "
+    )
+
+
 def test_a_file_that_was_put_right_is_read_again(checking: TestClient, folder: Path) -> None:
     sent = definition(folder, [{"prompt": "a"}], name="put-right")
     assert checking.post("/v1/studies", json=sent).status_code == 422
@@ -238,9 +257,3 @@ def test_a_host_without_the_workers_packages_accepts_with_an_event(
     ranged = hasty.post("/v1/range-tests", json=sent).json()
     assert kinds(hasty, hasty.post("/v1/studies", json=sent).json()) == ["study_queued", "data_unchecked"]
     assert kinds(hasty, ranged) == ["study_queued", "data_unchecked"]
-    hasty.post("/v1/schedules", json={"name": "nightly", "cron": "0 2 * * *", "definition": sent})
-    with hasty.app.state.resources.database.read() as session:  # type: ignore[attr-defined]
-        said = session.scalars(select(EventRow.message).where(EventRow.study_id.is_(None))).all()
-    assert [message.partition(" were ")[0] for message in said] == [
-        "the data and the model of the schedule 'nightly'"
-    ]
