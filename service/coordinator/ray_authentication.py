@@ -109,7 +109,7 @@ def require_cluster(
             f"The Ray cluster at {address} requires no token, so everybody who can reach it can run code on"
             " it. Start all of its nodes, and this process, with RAY_AUTH_MODE=token and the same"
             " RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH); `ray get-auth-token --generate` makes a"
-            " token. If nobody else can reach the cluster, you can set NIGHTSWEEP_ALLOW_OPEN_RAY=true instead."
+            " token. If nobody else can reach the cluster, you can set NIGHTSWEEP_ALLOW_OPEN_RAY=true."
         )
     if not _lets_in(address, _own_token(address, named=named), deadline):
         raise NotLetIn(
