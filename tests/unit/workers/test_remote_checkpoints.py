@@ -202,4 +202,4 @@ def test_what_is_passed_over_behind_a_url_is_missing_or_says_what_is_wrong(prese
     heard: list[UnusableCheckpoint] = []
     assert newest_usable([URL], recipe_key="mine", pass_over=heard.append) is None
     assert [(passed.folder, passed.missing) for passed in heard] == [(URL, not present)]
-    assert ("its SHA-256 is another" if present else "nothing is in it") in heard[0].reason
+    assert ("its SHA-256 differs" if present else "nothing is in it") in heard[0].reason
