@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.errors import RowError
+from workers.row_structures import Unread
 
 LOSS_FLAGS = (
     "weight",
@@ -106,5 +107,5 @@ def is_empty(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = value.text or f"<{value.reason}>" if isinstance(value, Unread) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
