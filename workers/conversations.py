@@ -17,6 +17,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -121,7 +122,7 @@ def encode_conversation(
             raise RowError(describe_lost(unread[0])) from None
         raise
     turns = _turns(template, messages, list(own), whole, marks, first)
-    lost = _lost(messages, own, turns, whole, tools)
+    lost = _lost(messages, own, turns, whole, tools, _control_tokens(tokenizer))
     if lost and refuse:
         raise RowError(describe_lost(lost[0]))
     for parts in own.values():
@@ -264,6 +265,7 @@ def _lost(
     turns: _Turns,
     whole: str,
     tools: list[dict[str, Any]] | None,
+    control: Sequence[str],
 ) -> list[Part]:
     """What of the row is not in its rendering: a turn must be in its own part, all else outside of those."""
     lost: list[Part] = []
@@ -271,12 +273,22 @@ def _lost(
     for i, message in enumerate(messages):
         if i in turns.spans:
             start, end = turns.spans[i]
-            lost += missing(own[i], whole[start:end])
+            text = whole[start:end]
+            for token in control:
+                # A call of `f` is not written by an `<end_of_turn>`.
+                if any(p.text in token for p in own[i]) and not any(token in p.text for p in own[i]):
+                    text = text.replace(token, "\0")
+            lost += missing(own[i], text)
         else:
             context += own[i] if i in own else parts_of_context(message, i + 1)
     edges = [0, *(edge for span in sorted(turns.spans.values()) for edge in span), len(whole)]
     outside = "\0".join(whole[start:end] for start, end in list(pairwise(edges))[::2])
     return sorted([*lost, *missing(context, outside)], key=lambda part: part.message or 0)
+
+
+@lru_cache(maxsize=4)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def _name(part: Part, messages: Sequence[Message]) -> str:

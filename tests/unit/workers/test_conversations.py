@@ -309,6 +309,12 @@ def test_markers_alone_tell_the_turns_of_a_template_that_is_not_prefix_consisten
     assert (kept, encoded.found_by) == (f"four{EOS}done{EOS}", "markers_unverified")
 
 
+def test_a_short_part_is_not_found_in_the_token_that_ends_the_turn() -> None:
+    """Its name is a part of that token's."""
+    told = refusal(CHATML, [ASK, answer("", function_call={"name": "end", "arguments": "{}"})])
+    assert "does not render the 'function_call' of message 2 ('end')" in told
+
+
 def test_no_token_spans_the_beginning_of_a_turn() -> None:
     """` fo` is a token, but the model is given the space before it is to write."""
     spoken = (
