@@ -150,8 +150,8 @@ def detect_format(columns: Collection[str]) -> Format:
     fitting = [format_ for format_ in FORMATS.values() if set(format_.required) <= set(columns)]
     if len(fitting) == 1:
         return fitting[0]
-    names = [name if name == name.strip() else repr(name) for name in sorted(columns)]
-    found = f"The data has the columns {', '.join(names) or '(none)'}"
+    shown = [name if name == name.strip() else repr(name) for name in sorted(columns)]
+    found = f"The data has the columns {', '.join(shown) or '(none)'}"
     if fitting:
         names = ", ".join(format_.name for format_ in fitting)
         raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
@@ -162,7 +162,7 @@ def detect_format(columns: Collection[str]) -> Format:
             f"{found}, so each row is a message. A row must be a conversation: "
             '{"messages": [{"role": "user", "content": "..."}, ...]}.'
         )
-    if len(columns) == 1 and (mark := next((m for m in (";", "\t", "|") if m in names[0]), None)):
+    if len(columns) == 1 and (mark := next((m for m in (";", "\t", "|") if m in shown[0]), None)):
         raise DataError(
             f"{found}, so its cells seem to be separated by {mark!r}. Save the file with commas between them."
         )
