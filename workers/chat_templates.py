@@ -98,14 +98,16 @@ class ChatTemplate:
         except _REFUSALS as error:
             raise RowError(f"The tokenizer's chat template refuses this conversation: {error}") from error
 
-    def render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def render_marked(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
         """The conversation as text, and what of it stands between `{% generation %}` markers, in order.
+
+        With `prompt`, up to where the assistant is to write.
 
         Raises:
             RowError: the template refuses it.
         """
         if not self.has_markers:
-            return self.render(messages), []
+            return self.render(messages, prompt=prompt), []
         present = [{key: value for key, value in m.items() if value is not None} for m in messages]
         try:
             texts, spans = render_jinja_template(
@@ -113,6 +115,7 @@ class ChatTemplate:
                 tools=self._tools,
                 chat_template=self._source,
                 return_assistant_tokens_mask=True,
+                add_generation_prompt=prompt,
                 **self._tokenizer.special_tokens_map,
             )
         except _REFUSALS as error:

@@ -13,9 +13,11 @@ What the template leaves out, cuts or rewrites of a row is found by `workers.ren
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -45,6 +47,7 @@ from workers.tool_calls import in_the_templates_form
 
 _ASSISTANTS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")
 """What data sets call the assistant; every chat template knows the first."""
+_ENDS_A_HEADER = re.compile(r".*[\n>\]:]", re.DOTALL)
 
 
 def check_messages(messages: object, field: str) -> list[Message]:
@@ -119,7 +122,7 @@ def encode_conversation(
             raise RowError(describe_lost(unread[0])) from None
         raise
     turns = _turns(template, messages, list(own), whole, marks, first)
-    lost = _lost(messages, own, turns, whole, tools)
+    lost = _lost(messages, own, turns, whole, tools, _control_tokens(tokenizer))
     if lost and refuse:
         raise RowError(describe_lost(lost[0]))
     for parts in own.values():
@@ -240,17 +243,18 @@ def _turns_by_markers(
     spans: dict[int, Span] = {}
     count = 0
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    for i in assistant:
+    for i, following in pairwise([*assistant, len(messages)]):
         text, so_far = template.render_marked(messages[: i + 1])
-        end = len(so_far)
-        if not count <= end <= len(marks) or (i == assistant[-1] and end != len(marks)):
+        # A template may mark what ends the whole conversation too, which is not there when it goes on.
+        end = len(template.render_marked(messages[:following], prompt=following < len(messages))[1])
+        if not count <= end <= min(len(so_far), len(marks)) or (i == assistant[-1] and end != len(marks)):
             raise DataError(_inconsistent(i + 1, len(messages)))
         mine, count = marks[count:end], end
         if mine and i in supervised:
             # What closes a turn, such as its end token, may be unmarked; it is the same in both renderings.
-            closing = zip(text[so_far[-1][1] :], whole[mine[-1][1] :], strict=False)
-            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], closing))
-            spans[i] = (mine[0][0], mine[-1][1] + same)
+            closing = _shared(text[so_far[end - 1][1] :], whole[mine[-1][1] :])
+            start = mine[0][0] + len(_opening(template, messages, whole[mine[0][0] : mine[0][1]], i))
+            spans[i] = (start, mine[-1][1] + len(closing))
     inner = [part for mark in marks for span in spans.values() if (part := _overlap(mark, span)) is not None]
     return _Turns(spans, inner, "markers_unverified")
 
@@ -261,6 +265,7 @@ def _lost(
     turns: _Turns,
     whole: str,
     tools: list[dict[str, Any]] | None,
+    control: Sequence[str],
 ) -> list[Part]:
     """What of the row is not in its rendering: a turn must be in its own part, all else outside of those."""
     lost: list[Part] = []
@@ -268,12 +273,22 @@ def _lost(
     for i, message in enumerate(messages):
         if i in turns.spans:
             start, end = turns.spans[i]
-            lost += missing(own[i], whole[start:end])
+            text = whole[start:end]
+            for token in control:
+                # A call of `f` is not written by an `<end_of_turn>`.
+                if any(p.text in token for p in own[i]) and not any(token in p.text for p in own[i]):
+                    text = text.replace(token, "\0")
+            lost += missing(own[i], text)
         else:
             context += own[i] if i in own else parts_of_context(message, i + 1)
     edges = [0, *(edge for span in sorted(turns.spans.values()) for edge in span), len(whole)]
     outside = "\0".join(whole[start:end] for start, end in list(pairwise(edges))[::2])
     return sorted([*lost, *missing(context, outside)], key=lambda part: part.message or 0)
+
+
+@lru_cache(maxsize=4)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def _name(part: Part, messages: Sequence[Message]) -> str:
@@ -291,14 +306,31 @@ def _encode(tokenizer: PreTrainedTokenizerBase, whole: str, turns: _Turns) -> En
         ]
         row = encode_segments(tokenizer, [s for s in segments if s.text] or segments)
         return replace(_without_trailing_space(tokenizer, row), found_by=turns.found_by)
-    encoding = tokenizer(whole, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    input_ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    input_ids, offsets = _tokens(tokenizer, whole, [edge for span in spans for edge in span])
     whole_turns = _labelled(tokenizer, input_ids, offsets, spans, spans)
     if turns.marks is None:
         return replace(whole_turns, found_by=turns.found_by)
     marked = _labelled(tokenizer, input_ids, offsets, turns.marks, spans)
     both = turns.found_by == "markers" and marked.labels == whole_turns.labels
     return replace(marked, found_by="both" if both else turns.found_by)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, edges: Sequence[int]
+) -> tuple[list[int], list[Span]]:
+    """The tokens of a text and where each is in it. None spans an edge, as none does at inference."""
+    encoding = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    input_ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    starts = [start for start, _ in offsets]
+    spanned = [edge for edge in edges if (i := bisect_left(starts, edge)) and offsets[i - 1][1] > edge]
+    if not spanned:
+        return input_ids, offsets
+    input_ids, offsets = [], []
+    for start, end in pairwise([0, *spanned, len(text)]):
+        ids, inner = _tokens(tokenizer, text[start:end], [])
+        input_ids += ids
+        offsets += [(start + one, start + other) for one, other in inner]
+    return input_ids, offsets
 
 
 def _labelled(
@@ -344,8 +376,26 @@ def _rendered_before(template: ChatTemplate, messages: Sequence[Message], i: int
         return template.render(messages[:i], prompt=True)
     # Templates cannot render nothing. What two different openings share is what comes before either.
     one, other = (template.render([{"role": "assistant", "content": content}]) for content in ("A", "z"))
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return "".join(character for character, _ in shared)
+    return _shared(one, other)
+
+
+def _opening(template: ChatTemplate, messages: Sequence[Message], marked: str, i: int) -> str:
+    """The part of message `i`'s marked text that the model is given, such as a header: it never writes it."""
+    if not i:
+        return ""
+    try:
+        before, prompt = template.render(messages[:i]), template.render(messages[:i], prompt=True)
+    except RowError:
+        return ""  # it renders whole conversations only
+    given = prompt[len(before) :] if prompt.startswith(before) else ""
+    shared = _ENDS_A_HEADER.match(_shared(given, marked))
+    return shared[0] if shared else ""
+
+
+def _shared(one: str, other: str) -> str:
+    """What both texts begin with."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(character for character, _ in pairs)
 
 
 def _without_trailing_space(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:

@@ -221,6 +221,7 @@ def _balance(column: str, counts: Counter[str] | None, *, twice: bool = False) -
 
 
 def _shortened(value: str) -> str:
+    value = value.encode("utf-8", "backslashreplace").decode()  # it may hold half of a surrogate pair
     return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 3]}..."
 
 

@@ -317,4 +317,7 @@ def nothing_usable(name: str, rows: int, format_: Format, max_length: int, short
         hint = "Each conversation needs an assistant message, and the chat template must render it."
     else:
         hint = "Each row needs at least two tokens."
-    return f"Of the {rows} rows of {name} none is usable: every token is masked, so there is no loss. {hint}"
+    return (
+        f"Of the {rows} rows of {name} none is usable: every token is masked, so there is no loss. {hint} "
+        "What says 'weight': 0 or 'train': false carries none."
+    )

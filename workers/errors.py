@@ -28,6 +28,10 @@ _LONGEST_TEXT = 500
 class WorkerError(Exception):
     """Base of everything a worker raises on purpose."""
 
+    def __str__(self) -> str:
+        # A name in the data may hold half of a surrogate pair, which cannot be shown or stored.
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class ModelError(WorkerError):
     """The base model or its tokenizer is missing, unsafe, incomplete or corrupt."""

@@ -150,12 +150,22 @@ def detect_format(columns: Collection[str]) -> Format:
     fitting = [format_ for format_ in FORMATS.values() if set(format_.required) <= set(columns)]
     if len(fitting) == 1:
         return fitting[0]
-    found = f"The data has the columns {', '.join(sorted(columns)) or '(none)'}"
+    shown = [name if name == name.strip() else repr(name) for name in sorted(columns)]
+    found = f"The data has the columns {', '.join(shown) or '(none)'}"
     if fitting:
         names = ", ".join(format_.name for format_ in fitting)
         raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
     if CONVERSATIONS in columns:
         return FORMATS["messages"]
+    if {"role", "content"} <= set(columns) or {"from", "value"} <= set(columns):
+        raise DataError(
+            f"{found}, so each row is a message. A row must be a conversation: "
+            '{"messages": [{"role": "user", "content": "..."}, ...]}.'
+        )
+    if len(columns) == 1 and (mark := next((m for m in (";", "\t", "|") if m in shown[0]), None)):
+        raise DataError(
+            f"{found}, so its cells seem to be separated by {mark!r}. Save the file with commas between them."
+        )
     needs = "; ".join(
         f"{format_.name} needs {' and '.join(format_.required)}" for format_ in FORMATS.values()
     )

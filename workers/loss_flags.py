@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.errors import RowError
+from workers.row_structures import Unread
 
 LOSS_FLAGS = (
     "weight",
@@ -96,15 +97,18 @@ def refuse_lost_columns(row: Mapping[str, Any], fields: tuple[str, ...]) -> None
 
 def is_empty(value: object) -> bool:
     """Whether a value holds nothing: null, white space, or a container of nothing else."""
-    if isinstance(value, str):
-        return not value.strip()
-    if isinstance(value, Mapping):
-        return all(map(is_empty, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_empty, value))
-    return value is None
+    values = [value]
+    while values:  # not by recursion: what nothing reads may be nested as deeply as JSON can be
+        each = values.pop()
+        if isinstance(each, Mapping):
+            values += each.values()
+        elif isinstance(each, (list, tuple)):
+            values += each
+        elif each is not None and not (isinstance(each, str) and not each.strip()):
+            return False
+    return True
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = value.text or f"<{value.reason}>" if isinstance(value, Unread) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -59,8 +59,20 @@ def _integer(text: str) -> int | Unread:
         return Unread(f"is an integer of {len(text):,} digits, too long to be read. Write it as a text", text)
 
 
-JSON = json.JSONDecoder(parse_int=_integer)
-"""Reads JSON with integers of any length."""
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        for name in members:
+            values = [value for key, value in pairs if key == name]
+            if any(value != values[0] for value in values):
+                text = " and ".join(json.dumps(value, default=str) for value in values)
+                reason = "is written more than once, with different values. Remove all but one"
+                members[name] = Unread(reason, text)
+    return members
+
+
+JSON = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_members)
+"""Reads JSON with integers of any length. A member that is written twice, with two values, is `Unread`."""
 
 
 def read_structures(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

@@ -309,6 +309,47 @@ def test_markers_alone_tell_the_turns_of_a_template_that_is_not_prefix_consisten
     assert (kept, encoded.found_by) == (f"four{EOS}done{EOS}", "markers_unverified")
 
 
+def test_a_short_part_is_not_found_in_the_token_that_ends_the_turn() -> None:
+    """Its name is a part of that token's."""
+    told = refusal(CHATML, [ASK, answer("", function_call={"name": "end", "arguments": "{}"})])
+    assert "does not render the 'function_call' of message 2 ('end')" in told
+
+
+def test_no_token_spans_the_beginning_of_a_turn() -> None:
+    """` fo` is a token, but the model is given the space before it is to write."""
+    spoken = (
+        "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    ).replace("<|im_end|>", EOS)
+    plain = spoken.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    marked, unmarked = (
+        encode(text, [ASK, answer(), ASK_AGAIN, answer("for")], Rendering()) for text in (spoken, plain)
+    )
+    assert (marked.input_ids, marked.labels) == (unmarked.input_ids, unmarked.labels)
+
+
+def test_a_marked_end_of_the_conversation_belongs_to_its_last_turn() -> None:
+    """As Phi-3's template with markers, whose end is not there when the conversation goes on."""
+    end = "{% if not add_generation_prompt %}{% generation %}{{ '<s>' }}{% endgeneration %}{% endif %}"
+    encoded = encode(
+        template(MARKED) + end, [ASK, answer(), ASK_AGAIN, answer("done")], Rendering(unrendered="ignore")
+    )
+    kept = build_tiny_tokenizer().decode([label for label in encoded.labels if label != -100])
+    assert (kept, encoded.unrendered) == (f"four{EOS}done{EOS}\n<s>", ())
+
+
+def test_a_marked_header_that_the_model_is_given_carries_no_loss() -> None:
+    """As DeepSeek-R1's template with markers, whose generation prompt opens a thought as well."""
+    turn = "{% generation %}{{ '<A>' + m.content + '<|im_end|>' }}{% endgeneration %}"
+    text = (
+        f"{{% for m in messages %}}{{% if m.role == 'assistant' %}}{turn}{{% else %}}"
+        "{{ '<U>' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<A><think>\n' }}{% endif %}"
+    ).replace("<|im_end|>", EOS)
+    assert supervised(text, [ASK, answer("<b>"), ASK_AGAIN, answer("done")]) == f"<b>{EOS}done{EOS}"
+
+
 def test_reasoning_that_an_earlier_turn_loses_is_refused() -> None:
     """As Qwen3's template does with all but the last turn's; here with markers."""
     messages = [ASK, answer(reasoning_content="two and two"), ASK_AGAIN, answer("done")]

@@ -256,6 +256,26 @@ def test_message_keys_that_nothing_reads_are_listed(report: Any) -> None:
     assert made.problems == ()
 
 
+def test_half_a_surrogate_pair_in_what_is_told_does_not_end_the_report(report: Any) -> None:
+    """JSON can escape one, and no report can be written with it."""
+    made = report([{**PAIRS[0], "\ud83d": "x", "category": "\ud83d"}] * 2, [{"\ud83d": "a"}])
+    split = Report.model_validate_json(made.model_dump_json()).data.train
+    assert (counts(split.unread_columns), counts(split.tasks.most_frequent)) == (
+        [(r"\ud83d", 2), ("category", 2)],
+        [(r"\ud83d", 2)],
+    )
+
+
+def test_a_deeply_nested_column_that_nothing_reads_is_listed(report: Any) -> None:
+    made = report(['{"prompt": "a", "completion": "b", "deep": ' + "[" * 700 + "1" + "]" * 700 + "}"])
+    assert counts(made.data.train.unread_columns) == [("deep", 1)]
+
+
+def test_rows_that_all_ask_for_no_loss_are_told_why_none_is_left(report: Any) -> None:
+    made = report([{**PAIRS[0], "weight": 0}])
+    assert "What says 'weight': 0 or 'train': false carries none." in made.problems[0].message
+
+
 def test_what_the_template_loses_is_a_problem_or_counted(report: Any) -> None:
     rows = [turn(), turn(reasoning_content="two and two")]
     made = report(rows, [turn()])

@@ -335,3 +335,19 @@ def test_columns_that_fit_two_formats() -> None:
         DataError, match=r"fit more than one format: text, alpaca\. Say which in data\.format\."
     ):
         detect_format(["text", "instruction", "output"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["role", "content"], "each row is a message. A row must be a conversation"),
+        (["from", "value"], "each row is a message. A row must be a conversation"),
+        (["prompt;completion"], "its cells seem to be separated by ';'. Save the file with commas"),
+        (["prompt\tcompletion"], r"its cells seem to be separated by '\t'. Save the file with commas"),
+        (["prompt", " completion"], "The data has the columns ' completion', prompt, which fit no format"),
+    ],
+)
+def test_columns_that_fit_no_format_get_a_hint(columns: list[str], expected: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format(columns)
+    assert expected in str(caught.value)

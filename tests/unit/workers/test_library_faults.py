@@ -57,6 +57,36 @@ def test_an_integer_too_long_for_python_does_not_matter_where_it_is_not_used(
     assert read(tmp_path / name)[0] == ["a b<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '{"prompt": "a", "prompt": "b", "completion": "c"}',
+            "d.jsonl:1: The column 'prompt' is written more",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a", "content": ""}]}',
+            "d.jsonl:1: Message 1 of 'messages' (content) is written more than once, with different values.",
+        ),
+        (
+            '{"prompt": "a", "completion": "c", "weight": 1, "weight": 0}',
+            "d.jsonl:1: 'weight' of the row is 1 and 0; expected",
+        ),
+    ],
+)
+def test_a_member_that_is_written_twice_is_refused_where_it_is_used(
+    text: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "d.jsonl").write_text(text)
+    assert expected in refusal(tmp_path / "d.jsonl")
+
+
+def test_a_member_that_is_written_twice_does_not_matter_where_it_is_not_used(tmp_path: Path) -> None:
+    """Nor where it says the same twice."""
+    (tmp_path / "d.jsonl").write_text('{"text": "a b", "text": "a b", "n": 1, "n": 2}')
+    assert read(tmp_path / "d.jsonl")[0] == ["a b<|im_end|>"]
+
+
 def test_an_integer_too_long_in_a_key_of_a_message_that_nothing_reads(tmp_path: Path) -> None:
     """Messages have keys of their own."""
     text = json.dumps({"messages": [{**ASK, "id": 7}, DONE]}).replace("7", LONG)
