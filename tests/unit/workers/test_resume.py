@@ -220,7 +220,7 @@ def test_a_trial_that_lacked_only_its_last_report_makes_it(
         ("recipe", "cannot be used: it was made of another recipe"),
         ("data", "cannot be used: it was made of another train data"),
         ("evaluation", "cannot be used: it was made of another evaluation setting"),
-        ("corrupt", "tensors.safetensors was changed or damaged: its SHA-256 is another"),
+        ("corrupt", "tensors.safetensors was changed or damaged: its SHA-256 differs"),
         ("absent", "There is no checkpoint"),
     ],
 )
