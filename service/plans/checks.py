@@ -114,7 +114,7 @@ class SubmissionChecks:
                 raise ReportUnavailable(f"another check of the same data took {self._seconds:g} s") from None
 
 
-def note_unchecked(session: Session, why: str | None, *, study_id: str | None = None, what: str) -> None:
+def note_unchecked(session: Session, why: str | None, *, study_id: str, what: str) -> None:
     """Say in the history that something was accepted without a check of its data; None: it was checked."""
     if why is not None:
         message = f"the data and the model of {what} were not checked at submission: {why}"

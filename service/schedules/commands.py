@@ -101,6 +101,13 @@ def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> N
     session.delete(schedule)
 
 
+def note_unchecked(session: Session, schedule: Schedule, why: str | None) -> None:
+    """Say in the history that a definition was accepted without a check of its data; None: it was checked."""
+    if why is not None:
+        message = f"its data and its model were not checked when its definition was sent: {why}"
+        history.record(session, schedule, ScheduleEventKind.UNCHECKED, message)
+
+
 def _require_free(session: Session, name: str) -> None:
     if session.scalars(select(Schedule.id).where(Schedule.name == name)).first() is not None:
         raise _taken(name)
