@@ -295,8 +295,10 @@ def _left_out(
         )
     if found.digests:
         count = len(found.digests)
-        what = "1 configuration is" if count == 1 else f"{count} configurations are"
-        notes.append(f"{what} left out: earlier sweeps of the schedule have evaluated them on the same data")
+        what, them = ("1 configuration is", "it") if count == 1 else (f"{count} configurations are", "them")
+        notes.append(
+            f"{what} left out: earlier sweeps of the schedule have evaluated {them} on the same data"
+        )
     return found, notes
 
 

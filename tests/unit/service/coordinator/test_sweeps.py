@@ -417,6 +417,15 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_as_it_was(nights: Make) -
     assert (study.preparation, len(schedule.params(study))) == (None, 8)
 
 
+def test_one_configuration_that_is_left_out_is_spoken_of_as_one(nights: Make) -> None:
+    schedule = nights(search={**GRID, "trials": 1})
+    schedule.next()
+    schedule.next()
+    assert schedule.said() == [
+        "1 configuration is left out: earlier sweeps of the schedule have evaluated it on the same data"
+    ]
+
+
 @pytest.mark.parametrize("then", ["renamed", "removed"])
 def test_a_sweep_finds_its_schedule_though_it_was_renamed_or_removed_before_it_began(
     nights: Make, then: str
