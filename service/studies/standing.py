@@ -58,16 +58,19 @@ def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
     return silence is None or silence > _SILENCE_SECONDS
 
 
-def reason(study: Study, now: datetime, *, coordinator_missing: bool) -> str:
+def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_test: str | None = None) -> str:
     """Why a study is in its state, in words; of one that a coordinator has left, that it waits for another.
 
     Args:
         study: the study.
         now: by the database's clock.
         coordinator_missing: no coordinator runs (`coordinator_is_missing`).
+        paused_test: that its range test is paused, in words; None: it has none, or that is not.
     """
     if study.cancel_requested or study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return study.reason
+    if paused_test is not None and study.state == StudyState.QUEUED and study.preparation is None:
+        return paused_test
     wait = "waiting for a coordinator"
     expires = study.lease_expires_at
     if study.state == StudyState.RUNNING and expires is not None and expires < now:
