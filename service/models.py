@@ -108,6 +108,7 @@ class ScheduleEventKind(StrEnum):
     CREATED = "created"
     CHANGED = "changed"
     REMOVED = "removed"
+    UNCHECKED = "unchecked"
     SKIPPED = "skipped"
     FAILED = "failed"
 

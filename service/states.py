@@ -100,6 +100,8 @@ TERMINAL_ATTEMPT_STATES = _ATTEMPT_ENDS
 
 TRAINING = "training"
 """The reason of a running study of which there is nothing more to say."""
+READING = "waiting: its data and model are read, to tell whether they have changed since earlier sweeps"
+"""The reason of a schedule's sweep before it begins, where that takes longer than a moment."""
 
 TRIAL_FAILED = f"trial_{AttemptState.FAILED}"
 """The kind of event that ends a trial as failed without an attempt that is."""

@@ -32,6 +32,7 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     with service_errors_explained():
         from service import database, supervisor
 
+        supervisor.require_key(settings)  # before the tables, which a newcomer's home does not have either
         database.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
         supervisor.run_api(settings)
 

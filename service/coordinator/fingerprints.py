@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class FingerprintReader:
         reading = self._readings.get(study_id)
         wait = 0.0
         if reading is None:
-            reading, wait = _Reading(definition), _WAIT_SECONDS
+            # One large file holds up a round for a moment, and many such no longer than one.
+            wait = 0.0 if any(other.is_alive() for other in self._readings.values()) else _WAIT_SECONDS
+            reading = _Reading(definition)
             self._readings[study_id] = reading
             reading.start()
         reading.join(wait)
@@ -56,6 +58,10 @@ class FingerprintReader:
         if reading.found is None:
             raise RuntimeError(f"the fingerprints of study {study_id} could not be read") from reading.error
         return reading.found
+
+    def forget_all_but(self, study_ids: Container[str]) -> None:
+        """Drop what was read for other studies: one that was paused meanwhile may find other files later."""
+        self._readings = {key: reading for key, reading in self._readings.items() if key in study_ids}
 
 
 class _Reading(threading.Thread):

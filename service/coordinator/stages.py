@@ -28,6 +28,7 @@ from search_spaces.sampling.plan import planned_trials, prepared_space
 from service import optuna_store, warm_start
 from service.coordinator.fingerprints import FingerprintReader, Fingerprints
 from service.coordinator.leases import waits_for_stages
+from service.coordinator.waiting import WAITING
 from service.dashboard import save_figure
 from service.database import Database
 from service.models import Schedule, Study, StudyKind
@@ -37,7 +38,7 @@ from service.range_tests.derivation import allowed_bounds
 from service.range_tests.figure import draw
 from service.range_tests.sweeps import read_corners
 from service.schedules.evaluated import Evaluated, best_of_all, find_evaluated
-from service.states import TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
+from service.states import READING, TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def advance_stages(database: Database, storage: optuna_store.Storage, reader: Fi
         orphans = session.scalars(_orphans()).all()
         found = session.scalars(_unread_range_tests()).all()
         waiting = session.scalars(_waiting()).all()
+    reader.forget_all_but(waiting)
     for study_id in orphans:
         _guarded(database, study_id, lambda study_id: _cancel_orphan(database, study_id))
     for study_id in found:
@@ -154,10 +156,20 @@ def _advance(
         return
     definition, test = settled
     with database.read() as session:
-        sweep = session.get_one(Study, study_id).schedule_id is not None
+        study = session.get_one(Study, study_id)
+        sweep, reason = study.schedule_id is not None, study.reason
     fingerprints = reader.of(study_id, definition) if sweep else Fingerprints()
     if fingerprints is not None:
         _prepare(database, storage, study_id, definition, test, fingerprints)
+    elif reason != READING:
+        database.transact(lambda session: _say_what_is_read(session, study_id))
+
+
+def _say_what_is_read(session: Session, study_id: str) -> None:
+    study = _locked(session, study_id)
+    if _still_waits(study):
+        study.reason = READING
+        append_event(session, study.id, WAITING, READING)
 
 
 def _settled(session: Session, study_id: str) -> tuple[StudyDefinition, Study | None] | None:
@@ -283,8 +295,10 @@ def _left_out(
         )
     if found.digests:
         count = len(found.digests)
-        what = "1 configuration is" if count == 1 else f"{count} configurations are"
-        notes.append(f"{what} left out: earlier sweeps of the schedule have evaluated them on the same data")
+        what, them = ("1 configuration is", "it") if count == 1 else (f"{count} configurations are", "them")
+        notes.append(
+            f"{what} left out: earlier sweeps of the schedule have evaluated {them} on the same data"
+        )
     return found, notes
 
 

@@ -108,7 +108,8 @@ class StudyRun:
         held = self._held
         with held.database.read() as session:
             study = session.get_one(Study, self.study_id)
-            attempts = session.scalars(select(Attempt).where(Attempt.study_id == self.study_id)).all()
+            of_study = select(Attempt).where(Attempt.study_id == self.study_id)
+            attempts = session.scalars(of_study.order_by(Attempt.id)).all()
             now = database_now(session)
             self._resumed_at = study.resumed_at
             storage = storage_trouble(

@@ -114,14 +114,10 @@ class SubmissionChecks:
                 raise ReportUnavailable(f"another check of the same data took {self._seconds:g} s") from None
 
 
-def unchecked_note(why: str | None, what: str) -> str | None:
-    """What a history says of something accepted without a check of its data; None: it was checked."""
-    return None if why is None else f"the data and the model of {what} were not checked at submission: {why}"
-
-
 def note_unchecked(session: Session, why: str | None, *, study_id: str, what: str) -> None:
-    """Say in a study's events that it was accepted without a check of its data; None: it was checked."""
-    if (message := unchecked_note(why, what)) is not None:
+    """Say in the history that something was accepted without a check of its data; None: it was checked."""
+    if why is not None:
+        message = f"the data and the model of {what} were not checked at submission: {why}"
         session.add(EventRow(study_id=study_id, kind="data_unchecked", message=message))
 
 

@@ -31,10 +31,8 @@ _CHANGED = ("name", "cron", "timezone", "enabled", "overlap", "repeat_configurat
 """What a person may change."""
 
 
-def create(
-    session: Session, new: NewSchedule, now: datetime, *, owner: str = NOBODY, note: str | None = None
-) -> Schedule:
-    """Store a schedule; `note` is added to its history. Raises `NameTaken`."""
+def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NOBODY) -> Schedule:
+    """Store a schedule. Raises `NameTaken`."""
     _require_free(session, new.name)
     schedule = Schedule(
         id=new_id(),
@@ -53,19 +51,12 @@ def create(
             session.add(schedule)
     except IntegrityError:
         raise _taken(new.name) from None  # by a request that ran beside this one
-    message = _with_note("created", note)
-    history.record(session, schedule, ScheduleEventKind.CREATED, message, asked_by=owner)
+    history.record(session, schedule, ScheduleEventKind.CREATED, "created", asked_by=owner)
     return schedule
 
 
 def change(
-    session: Session,
-    schedule: Schedule,
-    wanted: ScheduleChange,
-    now: datetime,
-    *,
-    asked_by: str = NOBODY,
-    note: str | None = None,
+    session: Session, schedule: Schedule, wanted: ScheduleChange, now: datetime, *, asked_by: str = NOBODY
 ) -> None:
     """Change a schedule, and note in its history what was changed. Its sweeps stay as they are.
 
@@ -98,7 +89,7 @@ def change(
     except IntegrityError:
         raise _taken(after["name"]) from None
     if changes:
-        message = _with_note(f"changed: {', '.join(changes)}", note)
+        message = f"changed: {', '.join(changes)}"
         history.record(
             session, schedule, ScheduleEventKind.CHANGED, message, asked_by=asked_by, changes=changes
         )
@@ -110,8 +101,11 @@ def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> N
     session.delete(schedule)
 
 
-def _with_note(message: str, note: str | None) -> str:
-    return message if note is None else f"{message}; {note}"
+def note_unchecked(session: Session, schedule: Schedule, why: str | None) -> None:
+    """Say in the history that a definition was accepted without a check of its data; None: it was checked."""
+    if why is not None:
+        message = f"its data and its model were not checked when its definition was sent: {why}"
+        history.record(session, schedule, ScheduleEventKind.UNCHECKED, message)
 
 
 def _require_free(session: Session, name: str) -> None:

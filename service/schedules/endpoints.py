@@ -23,7 +23,6 @@ from service.documents import Document, request_body
 from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.models import Schedule
 from service.owners.limits import Limits
-from service.plans.checks import unchecked_note
 from service.preconditions import ETAG_HEADER, IfMatch, Precondition, etag
 from service.problems import declare
 from service.schedules import commands, queries
@@ -62,8 +61,8 @@ def create(document: Document, resources: ServiceResources, owner: Owner, change
     unchecked = resources.checks.require_sound(new.definition, what="The schedule", below="definition")
 
     def work(session: Session) -> Answer:
-        note = unchecked_note(unchecked, "its studies")
-        schedule = commands.create(session, new, now, owner=owner, note=note)
+        schedule = commands.create(session, new, now, owner=owner)
+        commands.note_unchecked(session, schedule, unchecked)
         session.flush()
         headers = {**etag(schedule.revision), "Location": f"/v1/schedules/{schedule.id}"}
         return Answer(status=201, body=queries.show(session, [schedule])[0], headers=headers)
@@ -117,6 +116,8 @@ def list_history(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ScheduleHistory:
     """What was changed of a schedule, by whom, and which firings made no sweep and why; newest first.
+
+    Of a definition whose data and model could not be checked, `unchecked` says why.
 
     It stays when the schedule is removed.
     """
@@ -179,15 +180,14 @@ def change(
     # Before the transaction, which must not wait for files.
     roots = resources.settings.data_roots
     wanted = read_change(document, roots, cron=present.cron, timezone=present.timezone, now=now)
-    note = None
+    unchecked = None
     if wanted.definition is not None:
-        checks = resources.checks
-        unchecked = checks.require_sound(wanted.definition, what="The change", below="definition")
-        note = unchecked_note(unchecked, "its studies")
+        unchecked = resources.checks.require_sound(wanted.definition, what="The change", below="definition")
 
     def work(session: Session) -> tuple[ScheduleView, int]:
         found = _expected(session, schedule, expected)
-        commands.change(session, found, wanted, database_now(session), asked_by=owner, note=note)
+        commands.change(session, found, wanted, database_now(session), asked_by=owner)
+        commands.note_unchecked(session, found, unchecked)
         return queries.show(session, [found])[0], found.revision
 
     view, revision = resources.database.transact(work)

@@ -125,14 +125,23 @@ def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Stud
     ids = [study.id for study in studies]
     counts = _attempt_counts(session, ids)
     test_ids = {study.range_test_id for study in studies if study.range_test_id}
-    tests = session.execute(select(Study.id, Study.name).where(Study.id.in_(test_ids))).all()
+    tests = session.execute(
+        select(Study.id, Study.name, Study.state, Study.reason).where(Study.id.in_(test_ids))
+    ).all()
     range_tests = {row.id: row.name for row in tests}
+    paused = {
+        row.id: f"waiting for its learning-rate range test {row.name}, which is paused: {row.reason}"
+        for row in tests
+        if row.state == StudyState.PAUSED
+    }
     now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     return [
         _view(
             session,
             study,
-            standing.reason(study, now, coordinator_missing=missing),
+            standing.reason(
+                study, now, coordinator_missing=missing, paused_test=paused.get(study.range_test_id or "")
+            ),
             storage,
             counts.get(study.id, {}),
             range_tests.get(study.range_test_id or ""),

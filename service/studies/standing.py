@@ -14,7 +14,7 @@ from search_spaces.preparation import NOTHING, Preparation
 from service.database import database_now
 from service.models import EventRow, Study, StudyKind
 from service.optuna_store import StudySummary
-from service.states import StudyState
+from service.states import READING, StudyState
 from service.studies.schemas import BestTrial, PreparationView, Stage
 from service.trial_values import TrialValues
 from service.trials import best
@@ -22,6 +22,8 @@ from service.winner import Judgement
 
 _SILENCE_SECONDS = 10.0
 """How long a coordinator may take from one study to the next."""
+_READING_SECONDS = 1800.0
+"""How long it may read the files of a sweep that is about to begin."""
 
 
 def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[TrialValues]) -> Stage | None:
@@ -39,8 +41,8 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
 def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
     """Whether no coordinator runs, as far as the database shows, though some of these studies need one.
 
-    A coordinator takes what waits at once, unless it runs as many studies as it may. So where nothing is
-    leased, and nothing has been written for a while, there is none.
+    A coordinator takes what waits at once, unless it runs as many studies as it may, or reads the files of a
+    sweep first. So where nothing is leased, and nothing has been written for a while, there is none.
     """
     if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
         return False
@@ -49,19 +51,26 @@ def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
     if session.scalars(leased.limit(1)).first() is not None:
         return False
     newest = session.scalars(select(EventRow.at).order_by(EventRow.id.desc()).limit(1)).first()
-    return newest is None or (now - newest).total_seconds() > _SILENCE_SECONDS
+    silence = None if newest is None else (now - newest).total_seconds()
+    if silence is not None and _SILENCE_SECONDS < silence <= _READING_SECONDS:
+        read = select(Study.id).where(Study.state == StudyState.QUEUED, Study.reason == READING)
+        return session.scalars(read.limit(1)).first() is None
+    return silence is None or silence > _SILENCE_SECONDS
 
 
-def reason(study: Study, now: datetime, *, coordinator_missing: bool) -> str:
+def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_test: str | None = None) -> str:
     """Why a study is in its state, in words; of one that a coordinator has left, that it waits for another.
 
     Args:
         study: the study.
         now: by the database's clock.
         coordinator_missing: no coordinator runs (`coordinator_is_missing`).
+        paused_test: that its range test is paused, in words; None: it has none, or that is not.
     """
     if study.cancel_requested or study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return study.reason
+    if paused_test is not None and study.state == StudyState.QUEUED and study.preparation is None:
+        return paused_test
     wait = "waiting for a coordinator"
     expires = study.lease_expires_at
     if study.state == StudyState.RUNNING and expires is not None and expires < now:

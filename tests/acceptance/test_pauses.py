@@ -34,7 +34,11 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
     tmp_path: Path, study_folder: Path, tiny_base_dir: Path
 ) -> None:
     settings = Settings(
-        home=tmp_path / "home", data_roots=(study_folder, tiny_base_dir), port=free_port(), poll_seconds=0.1
+        home=tmp_path / "home",
+        data_roots=(study_folder, tiny_base_dir),
+        port=free_port(),
+        poll_seconds=0.1,
+        submission_check_seconds=0,  # on a busy machine it takes longer than the client waits
     )
     grid: dict[str, Any] = {
         "algorithm": "grid",

@@ -315,7 +315,9 @@ def test_neither_the_api_nor_the_whole_service_starts_open_to_others(settings: S
 
 
 @on_sqlite
-def test_the_command_says_what_to_set(settings: Settings) -> None:
-    result = CliRunner().invoke(app, ["api", "--home", str(settings.home), "--host", "0.0.0.0"])
+@pytest.mark.parametrize("home", [".", "that-is-new"])
+def test_the_command_says_what_to_set(settings: Settings, home: str) -> None:
+    home = str(settings.home / home)
+    result = CliRunner().invoke(app, ["api", "--home", home, "--host", "0.0.0.0"])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert result.stderr.startswith("Error: The API would listen on 0.0.0.0, where others may reach it")

@@ -194,25 +194,25 @@ def test_a_schedule_is_checked_as_its_studies_would_be(checking: TestClient, fol
     assert problem["detail"] == "The schedule has 1 fault: definition.data.eval."
 
 
-def test_a_changed_definition_of_a_schedule_is_checked_too(checking: TestClient, folder: Path) -> None:
-    sound = {"cron": "0 2 * * *", "definition": definition(folder, [PAIR], name="nightly")}
-    assert checking.post("/v1/schedules", json=sound).status_code == 201
-    change = {
-        "definition": {**sound["definition"], "data": {**sound["definition"]["data"], "max_length": 10**6}}
-    }
-    problem = expect_problem(checking.patch("/v1/schedules/nightly", json=change), 422)
-    assert [fault["path"] for fault in problem["faults"]] == ["definition.data.max_length"]
-    stored = checking.get("/v1/schedules/nightly").json()["definition"]["data"]["max_length"]
-    assert stored == sound["definition"]["data"]["max_length"]
+def test_a_schedules_new_definition_is_checked_as_its_first_was(checking: TestClient, folder: Path) -> None:
+    sent = definition(folder, [PAIR], name="patched")
+    made = checking.post("/v1/schedules", json={"cron": "0 2 * * *", "definition": sent})
+    wrong = definition(folder, [PAIR], [], name="patched")
+    problem = expect_problem(checking.patch("/v1/schedules/patched", json={"definition": wrong}), 422)
+    assert [fault["path"] for fault in problem["faults"]] == ["definition.data.eval"]
+    assert problem["detail"] == "The change has 1 fault: definition.data.eval."
+    assert checking.get("/v1/schedules/patched").json() == made.json()
+    assert checking.patch("/v1/schedules/patched", json={"seed": 8}).status_code == 200
 
 
 def test_a_schedule_that_could_not_be_checked_says_so_in_its_history(hasty: TestClient, folder: Path) -> None:
-    sent = {"cron": "0 2 * * *", "definition": definition(folder, ["no json"], name="hasty-nightly")}
-    assert hasty.post("/v1/schedules", json=sent).status_code == 201
-    [event] = hasty.get("/v1/schedules/hasty-nightly/history").json()["items"]
-    assert event["message"].startswith(
-        "created; the data and the model of its studies were not checked at submission: "
-    )
+    sent = definition(folder, ["no json"], name="hasty")
+    hasty.post("/v1/schedules", json={"cron": "0 2 * * *", "definition": sent})
+    hasty.patch("/v1/schedules/hasty", json={"definition": {**sent, "recipe": {"epochs": 2}}})
+    history = hasty.get("/v1/schedules/hasty/history").json()["items"]
+    assert [event["kind"] for event in history] == ["unchecked", "changed", "unchecked", "created"]
+    words = "its data and its model were not checked when its definition was sent: "
+    assert [event["message"].startswith(words) for event in history] == [True, False, True, False]
 
 
 def test_a_file_that_was_put_right_is_read_again(checking: TestClient, folder: Path) -> None:

@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from service.database import Database, database_now
-from service.models import EventRow, Study
-from service.states import StudyState, advance_study
+from service.models import EventRow, Study, StudyKind
+from service.states import READING, StudyState, advance_study
 from tests.integration.service.rest import Make
 
 START = "Start one with `nightsweep serve` or `nightsweep coordinator`"
@@ -22,9 +22,9 @@ def reason(client: TestClient) -> str:
     return str(shown)
 
 
-def grow_quiet(database: Database) -> None:
+def grow_quiet(database: Database, how_long: timedelta = timedelta(minutes=5)) -> None:
     """Nothing has been written for a while."""
-    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    long_ago = datetime.now(UTC) - how_long
     database.transact(lambda session: session.execute(update(EventRow).values(at=long_ago)))
 
 
@@ -62,6 +62,31 @@ def test_a_limit_is_no_reason_any_more_once_the_coordinator_that_named_it_is_gon
     assert reason(client) == words
     grow_quiet(service_database)
     assert reason(client) == f"waiting for a coordinator: none is running. {START}"
+
+
+def test_a_sweep_whose_files_a_coordinator_reads_is_not_said_to_have_none(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    client.post("/v1/studies", json=definition())
+    service_database.transact(lambda session: session.execute(update(Study).values(reason=READING)))
+    grow_quiet(service_database)
+    assert reason(client) == READING
+    grow_quiet(service_database, timedelta(hours=1))
+    assert reason(client) == f"waiting for a coordinator: none is running. {START}"
+
+
+def test_a_study_whose_range_test_is_paused_waits_for_that_and_not_for_a_coordinator(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    client.post("/v1/studies", json=definition())
+    with service_database.write() as session:
+        test = Study(name="lr", definition={}, kind=StudyKind.RANGE_TEST, state="paused", reason="no GPU")
+        session.add(test)
+        session.flush()
+        session.scalars(select(Study).where(Study.name == "support-tone")).one().range_test_id = test.id
+    grow_quiet(service_database)
+    shown = client.get("/v1/studies/support-tone").json()["reason"]
+    assert shown == "waiting for its learning-rate range test lr, which is paused: no GPU"
 
 
 def test_a_running_study_that_is_held_says_what_its_coordinator_wrote(

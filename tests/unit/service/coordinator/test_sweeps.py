@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import parse_definition
+from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.preparation import Preparation
 from service import optuna_store
-from service.coordinator import stages
+from service.coordinator import fingerprints, stages
 from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.fingerprints import Fingerprints
+from service.coordinator.waiting import WAITING
 from service.models import Schedule, Study
 from service.schedules.commands import fire
-from service.states import StudyState
+from service.states import READING, StudyState
+from service.studies.pauses import request_pause, request_resume
 from tests.unit.service.coordinator.house import DEFINITION, GRID, House
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 3}
@@ -368,7 +372,37 @@ def test_a_sweep_waits_while_its_data_is_read(nights: Make, monkeypatch: pytest.
     monkeypatch.setattr(reader, "of", slow)
     study = schedule.next()
     assert asked == [study.id] * 3
-    assert study.state == StudyState.COMPLETED
+    assert (study.state, schedule.house.events(WAITING).count(READING)) == (StudyState.COMPLETED, 1)
+
+
+def test_what_was_read_before_a_sweep_was_paused_is_read_again_once_it_is_resumed(
+    nights: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = nights(search=THREE_OF_GRID)
+    before = schedule.next().preparation
+    assert before is not None
+    read, go_on = fingerprints.read_fingerprints, threading.Event()
+
+    def slowly(definition: StudyDefinition) -> Fingerprints:
+        found = read(definition)
+        assert go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(fingerprints, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(fingerprints, "read_fingerprints", slowly)
+    house, study_id = schedule.house, schedule.begin()
+    house.rounds(lambda: house.study(study_id).reason == READING)
+    reading = house.coordinator._fingerprints._readings[study_id]
+    house.database.transact(partial(request_pause, ref=study_id))
+    house.coordinator.round()
+    go_on.set()
+    reading.join(60)
+    schedule.data["train"].write_text('{"text": "other"}\n')
+    house.database.transact(partial(request_resume, ref=study_id))
+    house.run(study_id)
+    after = house.study(study_id).preparation
+    assert after is not None
+    assert after["fingerprints"]["data.train"] != before["fingerprints"]["data.train"]
 
 
 def test_a_sweep_that_an_earlier_version_began_goes_on_as_it_was(nights: Make) -> None:
@@ -381,6 +415,15 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_as_it_was(nights: Make) -
     schedule.house.run(study_id)
     study = schedule.house.study(study_id)
     assert (study.preparation, len(schedule.params(study))) == (None, 8)
+
+
+def test_one_configuration_that_is_left_out_is_spoken_of_as_one(nights: Make) -> None:
+    schedule = nights(search={**GRID, "trials": 1})
+    schedule.next()
+    schedule.next()
+    assert schedule.said() == [
+        "1 configuration is left out: earlier sweeps of the schedule have evaluated it on the same data"
+    ]
 
 
 @pytest.mark.parametrize("then", ["renamed", "removed"])
