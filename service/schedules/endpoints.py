@@ -172,17 +172,24 @@ def change(
     expected: IfMatch,
     response: Response,
 ) -> ScheduleView:
-    """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed."""
+    """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed.
+
+    A definition that every trial of a sweep would fail at is refused, as when a study is submitted.
+    """
     with resources.database.read() as session:
         present = _as_expected(queries.get_schedule(session, schedule), expected)
         now = database_now(session)
     # Before the transaction, which must not wait for files.
     roots = resources.settings.data_roots
     wanted = read_change(document, roots, cron=present.cron, timezone=present.timezone, now=now)
+    unchecked = None
+    if wanted.definition is not None:
+        unchecked = resources.checks.require_sound(wanted.definition, what="The change", below="definition")
 
     def work(session: Session) -> tuple[ScheduleView, int]:
         found = _expected(session, schedule, expected)
         commands.change(session, found, wanted, database_now(session), asked_by=owner)
+        note_unchecked(session, unchecked, what=f"the schedule {found.name!r}")
         return queries.show(session, [found])[0], found.revision
 
     view, revision = resources.database.transact(work)

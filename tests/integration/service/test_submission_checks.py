@@ -196,6 +196,16 @@ def test_a_schedule_is_checked_as_its_studies_would_be(checking: TestClient, fol
     assert problem["detail"] == "The schedule has 1 fault: definition.data.eval."
 
 
+def test_a_schedule_s_new_definition_is_checked_as_its_first_was(checking: TestClient, folder: Path) -> None:
+    sent = {"cron": "0 2 * * *", "name": "changed", "definition": definition(folder, [PAIR])}
+    assert checking.post("/v1/schedules", json=sent).status_code == 201
+    change = {"definition": definition(folder, [PAIR], data={"columns": {"prompt": "question"}})}
+    problem = expect_problem(checking.patch("/v1/schedules/changed", json=change), 422)
+    assert [fault["path"] for fault in problem["faults"]] == ["definition.data.train"]
+    assert problem["detail"] == "The change has 1 fault: definition.data.train."
+    assert checking.get("/v1/schedules/changed").json()["definition"]["data"]["columns"] == {}
+
+
 def test_a_file_that_was_put_right_is_read_again(checking: TestClient, folder: Path) -> None:
     sent = definition(folder, [{"prompt": "a"}], name="put-right")
     assert checking.post("/v1/studies", json=sent).status_code == 422
