@@ -306,6 +306,21 @@ def test_wrong_usage_exits_2_and_says_so_on_stderr(run: Any, arguments: list[str
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["studies", "--limit", "0"], "must be at least 1"),
+        (["studies", "--limit", "many"], "must be a whole number"),
+        (["api", "--port", "70000"], "must be at most 65535"),
+        (["schedules", "edit", "tone", "--overlap", "queue"], "'queue' is not one of 'skip', 'allow'."),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_said_in_plain_words(
+    run: Any, arguments: list[str], message: str
+) -> None:
+    assert f"Invalid value for '{arguments[-2]}': {message}" in run({}, *arguments).stderr
+
+
 def test_a_wrong_setting_names_its_variable_and_hides_its_value(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
