@@ -116,7 +116,7 @@ def list_history(
     before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only events with an id below")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ScheduleHistory:
-    """What was changed of a schedule, by whom, and which firings made no sweep and why; newest first.
+    """What was changed in a schedule, by whom, and which firings made no sweep and why; newest first.
 
     It stays when the schedule is removed.
     """
@@ -141,7 +141,7 @@ def list_history(
 def run(
     schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, change: ChangeOnce
 ) -> Response:
-    """Make a sweep of a schedule now, whether it is enabled or not. Its next firing stays.
+    """Start a sweep of a schedule now, whether it is enabled or not. Its next firing still takes place.
 
     409 while an earlier sweep is queued or running, unless the schedule's `overlap` is `allow`.
     """
