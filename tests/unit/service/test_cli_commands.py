@@ -272,6 +272,11 @@ def test_another_service_on_the_port_exits_3(run: Any) -> None:
     assert "does not answer as a Nightsweep server" in result.stderr
 
 
+def test_an_answer_that_gives_no_reason_asks_whether_it_is_the_right_server(run: Any) -> None:
+    result = run({"GET /v1/studies": httpx.Response(404, text="<html>")}, "studies")
+    assert "Is http://sweeps.example a Nightsweep server?" in result.stderr
+
+
 def test_a_missing_key_says_which_variable_holds_it(run: Any) -> None:
     result = run({"GET /v1/studies": problem(401, "Unauthorized", "A key is needed.")}, "studies")
     assert result.exit_code == 1
