@@ -151,7 +151,7 @@ def _read_hub(source: HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
         )
     if source.revision is not None and not is_revision(source.revision):
         raise DataError(
-            f"{source.revision!r} is no revision of the {name}. Give a branch, tag or commit it has."
+            f"{source.revision!r} is not a revision of the {name}. Give a branch, tag or commit it has."
         )
     try:
         # By its parts rather than `load_dataset`: what a data set's own description tells the library to
@@ -181,7 +181,7 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
     reader = type(builder).__module__.rpartition(".")[2]
     if reader not in _HUB_READERS:
         raise DataError(
-            f"The {name} is of a kind that is not read ({reader}). Give one of "
+            f"The {name} is in a format that cannot be read ({reader}). Give one of "
             f"{', '.join(sorted(_HUB_READERS - {'cache'}))} files."
         )
     files = getattr(builder.config, "data_files", None) or {}

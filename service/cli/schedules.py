@@ -56,7 +56,9 @@ def list_schedules(
     ] = None,
     enabled: Annotated[
         bool | None,
-        typer.Option("--enabled/--disabled", help="Only those that fire, or do not.", show_default=False),
+        typer.Option(
+            "--enabled/--disabled", help="Only enabled schedules, or only disabled ones.", show_default=False
+        ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -221,7 +223,7 @@ def history(
     table(
         ("at", "by", "what"),
         [(moment(event.at), event.asked_by or "-", _what(event)) for event in events],
-        empty="Nothing is known of it: it was made by an earlier version.",
+        empty="No history: an earlier version of Nightsweep made this schedule.",
     )
 
 

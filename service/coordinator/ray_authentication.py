@@ -106,7 +106,7 @@ def require_cluster(
         if allow_open:
             return
         raise OpenCluster(
-            f"The Ray cluster at {address} lets in everybody who reaches it, and whoever does runs code on "
+            f"The Ray cluster at {address} lets in everybody who reaches it, and they can run code on "
             "it. Start all of its nodes, and this process, with RAY_AUTH_MODE=token and the same "
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH); `ray get-auth-token --generate` makes a token. Where "
             "nobody else can reach it, set NIGHTSWEEP_ALLOW_OPEN_RAY=true to go on."
