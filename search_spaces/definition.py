@@ -40,9 +40,7 @@ Direction = Literal["minimize", "maximize"]
 StudyName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
-    one_error(
-        "up to 128 letters, digits, dots, hyphens and underscores, beginning with one of the first two"
-    ),
+    one_error("up to 128 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"),
 ]
 Text = Annotated[str, Field(min_length=1)]
 

@@ -15,7 +15,9 @@ from service.trials.schemas import TrialView
 _SYNTAX = re.compile(r"([\\`*_{}\[\]<>()#+!|~$-])")
 _ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 _NO_BEST = "A range test has no best trial: it proposes a range of learning rates, see the note."
-_NO_IMPORTANCE = "A range test has no importance: its trials sweep the learning rate at given corners."
+_NO_IMPORTANCE = (
+    "A range test does not rank hyperparameters: its trials sweep the learning rate at given corners."
+)
 
 
 def study_note(study: StudyView) -> str:
@@ -33,7 +35,8 @@ def study_note(study: StudyView) -> str:
         address = f"/v1/studies/{study.name}/trials/{best.trial_number}/adapter"
         lines.append(
             f"**Its adapter**: [{_plain(address)}]({address}), a zip of what `PeftModel.from_pretrained`"
-            f" reads; everything about it: `nightsweep best {study.name}`."
+            f" reads; also by `nightsweep adapter {study.name}`."
+            f" Everything about the trial: `nightsweep best {study.name}`."
         )
     return "\n\n".join(lines)
 
@@ -75,7 +78,8 @@ def trial_note(trial: TrialView, repeat: str | None, *, trained: bool = True) ->
     elif trained and trial.state in _ENDS:
         lines.append("**Adapter**: none is kept.")
     if trial.recipe is not None:
-        lines.append(_table("recipe", list(trial.recipe.items())))
+        recipe = trial.recipe if trained else {**trial.recipe, "learning_rate": "swept"}
+        lines.append(_table("recipe", list(recipe.items())))
     return "\n\n".join(lines)
 
 
@@ -120,7 +124,7 @@ def _value(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "true" if value else "false"  # as in a definition
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):

@@ -140,7 +140,9 @@ DryRun = Annotated[
 ]
 NamePrefix = Annotated[
     str,
-    Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", description="Only those whose names begin so"),
+    Query(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", description="Only those whose names begin with this"
+    ),
 ]
 OwnerName = Annotated[
     str,
@@ -161,7 +163,9 @@ StudyStates = Annotated[
     Query(description="Only those in this state; given several times: in any of these"),
 ]
 Enabled = Annotated[
-    bool, BeforeValidator(_in_one_spelling), Query(description="Only those that fire, or only the others")
+    bool,
+    BeforeValidator(_in_one_spelling),
+    Query(description="`true`: only enabled schedules; `false`: only disabled ones"),
 ]
 StudyRef = Annotated[str, Path(description="The study's id or name")]
 ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
-_NAME_FORM = "1 to 200 letters, digits, dots, hyphens and underscores, beginning with one of the first two"
+_NAME_FORM = "1 to 200 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
 _FORMS = {
     "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or without quotes if"
     " they contain no spaces, commas or quotes; for example a UUID",

@@ -247,10 +247,12 @@ def run_api(settings: Settings) -> None:
     """Run the REST process until SIGTERM or SIGINT.
 
     Raises:
-        Unavailable: nothing installed here reaches the artifacts' URL, or the API would be open to others.
+        Unavailable: nothing installed here reaches the artifacts' URL, the API would be open to others, or
+            its port is taken.
     """
     require_artifacts(settings)
     require_key(settings)
+    _require_free_port(settings.host, settings.port)  # said in a sentence; the web server would only log it
     # Here, because the supervisor itself needs neither of them.
     import uvicorn
 
@@ -317,7 +319,7 @@ def _require_free_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise Unavailable(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Is another `nightsweep serve` running? "
+                f"Cannot listen on {host}:{port}: {error.strerror}. Is another Nightsweep running? "
                 "Choose another port with --port."
             ) from None
 

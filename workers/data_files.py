@@ -181,7 +181,7 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
     reader = type(builder).__module__.rpartition(".")[2]
     if reader not in _HUB_READERS:
         raise DataError(
-            f"The {name} is of a kind that is not read ({reader}). Give one of "
+            f"The {name} is in a format that cannot be read ({reader}). Give one of "
             f"{', '.join(sorted(_HUB_READERS - {'cache'}))} files."
         )
     files = getattr(builder.config, "data_files", None) or {}

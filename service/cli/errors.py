@@ -23,6 +23,12 @@ REFUSED = 1
 WRONG_USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
+_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be less than or equal to": "must be at most",
+}
 
 
 class CommandError(Exception):
@@ -81,11 +87,21 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
     raise error
 
 
+def _in_our_words(message: str) -> str:
+    """What pydantic says of an option's value, in the words of the service's own faults."""
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
 @contextmanager
 def errors_explained() -> Iterator[None]:
     """Turns a person's mistakes and a server's answers into sentences on stderr and an exit code."""
     try:
         yield
+    except typer.BadParameter as error:
+        error.message = _in_our_words(error.message)
+        raise
     except CommandError as error:
         say_error(str(error))
         raise typer.Exit(WRONG_USAGE) from error

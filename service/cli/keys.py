@@ -41,7 +41,7 @@ def add(owner: Owner, home: Home = None, as_json: Json = False) -> None:
     say(key)
     say_note(
         f"This is the key of {owner}; it is not stored and cannot be shown again.",
-        "Whoever has it sets NIGHTSWEEP_API_KEY to it.",
+        "To use it, set NIGHTSWEEP_API_KEY to it.",
     )
 
 

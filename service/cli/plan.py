@@ -30,8 +30,7 @@ def plan(
 ) -> None:
     """Show what a study would do and what it would take, with warnings. Nothing is stored.
 
-    Exits with 1, and says why in one line, if the study would be refused, every trial would fail, or the
-    data and the model could not be looked at.
+    Exits with 1 and one line that says why, if every trial would fail or the data or model cannot be read.
     """
     definition = read_study_file(file)
     document = _planned_here(definition) if local else _planned_there(server, definition)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, SplitReport
 from service.cli.output import duration, moment, number, one_line
+from service.plans.cluster import quantity
 from service.plans.schemas import (
     Amount,
     ClusterPlan,
@@ -166,9 +167,9 @@ def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
     if cluster.unknown is not None or cluster.nodes is None:
         yield "unknown", cluster.unknown or ""
         return
-    nodes = count(cluster.nodes, "node")
-    yield "machines", f"{nodes}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, since {moment(cluster.seen_at)}"
-    each = f"{cluster.gpus_per_worker:g} GPU" if cluster.gpus_per_worker else "a CPU core"
+    has = f"{count(cluster.nodes, 'node')}, {quantity(cluster.cpus, 'CPU')}, {quantity(cluster.gpus, 'GPU')}"
+    yield "machines", f"{has}, unchanged since {moment(cluster.seen_at)}"
+    each = quantity(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
     yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
 
 

@@ -90,7 +90,7 @@ def importance(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json 
         [(p.name, share(p.importance), chance(p)) for p in found.parameters],
         empty="No hyperparameters.",
     )
-    say(found.sentence)
+    say(*indented(found.sentence, console(pipe_width=PAGE_WIDTH), 0))
 
 
 def report(

@@ -31,7 +31,7 @@ KnownName = Annotated[
 Overlap = Annotated[
     Literal["skip", "allow"] | None,
     typer.Option(
-        help="At its time, while an earlier sweep is under way: make none, or one beside it.",
+        help="If an earlier sweep is still queued or running: skip this firing, or allow a second sweep.",
         show_default=False,
     ),
 ]
@@ -39,11 +39,11 @@ Repeat = Annotated[
     bool | None,
     typer.Option(
         "--repeat-configurations/--no-repeat-configurations",
-        help="Evaluate again what earlier sweeps have evaluated on the same data.",
+        help="Evaluate again what earlier sweeps have evaluated on the same data, or leave it out.",
         show_default=False,
     ),
 ]
-Latest = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Latest = Annotated[int, typer.Option(min=1, help="Show at most this many.")]
 
 
 @schedules.command("list")
@@ -56,7 +56,9 @@ def list_schedules(
     ] = None,
     enabled: Annotated[
         bool | None,
-        typer.Option("--enabled/--disabled", help="Only those that fire, or do not.", show_default=False),
+        typer.Option(
+            "--enabled/--disabled", help="Only enabled schedules, or only disabled ones.", show_default=False
+        ),
     ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -106,7 +108,10 @@ def add(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Add a schedule: each firing submits the study once."""
+    """Add a schedule: each firing submits the study once.
+
+    --repeat-configurations lets sweeps evaluate again what earlier ones have evaluated on the same data.
+    """
     definition = read_study_file(file)
     with connect(server) as client:
         schedule = client.add_schedule(
@@ -133,21 +138,24 @@ def edit(
     schedule: ScheduleName,
     file: Annotated[
         Path | None,
-        typer.Option(metavar="STUDY.yaml", help="The definition of its next sweeps.", show_default=False),
+        typer.Option(metavar="STUDY.yaml", help="The definition from now on.", show_default=False),
     ] = None,
-    cron: Annotated[str | None, typer.Option(help="When.", show_default=False)] = None,
-    timezone: Annotated[str | None, typer.Option(help="Whose clock.", show_default=False)] = None,
-    name: Annotated[str | None, typer.Option(help="Its new name.", show_default=False)] = None,
+    cron: Annotated[str | None, typer.Option(help="A cron expression.", show_default=False)] = None,
+    timezone: Annotated[str | None, typer.Option(help="The time zone of --cron.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The schedule's new name.", show_default=False)] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="search.seed, from which those of its sweeps follow.", show_default=False),
+        typer.Option(help="search.seed; each sweep derives its own seed from it.", show_default=False),
     ] = None,
     overlap: Overlap = None,
     repeat: Repeat = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Change a schedule. Its sweeps stay as they are; `history` says what was changed."""
+    """Change a schedule. The sweeps that it has made stay as they are; `history` shows the change.
+
+    --repeat-configurations repeats what earlier sweeps evaluated; --no-repeat-configurations does not.
+    """
     changes: dict[str, Any] = given(
         cron=cron, timezone=timezone, name=name, seed=seed, overlap=overlap, repeat_configurations=repeat
     )
@@ -165,7 +173,7 @@ def edit(
 
 @schedules.command()
 def run(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Make a sweep now. The next firing stays."""
+    """Start a sweep now. The next firing still takes place at its time."""
     with connect(server) as client:
         study = client.run_schedule(schedule)
     if as_json:
@@ -206,7 +214,7 @@ def runs(
 def history(
     schedule: KnownName, limit: Latest = 20, server: Server = DEFAULT_SERVER, as_json: Json = False
 ) -> None:
-    """Show who changed what of a schedule, and which firings made no sweep, newest first."""
+    """Show who changed what in a schedule, and which firings made no sweep, newest first."""
     with connect(server) as client:
         events = list(islice(client.schedule_history(schedule), limit))
     if as_json:
@@ -215,7 +223,7 @@ def history(
     table(
         ("at", "by", "what"),
         [(moment(event.at), event.asked_by or "-", _what(event)) for event in events],
-        empty="Nothing is known of it: it was made by an earlier version.",
+        empty="No history: an earlier version of Nightsweep made this schedule.",
     )
 
 

@@ -69,7 +69,7 @@ def trials(
         found = client.study(study)
         everything = client.trials(found.id)
     ordered = in_order(found, everything, sort or "number")
-    if top is not None and sort in (None, "value", found.metric):
+    if top is not None and sort in (None, "value", "best", found.metric):
         ordered = best_first(found, everything)
     chosen = [trial for trial in ordered if not states or trial.state in states][:top]
     if as_json:
@@ -150,7 +150,7 @@ def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[
     from search_spaces.definition import DIRECTIONS
     from search_spaces.recipe import SYNONYMS
 
-    if key in ("value", study.metric):
+    if key in ("value", "best", study.metric):
         return (lambda trial: trial.value), study.maximizes
     if key in _PROGRESS:
         return _PROGRESS[key], key != "number"

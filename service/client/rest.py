@@ -337,7 +337,8 @@ class Client:
             problem = Problem.model_validate_json(response.content)
         except ValidationError:
             # A proxy's page, for example. Its text is HTML more often than not: the status says more.
-            problem = Problem(title=response.reason_phrase or "No", detail="the answer gives no reason")
+            reason = f"The answer gives no reason. Is {self.server} a Nightsweep server?"
+            problem = Problem(title=response.reason_phrase or "No", detail=reason)
         raise RefusedError(response.status_code, problem)
 
     def _json(

@@ -196,7 +196,9 @@ class Crew:
         since = self._no_capacity_since
         if since is None or time.monotonic() - since < self._patience:
             return None
-        need = f"{self.shape.num_cpus:g} CPU and {self.shape.num_gpus:g} GPU"
+        need = f"{self.shape.num_cpus:g} CPU"
+        if self.shape.num_gpus:
+            need += f" and {self.shape.num_gpus:g} GPU" + ("" if self.shape.num_gpus == 1 else "s")
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
         return f"no node of the Ray cluster has {need}, which one worker needs{hint}"
 

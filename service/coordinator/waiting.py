@@ -37,7 +37,7 @@ def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
         gpus: how many GPUs it has.
     """
     if capacity > 0:
-        return "waiting for a worker: other studies use all of the cluster that this one could have"
+        return "waiting for a worker: other studies use every machine or GPU that this one could use"
     if shape.num_gpus > gpus:
         return (
             f"waiting for a worker: it asks for {_gpus(shape.num_gpus)} per worker, the cluster has {gpus:g}"

@@ -28,7 +28,7 @@ PREFIX = "nsk_"
 
 _SECRET_BYTES = 32
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_OWNER_FORM = "1 to 64 letters, digits, dots, hyphens and underscores, beginning with one of the first two"
+_OWNER_FORM = "1 to 64 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
 
 
 def add(session: Session, owner: str) -> str:

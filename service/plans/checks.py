@@ -122,6 +122,7 @@ def note_unchecked(session: Session, why: str | None, *, study_id: str, what: st
 
 
 def _fault(path: str, message: str, definition: StudyDefinition) -> Fault:
+    message = message.removeprefix(f"{path} ")  # a fault's path is said before its message
     path = path_in(definition, path)
     value: Any = definition.model_dump(mode="json")
     for part in path.split("."):

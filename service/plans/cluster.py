@@ -47,14 +47,15 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
     if cluster.workers is None or cluster.gpus_per_worker is None:
         return
     each, wanted = cluster.gpus_per_worker, resources.workers
-    has = f"{cluster.nodes} {'node' if cluster.nodes == 1 else 'nodes'} with {cluster.cpus:g} CPU and"
-    has = f"{has} {cluster.gpus:g} GPU in all"
+    has = f"{quantity(cluster.nodes, 'node')} with {quantity(cluster.cpus, 'CPU')} and"
+    has = f"{has} {quantity(cluster.gpus, 'GPU')} in all"
     if cluster.workers == 0:
-        hint = " Set it to 0 to train on the CPU." if each and not cluster.gpus else ""
+        hint = " Set resources.gpus_per_worker to 0 to train on the CPU." if each and not cluster.gpus else ""
+        needs = f" and {quantity(each, 'GPU')} (resources.gpus_per_worker) on one node" if each else ""
         yield warning(
             "no_worker_fits",
-            f"A worker needs a CPU core and {each:g} GPU (resources.gpus_per_worker) on one node, and no node"
-            f" has them: the cluster has {has}. The study would wait for such a node and then fail.{hint}",
+            f"A worker needs a CPU core{needs}, and no node has that: the cluster has {has}."
+            f" The study would wait for such a node and then fail.{hint}",
             gpus_per_worker=each,
             gpus=cluster.gpus or 0.0,
             cpus=cluster.cpus or 0.0,
@@ -67,3 +68,8 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
             workers=wanted,
             fit=cluster.workers,
         )
+
+
+def quantity(number: float | None, noun: str) -> str:
+    """`2 GPUs`, `1 GPU`, `0.5 GPUs`."""
+    return f"{number or 0:g} {noun}{'' if number == 1 else 's'}"

@@ -196,11 +196,11 @@ class ClusterPlan(BaseModel):
     """What the Ray cluster has for the study's workers, as a coordinator saw it last."""
 
     nodes: int | None
-    cpus: float | None = Field(description="Of all nodes together, taken or not")
+    cpus: float | None = Field(description="Of all nodes together, in use or free")
     gpus: float | None = Field(description="Likewise")
     gpus_per_worker: float | None = Field(description="resources.gpus_per_worker, with auto decided")
     workers: int | None = Field(description="The study's workers that would fit if nothing else ran there")
-    seen_at: datetime | None = Field(description="When it began to look so")
+    seen_at: datetime | None = Field(description="Since when the cluster has looked like this")
     unknown: str | None
 
 

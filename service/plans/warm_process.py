@@ -99,8 +99,7 @@ class WarmProcess:
             self._log()
             words = json.loads(answer)["failed"]
             raise ReportUnavailable(
-                f"the process that reads them met an error that is not foreseen ({words}); the server's log"
-                " has more"
+                f"the process that reads them met an unexpected error ({words}); the server's log has more"
             )
         if answer:
             return answer

@@ -22,7 +22,7 @@ MAX_NAME = 100
 """A sweep's name is the schedule's and 14 characters more, and a study's name has at most 128."""
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 _NAME_FORM = (
-    f"up to {MAX_NAME} letters, digits, dots, hyphens and underscores, beginning with one of the first two"
+    f"up to {MAX_NAME} letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
 )
 
 _LARGEST_SEED = 2**32 - 1

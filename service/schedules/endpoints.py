@@ -115,7 +115,7 @@ def list_history(
     before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only events with an id below")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ScheduleHistory:
-    """What was changed of a schedule, by whom, and which firings made no sweep and why; newest first.
+    """What was changed in a schedule, by whom, and which firings made no sweep and why; newest first.
 
     Of a definition whose data and model could not be checked, `unchecked` says why.
 
@@ -142,7 +142,7 @@ def list_history(
 def run(
     schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, change: ChangeOnce
 ) -> Response:
-    """Make a sweep of a schedule now, whether it is enabled or not. Its next firing stays.
+    """Start a sweep of a schedule now, whether it is enabled or not. Its next firing still takes place.
 
     409 while an earlier sweep is queued or running, unless the schedule's `overlap` is `allow`.
     """
@@ -173,7 +173,10 @@ def change(
     expected: IfMatch,
     response: Response,
 ) -> ScheduleView:
-    """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed."""
+    """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed.
+
+    A definition that every trial of a sweep would fail at is refused, as when a study is submitted.
+    """
     with resources.database.read() as session:
         present = _as_expected(queries.get_schedule(session, schedule), expected)
         now = database_now(session)

@@ -95,7 +95,7 @@ def _known(session: Session, ref: str, kind: type[Study] | type[ScheduleEvent]) 
             for table in (ScheduleEvent, Study)
         ):
             return belongs(kind)
-    raise NotFound(f"There is no schedule {ref[:200]!r}, and there was none.")
+    raise NotFound(f"There is no schedule {ref[:200]!r}, and there never was one.")
 
 
 def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:

@@ -27,12 +27,15 @@ def list_trials(
         Query(description="Only those in this state; given several times: in any of these"),
     ] = None,
     sort: Annotated[
-        queries.Order, Query(description="`best`: by the objective, the best first; without a value last")
+        queries.Order,
+        Query(description="`best`: by the objective, the best first, and those without a value last"),
     ] = "number",
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="How many at most; all without")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=1000, description="How many at most; by default all")] = None,
     cursor: Annotated[
         int | None,
-        Query(ge=0, le=MAX_ID, description="`next_cursor` of the page before; send it with the same filters"),
+        Query(
+            ge=0, le=MAX_ID, description="`next_cursor` of the previous page; send it with the same filters"
+        ),
     ] = None,
 ) -> TrialPage:
     """A study's trials: all of them, or those in these states."""

@@ -128,7 +128,8 @@ def best_of(storage: optuna_store.Storage, study: Study, trials: StudyTrials) ->
 
 def adapter_folder(session: Session, study: Study, number: int, which: Which) -> str:
     """The path or URL where the latest attempt that saved an adapter put it. Raises `NotFound`."""
-    for attempt in reversed(_attempts(session, study, number)):
+    attempts = _attempts(session, study, number)
+    for attempt in reversed(attempts):
         folder = (attempt.outcome or {}).get(f"{which}_adapter_dir")
         if not isinstance(folder, str):
             continue
@@ -138,6 +139,8 @@ def adapter_folder(session: Session, study: Study, number: int, which: Which) ->
                 f" {swept:%Y-%m-%d}: only the adapters of its best trials are kept."
             )
         return folder
+    if not attempts:
+        raise NotFound(f"No trial {number} of the study {study.name!r} has started{_so_far(study)}.")
     raise NotFound(f"Trial {number} of the study {study.name!r} has no {which} adapter{_so_far(study)}.")
 
 

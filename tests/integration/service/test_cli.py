@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from typer.testing import CliRunner, Result
 from service import database
 from service.app import create_app
 from service.cli.root import app
+from service.database import database_now
 from service.models import Study
 from service.settings import Settings
 from service.states import StudyState, advance_study
@@ -103,7 +105,11 @@ def move(settings: Settings, to: StudyState, reason: str) -> None:
     """What the coordinator does to the study `tone`."""
     opened = database.open_database(settings)
     with opened.write() as session:
-        advance_study(session, session.query(Study).filter_by(name="tone").one(), to, reason)
+        study = session.query(Study).filter_by(name="tone").one()
+        advance_study(session, study, to, reason)
+        runs = to is StudyState.RUNNING
+        study.lease_owner = "a coordinator" if runs else None
+        study.lease_expires_at = database_now(session) + timedelta(hours=1) if runs else None
     opened.dispose()
 
 

@@ -110,6 +110,7 @@ def test_the_studys_note_says_state_best_and_how_the_adapter_is_fetched(client: 
     assert body.startswith("**completed**: now completed\n")
     assert "**Best**: trial 0, eval_loss 1.25." in body
     assert "(/v1/studies/support-tone/trials/0/adapter)" in body
+    assert "`nightsweep adapter support-tone`" in body
     assert "`nightsweep best support-tone`" in body
 
 
@@ -176,6 +177,8 @@ def test_a_range_test_has_neither_a_best_trial_nor_importance(
     shown = page(client, made["name"])
     assert shown["best_trials"] == []
     assert "Adapter" not in shown["trials"][0]["note"]["body"]
+    assert "| learning_rate | swept |" in shown["trials"][0]["note"]["body"].replace("\\", "")
+    assert "| use_rslora | false |" in shown["trials"][0]["note"]["body"].replace("\\", "")
     assert set(shown["nightsweep"]["titles"]) == {"Best Trial", "Hyperparameter Importance"}
     assert importance(client)["param_importances"] == [[]]
     assert f"(/v1/range-tests/{made['name']})" in shown["note"]["body"].replace("\\", "")

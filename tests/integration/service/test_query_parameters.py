@@ -171,7 +171,7 @@ def test_what_no_name_begins_with_is_refused(client: TestClient, name: str, valu
     (fault,) = faults(client, f"/v1/studies?{name}={value}")
     assert fault["path"] == f"query.{name}"
     assert fault["allowed"].endswith(
-        "letters, digits, dots, hyphens and underscores, beginning with one of the first two"
+        "letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
     )
 
 

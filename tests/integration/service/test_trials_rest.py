@@ -239,7 +239,9 @@ def test_nothing_but_an_adapter_inside_the_artifacts_is_given_out(
 
 
 def test_a_trial_without_an_adapter_says_so(client: TestClient, lab: Lab) -> None:
-    lab.ask()
+    lab.attempt(lab.ask()[0])
     answer = client.get("/v1/studies/support-tone/trials/0/adapter")
     assert answer.json()["detail"] == "Trial 0 of the study 'support-tone' has no best adapter yet."
+    unknown = client.get("/v1/studies/support-tone/trials/99/adapter")
+    assert unknown.json()["detail"] == "No trial 99 of the study 'support-tone' has started yet."
     assert client.get("/v1/studies/support-tone/trials/0/adapter?which=worst").status_code == 422

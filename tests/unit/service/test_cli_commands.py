@@ -272,6 +272,11 @@ def test_another_service_on_the_port_exits_3(run: Any) -> None:
     assert "does not answer as a Nightsweep server" in result.stderr
 
 
+def test_an_answer_that_gives_no_reason_asks_whether_it_is_the_right_server(run: Any) -> None:
+    result = run({"GET /v1/studies": httpx.Response(404, text="<html>")}, "studies")
+    assert "Is http://sweeps.example a Nightsweep server?" in result.stderr
+
+
 def test_a_missing_key_says_which_variable_holds_it(run: Any) -> None:
     result = run({"GET /v1/studies": problem(401, "Unauthorized", "A key is needed.")}, "studies")
     assert result.exit_code == 1
@@ -304,6 +309,21 @@ def test_wrong_usage_exits_2_and_says_so_on_stderr(run: Any, arguments: list[str
     assert result.stdout == ""
     assert "Error" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["studies", "--limit", "0"], "must be at least 1"),
+        (["studies", "--limit", "many"], "must be a whole number"),
+        (["api", "--port", "70000"], "must be at most 65535"),
+        (["schedules", "edit", "tone", "--overlap", "queue"], "'queue' is not one of 'skip', 'allow'."),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_said_in_plain_words(
+    run: Any, arguments: list[str], message: str
+) -> None:
+    assert f"Invalid value for '{arguments[-2]}': {message}" in run({}, *arguments).stderr
 
 
 def test_a_wrong_setting_names_its_variable_and_hides_its_value(

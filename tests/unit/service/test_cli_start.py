@@ -64,6 +64,12 @@ def test_every_command_answers_a_call_for_help_within_80_columns(words: Sequence
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("command", ["add", "edit"])
+def test_an_option_whose_name_is_cut_in_a_table_is_named_in_full_above_it(command: str) -> None:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["schedules", command, "--help"])
+    assert "--repeat-configurations" in result.stdout
+
+
 def interrupted(folder: Path, module: str, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command line in a process of its own, where importing `module` runs `text`."""
     (folder / f"{module}.py").write_text(text)

@@ -107,6 +107,8 @@ def test_a_few_hyperparameters_have_columns_of_their_own_and_a_reason_is_below_i
         ([], [0, 1, 2, 3, 4, 5, 6]),
         (["--sort", "number"], [0, 1, 2, 3, 4, 5, 6]),
         (["--sort", "value"], [5, 4, 1, 0, 2, 3, 6]),
+        (["--sort", "best"], [5, 4, 1, 0, 2, 3, 6]),
+        (["--sort", "best", "--top", "1"], [1]),
         (["--sort", "eval_loss"], [5, 4, 1, 0, 2, 3, 6]),
         (["--sort", "accuracy"], [0, 1, 2, 3, 4, 5, 6]),
         (["--sort", "examples"], [0, 3, 1, 2, 4, 5, 6]),
@@ -145,7 +147,8 @@ def test_the_largest_value_is_the_best_where_the_study_maximizes(run: Any) -> No
         ),
         (["--sort", "size"], "--sort: unknown value 'size'. Did you mean batch_size? Allowed: "),
         (["--sort", "luck"], "--sort: unknown value 'luck'. Allowed: "),
-        (["--top", "0"], "Invalid value for '--top'"),
+        (["--top", "0"], "Invalid value for '--top': must be at least 1"),
+        (["--top", "x"], "Invalid value for '--top': must be a whole number"),
     ],
 )
 def test_an_order_or_a_state_that_does_not_exist_is_wrong_usage(

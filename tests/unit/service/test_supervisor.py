@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def test_a_cluster_that_does_not_answer_is_said_before_anything_is_started(
     with pytest.raises(Unavailable, match="no head there"):
         supervisor.Supervisor(settings).__enter__()
     assert not (settings.home / "logs").exists()
+
+
+def test_the_api_says_in_a_sentence_that_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(home=tmp_path / "home", port=taken.getsockname()[1])
+        with pytest.raises(Unavailable, match="Choose another port with --port"):
+            supervisor.run_api(settings)
 
 
 @pytest.mark.parametrize(

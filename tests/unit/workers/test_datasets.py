@@ -461,7 +461,9 @@ def test_a_data_set_that_needs_more_than_a_table_reader_is_not_fetched(
     """Some readers unpickle what they find."""
     asked: dict[str, Any] = {}
     stand_in(monkeypatch, asked, ["hf://datasets/org/data@main/fine.tar"], reader)
-    assert f"is of a kind that is not read ({reader})" in refusal({"hub": "org/data", "split": "train"}, base)
+    assert f"is in a format that cannot be read ({reader})" in refusal(
+        {"hub": "org/data", "split": "train"}, base
+    )
     assert "fetched" not in asked
 
 

@@ -49,7 +49,7 @@ def test_a_study_that_waits_for_its_turn_names_the_limit(given: dict[str, Any], 
         (4.0, 0, 2.0, "it asks for 4 GPUs per worker, the cluster has 2"),
         (2.0, 0, 4.0, "no machine of the cluster has the 1 CPU and 2 GPUs that one needs"),
         (0.0, 0, 0.0, "no machine of the cluster has the 1 CPU that one needs"),
-        (1.0, 2, 2.0, "other studies use all of the cluster that this one could have"),
+        (1.0, 2, 2.0, "other studies use every machine or GPU that this one could use"),
     ],
 )
 def test_a_study_without_room_on_the_cluster_says_what_is_missing(

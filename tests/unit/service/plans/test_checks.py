@@ -63,6 +63,13 @@ def test_faults_have_the_definitions_paths_and_values() -> None:
     assert caught.value.detail.startswith("The schedule has 2 faults")
 
 
+def test_a_fault_says_its_path_once() -> None:
+    long = WRONG.model_copy(update={"message": "data.max_length is 64 tokens, which is too long."})
+    with pytest.raises(Invalid) as caught:
+        SubmissionChecks(Reports(long), 1).require_sound(make_definition())
+    assert [fault.message for fault in caught.value.faults] == ["is 64 tokens, which is too long."]
+
+
 def test_what_some_trials_fail_at_refuses_nothing() -> None:
     some = WRONG.model_copy(update={"about": "recipe", "every_trial": False})
     assert SubmissionChecks(Reports(some), 1).require_sound(make_definition()) is None

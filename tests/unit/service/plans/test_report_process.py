@@ -80,7 +80,7 @@ def test_a_process_that_fails_says_its_code_alone() -> None:
 
 
 def test_an_error_that_is_not_foreseen_is_told() -> None:
-    assert "not foreseen (KeyError: 'a');" in why_not(
+    assert "unexpected error (KeyError: 'a');" in why_not(
         "say(json.dumps({'failed': \"KeyError: 'a'\"}), '{\"code\": 1}')"
     )
 

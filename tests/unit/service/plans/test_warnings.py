@@ -193,10 +193,15 @@ TWO_MACHINES = (Node(cpus=8, gpus=1), Node(cpus=8, gpus=1))
 @pytest.mark.parametrize(
     ("nodes", "resources", "code", "words"),
     [
-        (LAPTOP, {"gpus_per_worker": 2}, "no_worker_fits", "1 node with 2 CPU and 0 GPU in all"),
-        (LAPTOP, {"gpus_per_worker": 0.5}, "no_worker_fits", "Set it to 0 to train on the CPU."),
-        (TWO_MACHINES, {"gpus_per_worker": 2}, "no_worker_fits", "2 nodes with 16 CPU and 2 GPU in all"),
-        ((), {}, "no_worker_fits", "0 nodes with 0 CPU and 0 GPU in all"),
+        (LAPTOP, {"gpus_per_worker": 2}, "no_worker_fits", "1 node with 2 CPUs and 0 GPUs in all"),
+        (
+            LAPTOP,
+            {"gpus_per_worker": 0.5},
+            "no_worker_fits",
+            "Set resources.gpus_per_worker to 0 to train on the CPU.",
+        ),
+        (TWO_MACHINES, {"gpus_per_worker": 2}, "no_worker_fits", "2 nodes with 16 CPUs and 2 GPUs in all"),
+        ((), {}, "no_worker_fits", "A worker needs a CPU core, and no node has that: "),
         (LAPTOP, {"workers": 8}, "fewer_workers_fit", "only 2 such workers fit"),
         (TWO_MACHINES, {"workers": 3}, "fewer_workers_fit", "only 2 such workers fit"),
         (TWO_MACHINES, {"workers": 5, "gpus_per_worker": 0.5}, "fewer_workers_fit", "only 4 such"),
