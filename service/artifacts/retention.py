@@ -67,5 +67,7 @@ def why_removed(
     if keep is None:
         return None
     if folder.trial not in trials:
-        return "no adapters are kept" if keep == 0 else f"its trial is not among the best {keep}"
+        if keep == 0:
+            return "no adapters are kept"
+        return "its trial is not the best" if keep == 1 else f"its trial is not among the best {keep}"
     return None if folder in adapters else "a later attempt of its trial saved another adapter"

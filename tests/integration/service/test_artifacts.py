@@ -145,7 +145,7 @@ def test_the_best_adapters_are_kept_and_the_others_are_said_to_be_swept(
     assert store.left() == ["1/1/best", "1/1/last", "2/1/best", "2/1/last"]
     assert {line.split(": ")[1] for line in reasons} == {
         "its trial has ended",
-        "its trial is not among the 2 kept",
+        "its trial is not among the best 2",
     }
     assert client.get("/v1/studies/support-tone/trials/1/adapter").status_code == 200
     for which in ("best", "last"):
@@ -217,7 +217,7 @@ def test_of_several_attempts_the_adapters_that_the_outcome_leads_to_are_kept(
     store.lab.attempt(number, 2, AttemptState.COMPLETED, outcome=outcome)
     optuna_store.tell(store.lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.0)
     store.end()
-    superseded = "a later attempt of its trial saved another"
+    superseded = "a later attempt of its trial saved another adapter"
     assert sweep(store, settings, storage, 1) == [f"0/1/last: {superseded}", f"0/2/best: {superseded}"]
 
 
@@ -382,7 +382,7 @@ def test_a_dry_run_prints_the_same_list_and_changes_nothing(store: Store, run: C
         "trial": 1,
         "attempt": 1,
         "bytes": 20,
-        "reason": "its trial is not among the 1 kept",
+        "reason": "its trial is not the best",
     }
     assert store.left() == ["0/1/best", "0/1/last"]
     assert run("--keep-best", "1").stdout == "Nothing to remove.\n"

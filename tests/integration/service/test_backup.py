@@ -299,14 +299,14 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
         (_unlisted, r"its tables differ from this version's: \['service/studies\.jsonl'\]"),
         (_bomb, r"would grow to 8,388,608 bytes from \d"),
         (_wrong_sum, "is damaged: its checksum is not the one in the manifest"),
-        (_strange_manifest, "its manifest.json is not one"),
+        (_strange_manifest, "its manifest.json is not a valid manifest"),
         (_deep, "line 1 of service/studies.jsonl is not JSON"),
         (_not_a_number, "line 1 of service/studies.jsonl is not JSON"),
         (_too_short, r"line 1 of service/studies.jsonl is not a row of \d+ columns"),
-        (_cell("lease_number", "many"), "lease_number has a value that is no integer: 'many'"),
-        (_cell("lease_number", 2**70), "lease_number has a value that is no integer"),
-        (_cell("created_at", "2026-01-01T00:00:00"), "created_at has a value that is no datetime"),
-        (_cell("cancel_requested", 1), "cancel_requested has a value that is no boolean"),
+        (_cell("lease_number", "many"), "lease_number has a value that is not of type integer: 'many'"),
+        (_cell("lease_number", 2**70), "lease_number has a value that is not of type integer"),
+        (_cell("created_at", "2026-01-01T00:00:00"), "created_at has a value that is not of type datetime"),
+        (_cell("cancel_requested", 1), "cancel_requested has a value that is not of type boolean"),
         (_cell("name", None), "name must not be null"),
         (_cell("state", "sleeping"), "CHECK constraint failed"),
         (_cell("range_test_id", "gone"), "FOREIGN KEY constraint failed"),
@@ -324,7 +324,7 @@ def test_a_member_that_is_there_twice_is_refused(sqlite_backup: Path, make_empty
         zipfile.ZipFile(sqlite_backup, "a") as file,
     ):
         file.writestr(STUDIES, b"")
-    refused(sqlite_backup, make_empty, r"it has \d+ members, \d+ have different names")
+    refused(sqlite_backup, make_empty, r"it has \d+ members, of which \d+ have different names")
 
 
 def test_a_refused_restore_can_be_followed_by_a_right_one(

@@ -121,7 +121,9 @@ def test_every_configuration_of_a_finite_space_comes_once_and_then_no_more(
             study.tell(trial, loss(trial.params))
     points = {searched.configuration_key(point) for point in searched.points()}
     assert set(keys(study, searched)) == points
-    with pytest.raises(SearchSpaceExhausted, match=f"all {size} configurations"):
+    with pytest.raises(
+        SearchSpaceExhausted, match=rf"every configuration of the search space has been evaluated \({size}\)"
+    ):
         suggest(study, definition)
 
 

@@ -90,7 +90,6 @@ TRIALS = f"GET /v1/studies/{'5' * 32}/trials"
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a command line against a fake API."""
     monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
 
     def run_command(replies: dict[str, Reply | list[Reply]], *arguments: str) -> Result:

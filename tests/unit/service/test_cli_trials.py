@@ -45,7 +45,6 @@ BEST = {"trial_number": 1, "value": 0.412, "params": FEW}
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a command line against a study with these trials."""
     monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
 
     def run_command(trials: list[dict[str, Any]], *arguments: str, **study: Any) -> Result:

@@ -446,7 +446,7 @@ def test_an_adapter_that_cannot_be_made_leaves_nothing_behind(
 
 def test_a_recipe_that_matches_no_layer_leaves_the_base_bare(base: LoadedBase) -> None:
     modules = [name for name, _ in base.model.named_modules()]
-    with pytest.raises(AdapterError, match="no linear layer of LlamaForCausalLM"):
+    with pytest.raises(AdapterError, match="not a linear layer of LlamaForCausalLM"):
         AdapterHost(base).add("first", Recipe(target_modules=("nowhere",)))
     assert [name for name, _ in base.model.named_modules()] == modules
 

@@ -24,6 +24,7 @@ from workers.contract import (
     Decision,
     OutcomeStatus,
     PackCapacity,
+    Preparing,
     Report,
     TrialOrder,
     TrialOutcome,
@@ -317,7 +318,8 @@ def test_a_pack_that_measures_announces_its_slots_with_the_first_trial(
     recorder = Recorder(slots=None)
     assert recorder.pack.slots == 1
     recorder.pack.admit(orders[0])
-    started, announced = recorder.events
+    *preparing, started, announced = recorder.events
+    assert {type(event) for event in preparing} == {Preparing}
     assert isinstance(started, TrialStarted)
     assert isinstance(announced, PackCapacity)
     assert announced.slots == recorder.pack.slots > 4

@@ -92,7 +92,7 @@ def test_a_cost_that_is_missing_fails_its_trial_and_nothing_is_made_up(
     house.run(house.submit(search=search("random", 3), objective={"costs": COSTS}, resources=ALONE))
     [failed] = [a for a in house.attempts() if a.state == AttemptState.FAILED]
     assert failed.trial_number == 1
-    assert failed.reason == f"it ended without {name}, which objective.costs names"
+    assert failed.reason == f"it ended without {name}, which objective.costs requires"
     assert house.values()[1][:2] == ("failed", None)
 
 
@@ -104,7 +104,7 @@ def test_a_completed_trial_without_a_finite_objective_has_failed(
     study_id = house.submit(search=search("random", 2))
     house.run(study_id)
     assert house.study(study_id).state == StudyState.FAILED
-    assert all("without a finite eval_loss" in a.reason for a in house.attempts())
+    assert all("without a finite value of eval_loss" in a.reason for a in house.attempts())
 
 
 def test_a_trial_that_breaks_a_constraint_is_never_the_best_and_the_sampler_is_told(
