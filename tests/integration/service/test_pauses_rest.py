@@ -79,7 +79,7 @@ def test_a_study_that_is_over_or_about_to_be_is_refused(
     assert "is being cancelled" in expect_problem(client.post(path), 409)["detail"]
     with service_database.write() as session:
         advance_study(session, session.scalars(select(Study)).one(), StudyState.CANCELLED, "as asked")
-    assert "cancelled already: as asked" in expect_problem(client.post(path), 409)["detail"]
+    assert "already cancelled: as asked" in expect_problem(client.post(path), 409)["detail"]
 
 
 @pytest.mark.parametrize("path", [PAUSE, RESUME])
