@@ -96,7 +96,7 @@ def test_what_is_no_list_of_tags_is_refused(client: TestClient, definition: Make
     answer = client.post("/v1/studies/support-tone/cancel", headers=_if_match(tags))
     problem = expect_problem(answer, 422)
     assert [fault["path"] for fault in problem["faults"]] == ["header.if-match"]
-    assert problem["faults"][0]["allowed"].startswith("an ETag as it came, in its double quotes")
+    assert problem["faults"][0]["allowed"].startswith("an ETag as it was received, in double quotes")
 
 
 def test_what_is_not_there_is_not_found_whatever_is_expected(client: TestClient) -> None:

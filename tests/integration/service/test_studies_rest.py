@@ -265,7 +265,7 @@ def test_a_study_that_is_over_cannot_be_cancelled(
     with service_database.write() as session:
         advance_study(session, session.query(Study).one(), StudyState.FAILED, "no usable rows")
     problem = expect_problem(client.post("/v1/studies/support-tone/cancel"), 409)
-    assert "failed already: no usable rows" in problem["detail"]
+    assert "already failed: no usable rows" in problem["detail"]
 
 
 def test_a_study_counts_its_trials_by_their_latest_attempt(
