@@ -303,9 +303,9 @@ def run(settings: Settings) -> None:
     """
     configure_logging(settings)
     open_places(settings)  # a URL that nothing here reaches is better known now than at the first adapter
-    ray_authentication.require(settings)
     database = open_database(settings)
     insist(lambda: check_schema(database.engine))
+    ray_authentication.require(settings)
     storage = insist(lambda: optuna_store.open_storage(settings))
     workers = RayWorkers(settings.ray_address or "auto", orphan_timeout_s=settings.orphan_timeout_seconds)
     stop, hurry = threading.Event(), threading.Event()

@@ -310,7 +310,7 @@ def test_check_backup_and_restore_from_the_command_line(
     ("arguments", "words"),
     [
         (("restore", "full"), "is not empty"),
-        (("backup", "full"), "is there already"),
+        (("backup", "full"), "already exists"),
         (("restore", "missing"), "No such file"),
         (("restore", "."), "Is a directory"),
         (("backup", "missing/b"), "the folder missing does not exist"),

@@ -268,8 +268,9 @@ def test_the_command_ends_with_one_line(
     soon = partial(ray_authentication.require_cluster, timeout_s=0.3)
     monkeypatch.setattr(ray_authentication, "require_cluster", soon)
     address = f"127.0.0.1:{closed_port}"
-    arguments = ["coordinator", "--home", str(tmp_path / "home"), "--ray-address", address]
-    result = CliRunner().invoke(app, arguments)
+    home = ["--home", str(tmp_path / "home")]
+    assert CliRunner().invoke(app, ["db", "upgrade", *home]).exit_code == 0
+    result = CliRunner().invoke(app, ["coordinator", *home, "--ray-address", address])
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"Error: The Ray cluster at {address} cannot be reached: nothing listens")
     assert result.stderr.count("\n") == 1
