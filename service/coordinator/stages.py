@@ -260,7 +260,7 @@ def _prepare(
         study.preparation = prepared.model_copy(update=settled).model_dump(mode="json")
         study.reason = "waiting for a coordinator"
         if over is not None:
-            start(session, study, "a coordinator took it up")
+            start(session, study, "a coordinator has started it")
             advance_study(session, study, StudyState.COMPLETED, over)
 
     database.transact(write_down)

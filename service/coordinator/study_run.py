@@ -173,7 +173,7 @@ class StudyRun:
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED:
-                start(session, study, "a coordinator took it up")
+                start(session, study, "a coordinator has started it")
 
         self._held.transact(work)
 
@@ -332,7 +332,7 @@ class StudyRun:
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
-                advance_study(session, study, StudyState.RUNNING, "a coordinator took it up")
+                advance_study(session, study, StudyState.RUNNING, "a coordinator has started it")
             advance_study(session, study, state, reason)
             study.lease_owner = None
             study.lease_expires_at = None

@@ -60,7 +60,7 @@ def sweep_all(database: Database, test_id: str, state: StudyState = StudyState.C
                     outcome={"rate_curve": curve()},
                 )
             )
-        advance_study(session, test, StudyState.RUNNING, "a coordinator took it up")
+        advance_study(session, test, StudyState.RUNNING, "a coordinator has started it")
         advance_study(session, test, state, "all trials ended")
 
 

@@ -79,7 +79,7 @@ class Ruins:
             row = Study(name=name, definition=wanted.model_dump(mode="json"))
             session.add(row)
             session.flush()
-            advance_study(session, row, StudyState.RUNNING, "a coordinator took it up")
+            advance_study(session, row, StudyState.RUNNING, "a coordinator has started it")
             for number, (_, state) in enumerate(pairs):
                 self._record(session, row.id, number, state, by_event=by_event)
         study = optuna_store.ensure_study(self.storage, name, wanted, study_id=row.id)
