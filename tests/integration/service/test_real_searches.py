@@ -221,7 +221,7 @@ def test_exit_of_a_trial_that_overfits(lab: Lab) -> None:
     (trial,) = lab.trials()
     assert study.state == StudyState.COMPLETED
     assert trial.user_attrs["outcome"] == "completed"
-    assert "Overfitting" in trial.user_attrs["reason"]
+    assert "because it overfits" in trial.user_attrs["reason"]
     assert trial.rungs[-1][0] < 30 * ROWS
     assert trial.value == min(value for _, value in trial.rungs)
 

@@ -53,7 +53,9 @@ def test_repeats_decide_the_winner_once_they_are_done(client: TestClient, begin:
     study = client.get(STUDY).json()
     assert (study["stage"], study["counts"]["repeats"], study["repeats_requested"]) == ("repeats", 1, 4)
     assert study["best"]["trial_number"] == 0
-    assert client.get(f"{STUDY}/best").json()["judgement"]["sentence"].endswith("running, 1 of 4 done.")
+    assert (
+        client.get(f"{STUDY}/best").json()["judgement"]["sentence"].endswith("; 1 of 4 repeats ended so far.")
+    )
 
     lab.complete(1.7, repeat_of=0, seed=44)
     lab.complete(1.20, repeat_of=1, seed=43)
@@ -198,6 +200,8 @@ def test_a_study_shows_what_was_prepared_for_it(
         "learning_rate_bounds": [1e-4, 5e-4],
         "enqueued": 0,
         "prior": 0,
+        "evaluated": 0,
+        "fingerprints": {},
         "notes": notes,
     }
 
