@@ -318,8 +318,7 @@ def test_a_pack_that_measures_announces_its_slots_with_the_first_trial(
     recorder = Recorder(slots=None)
     assert recorder.pack.slots == 1
     recorder.pack.admit(orders[0])
-    *preparing, started, announced = recorder.events
-    assert {type(event) for event in preparing} == {Preparing}
+    started, announced = [event for event in recorder.events if not isinstance(event, Preparing)]
     assert isinstance(started, TrialStarted)
     assert isinstance(announced, PackCapacity)
     assert announced.slots == recorder.pack.slots > 4
