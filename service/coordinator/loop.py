@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -303,25 +304,25 @@ def run(settings: Settings) -> None:
     """
     configure_logging(settings)
     open_places(settings)  # a URL that nothing here reaches is better known now than at the first adapter
-    database = open_database(settings)
-    insist(lambda: check_schema(database.engine))
-    ray_authentication.require(settings)
-    storage = insist(lambda: optuna_store.open_storage(settings))
-    workers = RayWorkers(settings.ray_address or "auto", orphan_timeout_s=settings.orphan_timeout_seconds)
-    stop, hurry = threading.Event(), threading.Event()
-    parent = os.getppid()
+    with ExitStack() as closing:
+        database = open_database(settings)
+        closing.callback(database.dispose)
+        insist(lambda: check_schema(database.engine))
+        storage = insist(lambda: optuna_store.open_storage(settings))
+        closing.callback(optuna_store.close_storage, storage)
+        ray_authentication.require(settings)
+        address = settings.ray_address or "auto"
+        workers = RayWorkers(address, orphan_timeout_s=settings.orphan_timeout_seconds)
+        closing.callback(workers.close)
+        stop, hurry = threading.Event(), threading.Event()
+        parent = os.getppid()
 
-    def end(*_: object) -> None:
-        # The second time, and where a supervisor has died, whose Ray dies with it, nothing is waited for.
-        if stop.is_set() or os.getppid() != parent:
-            hurry.set()
-        stop.set()
+        def end(*_: object) -> None:
+            # The second time, and where a supervisor has died, whose Ray dies with it, nothing is waited for.
+            if stop.is_set() or os.getppid() != parent:
+                hurry.set()
+            stop.set()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
-        signal.signal(signum, end)
-    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
+            signal.signal(signum, end)
         Coordinator(settings, database, storage, workers).run(stop, hurry)
-    finally:
-        workers.close()
-        optuna_store.close_storage(storage)
-        database.dispose()
