@@ -150,7 +150,8 @@ def newest_usable(
             missing, reason = isinstance(error, NoCheckpointError), str(error).rstrip(".")
         else:
             if checkpoint.state.get("recipe_key") != recipe_key:
-                wrong = f"it was made of {_difference(checkpoint.state.get('made_of'), made_of or {})}"
+                changed = _difference(checkpoint.state.get("made_of"), made_of or {})
+                wrong = f"changed since it was written: {changed}"
             elif (objected := objection(checkpoint)) is not None:
                 wrong = objected
             else:
@@ -162,10 +163,10 @@ def newest_usable(
 
 
 def _difference(then: object, now: Mapping[str, str]) -> str:
-    """What a checkpoint was made of that is another now, in words."""
+    """What has changed since a checkpoint was written, in words."""
     if isinstance(then, dict) and (changed := [name for name in now if then.get(name) != now[name]]):
-        return f"another {' and another '.join(changed)}"
-    return "another recipe, base or data"
+        return ", ".join(changed)
+    return "the recipe, the base or the data"
 
 
 def remove_checkpoints(folders: Iterable[str]) -> None:

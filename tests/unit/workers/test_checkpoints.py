@@ -614,7 +614,11 @@ def test_the_first_folder_that_can_be_used_wins(tmp_path: Path, caplog: pytest.L
     found = newest_usable([str(path) for path in folders.values()], recipe_key="mine")
     assert found is not None
     assert (step_of(found[0]), found[1]) == (7, str(folders["mine"]))
-    expected = ["There is no checkpoint", "changed or damaged", "made of another recipe, base or data"]
+    expected = [
+        "There is no checkpoint",
+        "changed or damaged",
+        "changed since it was written: the recipe, the base or the data",
+    ]
     assert [words in message for words, message in zip(expected, caplog.messages, strict=True)] == [True] * 3
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     assert not any("\n" in message for message in caplog.messages)
@@ -659,7 +663,14 @@ def test_whoever_asks_hears_why_each_is_passed_over(tmp_path: Path) -> None:
     assert found is None
     assert [passed.folder for passed in heard] == [str(folder) for folder in folders]
     assert [passed.missing for passed in heard] == [True, True, False, False, False, False]
-    expected = ["There is no", "nothing is in it", "damaged", "another recipe", "adapter is gone", "others"]
+    expected = [
+        "There is no",
+        "nothing is in it",
+        "damaged",
+        "changed since it was written",
+        "adapter is gone",
+        "others",
+    ]
     assert [words in p.reason for words, p in zip(expected, heard, strict=True)] == [True] * 6
 
 
@@ -677,4 +688,4 @@ def test_a_checkpoint_names_what_was_another_when_it_was_made(tmp_path: Path) ->
     heard: list[UnusableCheckpoint] = []
     now = {**then, "train data": "5", "eval data": "6"}
     newest_usable([str(tmp_path / "a")], recipe_key="now", made_of=now, pass_over=heard.append)
-    assert heard[0].reason.endswith("it was made of another train data and another eval data")
+    assert heard[0].reason.endswith("changed since it was written: train data, eval data")

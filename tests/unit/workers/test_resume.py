@@ -217,9 +217,9 @@ def test_a_trial_that_lacked_only_its_last_report_makes_it(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("recipe", "cannot be used: it was made of another recipe"),
-        ("data", "cannot be used: it was made of another train data"),
-        ("evaluation", "cannot be used: it was made of another evaluation setting"),
+        ("recipe", "cannot be used: changed since it was written: recipe"),
+        ("data", "cannot be used: changed since it was written: train data"),
+        ("evaluation", "cannot be used: changed since it was written: evaluation setting"),
         ("corrupt", "tensors.safetensors was changed or damaged: its SHA-256 differs"),
         ("absent", "There is no checkpoint"),
     ],

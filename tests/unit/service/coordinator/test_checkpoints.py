@@ -103,9 +103,9 @@ def test_an_attempt_that_begins_again_says_what_became_of_the_checkpoint(
 
 def test_every_earlier_attempt_is_spoken_of_newest_first() -> None:
     earlier = attempt(1, last_rung=100, examples_seen=110), attempt(2, resumed_at_examples=100)
-    assert said(*earlier, passed_over=(passed(2), passed(1, "It was made of another train data"))) == (
+    assert said(*earlier, passed_over=(passed(2), passed(1, "Changed since it was written: train data"))) == (
         f"attempt 3 {AGAIN}attempt 2 was lost before it wrote a checkpoint of its own; "
-        "attempt 1: It was made of another train data"
+        "attempt 1: Changed since it was written: train data"
     )
 
 
