@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -33,11 +34,12 @@ from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Wor
 from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
+from service.coordinator.silence import SilenceLimits
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
 from service.coordinator.told import Told
-from service.database import Database, check_schema, open_database
+from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
 from service.fleet import cluster
 from service.fleet.cluster import Node
@@ -49,6 +51,9 @@ log = logging.getLogger(__name__)
 
 ALIVE_FILE = "coordinator.alive"
 """Touched in every round, in the home folder: what a container's health check looks at."""
+
+SEEN_LATELY = timedelta(days=7)
+"""A machine that the cluster had within this time is waited for."""
 
 NODES_SECONDS = 10.0
 """How often the cluster is asked what it has."""
@@ -190,6 +195,11 @@ class Coordinator:
             self._database.transact(partial(cluster.record, nodes=nodes))
             self._nodes = nodes
 
+    def _lately_seen(self) -> set[Node]:
+        """The machines that the cluster had in the last days, those that are away now included."""
+        with self._database.read() as session:
+            return cluster.seen_since(session, database_now(session) - SEEN_LATELY)
+
     # -- leases --------------------------------------------------------------------------------
 
     def _take_leases(self) -> None:
@@ -230,6 +240,7 @@ class Coordinator:
             self._cluster.shape(run.definition.resources),
             at_once=run.trials_at_once,
             patience=settings.resource_timeout_seconds,
+            seen=self._lately_seen,
         )
         performer = Performer(run, crew, lease_seconds=settings.lease_seconds)
         self.studies[run.study_id] = performer
@@ -312,7 +323,11 @@ def run(settings: Settings) -> None:
         closing.callback(optuna_store.close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
-        workers = RayWorkers(address, orphan_timeout_s=settings.orphan_timeout_seconds)
+        workers = RayWorkers(
+            address,
+            orphan_timeout_s=settings.orphan_timeout_seconds,
+            silence=SilenceLimits.of(settings),
+        )
         closing.callback(workers.close)
         stop, hurry = threading.Event(), threading.Event()
         parent = os.getppid()

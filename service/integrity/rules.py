@@ -31,7 +31,7 @@ class Rule:
 
 FINAL_ATTEMPT_STATES = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 """Ends of an attempt that are its trial's, too."""
-COUNTED_LOSSES = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE})
+COUNTED_LOSSES = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE, LossCause.STALLED})
 """Losses that `budget.max_retries` bounds."""
 
 
