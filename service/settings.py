@@ -95,8 +95,9 @@ class Settings(BaseSettings):
     Ray finds by itself (`auto`)."""
     allow_open_ray: bool = False
     """Allow a Ray cluster without token authentication."""
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock."""
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock. A lease
+    that lasts longer than 600 s is taken for the work of a wrong clock."""
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A worker that has not stopped a trial this long after it was asked to is killed."""
     pause_grace_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -28,7 +28,12 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases, ray_authentication
-from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
+from service.coordinator.chores import (
+    cancel_unstarted,
+    fire_schedules,
+    repair_schedules,
+    say_who_waits,
+)
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.fingerprints import FingerprintReader
@@ -54,6 +59,9 @@ ALIVE_FILE = "coordinator.alive"
 
 SEEN_LATELY = timedelta(days=7)
 """A machine that the cluster had within this time is waited for."""
+
+CLOCKS_SECONDS = 10.0
+"""How often it is looked whether a wrong clock has put a schedule's next firing too far away."""
 
 NODES_SECONDS = 10.0
 """How often the cluster is asked what it has."""
@@ -87,6 +95,7 @@ class Coordinator:
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
+        self._clocks_at = -math.inf
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
         self._said: dict[str, tuple[int, str]] = {}
@@ -129,6 +138,9 @@ class Coordinator:
             self._show_life()
             self._note_cluster(now)
             cancel_unstarted(self._database)
+            if now - self._clocks_at >= CLOCKS_SECONDS:
+                self._clocks_at = now
+                repair_schedules(self._database)
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage, self._fingerprints)
             self._take_leases()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from service.integrity.clocks import CLOCKS
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_ATTEMPT_STATES,
@@ -239,5 +240,5 @@ COMPARISONS = {
     "readable": "The definition of a study that has not ended can be read.",
 }
 
-SENTENCES = {rule.name: rule.holds for rule in (*SERVICE_RULES, *OPTUNA_RULES)} | COMPARISONS
+SENTENCES = {rule.name: rule.holds for rule in (*SERVICE_RULES, *OPTUNA_RULES)} | COMPARISONS | CLOCKS
 """What each rule says, by its name."""

@@ -210,7 +210,10 @@ def is_alive(worker: Any) -> bool:
     return True
 
 
-def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(cluster: None) -> None:
+def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: None)  # this process is connected already
     silence = SilenceLimits(answer_s=2.0, training_s=300.0, loading_s=DEADLINE_S)
     workers = RayWorkers("auto", orphan_timeout_s=600, silence=silence)
     shape = WorkerShape(num_cpus=1.0, num_gpus=0.0)
