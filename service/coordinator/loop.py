@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
+from typing import cast
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -40,7 +41,7 @@ from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
 from service.coordinator.ray_deaths import first_line
-from service.coordinator.silence import SilenceLimits
+from service.coordinator.silence import SilenceLimits, Watched
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
@@ -369,4 +370,5 @@ def run(settings: Settings) -> None:
 
         for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
             signal.signal(signum, end)
-        Coordinator(settings, database, storage, workers).run(stop, hurry)
+        watched = cast(Workers, Watched(workers, 2 * settings.worker_silence_seconds))
+        Coordinator(settings, database, storage, watched).run(stop, hurry)
