@@ -6,14 +6,17 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from search_spaces.errors import machine_fault
-from service.coordinator import outages, stages
+from service.coordinator import outages, ray_deaths, stages
 from service.coordinator.chores import fire_schedules
 from service.coordinator.dispatch import ClusterError
+from service.coordinator.ray_deaths import full_disk
 from service.models import Schedule
 from service.schedules import commands
 from service.states import StudyState
@@ -172,3 +175,17 @@ def test_a_missing_file_is_the_studys() -> None:
     error.__cause__ = FileNotFoundError(errno.ENOENT, "No such file")
     assert machine_fault(error) is None
     assert ending(error).fatal_to_study
+
+
+def test_a_full_disk_is_named_where_a_worker_dies_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert full_disk(str(tmp_path)) is None
+    usage = SimpleNamespace(free=5 * 2**20)
+    monkeypatch.setattr(ray_deaths.shutil, "disk_usage", lambda folder: usage)
+    assert full_disk(str(tmp_path)) == f"the disk of {tmp_path} is full here: 5 MiB free"
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "gone")
+    assert full_disk(missing) == f"{missing} cannot be used here: No such file or directory"
