@@ -421,19 +421,19 @@ class RayWorkers:
             silent = self._attention.seconds - call.asked
             limit = self._limits.answer_s
             if call.kind == "info" and silent > min(limit, STAGE_SECONDS):
-                stage = self._stage(call, worker)
-                if stage is WorkerStage.STARTING:
+                if self._stage(call, worker) is not WorkerStage.READY:
                     limit = self._limits.loading_s
-                elif stage is WorkerStage.QUEUED:
-                    call.asked = self._attention.seconds  # no machine has room for it: that is no silence
-                    continue
+                silent = self._attention.seconds - call.asked  # each stage has its own time
             elif call.kind == "events":
                 limit += LONG_POLL_SECONDS
             if worker.preparing:
                 limit = max(limit, self._limits.loading_s)
             if silent <= limit:
                 continue
-            what = "was not ready after" if call.kind == "info" else "has not answered for"
+            what = "has not answered for"
+            if call.kind == "info":
+                queued = call.stage is WorkerStage.QUEUED
+                what = "was not started by Ray for" if queued else "was not ready after"
             log.warning("worker %s %s %.0f s and is killed", call.worker_id, what, silent)
             self.stop(call.worker_id)
             reason = f"it {what} {silent:.0f} s, and was killed"
