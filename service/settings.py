@@ -95,8 +95,9 @@ class Settings(BaseSettings):
     Ray finds by itself (`auto`)."""
     allow_open_ray: bool = False
     """Allow a Ray cluster without token authentication."""
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock."""
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock. A lease
+    that lasts longer than 600 s is taken for the work of a wrong clock."""
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A worker that has not stopped a trial this long after it was asked to is killed."""
     pause_grace_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -114,6 +115,15 @@ class Settings(BaseSettings):
     coordinator that died are taken over beyond this limit."""
     resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long a study waits for a node that can hold one of its workers before it fails."""
+    worker_silence_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A worker that has not answered for this long, beyond the time of a poll, is killed; its trials resume
+    from their last checkpoints. While it loads or tokenises, `loading_silence_seconds` holds."""
+    training_silence_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """A training or evaluation pass that takes longer than this, and than twenty times the longest so far,
+    hangs: its worker is killed. The first pass of a worker may take `loading_silence_seconds`."""
+    loading_silence_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long a worker may take to start, and, without writing to disk, for each stage of loading a base,
+    tokenising, measuring or saving; then it is killed."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -16,28 +16,37 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from functools import partial
+from typing import cast
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from search_spaces.errors import SearchSpaceError
+from search_spaces.errors import SearchSpaceError, machine_fault
 from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases, ray_authentication
-from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
+from service.coordinator.chores import (
+    cancel_unstarted,
+    fire_schedules,
+    repair_schedules,
+    say_who_waits,
+)
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
+from service.coordinator.ray_deaths import first_line
+from service.coordinator.silence import SilenceLimits, Watched
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
 from service.coordinator.told import Told
-from service.database import Database, check_schema, open_database
+from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
 from service.fleet import cluster
 from service.fleet.cluster import Node
@@ -49,6 +58,12 @@ log = logging.getLogger(__name__)
 
 ALIVE_FILE = "coordinator.alive"
 """Touched in every round, in the home folder: what a container's health check looks at."""
+
+SEEN_LATELY = timedelta(days=7)
+"""A machine that the cluster had within this time is waited for."""
+
+CLOCKS_SECONDS = 10.0
+"""How often it is looked whether a wrong clock has put a schedule's next firing too far away."""
 
 NODES_SECONDS = 10.0
 """How often the cluster is asked what it has."""
@@ -82,6 +97,7 @@ class Coordinator:
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
+        self._clocks_at = -math.inf
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
         self._said: dict[str, tuple[int, str]] = {}
@@ -124,6 +140,9 @@ class Coordinator:
             self._show_life()
             self._note_cluster(now)
             cancel_unstarted(self._database)
+            if now - self._clocks_at >= CLOCKS_SECONDS:
+                self._clocks_at = now
+                repair_schedules(self._database)
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage, self._fingerprints)
             self._take_leases()
@@ -179,7 +198,8 @@ class Coordinator:
         self.studies.clear()
 
     def _show_life(self) -> None:
-        (self._settings.home / ALIVE_FILE).touch()
+        with suppress(OSError):  # what is wrong with the folder is met, and said, where it matters
+            (self._settings.home / ALIVE_FILE).touch()
 
     def _note_cluster(self, now: float) -> None:
         """Keep what the cluster has, for plans, when it has changed."""
@@ -189,6 +209,11 @@ class Coordinator:
         if nodes != self._nodes:
             self._database.transact(partial(cluster.record, nodes=nodes))
             self._nodes = nodes
+
+    def _lately_seen(self) -> set[Node]:
+        """The machines that the cluster had in the last days, those that are away now included."""
+        with self._database.read() as session:
+            return cluster.seen_since(session, database_now(session) - SEEN_LATELY)
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -230,6 +255,7 @@ class Coordinator:
             self._cluster.shape(run.definition.resources),
             at_once=run.trials_at_once,
             patience=settings.resource_timeout_seconds,
+            seen=self._lately_seen,
         )
         performer = Performer(run, crew, lease_seconds=settings.lease_seconds)
         self.studies[run.study_id] = performer
@@ -258,7 +284,8 @@ class Coordinator:
     def _guarded(self, performer: Performer, work: Callable[[], None]) -> None:
         """Do something for one study; whatever goes wrong there must not touch the others.
 
-        A lost lease means letting go. Trouble with a database or with the cluster is every study's (`run`).
+        A lost lease means letting go. Trouble with a database, the cluster or this machine is every study's
+        (`run`).
         Anything else is a fault of ours that this study has met: it fails with the reason, in place of
         meeting it again for ever.
         """
@@ -266,10 +293,11 @@ class Coordinator:
             performer.still_held()
             try:
                 work()
-            except (LeaseLost, ClusterError):
+            except LeaseLost:
                 raise
             except Exception as error:
                 if not _is_of_one_study(error):
+                    _say_what_is_waited_for(performer, error)
                     raise
                 log.exception("study %s met an internal error", performer.run.name)
                 what = f"{type(error).__name__}: {error}"
@@ -281,11 +309,24 @@ class Coordinator:
             self.studies.pop(performer.run.study_id, None)
 
 
+def _say_what_is_waited_for(performer: Performer, error: Exception) -> None:
+    """Write down what keeps a study from going on, where that can be written."""
+    fault = machine_fault(error)
+    if fault is None and not isinstance(error, ClusterError):
+        return
+    what = f"this machine: {fault}" if fault is not None else f"the Ray cluster: {first_line(str(error))}"
+    with suppress(Exception):
+        performer.run.say(f"waiting for {what}")
+
+
 def _is_of_one_study(error: Exception) -> bool:
     """Whether the other studies would not meet it, too.
 
-    What a database says is everybody's, unless it is about the values that it was to store.
+    What a database says is everybody's, unless it is about the values that it was to store. So is a cluster
+    that does not answer, and a machine that has run out of disk space, say.
     """
+    if isinstance(error, ClusterError) or machine_fault(error) is not None:
+        return False
     if isinstance(error, IntegrityError | DataError):
         return True
     if isinstance(error, optuna_store.StorageInternalError):
@@ -312,7 +353,11 @@ def run(settings: Settings) -> None:
         closing.callback(optuna_store.close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
-        workers = RayWorkers(address, orphan_timeout_s=settings.orphan_timeout_seconds)
+        workers = RayWorkers(
+            address,
+            orphan_timeout_s=settings.orphan_timeout_seconds,
+            silence=SilenceLimits.of(settings),
+        )
         closing.callback(workers.close)
         stop, hurry = threading.Event(), threading.Event()
         parent = os.getppid()
@@ -325,4 +370,5 @@ def run(settings: Settings) -> None:
 
         for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
             signal.signal(signum, end)
-        Coordinator(settings, database, storage, workers).run(stop, hurry)
+        watched = cast(Workers, Watched(workers, 2 * settings.worker_silence_seconds))
+        Coordinator(settings, database, storage, watched).run(stop, hurry)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
+from search_spaces.errors import machine_fault
 from service import optuna_store
 from service.database import Database, is_outage, is_transient
 
@@ -31,8 +32,9 @@ CALM_SECONDS = 60.0
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether to wait for a database: it is away, or has been in the hands of others for too long."""
-    return is_outage(error) or is_transient(error)
+    """Whether to wait: for a database that is away or has been in the hands of others for too long, or for
+    this machine, which has run out of something, such as disk space or descriptors."""
+    return is_outage(error) or is_transient(error) or machine_fault(error) is not None
 
 
 def insist(work: Callable[[], T]) -> T:
@@ -81,13 +83,16 @@ class Outages:
         began = time.monotonic()
         if began - self._over_since > CALM_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
-        log.warning("a database does not answer, waiting for it; workers keep training: %s", _in_short(error))
+        what = (
+            "this machine has run out of something" if machine_fault(error) else "a database does not answer"
+        )
+        log.warning("%s, waiting for it; workers keep training: %s", what, _in_short(error))
         while not stop.wait(random.uniform(self._pause / 2, self._pause)):
             each()
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             if self._answer():
                 self._over_since = time.monotonic()
-                log.warning("the databases answer again after %.1f s", self._over_since - began)
+                log.warning("the databases answer after %.1f s", self._over_since - began)
                 return
 
     def _answer(self) -> bool:
