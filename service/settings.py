@@ -9,7 +9,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -248,21 +247,3 @@ def configure_logging(settings: Settings) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def make_home(settings: Settings) -> None:
-    """Make the home folder and the SQLite files, for their owner alone, where missing.
-
-    A file is made before SQLite would, which makes it as the umask says; what SQLite keeps beside it (`-wal`,
-    `-shm`) has the rights of the file. One that is there is never opened: to close it again would drop all
-    locks of this process on it (POSIX), those of SQLite's open connections too. The next process to leave
-    would take itself for the last one and delete the `-wal` and `-shm` that they use
-    (https://www.sqlite.org/howtocorrupt.html, 2.2).
-    """
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for raw in (settings.database_url, settings.optuna_url):
-        url = make_url(raw)
-        if url.get_backend_name() == "sqlite" and url.database:
-            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                os.close(os.open(url.database, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600))
