@@ -6,6 +6,7 @@ It is in the events, as JSON: a row of no study's each time a coordinator starts
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,6 +17,8 @@ from sqlalchemy.orm import Session
 from service.models import EventRow
 
 CLUSTER_SEEN = "cluster_seen"
+_MOST_KINDS = 30
+"""Of nodes. An event holds no more; further kinds are left out."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,8 +42,9 @@ class Cluster:
 
 
 def record(session: Session, nodes: Iterable[Node]) -> None:
-    """Keep what a coordinator sees now."""
-    message = json.dumps([asdict(node) for node in nodes])
+    """Keep what a coordinator sees now: each kind of node with its number, which is short for any cluster."""
+    kinds = Counter(nodes).most_common(_MOST_KINDS)
+    message = json.dumps([{**asdict(node), "nodes": number} for node, number in kinds])
     session.add(EventRow(kind=CLUSTER_SEEN, message=message))
 
 
@@ -50,4 +54,8 @@ def latest(session: Session) -> Cluster | None:
     row = session.scalars(query.order_by(EventRow.id.desc()).limit(1)).first()
     if row is None:
         return None
-    return Cluster(tuple(Node(**node) for node in json.loads(row.message)), row.at)
+    nodes: list[Node] = []
+    for kind in json.loads(row.message):
+        number = kind.pop("nodes", 1)  # an older version wrote each node by itself
+        nodes += [Node(**kind)] * number
+    return Cluster(tuple(sorted(nodes)), row.at)
