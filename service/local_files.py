@@ -77,7 +77,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def _bounded(name: str, path: str) -> tuple[str, Fault] | None:
-    """The fault of a text that is longer than any path: to follow one of a million characters takes seconds."""
+    """The fault of a text that is longer than any path, which would take seconds to follow."""
     if len(name) <= LONGEST_PATH:
         return None
     allowed = f"at most {LONGEST_PATH:,} characters"

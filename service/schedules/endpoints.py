@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.database import database_now
 from service.dependencies import (
     MAX_ID,
+    Changing,
     Enabled,
     NamePrefix,
     OptunaStorage,
@@ -172,6 +173,7 @@ def change(
     owner: Owner,
     expected: IfMatch,
     response: Response,
+    _: Changing,
 ) -> ScheduleView:
     """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed.
 
@@ -199,7 +201,9 @@ def change(
 
 
 @router.delete("/{schedule}", status_code=204, responses=declare(404, 412, 422))
-def delete(schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch) -> None:
+def delete(
+    schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, _: Changing
+) -> None:
     """Remove a schedule. Its studies and its history stay."""
 
     def work(session: Session) -> None:
