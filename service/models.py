@@ -68,6 +68,10 @@ class Sentence(TypeDecorator[str]):
             return None
         return shortened(value, SENTENCE_CHARACTERS)
 
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        # An older version stored it as it came.
+        return None if value is None else shortened(value, SENTENCE_CHARACTERS)
+
 
 def utc_now() -> datetime:
     return datetime.now(UTC)

@@ -55,7 +55,11 @@ def latest(session: Session) -> Cluster | None:
     if row is None:
         return None
     nodes: list[Node] = []
-    for kind in json.loads(row.message):
+    try:
+        kinds = json.loads(row.message)
+    except ValueError:  # a list of an older version, longer than an event
+        return None
+    for kind in kinds:
         number = kind.pop("nodes", 1)  # an older version wrote each node by itself
         nodes += [Node(**kind)] * number
     return Cluster(tuple(sorted(nodes)), row.at)

@@ -78,9 +78,9 @@ def list_schedules(
     owner: OwnerName | None = None,
     enabled: Enabled | None = None,
 ) -> ScheduleList:
-    """Schedules, by name: all of them, or those that match every filter."""
+    """Schedules, by name: all of them, or those that match every filter. Definitions are not listed."""
     found = queries.list_schedules(session, prefix=prefix, owner=owner, enabled=enabled)
-    return ScheduleList(items=queries.show(session, found))
+    return ScheduleList(items=queries.list_view(session, found))
 
 
 @router.get(
@@ -106,7 +106,8 @@ def list_sweeps(
     By a name: all that were made under it. By an id: those of this one schedule, under whatever name.
     """
     page = queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
-    return StudyPage(items=studies.show(session, storage, page.studies), next_cursor=page.next_cursor)
+    items = studies.list_view(session, storage, page.studies)
+    return StudyPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get("/{schedule}/history", response_model=ScheduleHistory, responses=declare(404, 422))
