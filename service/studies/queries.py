@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Select, and_, func, null, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, null, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
@@ -193,17 +193,32 @@ def _read_all(
         yield study, _Found(goal=goal, summary=summary, trials=trials), fields
 
 
-def _goals(session: Session, ids: Sequence[str]) -> dict[str, Goal]:
+_KNOWN_GOALS: WeakKeyDictionary[Engine | Connection, dict[str, Goal | None]] = WeakKeyDictionary()
+"""Of each database. A definition never changes, and the database needs milliseconds for a large one."""
+_MOST_GOALS = 10_000
+
+
+def _goals(session: Session, ids: Sequence[str]) -> Mapping[str, Goal | None]:
     """Study id -> what its definition aims at: two small sections, which the database takes out of it."""
-    sections = select(Study.id, Study.definition["objective"], Study.definition["repeats"])
-    goals = {}
-    for study_id, objective, repeats in session.execute(sections.where(Study.id.in_(ids))):
-        with suppress(ValidationError):
-            goals[study_id] = Goal(
-                objective=ObjectiveSpec.model_validate(objective),
-                repeats=None if repeats is None else RepeatsSpec.model_validate(repeats),
-            )
-    return goals
+    known = _KNOWN_GOALS.setdefault(session.get_bind(), {})
+    if unknown := [study_id for study_id in ids if study_id not in known]:
+        if len(known) > _MOST_GOALS:
+            known.clear()
+            unknown = list(ids)
+        sections = select(Study.id, Study.definition["objective"], Study.definition["repeats"])
+        for study_id, objective, repeats in session.execute(sections.where(Study.id.in_(unknown))):
+            known[study_id] = _read_goal(objective, repeats)
+    return {study_id: known.get(study_id) for study_id in ids}
+
+
+def _read_goal(objective: Any, repeats: Any) -> Goal | None:
+    try:
+        return Goal(
+            objective=ObjectiveSpec.model_validate(objective),
+            repeats=None if repeats is None else RepeatsSpec.model_validate(repeats),
+        )
+    except ValidationError:
+        return None
 
 
 def _range_tests(session: Session, studies: Sequence[Study]) -> tuple[dict[str, str], dict[str, str]]:
