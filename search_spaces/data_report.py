@@ -7,12 +7,13 @@ loaded.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.recipe import Optimizer, Quantization, TargetModules
+from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 ProblemKind = Literal["model", "data", "recipe", "host"]
@@ -55,7 +56,7 @@ class ReportRequest(_Part):
 class Count(_Part):
     """How often a value occurs."""
 
-    value: str
+    value: Annotated[str, AfterValidator(shortened)]
     rows: int
     share: float = Field(description="As a share of the rows that were read")
 
@@ -63,7 +64,7 @@ class Count(_Part):
 class Balance(_Part):
     """How rows are distributed over the values of a column."""
 
-    column: str
+    column: Annotated[str, AfterValidator(shortened)]
     distinct: int
     most_frequent: tuple[Count, ...] = Field(description="The most frequent values, at most ten")
 
@@ -193,7 +194,7 @@ class ReportProblem(_Part):
         " may be all (see every_trial); host: the machine that made the report could not fetch something from"
         " the hub, but workers may be able to"
     )
-    message: str
+    message: Annotated[str, AfterValidator(lambda text: shortened(text, SENTENCE_CHARACTERS))]
     path: str = Field(default="", description="The key of the definition that it is about, with dots")
     every_trial: bool = Field(
         default=False, description="Whether every trial would fail at it, whatever its recipe"

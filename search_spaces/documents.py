@@ -18,6 +18,13 @@ MAX_VALUES = 50_000
 """A grid's choices need at most 10,000; YAML aliases can make a small file describe billions."""
 
 
+LONGEST_TEXT = 256
+"""Characters of a key or a text: a name, a revision, a column, a module."""
+LONGEST_PATH = 4_096
+"""Characters of what may be a path: the longest that Linux opens."""
+_PATHS = frozenset({"model.id", "data.train", "data.eval"})
+
+
 class _TooMuchError(Exception):
     """The walk was given up; the fault has been recorded."""
 
@@ -71,6 +78,11 @@ class _Walk:
         if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
             # PostgreSQL refuses both, and neither is in any name or path.
             self.fault(path, text, "holds a NUL character or half a surrogate pair", "valid Unicode text")
+            return str(shown(text))
+        longest = LONGEST_PATH if path in _PATHS else LONGEST_TEXT
+        if len(text) > longest:
+            message = f"is too long, with {len(text):,} characters"
+            self.fault(path, text, message, f"at most {longest:,} characters")
             return str(shown(text))
         return text
 

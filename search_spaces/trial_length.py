@@ -9,6 +9,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+MOST_RUNGS = 10_000
+"""Of a trial. Each is a row in two databases, and a pruner compares those of all trials."""
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -77,7 +80,7 @@ def rungs(plan: TrainingPlan, every: int | None) -> Iterator[int]:
 
 
 def count_rungs(plan: TrainingPlan, every: int | None) -> int:
-    """How many `rungs` there are, in time that does not grow with their number where batches are small."""
+    """How many `rungs` there are, in time that does not grow with their number."""
     if every is None:
         return 1
     before_last = plan.total_steps - 1
@@ -85,8 +88,22 @@ def count_rungs(plan: TrainingPlan, every: int | None) -> int:
         return plan.examples_seen(before_last) // every + 1
     # Every whole batch crosses one at least; a smaller one, at the end of an epoch, may not.
     missed, partial = 0, plan.examples % plan.batch_size
-    if partial:
-        for epoch in range(1, before_last // plan.steps_per_epoch + 1):
-            end = epoch * plan.examples
-            missed += end // every == (end - partial) // every
+    if 0 < partial < every:
+        epochs, size = before_last // plan.steps_per_epoch, plan.examples
+        crossed = _floor_sum(epochs, every, size, size) - _floor_sum(epochs, every, size, size - partial)
+        missed = epochs - crossed
     return before_last - missed + 1
+
+
+def _floor_sum(terms: int, divisor: int, step: int, start: int) -> int:
+    """The sum of `(step * i + start) // divisor` for i from 0 to `terms` - 1, as Euclid's algorithm goes.
+
+    Source: Graham, Knuth and Patashnik, "Concrete Mathematics", section 3.5.
+    """
+    total = 0
+    while terms:
+        total += (terms - 1) * terms // 2 * (step // divisor) + terms * (start // divisor)
+        step, start = step % divisor, start % divisor
+        terms, start = divmod(step * terms + start, divisor)
+        divisor, step = step, divisor
+    return total

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
@@ -20,7 +22,7 @@ from service.catalog import endpoints as catalog_endpoints
 from service.dashboard import Dashboard
 from service.database import check_schema, open_database
 from service.definition_schema import definition_schemas
-from service.dependencies import Resources, check_query
+from service.dependencies import MAX_CHANGES, THREADS, Resources, check_query
 from service.fleet import endpoints as fleet_endpoints
 from service.health import router as health_router
 from service.plans.checks import SubmissionChecks
@@ -91,6 +93,7 @@ def _version() -> str:
 def _lifespan(settings: Settings) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         resources, dashboard = await run_in_threadpool(_open, settings)
         app.state.resources, app.state.dashboard = resources, dashboard
         try:
@@ -113,8 +116,10 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
     if settings.submission_check_seconds:
         reports.warm_up()
     checks = SubmissionChecks(reports, settings.submission_check_seconds)
+    changes = asyncio.Semaphore(MAX_CHANGES)
     readiness = ReadinessCheck(settings, database, storage)
-    return Resources(settings, database, storage, reports, checks, readiness), Dashboard(storage, database)
+    resources = Resources(settings, database, storage, reports, checks, readiness, changes)
+    return resources, Dashboard(storage, database)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:

@@ -19,6 +19,8 @@ WRITES = "nightsweep_writes"
 """Execution option of an engine whose transactions write: on SQLite they take the write lock at once."""
 
 _CONNECT_SECONDS = 10
+_POOL_SECONDS = 15.0
+"""How long a thread waits for one of the pool's connections, of which there are 15. It is an outage then."""
 _KEEPALIVE_IDLE_SECONDS = 10
 _KEEPALIVE_INTERVAL_SECONDS = 5
 _KEEPALIVE_COUNT = 3
@@ -35,8 +37,13 @@ def engine_options(url: str, settings: Settings, *, application: str) -> dict[st
         application: what PostgreSQL's `pg_stat_activity` calls the connections.
     """
     if make_url(url).get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}}
-    return {"pool_pre_ping": True, "connect_args": _postgresql(url, settings, application)}
+        arguments = {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
+        return {"pool_timeout": _POOL_SECONDS, "connect_args": arguments}
+    return {
+        "pool_timeout": _POOL_SECONDS,
+        "pool_pre_ping": True,
+        "connect_args": _postgresql(url, settings, application),
+    }
 
 
 def open_engine(url: str, settings: Settings, *, application: str, **options: Any) -> Engine:

@@ -140,7 +140,7 @@ class Dashboard:
         best: set[int] = set()
         ours: dict[str, Any] = {}
         if study.kind == StudyKind.RANGE_TEST:
-            [test] = range_tests.show(session, self._storage, [study])
+            test = range_tests.show(session, self._storage, study)
             document["note"]["body"] = notes.range_test_note(test)
             ours["titles"] = notes.titles_of_a_range_test()
         else:

@@ -43,9 +43,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Database:
-    """An engine and its two kinds of transaction. Close it with `dispose()`."""
+    """Its two kinds of transaction, each with connections of its own: writers that wait for a lock must not
+    keep readers waiting. Close it with `dispose()`."""
 
     engine: Engine
+    """The readers'."""
+    writing: Engine
     _reader: sessionmaker[Session]
     _writer: sessionmaker[Session]
 
@@ -92,15 +95,17 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+        self.writing.dispose()
 
 
 def open_database(settings: Settings) -> Database:
-    """Make the engine and the session factories. Nothing is read yet; see `check_schema`."""
-    engine = make_engine(settings)
+    """Make the engines and the session factories. Nothing is read yet; see `check_schema`."""
+    engine, writing = make_engine(settings), make_engine(settings)
     return Database(
         engine=engine,
+        writing=writing,
         _reader=sessionmaker(engine, expire_on_commit=False),
-        _writer=sessionmaker(engine.execution_options(**{WRITES: True}), expire_on_commit=False),
+        _writer=sessionmaker(writing.execution_options(**{WRITES: True}), expire_on_commit=False),
     )
 
 

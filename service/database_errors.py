@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psycopg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 _RETRY = frozenset(
     {
@@ -59,8 +60,8 @@ def is_transient(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Whether the database is away or cannot write at present: to be waited for, not given up on.
 
-    A lost or refused connection, a server that starts or stops, a full disk. What was being committed when
-    a connection was lost may be there or not.
+    A lost or refused connection, a server that starts or stops, a full disk, or no free connection for too
+    long. What was being committed when a connection was lost may be there or not.
     """
     return not is_transient(error) and any(_is_outage(cause) for cause in _causes(error))
 
@@ -85,7 +86,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_outage(error: BaseException) -> bool:
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, PoolTimeout) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return True
     if isinstance(error, PendingRollbackError) and error.code == _CONNECTION_WAS_LOST:
         return True

@@ -13,6 +13,7 @@ from typing import Any
 
 from search_spaces.catalog import preset_names
 from search_spaces.definition import DATA_FIELDS, MEASURES, StudyDefinition
+from search_spaces.documents import LONGEST_PATH, LONGEST_TEXT
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 
 Schema = dict[str, Any]
@@ -78,7 +79,25 @@ def definition_schemas() -> dict[str, Schema]:
     direction = schemas["ObjectiveSpec"]["properties"]["direction"]
     schemas["ObjectiveSpec"]["properties"]["direction"] = {"anyOf": [direction, _NULL]}
     _widen_search(schemas, template)
+    for schema in schemas.values():
+        _bound_texts(schema, LONGEST_TEXT)
+    _bound_texts(schemas["ModelSpec"]["properties"]["id"], LONGEST_PATH)
+    for part in ("train", "eval"):
+        _bound_texts(schemas["DataSpec"]["properties"][part], LONGEST_PATH)
     return schemas
+
+
+def _bound_texts(schema: Any, longest: int) -> None:
+    """Give every free text of a schema its greatest length."""
+    if isinstance(schema, list):
+        for part in schema:
+            _bound_texts(part, longest)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "string" and not schema.keys() & {"enum", "const", "pattern"}:
+            schema["maxLength"] = longest
+        for key, part in schema.items():
+            if key not in ("default", "enum", "const", "required", "examples"):
+                _bound_texts(part, longest)
 
 
 def _widen_search(schemas: dict[str, Schema], template: str) -> None:

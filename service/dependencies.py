@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,7 +19,7 @@ from search_spaces.errors import Fault
 from search_spaces.faults import MAX_FAULTS, nearest_name, shown
 from service import optuna_store
 from service.database import Database
-from service.errors import Invalid
+from service.errors import Invalid, Unavailable
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.problems import request_fault
@@ -25,6 +27,12 @@ from service.readiness import ReadinessCheck
 from service.settings import Settings
 from service.states import StudyState
 
+THREADS = 80
+"""Of the server: each request but the simplest takes one while it is answered."""
+MAX_CHANGES = 32
+"""Requests among them that change something. Each may take a minute, for a lock or a check of its data."""
+CHANGE_SECONDS = 10.0
+"""How long a further one waits for its turn."""
 MAX_ID = 2**31 - 1
 """Ids and trial numbers are 32-bit integers in PostgreSQL."""
 
@@ -39,22 +47,50 @@ class Resources:
     reports: ReportProcesses
     checks: SubmissionChecks
     readiness: ReadinessCheck
+    changes: asyncio.Semaphore
+    """How many requests may change something at the same time."""
 
 
-def _resources(request: Request) -> Resources:
+async def _resources(request: Request) -> Resources:
     resources: Resources = request.app.state.resources
     return resources
 
 
-def _settings(resources: Annotated[Resources, Depends(_resources)]) -> Settings:
+async def _settings(resources: Annotated[Resources, Depends(_resources)]) -> Settings:
     return resources.settings
 
 
-def _storage(resources: Annotated[Resources, Depends(_resources)]) -> optuna_store.Storage:
+async def _storage(resources: Annotated[Resources, Depends(_resources)]) -> optuna_store.Storage:
     return resources.storage
 
 
-def _owner(request: Request) -> str:
+@asynccontextmanager
+async def changing(resources: Resources) -> AsyncIterator[None]:
+    """Be one of the requests that may change something. The others wait here, without a thread: they must not
+    use up the threads that readers need while a lock on the database lasts.
+
+    Raises:
+        Unavailable: none of them has ended for `CHANGE_SECONDS`.
+    """
+    try:
+        async with asyncio.timeout(CHANGE_SECONDS):
+            await resources.changes.acquire()
+    except TimeoutError:
+        raise Unavailable(
+            f"{MAX_CHANGES} other changes are being made or wait for the database; try again."
+        ) from None
+    try:
+        yield
+    finally:
+        resources.changes.release()
+
+
+async def _changing(resources: Annotated[Resources, Depends(_resources)]) -> AsyncIterator[None]:
+    async with changing(resources):
+        yield
+
+
+async def _owner(request: Request) -> str:
     owner: str = request.state.owner  # where `service.auth` put it
     return owner
 
@@ -65,6 +101,8 @@ def _reading(resources: Annotated[Resources, Depends(_resources)]) -> Iterator[S
 
 
 ServiceResources = Annotated[Resources, Depends(_resources)]
+# The last parameter of an endpoint that writes without `ChangeOnce`: the body has been read by then.
+Changing = Annotated[None, Depends(_changing, scope="function")]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Owner = Annotated[str, Depends(_owner)]
 OptunaStorage = Annotated[optuna_store.Storage, Depends(_storage)]
@@ -93,7 +131,7 @@ _SYNONYMS = {
 """What other services call some of our query parameters."""
 
 
-def check_query(request: Request) -> None:
+async def check_query(request: Request) -> None:
     """Refuse query parameters that the endpoint does not have, and single values that were given twice.
 
     For every route of the application's. FastAPI itself ignores the first and takes the last of the second.

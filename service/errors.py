@@ -166,6 +166,7 @@ class LimitReached(ServiceError):
 class Unavailable(ServiceError):
     status = 503
     title = "Unavailable"
+    headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
 class SchemaOutOfDate(Unavailable):

@@ -30,8 +30,8 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz", response_model=Health)
-def healthz() -> Health:
-    """Whether the process answers."""
+async def healthz() -> Health:
+    """Whether the process answers. It needs neither a thread nor a database."""
     return Health()
 
 

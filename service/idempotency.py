@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from service.database import Database, database_now
-from service.dependencies import Owner, ServiceResources
+from service.dependencies import Owner, ServiceResources, changing
 from service.errors import Invalid, KeyReused
 from service.models import IdempotencyKey
 
@@ -195,17 +195,19 @@ async def _change(
             "same answer. Use a random UUID",
         ),
     ] = None,
-) -> Change:
+) -> AsyncIterator[Change]:
     if len(request.headers.getlist(HEADER)) > 1:
         fault = Fault(path=f"header.{HEADER.lower()}", value=None, message="was sent twice")
         raise Invalid("The request", [fault])
-    return Change(
+    change = Change(
         database=resources.database,
         owner=owner,
         key=None if idempotency_key is None else _unquoted(idempotency_key),
         request="" if idempotency_key is None else _digest(request, await request.body()),
         keep=timedelta(hours=resources.settings.idempotency_hours),
     )
+    async with changing(resources):
+        yield change
 
 
 def _unquoted(key: str) -> str:
@@ -221,4 +223,4 @@ def _digest(request: Request, body: bytes) -> str:
     return digest.hexdigest()
 
 
-ChangeOnce = Annotated[Change, Depends(_change)]
+ChangeOnce = Annotated[Change, Depends(_change, scope="function")]

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from search_spaces.documents import LONGEST_PATH
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
 from search_spaces.hub_names import is_hub_id
 
-MAX_PATH = 4096
-"""Characters. The longest path Linux opens; following one of a million takes seconds."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 READER_NAMES = frozenset(
     {
@@ -78,11 +77,11 @@ def _is_unicode(value: str) -> bool:
 
 
 def _bounded(name: str, path: str) -> tuple[str, Fault] | None:
-    """The fault of a text that is longer than any path."""
-    if len(name) <= MAX_PATH:
+    """The fault of a text that is longer than any path, which would take seconds to follow."""
+    if len(name) <= LONGEST_PATH:
         return None
-    allowed = f"at most {MAX_PATH:,} characters"
-    return shown(name), _fault(path, name, "is longer than any path", allowed)
+    allowed = f"at most {LONGEST_PATH:,} characters"
+    return shown(name), _fault(path, name, f"is too long, with {len(name):,} characters", allowed)
 
 
 def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:

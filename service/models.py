@@ -32,6 +32,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.states import AttemptState, StudyState
 
 
@@ -55,8 +56,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Sentence(TypeDecorator[str]):
-    """Words from elsewhere, an exception's or a path's, made storable: PostgreSQL takes no NUL character
-    and no half of a surrogate pair, and a reason must never be what keeps an end from being recorded."""
+    """A reason or an event, made storable and bounded (`search_spaces.wording.shortened`).
+
+    Its words may come from elsewhere, such as an exception or a path. Lists carry them, and they must never
+    keep an end from being recorded: PostgreSQL takes no NUL character and no half of a surrogate pair.
+    """
 
     impl = Text
     cache_ok = True
@@ -64,7 +68,11 @@ class Sentence(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+        return shortened(value, SENTENCE_CHARACTERS)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        # An older version stored it as it came.
+        return None if value is None else shortened(value, SENTENCE_CHARACTERS)
 
 
 def utc_now() -> datetime:

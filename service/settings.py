@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 
 from search_spaces.artifact_places import is_url, without_password
 from search_spaces.faults import nearest_name
+from search_spaces.wording import LogFormatter
 
 OPTUNA_SCHEMA = "optuna"
 """On PostgreSQL, Optuna's tables live in this schema of the service's database."""
@@ -243,7 +244,7 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
 
 def configure_logging(settings: Settings) -> None:
     """One line per event on standard error, for the processes that have no terminal of their own."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)

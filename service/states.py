@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.errors import IllegalTransition
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def advance_study(session: Session, study: Study, to: StudyState, reason: str) -
         )
     now = datetime.now(UTC)
     study.state = to
-    study.reason = reason
+    study.reason = shortened(reason, SENTENCE_CHARACTERS)
     study.revision += 1
     if to is StudyState.RUNNING and study.started_at is None:
         study.started_at = now
@@ -141,7 +142,7 @@ def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason
         raise IllegalTransition(_refusal(what, came_from, to, ATTEMPT_TRANSITIONS[came_from]))
     now = datetime.now(UTC)
     attempt.state = to
-    attempt.reason = reason
+    attempt.reason = shortened(reason, SENTENCE_CHARACTERS)
     if to is AttemptState.RUNNING:
         attempt.started_at = now
     if to in TERMINAL_ATTEMPT_STATES:
@@ -156,6 +157,7 @@ def append_event(
     # models.py needs the states for its constraints, so the import has to wait until both are loaded.
     from service.models import EventRow
 
+    message = shortened(message, SENTENCE_CHARACTERS)
     session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))
 
 

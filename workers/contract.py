@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
-from search_spaces.wording import counted
+from search_spaces.wording import SENTENCE_CHARACTERS, counted, shortened
 
 
 class OutcomeStatus(StrEnum):
@@ -260,6 +260,10 @@ class TrialOutcome:
     """The fault is in the study's model or data, so every other trial would fail alike."""
     storage_fault: bool = False
     """Its artifacts could not be written: the trial itself did nothing wrong, and can go on once they can."""
+
+    def __post_init__(self) -> None:
+        # It may quote a library's error, and that a row of the data.
+        object.__setattr__(self, "reason", shortened(self.reason, SENTENCE_CHARACTERS))
 
 
 @dataclass(frozen=True, kw_only=True)

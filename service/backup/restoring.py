@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ def restore(settings: Settings, path: Path) -> Manifest:
     return archive.manifest
 
 
+def check_restorable(path: Path, sides: tuple[Side, Side]) -> Manifest:
+    """Read a whole backup as `restore` does, without storing anything: checksums, tables, and every row.
+
+    Raises:
+        BackupError: `restore` would refuse it.
+    """
+    with open_archive(path) as archive:
+        _check_origin(archive.manifest, sides, path)
+        for side in sides:
+            for table in side.tables:
+                member = f"{side.name}/{table.name}.jsonl"
+                with _refusing(path, side, table):
+                    for _ in _table_rows(table, archive, member):
+                        pass
+    return archive.manifest
+
+
 def _check_origin(manifest: Manifest, sides: tuple[Side, Side], path: Path) -> None:
     ours = {side.name: side.revision for side in sides}
     if manifest.revisions != ours:
@@ -102,21 +119,27 @@ def _take_alone(side: Side, connection: Connection) -> None:
 
 def _fill(side: Side, connection: Connection, archive: Reader, path: Path) -> None:
     for table in side.tables:
-        try:
+        with _refusing(path, side, table):
             _fill_table(connection, table, archive, f"{side.name}/{table.name}.jsonl")
-        except (ValueError, OverflowError, StatementError) as error:
-            if isinstance(error, DBAPIError) and (is_outage(error) or is_transient(error)):
-                raise
-            cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
-            raise BackupError(f"{path} cannot be restored: {side.name}/{table.name}: {cause}") from error
         if side.postgresql:
             _set_sequences(connection, table)
 
 
+@contextmanager
+def _refusing(path: Path, side: Side, table: Table) -> Iterator[None]:
+    """Names the table whose rows cannot be restored."""
+    try:
+        yield
+    except (ValueError, OverflowError, StatementError) as error:
+        if isinstance(error, DBAPIError) and (is_outage(error) or is_transient(error)):
+            raise
+        cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
+        raise BackupError(f"{path} cannot be restored: {side.name}/{table.name}: {cause}") from error
+
+
 def _fill_table(connection: Connection, table: Table, archive: Reader, member: str) -> None:
-    columns = [table.columns[name] for name in archive.manifest.members[member].columns]
     within = _references_to_itself(table)
-    rows = _decoded(columns, archive.rows(member))
+    rows = _table_rows(table, archive, member)
     later: list[Row] = []
     while batch := list(islice(rows, _ROWS_AT_A_TIME)):
         for row in batch:
@@ -141,8 +164,9 @@ def _references_to_itself(table: Table) -> list[Column[Any]]:
     return [c for c in table.columns if any(key.column.table is table for key in c.foreign_keys)]
 
 
-def _decoded(columns: list[Column[Any]], rows: Iterator[list[Any]]) -> Iterator[Row]:
-    for row in rows:
+def _table_rows(table: Table, archive: Reader, member: str) -> Iterator[Row]:
+    columns = [table.columns[name] for name in archive.manifest.members[member].columns]
+    for row in archive.rows(member):
         yield {column.name: decode(column, value) for column, value in zip(columns, row, strict=True)}
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.output import duration, number, one_line, setting, settings_line
-from service.client import Study, Trial
+from service.client import ListedStudy, Study, Trial
 from service.states import TRAINING, AttemptState, StudyState
 
 _BAR_WIDTH = 8
@@ -27,7 +27,7 @@ _STATE_STYLES: dict[str, str] = {
 _FINISHED = ("completed", "pruned", "diverged", "out_of_memory", "failed", "cancelled")
 
 
-def counts_line(study: Study) -> str:
+def counts_line(study: ListedStudy) -> str:
     """How many trials are in each state, in words, leaving out the states that none is in."""
     counts = study.counts.model_dump()
     parts = [f"{counts[state]} {state.replace('_', ' ')}" for state in ("running", "waiting", *_FINISHED)]

@@ -12,7 +12,7 @@ from service.cli.errors import CommandError, Commands
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
 from service.cli.output import moment, number, one_line, say, say_json, setting, table
 from service.cli.study_file import read_study_file
-from service.client import Schedule, ScheduleEvent, Study
+from service.client import ListedStudy, Schedule, ScheduleEvent
 
 schedules = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."
@@ -282,7 +282,7 @@ def _skip(schedule: Schedule) -> str:
     return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
 
 
-def _run(study: Study) -> tuple[object, ...]:
+def _run(study: ListedStudy) -> tuple[object, ...]:
     best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
     trials = study.counts.total - study.counts.repeats
     return study.name, moment(study.fired_for), study.state, trials, best, study.reason

@@ -63,9 +63,12 @@ class Counts(Answer):
     repeats: int = 0
 
 
-class BestTrial(Answer):
+class ListedBest(Answer):
     trial_number: int
     value: float
+
+
+class BestTrial(ListedBest):
     params: Mapping[str, Any]
     mean: float | None = None
     """Over its repeats; None without any."""
@@ -91,38 +94,34 @@ class Preparation(Answer):
     notes: tuple[str, ...] = ()
 
 
-class Study(Answer):
+class ListedStudy(Answer):
+    """A study in a list."""
+
     id: str
     name: str
     state: str
     reason: str = ""
     owner: str | None = None
     """Whose API key submitted it."""
-    definition: Mapping[str, Any]
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
     pause_requested: bool = False
     """Its trials are writing checkpoints; then it is paused."""
     paused_at: datetime | None = None
-    deadline: datetime | None = None
-    """When `budget.until` comes next."""
     schedule: str | None = None
     """The name of the schedule that made it, as it was then."""
     schedule_id: str | None = None
     fired_for: datetime | None = None
     base_seed: int | None = None
     """The schedule's `search.seed`, from which and `fired_for` its own follows."""
-    stage: str | None = None
-    """`range test`, `search` or `repeats`; None before it begins and after its end."""
-    trials_requested: int | None = None
-    """Of the search."""
-    repeats_requested: int = 0
     range_test: str | None = None
-    preparation: Preparation | None = None
+    metric: str | None = None
+    """The objective's; trials' values are in its unit. None: the server cannot read the definition."""
+    direction: str | None = None
+    """`minimize` or `maximize`."""
     counts: Counts = Counts()
-    best: BestTrial | None = None
-    pareto_front: tuple[ParetoPoint, ...] | None = None
+    best: ListedBest | None = None
     dashboard_path: str | None = None
     """None until the coordinator has made the Optuna study."""
 
@@ -131,13 +130,24 @@ class Study(Answer):
         return self.state in TERMINAL_STUDY_STATES
 
     @property
-    def metric(self) -> str:
-        """The objective's metric; trials' values are in its unit."""
-        return str(self.definition["objective"]["metric"])
-
-    @property
     def maximizes(self) -> bool:
-        return bool(self.definition["objective"]["direction"] == "maximize")
+        return self.direction == "maximize"
+
+
+class Study(ListedStudy):
+    """A study at its own address."""
+
+    definition: Mapping[str, Any]
+    deadline: datetime | None = None
+    """When `budget.until` comes next."""
+    stage: str | None = None
+    """`range test`, `search` or `repeats`; None before it begins and after its end."""
+    trials_requested: int | None = None
+    """Of the search."""
+    repeats_requested: int = 0
+    preparation: Preparation | None = None
+    best: BestTrial | None = None
+    pareto_front: tuple[ParetoPoint, ...] | None = None
 
 
 class RungValue(Answer):
@@ -291,7 +301,9 @@ class ScheduleEvent(Answer):
     fired_for: datetime | None = None
 
 
-class Schedule(Answer):
+class ListedSchedule(Answer):
+    """A schedule in a list."""
+
     id: str
     name: str
     cron: str
@@ -302,13 +314,16 @@ class Schedule(Answer):
     overlap: str = "skip"
     """What a firing does while an earlier sweep is under way: `skip` or `allow`."""
     repeat_configurations: bool = False
-    definition: Mapping[str, Any]
     created_at: datetime
     next_fire_at: datetime | None = None
     last_fired_for: datetime | None = None
     studies: int = 0
     last_sweep: Sweep | None = None
     last_skipped: Skip | None = None
+
+
+class Schedule(ListedSchedule):
+    definition: Mapping[str, Any]
 
 
 class NamedSpace(Answer):

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from service.client.answers import (
     Answer,
+    ListedSchedule,
+    ListedStudy,
     NamedSpace,
     Problem,
     RangeTest,
@@ -119,7 +121,7 @@ class Client:
         prefix: str | None = None,
         owner: str | None = None,
         schedule: str | None = None,
-    ) -> Iterator[Study]:
+    ) -> Iterator[ListedStudy]:
         """Studies, newest first, fetched page by page as they are read: those that match every filter.
 
         Args:
@@ -131,11 +133,11 @@ class Client:
         filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule)
         yield from self._pages("/v1/studies", filters)
 
-    def _pages(self, path: str, filters: Mapping[str, str | list[str]]) -> Iterator[Study]:
+    def _pages(self, path: str, filters: Mapping[str, str | list[str]]) -> Iterator[ListedStudy]:
         query: dict[str, str | list[str]] = {"limit": str(_PAGE), **filters}
         while True:
             page = self._json("GET", path, query=query)
-            yield from self._items(Study, page)
+            yield from self._items(ListedStudy, page)
             cursor = page.get("next_cursor")
             if not cursor:
                 return
@@ -222,10 +224,10 @@ class Client:
 
     def schedules(
         self, *, prefix: str | None = None, owner: str | None = None, enabled: bool | None = None
-    ) -> list[Schedule]:
+    ) -> list[ListedSchedule]:
         """Schedules, by name: those that match every filter."""
         query = _given(prefix=prefix, owner=owner, enabled=enabled)
-        return self._items(Schedule, self._json("GET", "/v1/schedules", query=query))
+        return self._items(ListedSchedule, self._json("GET", "/v1/schedules", query=query))
 
     def schedule(self, schedule: str) -> Schedule:
         return self._one(Schedule, "GET", f"/v1/schedules/{_segment(schedule)}")
@@ -256,7 +258,7 @@ class Client:
         """Makes a sweep now."""
         return self._one(Study, "POST", f"/v1/schedules/{_segment(schedule)}/run")
 
-    def sweeps(self, schedule: str) -> Iterator[Study]:
+    def sweeps(self, schedule: str) -> Iterator[ListedStudy]:
         """The studies that a schedule has made, newest first, also after it was removed."""
         return self._pages(f"/v1/schedules/{_segment(schedule)}/studies", {})
 

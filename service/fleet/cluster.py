@@ -6,6 +6,7 @@ It is in the events, as JSON: a row of no study's each time a coordinator starts
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,6 +17,8 @@ from sqlalchemy.orm import Session
 from service.models import EventRow
 
 CLUSTER_SEEN = "cluster_seen"
+_MOST_KINDS = 30
+"""Of nodes. An event holds no more; further kinds are left out."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,27 +42,38 @@ class Cluster:
 
 
 def record(session: Session, nodes: Iterable[Node]) -> None:
-    """Keep what a coordinator sees now."""
-    message = json.dumps([asdict(node) for node in nodes])
+    """Keep what a coordinator sees now: each kind of node with its number, which is short for any cluster."""
+    kinds = Counter(nodes).most_common(_MOST_KINDS)
+    message = json.dumps([{**asdict(node), "nodes": number} for node, number in kinds])
     session.add(EventRow(kind=CLUSTER_SEEN, message=message))
 
 
 def latest(session: Session) -> Cluster | None:
     """What a coordinator saw last; None: none has seen anything yet."""
     row = session.scalars(_seen().order_by(EventRow.id.desc()).limit(1)).first()
-    return None if row is None else Cluster(_nodes(row), row.at)
+    nodes = None if row is None else _nodes(row)
+    return None if row is None or nodes is None else Cluster(nodes, row.at)
 
 
 def seen_since(session: Session, since: datetime) -> set[Node]:
     """Every machine that a coordinator has seen from then on, and what the cluster was just before."""
     earlier = session.scalars(_seen().where(EventRow.at < since).order_by(EventRow.id.desc()).limit(1))
     rows = [*earlier, *session.scalars(_seen().where(EventRow.at >= since))]
-    return {node for row in rows for node in _nodes(row)}
+    return {node for row in rows for node in _nodes(row) or ()}
 
 
 def _seen() -> Select[EventRow]:
     return select(EventRow).where(EventRow.study_id.is_(None), EventRow.kind == CLUSTER_SEEN)
 
 
-def _nodes(row: EventRow) -> tuple[Node, ...]:
-    return tuple(Node(**node) for node in json.loads(row.message))
+def _nodes(row: EventRow) -> tuple[Node, ...] | None:
+    """The machines that an event tells of; None: an older version wrote more than an event holds."""
+    try:
+        kinds = json.loads(row.message)
+    except ValueError:
+        return None
+    nodes: list[Node] = []
+    for kind in kinds:
+        number = kind.pop("nodes", 1)  # an older version wrote each node by itself
+        nodes += [Node(**kind)] * number
+    return tuple(sorted(nodes))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import optuna
 from optuna.trial import TrialState
 
+from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.optuna_store.studies import frozen_trial, storage_of
 from service.states import AttemptState
 
@@ -62,6 +63,6 @@ def tell(
     # The attributes come first: those of a finished trial cannot be changed.
     storage = storage_of(study)
     storage.set_trial_user_attr(frozen._trial_id, OUTCOME_ATTR, str(outcome))
-    storage.set_trial_user_attr(frozen._trial_id, REASON_ATTR, reason)
+    storage.set_trial_user_attr(frozen._trial_id, REASON_ATTR, shortened(reason, SENTENCE_CHARACTERS))
     values = [value, *costs] if outcome is AttemptState.COMPLETED and value is not None else None
     study.tell(number, values, state=_TOLD_AS[outcome], skip_if_finished=True)

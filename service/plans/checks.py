@@ -23,6 +23,7 @@ from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from service.errors import Invalid
 from service.models import EventRow
+from service.plans.lengths import rung_fault
 from service.plans.report_process import ReportProcesses
 from service.plans.report_request import path_in, report_request
 from service.plans.warm_process import ReportUnavailable
@@ -79,7 +80,9 @@ class SubmissionChecks:
         except ReportUnavailable as error:
             return str(error)
         fatal = [problem for problem in report.problems if problem.every_trial]
-        if faults := [_fault(problem.path, problem.message, definition) for problem in fatal]:
+        faults = [_fault(problem.path, problem.message, definition) for problem in fatal]
+        rungs = rung_fault(definition, report.data)
+        if faults := [*faults, *([rungs] if rungs is not None else [])]:
             raise Invalid(what, [fault.below(below) for fault in faults])
         return next((problem.message for problem in report.problems if problem.about == "host"), None)
 

@@ -19,6 +19,7 @@ RECENT_STUDIES = 200
 RECENT_TRIALS = 500
 """Completed trials that are."""
 _DATA = ("train", "format", "columns", "max_length", "max_train_examples")
+_SECTIONS = ("model", "data", "evaluation")
 _EVALUATION = ("eval", "max_eval_examples")
 
 
@@ -41,13 +42,12 @@ class EarlierTrial:
 def earlier_trials(session: Session, definition: StudyDefinition) -> list[EarlierTrial]:
     """Completed trials on the definition's model, newest first."""
     wanted = definition.model_dump(mode="json")
-    recent = select(Study.id, Study.definition).where(Study.kind == StudyKind.SEARCH)
+    # The database takes out what is compared: whole definitions may have many megabytes together.
+    sections = (Study.definition[name].label(name) for name in _SECTIONS)
+    recent = select(Study.id, *sections).where(Study.kind == StudyKind.SEARCH)
+    rows = session.execute(recent.order_by(Study.created_at.desc()).limit(RECENT_STUDIES)).mappings()
     studies = {
-        study_id: stored
-        for study_id, stored in session.execute(
-            recent.order_by(Study.created_at.desc()).limit(RECENT_STUDIES)
-        )
-        if _section(stored, "model") == wanted["model"]
+        row["id"]: {name: row[name] for name in _SECTIONS} for row in rows if row["model"] == wanted["model"]
     }
     if not studies:
         return []

@@ -9,9 +9,10 @@ from typing import Any
 
 from search_spaces.data_report import DataReport
 from search_spaces.definition import StudyDefinition
+from search_spaces.errors import Fault
 from search_spaces.parameters import Choice
 from search_spaces.recipe import Recipe
-from search_spaces.trial_length import TrainingPlan, count_rungs, warmup_steps
+from search_spaces.trial_length import MOST_RUNGS, TrainingPlan, count_rungs, warmup_steps
 
 MOST_VALUES = 16
 """Of a field with more values only the smallest and the largest are looked at. Between them a trial's length
@@ -42,6 +43,11 @@ class Rows:
     evaluation: int
     estimated: bool
     """Whether the rows after those that were tokenised were taken to be like them."""
+
+    def known_length(self, max_length: int) -> int:
+        """The same, or of many lengths, of which the report knows the ends alone, the next longer one that it
+        knows: that cuts no more rows away."""
+        return min(known for known in self.per_epoch if known >= max_length)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,27 @@ def trial_fields(definition: StudyDefinition, trials: int) -> tuple[list[LengthF
         dict(zip(_FIELDS, combination, strict=True)) for combination in itertools.product(*values)
     )
     return list(dict.fromkeys(_fields(definition, one) for one in combinations)), False
+
+
+def rung_fault(definition: StudyDefinition, report: DataReport | None) -> Fault | None:
+    """The fault of trials with too many rungs, as far as the rows that were counted show it."""
+    every = definition.evaluation.every_examples
+    if every is None or report is None or report.train is None:
+        return None
+    train = report.train
+    read = max((cut.usable_rows for cut in train.by_length), default=0)
+    rows = read if train.rows is None or not train.rows_read else _scaled(read, train.rows, train.rows_read)
+    epochs = max(map(float, field_values(definition, "epochs")))
+    sizes = map(int, field_values(definition, "batch_size"))
+    most = max(count_rungs(TrainingPlan(max(1, rows), size, epochs), every) for size in sizes)
+    if most <= MOST_RUNGS:
+        return None
+    return Fault(
+        path="evaluation.every_examples",
+        value=every,
+        message=f"makes at least {most:,} evaluations of the longest trial; evaluate less often",
+        allowed=f"at most {MOST_RUNGS:,} evaluations of a trial",
+    )
 
 
 def rows_of(report: DataReport) -> tuple[Rows | None, str | None]:
@@ -176,10 +203,11 @@ def _scaled(usable: int, rows: int, read: int) -> int:
 
 
 def _length(fields: LengthFields, rows: Rows, every_examples: int | None) -> Length:
-    plan = TrainingPlan(rows.per_epoch[fields.max_length], fields.batch_size, fields.epochs)
+    cut = rows.known_length(fields.max_length)
+    plan = TrainingPlan(rows.per_epoch[cut], fields.batch_size, fields.epochs)
     return Length(
         fields=fields,
         plan=plan,
         evaluations=count_rungs(plan, every_examples),
-        tokens=round(plan.total_examples * rows.tokens[fields.max_length]),
+        tokens=round(plan.total_examples * rows.tokens[cut]),
     )

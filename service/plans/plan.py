@@ -11,7 +11,7 @@ from service.plans.cluster import cluster_warnings, plan_cluster
 from service.plans.costs import plan_memory, plan_time
 from service.plans.data_warnings import data_warnings
 from service.plans.history import EarlierTrial
-from service.plans.lengths import rows_of
+from service.plans.lengths import rows_of, rung_fault
 from service.plans.report_request import path_in
 from service.plans.schemas import PlanView, PlanWarning, warning
 from service.plans.search_warnings import search_warnings
@@ -54,6 +54,8 @@ def make_plan(
         for problem in (report.problems if report is not None else ())
     ]
     reasons = list(_reasons(definition, problems, report_unknown, name_taken=name_taken))
+    if (rungs := rung_fault(definition, data)) is not None:
+        reasons.append(f"{rungs.path} {rungs.message}.")
     model_unknown = report_unknown or "the model cannot be read; see the problems"
     training, training_unknown, rows = None, report_unknown, None
     if data is not None:

@@ -14,10 +14,10 @@ from search_spaces.pruners import (
     Pruning,
     WilcoxonPruning,
 )
-from search_spaces.trial_length import TrainingPlan, rungs
+from search_spaces.trial_length import MOST_RUNGS, TrainingPlan, count_rungs, rungs
 
-MOST_RUNGS = 10_000
-"""Of one trial, beyond which rungs are not gone through one by one."""
+_MOST_LOOKED_AT = 200_000
+"""Rungs of all trials together, beyond which they are not gone through one by one."""
 
 
 def shared_rungs(
@@ -42,11 +42,13 @@ def shared_rungs(
         return [*(every * (index + 1) for index in range(min(fewest, MOST_RUNGS))), *end]
     if not all_batch_sizes:
         return None
+    different = list(dict.fromkeys(plans))
+    numbers = [count_rungs(plan, every) for plan in different]
+    if max(numbers) > MOST_RUNGS or sum(numbers) > _MOST_LOOKED_AT:
+        return None
     found: set[int] | None = None
-    for plan in dict.fromkeys(plans):
-        ours = list(itertools.islice(rungs(plan, every), MOST_RUNGS + 1))
-        if len(ours) > MOST_RUNGS:
-            return None
+    for plan in different:
+        ours = rungs(plan, every)
         found = set(ours) if found is None else found & set(ours)
     return sorted(found or ())
 
@@ -67,11 +69,7 @@ def pruning_rungs(pruning: Pruning, plan: TrainingPlan, every: int | None) -> li
     late_enough = [rung for rung in allowed if rung >= pruning.min_examples]
     if isinstance(pruning, WilcoxonPruning):
         needed = max(2, pruning.n_startup_rungs)
-        return [
-            rung
-            for index, rung in enumerate(allowed, start=1)
-            if index >= needed and rung in set(late_enough)
-        ]
+        return [rung for rung in allowed[needed - 1 :] if rung >= pruning.min_examples]
     if isinstance(pruning, PatientPruning):
         patience = pruning.patience_examples
         if patience is None:

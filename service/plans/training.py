@@ -86,8 +86,7 @@ def _sweeps(definition: StudyDefinition, rows: Rows) -> list[Length]:
     corners, _ = trial_fields(derived, derived.search.total_trials)
     found = []
     for corner in corners:
-        # Of many lengths the report knows the ends alone: the next longer one cuts no more rows away.
-        cut = min(known for known in rows.per_epoch if known >= corner.max_length)
+        cut = rows.known_length(corner.max_length)
         plan = TrainingPlan(rows.per_epoch[cut], corner.batch_size, corner.epochs, test.steps)
         fields = replace(corner, epochs=plan.epoch(test.steps))
         tokens = round(plan.total_examples * rows.tokens[cut])

@@ -105,10 +105,11 @@ def list_range_tests(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> RangeTestPage:
-    """Range tests, newest first: all of them, or those that match every filter."""
+    """Range tests, newest first: all of them, or those that match every filter, without what they found."""
     filters = Filters(kind=StudyKind.RANGE_TEST, states=state, prefix=prefix, owner=owner)
     page = list_studies(session, filters, limit=limit, cursor=cursor)
-    return RangeTestPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
+    items = queries.list_view(session, storage, page.studies)
+    return RangeTestPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get(
@@ -120,7 +121,7 @@ def get_range_test(
     """One range test, by id or name."""
     found = queries.get_range_test(session, range_test)
     response.headers.update(etag(found.revision))
-    return queries.show(session, storage, [found])[0]
+    return queries.show(session, storage, found)
 
 
 @router.post("/{range_test}/cancel", status_code=202, response_model=RangeTestView, responses=CHANGED)
@@ -141,5 +142,5 @@ def _answer(
 ) -> Answer:
     """A range test as the answer to a change of it."""
     session.flush()
-    shown = queries.show(session, storage, [study])[0]
+    shown = queries.show(session, storage, study)
     return Answer(status=status, body=shown, headers={**etag(study.revision), **headers})

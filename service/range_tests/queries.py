@@ -13,7 +13,7 @@ from service import optuna_store
 from service.database import database_now
 from service.errors import NotASearch, NotFound
 from service.models import Study, StudyKind
-from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, RangeTestView
+from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, ListedRangeTest, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.queries import get_study, read_definition
@@ -39,42 +39,45 @@ def get_search(session: Session, ref: str) -> Study:
     return study
 
 
-def show(session: Session, storage: optuna_store.Storage, tests: Sequence[Study]) -> list[RangeTestView]:
-    """Range tests as the API shows them."""
+def list_view(
+    session: Session, storage: optuna_store.Storage, tests: Sequence[Study]
+) -> list[ListedRangeTest]:
+    """Range tests as lists show them, without definitions and curves."""
     query = select(Study.range_test_id, Study.name).where(Study.range_test_id.in_([t.id for t in tests]))
     parents: dict[str | None, str] = {row.range_test_id: row.name for row in session.execute(query)}
     now, missing = database_now(session), coordinator_is_missing(session, tests)
+    numbers = {test.id: optuna_store.find_study_number(storage, test.name) for test in tests}
     return [
-        _view(session, storage, test, reason(test, now, coordinator_missing=missing), parents.get(test.id))
+        ListedRangeTest(
+            id=test.id,
+            name=test.name,
+            state=StudyState(test.state),
+            reason=reason(test, now, coordinator_missing=missing),
+            owner=test.owner,
+            created_at=test.created_at,
+            started_at=test.started_at,
+            ended_at=test.ended_at,
+            study=parents.get(test.id),
+            dashboard_path=None if numbers[test.id] is None else f"/dashboard/studies/{numbers[test.id]}",
+        )
         for test in tests
     ]
 
 
-def _view(
-    session: Session, storage: optuna_store.Storage, study: Study, why: str, parent: str | None
-) -> RangeTestView:
-    number = optuna_store.find_study_number(storage, study.name)
+def show(session: Session, storage: optuna_store.Storage, study: Study) -> RangeTestView:
+    """A range test as the API shows it at its own address."""
     view = RangeTestView(
-        id=study.id,
-        name=study.name,
-        state=StudyState(study.state),
-        reason=why,
-        owner=study.owner,
+        **dict(list_view(session, storage, [study])[0]),
         definition=study.definition,
-        created_at=study.created_at,
-        started_at=study.started_at,
-        ended_at=study.ended_at,
-        study=parent,
         corners=[],
         allowed=None,
         proposed=None,
         bounds=None,
         notes=[],
-        dashboard_path=None if number is None else f"/dashboard/studies/{number}",
     )
     definition = read_definition(study)
     test = None if definition is None else definition.search.learning_rate_range_test
-    if definition is None or test is None:  # of another version: listed all the same
+    if definition is None or test is None:  # of another version: shown all the same
         return view
     corners = read_corners(session, study, definition)
     view.corners = [_corner(trial, corner) for trial, corner in enumerate(corners)]

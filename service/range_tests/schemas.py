@@ -33,20 +33,26 @@ class BoundsView(BaseModel):
     max: float
 
 
-class RangeTestView(BaseModel):
+class ListedRangeTest(BaseModel):
+    """A range test in a list. What it found is at its own address."""
+
     id: str
     name: str
     state: StudyState
     reason: str = Field(description="Why it is in this state, in words")
     owner: str = Field(description="The owner of the API key that submitted it or its study")
-    definition: dict[str, Any] = Field(
-        description="The definition of the sweeps, with one trial for each corner"
-    )
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
     study: str | None = Field(
         description="The study of which it is the first stage; null: it was submitted alone"
+    )
+    dashboard_path: str | None = Field(description="null until its first sweep exists")
+
+
+class RangeTestView(ListedRangeTest):
+    definition: dict[str, Any] = Field(
+        description="The definition of the sweeps, with one trial for each corner"
     )
     corners: list[CornerView]
     allowed: BoundsView | None = Field(
@@ -60,11 +66,10 @@ class RangeTestView(BaseModel):
         description="`proposed`, limited to `allowed` unless `widen` is set; null: none, or not yet"
     )
     notes: list[str]
-    dashboard_path: str | None = Field(description="null until its first sweep exists")
 
 
 class RangeTestPage(BaseModel):
-    items: list[RangeTestView]
+    items: list[ListedRangeTest]
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page"
     )

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.database import database_now
 from service.dependencies import (
     MAX_ID,
+    Changing,
     Enabled,
     NamePrefix,
     OptunaStorage,
@@ -77,9 +78,9 @@ def list_schedules(
     owner: OwnerName | None = None,
     enabled: Enabled | None = None,
 ) -> ScheduleList:
-    """Schedules, by name: all of them, or those that match every filter."""
+    """Schedules, by name: all of them, or those that match every filter. Definitions are not listed."""
     found = queries.list_schedules(session, prefix=prefix, owner=owner, enabled=enabled)
-    return ScheduleList(items=queries.show(session, found))
+    return ScheduleList(items=queries.list_view(session, found))
 
 
 @router.get(
@@ -105,7 +106,8 @@ def list_sweeps(
     By a name: all that were made under it. By an id: those of this one schedule, under whatever name.
     """
     page = queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
-    return StudyPage(items=studies.show(session, storage, page.studies), next_cursor=page.next_cursor)
+    items = studies.list_view(session, storage, page.studies)
+    return StudyPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get("/{schedule}/history", response_model=ScheduleHistory, responses=declare(404, 422))
@@ -172,6 +174,7 @@ def change(
     owner: Owner,
     expected: IfMatch,
     response: Response,
+    _: Changing,
 ) -> ScheduleView:
     """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed.
 
@@ -199,7 +202,9 @@ def change(
 
 
 @router.delete("/{schedule}", status_code=204, responses=declare(404, 412, 422))
-def delete(schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch) -> None:
+def delete(
+    schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, _: Changing
+) -> None:
     """Remove a schedule. Its studies and its history stay."""
 
     def work(session: Session) -> None:

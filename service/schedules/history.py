@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from search_spaces.faults import shown
 from service.models import Schedule, ScheduleEvent, ScheduleEventKind
 
 Changes = Mapping[str, Mapping[str, Any]]
@@ -32,10 +33,17 @@ def record(
             kind=kind,
             message=message,
             asked_by=asked_by,
-            changes=None if changes is None else {key: dict(change) for key, change in changes.items()},
+            changes=shortened_changes(changes),
             fired_for=fired_for,
         )
     )
+
+
+def shortened_changes(changes: Changes | None) -> dict[str, dict[str, Any]] | None:
+    """The same with long lists and texts cut: a history lists many changes of whole definitions."""
+    if changes is None:
+        return None
+    return {key: {end: shown(value) for end, value in change.items()} for key, change in changes.items()}
 
 
 def differences(before: Any, after: Any, path: str = "") -> dict[str, dict[str, Any]]:

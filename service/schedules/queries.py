@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.errors import NotFound
 from service.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
-from service.schedules.schemas import ScheduleEventView, ScheduleView, SkipView, SweepView
+from service.schedules import history
+from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
 from service.states import StudyState
 from service.studies.queries import NAME, Page, begins_with, page_of
 
@@ -30,8 +32,8 @@ def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
 def list_schedules(
     session: Session, *, prefix: str | None = None, owner: str | None = None, enabled: bool | None = None
 ) -> Sequence[Schedule]:
-    """The schedules that match everything that is given, by name."""
-    query = select(Schedule).order_by(Schedule.name)
+    """The schedules that match everything that is given, by name, for `list_view`."""
+    query = select(Schedule).options(defer(Schedule.definition, raiseload=True)).order_by(Schedule.name)
     if prefix is not None:
         query = query.where(begins_with(Schedule.name, prefix))
     if owner is not None:
@@ -71,7 +73,7 @@ def list_history(session: Session, ref: str, *, before: int | None, limit: int) 
             kind=ScheduleEventKind(event.kind),
             asked_by=event.asked_by,
             message=event.message,
-            changes=event.changes,
+            changes=history.shortened_changes(event.changes),
             fired_for=event.fired_for,
         )
         for event in session.scalars(query.order_by(ScheduleEvent.id.desc()).limit(limit))
@@ -98,8 +100,21 @@ def _known(session: Session, ref: str, kind: type[Study] | type[ScheduleEvent]) 
     raise NotFound(f"There is no schedule {ref[:200]!r}, and there never was one.")
 
 
+def list_view(session: Session, schedules: Sequence[Schedule]) -> list[ListedSchedule]:
+    """Schedules as lists show them, without their definitions."""
+    return [ListedSchedule(**fields) for fields in _read_all(session, schedules)]
+
+
 def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
-    """Schedules as the API shows them."""
+    """Schedules as the API shows each at its own address."""
+    return [
+        ScheduleView(**fields, definition=schedule.definition)
+        for schedule, fields in zip(schedules, _read_all(session, schedules), strict=True)
+    ]
+
+
+def _read_all(session: Session, schedules: Sequence[Schedule]) -> list[dict[str, Any]]:
+    """What lists and a schedule's own address both show."""
     ids = [schedule.id for schedule in schedules]
     rows = session.execute(
         select(Study.schedule_id, func.count().label("studies"), func.max(Study.fired_for).label("latest"))
@@ -107,10 +122,13 @@ def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
         .group_by(Study.schedule_id)
     ).all()
     studies = {row.schedule_id: row.studies for row in rows}
-    found = select(Study).where(
+    found = select(Study.schedule_id, Study.name, Study.state, Study.reason).where(
         tuple_(Study.schedule_id, Study.fired_for).in_([(row.schedule_id, row.latest) for row in rows])
     )
-    latest = {study.schedule_id: study for study in session.scalars(found)}
+    latest = {
+        row.schedule_id: SweepView(name=row.name, state=StudyState(row.state), reason=row.reason)
+        for row in session.execute(found)
+    }
     skips = (
         select(func.max(ScheduleEvent.id))
         .where(ScheduleEvent.schedule_id.in_(ids), ScheduleEvent.kind == ScheduleEventKind.SKIPPED)
@@ -121,28 +139,21 @@ def show(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleView]:
         for event in session.scalars(select(ScheduleEvent).where(ScheduleEvent.id.in_(skips)))
     }
     return [
-        ScheduleView(
-            id=s.id,
-            name=s.name,
-            cron=s.cron,
-            timezone=s.timezone,
-            enabled=s.enabled,
-            owner=s.owner,
-            overlap=Overlap(s.overlap),
-            repeat_configurations=s.repeat_configurations,
-            definition=s.definition,
-            created_at=s.created_at,
-            next_fire_at=s.next_fire_at,
-            last_fired_for=s.last_fired_for,
-            studies=studies.get(s.id, 0),
-            last_sweep=_sweep(latest.get(s.id)),
-            last_skipped=skipped.get(s.id),
-        )
+        {
+            "id": s.id,
+            "name": s.name,
+            "cron": s.cron,
+            "timezone": s.timezone,
+            "enabled": s.enabled,
+            "owner": s.owner,
+            "overlap": Overlap(s.overlap),
+            "repeat_configurations": s.repeat_configurations,
+            "created_at": s.created_at,
+            "next_fire_at": s.next_fire_at,
+            "last_fired_for": s.last_fired_for,
+            "studies": studies.get(s.id, 0),
+            "last_sweep": latest.get(s.id),
+            "last_skipped": skipped.get(s.id),
+        }
         for s in schedules
     ]
-
-
-def _sweep(study: Study | None) -> SweepView | None:
-    if study is None:
-        return None
-    return SweepView(name=study.name, state=StudyState(study.state), reason=study.reason)

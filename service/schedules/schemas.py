@@ -26,7 +26,9 @@ class SkipView(BaseModel):
     reason: str
 
 
-class ScheduleView(BaseModel):
+class ListedSchedule(BaseModel):
+    """A schedule in a list. Its definition is at its own address."""
+
     id: str
     name: str
     cron: str
@@ -39,9 +41,6 @@ class ScheduleView(BaseModel):
     repeat_configurations: bool = Field(
         description="Whether sweeps evaluate again what earlier ones have evaluated on the same data"
     )
-    definition: dict[str, Any] = Field(
-        description="Of its sweeps, but for `name` and `search.seed`, which are each sweep's own"
-    )
     created_at: datetime
     next_fire_at: datetime | None = Field(description="null while disabled")
     last_fired_for: datetime | None = Field(description="The cron instant of the latest sweep")
@@ -49,14 +48,19 @@ class ScheduleView(BaseModel):
     last_sweep: SweepView | None = Field(
         description="The latest sweep. One over its owner's limits is `failed`, and its reason says so"
     )
-
     last_skipped: SkipView | None = Field(
         description="The latest firing that made no sweep, since an earlier one was under way"
     )
 
 
+class ScheduleView(ListedSchedule):
+    definition: dict[str, Any] = Field(
+        description="Of its sweeps, but for `name` and `search.seed`, which are each sweep's own"
+    )
+
+
 class ScheduleList(BaseModel):
-    items: list[ScheduleView]
+    items: list[ListedSchedule]
 
 
 class ScheduleEventView(BaseModel):
@@ -68,7 +72,8 @@ class ScheduleEventView(BaseModel):
     asked_by: str | None = Field(description="Whose API key asked for it; null: a coordinator, at its time")
     message: str
     changes: dict[str, dict[str, Any]] | None = Field(
-        description="Of `changed`: each key, dotted within the definition, with `from` and `to`"
+        description="Of `changed`: each key, dotted within the definition, with `from` and `to`; long lists"
+        " and texts are shortened"
     )
     fired_for: datetime | None = Field(description="Of `skipped` and `failed`: the cron instant")
 

@@ -113,10 +113,11 @@ def list_studies(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> StudyPage:
-    """Studies, newest first: all of them, or those that match every filter."""
+    """Studies, newest first: all of them, or those that match every filter. Definitions are not listed."""
     filters = queries.Filters(states=state, prefix=prefix, owner=owner, schedule=schedule)
     page = queries.list_studies(session, filters, limit=limit, cursor=cursor)
-    return StudyPage(items=queries.show(session, storage, page.studies), next_cursor=page.next_cursor)
+    items = queries.list_view(session, storage, page.studies)
+    return StudyPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get("/{study}", response_model=StudyView, responses={200: {"headers": ETAG_HEADER}, **declare(404)})

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, null, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
-from search_spaces.definition import StudyDefinition
+from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
 from service import optuna_store
 from service.database import database_now
 from service.deadlines import deadline
@@ -27,11 +28,15 @@ from service.states import (
 )
 from service.studies import standing
 from service.studies.cursors import make_cursor, read_cursor
-from service.studies.schemas import Counts, EventView, StudyView
+from service.studies.schemas import Counts, EventView, ListedStudy, StudyView
+from service.trial_values import TrialValues
 from service.trials import best
+from service.trials.best import Goal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a reference by id or name can look like; nothing else is looked up."""
+LISTED = (defer(Study.definition, raiseload=True), defer(Study.preparation, raiseload=True))
+"""Options of a query for studies that are only listed: without the columns that may be large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,8 @@ def list_studies(session: Session, filters: Filters, *, limit: int, cursor: str 
 
 
 def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str | None) -> Page:
-    """One page of the studies that a query selects, newest first."""
+    """One page of the studies that a query selects, newest first, for `list_view`."""
+    query = query.options(*LISTED)
     query = query.order_by(Study.created_at.desc(), Study.id.desc()).limit(limit + 1)
     if cursor is not None:
         at, study_id = read_cursor(cursor)
@@ -120,34 +126,122 @@ def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str |
     return Page(studies=studies[:limit], next_cursor=make_cursor(last) if last else None)
 
 
+def list_view(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[ListedStudy]:
+    """Studies as lists show them. Their definitions are not read: a page of them may have many megabytes."""
+    read = _read_all(session, storage, studies)
+    return [
+        ListedStudy(**fields, best=standing.listed_best(study, found.goal, found.summary, found.trials))
+        for study, found, fields in read
+    ]
+
+
 def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[StudyView]:
-    """Studies as the API shows them."""
+    """Studies as the API shows each at its own address."""
+    return [_view(study, found, fields) for study, found, fields in _read_all(session, storage, studies)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What is known of a study elsewhere than in its row."""
+
+    goal: Goal | None
+    """None: this version cannot read it."""
+    summary: optuna_store.StudySummary | None
+    trials: Sequence[TrialValues]
+    """All of them, where they have to be compared with each other; else three small queries do."""
+
+
+def _read_all(
+    session: Session, storage: optuna_store.Storage, studies: Sequence[Study]
+) -> Iterator[tuple[Study, _Found, dict[str, Any]]]:
+    """Each study, what is known of it elsewhere, and what lists and the study's own address both show."""
     ids = [study.id for study in studies]
-    counts = _attempt_counts(session, ids)
+    attempts, goals = _attempt_counts(session, ids), _goals(session, ids)
+    tests, paused = _range_tests(session, studies)
+    now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
+    for study in studies:
+        goal = goals.get(study.id)
+        summary = optuna_store.read_summary(storage, study.name)
+        compared = goal is not None and (goal.repeats is not None or goal.objective.costs)
+        trials = optuna_store.read_trials(storage, study.name) if compared else []
+        number = summary.trials if summary is not None else 0
+        counts = _counts(session, study, attempts.get(study.id, {}), number)
+        counts.repeats = sum(trial.repeat_of is not None for trial in trials)
+        why = standing.reason(study, now, coordinator_missing=missing, paused_test=paused.get(study.id))
+        fields = {
+            "id": study.id,
+            "name": study.name,
+            "kind": StudyKind(study.kind),
+            "state": StudyState(study.state),
+            "reason": why,
+            "owner": study.owner,
+            "created_at": study.created_at,
+            "started_at": study.started_at,
+            "ended_at": study.ended_at,
+            "pause_requested": study.pause_requested,
+            "paused_at": study.paused_at,
+            "schedule": study.schedule_name,
+            "schedule_id": study.schedule_id,
+            "fired_for": study.fired_for,
+            "base_seed": study.base_seed,
+            "range_test": tests.get(study.range_test_id or ""),
+            "metric": None if goal is None else goal.objective.metric,
+            "direction": None if goal is None else goal.objective.direction,
+            "counts": counts,
+            "dashboard_path": None if summary is None else f"/dashboard/studies/{summary.number}",
+        }
+        yield study, _Found(goal=goal, summary=summary, trials=trials), fields
+
+
+_KNOWN_GOALS: WeakKeyDictionary[Engine | Connection, dict[str, Goal | None]] = WeakKeyDictionary()
+"""Of each database. A definition never changes, and the database needs milliseconds for a large one."""
+_MOST_GOALS = 10_000
+
+
+def _goals(session: Session, ids: Sequence[str]) -> Mapping[str, Goal | None]:
+    """Study id -> what its definition aims at: two small sections, which the database takes out of it."""
+    known = _KNOWN_GOALS.setdefault(session.get_bind(), {})
+    if unknown := [study_id for study_id in ids if study_id not in known]:
+        if len(known) > _MOST_GOALS:
+            known.clear()
+            unknown = list(ids)
+        sections = select(Study.id, Study.definition["objective"], Study.definition["repeats"])
+        for study_id, objective, repeats in session.execute(sections.where(Study.id.in_(unknown))):
+            known[study_id] = _read_goal(objective, repeats)
+    return {study_id: known.get(study_id) for study_id in ids}
+
+
+def _read_goal(objective: Any, repeats: Any) -> Goal | None:
+    try:
+        return Goal(
+            objective=ObjectiveSpec.model_validate(objective),
+            repeats=None if repeats is None else RepeatsSpec.model_validate(repeats),
+        )
+    except ValidationError:
+        return None
+
+
+def _range_tests(session: Session, studies: Sequence[Study]) -> tuple[dict[str, str], dict[str, str]]:
+    """Range test's id -> its name, and the id of a study that waits for a paused one -> why, in words."""
     test_ids = {study.range_test_id for study in studies if study.range_test_id}
+    if not test_ids:
+        return {}, {}
     tests = session.execute(
         select(Study.id, Study.name, Study.state, Study.reason).where(Study.id.in_(test_ids))
     ).all()
-    range_tests = {row.id: row.name for row in tests}
-    paused = {
+    words = {
         row.id: f"waiting for its learning-rate range test {row.name}, which is paused: {row.reason}"
         for row in tests
         if row.state == StudyState.PAUSED
     }
-    now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
-    return [
-        _view(
-            session,
-            study,
-            standing.reason(
-                study, now, coordinator_missing=missing, paused_test=paused.get(study.range_test_id or "")
-            ),
-            storage,
-            counts.get(study.id, {}),
-            range_tests.get(study.range_test_id or ""),
-        )
-        for study in studies
-    ]
+    waiting = select(Study.id, Study.range_test_id).where(
+        Study.id.in_([study.id for study in studies]),
+        Study.range_test_id.in_(words),
+        Study.preparation.is_(null()),
+    )
+    return {row.id: row.name for row in tests}, {
+        row.id: words[row.range_test_id] for row in session.execute(waiting)
+    }
 
 
 def _attempt_counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -187,51 +281,21 @@ def count_ended_trials(session: Session, studies: Sequence[Study]) -> dict[str, 
     }
 
 
-def _view(
-    session: Session,
-    study: Study,
-    reason: str,
-    storage: optuna_store.Storage,
-    attempts: dict[str, int],
-    range_test: str | None,
-) -> StudyView:
-    summary = optuna_store.read_summary(storage, study.name)
-    definition = read_definition(study)
-    # Three small queries do, unless trials have to be compared with each other.
-    compared = definition is not None and (definition.repeats is not None or definition.objective.costs)
-    trials = optuna_store.read_trials(storage, study.name) if compared else []
+def _view(study: Study, found: _Found, fields: Mapping[str, Any]) -> StudyView:
+    definition, trials = read_definition(study), found.trials
     requested = standing.trials_requested(study, definition)
-    counts = _counts(session, study, attempts, summary.trials if summary is not None else 0)
-    counts.repeats = sum(trial.repeat_of is not None for trial in trials)
     return StudyView(
-        id=study.id,
-        name=study.name,
-        kind=StudyKind(study.kind),
-        state=StudyState(study.state),
-        reason=reason,
-        owner=study.owner,
+        **fields,
         stage=standing.stage(study, definition, trials),
         definition=study.definition,
-        created_at=study.created_at,
-        started_at=study.started_at,
-        ended_at=study.ended_at,
-        pause_requested=study.pause_requested,
-        paused_at=study.paused_at,
         deadline=None if definition is None else deadline(study, definition.budget),
-        schedule=study.schedule_name,
-        schedule_id=study.schedule_id,
-        fired_for=study.fired_for,
-        base_seed=study.base_seed,
         trials_requested=requested,
         repeats_requested=standing.repeats_requested(definition, requested),
-        range_test=range_test,
         preparation=standing.preparation_view(study),
-        counts=counts,
-        best=standing.best_trial(study, definition, summary, trials),
+        best=standing.best_trial(study, definition, found.summary, trials),
         pareto_front=best.pareto_points(definition, trials)
         if definition is not None and definition.objective.costs
         else None,
-        dashboard_path=None if summary is None else f"/dashboard/studies/{summary.number}",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from search_spaces.definition import Direction
 from service.models import StudyKind
 from service.states import StudyState
 from service.trials.schemas import ParetoPoint
@@ -30,9 +31,12 @@ class Counts(BaseModel):
     repeats: int = Field(default=0, description="How many of them are repeats of one of the best recipes")
 
 
-class BestTrial(BaseModel):
+class ListedBest(BaseModel):
     trial_number: int
     value: float = Field(description="The objective at the trial's best rung, in the search itself")
+
+
+class BestTrial(ListedBest):
     params: dict[str, Any]
     mean: float | None = Field(default=None, description="The mean over its repeats, which have fresh seeds")
     standard_deviation: float | None = None
@@ -56,7 +60,9 @@ class PreparationView(BaseModel):
     notes: list[str]
 
 
-class StudyView(BaseModel):
+class ListedStudy(BaseModel):
+    """A study in a list. The rest, with its definition, is at the study's own address."""
+
     id: str
     name: str
     kind: StudyKind = Field(description="search, or range_test: its trials are sweeps of the learning rate")
@@ -65,10 +71,6 @@ class StudyView(BaseModel):
     owner: str = Field(
         description="The owner of the API key that submitted it, or of the schedule that made it"
     )
-    stage: Stage | None = Field(description="What it is doing; null before it starts and after it has ended")
-    definition: dict[str, Any] = Field(
-        description="The accepted definition, with defaults, preset and paths resolved"
-    )
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -76,9 +78,6 @@ class StudyView(BaseModel):
         description="Whether its trials are writing checkpoints, after which it is paused"
     )
     paused_at: datetime | None = Field(description="When the present pause began; null: it is not paused")
-    deadline: datetime | None = Field(
-        description="The next time of `budget.until`; null before the study has started"
-    )
     schedule: str | None = Field(description="The name of the schedule that made it, as it was then")
     schedule_id: str | None = Field(description="The schedule's id. Name and id stay when it is removed")
     fired_for: datetime | None = Field(
@@ -87,24 +86,41 @@ class StudyView(BaseModel):
     base_seed: int | None = Field(
         description="The schedule's `search.seed`, from which this sweep's seed was derived, with `fired_for`"
     )
+    range_test: str | None = Field(description="The name of the range test that is its first stage, if any")
+    metric: str | None = Field(
+        description="The objective's metric; null if this version cannot read the stored definition"
+    )
+    direction: Direction | None = Field(description="Likewise whether it is minimized or maximized")
+    counts: Counts
+    best: ListedBest | None
+    dashboard_path: str | None = Field(description="null until its first trial exists")
+
+
+class StudyView(ListedStudy):
+    """A study with all that is known of it."""
+
+    stage: Stage | None = Field(description="What it is doing; null before it starts and after it has ended")
+    definition: dict[str, Any] = Field(
+        description="The accepted definition, with defaults, preset and paths resolved"
+    )
+    deadline: datetime | None = Field(
+        description="The next time of `budget.until`; null before the study has started"
+    )
     trials_requested: int | None = Field(
         description="Trials of the search; null if this version cannot read the stored definition"
     )
     repeats_requested: int = Field(
         description="How many times the best recipes are run again after the search"
     )
-    range_test: str | None = Field(description="The name of the range test that is its first stage, if any")
     preparation: PreparationView | None = Field(
         description="Results of its range test and warm start, and what a sweep leaves out, if any"
     )
-    counts: Counts
     best: BestTrial | None
     pareto_front: list[ParetoPoint] | None = Field(description="Only with several objectives")
-    dashboard_path: str | None = Field(description="null until its first trial exists")
 
 
 class StudyPage(BaseModel):
-    items: list[StudyView]
+    items: list[ListedStudy]
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page"
     )

@@ -15,9 +15,10 @@ from service.database import database_now
 from service.models import EventRow, Study, StudyKind, is_leased
 from service.optuna_store import StudySummary
 from service.states import READING, StudyState
-from service.studies.schemas import BestTrial, PreparationView, Stage
+from service.studies.schemas import BestTrial, ListedBest, PreparationView, Stage
 from service.trial_values import TrialValues
 from service.trials import best
+from service.trials.best import Goal
 from service.winner import Judgement
 
 _SILENCE_SECONDS = 10.0
@@ -65,11 +66,11 @@ def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_tes
         study: the study.
         now: by the database's clock.
         coordinator_missing: no coordinator runs (`coordinator_is_missing`).
-        paused_test: that its range test is paused, in words; None: it has none, or that is not.
+        paused_test: that it waits for its range test, which is paused, in words; None: it does not.
     """
     if study.cancel_requested or study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return study.reason
-    if paused_test is not None and study.state == StudyState.QUEUED and study.preparation is None:
+    if paused_test is not None and study.state == StudyState.QUEUED:
         return paused_test
     wait = "waiting for a coordinator"
     expires = study.lease_expires_at
@@ -116,6 +117,21 @@ def repeats_requested(definition: StudyDefinition | None, requested: int | None)
         return 0
     top_k = definition.repeats.top_k if requested is None else min(definition.repeats.top_k, requested)
     return definition.repeats.seeds * top_k
+
+
+def listed_best(
+    study: Study, goal: Goal | None, summary: StudySummary | None, trials: Sequence[TrialValues]
+) -> ListedBest | None:
+    """The same trial as `best_trial`, in short. The arguments are those of `best_trial`."""
+    if summary is None or summary.best is None or summary.best.value is None:
+        return None
+    if goal is None or goal.repeats is None:
+        return ListedBest(trial_number=summary.best.number, value=summary.best.value)
+    judged = best.judgement(goal, trials, over=study.ended_at is not None)
+    if judged is None:
+        return None
+    winner = next(c for c in judged.candidates if c.trial_number == judged.winner)
+    return ListedBest(trial_number=winner.trial_number, value=winner.value)
 
 
 def best_trial(

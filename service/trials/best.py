@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from search_spaces.definition import StudyDefinition
+from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
 from service.optuna_store import OUTCOME_ATTR
 from service.pareto import front
 from service.states import AttemptState
@@ -13,14 +14,24 @@ from service.trials.schemas import ParetoPoint
 from service.winner import Candidate, Judgement, Run, judge
 
 
-def completed(definition: StudyDefinition, trials: Sequence[TrialValues]) -> list[TrialValues]:
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a study aims at: the sections of its definition by which trials are compared."""
+
+    objective: ObjectiveSpec
+    repeats: RepeatsSpec | None
+
+
+def completed(definition: StudyDefinition | Goal, trials: Sequence[TrialValues]) -> list[TrialValues]:
     """The search's completed trials that break no constraint, the best first; repeats are left out."""
     sign = 1.0 if definition.objective.direction == "minimize" else -1.0
     found = [t for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
     return sorted(found, key=lambda t: (sign * (t.value or 0.0), t.number))
 
 
-def judgement(definition: StudyDefinition, trials: Sequence[TrialValues], *, over: bool) -> Judgement | None:
+def judgement(
+    definition: StudyDefinition | Goal, trials: Sequence[TrialValues], *, over: bool
+) -> Judgement | None:
     """Which recipe is the best, and whether that is luck; None before a trial has completed.
 
     Args:

@@ -120,14 +120,17 @@ def test_a_database_that_is_away_is_a_503_for_as_long_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert client.post("/v1/studies", json=definition()).status_code == 201
-    engine = getattr(client.app.state.resources, which).engine  # type: ignore[attr-defined]
+    resources = client.app.state.resources  # type: ignore[attr-defined]
+    engines = [getattr(resources, which).engine]
+    engines += [resources.database.writing] if which == "database" else []
 
     def refuse(*_: object, **__: object) -> None:
         raise database_away(settings)
 
-    engine.dispose()
     with monkeypatch.context() as patched:
-        patched.setattr(engine.dialect, "connect", refuse)
+        for engine in engines:
+            engine.dispose()
+            patched.setattr(engine.dialect, "connect", refuse)
         expect_problem(client.get("/v1/studies/support-tone"), 503)
         expect_problem(client.post("/v1/studies/support-tone/cancel"), 503)
         problem = expect_problem(client.get("/readyz", params=API_ALONE), 503)

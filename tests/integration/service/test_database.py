@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.database import Database, database_now
 from service.errors import IllegalTransition
-from service.models import Attempt, EventRow, Study
+from service.models import Attempt, Device, EventRow, Study
 from service.states import AttemptState, StudyState, advance_attempt, advance_study, append_event
 
 
@@ -153,7 +153,29 @@ def test_a_reason_that_is_no_clean_text_is_still_recorded(service_database: Data
         session.flush()
         append_event(session, study.id, "note", "a\x00b \udcff")
     with service_database.read() as session:
-        assert session.scalars(select(EventRow)).one().message == "a\ufffdb ?"
+        assert session.scalars(select(EventRow)).one().message == r"a\x00b \udcff"
+
+
+@pytest.mark.parametrize("text", ["a" * 5_000_000, "\x1b[31m" * 1000, "line\n" * 1000])
+def test_reasons_and_events_are_bounded_and_printable(service_database: Database, text: str) -> None:
+    """Wherever they come from: a state's change, an event, or a reason that is set directly."""
+    with service_database.write() as session:
+        study = _study()
+        session.add(study)
+        session.flush()
+        advance_study(session, study, StudyState.FAILED, text)
+        answered = study.reason
+        session.add(Device(id="gpu", reason=text))
+        session.add(EventRow(study_id=study.id, kind="note", message=text))
+    with service_database.read() as session:
+        stored = [
+            session.scalars(select(Study)).one().reason,
+            session.scalars(select(Device)).one().reason,
+            *session.scalars(select(EventRow.message)),
+        ]
+    assert set(stored) == {answered}
+    assert len(answered) == 2000
+    assert answered.isprintable()
 
 
 def test_readers_do_not_wait_for_a_writer(service_database: Database) -> None:

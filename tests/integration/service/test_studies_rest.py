@@ -345,7 +345,9 @@ def test_a_study_whose_definition_this_version_cannot_read_hides_no_other(
         assert client.post("/v1/studies", json=definition(name=name)).status_code == 201
     with service_database.write() as session:
         foreign = session.scalars(select(Study).where(Study.name == "foreign")).one()
-        foreign.definition = {**foreign.definition, "from_the_future": 1}
-    listed = {study["name"]: study["trials_requested"] for study in client.get("/v1/studies").json()["items"]}
-    assert listed == {"fine": 4, "foreign": None}
+        foreign.definition = {**foreign.definition, "objective": {"metric": "from the future"}}
+    listed = {study["name"]: study["metric"] for study in client.get("/v1/studies").json()["items"]}
+    assert listed == {"fine": "eval_loss", "foreign": None}
+    requested = {name: client.get(f"/v1/studies/{name}").json()["trials_requested"] for name in listed}
+    assert requested == {"fine": 4, "foreign": None}
     assert client.get("/v1/studies/foreign/trials").json() == {"items": [], "next_cursor": None}

@@ -335,7 +335,7 @@ def test_a_full_disk_is_an_outage(migrated_sqlite: Path, tmp_path: Path) -> None
     home = tmp_path / "home"
     shutil.copytree(migrated_sqlite, home)
     opened = database.open_database(Settings(home=home))
-    with opened.engine.connect() as connection:
+    with opened.writing.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")  # of this connection, which is reused
     with pytest.raises(DBAPIError, match="full") as raised:

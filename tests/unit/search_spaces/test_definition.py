@@ -456,3 +456,41 @@ def test_a_wrong_name_is_told_what_a_name_is_in_words(document: dict[str, Any], 
     fault = faults_of(document | {"name": "a/b"})["name"]
     assert (fault.value, fault.message) == ("a/b", f"must be {fault.allowed}")
     assert "letters, digits" in str(fault.allowed)
+
+
+LONG = "a" * 900_000
+
+
+@pytest.mark.parametrize(
+    ("path", "sections", "longest"),
+    [
+        ("data.columns.prompt", {"data": {"columns": {"prompt": LONG}}}, "256"),
+        ("data.columns." + "a" * 200 + "…", {"data": {"columns": {LONG: "prompt"}}}, "256"),
+        ("data.train", {"data": {"train": LONG}}, "4,096"),
+        ("data.eval.revision", {"data": {"eval": {"hub": "a/b", "split": "x", "revision": LONG}}}, "256"),
+        ("model.revision", {"model": {"revision": "a" * 257}}, "256"),
+        ("warm_start.from", {"warm_start": {"from": LONG}}, "256"),
+        ("recipe.target_modules.1", {"recipe": {"target_modules": ["q_proj", LONG]}}, "256"),
+        (
+            "search.space.target_modules.choices.0.0",
+            {"search": {"space": {"target_modules": {"choices": [[LONG]]}}}},
+            "256",
+        ),
+        ("budget.until_timezone", {"budget": {"until": "06:00", "until_timezone": LONG}}, "256"),
+    ],
+)
+def test_every_text_is_bounded(
+    document: dict[str, Any], faults_of: FaultsOf, path: str, sections: dict[str, Any], longest: str
+) -> None:
+    for section, changes in sections.items():
+        document[section] = {**document.get(section, {}), **changes}
+    fault = faults_of(document)[path]
+    assert fault.message.startswith("is too long, with ")
+    assert fault.allowed == f"at most {longest} characters"
+    assert len(str(fault)) < 1000
+
+
+def test_a_stored_definition_with_a_longer_text_can_be_read(document: dict[str, Any]) -> None:
+    stored = parse_definition(document).model_dump(mode="json")
+    stored["data"]["columns"] = {"prompt": LONG}
+    assert StudyDefinition.model_validate(stored).data.columns == {"prompt": LONG}

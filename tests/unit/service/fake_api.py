@@ -75,6 +75,8 @@ def study_json(**changes: Any) -> dict[str, Any]:
         "schedule": None,
         "fired_for": None,
         "trials_requested": 12,
+        "metric": "eval_loss",
+        "direction": "minimize",
         "counts": {"running": 1, "completed": 1, "pruned": 0, "total": 2},
         "best": {"trial_number": 0, "value": 0.412, "params": {"learning_rate": 3.123e-4, "lora_r": 8}},
         "dashboard_path": "/dashboard/studies/3",

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from service.coordinator import dispatch, loop
 from service.coordinator.dispatch import RayWorkers
-from service.fleet.cluster import CLUSTER_SEEN, Node, latest
+from service.fleet.cluster import CLUSTER_SEEN, Node, latest, record
 from service.models import EventRow
 from tests.unit.service.coordinator.house import House
 
@@ -37,6 +37,21 @@ def test_a_coordinator_keeps_what_the_cluster_has_when_it_changes(
     assert seen(house) == ((Node(cpus=2, gpus=0),), 1)
     house.cluster.gpus = 1
     house.rounds(lambda: seen(house) == ((Node(cpus=2, gpus=1),), 2))
+
+
+def test_a_large_cluster_is_kept_whole(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    nodes = [Node(8, 1)] * 500 + [Node(2, 0)] * 300
+    with house.database.write() as session:
+        record(session, nodes)
+    assert seen(house) == (tuple(sorted(nodes)), 1)
+
+
+def test_nodes_that_an_older_version_kept_are_read(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    with house.database.write() as session:
+        session.add(EventRow(kind=CLUSTER_SEEN, message='[{"cpus": 2, "gpus": 0}, {"cpus": 2, "gpus": 0}]'))
+    assert seen(house) == ((Node(2, 0), Node(2, 0)), 1)
 
 
 def test_nodes_are_those_that_live(monkeypatch: pytest.MonkeyPatch) -> None:

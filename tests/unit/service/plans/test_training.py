@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.trial_length import TrainingPlan
-from service.plans.lengths import Rows, field_values, rows_of
+from search_spaces.trial_length import TrainingPlan, rungs
+from service.plans import rungs as plan_rungs
+from service.plans.lengths import Rows, field_values, rows_of, rung_fault
 from service.plans.rungs import pruning_rungs, shared_rungs
 from service.plans.schemas import Amount, Span
 from service.plans.training import plan_training, plan_trials, trial_lengths
@@ -195,3 +196,54 @@ def test_pruning_happens_at_the_rungs_that_its_algorithm_looks_at(
 ) -> None:
     spec = make_definition(pruning=pruning, evaluation={"every_examples": 40}).pruning
     assert pruning_rungs(spec, TrainingPlan(100, 4, 3), 40) == expected
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"search": {**GRID, "space": {"epochs": {"choices": [9_900 + i for i in range(1, 101)]}}}},
+        {"search": {"space": {"batch_size": {"choices": list(range(3, 19))}}}, "recipe": {"epochs": 10_000}},
+        {"search": {"space": {"epochs": {"choices": [10_000]}}}, "pruning": {"algorithm": "wilcoxon"}},
+        {"search": {"space": {"epochs": {"choices": [10_000]}}}, "pruning": {"algorithm": "hyperband"}},
+    ],
+)
+def test_no_plan_goes_through_millions_of_rungs(
+    monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    seen = 0
+
+    def counted_rungs(plan: TrainingPlan, every: int | None) -> Any:
+        nonlocal seen
+        for rung in rungs(plan, every):
+            seen += 1
+            yield rung
+
+    monkeypatch.setattr(plan_rungs, "rungs", counted_rungs)
+    rows = Rows(per_epoch={64: 1_000_003}, tokens={64: 20.0}, evaluation=50, estimated=False)
+    planned = training(make_definition(**{"evaluation": {"every_examples": 2}, **sections}), rows)
+    assert planned.longest.evaluations > 10_000
+    assert seen < 250_000
+
+
+def test_a_grid_of_many_lengths_has_a_plan() -> None:
+    """The report knows the shortest and the longest of them alone."""
+    space = {"max_length": {"choices": list(range(8, 64))}}
+    rows = Rows(per_epoch={8: 50, 63: 100}, tokens={8: 5.0, 63: 20.0}, evaluation=50, estimated=False)
+    planned = training(make_definition(search={**GRID, "space": space}), rows)
+    assert (planned.shortest.examples, planned.longest.examples) == (50, 100)
+
+
+@pytest.mark.parametrize(("every", "epochs", "faulty"), [(1, 100, False), (1, 101, True), (50, 5000, False)])
+def test_a_trial_has_at_most_10_000_rungs(every: int, epochs: int, faulty: bool) -> None:
+    definition = make_definition(
+        search={"space": {"learning_rate": {"min": 1e-5, "max": 1e-3}}},
+        recipe={"batch_size": 1, "epochs": epochs},
+        evaluation={"every_examples": every},
+    )
+    fault = rung_fault(definition, make_data(make_split(100), make_split(50)))
+    assert (fault is not None) == faulty
+    if fault is not None:
+        assert str(fault) == (
+            "evaluation.every_examples: makes at least 10,100 evaluations of the longest trial; evaluate less"
+            " often; allowed: at most 10,000 evaluations of a trial"
+        )
