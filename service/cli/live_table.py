@@ -135,7 +135,7 @@ def _table(study: Study, trials: Sequence[Trial]) -> Table:
     table.add_column("progress", no_wrap=True, min_width=_BAR_WIDTH)
     table.add_column("examples", justify="right", no_wrap=True)
     table.add_column("last rung", justify="right", no_wrap=True, min_width=10)
-    table.add_column(_heading(study.metric), justify="right", no_wrap=True, min_width=6)
+    table.add_column(_heading(study.metric or "value"), justify="right", no_wrap=True, min_width=6)
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for name in params:
         table.add_column(_heading(name), justify="right")

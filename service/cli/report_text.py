@@ -198,7 +198,7 @@ def _top(report: Report, trials: Sequence[Trial]) -> Iterator[Grid]:
     found = best_first(report.study, trials)[:_TOP]
     if len(found) > 1:
         yield Grid(
-            columns=("trial", report.study.metric, "examples", "hyperparameters"),
+            columns=("trial", report.study.metric or "value", "examples", "hyperparameters"),
             rows=[(t.number, number(t.value), t.examples_seen, settings_line(t.params)) for t in found],
         )
 
@@ -210,7 +210,7 @@ def _front(report: Report) -> Iterator[str | Grid]:
     costs = list(front[0].costs)
     yield "No other trial is at least as good in all of these and better in one."
     yield Grid(
-        columns=("trial", report.study.metric, *costs, "hyperparameters"),
+        columns=("trial", report.study.metric or "value", *costs, "hyperparameters"),
         rows=[
             (
                 point.trial_number,

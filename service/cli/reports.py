@@ -49,8 +49,8 @@ def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     say("")
     for finding in trial.diagnosis:
         say(*indented(f"Its curves: {finding.verdict.replace('_', ' ')}: {finding.evidence}", out, 0))
-    _say_judgement(trial, found.metric, out)
-    _say_front(trial, found.metric)
+    _say_judgement(trial, found.metric or "value", out)
+    _say_front(trial, found.metric or "value")
     if trial.adapter:
         say("Its adapter, on the server:", f"  {trial.adapter.path}")
         say("Download it with:", f"  {download_command(found)}")

@@ -86,7 +86,7 @@ def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
     """Writes a table of trials to stdout, with a column for each hyperparameter where a line has the room."""
     best = study.best.trial_number if study.best else None
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    first = ("trial", "state", _heading(study.metric))
+    first = ("trial", "state", _heading(study.metric or "value"))
 
     def cells(trial: Trial) -> list[object]:
         mark = " *" if trial.number == best else ""

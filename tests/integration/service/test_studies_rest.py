@@ -24,6 +24,7 @@ from service.states import (
     advance_study,
     append_event,
 )
+from service.studies import queries
 from tests.integration.service.rest import Make, expect_problem, on_sqlite, stored
 
 
@@ -351,3 +352,40 @@ def test_a_study_whose_definition_this_version_cannot_read_hides_no_other(
     requested = {name: client.get(f"/v1/studies/{name}").json()["trials_requested"] for name in listed}
     assert requested == {"fine": 4, "foreign": None}
     assert client.get("/v1/studies/foreign/trials").json() == {"items": [], "next_cursor": None}
+
+
+def test_lists_do_not_read_definitions(
+    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+) -> None:
+    """A page of the largest definitions has many megabytes."""
+    modules = [[f"module_{number:05}_{'x' * 200}"] for number in range(300)]
+    search = {"algorithm": "random", "trials": 4, "space": {"target_modules": {"choices": modules}}}
+    for number in range(3):
+        body = definition(name=f"wide-{number}", search=search)
+        assert client.post("/v1/studies", json=body).status_code == 201
+        schedule = {"name": f"night-{number}", "cron": "0 2 * * *", "definition": body}
+        assert client.post("/v1/schedules", json=schedule).status_code == 201
+    assert client.post("/v1/schedules/night-0/run").status_code == 201
+    for path in ("/v1/studies", "/v1/schedules", "/v1/range-tests", "/v1/schedules/night-0/studies"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert len(answer.content) < 5_000
+        assert all("definition" not in item for item in answer.json()["items"])
+    assert len(client.get("/v1/studies/wide-0").json()["definition"]["search"]["space"]["target_modules"]) > 0
+    with service_database.read() as session:
+        page = queries.list_studies(session, queries.Filters(), limit=2, cursor=None)
+        assert len(queries.list_view(session, storage, page.studies)) == 2
+        assert not any("definition" in vars(study) for study in page.studies)
+
+
+def test_a_long_change_of_a_schedule_is_short_in_its_history(client: TestClient, definition: Make) -> None:
+    body = {"name": "night", "cron": "0 2 * * *", "definition": definition()}
+    assert client.post("/v1/schedules", json=body).status_code == 201
+    choices = list(range(1, 5_001))
+    search = {"algorithm": "random", "trials": 4, "space": {"batch_size": {"choices": choices}}}
+    answer = client.patch("/v1/schedules/night", json={"definition": definition(search=search)})
+    assert answer.status_code == 200
+    history = client.get("/v1/schedules/night/history")
+    assert len(history.content) < 5_000
+    [changed] = [item for item in history.json()["items"] if item["kind"] == "changed"]
+    assert changed["changes"]["definition.search.space.batch_size.choices"]["to"] == choices[:20]
