@@ -1,4 +1,4 @@
-"""Counts as sentences need them: `1 trial`, `1,200 trials`."""
+"""Counts as sentences need them (`1 trial`, `1,200 trials`), and texts of others within messages."""
 
 from __future__ import annotations
 
@@ -12,3 +12,16 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: For any other number; None: `noun` with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """A text that somebody else wrote, as it may stand in a message: one line, escaped, and not long.
+
+    Args:
+        text: Anything.
+        limit: Most characters that are kept of it.
+    """
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1]
+    )
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
