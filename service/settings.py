@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     idempotency_hours: Annotated[float, Field(gt=0)] = 24.0
     """How long the answer to a request with an `Idempotency-Key` is stored."""
     loading_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """GiB of memory that reading and tokenising a study's data may take, in a worker and for a plan or the check
-    of a submission; None: half of the machine's memory."""
+    """GiB of memory that reading and tokenising a study's data may take, in a worker, for a plan, or for the
+    check of a submission; None: half of the machine's memory."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """The largest request body; a larger one is refused with 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -81,25 +81,22 @@ def _run(request: bytes) -> tuple[int, str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTSWEEP_")}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     root = str(Path(__file__).resolve().parents[1])
-    with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
-            (sys.executable, "-P", "-c", _CODE, root),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env=environment,
-        )
+    command = (sys.executable, "-P", "-c", _CODE, root)
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=complaints, env=environment) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # its exit code says how it ended
                 process.stdin.write(request)
                 process.stdin.flush()
-            stages = process.stdout.read().split()
+            stages = process.stdout.read().split()  # standard input stays open: the process ends with it
             code = process.wait()
         finally:
             process.kill()
-            process.wait()
         complaints.seek(0)
         return code, stages[-1].decode() if stages else "", complaints.read().decode(errors="replace")
 

@@ -54,7 +54,10 @@ _BOM = "\ufeff"
 def read_json_lines(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
     """Objects of a file that has one per line, or indented ones one after another, or all in one list."""
     with _unpacked(opened, path) as file:
-        lines = ((number, _decoded(line, f"{path}:{number}")) for number, line in _lines(file, path))
+        lines = (
+            (number, _decoded(line, f"{path}:{number}"))
+            for number, line in _lines(file, path, LONGEST_DOCUMENT)
+        )
         first = next((line for line in lines if _end_of_blank(line[1], 0) < len(line[1])), None)
         if first is None:
             return
@@ -69,7 +72,7 @@ def read_json_lines(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
 def read_json(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
     """Objects of a file that holds a list of them, `{"data": [...]}`, or one object after another."""
     with _unpacked(opened, path) as file:
-        lines = (_decoded(line, f"{path}:{number}") for number, line in _lines(file, path))
+        lines = (_decoded(line, f"{path}:{number}") for number, line in _lines(file, path, LONGEST_DOCUMENT))
         text = "\n".join(_bounded(lines, path))
     yield from _read_document(path, text)
 
@@ -258,7 +261,7 @@ def _refuse_undecodable(opened: BinaryIO, path: Path) -> None:
             _decoded(line, f"{path}:{number}")
 
 
-def _lines(file: _Lines[Text], path: Path, longest: int = LONGEST_DOCUMENT) -> Iterator[tuple[int, Text]]:
+def _lines(file: _Lines[Text], path: Path, longest: int) -> Iterator[tuple[int, Text]]:
     """Lines with their numbers.
 
     Raises:
