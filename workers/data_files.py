@@ -20,6 +20,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
 from search_spaces.hub_names import is_hub_id, is_revision
+from search_spaces.wording import shortened
 from workers.errors import DataError, faults_of_libraries, without_values
 from workers.local_files import Roots, open_data
 from workers.row_structures import Unread
@@ -92,8 +93,8 @@ def _read_parquet(opened: BinaryIO, path: Path, needed: Collection[str]) -> Iter
             used = [name for name in names if name in needed]
             if twice := sorted({name for name in used if used.count(name) > 1}):
                 raise DataError(
-                    f"{path}: the file has the column {twice[0]!r} more than once, so a row's value of it "
-                    "cannot be told. Rename or remove the repeated columns."
+                    f"{path}: the file has the column {shortened(twice[0])!r} more than once, so a row's "
+                    "value of it cannot be told. Rename or remove the repeated columns."
                 )
             number = 0
             for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=used):
@@ -108,6 +109,8 @@ def _read_parquet(opened: BinaryIO, path: Path, needed: Collection[str]) -> Iter
                     number += 1
                     row = {name: columns[name][index] if name in columns else _NOT_NEEDED for name in names}
                     yield f"{path}, row {number}", row
+    except MemoryError:  # Arrow's, too
+        raise
     except pyarrow.ArrowException as error:
         raise DataError(
             f"The data file {path} is not a readable Parquet file: {without_values(str(error))}."
@@ -220,7 +223,9 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
         if not str(path).startswith(f"hf://datasets/{hub}@") or "::" in str(path)
     )
     if strays:
-        raise DataError(f"The {name} names {strays[0]!r} as its data, which is not a file of its own.")
+        raise DataError(
+            f"The {name} names {shortened(strays[0])!r} as its data, which is not a file of its own."
+        )
 
 
 _READERS: dict[str, Callable[[BinaryIO, Path, Collection[str]], Iterator[PlacedRow]]] = {

@@ -18,7 +18,7 @@ from workers.chat_templates import PLAIN, Rendering
 from workers.data_files import describe_source, read_rows
 from workers.data_statistics import TASK_COLUMNS
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
-from workers.formats import FORMATS, Format, detect_format
+from workers.formats import FORMATS, Format, column_list, detect_format
 from workers.local_files import Roots
 from workers.loss_flags import FLAGS, MEANINGFUL_COLUMNS
 from workers.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
@@ -237,7 +237,7 @@ def encode_row(
         if renamed.get(field) is None:
             raise DataError(
                 f"{place}: the row has no {field!r}, which the format {format_.name} needs. It has: "
-                f"{', '.join(k for k, v in renamed.items() if v is not None) or 'nothing'}."
+                f"{column_list(k for k, v in renamed.items() if v is not None)}."
             )
     with faults_of_libraries(lambda: f"{place}: {_used(format_, renamed)} cannot be rendered or tokenised"):
         try:
@@ -275,7 +275,7 @@ def renamed_row(
         if column not in row:
             raise DataError(
                 f"{place}: the row has no column {column!r}, which data.columns gives as {field!r}. It has: "
-                f"{', '.join(row) or 'nothing'}."
+                f"{column_list(row)}."
             )
     kept = {name: value for name, value in row.items() if name not in columns.values()}
     renamed = {**kept, **{field: row[column] for field, column in columns.items()}}

@@ -24,9 +24,12 @@ from contextlib import contextmanager
 
 from search_spaces.wording import shortened
 
+_LONGEST_MESSAGE = 2_000
+"""Characters of a message."""
 _LONGEST_TEXT = 300
 """Characters of a library's words."""
 _QUOTED = re.compile(r"(['\"`])(.*?)\1", re.DOTALL)
+_PLAIN = re.compile(r"[\w.+-]{0,20}")
 _NAME = re.compile(r"[\w<>|. -]{1,60}")
 
 
@@ -34,8 +37,8 @@ class WorkerError(Exception):
     """Base of everything a worker raises on purpose."""
 
     def __str__(self) -> str:
-        # A name in the data may hold half of a surrogate pair, which cannot be shown or stored.
-        return super().__str__().encode("utf-8", "backslashreplace").decode()
+        # Names in the data may be long, or hold half of a surrogate pair, which cannot be shown or stored.
+        return shortened(super().__str__(), _LONGEST_MESSAGE)
 
 
 class ModelError(WorkerError):
@@ -117,6 +120,11 @@ def without_values(text: str) -> str:
     They may quote a file that nobody was to see. Names in quotes stay, as of a missing attribute or column.
     """
     return shortened(" ".join(_QUOTED.sub(_name_only, text).split()), _LONGEST_TEXT)
+
+
+def described(value: object) -> str:
+    """A value of a file, as it may stand in a message: itself where it is short and plain, else its kind."""
+    return repr(value) if _PLAIN.fullmatch(str(value)) else f"of type {type(value).__name__}"
 
 
 def _name_only(quoted: re.Match[str]) -> str:

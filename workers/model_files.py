@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from search_spaces.definition import ModelSpec
 from search_spaces.hub_names import is_hub_id, is_revision
+from search_spaces.wording import shortened
 from workers.errors import ModelError, faults_of_libraries, without_values
 from workers.local_files import Roots, unexchanged
 
@@ -181,23 +182,25 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_architecture(config: dict[str, Any], name: str) -> None:
     model_type = config["model_type"]
+    kind = shortened(model_type, 60)
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise ModelError(
-                f"The model {name} ({model_type}) needs Python code from its own checkpoint, and Nightsweep "
+                f"The model {name} ({kind}) needs Python code from its own checkpoint, and Nightsweep "
                 "never runs remote code. Choose a model whose architecture is part of transformers."
             )
         raise ModelError(
-            f"The installed transformers does not know the architecture {model_type!r} of the model {name}. "
+            f"The installed transformers does not know the architecture {kind!r} of the model {name}. "
             "Update transformers on the workers or choose another model."
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"The model {name} ({model_type}) is not a causal language model, and the task is causal_lm. "
+            f"The model {name} ({kind}) is not a causal language model, and the task is causal_lm. "
             "Choose a decoder model such as Llama, Qwen or Mistral."
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
+        method = shortened(str(method), 40)
         raise ModelError(
             f"The model {name} is already quantized ({method}). Use the original model: Nightsweep "
             "quantizes it on loading as model.quantization says."
@@ -217,6 +220,7 @@ def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:
             "Save the model again with `model.save_pretrained(folder)`."
         )
     if kernel := _named_kernel(config):
+        kernel = shortened(kernel)
         raise ModelError(
             f"The config.json of the model {name} names code from the hub ({kernel!r}), and Nightsweep never "
             "runs remote code. Remove that key."
@@ -279,7 +283,9 @@ def _shards(index: Path) -> list[str]:
         n for n in names if not (isinstance(n, str) and n.endswith(".safetensors") and Path(n).name == n)
     )
     if strays:
-        raise ModelError(f"{index} names {strays[0]!r}, which is not a safetensors file beside it.")
+        raise ModelError(
+            f"{index} names {shortened(str(strays[0]))!r}, which is not a safetensors file beside it."
+        )
     return sorted(names)
 
 

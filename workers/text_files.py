@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from search_spaces.wording import shortened
 from workers.errors import DataError, RowError
 from workers.row_structures import JSON
 
@@ -212,8 +213,8 @@ def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
                 return
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(
-                    f"{path}:1: the header names the column {twice[0]!r} more than once, so a record's value "
-                    "of it cannot be told. Rename or remove the repeated columns."
+                    f"{path}:1: the header names the column {shortened(twice[0])!r} more than once, so a "
+                    "record's value of it cannot be told. Rename or remove the repeated columns."
                 )
             end = reader.line_num
             for row in reader:
