@@ -35,7 +35,7 @@ from workers.chat_templates import ChatTemplate, Rendering
 from workers.data_files import describe_source
 from workers.data_statistics import SplitStatistics, decoded
 from workers.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
-from workers.errors import AdapterError, DataError, LengthError, ModelError
+from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
 from workers.formats import FORMATS, Format
 from workers.loss_flags import FLAGS, is_empty
 from workers.memory import limited_memory
@@ -44,6 +44,7 @@ from workers.report_problems import Problems
 from workers.tokenization import IGNORED
 
 _EXAMPLES = 2
+_UNREADABLE = "The data cannot be read"
 _READ_KEYS = FLAGS | {"role", "content"}
 
 
@@ -68,7 +69,10 @@ def make_report(request: ReportRequest) -> Report:
     model = _model_report(request, geometry, problems)
     data = None
     try:
-        with limited_memory(request.limits.memory_gib, "The data cannot be read"):
+        with (
+            limited_memory(request.limits.memory_gib, _UNREADABLE),
+            faults_of_libraries(lambda: _UNREADABLE, DataError),
+        ):
             data = _DataReader(request, reader, problems).report()
     except DataError as error:
         problems.add(error, "data")

@@ -99,7 +99,9 @@ def faults_of_libraries(
     """
     try:
         yield
-    except (WorkerError, *passing):
+    except WorkerError:
+        raise
+    except passing:
         raise
     except MemoryError as error:
         error.add_note(where())
