@@ -37,6 +37,15 @@ class AdapterShape(_Part):
     sgd_momentum: float = 0.9
 
 
+class LoadingLimits(_Part):
+    """What whoever reads a study's files is allowed."""
+
+    data_roots: tuple[str, ...] | None = None
+    """Folders that local files must lie in when they are opened; None: anywhere."""
+    memory_gib: float | None = None
+    """GiB of memory that reading and tokenising may take; None: half of the machine's."""
+
+
 class ReportRequest(_Part):
     """What a report is wanted of."""
 
@@ -51,6 +60,7 @@ class ReportRequest(_Part):
     """Rows of each data set that are tokenised."""
     max_counted: int
     """Rows after them that are counted."""
+    limits: LoadingLimits = LoadingLimits()
 
 
 class Count(_Part):

@@ -112,7 +112,7 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
     except BaseException:
         database.dispose()
         raise
-    reports = ReportProcesses(settings.plan_timeout_seconds)
+    reports = ReportProcesses(settings.plan_timeout_seconds, settings.loading_limits)
     if settings.submission_check_seconds:
         reports.warm_up()
     checks = SubmissionChecks(reports, settings.submission_check_seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
 from search_spaces.hub_names import is_hub_id
 
+_MOST_NAMES = 1_000
+"""Files of a folder among which a missing one's nearest name is looked for; in a larger folder it is not."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 READER_NAMES = frozenset(
     {
@@ -104,11 +107,16 @@ def _stray_link(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
     """A model's folder may hold links, as the hub's cache does, but only to files in the data roots."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return _fault("model.id", name, "cannot be read by the server", "a readable folder")
-    for entry in sorted(folder.iterdir()):
-        if entry.is_symlink() and not _inside(Path(os.path.realpath(entry)), roots):
+    for entry in _links(folder):
+        if not _inside(Path(os.path.realpath(entry)), roots):
             message = f"contains the link {shown(entry.name)!r}, which points outside the data roots"
             return _fault("model.id", name, message, f"a folder whose files are in {_listed(roots)}")
     return None
+
+
+def _links(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if entry.is_symlink()), key=lambda entry: entry.name)
 
 
 def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
@@ -163,7 +171,9 @@ def _nearest_file(name: str, aims: Sequence[Path], roots: Sequence[Path]) -> str
     for aim in aims:
         folder = aim.parent
         if _inside(folder, roots) and os.path.isdir(folder) and os.access(folder, os.R_OK):
-            nearest = nearest_name(aim.name, [entry.name for entry in folder.iterdir()])
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in islice(entries, _MOST_NAMES + 1)]
+            nearest = nearest_name(aim.name, names) if len(names) <= _MOST_NAMES else None
             if nearest is not None:
                 return os.path.join(os.path.dirname(name), nearest)
     return None

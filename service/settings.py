@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from search_spaces.artifact_places import is_url, without_password
+from search_spaces.data_report import LoadingLimits
 from search_spaces.faults import nearest_name
 from search_spaces.wording import LogFormatter
 
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
     refused with 429."""
     idempotency_hours: Annotated[float, Field(gt=0)] = 24.0
     """How long the answer to a request with an `Idempotency-Key` is stored."""
+    loading_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """GiB of memory that reading and tokenising a study's data may take, in a worker, for a plan, or for the
+    check of a submission; None: half of the machine's memory."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """The largest request body; a larger one is refused with 413."""
     plan_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -155,6 +159,11 @@ class Settings(BaseSettings):
             # To each process it would be a folder in its own working directory.
             raise ValueError("must be an absolute path, for example file:///srv/nightsweep")
         return value.rstrip("/")
+
+    @property
+    def loading_limits(self) -> LoadingLimits:
+        """What whoever reads a study's files is allowed."""
+        return LoadingLimits(data_roots=tuple(map(str, self.data_roots)), memory_gib=self.loading_memory_gib)
 
     @property
     def artifacts_root(self) -> str:

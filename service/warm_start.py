@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition, WarmStartSpec, build_recipe
 from search_spaces.errors import Fault
+from search_spaces.faults import shown
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.plan import prepared_space
+from search_spaces.wording import shortened
 from service import optuna_store, recipe_points
 from service.models import Attempt, Schedule, Study, StudyKind
 from service.schedules.evaluated import comparable
@@ -137,7 +139,7 @@ def resolve(
         return WarmStart()
     source = _find(session, spec.from_, sweep=study)
     if source is None:
-        raise WarmStartError(f"warm_start.from: no study or schedule is called {spec.from_!r}")
+        raise WarmStartError(f"warm_start.from: no study or schedule is called {shortened(spec.from_)!r}")
     if source.study is None:
         return WarmStart(notes=(f"no warm start: {source.words}",))
     earlier = read_definition(source.study) if source.study.kind == StudyKind.SEARCH else None
@@ -341,4 +343,4 @@ def _left_out(taken: _Taken) -> list[str]:
 
 
 def _fault(spec: WarmStartSpec, message: str, allowed: str | None = None) -> Fault:
-    return Fault(path=PATH, value=spec.from_, message=message, allowed=allowed)
+    return Fault(path=PATH, value=shown(spec.from_), message=message, allowed=allowed)

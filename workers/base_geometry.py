@@ -16,9 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
-from workers.base_model import LOADING_FAULTS, error_sentence
+from workers.base_model import faults_of_loading
 from workers.cost_model import adapter_bytes
-from workers.errors import ModelError
 from workers.optimizers import moment_names
 from workers.target_modules import linear_layers, output_head, resolve_target_modules
 
@@ -104,14 +103,14 @@ def read_geometry(folder: Path, name: str) -> BaseGeometry:
     Raises:
         ModelError: transformers cannot build the model that config.json describes.
     """
-    try:
+    with faults_of_loading(f"The model {name} could not be loaded from {folder}"):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except LOADING_FAULTS as error:
-        raise ModelError(
-            f"The model {name} could not be loaded from {folder}: {error_sentence(error)}"
-        ) from error
+        return _geometry(model)
+
+
+def _geometry(model: PreTrainedModel) -> BaseGeometry:
     modules = dict(model.named_modules())
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     shapes = {path: modules[path].weight.shape for path in linear_layers(model)}

@@ -12,13 +12,13 @@ in float32 whatever their weights are, and PEFT keeps the adapter's own weights 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,20 +31,9 @@ from search_spaces.definition import ModelSpec
 from search_spaces.wording import counted
 from workers.causal_attention import attend_without_masks
 from workers.chunked_loss import head_is_plain
-from workers.errors import ModelError
-from workers.model_files import check_model_folder, find_model_folder
-
-LOADING_FAULTS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,  # a config.json whose values have the wrong type
-)
-"""What transformers raises for a checkpoint it cannot load. Defects of ours would show in the cause."""
+from workers.errors import ModelError, faults_of_libraries
+from workers.local_files import Roots
+from workers.model_files import check_model_folder, confined_model, find_model_folder
 
 
 @dataclass
@@ -92,7 +81,7 @@ def pick_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase:
+def load_base(spec: ModelSpec, device: torch.device | None = None, roots: Roots = None) -> LoadedBase:
     """Loads tokenizer and model, quantizing the linear layers on the way as `spec` says.
 
     The output head and the embeddings stay in the compute dtype, which is also the dtype of all that is
@@ -102,6 +91,7 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
     Args:
         spec: the model, its quantization and compute dtype.
         device: where the whole model goes; None means `pick_device()`.
+        roots: folders that a local model must lie in; None: anywhere.
 
     Raises:
         ModelError: the model is missing, unsafe (pickled weights, remote code), incomplete, corrupt, or
@@ -109,7 +99,15 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
     """
     device = device or pick_device()
     folder = find_model_folder(spec)
-    check_model_folder(folder, spec.id)
+    with (
+        confined_model(spec, roots),
+        faults_of_loading(f"The model {spec.id} could not be loaded from {folder}"),
+    ):
+        check_model_folder(folder, spec.id)
+        return _load_base(spec, device, folder)
+
+
+def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBase:
     tokenizer = load_tokenizer(str(folder), spec.id)
     compute_dtype = _compute_dtype(spec, device)
     if spec.quantization == "int8" and device.type == "cuda":
@@ -130,10 +128,6 @@ def load_base(spec: ModelSpec, device: torch.device | None = None) -> LoadedBase
         raise ModelError(
             f"The model {spec.id} with quantization {spec.quantization} does not fit the memory of {device}. "
             "Use nf4, a smaller model, or a device with more free memory."
-        ) from error
-    except LOADING_FAULTS as error:
-        raise ModelError(
-            f"The model {spec.id} could not be loaded from {folder}: {error_sentence(error)}"
         ) from error
     _check_loaded(model, loading, spec.id)
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
@@ -243,17 +237,21 @@ def _compute_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's folder. Raises ModelError, naming the model as the definition does."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except LOADING_FAULTS as error:
-        if "trust_remote_code" in str(error):
+    with faults_of_loading(f"The tokenizer of the model {name} could not be loaded from {folder}"):
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
             raise ModelError(
                 f"The tokenizer of the model {name} needs Python code from its own checkpoint, and "
                 "Nightsweep never runs remote code. Choose a model whose tokenizer is part of transformers."
             ) from error
-        raise ModelError(
-            f"The tokenizer of the model {name} could not be loaded from {folder}: {error_sentence(error)}"
-        ) from error
+
+
+def faults_of_loading(what: str) -> AbstractContextManager[None]:
+    """What transformers raises for a checkpoint that it cannot load is a ModelError; a broken GPU is not."""
+    return faults_of_libraries(lambda: what, ModelError, passing=(torch.AcceleratorError,))
 
 
 def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
@@ -298,9 +296,3 @@ _INT8_CAST_NOTICE = _Int8CastNotice()
 
 def _silence_int8_cast_notice() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_INT8_CAST_NOTICE)
-
-
-def error_sentence(error: BaseException) -> str:
-    """The first paragraph of a library's message, or the error's type where it has none."""
-    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
-    return text if text.endswith(".") else f"{text}."

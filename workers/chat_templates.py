@@ -19,7 +19,7 @@ from jinja2 import Environment, TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from workers.errors import DataError, RowError
+from workers.errors import DataError, RowError, without_values
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -96,7 +96,9 @@ class ChatTemplate:
                 )
             )
         except _REFUSALS as error:
-            raise RowError(f"The tokenizer's chat template refuses this conversation: {error}") from error
+            raise RowError(
+                f"The tokenizer's chat template refuses this conversation: {without_values(str(error))}"
+            ) from error
 
     def render_marked(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
         """The conversation as text, and what of it stands between `{% generation %}` markers, in order.
@@ -119,8 +121,14 @@ class ChatTemplate:
                 **self._tokenizer.special_tokens_map,
             )
         except _REFUSALS as error:
-            raise RowError(f"The tokenizer's chat template refuses this conversation: {error}") from error
+            raise RowError(
+                f"The tokenizer's chat template refuses this conversation: {without_values(str(error))}"
+            ) from error
         return str(texts[0]), [(start, end) for start, end in spans[0] if start < end]
+
+
+def _refused(error: Exception) -> str:
+    return f"The tokenizer's chat template refuses this conversation: {without_values(str(error))}"
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from search_spaces.data_report import LoadingLimits
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
 from search_spaces.wording import SENTENCE_CHARACTERS, counted, shortened
@@ -90,6 +91,11 @@ class TrialOrder:
     study_created_at: datetime | None = None
     """The date that a chat template writes, so that all attempts of a study read the same rows, whatever the
     day; None: a template that writes it is refused."""
+    limits: LoadingLimits = field(default_factory=LoadingLimits)
+    """What its data and base may be read from, and how much memory that may take."""
+    check_loading: bool = False
+    """Whether tokenizer and data are loaded in a process of their own first, because a worker has died before
+    the study's first step."""
     rate_sweep: RateSweep | None = None
     """Set for a range test: nothing is evaluated and no adapter is kept; the outcome holds the curve."""
 

@@ -10,7 +10,7 @@ import json
 import socket
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets as hub_datasets
 import httpx
@@ -20,14 +20,20 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
 from search_spaces.hub_names import is_hub_id, is_revision
-from workers.errors import DataError, faults_of_libraries
+from search_spaces.wording import shortened
+from workers.errors import DataError, faults_of_libraries, without_values
+from workers.local_files import Roots, open_data
 from workers.row_structures import Unread
-from workers.text_files import GZIP, PlacedRow, read_csv, read_json, read_json_lines
+from workers.text_files import GZIP, LONGEST_ROW, PlacedRow, read_csv, read_json, read_json_lines
 
 _HUB_READERS = frozenset({"arrow", "cache", "csv", "json", "parquet", "text"})
 """Readers of the `datasets` library that only read rows. Others decode images, unpickle tensors, open
 databases."""
 
+LONGEST_BATCH = 256 * 2**20
+"""Bytes that the rows of a table which are read at once should stay below."""
+_FEWEST_ROWS, _MOST_ROWS = 16, 1024
+"""Rows of a table that are read at once."""
 _NOT_NEEDED = Unread("was not read: nothing needs it")
 
 
@@ -39,12 +45,13 @@ def describe_source(source: str | HubData) -> str:
     return f"hub data set {source.hub} (split {source.split}{config})"
 
 
-def read_rows(source: str | HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
+def read_rows(source: str | HubData, needed: Collection[str], roots: Roots = None) -> Iterator[PlacedRow]:
     """Yields (place, row) in the source's order.
 
     Args:
         source: What is read.
         needed: Columns whose values are used. Those of a table's other columns are `Unread`.
+        roots: Folders that a local file must lie in when it is opened; None: anywhere.
 
     Raises:
         DataError: while iterating, at the first thing that cannot be read, naming its place.
@@ -54,12 +61,15 @@ def read_rows(source: str | HubData, needed: Collection[str]) -> Iterator[Placed
     with faults_of_libraries(
         lambda: f"{name} cannot be read {f'after {last}' if last else 'at its beginning'}"
     ):
-        rows = _read_hub(source, needed) if isinstance(source, HubData) else _read_file(Path(source), needed)
+        if isinstance(source, HubData):
+            rows = _read_hub(source, needed)
+        else:
+            rows = _read_file(Path(source), needed, roots)
         for last, row in rows:
             yield last, row
 
 
-def _read_file(path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
+def _read_file(path: Path, needed: Collection[str], roots: Roots) -> Iterator[PlacedRow]:
     reader = next((reader for end, reader in _READERS.items() if path.name.lower().endswith(end)), None)
     if reader is None:
         raise DataError(f"The data file {path} is not one of {', '.join(_READERS)}, which Nightsweep reads.")
@@ -69,32 +79,53 @@ def _read_file(path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
             f"The data file {path} {what} on this worker ({socket.gethostname()}). Put it where every worker "
             "can read it."
         )
-    yield from reader(path, needed)
+    with open_data(path, roots) as opened:
+        yield from reader(opened, path, needed)
 
 
-def _read_parquet(path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
-    with path.open("rb") as head:
-        if head.read(len(GZIP)) == GZIP:
-            raise DataError(f"The data file {path} is compressed with gzip. Decompress it.")
+def _read_parquet(opened: BinaryIO, path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:
+    if opened.read(len(GZIP)) == GZIP:
+        raise DataError(f"The data file {path} is compressed with gzip. Decompress it.")
+    opened.seek(0)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names
             used = [name for name in names if name in needed]
             if twice := sorted({name for name in used if used.count(name) > 1}):
                 raise DataError(
-                    f"{path}: the file has the column {twice[0]!r} more than once, so a row's value of it "
-                    "cannot be told. Rename or remove the repeated columns."
+                    f"{path}: the file has the column {shortened(twice[0])!r} more than once, so a row's "
+                    "value of it cannot be told. Rename or remove the repeated columns."
                 )
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=used):
+            for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=used):
+                if batch.nbytes > LONGEST_ROW * max(1, batch.num_rows):
+                    raise DataError(
+                        f"{path}, after row {number}: the rows have more than {LONGEST_ROW:,} bytes each. "
+                        "Shorten or split them."
+                    )
                 # Of a column `a`, Parquet also gives a column `a.b`.
                 columns = {name: _values(batch.column(name)) for name in used}
                 for index in range(batch.num_rows):
                     number += 1
                     row = {name: columns[name][index] if name in columns else _NOT_NEEDED for name in names}
                     yield f"{path}, row {number}", row
+    except MemoryError:  # Arrow's, too
+        raise
     except pyarrow.ArrowException as error:
-        raise DataError(f"The data file {path} is not a readable Parquet file: {error}.") from error
+        raise DataError(
+            f"The data file {path} is not a readable Parquet file: {without_values(str(error))}."
+        ) from error
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows of a batch, so that it stays small however long they are.
+
+    No value is longer than what its column takes in a row group before compression, but one that is stored
+    once may be that of each row.
+    """
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size for group in groups), default=0)
+    return max(_FEWEST_ROWS, min(_MOST_ROWS, LONGEST_BATCH // max(1, longest)))
 
 
 def _values(column: pyarrow.Array) -> list[Any]:
@@ -116,7 +147,7 @@ def _value(scalar: pyarrow.Scalar) -> Any:
             return {name: _value(part) for name, part in scalar.items()}
         if isinstance(scalar, pyarrow.ListScalar):
             return [_value(part) for part in scalar.values]
-        return Unread(f"cannot be read: {type(error).__name__}: {error}")
+        return Unread(f"cannot be read: {type(error).__name__}: {without_values(str(error))}")
 
 
 def _holds_json(kind: pyarrow.DataType) -> bool:
@@ -161,7 +192,7 @@ def _read_hub(source: HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
         builder.download_and_prepare()
         rows = builder.as_dataset(split=source.split)
     except (OSError, ValueError, hub_datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = without_values((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise DataError(
             f"The {name} could not be loaded: {first.rstrip('.')}. Check its id, config, split and revision, "
             "and that this worker reaches the Hugging Face hub or has the data in its cache."
@@ -192,15 +223,17 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
         if not str(path).startswith(f"hf://datasets/{hub}@") or "::" in str(path)
     )
     if strays:
-        raise DataError(f"The {name} names {strays[0]!r} as its data, which is not a file of its own.")
+        raise DataError(
+            f"The {name} names {shortened(strays[0])!r} as its data, which is not a file of its own."
+        )
 
 
-_READERS: dict[str, Callable[[Path, Collection[str]], Iterator[PlacedRow]]] = {
-    ".jsonl": lambda path, _: read_json_lines(path),
-    ".json": lambda path, _: read_json(path),
-    ".csv": lambda path, _: read_csv(path),
+_READERS: dict[str, Callable[[BinaryIO, Path, Collection[str]], Iterator[PlacedRow]]] = {
+    ".jsonl": lambda file, path, _: read_json_lines(file, path),
+    ".json": lambda file, path, _: read_json(file, path),
+    ".csv": lambda file, path, _: read_csv(file, path),
     ".parquet": _read_parquet,
-    ".jsonl.gz": lambda path, _: read_json_lines(path),
-    ".json.gz": lambda path, _: read_json(path),
-    ".csv.gz": lambda path, _: read_csv(path),
+    ".jsonl.gz": lambda file, path, _: read_json_lines(file, path),
+    ".json.gz": lambda file, path, _: read_json(file, path),
+    ".csv.gz": lambda file, path, _: read_csv(file, path),
 }

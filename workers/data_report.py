@@ -13,7 +13,6 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from search_spaces.data_report import (
     AdapterBytes,
     DataReport,
     DecodedExample,
+    LoadingLimits,
     ModelReport,
     Report,
     ReportRequest,
@@ -30,19 +30,21 @@ from search_spaces.data_report import (
 )
 from search_spaces.definition import HubData, ModelSpec
 from workers.base_geometry import BaseGeometry, read_geometry
-from workers.base_model import load_tokenizer
+from workers.base_model import faults_of_loading, load_tokenizer
 from workers.chat_templates import ChatTemplate, Rendering
 from workers.data_files import describe_source
 from workers.data_statistics import SplitStatistics, decoded
 from workers.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
-from workers.errors import AdapterError, DataError, LengthError, ModelError
+from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
 from workers.formats import FORMATS, Format
 from workers.loss_flags import FLAGS, is_empty
-from workers.model_files import check_model_folder, find_model_folder
+from workers.memory import limited_memory
+from workers.model_files import check_model_folder, confined_model, find_model_folder, is_local
 from workers.report_problems import Problems
 from workers.tokenization import IGNORED
 
 _EXAMPLES = 2
+_UNREADABLE = "The data cannot be read"
 _READ_KEYS = FLAGS | {"role", "content"}
 
 
@@ -60,26 +62,42 @@ def make_report(request: ReportRequest) -> Report:
     """The report. Faults of the model, the data and the recipes become its problems."""
     problems = Problems()
     try:
-        geometry, reader = _read_base(request.model)
-    except ModelError as error:
-        problems.add(error, "model.id", from_hub=not _is_local(request.model))
+        geometry, reader = read_base(request.model, request.limits)
+    except (ModelError, DataError) as error:
+        problems.add(error, "model.id", from_hub=not is_local(request.model))
         return Report(model=None, data=None, problems=problems.all())
     model = _model_report(request, geometry, problems)
-    data = _DataReader(request, reader, problems).report()
+    data = None
+    try:
+        with (
+            limited_memory(request.limits.memory_gib, _UNREADABLE),
+            faults_of_libraries(lambda: _UNREADABLE, DataError),
+        ):
+            data = _DataReader(request, reader, problems).report()
+    except DataError as error:
+        problems.add(error, "data")
     return Report(model=model, data=data, problems=problems.all(request.max_lengths))
 
 
-def _read_base(spec: ModelSpec) -> tuple[BaseGeometry, BaseReader]:
-    is_local = _is_local(spec)
-    folder = find_model_folder(spec, weights=is_local)
-    check_model_folder(folder, spec.id, weights=is_local)
-    geometry = read_geometry(folder, spec.id)
-    tokenizer = load_tokenizer(str(folder), spec.id)
+def read_base(spec: ModelSpec, limits: LoadingLimits) -> tuple[BaseGeometry, BaseReader]:
+    """A base's shapes and its tokenizer, without its weights.
+
+    Raises:
+        ModelError: It cannot be used.
+        DataError: The limit of memory is not enough.
+    """
+    local = is_local(spec)
+    folder = find_model_folder(spec, weights=local)
+    what = f"The model {spec.id} cannot be read"
+    with (
+        limited_memory(limits.memory_gib, what),
+        confined_model(spec, limits.data_roots),
+        faults_of_loading(what),
+    ):
+        check_model_folder(folder, spec.id, weights=local)
+        geometry = read_geometry(folder, spec.id)
+        tokenizer = load_tokenizer(str(folder), spec.id)
     return geometry, BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions)
-
-
-def _is_local(spec: ModelSpec) -> bool:
-    return spec.id.startswith((".", "~")) or Path(spec.id).is_absolute()
 
 
 def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Problems) -> ModelReport:
@@ -155,7 +173,7 @@ class _DataReader:
             source, limit = spec.eval, spec.max_eval_examples
         name = describe_source(source)
         try:
-            format_, rows = open_rows(source, columns, limit, format_)
+            format_, rows = open_rows(source, columns, limit, format_, request.limits.data_roots)
         except (DataError, ModelError) as error:
             self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
             return None

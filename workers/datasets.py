@@ -18,7 +18,8 @@ from workers.chat_templates import PLAIN, Rendering
 from workers.data_files import describe_source, read_rows
 from workers.data_statistics import TASK_COLUMNS
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
-from workers.formats import FORMATS, Format, detect_format
+from workers.formats import FORMATS, Format, column_list, detect_format
+from workers.local_files import Roots
 from workers.loss_flags import FLAGS, MEANINGFUL_COLUMNS
 from workers.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
 from workers.text_files import PlacedRow
@@ -96,7 +97,7 @@ class TokenizedData:
 
 
 def load_data(
-    spec: DataSpec, base: Reader, now: datetime | None = None
+    spec: DataSpec, base: Reader, now: datetime | None = None, roots: Roots = None
 ) -> tuple[TokenizedData, TokenizedData]:
     """Reads, formats, tokenises and truncates the train and the eval data.
 
@@ -106,6 +107,7 @@ def load_data(
         spec: What is read.
         base: Whose tokenizer and chat template it is read with.
         now: The date that a chat template may write; None: one that writes it is refused.
+        roots: Folders that local files must lie in when they are opened; None: anywhere.
 
     Returns:
         Train and eval data, each with at least one example.
@@ -115,21 +117,27 @@ def load_data(
             is left to learn from, or `max_length` is above the model's positions.
         ModelError: the tokenizer lacks the end token that the format needs.
     """
-    train = load_train(spec, base, now)
-    return train, load_eval(spec, base, train.format, now)
+    train = load_train(spec, base, now, roots)
+    return train, load_eval(spec, base, train.format, now, roots)
 
 
-def load_train(spec: DataSpec, base: Reader, now: datetime | None = None) -> TokenizedData:
+def load_train(
+    spec: DataSpec, base: Reader, now: datetime | None = None, roots: Roots = None
+) -> TokenizedData:
     """The train data alone; raises as `load_data`."""
     check_positions(spec, base)
     format_ = None if spec.format == "auto" else FORMATS[spec.format]
-    return _load_one(spec.train, spec, spec.max_train_examples, format_, base, now)
+    opened = open_rows(spec.train, spec.columns, spec.max_train_examples, format_, roots)
+    return _tokenize(describe_source(spec.train), opened, spec, base, now)
 
 
-def load_eval(spec: DataSpec, base: Reader, format_name: str, now: datetime | None = None) -> TokenizedData:
+def load_eval(
+    spec: DataSpec, base: Reader, format_name: str, now: datetime | None = None, roots: Roots = None
+) -> TokenizedData:
     """The eval data alone, in the format that the train data has; raises as `load_data`."""
     check_positions(spec, base)
-    return _load_one(spec.eval, spec, spec.max_eval_examples, FORMATS[format_name], base, now)
+    opened = open_rows(spec.eval, spec.columns, spec.max_eval_examples, FORMATS[format_name], roots)
+    return _tokenize(describe_source(spec.eval), opened, spec, base, now)
 
 
 def check_positions(spec: DataSpec, base: Reader) -> None:
@@ -142,7 +150,11 @@ def check_positions(spec: DataSpec, base: Reader) -> None:
 
 
 def open_rows(
-    source: str | HubData, columns: Mapping[str, str], limit: int | None, format_: Format | None
+    source: str | HubData,
+    columns: Mapping[str, str],
+    limit: int | None,
+    format_: Format | None,
+    roots: Roots = None,
 ) -> tuple[Format, Iterator[PlacedRow]]:
     """The format and the first `limit` rows, none of which is checked yet.
 
@@ -151,11 +163,12 @@ def open_rows(
         columns: As in a definition's data.
         limit: Most rows; None: all.
         format_: None: told by the first row's columns.
+        roots: As in `load_data`.
 
     Raises:
         DataError: there is no first row, or no format fits it.
     """
-    rows = iter(read_rows(source, {*_READ_COLUMNS, *columns.values()}))
+    rows = iter(read_rows(source, {*_READ_COLUMNS, *columns.values()}, roots))
     first = next(rows, None)
     if first is None:
         raise DataError(f"The data {describe_source(source)} has no rows. Give it at least one.")
@@ -164,26 +177,14 @@ def open_rows(
     return format_, islice(chain([first], rows), limit)
 
 
-def _load_one(
-    source: str | HubData,
-    spec: DataSpec,
-    limit: int | None,
-    format_: Format | None,
-    base: Reader,
-    now: datetime | None,
-) -> TokenizedData:
-    format_, rows = open_rows(source, spec.columns, limit, format_)
-    return _tokenize(describe_source(source), rows, format_, spec, base, now)
-
-
 def _tokenize(
     name: str,
-    rows: Iterable[PlacedRow],
-    format_: Format,
+    opened: tuple[Format, Iterable[PlacedRow]],
     spec: DataSpec,
     base: Reader,
     now: datetime | None,
 ) -> TokenizedData:
+    format_, rows = opened
     rendering = Rendering(now, spec.unrendered)
     examples: list[Example] = []
     count = truncated = tokens = supervised_tokens = 0
@@ -236,7 +237,7 @@ def encode_row(
         if renamed.get(field) is None:
             raise DataError(
                 f"{place}: the row has no {field!r}, which the format {format_.name} needs. It has: "
-                f"{', '.join(k for k, v in renamed.items() if v is not None) or 'nothing'}."
+                f"{column_list(k for k, v in renamed.items() if v is not None)}."
             )
     with faults_of_libraries(lambda: f"{place}: {_used(format_, renamed)} cannot be rendered or tokenised"):
         try:
@@ -274,7 +275,7 @@ def renamed_row(
         if column not in row:
             raise DataError(
                 f"{place}: the row has no column {column!r}, which data.columns gives as {field!r}. It has: "
-                f"{', '.join(row) or 'nothing'}."
+                f"{column_list(row)}."
             )
     kept = {name: value for name, value in row.items() if name not in columns.values()}
     renamed = {**kept, **{field: row[column] for field, column in columns.items()}}

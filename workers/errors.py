@@ -18,19 +18,27 @@ in REST, the command line and the dashboard.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LONGEST_TEXT = 500
-"""Characters of a library's words: some quote the whole text they could not take."""
+from search_spaces.wording import shortened
+
+_LONGEST_MESSAGE = 2_000
+"""Characters of a message."""
+_LONGEST_TEXT = 300
+"""Characters of a library's words."""
+_QUOTED = re.compile(r"(['\"`])(.*?)\1", re.DOTALL)
+_PLAIN = re.compile(r"[\w.+-]{0,20}")
+_NAME = re.compile(r"[\w<>|. -]{1,60}")
 
 
 class WorkerError(Exception):
     """Base of everything a worker raises on purpose."""
 
     def __str__(self) -> str:
-        # A name in the data may hold half of a surrogate pair, which cannot be shown or stored.
-        return super().__str__().encode("utf-8", "backslashreplace").decode()
+        # Names in the data may be long, or hold half of a surrogate pair, which cannot be shown or stored.
+        return shortened(super().__str__(), _LONGEST_MESSAGE)
 
 
 class ModelError(WorkerError):
@@ -68,29 +76,58 @@ class RowError(DataError):
 
 
 @contextmanager
-def faults_of_libraries(where: Callable[[], str]) -> Iterator[None]:
-    """The one place where what libraries raise over data becomes a fault of the data.
+def faults_of_libraries(
+    where: Callable[[], str],
+    fault: type[DataError] | type[ModelError] = RowError,
+    *,
+    passing: tuple[type[BaseException], ...] = (),
+) -> Iterator[None]:
+    """The one place where what libraries raise over data or a model becomes a fault of the study.
 
-    Readers, chat templates and tokenizers raise whatever their authors chose, for a row that is not what they
-    expect. None of it is a trial's: every trial reads the same rows. A machine without memory and the end of
-    the process are not the data's fault.
+    Readers, configurations, chat templates and tokenizers raise whatever their authors chose, over what they
+    do not expect. None of it is a trial's: every trial reads the same files. A lack of memory passes, with
+    the place as its note: whoever limits the memory says what that means (`workers.memory_limit`). So do
+    the end of the process and its interruption.
 
     Args:
         where: Asked at a fault: the place, and what was being done.
+        fault: Raised in place of what the library raised.
+        passing: Passes, too.
 
     Raises:
-        RowError: Something was raised that is not this package's own.
+        DataError, ModelError: Something was raised that is not this package's own.
     """
     try:
         yield
-    except (WorkerError, MemoryError):
+    except WorkerError:
+        raise
+    except passing:
+        raise
+    except MemoryError as error:
+        error.add_note(where())
         raise
     except BaseException as error:
-        # A tokenizer's panic is none of Python's exceptions, and its class cannot be imported.
+        # A panic in Rust is none of Python's exceptions, and its class cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        text = " ".join(str(error).split())
-        text = f"{text[:_LONGEST_TEXT]}..." if len(text) > _LONGEST_TEXT else text.rstrip(".")
         kind = type(error).__name__
         kind = f"{type(error).__module__}.{kind}" if kind.islower() else kind  # `zlib.error`
-        raise RowError(f"{where()}: {kind}: {text or 'no reason given'}.") from error
+        text = without_values(str(error)).rstrip(".")
+        raise fault(f"{where()}: {kind}: {text or 'no reason given'}.") from error
+
+
+def without_values(text: str) -> str:
+    """A library's words without the values that they quote, on one line and shortened.
+
+    They may quote a file that nobody was to see. Names in quotes stay, as of a missing attribute or column.
+    """
+    return shortened(" ".join(_QUOTED.sub(_name_only, text).split()), _LONGEST_TEXT)
+
+
+def described(value: object) -> str:
+    """A value of a file, as it may stand in a message: itself where it is short and plain, else its kind."""
+    return repr(value) if _PLAIN.fullmatch(str(value)) else f"of type {type(value).__name__}"
+
+
+def _name_only(quoted: re.Match[str]) -> str:
+    return quoted.group() if _NAME.fullmatch(quoted.group(2)) else f"{quoted.group(1)}…{quoted.group(1)}"

@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from search_spaces.wording import shortened
 from workers.chat_templates import PLAIN, Rendering
 from workers.conversations import check_messages, encode_conversation
 from workers.errors import DataError, RowError
@@ -32,6 +33,9 @@ from workers.tokenization import (
 )
 
 Row = Mapping[str, Any]
+
+_LONGEST_COLUMNS = 300
+"""Characters of the names of columns."""
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -141,6 +145,12 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def column_list(names: Iterable[str]) -> str:
+    """Columns of a file by their names, for messages: one that is not what it should be may have any."""
+    shown = (name if name == name.strip() else repr(name) for name in names)
+    return shortened(", ".join(shown), _LONGEST_COLUMNS) or "nothing"
+
+
 def detect_format(columns: Collection[str]) -> Format:
     """The one format whose required fields are all among `columns`, which are named after renaming.
 
@@ -150,8 +160,7 @@ def detect_format(columns: Collection[str]) -> Format:
     fitting = [format_ for format_ in FORMATS.values() if set(format_.required) <= set(columns)]
     if len(fitting) == 1:
         return fitting[0]
-    shown = [name if name == name.strip() else repr(name) for name in sorted(columns)]
-    found = f"The data has the columns {', '.join(shown) or '(none)'}"
+    found = f"The data has the columns {column_list(sorted(columns))}"
     if fitting:
         names = ", ".join(format_.name for format_ in fitting)
         raise DataError(f"{found}, which fit more than one format: {names}. Say which in data.format.")
@@ -162,7 +171,7 @@ def detect_format(columns: Collection[str]) -> Format:
             f"{found}, so each row is a message. A row must be a conversation: "
             '{"messages": [{"role": "user", "content": "..."}, ...]}.'
         )
-    if len(columns) == 1 and (mark := next((m for m in (";", "\t", "|") if m in shown[0]), None)):
+    if len(columns) == 1 and (mark := next((m for m in (";", "\t", "|") if m in next(iter(columns))), None)):
         raise DataError(
             f"{found}, so its cells seem to be separated by {mark!r}. Save the file with commas between them."
         )

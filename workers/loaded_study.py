@@ -14,9 +14,10 @@ from workers.adapters import AdapterHost
 from workers.base_model import checkpoint_activations, load_base
 from workers.contract import Preparing, TrialOrder
 from workers.datasets import TokenizedData, load_eval, load_train
-from workers.errors import LengthError, RecipeLengthError
+from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.heartbeat import UNWATCHED, Heartbeat
-from workers.memory import release, tokens_per_forward
+from workers.loading_check import check_loading
+from workers.memory import limited_memory, release, tokens_per_forward
 from workers.probe import Costs
 from workers.shared_pass import SharedPasses
 
@@ -126,6 +127,9 @@ class LoadedStudies:
 
         running = list(running)
         key = _base_key(order.model)
+        if order.check_loading and not self._has(order, key):
+            say("loading tokenizer and data in a process of their own, because a worker ended")
+            check_loading(order)
         if self.base is None or (self.base.key != key and not running):
             say(f"loading the base {order.model.id} ({order.model.quantization})")
             # The older base goes before the new one comes: a device seldom holds two.
@@ -133,7 +137,7 @@ class LoadedStudies:
             self._train.clear()
             self._evaluation.clear()
             release(self._device)
-            host = AdapterHost(load_base(order.model, self._device))
+            host = AdapterHost(load_base(order.model, self._device, order.limits.data_roots))
             budget = tokens_per_forward(self._device)
             self.base = SharedBase(
                 key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
@@ -144,14 +148,27 @@ class LoadedStudies:
         train = self._train.pop(_train_key(order), None)
         if train is None:
             say("reading and tokenising the train data")
-            train = _load_train(order, base)
+            with limited_memory(order.limits.memory_gib, "The train data cannot be loaded"):
+                train = _load_train(order, base)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
             say("reading and tokenising the eval data")
-            evaluation = load_eval(order.data, base.host.base, train.format, order.study_created_at)
+            with limited_memory(order.limits.memory_gib, "The eval data cannot be loaded"):
+                evaluation = load_eval(
+                    order.data,
+                    base.host.base,
+                    train.format,
+                    order.study_created_at,
+                    order.limits.data_roots,
+                )
             self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
+
+    def _has(self, order: TrialOrder, key: tuple[object, ...]) -> bool:
+        """Whether nothing of an order's tokenizer and data is to be loaded."""
+        is_there = _train_key(order) in self._train and _data_key(order) in self._evaluation
+        return is_there and self.base is not None and self.base.key == key
 
     def _forget(self, orders: Sequence[TrialOrder]) -> None:
         """Keeps the data of these orders, and of their studies that of a few more lengths."""
@@ -161,13 +178,14 @@ class LoadedStudies:
         self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
 
 
-def _load_train(order: TrialOrder, base: SharedBase) -> TokenizedData:
+def _load_train(order: TrialOrder, shared: SharedBase) -> TokenizedData:
     """The train data, cut to the recipe's own length where it has one."""
-    length, now = order.recipe.max_length, order.study_created_at
+    length, base = order.recipe.max_length, shared.host.base
+    now, roots = order.study_created_at, order.limits.data_roots
     if length is None or length == order.data.max_length:
-        return load_train(order.data, base.host.base, now)
+        return load_train(order.data, base, now, roots)
     try:
-        return load_train(order.data.model_copy(update={"max_length": length}), base.host.base, now)
+        return load_train(order.data.model_copy(update={"max_length": length}), base, now, roots)
     except LengthError as error:
         raise RecipeLengthError.of(error) from error
 
@@ -176,7 +194,8 @@ def _base_key(spec: ModelSpec) -> tuple[object, ...]:
     folder = Path(spec.id).expanduser()
     if not folder.is_dir():
         return (spec.model_dump_json(),)
-    files = sorted((file.name, file.stat()) for file in folder.iterdir() if file.is_file())
+    with faults_of_libraries(lambda: f"The folder of the model {spec.id} cannot be read", ModelError):
+        files = sorted((file.name, file.stat()) for file in folder.iterdir() if file.is_file())
     return (spec.model_dump_json(), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workers.errors import RowError
+from workers.errors import RowError, described
 from workers.row_structures import Unread
 
 LOSS_FLAGS = (
@@ -110,5 +110,6 @@ def is_empty(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = value.text or f"<{value.reason}>" if isinstance(value, Unread) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, Unread):
+        return value.text if value.text and len(value.text) < 20 else f"a value that {value.reason}"
+    return described(value)

@@ -1,4 +1,5 @@
-"""Device memory: how much one forward pass may take, how much was taken, and knowing when it ran out."""
+"""Memory: how much one forward pass may take, how much was taken, knowing when it ran out, and a limit for
+reading and tokenising."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import gc
 import os
 import platform
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from workers.errors import DataError
 
 TOKENS_PER_FORWARD = {"cpu": 2_048, "cuda": 8_192}
 """Padded tokens in one forward and backward pass until a probe has measured what pays (`workers.probe`).
@@ -102,6 +106,52 @@ def available_bytes(device: torch.device) -> int:
         return 2**33  # nothing in the standard library tells; a pack on a laptop stays small anyway
     share = torch.get_num_threads() / (os.cpu_count() or 1)
     return int(_kilobytes(Path("/proc/meminfo"), "MemAvailable") * min(1.0, share))
+
+
+@contextmanager
+def limited_memory(gib: float | None, what: str) -> Iterator[None]:
+    """Lets the process take only so much more memory than it has (`RLIMIT_DATA`; nothing but on Linux).
+
+    A small file may unpack to any size, and a machine without memory ends processes that did nothing wrong.
+    Libraries in Python notice the limit as a `MemoryError`; some native ones abort the process at it.
+
+    Args:
+        gib: GiB; None: half of the machine's memory.
+        what: What is being done, for the message.
+
+    Raises:
+        DataError: It was not enough.
+    """
+    gib = gib if gib is not None else machine_bytes() / 2 / 2**30
+    if not _LINUX:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _kilobytes(Path("/proc/self/status"), "VmData") + int(gib * 2**30)
+    known = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    place = None
+    resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        place = next(iter(getattr(error, "__notes__", ())), what)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    if place is not None:  # with the limit lifted, and without the frames that hold the memory
+        raise DataError(
+            f"{place}: this needs more than {gib:.3g} GiB of memory (NIGHTSWEEP_LOADING_MEMORY_GIB). Use "
+            "less data or shorter rows, check that the file is what it should be, or raise the limit."
+        )
+
+
+def machine_bytes() -> int:
+    """Memory of the machine, or of the container (cgroup v2) where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # "max", or no cgroup
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def _kilobytes(file: Path, field: str) -> int:

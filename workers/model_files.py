@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from search_spaces.definition import ModelSpec
 from search_spaces.hub_names import is_hub_id, is_revision
-from workers.errors import ModelError
+from search_spaces.wording import shortened
+from workers.errors import ModelError, faults_of_libraries, without_values
+from workers.local_files import Roots, unexchanged
 
 _WEIGHTS = "*.safetensors"
 _DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -42,6 +45,8 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+_LARGEST_CONFIG = 16 * 2**20
+"""Bytes of a config.json."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -58,7 +63,7 @@ def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
     folder = Path(spec.id).expanduser()
     # A folder that happens to be called `organisation/name` where this process runs is not the hub's model,
     # and nobody has checked that it lies in the data roots.
-    if spec.id.startswith((".", "~")) or folder.is_absolute():
+    if is_local(spec):
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise ModelError(
@@ -67,6 +72,11 @@ def find_model_folder(spec: ModelSpec, *, weights: bool = True) -> Path:
             )
         return folder.resolve()
     return _fetch(spec, [*_DESCRIPTION, _WEIGHTS] if weights else _DESCRIPTION)
+
+
+def is_local(spec: ModelSpec) -> bool:
+    """Whether the model is a folder rather than the hub's."""
+    return spec.id.startswith((".", "~")) or Path(spec.id).is_absolute()
 
 
 def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
@@ -107,6 +117,14 @@ def _fetch(spec: ModelSpec, wanted: list[str]) -> Path:
         ) from error
 
 
+def confined_model(spec: ModelSpec, roots: Roots) -> AbstractContextManager[None]:
+    """Refuses a local model that leads out of the data roots or is exchanged meanwhile (`unexchanged`).
+
+    The hub's client has its own folder for what it fetches.
+    """
+    return unexchanged(Path(spec.id).expanduser(), spec.id, roots) if is_local(spec) else nullcontext()
+
+
 def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict[str, Any]:
     """Checks everything that can be checked without building the model; answers its config.json.
 
@@ -120,11 +138,12 @@ def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict
             unknown or needs the checkpoint's own code, the checkpoint is quantized already, or it would
             make transformers read more than the folder's own safetensors files.
     """
-    config = _read_config(folder, name)
-    _check_architecture(config, name)
-    _check_references(config, folder, name)
-    if weights:
-        _check_weights(folder, name)
+    with faults_of_libraries(lambda: f"The files of the model {name} cannot be read", ModelError):
+        config = _read_config(folder, name)
+        _check_architecture(config, name)
+        _check_references(config, folder, name)
+        if weights:
+            _check_weights(folder, name)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ModelError(
             f"The model {name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in {folder}. Save "
@@ -145,11 +164,14 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
             f"The model {name} has no config.json in {folder}.{adapter} A base model is a folder with "
             "config.json, *.safetensors and tokenizer files, as `save_pretrained` writes them."
         )
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise ModelError(f"{path} has more than {_LARGEST_CONFIG:,} bytes, so it is not a configuration.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        what = without_values(str(error))
         raise ModelError(
-            f"{path} is not valid JSON ({error}). Restore the file, or download the model again."
+            f"{path} is not valid JSON ({what}). Restore the file, or download the model again."
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
@@ -160,23 +182,25 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_architecture(config: dict[str, Any], name: str) -> None:
     model_type = config["model_type"]
+    kind = shortened(model_type, 60)
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise ModelError(
-                f"The model {name} ({model_type}) needs Python code from its own checkpoint, and Nightsweep "
+                f"The model {name} ({kind}) needs Python code from its own checkpoint, and Nightsweep "
                 "never runs remote code. Choose a model whose architecture is part of transformers."
             )
         raise ModelError(
-            f"The installed transformers does not know the architecture {model_type!r} of the model {name}. "
+            f"The installed transformers does not know the architecture {kind!r} of the model {name}. "
             "Update transformers on the workers or choose another model."
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"The model {name} ({model_type}) is not a causal language model, and the task is causal_lm. "
+            f"The model {name} ({kind}) is not a causal language model, and the task is causal_lm. "
             "Choose a decoder model such as Llama, Qwen or Mistral."
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")
+        method = shortened(str(method), 40)
         raise ModelError(
             f"The model {name} is already quantized ({method}). Use the original model: Nightsweep "
             "quantizes it on loading as model.quantization says."
@@ -196,6 +220,7 @@ def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:
             "Save the model again with `model.save_pretrained(folder)`."
         )
     if kernel := _named_kernel(config):
+        kernel = shortened(kernel)
         raise ModelError(
             f"The config.json of the model {name} names code from the hub ({kernel!r}), and Nightsweep never "
             "runs remote code. Remove that key."
@@ -258,7 +283,9 @@ def _shards(index: Path) -> list[str]:
         n for n in names if not (isinstance(n, str) and n.endswith(".safetensors") and Path(n).name == n)
     )
     if strays:
-        raise ModelError(f"{index} names {strays[0]!r}, which is not a safetensors file beside it.")
+        raise ModelError(
+            f"{index} names {shortened(str(strays[0]))!r}, which is not a safetensors file beside it."
+        )
     return sorted(names)
 
 

@@ -97,10 +97,9 @@ def missing(parts: Iterable[Part], text: str) -> list[Part]:
 def describe_lost(part: Part) -> str:
     """What to tell a person who wants nothing lost."""
     whose = "the row" if part.message is None else f"message {part.message}"
-    text = part.text if len(part.text) <= 60 else f"{part.text[:57]}..."
     how = "leaves out, cuts or rewrites" if part.key == "content" else "does not render"
     return (
-        f"The tokenizer's chat template {how} the {part.key!r} of {whose} ({text!r}), so that would be lost. "
+        f"The tokenizer's chat template {how} the {part.key!r} of {whose}, so that would be lost. "
         f"Use a model whose chat template renders it, {_instead(part)}, or set data.unrendered to ignore if "
         "this is meant."
     )

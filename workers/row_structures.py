@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from workers.errors import RowError
+from search_spaces.wording import shortened
+from workers.errors import RowError, described, without_values
 from workers.tokenization import check_text
 
 CONVERSATIONS = "conversations"
@@ -109,7 +110,8 @@ class _Place(NamedTuple):
         return f"{self.what} ({self.path})" if self.path else self.what
 
     def at(self, key: object) -> _Place:
-        return _Place(self.what, f"{self.path}.{key}" if self.path else str(key))
+        name = shortened(str(key), 60)
+        return _Place(self.what, f"{self.path}.{name}" if self.path else name)
 
 
 def _messages(value: Any, field: str) -> Any:
@@ -161,7 +163,8 @@ def _of_sharegpt(message: dict[str, Any], place: _Place) -> dict[str, Any]:
     """`from` and `value` as `role` and `content`; a call's value as tool calls."""
     speaker, value = str(message.pop("from")).strip().lower(), message.pop("value", None)
     if speaker not in _ROLES:
-        raise RowError(f"{place} is from {speaker!r}; expected one of {', '.join(_ROLES)}.")
+        sender = described(speaker)
+        raise RowError(f"{place} has the sender {sender}; expected one of {', '.join(_ROLES)}.")
     role = {"role": _ROLES[speaker]}
     if speaker != "function_call":
         return {**role, **({} if value is None else {"content": value}), **message}
@@ -203,7 +206,8 @@ def _with_arguments(function: Any, place: _Place) -> Any:
         arguments = JSON.decode(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise RowError(
-            f"{place.at('arguments')} is a text that is not valid JSON: {error}. Write arguments as JSON."
+            f"{place.at('arguments')} is a text that is not valid JSON: {without_values(str(error))}. Write "
+            "arguments as JSON."
         ) from error
     if isinstance(arguments, str):
         raise RowError(f"{place.at('arguments')} is JSON within JSON. Encode arguments once.")

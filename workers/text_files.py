@@ -11,16 +11,24 @@ import gzip
 import io
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
+from search_spaces.wording import shortened
 from workers.errors import DataError, RowError
 from workers.row_structures import JSON
 
 PlacedRow = tuple[str, dict[str, Any]]
+Text = TypeVar("Text", str, bytes, covariant=True)
+
+
+class _Lines(Protocol[Text]):
+    """A file of texts or of bytes."""
+
+    def readline(self, size: int, /) -> Text: ...
+
 
 GZIP = b"\x1f\x8b"
 _OTHER_CONTENT = (
@@ -35,30 +43,39 @@ _OTHER_CONTENT = (
 )
 """How files begin that are not text in UTF-8. Plain text that begins with such letters goes on with more."""
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
+LONGEST_ROW = 64 * 2**20
+"""Bytes of a row, as it is in its file."""
+LONGEST_DOCUMENT = 2**30
+"""Bytes of a JSON document that is a list of all rows, unpacked."""
+_SHORTEN = "Shorten or split the row."
 _BLANK = re.compile("[\\s\ufeff]*")
 _BOM = "\ufeff"
 
 
-def read_json_lines(path: Path) -> Iterator[PlacedRow]:
+def read_json_lines(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
     """Objects of a file that has one per line, or indented ones one after another, or all in one list."""
-    with _open(path) as file:
-        lines = ((number, _decoded(line, f"{path}:{number}")) for number, line in enumerate(file, start=1))
+    with _unpacked(opened, path) as file:
+        lines = (
+            (number, _decoded(line, f"{path}:{number}"))
+            for number, line in _lines(file, path, LONGEST_DOCUMENT)
+        )
         first = next((line for line in lines if _end_of_blank(line[1], 0) < len(line[1])), None)
         if first is None:
             return
         number, text = first
         if text[_end_of_blank(text, 0) :].startswith("["):
-            whole = "\n" * (number - 1) + "\n".join([text, *(text for _, text in lines)])
-            yield from _read_document(path, whole)
+            rest = _bounded((text for _, text in lines), path)
+            yield from _read_document(path, "\n" * (number - 1) + "\n".join([text, *rest]))
             return
         yield from _read_values(path, chain([first], lines))
 
 
-def read_json(path: Path) -> Iterator[PlacedRow]:
+def read_json(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
     """Objects of a file that holds a list of them, `{"data": [...]}`, or one object after another."""
-    with _open(path) as file:
-        lines = [_decoded(line, f"{path}:{number}") for number, line in enumerate(file, start=1)]
-    yield from _read_document(path, "\n".join(lines))
+    with _unpacked(opened, path) as file:
+        lines = (_decoded(line, f"{path}:{number}") for number, line in _lines(file, path, LONGEST_DOCUMENT))
+        text = "\n".join(_bounded(lines, path))
+    yield from _read_document(path, text)
 
 
 def _read_document(path: Path, text: str) -> Iterator[PlacedRow]:
@@ -92,10 +109,12 @@ def _read_values(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Place
     lines = iter(lines)
     for number, text in lines:
         place = f"{path}:{number}"
+        if len(text) > LONGEST_ROW:
+            raise DataError(f"{place}: the line has more than {LONGEST_ROW:,} bytes. {_SHORTEN}")
         try:
             values = _values(text)
             if values is None:
-                values = _values_over_lines(text, lines)
+                values = _values_over_lines(text, lines, place)
         except json.JSONDecodeError as error:
             # The line, unless it only begins an object over several ones: then the line within that.
             at, column = number + error.lineno - 1, error.colno
@@ -130,11 +149,13 @@ def _values(text: str) -> list[Any] | None:
     return values
 
 
-def _values_over_lines(first: str, lines: Iterator[tuple[int, str]]) -> list[Any]:
+def _values_over_lines(first: str, lines: Iterator[tuple[int, str]], place: str) -> list[Any]:
     """The values of a line that goes on, with the lines up to their end."""
-    whole = [first]
+    whole, size = [first], len(first)
     for _, text in lines:
         whole.append(text)
+        if (size := size + len(text)) > LONGEST_ROW:
+            raise DataError(f"{place}: the object has more than {LONGEST_ROW:,} bytes. {_SHORTEN}")
         if text.endswith(("}", "]")):
             values = _values("\n".join(whole))
             if values is not None:
@@ -177,13 +198,14 @@ def _skip(text: str, position: int, mark: str = "") -> int:
     return position
 
 
-def read_csv(path: Path) -> Iterator[PlacedRow]:
+def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
     """Records of a file with a header. A place is the line that a record begins on."""
-    # The default limit of 128 KiB a cell is below what a document may be; C's long is 32 bits on Windows.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    # The default limit of 128 KiB a cell is below what a document may be.
+    csv.field_size_limit(LONGEST_ROW)
     marked: set[int] = set()
-    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-        reader = csv.DictReader(_without_marks(text, marked), strict=True)
+    with _unpacked(opened, path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        lines = (line for _, line in _lines(text, path, LONGEST_ROW))
+        reader = csv.DictReader(_without_marks(lines, marked), strict=True)
         end = 0
         try:
             header = reader.fieldnames
@@ -191,8 +213,8 @@ def read_csv(path: Path) -> Iterator[PlacedRow]:
                 return
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(
-                    f"{path}:1: the header names the column {twice[0]!r} more than once, so a record's value "
-                    "of it cannot be told. Rename or remove the repeated columns."
+                    f"{path}:1: the header names the column {shortened(twice[0])!r} more than once, so a "
+                    "record's value of it cannot be told. Rename or remove the repeated columns."
                 )
             end = reader.line_num
             for row in reader:
@@ -218,7 +240,8 @@ def read_csv(path: Path) -> Iterator[PlacedRow]:
         except csv.Error as error:
             raise DataError(f"{path}:{end + 1}: the record is not valid CSV: {error}.") from error
         except UnicodeDecodeError:
-            _refuse_undecodable(path)
+            opened.seek(0)
+            _refuse_undecodable(opened, path)
             raise
 
 
@@ -232,23 +255,49 @@ def _without_marks(lines: Iterable[str], marked: set[int]) -> Iterator[str]:
         yield line
 
 
-def _refuse_undecodable(path: Path) -> None:
+def _refuse_undecodable(opened: BinaryIO, path: Path) -> None:
     """Names the first line that is not UTF-8, which a decoder of blocks cannot tell."""
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+    with _unpacked(opened, path) as file:
+        for number, line in _lines(file, path, LONGEST_ROW):
             _decoded(line, f"{path}:{number}")
 
 
-def _open(path: Path) -> BinaryIO:
+def _lines(file: _Lines[Text], path: Path, longest: int) -> Iterator[tuple[int, Text]]:
+    """Lines with their numbers.
+
+    Raises:
+        DataError: One is longer than a line may be: a file of terabytes may have no end of line at all.
+    """
+    number = 0
+    while line := file.readline(longest + 1):
+        number += 1
+        if len(line) > longest:
+            raise DataError(f"{path}:{number}: the line has more than {longest:,} bytes. {_SHORTEN}")
+        yield number, line
+
+
+def _bounded(texts: Iterable[str], path: Path) -> Iterator[str]:
+    """The lines of one JSON document, as long as it is not too long for memory."""
+    size = 0
+    for text in texts:
+        size += len(text)
+        if size > LONGEST_DOCUMENT:
+            raise DataError(
+                f"{path}: the JSON document has more than {LONGEST_DOCUMENT:,} bytes. Write one object per "
+                "line, which is read line by line."
+            )
+        yield text
+
+
+def _unpacked(opened: BinaryIO, path: Path) -> BinaryIO:
     """The file's bytes, unpacked where it is gzip.
 
     Raises:
         DataError: it begins as something that is not read as text.
     """
-    with path.open("rb") as plain:
-        zipped = plain.read(len(GZIP)) == GZIP
-    unpack = gzip.open if zipped else open
-    file = cast(BinaryIO, unpack(path, "rb"))
+    zipped = opened.read(len(GZIP)) == GZIP
+    opened.seek(0)
+    file = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if zipped else opened
     head = file.read(64)
     file.seek(0)
     for magic, what in _OTHER_CONTENT:

@@ -66,9 +66,9 @@ def _check_notation(messages: Sequence[Message], render: Render) -> None:
     if not suspects:
         return
     text = _rendered(messages, render)
-    if found := [each for each in sorted(suspects) if each in text]:
+    if any(each in text for each in suspects):
         raise RowError(
-            f"The tokenizer's chat template writes {found[0]} of a tool call's arguments in Python's "
+            "The tokenizer's chat template writes lists or objects among a tool call's arguments in Python's "
             "notation, not as JSON. Use `tojson` in the template, or give arguments without such values."
         )
 

@@ -24,7 +24,9 @@ DEVICE_PUT_ASIDE = "device_put_aside"
 """The kind of event that says that a GPU gets no trials any more."""
 
 _Trial = tuple[str, int]
-"""A study's id and a trial's number."""
+"""A study's id and a trial's number; `_LOADING` in place of the number where the trial had not begun."""
+_LOADING = -1
+"""All trials of a study load the same, so what dies meanwhile is explained by the study, as by one trial."""
 
 
 def devices_aside(session: Session) -> frozenset[str]:
@@ -88,14 +90,15 @@ def _deaths_since(session: Session, device_id: str, restored_at: datetime | None
         Attempt.outcome.is_not(None),  # none: the pruner's word outlived the worker
     )
     good_until = max(filter(None, (session.scalars(trained).one(), restored_at)), default=None)
-    lost = select(Attempt.worker_id, Attempt.study_id, Attempt.trial_number).where(
+    lost = select(Attempt.worker_id, Attempt.study_id, Attempt.trial_number, Attempt.started_at).where(
         of_device, Attempt.loss_cause == LossCause.WORKER_DIED
     )
     if good_until is not None:
         lost = lost.where(Attempt.ended_at > good_until)
     by_worker: dict[str, set[_Trial]] = {}
-    for worker_id, study_id, number in session.execute(lost.order_by(Attempt.id)):
-        by_worker.setdefault(worker_id, set()).add((study_id, number))
+    for worker_id, study_id, number, started_at in session.execute(lost.order_by(Attempt.id)):
+        explanation = study_id, _LOADING if started_at is None else number
+        by_worker.setdefault(worker_id, set()).add(explanation)
     return [frozenset(trials) for trials in by_worker.values()]
 
 
@@ -106,6 +109,9 @@ def _named(session: Session, deaths: Sequence[frozenset[_Trial]]) -> str:
     }
     said = []
     for death in deaths:
-        trials = ", ".join(f"{names.get(study_id, study_id)}/{number}" for study_id, number in sorted(death))
+        trials = ", ".join(
+            f"{names.get(study_id, study_id)}{' while it loaded' if number == _LOADING else f'/{number}'}"
+            for study_id, number in sorted(death)
+        )
         said.append(trials if len(death) == 1 else f"one of {trials}")
     return "; ".join(said)

@@ -282,6 +282,7 @@ class Coordinator:
                 database=self._database,
                 storage=self._storage,
                 artifacts=settings.artifacts_root,
+                limits=settings.loading_limits,
                 told=Told(stop_grace=settings.stop_grace_seconds, pause_grace=settings.pause_grace_seconds),
             )
         except LeaseLost as error:

@@ -15,6 +15,9 @@ from datetime import datetime, timedelta
 from service.models import Attempt
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 
+DEATHS_BEFORE_A_FIRST_STEP = 3
+"""Workers that one trial may lose before any trial of its study has made a step; then the study ends."""
+
 COUNTED = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE, LossCause.STALLED})
 """Losses that may be the trial's own doing: they alone count against `budget.max_retries`."""
 
@@ -47,16 +50,21 @@ class Losses:
     """Of a suspect: the GPU on which that worker was. It may have been the GPU's doing."""
     poison: str | None = None
     """Why it must not be tried again."""
+    fatal: str | None = None
+    """Why the study must not go on."""
 
 
 class Deaths:
-    """Which attempts of a study ended in the same moment on the same worker.
+    """Which attempts of a study ended in the same moment on the same worker, and whether any ever began.
 
     Args:
         attempts: all of the study.
     """
 
     def __init__(self, attempts: Iterable[Attempt]) -> None:
+        attempts = list(attempts)
+        self.any_began = any(a.started_at is not None for a in attempts)
+        """Whether the study's model and data have been loaded and a trial has begun to train."""
         self._together = Counter((a.worker_id, a.ended_at) for a in attempts if a.ended_at is not None)
 
     def alone(self, attempt: Attempt) -> bool:
@@ -69,6 +77,20 @@ def counts(attempt: Attempt) -> bool:
     return attempt.state == AttemptState.LOST and (
         attempt.loss_cause is None or attempt.loss_cause in COUNTED
     )
+
+
+def died_before_it_began(attempt: Attempt) -> bool:
+    """Whether a worker died with an attempt whose model and data it had not loaded yet."""
+    return attempt.loss_cause == LossCause.WORKER_DIED and attempt.started_at is None
+
+
+def loading_is_suspect(attempts: Sequence[Attempt]) -> bool:
+    """Whether loading a study's model and data may be what ends its workers.
+
+    Args:
+        attempts: all of the study.
+    """
+    return not Deaths(attempts).any_began and any(map(died_before_it_began, attempts))
 
 
 def places(tries: Sequence[Attempt]) -> list[int]:
@@ -95,6 +117,9 @@ def losses(tries: Sequence[Attempt], deaths: Deaths, now: datetime) -> Losses:
     """
     if not any(a.state == AttemptState.LOST for a in tries):
         return Losses()
+    if not deaths.any_began and (early := [a for a in tries if died_before_it_began(a)]):
+        # Every trial loads the same, so it is no trial's doing.
+        return Losses(rested=_rested(tries, now), fatal=_unloadable(early))
     death = next((a for a in reversed(tries) if a.loss_cause == LossCause.WORKER_DIED), None)
     suspect = _is_suspect(tries)
     return Losses(
@@ -103,6 +128,16 @@ def losses(tries: Sequence[Attempt], deaths: Deaths, now: datetime) -> Losses:
         suspect=suspect,
         avoid=death.device_id if suspect and death is not None else None,
         poison=_poison(tries, deaths),
+    )
+
+
+def _unloadable(early: Sequence[Attempt]) -> str | None:
+    """Why a study ends whose workers die before its first step; None: it may have been by chance."""
+    if len(early) < DEATHS_BEFORE_A_FIRST_STEP:
+        return None
+    return (
+        f"the workers of trial {early[-1].trial_number} died {len(early)} times before any trial of the "
+        f"study made its first step; the last time: {early[-1].reason}"
     )
 
 

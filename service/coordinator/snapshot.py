@@ -54,7 +54,7 @@ class TrialSnapshot:
     feasible: bool = True
     """It breaks no constraint."""
     fatal_reason: str | None = None
-    """The trial failed for a reason in the study's model or data."""
+    """The trial failed, or cannot begin, for a reason in the study's model or data."""
 
     @property
     def is_repeat(self) -> bool:

@@ -302,7 +302,9 @@ def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: S
     for attempt in attempts:
         if attempt.verdict_reason is None:
             attempt.loss_cause = cause
-            advance_attempt(session, attempt, AttemptState.LOST, reason)
+            stage = attempt.reason if attempt.state == AttemptState.DISPATCHED else ""
+            said = f"{reason.rstrip('.')}, while {stage}" if stage else reason
+            advance_attempt(session, attempt, AttemptState.LOST, said)
         else:
             advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
         attempt.ended_at = now

@@ -6,6 +6,7 @@ Each method that writes is one transaction that begins by holding the lease.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces import samplers
 from search_spaces.artifact_places import join
+from search_spaces.data_report import LoadingLimits
 from search_spaces.definition import build_recipe
 from service import optuna_store
 from service.coordinator import recovery, waiting
@@ -21,7 +23,7 @@ from service.coordinator.dispatch import Decision, TrialOrder, WorkerShape
 from service.coordinator.held_study import HeldStudy
 from service.coordinator.leases import Lease
 from service.coordinator.orders import make_order
-from service.coordinator.retries import storage_trouble
+from service.coordinator.retries import loading_is_suspect, storage_trouble
 from service.coordinator.room import Room
 from service.coordinator.snapshot import Limits, Repeats, Snapshot
 from service.coordinator.study_events import StudyEvents, rungs_of
@@ -51,6 +53,7 @@ class StudyRun:
         database: the service's tables.
         storage: Optuna's.
         artifacts: the path or URL where its attempts get their folders.
+        limits: what its workers may read, and how much memory that may take.
         told: remembers what its live attempts are told.
 
     Raises:
@@ -64,10 +67,12 @@ class StudyRun:
         database: Database,
         storage: optuna_store.Storage,
         artifacts: str,
+        limits: LoadingLimits,
         told: Told,
     ) -> None:
         self._held = HeldStudy(lease=lease, database=database, storage=storage)
         self._artifacts = artifacts
+        self._loading_limits = limits
         self.told = told
         self.lease = self._held.lease
         self.name = self._held.name
@@ -206,8 +211,9 @@ class StudyRun:
         """Write the attempt's row, then make its order."""
         held, recipe = self._held, self._held.recipe(number)
 
-        def work(session: Session, _: Study) -> tuple[Attempt, list[Attempt]]:
+        def work(session: Session, _: Study) -> tuple[Attempt, list[Attempt], bool]:
             earlier = held.attempts_of(session, number)
+            of_study = session.scalars(select(Attempt).where(Attempt.study_id == self.study_id)).all()
             ordinal = len(earlier) + 1
             folder = join(self._artifacts, self.study_id, str(number), str(ordinal))
             attempt = Attempt(
@@ -222,10 +228,11 @@ class StudyRun:
             session.add(attempt)
             session.flush()
             session.add(held.event(attempt, "attempt_dispatched", f"attempt {ordinal} sent to {worker_id}"))
-            return attempt, earlier
+            return attempt, earlier, loading_is_suspect(of_study)
 
-        attempt, earlier = held.transact(work)
-        return make_order(self.definition, recipe, attempt, earlier, held.kind, held.created_at)
+        attempt, earlier, check_loading = held.transact(work)
+        order = make_order(self.definition, recipe, attempt, earlier, held.kind, held.created_at)
+        return replace(order, limits=self._loading_limits, check_loading=check_loading)
 
     def end_disobedient(self, worker_id: str, reason: str) -> None:
         """End the live attempts of a worker that did not obey and was killed, as what they were told to be.

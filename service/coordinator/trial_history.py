@@ -102,6 +102,7 @@ def trial_snapshots(
                 base=base_of(number),
                 rested=lost.rested,
                 poison=lost.poison,
+                fatal_reason=lost.fatal,
                 **common,
             )
 

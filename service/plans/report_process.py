@@ -18,7 +18,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from search_spaces.data_report import Report, ReportRequest
+from search_spaces.data_report import LoadingLimits, Report, ReportRequest
 from service.errors import Unavailable
 from service.plans.warm_process import ReportUnavailable, WarmProcess
 
@@ -38,11 +38,19 @@ class ReportProcesses:
 
     Args:
         timeout_seconds: A plan's report that takes longer is given up.
+        limits: What may be read for any report, and how much memory that may take.
         command: In place of the report's own, for tests; it is given no arguments.
     """
 
-    def __init__(self, timeout_seconds: float, *, command: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        timeout_seconds: float,
+        limits: LoadingLimits | None = None,
+        *,
+        command: tuple[str, ...] | None = None,
+    ) -> None:
         self._timeout = timeout_seconds
+        self._limits = limits or LoadingLimits()
         self._command = command
         self._running = threading.BoundedSemaphore(AT_ONCE)
         self._planning = threading.BoundedSemaphore(AT_ONCE + WAITING)
@@ -129,6 +137,7 @@ class ReportProcesses:
 
     def _make(self, request: ReportRequest, deadline: float, limit: str) -> Report:
         """The report by a moment of the monotonic clock; `limit` says in words how long that was."""
+        request = request.model_copy(update={"limits": self._limits})
         while True:
             with self._lock:
                 process = self._idle.pop() if self._idle else None

@@ -95,6 +95,7 @@ class FakeCluster:
         ending: what becomes of a trial that trained to its end; default: completed.
         start_polls: how many polls a worker takes to start, by its id; default: 0. The first worker is `w1`.
         lethal: whether a trial kills its worker when it goes on from that many examples; default: never.
+        unloadable: whether an order kills its worker while that loads model and data; default: never.
         gpus: so many workers fit in place of `cpus`, each with one of them, the lowest that is free.
     """
 
@@ -106,6 +107,7 @@ class FakeCluster:
         ending: Callable[[TrialOrder], TrialOutcome | None] | None = None,
         start_polls: Mapping[str, int] | None = None,
         lethal: Callable[[TrialOrder, int], bool] | None = None,
+        unloadable: Callable[[TrialOrder], bool] = lambda _: False,
         gpus: int = 0,
     ) -> None:
         self.cpus = cpus
@@ -121,6 +123,7 @@ class FakeCluster:
         self._slots = slots
         self._ending = ending
         self._lethal = lethal
+        self._unloadable = unloadable
         self._start_polls = dict(start_polls or {})
         self._workers: dict[str, _FakeWorker] = {}
         self._checkpoints: dict[str, tuple[int, tuple[float, int]]] = {}
@@ -333,6 +336,8 @@ class FakeCluster:
     def _step(self, worker: _FakeWorker, training: _Training) -> None:
         if training.verdict is not None:
             self._end(worker, _stopped(training.verdict))
+        elif not training.started and self._unloadable(training.order):
+            self.kill(worker.worker_id, LossCause.WORKER_DIED)
         elif not training.started:
             training.started = True
             worker.log.append(_started(training))

@@ -296,6 +296,13 @@ def test_a_source_that_nobody_knows_is_refused(client: TestClient, definition: M
     assert faults(client, definition(warm_start={"from": "nobody"})) == ["warm_start.from: does not exist"]
 
 
+def test_a_source_of_any_length_is_not_repeated_whole(client: TestClient, definition: Make) -> None:
+    answer = client.post("/v1/studies", json=definition(warm_start={"from": "n" * 900_000}))
+    [fault] = expect_problem(answer, 422)["faults"]
+    assert fault["path"] == "warm_start.from"
+    assert len(answer.content) < 2_000
+
+
 def test_a_source_without_a_completed_trial_is_refused(client: TestClient, definition: Make) -> None:
     client.post("/v1/studies", json=definition(name="a"))
     assert faults(client, definition(warm_start={"from": "a"})) == [

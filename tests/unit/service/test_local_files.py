@@ -27,3 +27,15 @@ def test_data_files_are_known_by_their_names(name: str, messages: list[str], tmp
     resolved, faults = resolve_paths(document, [tmp_path.resolve()])
     assert [fault.message for fault in faults] == messages
     assert resolved["data"]["train"] == (name if messages else str(tmp_path.resolve() / name))
+
+
+@pytest.mark.parametrize(("others", "nearest"), [(3, "train.jsonl"), (1_100, None)])
+def test_a_nearest_file_is_named_in_a_small_folder_only(
+    others: int, nearest: str | None, tmp_path: Path
+) -> None:
+    """Comparing a name with 100,000 others takes seconds."""
+    (tmp_path / "train.jsonl").touch()
+    for number in range(others):
+        (tmp_path / f"{number}.jsonl").touch()
+    _, [fault] = resolve_paths({"data": {"train": "trian.jsonl"}}, [tmp_path.resolve()])
+    assert (fault.message, fault.nearest) == ("does not exist", nearest)

@@ -79,10 +79,10 @@ def refusal(text: str, messages: list[dict[str, Any]], **row: Any) -> str:
 def test_a_part_of_a_turn_that_is_not_rendered_is_refused(
     text: str, said: dict[str, Any], key: str, shown: str
 ) -> None:
-    """The message names key, message and text; an equal text elsewhere does not stand in for it."""
-    assert f"does not render the '{key}' of message 2 ('{shown}'), so that would be lost" in refusal(
-        text, [ASK, said]
-    )
+    """The message names key and message; an equal text elsewhere does not stand in for it."""
+    told = refusal(text, [ASK, said])
+    assert f"does not render the '{key}' of message 2, so that would be lost" in told
+    assert repr(shown) not in told
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_arguments_are_found_however_they_are_written(arguments: Any, rendered: 
 
 def test_arguments_that_are_left_out_are_refused() -> None:
     turn = "{% for call in m.tool_calls %}{{ call.function.name }}{% endfor %}{{ '<|im_end|>' }}"
-    assert "does not render the 'tool_calls' of message 2 ('lamp')" in refusal(
+    assert "does not render the 'tool_calls' of message 2, so that" in refusal(
         template(turn), [ASK, answer(None, tool_calls=[CALL])]
     )
 
@@ -189,27 +189,26 @@ def test_thoughts_in_the_content_may_be_set_anew() -> None:
 @pytest.mark.parametrize(
     ("other", "messages", "what"),
     [
-        ("{% if m.role == 'user' %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}", None, "'be brief'"),
-        ("{{ m.content[:4] + '<|im_end|>' }}", [ASK, answer()], "'what is two plus two?'"),
+        ("{% if m.role == 'user' %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}", None, 1),
+        ("{{ m.content[:4] + '<|im_end|>' }}", [ASK, answer()], 1),
         (
             "{% if m.role != 'tool' %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}",
             [ASK, answer(), {"role": "tool", "content": "it is on"}, answer("done")],
-            "'it is on'",
+            3,
         ),
     ],
 )
-def test_other_messages_that_are_left_out_are_refused(other: str, messages: Any, what: str) -> None:
+def test_other_messages_that_are_left_out_are_refused(other: str, messages: Any, what: int) -> None:
     """A system message that the template has no place for, a cut question, a tool's answer."""
     messages = messages or [{"role": "system", "content": "be brief"}, ASK, answer()]
     turn = "{{ m.content + '<|im_end|>\n' }}"
-    assert f"({what}), so that would be lost" in refusal(template(turn, other=other), messages)
+    told = refusal(template(turn, other=other), messages)
+    assert f"the 'content' of message {what}, so that would be lost" in told
 
 
 def test_tools_that_the_template_does_not_render_are_refused() -> None:
     """The model would learn calls of tools that it was never told of."""
-    assert "does not render the 'tools' of the row ('switch')" in refusal(
-        CHATML, [ASK, answer()], tools=[TOOL]
-    )
+    assert "does not render the 'tools' of the row, so that" in refusal(CHATML, [ASK, answer()], tools=[TOOL])
     first = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
     turn = "{{ m.content + '<|im_end|>\n' }}"
     assert supervised(template(turn, first=first), [ASK, answer()], tools=[TOOL]) == f"four{EOS}"
@@ -312,7 +311,7 @@ def test_markers_alone_tell_the_turns_of_a_template_that_is_not_prefix_consisten
 def test_a_short_part_is_not_found_in_the_token_that_ends_the_turn() -> None:
     """Its name is a part of that token's."""
     told = refusal(CHATML, [ASK, answer("", function_call={"name": "end", "arguments": "{}"})])
-    assert "does not render the 'function_call' of message 2 ('end')" in told
+    assert "does not render the 'function_call' of message 2, so that" in told
 
 
 def test_no_token_spans_the_beginning_of_a_turn() -> None:
@@ -353,7 +352,7 @@ def test_a_marked_header_that_the_model_is_given_carries_no_loss() -> None:
 def test_reasoning_that_an_earlier_turn_loses_is_refused() -> None:
     """As Qwen3's template does with all but the last turn's; here with markers."""
     messages = [ASK, answer(reasoning_content="two and two"), ASK_AGAIN, answer("done")]
-    assert "'reasoning_content' of message 2 ('two and two')" in refusal(template(MARKED), messages)
+    assert "'reasoning_content' of message 2, so that" in refusal(template(MARKED), messages)
     ignoring = encode(template(MARKED), messages, Rendering(unrendered="ignore"))
     assert (ignoring.unrendered, ignoring.found_by) == (
         ("assistant.reasoning_content",),

@@ -201,7 +201,8 @@ class PanicException(BaseException):
         ),
         (PanicException("index out of bounds"), "PanicException: index out of bounds."),
         (AssertionError(), "AssertionError: no reason given."),
-        (KeyError("x" * 10_000), "KeyError: 'xxx"),
+        (KeyError("x" * 10_000), "KeyError: '…'."),
+        (ValueError("bad hash: 'root:$6$x:0'" + "y" * 10_000), "ValueError: bad hash: '…'yyy"),
     ],
 )
 @pytest.mark.parametrize("name", ["text", "messages"])
