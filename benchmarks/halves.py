@@ -112,7 +112,7 @@ def run_plain(work: Mapping[str, Any], folder: Path, *, threads: int | None) -> 
     child = ChildProcess(
         "plain script",
         [sys.executable, str(script), str(work_file), str(result_file)],
-        environment={} if threads is None else {"OMP_NUM_THREADS": str(threads)},
+        environment={**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})},
         log_file=folder / "plain_script.log",
     )
     with CoreWatch() as cores:
@@ -149,7 +149,7 @@ def run_service(definition: Mapping[str, Any], home: Path, data_root: Path) -> d
     child = ChildProcess(
         "nightsweep serve",
         [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--home", str(home)],
-        environment={"NIGHTSWEEP_DATA_ROOTS": str(data_root)},
+        environment={**os.environ, "NIGHTSWEEP_DATA_ROOTS": str(data_root)},
         log_file=home / "logs" / "serve.log",
     )
     started = time.time()
@@ -183,7 +183,7 @@ def _wait_for_readiness(client: httpx.Client, child: ChildProcess) -> None:
     while True:
         _require_alive(child)
         try:
-            if client.get("/readyz").status_code == 200:
+            if client.get("/readyz?exclude=coordinator").status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.05)

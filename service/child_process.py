@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from service.log_limit import LogLimit, short
+
 log = logging.getLogger(__name__)
+
+MAX_LOG_BYTES = 10_000_000
+"""A log file that has grown beyond this is moved to `<name>.1`, whose former content is dropped."""
 
 MAX_BACKOFF_SECONDS = 30.0
 STABLE_SECONDS = 60.0
@@ -37,8 +43,8 @@ class ChildProcess:
     Args:
         name: for messages.
         command: what to run.
-        environment: added to the parent's.
-        log_file: where its output goes; appended to.
+        environment: all of it.
+        log_file: where its output goes; appended to, and bounded by `limit_log`.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class ChildProcess:
         self._started_at = 0.0
         self._next_start_at = 0.0
         self._backoff = 0.5
+        self._failed_to_start = False
+        self._log_limit = LogLimit()
 
     def start(self) -> None:
         self.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,7 +68,7 @@ class ChildProcess:
         with os.fdopen(descriptor, "ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _TIE_TO_PARENT, str(os.getpid()), *self._command],
-                env={**os.environ, **self._environment},
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -82,27 +90,75 @@ class ChildProcess:
         return self._process is not None and self._process.poll() is None
 
     def keep_alive(self) -> bool:
-        """Start it again if it has died, waiting longer each time. Whether it was started now."""
+        """Start it again if it has died, waiting longer each time. Whether it was started now.
+
+        One that cannot be started (no descriptor or memory left, a log that cannot be opened) is tried again
+        likewise; the cause is logged once, and then ever more rarely.
+        """
         if self.is_alive:
             return False
         now = time.monotonic()
         if self._next_start_at == 0.0:
             if now - self._started_at > STABLE_SECONDS:
                 self._backoff = 0.5
-            log.warning(
-                "%s ended with code %s; starting it again in %.1f s (see %s)",
-                self.name,
-                self.exit_code,
-                self._backoff,
-                self.log_file,
+            pause = self._back_off(now)
+            self._log(
+                f"code {self.exit_code}",
+                f"{self.name} ended with code {self.exit_code}; starting it again in {pause:.1f} s "
+                f"(see {self.log_file})",
             )
-            self._next_start_at = now + self._backoff
-            self._backoff = min(2 * self._backoff, MAX_BACKOFF_SECONDS)
         if now < self._next_start_at:
             return False
+        try:
+            self.start()
+        except (OSError, RuntimeError, MemoryError, subprocess.SubprocessError) as error:
+            self._back_off(now)
+            self._failed_to_start = True
+            self._log(
+                short(error), f"{self.name} cannot be started: {short(error)}; it is tried again until it can"
+            )
+            return False
         self._next_start_at = 0.0
-        self.start()
+        if self._failed_to_start:
+            log.warning("%s was started again, with process id %s", self.name, self.pid)
+        self._failed_to_start = False
         return True
+
+    def _back_off(self, now: float) -> float:
+        pause = self._backoff
+        self._next_start_at = now + pause
+        self._backoff = min(2 * pause, MAX_BACKOFF_SECONDS)
+        return pause
+
+    def _log(self, cause: str, message: str) -> None:
+        suffix = self._log_limit.suffix(cause)
+        if suffix is not None:
+            log.warning("%s%s", message, suffix)
+
+    def limit_log(self) -> None:
+        """Copy a log that has grown beyond `MAX_LOG_BYTES` to `<name>.1`, and empty it.
+
+        The child keeps the file open and appends, so it cannot be renamed. What it writes between the copy
+        and the emptying is lost. Where the copy cannot be made (a full disk), the file is emptied all the
+        same: it is what fills the disk.
+
+        Raises:
+            OSError: it cannot be emptied.
+        """
+        if not self.log_file.is_file() or self.log_file.stat().st_size <= MAX_LOG_BYTES:
+            return
+        older = self.log_file.with_name(f"{self.log_file.name}.1")
+        older.unlink(missing_ok=True)
+        try:
+            with (
+                self.log_file.open("rb") as source,
+                open(os.open(older, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+        except OSError as error:
+            older.unlink(missing_ok=True)
+            self._log(short(error), f"{self.log_file} was emptied without a copy: {short(error)}")
+        os.truncate(self.log_file, 0)
 
     def terminate(self) -> None:
         """Ask it to end."""

@@ -7,9 +7,10 @@ that vanished without a word is noticed within half a minute. Options in the dat
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
 
 from service.settings import SQLITE_BUSY_SECONDS, Settings
@@ -47,6 +48,7 @@ def open_engine(url: str, settings: Settings, *, application: str, **options: An
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "handle_error", _reopen_read_only)
     return engine
 
 
@@ -54,6 +56,13 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transaction by itself; `_begin_sqlite` does
     connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode safe against a crash of the process
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _reopen_read_only(context: ExceptionContext) -> None:
+    """Drop connections that were opened while the file could not be written: they stay read-only for ever."""
+    error = context.original_exception
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+        context.is_disconnect = True
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -25,7 +25,8 @@ from service.connections import WRITES, open_engine
 from service.database_errors import is_outage as is_outage
 from service.database_errors import is_transient as is_transient
 from service.errors import SchemaOutOfDate
-from service.settings import OPTUNA_SCHEMA, Settings, make_home
+from service.home_folder import make_home
+from service.settings import OPTUNA_SCHEMA, Settings
 
 VERSION_TABLE = "nightsweep_alembic_version"
 """Not `alembic_version`: Optuna has a table of that name."""

@@ -43,7 +43,9 @@ _CONNECTION_WAS_LOST = "8s2b"
 another query when one fails, and then this is the error that is seen."""
 
 _SQLITE_RETRY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_SQLITE_AWAY = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+_SQLITE_AWAY = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ def queue_again(session: Session, study: Study, reason: str) -> None:
     """paused -> queued: it waits for a place like any other, and its pause is over."""
     now = database_now(session)
     if study.paused_at is not None and _clock_runs(session, study):
-        study.paused_seconds += (now - study.paused_at).total_seconds()
+        study.paused_seconds += max(0.0, (now - study.paused_at).total_seconds())
     advance_study(session, study, StudyState.QUEUED, reason)
     study.pause_requested = False
     study.paused_at = None
@@ -52,7 +52,7 @@ def _end_wait(session: Session, study: Study) -> None:
     """For a study that was resumed, its wait as queued counts as a part of its pause."""
     waits = study.state == StudyState.QUEUED and study.resumed_at is not None
     if waits and study.resumed_at is not None and _clock_runs(session, study):
-        study.paused_seconds += (database_now(session) - study.resumed_at).total_seconds()
+        study.paused_seconds += max(0.0, (database_now(session) - study.resumed_at).total_seconds())
 
 
 def _clock_runs(session: Session, study: Study) -> bool:

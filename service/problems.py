@@ -20,9 +20,11 @@ from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
 from service.database_errors import is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
+from service.log_limit import LogLimit, short
 from service.optuna_store import StorageInternalError
 
 log = logging.getLogger(__name__)
+_log_limit = LogLimit()
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -175,7 +177,9 @@ def _methods(request: Request) -> list[str]:
 async def _database_error(request: Request, error: Exception) -> Response:
     if not (is_outage(error) or is_transient(error)):
         raise error  # a fault of ours
-    log.error("the database failed a request", exc_info=error)
+    suffix = _log_limit.suffix(short(error))
+    if suffix is not None:
+        log.error("the database failed a request%s", suffix, exc_info=error)
     unavailable = Unavailable("The database does not answer; try again. The server's log has the cause.")
     return render_error(unavailable, request.url.path)
 

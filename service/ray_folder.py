@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -23,20 +24,48 @@ _PREFIX = "nsweep-ray-"
 
 
 class RayFolder:
-    """A new folder, locked until `remove`. Those of dead services are removed."""
+    """A new folder of mode 0700, locked until `remove`. Those of dead services are removed.
+
+    Attributes:
+        path: The folder. Nobody else can look into it or traverse it.
+        ray: Ray's own, inside. Ray gives what it makes to everybody (mode 0777).
+    """
 
     def __init__(self) -> None:
         _remove_abandoned()
         unnamed = Path(tempfile.mkdtemp(prefix="nsweep-new-"))
-        self._lock = os.open(unnamed, os.O_RDONLY | os.O_CLOEXEC)
-        with suppress(OSError):  # a file system without locks: nobody removes anything there
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _locked(unnamed)
         # Named when it is locked, so nobody meets one that is not locked yet.
         self.path = unnamed.rename(unnamed.with_name(unnamed.name.replace("nsweep-new-", _PREFIX)))
+        self.ray = self.path / "r"  # short, as the paths of Unix sockets must be
+
+    def make(self) -> None:
+        """Make it again if somebody removed it.
+
+        Raises:
+            OSError: it cannot be made, or somebody else's is there.
+        """
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileExistsError:
+            found = self.path.lstat()
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+                raise OSError(f"{self.path} is another user's, or open to others") from None
+            return
+        removed, self._lock = self._lock, _locked(self.path)
+        os.close(removed)
+        log.warning("%s was removed while Ray was using it, and was made again", self.path)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def _locked(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with suppress(OSError):  # a file system without locks: nobody removes anything there
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def _remove_abandoned() -> None:

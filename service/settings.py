@@ -9,7 +9,6 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,8 +94,9 @@ class Settings(BaseSettings):
     Ray finds by itself (`auto`)."""
     allow_open_ray: bool = False
     """Allow a Ray cluster without token authentication."""
-    lease_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock."""
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long a coordinator's lease on a study lasts if it is not renewed, by the database's clock. A lease
+    that lasts longer than 600 s is taken for the work of a wrong clock."""
     stop_grace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A worker that has not stopped a trial this long after it was asked to is killed."""
     pause_grace_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -114,6 +114,15 @@ class Settings(BaseSettings):
     coordinator that died are taken over beyond this limit."""
     resource_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long a study waits for a node that can hold one of its workers before it fails."""
+    worker_silence_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A worker that has not answered for this long, beyond the time of a poll, is killed; its trials resume
+    from their last checkpoints. While it loads or tokenises, `loading_silence_seconds` holds."""
+    training_silence_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """A training or evaluation pass that takes longer than this, and than twenty times the longest so far,
+    hangs: its worker is killed. The first pass of a worker may take `loading_silence_seconds`."""
+    loading_silence_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long a worker may take to start, and, without writing to disk, for each stage of loading a base,
+    tokenising, measuring or saving; then it is killed."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -238,21 +247,3 @@ def configure_logging(settings: Settings) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def make_home(settings: Settings) -> None:
-    """Make the home folder and the SQLite files, for their owner alone, where missing.
-
-    A file is made before SQLite would, which makes it as the umask says; what SQLite keeps beside it (`-wal`,
-    `-shm`) has the rights of the file. One that is there is never opened: to close it again would drop all
-    locks of this process on it (POSIX), those of SQLite's open connections too. The next process to leave
-    would take itself for the last one and delete the `-wal` and `-shm` that they use
-    (https://www.sqlite.org/howtocorrupt.html, 2.2).
-    """
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for raw in (settings.database_url, settings.optuna_url):
-        url = make_url(raw)
-        if url.get_backend_name() == "sqlite" and url.database:
-            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                os.close(os.open(url.database, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -50,6 +50,8 @@ class LossCause(StrEnum):
     """The machine, or Ray on it, went away with everything on it, or nobody was there to see what it was."""
     UNREACHABLE = "unreachable"
     """The worker has not answered for too long, or was killed because it did not obey."""
+    STALLED = "stalled"
+    """The worker answered, but a pass of its training, or what comes before and after one, did not end."""
     NEVER_ARRIVED = "never_arrived"
     """The worker never got the order, or had no room for it."""
     STORAGE = "storage"

@@ -23,13 +23,16 @@ import httpx
 from service import database
 from service.child_process import ChildProcess
 from service.errors import Unavailable
+from service.home_folder import make_home
 from service.home_lock import HomeLock
+from service.log_limit import LogLimit, short
 from service.ray_folder import RayFolder
-from service.settings import Settings, make_home
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 120.0
+WATCH_SECONDS = 0.5
 STOP_SECONDS = 15.0
 RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Orders and events are small; Ray's default takes 30 % of the machine's memory."""
@@ -55,6 +58,9 @@ class Supervisor:
         self._api: ChildProcess | None = None
         self._coordinator: ChildProcess | None = None
         self._stop = threading.Event()
+        self._log_limit = LogLimit()
+        self.failure: BaseException | None = None
+        """Why nothing is supervised any more; this process has been told to end with SIGTERM."""
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     @property
@@ -119,7 +125,7 @@ class Supervisor:
         return ChildProcess(
             command,
             [sys.executable, "-m", "service.cli", command],
-            environment=environment,
+            environment={**os.environ, **environment},
             log_file=self._logs / f"{command}.log",
         )
 
@@ -148,12 +154,16 @@ class Supervisor:
             "--node-ip-address", "127.0.0.1", "--port", str(port),
             # Its default is one fixed port, on which two services of one machine would meet.
             "--ray-client-server-port", str(free_port()),
-            "--temp-dir", str(self._ray_folder.path),
+            "--temp-dir", str(self._ray_folder.ray),
             "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
             "--include-dashboard", "false", "--disable-usage-stats",
         ]
         # fmt: on
-        return ChildProcess("ray", command, environment=environment, log_file=self._logs / "ray.log")
+        # Workers inherit this environment, and they hold no secrets of the service's.
+        inherited = {name: value for name, value in os.environ.items() if not _is_ours(name)}
+        return ChildProcess(
+            "ray", command, environment={**inherited, **environment}, log_file=self._logs / "ray.log"
+        )
 
     def _wait_for_ray(self, port: int) -> None:
         def answers() -> bool:
@@ -167,9 +177,11 @@ class Supervisor:
         _wait_until(answers, self._ray)
 
     def _wait_for_api(self) -> None:
+        ready = f"{self.url}/readyz?exclude=coordinator"  # which takes seconds longer, to connect to Ray
+
         def answers() -> bool:
             try:
-                return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+                return httpx.get(ready, timeout=10).status_code == 200
             except httpx.TransportError:
                 return False
 
@@ -177,14 +189,42 @@ class Supervisor:
         _wait_until(answers, self._api)
 
     def _watch(self) -> None:
-        """Start again whichever child dies. Ray's death takes the coordinator's connection with it."""
-        while not self._stop.wait(0.5):
-            if self._ray is not None and self._coordinator is not None and self._ray.keep_alive():
-                self._coordinator.terminate()
-                self._coordinator.interrupt()  # no trial is left that could write a checkpoint
-            for child in (self._coordinator, self._api):
-                if child is not None:
-                    child.keep_alive()
+        """Look after the children until `stop`. If that ends otherwise, so does this process."""
+        try:
+            while not self._stop.wait(WATCH_SECONDS):
+                self._look_after_children()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            if not self._stop.is_set():
+                log.critical("the child processes are no longer supervised; this process ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look_after_children(self) -> None:
+        """Start again whichever child died, and bound the logs. A step that fails prevents no other."""
+        children = [child for child in (self._coordinator, self._api) if child is not None]
+        steps = [*(child.keep_alive for child in children), *(child.limit_log for child in children)]
+        if self._ray is not None:
+            steps = [self._look_after_ray, *steps, self._ray.limit_log]
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                suffix = self._log_limit.suffix(short(error))
+                if suffix is not None:
+                    log.exception("supervision was disturbed and goes on%s", suffix)
+
+    def _look_after_ray(self) -> None:
+        """Start Ray again when it has died. That takes the coordinator's connection with it."""
+        assert self._ray is not None
+        if self._ray.is_alive:
+            return
+        if self._ray_folder is not None:
+            self._ray_folder.make()
+        if self._ray.keep_alive() and self._coordinator is not None:
+            self._coordinator.terminate()
+            self._coordinator.interrupt()  # no trial is left that could write a checkpoint
 
     def hurry(self) -> None:
         """While it ends: wait for no checkpoint any more."""
@@ -222,6 +262,9 @@ def serve(
 ) -> None:
     """Run everything until SIGTERM or SIGINT. A second one ends it without waiting for checkpoints.
 
+    Raises:
+        Unavailable: it cannot start, or it ended because its processes could not be supervised.
+
     Args:
         settings: Of all three processes.
         on_ready: Called once with the server's URL when it answers.
@@ -241,6 +284,10 @@ def serve(
         on_ready(server.url)
         stop.wait()
         on_end()
+    if server.failure is not None:
+        raise Unavailable(
+            f"The service ended because its processes could not be supervised: {server.failure!r}"
+        )
 
 
 def run_api(settings: Settings) -> None:
@@ -253,19 +300,9 @@ def run_api(settings: Settings) -> None:
     require_artifacts(settings)
     require_key(settings)
     _require_free_port(settings.host, settings.port)  # said in a sentence; the web server would only log it
-    # Here, because the supervisor itself needs neither of them.
-    import uvicorn
+    from service import web_server  # here, because the supervisor itself needs none of it
 
-    from service.app import create_app
-
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level.lower(),
-        server_header=False,
-        access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second
-    )
+    web_server.run(settings)
 
 
 def require_artifacts(settings: Settings) -> None:
@@ -302,6 +339,11 @@ def settings_environment(settings: Settings) -> dict[str, str]:
             text = str(value)
         environment[f"NIGHTSWEEP_{name.upper()}"] = text
     return environment
+
+
+def _is_ours(variable: str) -> bool:
+    """Whether it is a setting of the service's (the API key, a database's password), or libpq's password."""
+    return variable.upper().startswith("NIGHTSWEEP_") or variable in ("PGPASSWORD", "PGPASSFILE")
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ Light to import (no torch, no Ray) and picklable, because both sides of a Ray ca
 The coordinator sends a `TrialOrder` and, later, `Verdict`s. The worker answers with numbered
 events, which it keeps until they are acknowledged: `Preparing`, `TrialStarted`, `Progress`, `Report`, and in
 the end exactly one `TrialOutcome` per order. `PackCapacity`, of no attempt, says how many trials the
-worker wants at once.
+worker wants at once, and `Stalled` that its training hangs.
 """
 
 from __future__ import annotations
@@ -279,7 +279,18 @@ class PackCapacity:
     """The peak that was measured, of the pack as it was."""
 
 
-Event = Preparing | TrialStarted | Progress | Report | TrialOutcome | PackCapacity
+@dataclass(frozen=True, kw_only=True)
+class Stalled:
+    """The worker answers, but its training thread hangs. Of no attempt: it concerns all that the worker has.
+
+    Nothing in the process can end the call that hangs, so the process has to be ended.
+    """
+
+    reason: str
+    """What did not end, and for how long, in words."""
+
+
+Event = Preparing | TrialStarted | Progress | Report | TrialOutcome | PackCapacity | Stalled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from workers.base_model import set_training
 from workers.batches import collate
 from workers.datasets import Example
 from workers.forward import batch_losses
+from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.packed_lora import RowsUnknownError
 
 
@@ -69,7 +70,12 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[i
 
 @torch.no_grad()
 def evaluate(
-    host: AdapterHost, adapters: Sequence[Adapter], examples: Sequence[Example], *, token_budget: int
+    host: AdapterHost,
+    adapters: Sequence[Adapter],
+    examples: Sequence[Example],
+    *,
+    token_budget: int,
+    heartbeat: Heartbeat = UNWATCHED,
 ) -> list[Totals]:
     """Evaluates adapters on the same examples, in shared passes.
 
@@ -82,6 +88,7 @@ def evaluate(
         examples: Each with at least one supervised token, in any order; the result does not depend on it
             beyond rounding.
         token_budget: Padded tokens per forward pass.
+        heartbeat: Is told of each pass.
 
     Returns:
         The totals of each adapter.
@@ -96,16 +103,22 @@ def evaluate(
     for first in range(0, len(adapters), together):
         some = adapters[first : first + together]
         try:
-            found = _evaluate(host, some, examples, length_batches(lengths, token_budget // len(some)))
+            found = _evaluate(
+                host, some, examples, length_batches(lengths, token_budget // len(some)), heartbeat
+            )
             if len(some) > 1 and not all(math.isfinite(one.loss_sum) for one in found):
                 # 0 x NaN is NaN: what is not finite may be a pack-mate's. Alone it shows whose it is.
                 batches = list(length_batches(lengths, token_budget))
-                found = [one for adapter in some for one in _evaluate(host, [adapter], examples, batches)]
+                found = [
+                    one
+                    for adapter in some
+                    for one in _evaluate(host, [adapter], examples, batches, heartbeat)
+                ]
             totals += found
         except RowsUnknownError:
             if len(some) == 1:
                 raise
-            return evaluate(host, adapters, examples, token_budget=token_budget)
+            return evaluate(host, adapters, examples, token_budget=token_budget, heartbeat=heartbeat)
     return totals
 
 
@@ -114,6 +127,7 @@ def _evaluate(
     adapters: Sequence[Adapter],
     examples: Sequence[Example],
     batches: Iterable[list[int]],
+    heartbeat: Heartbeat,
 ) -> list[Totals]:
     base, count = host.base, len(adapters)
     loss = torch.zeros(count, dtype=torch.float64, device=base.device)
@@ -122,8 +136,11 @@ def _evaluate(
     for indices in batches:
         batch = collate([examples[index] for index in indices] * count, base.pad_id).to(base.device)
         groups = [adapter.rows(len(indices)) for adapter in adapters]
-        with host.packed.running(
-            groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
+        with (
+            heartbeat.passing("evaluation"),
+            host.packed.running(
+                groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
+            ),
         ):
             result = batch_losses(base, batch)
         loss += result.losses.double().view(count, -1).sum(1)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import warnings
 from collections import deque
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from workers.contract import (
@@ -23,12 +25,14 @@ from workers.contract import (
     Event,
     NumberedEvent,
     PackCapacity,
+    Stalled,
     TrialOrder,
     TrialOutcome,
     Verdict,
     WorkerInfo,
 )
 from workers.event_log import EventLog
+from workers.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from workers.pack import Pack
@@ -48,13 +52,24 @@ _log = logging.getLogger(__name__)
 class GpuWorker:
     """One pack, trained by one background thread, behind thread-safe calls."""
 
-    def __init__(self, name: str, *, num_cpus: float, num_gpus: float, orphan_timeout_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        orphan_timeout_s: float,
+        training_silence_s: float = math.inf,
+        loading_silence_s: float = math.inf,
+    ) -> None:
         """
         Args:
             name: The worker's id.
             num_cpus: CPU cores it may use; on CPU, the threads it trains with.
             num_gpus: GPUs it was given; 0: it trains on the CPU even where there is a GPU.
             orphan_timeout_s: Seconds without a call of `events` after which the process ends itself.
+            training_silence_s: Seconds that a pass may always take before the training counts as hung.
+            loading_silence_s: Likewise for all that is not a pass, such as loading a base.
         """
         self._name = name
         self._orphan_timeout_s = orphan_timeout_s
@@ -67,6 +82,7 @@ class GpuWorker:
         self._most_slots = 0  # ever announced
         self._stopping = False
         self._last_poll = time.monotonic()
+        self._heartbeat = Heartbeat(training_s=training_silence_s, loading_s=loading_silence_s)
         self._pack = self._make_pack(num_cpus, num_gpus)
         self._training = threading.Thread(target=self._train, name="training", daemon=True)
         self._training.start()
@@ -167,7 +183,7 @@ class GpuWorker:
         self._device = str(device)
         self._device_id = device_id(device)
         self._threads = max(1, int(num_cpus)) if device.type == "cpu" else None
-        return Pack(self._record, device=device)
+        return Pack(self._record, device=device, heartbeat=self._heartbeat)
 
     def _slots_at_present(self) -> int:
         """What the pack wants now. Whoever is told may act on it later, so the most is remembered."""
@@ -176,6 +192,7 @@ class GpuWorker:
         return slots
 
     def _record(self, event: Event) -> None:
+        self._heartbeat.beat()
         with self._wake:  # first, so that whoever reads the event finds it in force
             if isinstance(event, TrialOutcome):
                 del self._live[event.attempt_id]
@@ -191,6 +208,7 @@ class GpuWorker:
             torch.set_num_threads(self._threads)  # OpenMP counts threads per thread that starts them
         try:
             while not self._stopping:
+                self._heartbeat.beat()
                 # Verdicts first: an order that is wanted no more need not be loaded.
                 for verdict in self._next_verdicts():
                     self._obey(verdict)
@@ -204,8 +222,10 @@ class GpuWorker:
     def _next_verdicts(self) -> list[Verdict]:
         """Verdicts that have come; waits for an order while there is nothing to train."""
         with self._wake:
-            while not (self._orders or self._pack.running_attempts or self._stopping):
-                self._wake.wait()
+            if not (self._orders or self._pack.running_attempts or self._stopping):
+                with self._heartbeat.waiting():
+                    while not (self._orders or self._pack.running_attempts or self._stopping):
+                        self._wake.wait()
             verdicts = list(self._verdicts)
             self._verdicts.clear()
             return verdicts
@@ -240,7 +260,11 @@ class GpuWorker:
             return self._orders.popleft()
 
     def _watch(self) -> None:
-        """Ends the process after `shutdown`, or when nobody has asked for events for too long."""
+        """Ends the process after `shutdown`, or when nobody has asked for events for too long.
+
+        Says when the training thread hangs; a coordinator then ends the process, and knows why.
+        """
+        stalled = False
         with self._wake:
             while not self._stopping:
                 left = self._last_poll + self._orphan_timeout_s - time.monotonic()
@@ -253,7 +277,12 @@ class GpuWorker:
                     self._stopping = True
                     self._wake.notify_all()
                     break
-                self._wake.wait(left)
+                reason = None if stalled else self._heartbeat.stalled()
+                if reason is not None:
+                    _log.error("worker %s hangs: %s", self._name, reason)
+                    self._log.append(Stalled(reason=reason))
+                    stalled = True
+                self._wake.wait(min(left, self._heartbeat.asking_interval_s))
         time.sleep(_SHUTDOWN_GRACE_S)
         _end_process(0)
 
@@ -264,7 +293,15 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
-def start_worker(name: str, *, num_cpus: float, num_gpus: float, orphan_timeout_s: float) -> Any:
+def start_worker(
+    name: str,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    orphan_timeout_s: float,
+    training_silence_s: float = math.inf,
+    loading_silence_s: float = math.inf,
+) -> Any:
     """Starts a worker and returns its actor handle without waiting for it to be placed or ready.
 
     The actor is detached and never restarted: what ran on it is lost, and the coordinator says what
@@ -285,7 +322,38 @@ def start_worker(name: str, *, num_cpus: float, num_gpus: float, orphan_timeout_
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    return actor.remote(name, num_cpus=num_cpus, num_gpus=num_gpus, orphan_timeout_s=orphan_timeout_s)
+    return actor.remote(
+        name,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        orphan_timeout_s=orphan_timeout_s,
+        training_silence_s=training_silence_s,
+        loading_silence_s=loading_silence_s,
+    )
+
+
+class WorkerStage(StrEnum):
+    """How far Ray has come with a worker."""
+
+    QUEUED = "queued"
+    """No machine has room for it yet."""
+    STARTING = "starting"
+    """Its process runs, and imports its libraries."""
+    READY = "ready"
+    """It should answer."""
+
+
+def stage_of(handle: Any) -> WorkerStage:
+    """What Ray's control process knows of a worker.
+
+    Ray's public API for it needs its dashboard, which nobody starts here. `ray.nodes()` asks the same way.
+    """
+    from ray._private.state import actors
+
+    row = actors(handle._actor_id.hex())
+    if row.get("State") == "ALIVE":
+        return WorkerStage.READY
+    return WorkerStage.STARTING if row.get("Pid") else WorkerStage.QUEUED
 
 
 def find_worker(name: str) -> Any | None:

@@ -15,6 +15,7 @@ from workers.base_model import checkpoint_activations, load_base
 from workers.contract import Preparing, TrialOrder
 from workers.datasets import TokenizedData, load_eval, load_train
 from workers.errors import LengthError, RecipeLengthError
+from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.memory import release, tokens_per_forward
 from workers.probe import Costs
 from workers.shared_pass import SharedPasses
@@ -84,8 +85,9 @@ class LoadedStudies:
     for each length that recipes cut it to; all trials of a study share one eval data.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, heartbeat: Heartbeat = UNWATCHED) -> None:
         self._device = device
+        self._heartbeat = heartbeat
         self.base: SharedBase | None = None
         """What is loaded, if anything is."""
         self._train: dict[tuple[str, str, int], TokenizedData] = {}
@@ -133,7 +135,9 @@ class LoadedStudies:
             release(self._device)
             host = AdapterHost(load_base(order.model, self._device))
             budget = tokens_per_forward(self._device)
-            self.base = SharedBase(key, host, SharedPasses(host, token_budget=budget))
+            self.base = SharedBase(
+                key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
+            )
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
         self._forget((order, *running))

@@ -32,6 +32,7 @@ from workers.contract import (
 )
 from workers.cost_model import MOST_TRIALS, Capacity
 from workers.endings import Ending, does_not_fit, ending
+from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.loaded_study import LoadedStudies, SharedBase
 from workers.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.shared_pass import Advance, DoesNotFitError
@@ -67,6 +68,7 @@ class Pack:
         device: torch.device,
         slots: int | None = None,
         progress_interval_s: float = 1.0,
+        heartbeat: Heartbeat = UNWATCHED,
     ) -> None:
         """
         Args:
@@ -76,6 +78,7 @@ class Pack:
                 the first trial and told by a `PackCapacity` whenever it changes.
             progress_interval_s: Seconds between two `Progress` events of a trial, so that whoever waits
                 for events is not woken at every step.
+            heartbeat: Is told of each pass.
         """
         self.slots = slots or 1
         self._wanted = slots
@@ -84,7 +87,7 @@ class Pack:
         self._emit = emit
         self._device = device
         self._progress_interval_s = progress_interval_s
-        self._loaded = LoadedStudies(device)
+        self._loaded = LoadedStudies(device, heartbeat)
         self._running: dict[int, Attempt] = {}
         self._parked: dict[int, _Parked] = {}
         self._most_before: int | None = None

@@ -17,6 +17,7 @@ from workers.datasets import Example
 from workers.evaluation import Totals, evaluate
 from workers.forward import batch_losses
 from workers.generators import seeded
+from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.memory import is_device_fault, is_out_of_memory, release
 from workers.packed_lora import Form, RowsUnknownError
 from workers.passes import Waiting, plan_pass
@@ -66,14 +67,23 @@ class SharedPasses:
         overhead_tokens: Tokens that could be trained in the time a pass takes before its first.
     """
 
-    def __init__(self, host: AdapterHost, *, token_budget: int, form: Form | None = None) -> None:
+    def __init__(
+        self,
+        host: AdapterHost,
+        *,
+        token_budget: int,
+        form: Form | None = None,
+        heartbeat: Heartbeat = UNWATCHED,
+    ) -> None:
         """
         Args:
             host: The base, and the adapters of all the trials.
             token_budget: Padded tokens a pass may hold.
             form: How the LoRA products are taken; None: as `AdapterHost.choose_form` says.
+            heartbeat: Is told of each pass.
         """
         self.host = host
+        self._heartbeat = heartbeat
         self.token_budget = token_budget
         self.overhead_tokens = _OVERHEAD_TOKENS
         self._form = form
@@ -171,7 +181,7 @@ class SharedPasses:
         budget = max(self.token_budget, longest)
         while True:
             try:
-                return evaluate(self.host, adapters, examples, token_budget=budget)
+                return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -195,6 +205,10 @@ class SharedPasses:
 
     def _run(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
         """Forward and backward. Waits for the device once."""
+        with self._heartbeat.passing("training"):
+            return self._run_once(parts, form)
+
+    def _run_once(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
         base = self.host.base
         if not base.model.training:  # walks all modules, so only after an evaluation
             set_training(base.model, True)

@@ -10,13 +10,13 @@ import logging
 from collections import Counter
 from functools import partial
 
-from sqlalchemy import and_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.coordinator import leases, waiting
 from service.coordinator.outages import is_trouble
 from service.database import Database, database_now
-from service.models import Study
+from service.models import Study, is_leased
 from service.owners.limits import UNLIMITED, Limits
 from service.schedules import commands as schedules
 from service.states import StudyState, advance_study, append_event
@@ -68,7 +68,7 @@ def say_who_waits(
 def _words(session: Session, *, limit: int, per_owner: int | None) -> dict[str, tuple[int, str]]:
     """By study that waits for its turn: its revision, and which limit it is that it waits for."""
     now = database_now(session)
-    held = and_(Study.lease_owner.is_not(None), Study.lease_expires_at >= now)
+    held = is_leased(now)
     queued = session.execute(
         select(Study.id, Study.owner, Study.revision).where(
             Study.state == StudyState.QUEUED, ~held, ~Study.cancel_requested, ~leases.waits_for_stages()
@@ -88,6 +88,14 @@ def _words(session: Session, *, limit: int, per_owner: int | None) -> dict[str, 
             continue  # it is about to be taken
         found[study.id] = study.revision, word
     return found
+
+
+def repair_schedules(database: Database) -> None:
+    """Set right the next firing of schedules that a clock has put too far into the future."""
+    with database.read() as session:
+        wrong = schedules.fires_too_late(session, database_now(session))
+    for schedule_id in wrong:
+        database.transact(partial(schedules.repair, schedule_id=schedule_id))
 
 
 def fire_schedules(database: Database, limits: Limits = UNLIMITED) -> None:

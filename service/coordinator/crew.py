@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from service.coordinator import waiting
 from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.orders import base_of
 from service.coordinator.room import Place, Room
+from service.fleet.cluster import Node
 from service.states import LossCause
 
 log = logging.getLogger(__name__)
 
-MAX_FAILED_STARTS = 3
-"""Workers that died before they were ready, in a row, after which starting more is pointless."""
+LONGEST_PAUSE_SECONDS = 60.0
+"""Between two workers that are started after others died while starting: 1, 2, 4, ... seconds, up to this."""
 
 
 @dataclass(kw_only=True)
@@ -56,18 +57,28 @@ class Crew:
         at_once: trials of the study that are ever alive together, at most.
         patience: seconds without any worker after which `unplaceable_reason` speaks, and seconds that
             trials wait for a worker that is starting while others could take them.
+        seen: the machines that the cluster had lately. One that is away now may come back.
     """
 
     def __init__(
-        self, cluster: Workers, study_id: str, shape: WorkerShape, *, at_once: int, patience: float
+        self,
+        cluster: Workers,
+        study_id: str,
+        shape: WorkerShape,
+        *,
+        at_once: int,
+        patience: float,
+        seen: Callable[[], Collection[Node]] = tuple,
     ) -> None:
         self._cluster = cluster
         self._study_id = study_id
         self.shape = shape
         self._at_once = at_once
         self._patience = patience
+        self._seen = seen
         self._members: dict[str, _Member] = {}
         self._failed_starts = 0
+        self._start_again_at = 0.0
         self._last_death = ""
         self._no_capacity_since: float | None = None
         self._devices_aside: frozenset[str] = frozenset()
@@ -178,7 +189,10 @@ class Crew:
             self._cluster.stop(worker_id)
             del self._members[worker_id], usable[worker_id]
         missing = wanted - len(usable)
-        if missing > 0 and self._failed_starts < MAX_FAILED_STARTS:
+        if self._failed_starts:  # one shows whether the next ones would die, too
+            starting = any(not m.ready for m in usable.values())
+            missing = min(missing, 0 if starting or time.monotonic() < self._start_again_at else 1)
+        if missing > 0:
             for _ in range(min(missing, self._cluster.room(self.shape))):
                 self._members[self._cluster.start(self._study_id, self.shape)] = _Member()
         self._watch_capacity(wanted)
@@ -190,11 +204,19 @@ class Crew:
             self._no_capacity_since = None
 
     def unplaceable_reason(self) -> str | None:
-        """Why this study will get no worker however long it waits; None while it may."""
-        if self._failed_starts >= MAX_FAILED_STARTS and not self._members:
-            return f"{self._failed_starts} workers in a row died while starting: {self._last_death}"
+        """Why this study will get no worker however long it waits; None while it may.
+
+        It may where a machine that could hold one was there lately, or none is there at all: the cluster is
+        away, or is about to start. Workers that die while starting are the machine's fault, not the study's.
+        """
         since = self._no_capacity_since
         if since is None or time.monotonic() - since < self._patience:
+            return None
+        if not any(node.cpus for node in self._cluster.nodes()):
+            return None
+        if any(
+            node.cpus >= self.shape.num_cpus and node.gpus >= self.shape.num_gpus for node in self._seen()
+        ):
             return None
         need = f"{self.shape.num_cpus:g} CPU"
         if self.shape.num_gpus:
@@ -211,9 +233,10 @@ class Crew:
         """Why it has no worker that can take a trial, though it wants some; None: it has, or wants none."""
         if self.started or wanted <= 0:
             return None
+        if self._failed_starts:
+            return waiting.for_a_worker_that_starts(self._last_death)
         if self._members:
-            death = self._last_death if self._failed_starts else ""
-            return waiting.for_workers(started=0, starting=len(self._members), last_death=death)
+            return waiting.for_workers(started=0, starting=len(self._members))
         capacity = self._cluster.capacity(self.shape)
         return waiting.for_the_cluster(self.shape, capacity=capacity, gpus=self._cluster.gpus_in_all())
 
@@ -359,4 +382,9 @@ class Crew:
         member = self._members.pop(worker_id)
         if not member.ready and not member.to_verify and cause is not LossCause.NODE_DIED:
             self._failed_starts += 1
+            pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(self._failed_starts - 1, 10))
+            self._start_again_at = time.monotonic() + pause
+            log.warning(
+                "worker %s died while starting, the next one starts in %g s: %s", worker_id, pause, reason
+            )
         self._last_death = reason

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
@@ -26,6 +26,7 @@ from ray.exceptions import (
 
 from search_spaces.definition import ResourcesSpec
 from service.coordinator.ray_deaths import first_line, read_death
+from service.coordinator.silence import LONG_POLL_SECONDS, Attention, SilenceLimits
 from service.errors import Unavailable
 from service.fleet.cluster import Node
 from service.states import LossCause
@@ -40,6 +41,7 @@ from workers.contract import (
     Progress,
     RateSweep,
     Report,
+    Stalled,
     TrialOrder,
     TrialOutcome,
     TrialStarted,
@@ -47,7 +49,7 @@ from workers.contract import (
     Verdict,
     WorkerInfo,
 )
-from workers.gpu_worker import NAMESPACE, find_worker, start_worker
+from workers.gpu_worker import NAMESPACE, WorkerStage, find_worker, stage_of, start_worker
 
 __all__ = [
     "ClusterError",
@@ -67,6 +69,7 @@ __all__ = [
     "Ready",
     "Refused",
     "Report",
+    "Stalled",
     "TrialOrder",
     "TrialOutcome",
     "TrialStarted",
@@ -82,17 +85,14 @@ log = logging.getLogger(__name__)
 ClusterError = RayError
 """What calls of `Workers` raise when the cluster itself does not answer."""
 
-SILENCE_SECONDS = 60.0
-"""A worker that has been unreachable for this long is given up, and its trials go to another one."""
-
 RESOURCES_SECONDS = 2.0
 """How long an answer about the cluster's resources is good for: it costs Ray's control process work."""
 
 RETRY_SECONDS = 1.0
 """Pause before an unreachable worker is asked again."""
 
-LONG_POLL_SECONDS = 5.0
-"""How long a worker holds an `events` call open when it has nothing to say."""
+STAGE_SECONDS = 5.0
+"""How often Ray is asked how far it has come with a worker that has not answered yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +163,21 @@ class Workers(Protocol):
 class _Worker:
     handle: Any
     shape: WorkerShape
+    preparing: set[int] = field(default_factory=set)
+    """Attempts that it loads something for. Libraries may keep it from answering meanwhile."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Call:
     kind: str
     worker_id: str
     order: TrialOrder | None = None
     after: int = 0
+    asked: float = 0.0
+    """When, in seconds of attention."""
+    stage: WorkerStage = WorkerStage.QUEUED
+    """Of a worker that has not answered yet, when Ray was last asked for it."""
+    stage_asked: float = -math.inf
 
 
 class RayWorkers:
@@ -180,7 +187,9 @@ class RayWorkers:
         Unavailable: this machine has no node of the cluster.
     """
 
-    def __init__(self, address: str, *, orphan_timeout_s: float) -> None:
+    def __init__(
+        self, address: str, *, orphan_timeout_s: float, silence: SilenceLimits | None = None
+    ) -> None:
         try:
             # Ray's own logging set-up would take over the root logger.
             ray.init(
@@ -197,6 +206,8 @@ class RayWorkers:
                 "one."
             ) from error
         self._orphan_timeout_s = orphan_timeout_s
+        self._limits = silence or SilenceLimits()
+        self._attention = Attention(time.monotonic())
         self._workers: dict[str, _Worker] = {}
         self._calls: dict[Any, _Call] = {}
         self._found_dead: list[Delivery] = []
@@ -253,6 +264,8 @@ class RayWorkers:
             num_cpus=shape.num_cpus,
             num_gpus=shape.num_gpus,
             orphan_timeout_s=self._orphan_timeout_s,
+            training_silence_s=self._limits.training_s,
+            loading_silence_s=self._limits.loading_s,
         )
         self._add(worker_id, handle, shape)
         return worker_id
@@ -276,6 +289,7 @@ class RayWorkers:
             deliveries, self._found_dead = self._found_dead, []
             return deliveries
         now = time.monotonic()
+        self._attention.look(now)
         due = [call for at, call in self._later if at <= now]
         self._later = [(at, call) for at, call in self._later if at > now]
         for call in due:
@@ -285,14 +299,15 @@ class RayWorkers:
             return []
         ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
         ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
-        return [d for ref in ready if (d := self._collect(ref)) is not None]
+        deliveries = [d for ref in ready if (d := self._collect(ref)) is not None]
+        return deliveries + self._give_up_silent()
 
     def acknowledge(self, worker_id: str, seq: int) -> None:
         """Let the worker forget events up to `seq`, and ask for what comes after."""
         worker = self._workers.get(worker_id)
         if worker is not None:
             ref = worker.handle.events.remote(seq, LONG_POLL_SECONDS)
-            self._calls[ref] = _Call(kind="events", worker_id=worker_id, after=seq)
+            self._calls[ref] = self._call("events", worker_id, after=seq)
 
     def submit(self, worker_id: str, order: TrialOrder) -> None:
         """Send an order. A worker that does not take it shows up in `poll` as `Refused` or `Gone`."""
@@ -307,7 +322,7 @@ class RayWorkers:
             )
             return
         ref = worker.handle.submit.remote(order)
-        self._calls[ref] = _Call(kind="submit", worker_id=worker_id, order=order)
+        self._calls[ref] = self._call("submit", worker_id, order=order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
         """Send a verdict; safe to repeat."""
@@ -328,7 +343,10 @@ class RayWorkers:
 
     def _add(self, worker_id: str, handle: Any, shape: WorkerShape) -> None:
         self._workers[worker_id] = _Worker(handle=handle, shape=shape)
-        self._calls[handle.info.remote()] = _Call(kind="info", worker_id=worker_id)
+        self._calls[handle.info.remote()] = self._call("info", worker_id)
+
+    def _call(self, kind: str, worker_id: str, **of: Any) -> _Call:
+        return _Call(kind=kind, worker_id=worker_id, asked=self._attention.seconds, **of)
 
     def forget(self, worker_id: str) -> None:
         """Stop listening to a worker, and leave it alone."""
@@ -345,12 +363,12 @@ class RayWorkers:
             answer = ray.get(ref)
         except ActorUnavailableError as error:
             since = self._silent_since.setdefault(call.worker_id, time.monotonic())
-            if time.monotonic() - since > SILENCE_SECONDS:
+            if time.monotonic() - since > self._limits.answer_s:
                 # If it lives on somewhere, it must not keep its GPU.
                 self.stop(call.worker_id)
                 return Gone(
                     worker_id=call.worker_id,
-                    reason=f"unreachable for {SILENCE_SECONDS:g} s",
+                    reason=f"unreachable for {self._limits.answer_s:g} s",
                     cause=LossCause.UNREACHABLE,
                 )
             # Perhaps a network hiccup: the same question again.
@@ -363,6 +381,7 @@ class RayWorkers:
         if call.kind == "info":
             return Ready(worker_id=call.worker_id, info=answer)
         if call.kind == "events":
+            self._note_preparing(call.worker_id, answer)
             return Delivered(worker_id=call.worker_id, events=answer)
         if call.order is not None and answer is not True:
             return Refused(
@@ -383,12 +402,59 @@ class RayWorkers:
             self.stop(worker_id)
         return Gone(worker_id=worker_id, reason=reason, cause=cause)
 
+    def _note_preparing(self, worker_id: str, events: tuple[NumberedEvent, ...]) -> None:
+        worker = self._workers.get(worker_id)
+        for numbered in events if worker is not None else ():
+            assert worker is not None
+            if isinstance(event := numbered.event, Preparing):
+                worker.preparing.add(event.attempt_id)
+            elif not isinstance(event, PackCapacity | Stalled):
+                worker.preparing.discard(event.attempt_id)
+
+    def _give_up_silent(self) -> list[Delivery]:
+        """End the workers that have not answered in time. Ray kills a process that does not end by itself."""
+        gone: list[Delivery] = []
+        for call in list(self._calls.values()):
+            worker = self._workers.get(call.worker_id)
+            if worker is None:
+                continue  # it had another call, and has been given up
+            silent = self._attention.seconds - call.asked
+            limit = self._limits.answer_s
+            if call.kind == "info" and silent > min(limit, STAGE_SECONDS):
+                stage = self._stage(call, worker)
+                if stage is WorkerStage.STARTING:
+                    limit = self._limits.loading_s
+                elif stage is WorkerStage.QUEUED:
+                    call.asked = self._attention.seconds  # no machine has room for it: that is no silence
+                    continue
+            elif call.kind == "events":
+                limit += LONG_POLL_SECONDS
+            if worker.preparing:
+                limit = max(limit, self._limits.loading_s)
+            if silent <= limit:
+                continue
+            what = "was not ready after" if call.kind == "info" else "has not answered for"
+            log.warning("worker %s %s %.0f s and is killed", call.worker_id, what, silent)
+            self.stop(call.worker_id)
+            reason = f"it {what} {silent:.0f} s, and was killed"
+            gone.append(Gone(worker_id=call.worker_id, reason=reason, cause=LossCause.UNREACHABLE))
+        return gone
+
+    def _stage(self, call: _Call, worker: _Worker) -> WorkerStage:
+        """How far Ray has come with a worker, asked now and then."""
+        now = self._attention.seconds
+        if now - call.stage_asked >= STAGE_SECONDS:
+            stage, call.stage_asked = stage_of(worker.handle), now
+            if stage is not call.stage:
+                call.stage, call.asked = stage, now
+        return call.stage
+
     def _ask_again(self, call: _Call) -> None:
         worker = self._workers.get(call.worker_id)
         if worker is None:
             return
         if call.kind == "info":
-            self._calls[worker.handle.info.remote()] = call
+            self._calls[worker.handle.info.remote()] = self._call("info", call.worker_id)
         elif call.order is not None:
             # Whether the order arrived is unknown; the same attempt twice changes nothing.
             self.submit(call.worker_id, call.order)

@@ -7,18 +7,24 @@ no longer its own: a coordinator that slept through its lease cannot write.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.database import database_now
 from service.errors import LeaseLost
-from service.models import Study, StudyKind
+from service.models import LONGEST_LEASE_SECONDS, Study, StudyKind, is_leased, lease_in_reach
 from service.owners.limits import startable
-from service.states import StudyState
+from service.states import StudyState, append_event
+
+log = logging.getLogger(__name__)
+
+LEASE_REPAIRED = "lease_repaired"
+"""The kind of event that says that a lease of a wrong clock was not waited for."""
 
 _WAITS = Study.state.in_((StudyState.QUEUED, StudyState.PAUSED))
 
@@ -59,9 +65,12 @@ def take(
             such limit.
     """
     now = database_now(session)
-    free = or_(Study.lease_owner.is_(None), Study.lease_expires_at < now)
+    free = ~is_leased(now)
     if in_hand is not None:
-        free = or_(free, and_(Study.lease_owner == owner, Study.id.not_in(in_hand)))
+        elsewhere = Study.id.not_in(in_hand)
+        # A lease in hand that a clock has set that was ahead is set right when it is renewed.
+        free = and_(free, or_(elsewhere, Study.lease_expires_at.is_(None), lease_in_reach(now)))
+        free = or_(free, and_(Study.lease_owner == owner, elsewhere))
     oldest = select(Study).where(free).order_by(Study.created_at, Study.id).with_for_update(skip_locked=True)
     to_close = and_(_WAITS, Study.cancel_requested, Study.started_at.is_not(None))
     candidates = list(session.scalars(oldest.where(or_(Study.state == StudyState.RUNNING, to_close))))
@@ -73,11 +82,24 @@ def take(
             waiting = and_(waiting, Study.id.in_(chosen))
         candidates += session.scalars(oldest.where(waiting).limit(room))
     for study in candidates:
+        _note_wrong_clock(session, study, now)
         study.lease_owner = owner
         study.lease_expires_at = now + timedelta(seconds=seconds)
         study.lease_number += 1
     session.flush()
     return [Lease(study_id=s.id, owner=owner, number=s.lease_number) for s in candidates]
+
+
+def _note_wrong_clock(session: Session, study: Study, now: datetime) -> None:
+    """Say that a lease is taken from somebody since no right clock can have given it for so long."""
+    ends = study.lease_expires_at
+    if ends is not None and ends > now + timedelta(seconds=LONGEST_LEASE_SECONDS):
+        message = (
+            f"the lease of {study.lease_owner} was to last until {ends:%Y-%m-%d %H:%M:%S} UTC, longer than any"
+            f" lease lasts ({LONGEST_LEASE_SECONDS:g} s at most): a clock was wrong, and the lease counts as over"
+        )
+        append_event(session, study.id, LEASE_REPAIRED, message)
+        log.warning("study %s: %s", study.name, message)
 
 
 def waits_for_stages() -> ColumnElement[bool]:
@@ -150,6 +172,6 @@ def cancelled_while_queued(session: Session) -> list[Study]:
 
     Locked for this transaction.
     """
-    free = or_(Study.lease_owner.is_(None), Study.lease_expires_at < database_now(session))
+    free = ~is_leased(database_now(session))
     query = select(Study).where(_WAITS, Study.cancel_requested, Study.started_at.is_(None), free)
     return list(session.scalars(query.with_for_update(skip_locked=True)))

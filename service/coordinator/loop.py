@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -27,17 +28,23 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases, ray_authentication
-from service.coordinator.chores import cancel_unstarted, fire_schedules, say_who_waits
+from service.coordinator.chores import (
+    cancel_unstarted,
+    fire_schedules,
+    repair_schedules,
+    say_who_waits,
+)
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
 from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
+from service.coordinator.silence import SilenceLimits
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
 from service.coordinator.told import Told
-from service.database import Database, check_schema, open_database
+from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
 from service.fleet import cluster
 from service.fleet.cluster import Node
@@ -49,6 +56,12 @@ log = logging.getLogger(__name__)
 
 ALIVE_FILE = "coordinator.alive"
 """Touched in every round, in the home folder: what a container's health check looks at."""
+
+SEEN_LATELY = timedelta(days=7)
+"""A machine that the cluster had within this time is waited for."""
+
+CLOCKS_SECONDS = 10.0
+"""How often it is looked whether a wrong clock has put a schedule's next firing too far away."""
 
 NODES_SECONDS = 10.0
 """How often the cluster is asked what it has."""
@@ -82,6 +95,7 @@ class Coordinator:
         self.studies: dict[str, Performer] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
+        self._clocks_at = -math.inf
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
         self._said: dict[str, tuple[int, str]] = {}
@@ -124,6 +138,9 @@ class Coordinator:
             self._show_life()
             self._note_cluster(now)
             cancel_unstarted(self._database)
+            if now - self._clocks_at >= CLOCKS_SECONDS:
+                self._clocks_at = now
+                repair_schedules(self._database)
             fire_schedules(self._database, Limits.of(self._settings))
             advance_stages(self._database, self._storage, self._fingerprints)
             self._take_leases()
@@ -190,6 +207,11 @@ class Coordinator:
             self._database.transact(partial(cluster.record, nodes=nodes))
             self._nodes = nodes
 
+    def _lately_seen(self) -> set[Node]:
+        """The machines that the cluster had in the last days, those that are away now included."""
+        with self._database.read() as session:
+            return cluster.seen_since(session, database_now(session) - SEEN_LATELY)
+
     # -- leases --------------------------------------------------------------------------------
 
     def _take_leases(self) -> None:
@@ -230,6 +252,7 @@ class Coordinator:
             self._cluster.shape(run.definition.resources),
             at_once=run.trials_at_once,
             patience=settings.resource_timeout_seconds,
+            seen=self._lately_seen,
         )
         performer = Performer(run, crew, lease_seconds=settings.lease_seconds)
         self.studies[run.study_id] = performer
@@ -312,7 +335,11 @@ def run(settings: Settings) -> None:
         closing.callback(optuna_store.close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
-        workers = RayWorkers(address, orphan_timeout_s=settings.orphan_timeout_seconds)
+        workers = RayWorkers(
+            address,
+            orphan_timeout_s=settings.orphan_timeout_seconds,
+            silence=SilenceLimits.of(settings),
+        )
         closing.callback(workers.close)
         stop, hurry = threading.Event(), threading.Event()
         parent = os.getppid()

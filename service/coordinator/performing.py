@@ -41,6 +41,7 @@ from service.coordinator.dispatch import (
     Ready,
     Refused,
     Report,
+    Stalled,
     TrialOutcome,
     TrialStarted,
     Verdict,
@@ -197,6 +198,9 @@ class Performer:
                 self._stop_the_dead(info.worker_id, info.running_attempts)
             case Delivered(worker_id=worker_id, events=events):
                 for numbered in events:
+                    if isinstance(numbered.event, Stalled):
+                        self._end_stalled(worker_id, numbered.event.reason)
+                        return
                     self._apply_event(worker_id, numbered.event, numbered.seq)
                 crew.on_delivered(worker_id, max((n.seq for n in events), default=None))
                 for attempt_id in crew.unknown_orders(worker_id, run.live_attempts()):
@@ -233,6 +237,14 @@ class Performer:
             case PackCapacity():
                 self.run.events.on_capacity(worker_id, event)
                 self.crew.on_capacity(worker_id, event.slots)
+
+    def _end_stalled(self, worker_id: str, what: str) -> None:
+        """End a worker whose training hangs: nothing else ends a call that does not return."""
+        self.renew()  # Whoever has lost the lease must leave the workers alone.
+        reason = f"worker {worker_id} hung and was killed: {what}"
+        log.warning("%s", reason)
+        self.crew.kill(worker_id)
+        self.run.events.on_lost([worker_id], reason, LossCause.STALLED)
 
     def _is_ours(self, info: WorkerInfo) -> bool:
         """Whether the service's tables know the worker's last order, which they had before the worker.

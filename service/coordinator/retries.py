@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from service.models import Attempt
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 
-COUNTED = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE})
+COUNTED = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE, LossCause.STALLED})
 """Losses that may be the trial's own doing: they alone count against `budget.max_retries`."""
 
 DEATHS_OF_A_POISONOUS_TRIAL = 2

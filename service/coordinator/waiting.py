@@ -5,6 +5,8 @@ Words are written down when they change, so they hold nothing that changes from 
 
 from __future__ import annotations
 
+import re
+
 from service.coordinator.dispatch import WorkerShape
 from service.states import TRAINING
 
@@ -12,20 +14,27 @@ WAITING = "waiting"
 """The kind of event that says what a study waits for."""
 STARTING = "starting"
 """The kind of event that says what a worker does before the first trial trains."""
+_PROCESS = re.compile(r" \(pid=[^)]*\)")
 
 
-def for_workers(*, started: int, starting: int, last_death: str) -> str:
+def for_workers(*, started: int, starting: int) -> str:
     """For the first of the workers that were asked for.
 
     Args:
         started: those that can take trials.
         starting: those that cannot yet.
-        last_death: how the last one that did not get so far ended; empty: none did.
     """
     words = f"waiting for a worker: {started} of {started + starting} started"
-    if last_death:
-        return f"{words}; the one before died while starting: {last_death}"
     return f"{words} (each imports its libraries first)"
+
+
+def for_a_worker_that_starts(last_death: str) -> str:
+    """For one that does not die while starting, as the last one did."""
+    death = _PROCESS.sub("", last_death).rstrip(".")  # the same words for the next one's
+    return (
+        "waiting for a worker: another one starts after a pause of up to a minute; the last one died while "
+        f"starting: {death}"
+    )
 
 
 def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:

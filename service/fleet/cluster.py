@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from service.models import EventRow
@@ -46,8 +46,20 @@ def record(session: Session, nodes: Iterable[Node]) -> None:
 
 def latest(session: Session) -> Cluster | None:
     """What a coordinator saw last; None: none has seen anything yet."""
-    query = select(EventRow).where(EventRow.study_id.is_(None), EventRow.kind == CLUSTER_SEEN)
-    row = session.scalars(query.order_by(EventRow.id.desc()).limit(1)).first()
-    if row is None:
-        return None
-    return Cluster(tuple(Node(**node) for node in json.loads(row.message)), row.at)
+    row = session.scalars(_seen().order_by(EventRow.id.desc()).limit(1)).first()
+    return None if row is None else Cluster(_nodes(row), row.at)
+
+
+def seen_since(session: Session, since: datetime) -> set[Node]:
+    """Every machine that a coordinator has seen from then on, and what the cluster was just before."""
+    earlier = session.scalars(_seen().where(EventRow.at < since).order_by(EventRow.id.desc()).limit(1))
+    rows = [*earlier, *session.scalars(_seen().where(EventRow.at >= since))]
+    return {node for row in rows for node in _nodes(row)}
+
+
+def _seen() -> Select[EventRow]:
+    return select(EventRow).where(EventRow.study_id.is_(None), EventRow.kind == CLUSTER_SEEN)
+
+
+def _nodes(row: EventRow) -> tuple[Node, ...]:
+    return tuple(Node(**node) for node in json.loads(row.message))

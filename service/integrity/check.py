@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from service.connections import open_engine
 from service.database import make_engine
+from service.integrity.clocks import find_from_wrong_clocks
 from service.integrity.comparison import compare
 from service.integrity.rows import read_optuna, read_service
 from service.integrity.rules import OPTUNA_RULES, SERVICE_RULES, Rule
@@ -45,7 +46,7 @@ def read_violations(service: Engine, optuna: Engine) -> list[Violation]:
         earlier = read_optuna(connection)
     with _snapshot(service) as connection:
         rows = read_service(connection)
-        found = _broken(connection, SERVICE_RULES)
+        found = _broken(connection, SERVICE_RULES) + find_from_wrong_clocks(connection)
     with _snapshot(optuna) as connection:
         later = read_optuna(connection)
         found += _broken(connection, OPTUNA_RULES)

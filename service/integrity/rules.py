@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from service.integrity.clocks import CLOCKS
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_ATTEMPT_STATES,
@@ -31,7 +32,7 @@ class Rule:
 
 FINAL_ATTEMPT_STATES = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 """Ends of an attempt that are its trial's, too."""
-COUNTED_LOSSES = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE})
+COUNTED_LOSSES = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE, LossCause.STALLED})
 """Losses that `budget.max_retries` bounds."""
 
 
@@ -239,5 +240,5 @@ COMPARISONS = {
     "readable": "The definition of a study that has not ended can be read.",
 }
 
-SENTENCES = {rule.name: rule.holds for rule in (*SERVICE_RULES, *OPTUNA_RULES)} | COMPARISONS
+SENTENCES = {rule.name: rule.holds for rule in (*SERVICE_RULES, *OPTUNA_RULES)} | COMPARISONS | CLOCKS
 """What each rule says, by its name."""

@@ -12,8 +12,9 @@ from sqlalchemy.engine import make_url
 from service import sqlite_files
 from service.connections import engine_options
 from service.errors import SchemaOutOfDate
+from service.home_folder import make_home
 from service.optuna_store import fences
-from service.settings import Settings, make_home
+from service.settings import Settings
 
 StorageInternalError = optuna.exceptions.StorageInternalError
 

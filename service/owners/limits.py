@@ -28,7 +28,7 @@ from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.samplers import planned_trials
 from service.database import database_now
 from service.errors import LimitReached
-from service.models import Study
+from service.models import Study, is_leased
 from service.settings import Settings
 from service.states import ACTIVE_STUDY_STATES, StudyState
 from service.studies.queries import count_ended_trials, read_definition
@@ -116,8 +116,7 @@ def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: i
     _alone(session, _TAKINGS)
     taken = and_(
         Study.state == StudyState.QUEUED,
-        Study.lease_owner.is_not(None),
-        Study.lease_expires_at >= database_now(session),
+        is_leased(database_now(session)),
         ~candidates,  # a coordinator takes its own leases again after an outage
     )
     counted = (

@@ -135,6 +135,41 @@ def due(session: Session, now: datetime) -> list[str]:
     return list(session.scalars(found.order_by(Schedule.next_fire_at, Schedule.id)))
 
 
+def fires_too_late(session: Session, now: datetime) -> list[str]:
+    """Ids of schedules whose next firing is later than the next time of their cron expression.
+
+    A clock that was ahead has computed it; by the right one they would not fire until then.
+    """
+    waiting = session.scalars(select(Schedule).where(Schedule.enabled, Schedule.next_fire_at > now))
+    return [schedule.id for schedule in waiting if earlier_firing(schedule, now) is not None]
+
+
+def repair(session: Session, schedule_id: str) -> None:
+    """Set the next firing of a schedule right, if it is too late still, and say so in its history."""
+    now = database_now(session)
+    wanted = select(Schedule).where(Schedule.id == schedule_id, Schedule.enabled, Schedule.next_fire_at > now)
+    schedule = session.scalars(wanted.with_for_update(skip_locked=True)).one_or_none()
+    expected = None if schedule is None else earlier_firing(schedule, now)
+    if schedule is None or expected is None:
+        return
+    message = (
+        f"its next firing was {schedule.next_fire_at}, later than its cron expression says: a clock was wrong;"
+        f" now it is {expected}"
+    )
+    schedule.next_fire_at = expected
+    history.record(session, schedule, ScheduleEventKind.REPAIRED, message)
+
+
+def earlier_firing(schedule: Schedule, now: datetime) -> datetime | None:
+    """When a schedule should fire next, where that is earlier than it says; None: it is not, or not known."""
+    try:
+        expected = next_firing(schedule.cron, schedule.timezone, now)
+    except (CronSimError, ValueError, KeyError, OSError):  # said when it is to be fired
+        return None
+    assert schedule.next_fire_at is not None
+    return expected if expected is not None and expected < schedule.next_fire_at else None
+
+
 def fire(
     session: Session, schedule_id: str, now: datetime | None = None, limits: Limits = UNLIMITED
 ) -> Study | None:

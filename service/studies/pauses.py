@@ -7,12 +7,13 @@ it.
 
 from __future__ import annotations
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.database import database_now
 from service.deadlines import deadline_reached
 from service.errors import AlreadyEnded, BeingCancelled
-from service.models import Study
+from service.models import Study, is_leased
 from service.pauses import put_down, queue_again, take_back
 from service.preconditions import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
@@ -78,7 +79,8 @@ def _first_stage(session: Session, study: Study) -> Study | None:
 def _pause(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED or study.pause_requested:
         return
-    held = study.lease_expires_at is not None and study.lease_expires_at > database_now(session)
+    leased = select(Study.id).where(Study.id == study.id, is_leased(database_now(session)))
+    held = session.scalars(leased).first() is not None
     if study.state == StudyState.QUEUED and not held:
         put_down(session, study, reason)
         return

@@ -12,7 +12,7 @@ from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
 from service.database import database_now
-from service.models import EventRow, Study, StudyKind
+from service.models import EventRow, Study, StudyKind, is_leased
 from service.optuna_store import StudySummary
 from service.states import READING, StudyState
 from service.studies.schemas import BestTrial, PreparationView, Stage
@@ -47,7 +47,7 @@ def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
     if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
         return False
     now = database_now(session)
-    leased = select(Study.id).where(Study.lease_owner.is_not(None), Study.lease_expires_at >= now)
+    leased = select(Study.id).where(is_leased(now))
     if session.scalars(leased.limit(1)).first() is not None:
         return False
     newest = session.scalars(select(EventRow.at).order_by(EventRow.id.desc()).limit(1)).first()

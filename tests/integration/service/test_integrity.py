@@ -66,6 +66,16 @@ BREAKS: dict[str, tuple[str, ...]] = {
         f"{INSERT_ATTEMPT} SELECT study_id, 1, 100 + id, 'lost', 'worker_died', '', 'w', 0, '/', at, at, 0,"
         f" 0, 0 FROM events WHERE {GRID}",
     ),
+    "leases-in-reach": (
+        REOPEN.format("running"),
+        "UPDATE studies SET lease_owner = 'x', lease_expires_at = '2999-01-01 00:00:00.000000'"
+        " WHERE name = 'grid'",
+    ),
+    "firings-in-reach": (
+        "INSERT INTO schedules (id, name, cron, timezone, definition, enabled, created_at, next_fire_at)"
+        " SELECT id, name, '0 2 * * *', 'UTC', '{}', true, created_at, '2999-01-01 02:00:00.000000'"
+        " FROM studies WHERE name = 'grid'",
+    ),
     "readable": (REOPEN.format("queued"), "UPDATE studies SET definition = '{}' WHERE name = 'grid'"),
 }
 """Rule -> statements that break it, on the service's tables or on Optuna's."""

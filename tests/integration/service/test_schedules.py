@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from service import optuna_store
-from service.coordinator.chores import fire_schedules
+from service.coordinator.chores import fire_schedules, repair_schedules
 from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.stages import advance_stages
 from service.database import Database
@@ -654,3 +654,42 @@ def test_a_run_over_the_owners_limits_is_refused(
     service_database.transact(run)
     with pytest.raises(LimitReached, match="allows 1"):
         service_database.transact(run)
+
+
+@pytest.mark.parametrize("cron", ["0 2 * * *", "*/5 * * * *", "0 0 1 1 *"])
+def test_a_firing_that_a_clock_has_computed_that_was_ahead_is_repaired_and_told(
+    client: TestClient, make: Make, service_database: Database, cron: str
+) -> None:
+    schedule = make(cron=cron)
+    repair_schedules(service_database)
+    with service_database.write() as session:
+        row = session.get_one(Schedule, schedule["id"])
+        right = row.next_fire_at
+        assert right is not None
+        assert session.scalars(select(ScheduleEvent).where(ScheduleEvent.kind == "repaired")).all() == []
+        row.next_fire_at = right + timedelta(days=366 * 2)
+    repair_schedules(service_database)
+    repair_schedules(service_database)
+    with service_database.read() as session:
+        again = session.get_one(Schedule, schedule["id"]).next_fire_at
+        assert again is not None
+        assert timedelta(0) <= again - right < timedelta(minutes=10)
+        [event] = session.scalars(select(ScheduleEvent).where(ScheduleEvent.kind == "repaired"))
+        assert "a clock was wrong" in event.message
+
+
+def test_a_schedule_that_is_disabled_or_whose_timezone_is_gone_is_left_as_it_is(
+    make: Make, service_database: Database
+) -> None:
+    ids = [make(name=name)["id"] for name in ("disabled", "lost")]
+    with service_database.write() as session:
+        disabled, lost = (session.get_one(Schedule, one) for one in ids)
+        disabled.enabled = False
+        lost.timezone = "Atlantis/Capital"
+        for one in (disabled, lost):
+            one.next_fire_at = datetime(2999, 1, 1, tzinfo=UTC)
+    repair_schedules(service_database)
+    with service_database.read() as session:
+        assert {session.get_one(Schedule, one).next_fire_at for one in ids} == {
+            datetime(2999, 1, 1, tzinfo=UTC)
+        }

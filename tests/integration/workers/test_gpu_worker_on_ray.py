@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from search_spaces.recipe import Recipe
+from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
+from service.coordinator.silence import SilenceLimits
+from service.states import LossCause
 from tests.tiny_packs import Recorder, assert_equal_trials
 from tests.tiny_trials import of_type, trial_order
 from workers.contract import (
@@ -29,7 +35,7 @@ from workers.contract import (
     Verdict,
     WorkerInfo,
 )
-from workers.gpu_worker import find_worker, start_worker
+from workers.gpu_worker import WorkerStage, find_worker, stage_of, start_worker
 
 # Ray leaves its sockets and log files to the interpreter's end.
 # And PEFT 0.21 reads a property that transformers 5.23 renamed, whenever it wraps a model.
@@ -202,3 +208,68 @@ def is_alive(worker: Any) -> bool:
     except RayActorError:
         return False
     return True
+
+
+def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: None)  # this process is connected already
+    silence = SilenceLimits(answer_s=2.0, training_s=300.0, loading_s=DEADLINE_S)
+    workers = RayWorkers("auto", orphan_timeout_s=600, silence=silence)
+    shape = WorkerShape(num_cpus=1.0, num_gpus=0.0)
+    study_id = uuid.uuid4().hex
+    worker_id = workers.start(study_id, shape)
+    [ready] = _said(workers)
+    assert isinstance(ready, Ready)
+    workers.acknowledge(worker_id, 0)
+    os.kill(ready.info.pid, signal.SIGSTOP)
+    try:
+        [gone] = _said(workers)
+        assert isinstance(gone, Gone)
+        assert (gone.worker_id, gone.cause) == (worker_id, LossCause.UNREACHABLE)
+        assert gone.reason.startswith("it has not answered for ")
+        second = workers.start(study_id, shape)
+        [ready_again] = _said(workers)
+        assert isinstance(ready_again, Ready)
+        assert ready_again.worker_id == second
+        workers.stop(second)
+        _wait_for_end(ready.info.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(ready.info.pid, signal.SIGKILL)
+
+
+def test_ray_says_how_far_it_has_come_with_a_worker(cluster: None) -> None:
+    first, waiting = (
+        start_worker(f"worker-{uuid.uuid4().hex}", num_cpus=cpus, num_gpus=0, orphan_timeout_s=600)
+        for cpus in (1, 99)
+    )
+    seen = {stage_of(first)}
+    deadline = time.monotonic() + DEADLINE_S
+    while WorkerStage.READY not in seen:
+        assert time.monotonic() < deadline
+        seen.add(stage_of(first))
+    assert WorkerStage.STARTING in seen
+    assert stage_of(waiting) is WorkerStage.QUEUED
+    ray.kill(first)
+    ray.kill(waiting)
+
+
+def _said(workers: RayWorkers) -> list[Delivery]:
+    """The next that is said of any worker, but for polls that come back empty."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        assert time.monotonic() < deadline
+        said = workers.poll(0.5)
+        for each in said:
+            if isinstance(each, Delivered):
+                workers.acknowledge(each.worker_id, 0)
+        if others := [each for each in said if not isinstance(each, Delivered)]:
+            return others
+
+
+def _wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

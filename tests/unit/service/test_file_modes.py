@@ -12,6 +12,7 @@ import pytest
 
 from service import database
 from service.child_process import ChildProcess
+from service.home_folder import UnusableHome, make_home
 from service.settings import Settings
 from service.supervisor import Supervisor
 
@@ -40,6 +41,52 @@ def test_databases_in_a_home_that_was_there_before(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     database.upgrade(Settings(home=tmp_path))
     assert {mode(file) for file in tmp_path.glob("*.db")} == {0o600}
+
+
+def test_a_home_that_was_open_is_closed_with_its_files_and_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    (home / "logs").mkdir(parents=True, mode=0o755)
+    home.chmod(0o755)
+    for name in ("nightsweep.db", "optuna.db", "ray_token", "serve.json", "logs/api.log", "notes.txt"):
+        (home / name).touch(mode=0o644)
+    (home / "logs" / "link.log").symlink_to(home / "notes.txt")
+    for _ in range(2):
+        database.upgrade(Settings(home=home))
+    assert mode(home) == 0o700
+    closed = ("nightsweep.db", "optuna.db", "ray_token", "serve.json", "logs/api.log")
+    assert {name: mode(home / name) for name in closed} == dict.fromkeys(closed, 0o600)
+    assert mode(home / "notes.txt") == 0o644  # not the service's
+    lines = [record.message for record in caplog.records if "was open to other users" in record.message]
+    assert len(lines) == 1
+    assert lines[0].endswith("(mode 755); it now has mode 700, and 5 of its files mode 600")
+
+
+def test_databases_elsewhere_are_closed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.db"
+    elsewhere.touch(mode=0o666)
+    make_home(Settings(home=tmp_path / "home", database_url=f"sqlite:///{elsewhere}"))
+    assert mode(elsewhere) == 0o600
+
+
+def test_a_folder_that_users_share_is_no_home(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(UnusableHome, match="is one that users share"):
+        make_home(Settings(home=tmp_path))
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
+def test_a_home_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = tmp_path.stat().st_uid
+    if owner == 0:
+        os.chown(tmp_path, 12345, -1)
+        owner = 12345
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(UnusableHome, match=f"belongs to another user .id {owner}, "):
+        make_home(Settings(home=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_rays_token(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,45 @@ def test_a_removal_that_did_not_end_is_done_again(temporary: Path, monkeypatch: 
     assert left.is_dir()
     RayFolder().remove()
     assert not left.exists()
+
+
+def test_no_other_user_gets_into_what_ray_opens_to_everybody(temporary: Path) -> None:
+    folder = RayFolder()
+    folder.ray.mkdir()
+    folder.ray.chmod(0o777)  # as Ray does
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert folder.ray.parent == folder.path
+    folder.remove()
+
+
+def test_the_paths_of_rays_sockets_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    folder = RayFolder()
+    folder.remove()
+    session = "session_2026-11-29_21-15-13_123456_4194304"  # the largest process id
+    assert len(f"{folder.ray}/{session}/sockets/plasma_store.1") < 107
+
+
+def test_a_folder_that_was_removed_is_made_again_for_its_owner_alone(temporary: Path) -> None:
+    folder = RayFolder()
+    shutil.rmtree(folder.path)
+    folder.make()
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    RayFolder().remove()  # another service, which removes what nobody has locked
+    assert folder.path.is_dir()
+    folder.make()
+    folder.remove()
+    assert not list(temporary.iterdir())
+
+
+def test_a_folder_that_somebody_put_in_its_place_is_refused(temporary: Path) -> None:
+    folder = RayFolder()
+    folder.path.rmdir()
+    folder.path.mkdir()
+    folder.path.chmod(0o777)
+    with pytest.raises(OSError, match="open to others"):
+        folder.make()
+    folder.remove()
 
 
 def test_a_link_is_not_followed(temporary: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.definition import ModelSpec
+from service.coordinator import crew
 from service.coordinator.crew import Crew
 from service.coordinator.dispatch import Ready, TrialOrder, WorkerShape
+from service.fleet.cluster import Node
 from service.states import LossCause
 from tests.fakes.cluster import FakeCluster
 
@@ -336,13 +340,71 @@ def test_a_study_is_stranded_only_when_all_gpus_of_the_cluster_are_put_aside() -
 
 def test_a_worker_that_went_down_with_its_machine_is_no_failed_start() -> None:
     bench = Bench(1, at_once=1, start_polls={"w1": 99})
-    for number, cause in enumerate([LossCause.NODE_DIED] * 3 + [LossCause.WORKER_DIED] * 3, 1):
-        assert bench.crew.unplaceable_reason() is None
-        bench.crew.on_gone(f"w{number}", "gone", cause)
-        bench.cluster.stop(f"w{number}")
-        bench.cluster._start_polls[f"w{number + 1}"] = 99
+    for number in range(1, 4):
+        _lose_a_start(bench, number, LossCause.NODE_DIED)
         bench.crew.resize(1)
-    assert bench.crew.unplaceable_reason() == "3 workers in a row died while starting: gone"
+        assert bench.cluster.started[-1] == f"w{number + 1}"
+
+
+def _lose_a_start(bench: Bench, number: int, cause: LossCause) -> None:
+    bench.crew.on_gone(f"w{number}", "no space left on device", cause)
+    bench.cluster.stop(f"w{number}")
+    bench.cluster._start_polls[f"w{number + 1}"] = 99
+
+
+def test_workers_that_die_while_starting_are_tried_again_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bench = Bench(1, at_once=1, start_polls={"w1": 99})
+    for number, pause in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0], 1):
+        _lose_a_start(bench, number, LossCause.WORKER_DIED)
+        bench.crew.resize(1)
+        assert len(bench.cluster.started) == number
+        assert bench.crew.unplaceable_reason() is None
+        assert str(bench.crew.no_worker_reason(1)).endswith("died while starting: no space left on device")
+        now[0] += pause
+        bench.crew.resize(1)
+        assert len(bench.cluster.started) == number + 1
+
+
+def test_after_a_death_while_starting_one_worker_shows_whether_the_others_would_die(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    bench = Bench(1, at_once=3, start_polls={"w1": 99})
+    _lose_a_start(bench, 1, LossCause.WORKER_DIED)
+    bench.cluster._start_polls["w2"] = 0
+    bench.cluster.cpus = 3
+    now[0] += 1.0
+    bench.crew.resize(3)
+    bench.crew.resize(3)
+    assert bench.cluster.started == ["w1", "w2"]
+    bench.meet()
+    bench.crew.resize(3)
+    assert bench.cluster.started == ["w1", "w2", "w3", "w4"]
+
+
+@pytest.mark.parametrize(
+    ("there", "lately", "fails"),
+    [
+        ([Node(cpus=4, gpus=0)], set(), True),
+        ([Node(cpus=4, gpus=0)], {Node(cpus=8, gpus=1)}, True),
+        ([Node(cpus=4, gpus=0)], {Node(cpus=8, gpus=2)}, False),
+        ([Node(cpus=0, gpus=0)], set(), False),
+        ([], set(), False),
+    ],
+    ids=["never there", "never large enough", "away for the moment", "only the head", "no node at all"],
+)
+def test_a_machine_that_is_away_is_waited_for(there: list[Node], lately: set[Node], fails: bool) -> None:
+    cluster = FakeCluster(0, gpus=0)
+    cluster.nodes = lambda: tuple(there)  # type: ignore[method-assign]
+    shape = WorkerShape(num_cpus=1.0, num_gpus=2.0)
+    one = crew.Crew(cluster, "s", shape, at_once=1, patience=0.0, seen=lambda: lately)
+    one.resize(1)
+    assert (one.unplaceable_reason() is not None) is fails
 
 
 def test_a_worker_found_again_has_the_base_of_its_orders_and_not_the_one_it_still_holds() -> None:

@@ -17,8 +17,11 @@ from ray.exceptions import (
 
 from service.coordinator import dispatch
 from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.coordinator.silence import SilenceLimits
 from service.errors import Unavailable
 from service.states import LossCause
+from workers.contract import NumberedEvent, Preparing, Progress
+from workers.gpu_worker import WorkerStage
 
 
 class FakeRay:
@@ -30,6 +33,7 @@ class FakeRay:
         self.util = SimpleNamespace(list_named_actors=lambda: ["worker-s-1"])
 
         self.killed = 0
+        self.stage = WorkerStage.READY
         self.alive = ["10.0.0.1"]
 
     def init(self, **options: Any) -> None:
@@ -79,6 +83,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     handle = SimpleNamespace(info=fake.method("info"), events=fake.method("events"))
     monkeypatch.setattr(dispatch, "ray", fake)
     monkeypatch.setattr(dispatch, "find_worker", lambda name: handle)
+    monkeypatch.setattr(dispatch, "stage_of", lambda handle: fake.stage)
     return fake
 
 
@@ -153,7 +158,7 @@ def test_an_answer_ends_the_silence(ray: FakeRay, clock: Clock) -> None:
     workers = listening(ray)
     workers._idle.set()
     fail_last_call(ray, workers)
-    clock.now += dispatch.SILENCE_SECONDS
+    clock.now += SilenceLimits().answer_s
     workers.poll(0.0)
     [ref] = workers._calls
     ray.answers[ref] = ()
@@ -259,3 +264,82 @@ def test_what_a_worker_was_to_be_asked_again_is_not_asked_once_it_was_let_go_of(
     clock.now += dispatch.RETRY_SECONDS
     workers.poll(0.0)
     assert ray.asked == asked
+
+
+def silent_for(workers: RayWorkers, clock: Clock, seconds: float) -> list[Delivery]:
+    """What the coordinator is told in so many rounds of a second."""
+    said: list[Delivery] = []
+    for _ in range(round(seconds)):
+        clock.now += 1.0
+        said += workers.poll(0.0)
+    return said
+
+
+def test_a_worker_that_does_not_answer_a_poll_is_killed_and_given_up(ray: FakeRay, clock: Clock) -> None:
+    workers = listening(ray)
+    assert silent_for(workers, clock, 65) == []
+    assert silent_for(workers, clock, 1) == [
+        Gone(
+            worker_id="worker-s-1",
+            reason="it has not answered for 66 s, and was killed",
+            cause=LossCause.UNREACHABLE,
+        )
+    ]
+    assert ray.killed == 1
+    assert silent_for(workers, clock, 100) == []
+
+
+def test_an_order_that_is_not_answered_is_a_silence_too(ray: FakeRay, clock: Clock) -> None:
+    workers = listening(ray)
+    workers._workers["worker-s-1"].handle.submit = ray.method("submit")
+    workers.submit("worker-s-1", cast(Any, None))
+    [gone] = silent_for(workers, clock, 61)
+    assert isinstance(gone, Gone)
+    assert gone.cause is LossCause.UNREACHABLE
+
+
+def test_a_coordinator_that_stood_still_does_not_hold_it_against_its_workers(
+    ray: FakeRay, clock: Clock
+) -> None:
+    workers = listening(ray)
+    clock.now += 10_000.0
+    assert workers.poll(0.0) == []
+    [ref] = workers._calls
+    ray.answers[ref] = ()
+    assert silent_for(workers, clock, 1) == [Delivered(worker_id="worker-s-1", events=())]
+
+
+def test_a_worker_that_loads_has_longer_until_it_trains(ray: FakeRay, clock: Clock) -> None:
+    workers = listening(ray)
+    for event, limit in (
+        (Preparing(attempt_id=1, stage="loading"), 3600),
+        (Progress(attempt_id=1, examples_seen=1, step=1, train_loss=1.0, learning_rate=1.0), 65),
+    ):
+        [ref] = workers._calls
+        ray.answers[ref] = (NumberedEvent(seq=8, event=event),)
+        assert len(workers.poll(0.0)) == 1
+        workers.acknowledge("worker-s-1", 8)
+        assert silent_for(workers, clock, limit - 1) == []
+    assert len(silent_for(workers, clock, 2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "limit"),
+    [(WorkerStage.READY, 60), (WorkerStage.STARTING, 3600), (WorkerStage.QUEUED, None)],
+)
+def test_a_worker_has_a_limit_for_getting_ready_once_it_was_placed(
+    ray: FakeRay, clock: Clock, stage: WorkerStage, limit: int | None
+) -> None:
+    workers = RayWorkers("address", orphan_timeout_s=1.0)
+    ray.stage = WorkerStage.QUEUED
+    workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
+    assert silent_for(workers, clock, 10_000) == []
+    ray.stage = stage
+    if limit is None:
+        assert silent_for(workers, clock, 10_000) == []
+        return
+    assert silent_for(workers, clock, limit - 1) == []
+    [gone] = silent_for(workers, clock, 20)
+    assert isinstance(gone, Gone)
+    assert (gone.cause, ray.killed) == (LossCause.UNREACHABLE, 1)
+    assert gone.reason.startswith("it was not ready after ")

@@ -60,7 +60,7 @@ def of(*tries: Attempt, mates: dict[int, int] | None = None, now: datetime = NOW
 
 def test_only_a_death_of_the_worker_and_its_silence_count() -> None:
     counted = {cause: of(lost(cause)).counted for cause in LossCause}
-    assert counted == {DIED: 1, UNREACHABLE: 1, NODE: 0, NEVER: 0, STORAGE: 0}
+    assert counted == {DIED: 1, UNREACHABLE: 1, LossCause.STALLED: 1, NODE: 0, NEVER: 0, STORAGE: 0}
 
 
 def test_a_loss_from_before_causes_were_kept_counts_as_it_did_then() -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from service.coordinator.dispatch import Preparing, WorkerShape
-from service.coordinator.waiting import for_its_turn, for_the_cluster, for_workers, standing
+from service.coordinator.waiting import (
+    for_a_worker_that_starts,
+    for_its_turn,
+    for_the_cluster,
+    for_workers,
+    standing,
+)
 from service.states import StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 
@@ -59,13 +65,21 @@ def test_a_study_without_room_on_the_cluster_says_what_is_missing(
     assert for_the_cluster(shape, capacity=capacity, gpus=gpus) == f"waiting for a worker: {expected}"
 
 
-def test_workers_that_start_are_counted_and_the_death_of_the_last_is_told() -> None:
-    assert for_workers(started=0, starting=2, last_death="") == (
+def test_workers_that_start_are_counted() -> None:
+    assert for_workers(started=0, starting=2) == (
         "waiting for a worker: 0 of 2 started (each imports its libraries first)"
     )
-    assert for_workers(started=0, starting=1, last_death="out of the host's memory") == (
-        "waiting for a worker: 0 of 1 started; the one before died while starting: out of the host's memory"
-    )
+
+
+def test_the_death_of_the_last_worker_is_told_without_what_differs_from_one_to_the_next() -> None:
+    deaths = {
+        for_a_worker_that_starts(f"raised in ray::GpuWorker.__init__() (pid={pid}, ip=::1).")
+        for pid in (17, 18)
+    }
+    assert deaths == {
+        "waiting for a worker: another one starts after a pause of up to a minute; the last one died while "
+        "starting: raised in ray::GpuWorker.__init__()"
+    }
 
 
 @pytest.mark.parametrize(

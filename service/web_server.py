@@ -1,0 +1,125 @@
+"""The HTTP server of the REST process: uvicorn, with bounds on connections and on the time for a header.
+
+uvicorn waits for ever for the end of a header, so whoever sends half of one holds a connection, and a
+descriptor, before any key is asked for. Its `limit_concurrency` is looked at only when a header is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from typing import Any, cast
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.app import create_app
+from service.log_limit import RepeatFilter
+from service.settings import Settings
+
+HEADER_SECONDS = 15.0
+"""For the first byte of a connection's first request, and for a whole header from its first byte on."""
+KEEP_ALIVE_SECONDS = 5
+MAX_HEADER_BYTES = 64 * 1024
+MAX_CONNECTIONS = 512
+_DESCRIPTORS_FOR_OTHERS = 64
+"""Left for databases, files and child processes."""
+_BACKLOG = 128
+"""Also how often Python 3.11 logs one failed `accept`, each time with a traceback."""
+
+
+class BoundedConnection(H11Protocol):
+    """A connection that is closed if a header is not complete in time, and refused if there are too many.
+
+    The same time is allowed for the rest of a body that is still being sent when its answer is complete, as
+    after a 401.
+    """
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > max_connections():
+            self._answer(503, "Too many connections")
+            return
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._stop_waiting()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        late = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        if self.conn.their_state is not h11.IDLE and not late:
+            self._stop_waiting()
+        elif self._waiting is None and not self.transport.is_closing():
+            self._waiting = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        self._waiting = None
+        if self.conn.our_state is h11.IDLE:
+            self._answer(408, "Request Timeout")
+        else:
+            self.transport.close()
+
+    def _answer(self, status: int, reason: str) -> None:
+        """Say why, as far as the other side reads it, and close."""
+        self.transport.write(
+            f"HTTP/1.1 {status} {reason}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        )
+        self.transport.close()
+
+
+def max_connections() -> int:
+    """How many connections are open at most: fewer than this process may have descriptors."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, min(MAX_CONNECTIONS, descriptors - _DESCRIPTORS_FOR_OTHERS))
+
+
+def configuration(app: ASGIApp, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration with these bounds; further `options` are uvicorn's own."""
+    return uvicorn.Config(
+        cast(Any, app),
+        http=BoundedConnection,
+        ws="none",  # nothing here speaks WebSocket
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=_BACKLOG,
+        server_header=False,
+        **options,
+    )
+
+
+def run(settings: Settings) -> None:
+    """Serve the REST API until SIGTERM or SIGINT."""
+    config = configuration(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level.lower(),
+        access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second
+    )
+    for name in ("asyncio", "uvicorn.error"):  # after uvicorn has set up its loggers
+        logging.getLogger(name).addFilter(RepeatFilter())
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise SystemExit(3)  # as uvicorn.run does; the log has the cause
