@@ -214,6 +214,10 @@ class House(Arming):
                     found[pid] = (self.folder / "workers" / str(pid)).read_text()
         return found
 
+    def coordinator_pids(self) -> list[int]:
+        """Of the coordinators that live."""
+        return self.pids("service.cli coordinator")
+
     def _mark_of_workers(self) -> dict[str, str]:
         return {**self.mark, "FAULTS_PROCESS": self.ray.name}
 

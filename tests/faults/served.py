@@ -28,10 +28,6 @@ class ServedHouse(House):
         self.serve = self._command("serve", "serve")
         self.kept = (self.serve,)
 
-    def coordinator_pids(self) -> list[int]:
-        """Of the coordinators that live: one, or none for a moment."""
-        return self.pids("service.cli coordinator")
-
     def kill_coordinator(self) -> int:
         """SIGKILL; the id of the process that died."""
         self.wait_for(lambda: len(self.coordinator_pids()) > 0, "a coordinator to kill")
@@ -48,6 +44,10 @@ class ServedHouse(House):
             if "ray.scripts.scripts" in words:
                 found.append(Path(words[words.index("--temp-dir") + 1]))
         return found
+
+    def kill_node(self) -> None:
+        """SIGKILL for all of Ray and for every worker; the supervisor does the rest."""
+        kill([pid for pid in self.pids("ray") if "service.cli" not in title(pid)])
 
     # -- processes -------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from service.settings import Settings
 from tests.faults.house import BrokenHouseError, DatabaseName, House
 from tests.faults.kill_points import HANG_POINTS
 from tests.faults.moments import clocks, machine, silences
@@ -20,9 +19,8 @@ from tests.faults.served import ServedHouse
 LIMITS: dict[str, Any] = {
     "worker_silence_seconds": 9.0,
     "training_silence_seconds": 9.0,
-    "loading_silence_seconds": 12.0,
+    "loading_silence_seconds": 30.0,
 }
-LIMITS = {k: v for k, v in LIMITS.items() if k in Settings.model_fields}  # TEMPORARY
 """Settings of the houses in which moments are run: minutes, where the product's own are meant for a night."""
 
 

@@ -15,7 +15,7 @@ from tests.faults import scenarios, studies
 from tests.faults.freezing import nobody_writing, stands_still
 from tests.faults.house import House
 from tests.faults.moments.moment import ended, wait_for_end
-from tests.faults.processes import wait_until_gone
+from tests.faults.processes import Process, wait_until_gone
 
 AHEAD = timedelta(hours=2)
 FAR_FIRING = datetime(2032, 2, 29, tzinfo=UTC)
@@ -32,7 +32,7 @@ def lease_from_the_future(house: House, study: dict[str, Any], _: float) -> list
 def cancel_of_a_lease_from_the_future(house: House, study: dict[str, Any], _: float) -> list[str]:
     """A second study in the same plight can be cancelled."""
     name = f"{study['name']}-cancelled"
-    other = house.client.submit(studies.random(house.data, name))
+    other = house.client.submit(studies.short(house.data, name))
     house.wait_for(lambda: scenarios.rungs_of(house, name) >= 1, f"a rung of {name}")
     _lease_left_behind(house, other)
     answer = house.client.post(f"/v1/studies/{name}/cancel")
@@ -48,7 +48,7 @@ def lease_from_the_past(house: House, study: dict[str, Any], _: float) -> list[s
     """The clock jumped two hours ahead: a lease is over at once whose holder lives and goes on writing."""
     house.wait_for(lambda: house.holder(study["id"]) is not None or ended(house, study), "a holder")
     number = _lease_number(house, study["id"])
-    _shift_lease(house, study["id"], -AHEAD)
+    shift_lease(house, study["id"], -AHEAD)
     house.wait_for(lambda: _lease_number(house, study["id"]) > number, "another lease")
     return []
 
@@ -75,20 +75,24 @@ def firing_from_the_future(house: House, study: dict[str, Any], _: float) -> lis
     return wrong + scenarios.verdict(house, sweep, calm)[1]
 
 
-def _lease_left_behind(house: House, study: dict[str, Any]) -> int:
+def leave_lease_behind(house: House, study_id: str, holder: Process) -> int:
     """Kill a study's holder, whose lease then ends two hours from now; that lease's number."""
-    house.wait_for(lambda: house.holder(study["id"]) is not None, f"a holder of {study['name']}")
-    holder = house.holder(study["id"])
-    assert holder is not None
-    pid = holder.pid
+    pid, name = holder.pid, holder.name
     with nobody_writing(house):
         house.freeze(holder)
-        house.wait_for(lambda: stands_still(pid), f"{holder.name} to stand still")
-    _shift_lease(house, study["id"], AHEAD)
-    number = _lease_number(house, study["id"])
+        house.wait_for(lambda: stands_still(pid), f"{name} to stand still")
+    shift_lease(house, study_id, AHEAD)
+    number = _lease_number(house, study_id)
     house.kill(holder)
     wait_until_gone([pid], PATIENCE_SECONDS)
     return number
+
+
+def _lease_left_behind(house: House, study: dict[str, Any]) -> int:
+    house.wait_for(lambda: house.holder(study["id"]) is not None, f"a holder of {study['name']}")
+    holder = house.holder(study["id"])
+    assert holder is not None
+    return leave_lease_behind(house, study["id"], holder)
 
 
 def _retaken(house: House, study: dict[str, Any], number: int) -> list[str]:
@@ -100,12 +104,13 @@ def _retaken(house: House, study: dict[str, Any], number: int) -> list[str]:
             seconds=PATIENCE_SECONDS,
         )
     except AssertionError as error:
-        _shift_lease(house, study["id"], -AHEAD)  # so that the study can end
+        shift_lease(house, study["id"], -AHEAD)  # so that the study can end
         return [str(error)]
     return []
 
 
-def _shift_lease(house: House, study_id: str, by: timedelta) -> None:
+def shift_lease(house: House, study_id: str, by: timedelta) -> None:
+    """Make a study's lease end so long from now, whoever holds it."""
     at = house.instant(datetime.now(UTC) + by)  # the databases run on this machine
     with house.service_engine.begin() as connection:
         connection.execute(

@@ -68,9 +68,10 @@ def temporary_folder_full(house: ServedHouse, study: dict[str, Any], seconds: fl
 
 def rays_folder_removed(house: ServedHouse, study: dict[str, Any], _: float) -> list[str]:
     """Somebody who cleans up /tmp removes the folder that Ray's sockets and logs are in."""
+    temp = house.temp_disk.folder
     folders = house.ray_folders()
     for folder in folders:
-        shutil.rmtree(folder)
+        shutil.rmtree(temp / folder.relative_to(temp).parts[0])
     return [] if folders else ["no Ray head runs whose folder could be removed"]
 
 

@@ -52,10 +52,10 @@ def disturb(house: House, moment: Moment, turn: int, seconds: float) -> Tally:
         turn: From 0 on. It decides how far the study has come by then: the same turn, the same rung.
         seconds: How long a state of the machine lasts (a full disk).
     """
-    calm = scenarios.undisturbed(house, studies.random)
+    calm = scenarios.undisturbed(house, studies.short)
     name = f"{re.sub(r'[^a-z0-9]+', '-', moment.name.lower())}-{turn + 1}"
-    study = house.client.submit(studies.random(house.data, name))
-    rungs = 1 + 5 * turn % 17
+    study = house.client.submit(studies.short(house.data, name))
+    rungs = 1 + 3 * turn % 7
     house.wait_for(lambda: scenarios.rungs_of(house, name) >= rungs, f"{rungs} rungs of {name}")
     tally = Tally()
     tally.violations += [f"{name}: {fault}" for fault in moment.inject(house, study, seconds)]
@@ -71,12 +71,16 @@ def wait_for_end(house: House, name: str) -> None:
     """Wait; whoever has seen to a disk resumes what was paused because of it."""
 
     def resume_if_paused() -> None:
-        seen = house.client.study(name)
-        if seen["state"] == "paused" and STORAGE_WORDS.search(seen["reason"]):
+        if waits_for_a_disk(house.client.study(name)):
             answer = house.client.post(f"/v1/studies/{name}/resume")
             assert answer.status_code in (202, 409), f"resume: {answer.status_code} {answer.text}"
 
     scenarios.wait_for_end(house, name, resume_if_paused)
+
+
+def waits_for_a_disk(study: dict[str, Any]) -> bool:
+    """Whether it was paused because something could not be written."""
+    return study["state"] == "paused" and STORAGE_WORDS.search(study["reason"]) is not None
 
 
 def lost(house: House, study_id: str) -> list[tuple[int, str, str | None]]:

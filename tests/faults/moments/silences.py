@@ -44,7 +44,7 @@ def worker_for_ever(house: House, study: dict[str, Any], _: float) -> list[str]:
     """SIGSTOP to a worker, which is never woken: its trial goes on elsewhere, and it does not stay."""
     pid, worker = _busy_worker(house, study)
     with stopped([pid]):
-        return _given_up(house, study, pid, worker)
+        return _given_up(house, study, pid, worker, cause="unreachable")
 
 
 def ray_for_a_moment(program: str, house: House, study: dict[str, Any], _: float) -> list[str]:
@@ -80,7 +80,8 @@ def training_thread(point: Point, house: House, study: dict[str, Any], _: float)
     if not hung:
         return [f"the study ended without passing the point {point.name!r}"]
     pid = int(hung[0]["pid"])
-    return _given_up(house, study, pid, (house.folder / "workers" / str(pid)).read_text())
+    worker = (house.folder / "workers" / str(pid)).read_text()
+    return _given_up(house, study, pid, worker, cause="stalled")
 
 
 def _busy_worker(house: House, study: dict[str, Any]) -> tuple[int, str]:
@@ -88,11 +89,11 @@ def _busy_worker(house: House, study: dict[str, Any]) -> tuple[int, str]:
     return min(busy_workers(house, study["id"]).items())
 
 
-def _given_up(house: House, study: dict[str, Any], pid: int, worker: str) -> list[str]:
+def _given_up(house: House, study: dict[str, Any], pid: int, worker: str, *, cause: str) -> list[str]:
     """A worker that does nothing more loses what it has, with the cause, and its process ends."""
 
     def causes() -> list[str | None]:
-        return [cause for _, of, cause in lost(house, study["id"]) if of == worker]
+        return [found for _, of, found in lost(house, study["id"]) if of == worker]
 
     try:
         house.wait_for(lambda: bool(causes()), f"the loss of {worker}", seconds=PATIENCE_SECONDS)
@@ -101,8 +102,8 @@ def _given_up(house: House, study: dict[str, Any], pid: int, worker: str) -> lis
         _signal(pid, signal.SIGKILL)  # so that the study can end, and the rest of it can be looked at
         wait_until_gone([pid], PATIENCE_SECONDS)
         return [str(error)]
-    wrong = [cause for cause in causes() if cause != "unreachable"]
-    return [f"{worker} did not answer, and its attempts were lost as {wrong}"] if wrong else []
+    wrong = [found for found in causes() if found != cause]
+    return [f"attempts on {worker} were lost as {wrong}, not as {cause}"] if wrong else []
 
 
 def _nothing_lost(house: House, study: dict[str, Any]) -> list[str]:
