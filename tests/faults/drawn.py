@@ -52,7 +52,7 @@ class DrawnFaults:
             (inject,) = self._draws.choices([k for _, k in kinds], weights=[w for w, _ in kinds])
             detail = inject()
             if detail is not None:
-                return inject.__name__.removeprefix("_").replace("_", " "), detail  # type: ignore[attr-defined]
+                return inject.__name__.removeprefix("_").replace("_", " "), detail
             # It cannot be done now: no worker trains, or another coordinator is frozen already.
             kinds = [(weight, other) for weight, other in kinds if other != inject]
 

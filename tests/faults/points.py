@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     points = [point for point in POINTS if is_chosen(point.name, "points")]
     moments = [moment for moment in MOMENTS if is_chosen(moment.name, "moments")]
-    names = [chosen.name for chosen in (*points, *moments)]
+    names = [*(point.name for point in points), *(moment.name for moment in moments)]
     absent = [name for point in (*points, *HANG_POINTS) for name in missing(point)]
     if absent or not names:
         print(f"no such function: {', '.join(absent)}" if absent else "no such point or moment")

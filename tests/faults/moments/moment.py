@@ -89,7 +89,7 @@ def lost(house: House, study_id: str) -> list[tuple[int, str, str | None]]:
         "SELECT id, worker_id, loss_cause FROM attempts WHERE study_id = :s AND state = 'lost' ORDER BY id"
     )
     with house.service_engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(query, {"s": study_id})]  # type: ignore[misc]
+        return [tuple(row) for row in connection.execute(query, {"s": study_id})]
 
 
 def ended(house: House, study: dict[str, Any]) -> bool:
