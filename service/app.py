@@ -26,6 +26,7 @@ from service.health import router as health_router
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.range_tests import endpoints as range_test_endpoints
+from service.readiness import ReadinessCheck
 from service.reports import endpoints as report_endpoints
 from service.request_guard import RequestGuard, is_loopback
 from service.schedules import endpoints as schedule_endpoints
@@ -112,12 +113,14 @@ def _open(settings: Settings) -> tuple[Resources, Dashboard]:
     if settings.submission_check_seconds:
         reports.warm_up()
     checks = SubmissionChecks(reports, settings.submission_check_seconds)
-    return Resources(settings, database, storage, reports, checks), Dashboard(storage, database)
+    readiness = ReadinessCheck(settings, database, storage)
+    return Resources(settings, database, storage, reports, checks, readiness), Dashboard(storage, database)
 
 
 def _close(resources: Resources, dashboard: Dashboard) -> None:
     dashboard.close()
     resources.reports.close()
+    resources.readiness.close()
     optuna_store.close_storage(resources.storage)
     resources.database.dispose()
 

@@ -21,6 +21,7 @@ from service.errors import Invalid
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.problems import request_fault
+from service.readiness import ReadinessCheck
 from service.settings import Settings
 from service.states import StudyState
 
@@ -37,6 +38,7 @@ class Resources:
     storage: optuna_store.Storage
     reports: ReportProcesses
     checks: SubmissionChecks
+    readiness: ReadinessCheck
 
 
 def _resources(request: Request) -> Resources:

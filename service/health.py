@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 
-from service import optuna_store
-from service.database import check_schema
+from search_spaces.errors import Fault
 from service.dependencies import ServiceResources
+from service.errors import Unavailable
 from service.problems import declare
+from service.readiness import Part
 
 router = APIRouter(tags=["health"])
 
 
+class NotReady(Unavailable):
+    title = "Not ready"
+
+
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    status: Literal["ok"] = "ok"
+    parts: dict[Part, Literal["ok"]] = Field(description="The parts that were checked")
 
 
 @router.get("/healthz", response_model=Health)
@@ -25,9 +35,27 @@ def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", response_model=Health, responses=declare(503))
-def readyz(resources: ServiceResources) -> Health:
-    """Whether both databases answer and the schema is of this version."""
-    check_schema(resources.database.engine)
-    optuna_store.check_storage(resources.storage)
-    return Health()
+@router.get("/readyz", response_model=Readiness, responses=declare(503))
+async def readyz(
+    resources: ServiceResources,
+    exclude: Annotated[
+        list[Part] | None,
+        Query(description="Parts that need not be ready; given several times: none of these"),
+    ] = None,
+) -> Readiness:
+    """Whether a study that is submitted now will be run; the problem names each part that is not ready.
+
+    Without a coordinator the API still accepts studies, and they wait for one; `exclude=coordinator` leaves
+    it out of the question. Answers are up to two seconds old.
+    """
+    found = await resources.readiness.troubles()
+    asked = {part: trouble for part, trouble in found.items() if part not in (exclude or ())}
+    faults = [
+        Fault(path=part, value=None, message=trouble)
+        for part, trouble in asked.items()
+        if trouble is not None
+    ]
+    if faults:
+        words = "; ".join(f"{fault.path}: {fault.message}" for fault in faults)
+        raise NotReady(f"Not ready: {words}.", faults=faults)
+    return Readiness(parts=dict.fromkeys(asked, "ok"))

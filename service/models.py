@@ -313,6 +313,19 @@ class Device(Base):
     reason: Mapped[str] = mapped_column(Sentence, default="")
 
 
+class Coordinator(Base):
+    """A coordinator process that lives, or did. Of the moment only, and in no backup."""
+
+    __tablename__ = "coordinators"
+
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    """As in `Study.lease_owner`."""
+    seen_at: Mapped[datetime]
+    """When it last wrote that it lives, by the database's clock."""
+    trouble: Mapped[str | None] = mapped_column(Sentence)
+    """What keeps it from working, such as a full disk; None: nothing."""
+
+
 class ApiKey(Base):
     """Who may come in beside the holder of `NIGHTSWEEP_API_KEY`, and as whom. The key itself is not kept."""
 

@@ -13,10 +13,13 @@ from sqlalchemy.exc import DBAPIError
 
 from service.connections import WRITES
 from service.database import VERSION_TABLE, is_transient
-from service.models import Base
+from service.models import Base, Coordinator
 
 _OPTUNAS_VERSIONS = frozenset({"alembic_version", "version_info"})
 """Tables that say of which version Optuna's others are: made with them, never restored."""
+
+_OF_THE_MOMENT = frozenset({Coordinator.__tablename__})
+"""Tables of the service's own that say nothing after a restore."""
 
 _LOCK_TRIES_SECONDS = 120.0  # longer than one that sleeps within a transaction may keep its locks
 _LOCK_WAIT_MS = 500  # shorter than PostgreSQL's deadlock_timeout: in a deadlock it is we who give way
@@ -47,7 +50,7 @@ def read_sides(service: Engine, optuna: Engine) -> tuple[Side, Side]:
         Side(
             name="service",
             engine=service,
-            tables=tuple(Base.metadata.sorted_tables),
+            tables=tuple(table for table in Base.metadata.sorted_tables if table.name not in _OF_THE_MOMENT),
             revision=_revision(service, VERSION_TABLE),
         ),
         Side(

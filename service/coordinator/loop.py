@@ -46,8 +46,10 @@ from service.coordinator.sweeper import Sweeper
 from service.coordinator.told import Told
 from service.database import Database, check_schema, database_now, open_database
 from service.errors import LeaseLost
-from service.fleet import cluster
+from service.fleet import cluster, heartbeats
 from service.fleet.cluster import Node
+from service.home_folder import trouble_writing
+from service.log_limit import LogLimit
 from service.owners.limits import Limits
 from service.settings import Settings, configure_logging
 from service.states import StudyState, advance_study
@@ -88,7 +90,6 @@ class Coordinator:
         self._database = database
         self._storage = storage
         self._cluster = workers
-        self._outages = Outages(database, storage)
         self._sweeper = Sweeper(settings, database, storage)
         self._fingerprints = FingerprintReader()
         self.owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -98,6 +99,9 @@ class Coordinator:
         self._clocks_at = -math.inf
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
+        self._beat_at = -math.inf
+        self._log_limit = LogLimit()
+        self._outages = Outages(database, storage, write=self._beat)
         self._said: dict[str, tuple[int, str]] = {}
 
     def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
@@ -136,6 +140,7 @@ class Coordinator:
         if now - self._chores_at >= self._settings.poll_seconds:
             self._chores_at = now
             self._show_life()
+            self._beat_when_due(now)
             self._note_cluster(now)
             cancel_unstarted(self._database)
             if now - self._clocks_at >= CLOCKS_SECONDS:
@@ -166,6 +171,7 @@ class Coordinator:
         log.info("trials write their checkpoints, for up to %g s", limit)
         while not hurry.is_set() and time.monotonic() - began < limit:
             self._show_life()
+            self._beat_when_due(time.monotonic())
             for performer in list(self.studies.values()):
                 self._guarded(performer, performer.put_down)
             if not any(performer.run.live_attempts() for performer in self.studies.values()):
@@ -189,6 +195,12 @@ class Coordinator:
                 if not is_trouble(error):
                     raise
                 log.warning("the lease on study %s was not handed back: %s", performer.run.name, error)
+        try:
+            self._database.transact(partial(heartbeats.end, owner=self.owner))
+        except Exception as error:
+            if not is_trouble(error):
+                raise
+            log.warning("that this coordinator ends was not recorded: %s", error)
 
     def _let_go_of_all(self) -> None:
         for performer in self.studies.values():
@@ -196,7 +208,38 @@ class Coordinator:
         self.studies.clear()
 
     def _show_life(self) -> None:
-        (self._settings.home / ALIVE_FILE).touch()
+        """Touch the file that a container's health check looks at. A full home does not end the process."""
+        try:
+            (self._settings.home / ALIVE_FILE).touch()
+        except OSError as error:
+            self._warn(f"the home folder cannot be written: {error.strerror}")
+
+    def _warn(self, message: str) -> None:
+        suffix = self._log_limit.suffix(message)
+        if suffix is not None:
+            log.warning("%s%s", message, suffix)
+
+    def _beat_when_due(self, now: float) -> None:
+        if now - self._beat_at >= heartbeats.BEAT_SECONDS:
+            self._beat_at = now
+            self._database.transact(partial(heartbeats.beat, owner=self.owner, trouble=self._trouble()))
+
+    def _beat(self, session: Session) -> None:
+        heartbeats.beat(session, self.owner)
+
+    def _trouble(self) -> str | None:
+        """What keeps trials from being trained here, in words; None: nothing that this process can see."""
+        settings = self._settings
+        folders = {"home folder": settings.home}
+        if settings.artifacts_url is None and settings.artifacts_dir.is_dir():
+            folders["artifacts folder"] = settings.artifacts_dir
+        for what, folder in folders.items():
+            trouble = trouble_writing(folder)
+            if trouble is not None:
+                words = f"the coordinator's {what} cannot be written: {trouble}"
+                self._warn(words)
+                return words
+        return None
 
     def _note_cluster(self, now: float) -> None:
         """Keep what the cluster has, for plans, when it has changed."""

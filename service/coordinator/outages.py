@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.database import Database, is_outage, is_transient
+from service.log_limit import LogLimit, short
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def insist(work: Callable[[], T]) -> T:
             if not is_trouble(error):
                 raise
             if pause == FIRST_PAUSE_SECONDS:
-                log.warning("a database does not answer yet, waiting for it: %s", _in_short(error))
+                log.warning("a database does not answer yet, waiting for it: %s", short(error))
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -59,11 +60,16 @@ class Outages:
     Args:
         database: the service's tables.
         storage: Optuna's.
+        write: writes a row to the service's tables, to see whether that works.
     """
 
-    def __init__(self, database: Database, storage: optuna_store.Storage) -> None:
+    def __init__(
+        self, database: Database, storage: optuna_store.Storage, write: Callable[[Session], None]
+    ) -> None:
         self._database = database
         self._storage = storage
+        self._write = write
+        self._log_limit = LogLimit()
         self._pause = FIRST_PAUSE_SECONDS
         self._over_since = 0.0
 
@@ -81,30 +87,28 @@ class Outages:
         began = time.monotonic()
         if began - self._over_since > CALM_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
-        log.warning("a database does not answer, waiting for it; workers keep training: %s", _in_short(error))
+        cause = short(error)
+        suffix = self._log_limit.suffix(cause)
+        if suffix is not None:
+            log.warning(
+                "a database does not answer, waiting for it; workers keep training: %s%s", cause, suffix
+            )
         while not stop.wait(random.uniform(self._pause / 2, self._pause)):
             each()
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             if self._answer():
                 self._over_since = time.monotonic()
-                log.warning("the databases answer again after %.1f s", self._over_since - began)
+                if suffix is not None:
+                    log.warning("the databases answer again after %.1f s", self._over_since - began)
                 return
 
     def _answer(self) -> bool:
         try:
-            with self._database.write() as session:  # a server that is read-only does not do
-                session.execute(select(1))
+            with self._database.write() as session:
+                self._write(session)  # one that is read-only, or whose disk is full, can still be read
             optuna_store.ping(self._storage)
         except Exception as error:
             if is_trouble(error):
                 return False
             raise
         return True
-
-
-def _in_short(error: BaseException) -> str:
-    """The innermost cause's first line: the driver's own words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from service import web_server
 from service.app import create_app
 from service.body_limit import BodyLimit
 from service.settings import Settings
@@ -204,7 +205,7 @@ def slow_server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="error"))
+    server = uvicorn.Server(web_server.configuration(create_app(settings), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 30
