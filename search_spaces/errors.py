@@ -11,6 +11,7 @@ SearchSpaceError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +52,36 @@ class Fault:
 def join_path(*parts: str) -> str:
     """Joins dotted paths, leaving out empty ones."""
     return ".".join(part for part in parts if part)
+
+
+MACHINE_FAULTS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""What the operating system says when a disk is full or broken, or descriptors or memory have run out."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What is wrong with the machine, in the operating system's words; None: `error` is not about that.
+
+    It is nobody's fault who works on it, and may be over in a while. The errors that it was raised from are
+    looked at, too: libraries wrap what they meet.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, OSError) and cause.errno in MACHINE_FAULTS:
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 class SearchSpaceError(Exception):

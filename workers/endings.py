@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from search_spaces.errors import machine_fault
 from workers.contract import OutcomeStatus
 from workers.errors import ArtifactError, DataError, ModelError, WorkerError
 from workers.memory import describe, is_device_fault, is_out_of_memory
@@ -25,7 +26,8 @@ class Ending(NamedTuple):
     fatal_to_study: bool = False
     """Every trial of the study would fail alike."""
     storage_fault: bool = False
-    """The artifacts could not be written or read, so the trial is to go on from its checkpoint."""
+    """The artifacts could not be written or read, or the machine has run out of something, so the trial is to
+    go on from its checkpoint."""
 
 
 def ending(error: Exception) -> Ending:
@@ -39,6 +41,10 @@ def ending(error: Exception) -> Ending:
         raise error
     if isinstance(error, TrialEndedError):
         return Ending(error.status, error.reason)
+    fault = machine_fault(error)
+    if fault is not None:
+        reason = str(error) if isinstance(error, WorkerError) else fault
+        return Ending(OutcomeStatus.FAILED, reason, storage_fault=True)
     if isinstance(error, WorkerError):
         return Ending(
             OutcomeStatus.FAILED,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from service.coordinator import waiting
 from service.coordinator.dispatch import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.orders import base_of
+from service.coordinator.ray_deaths import full_disk
 from service.coordinator.room import Place, Room
 from service.fleet.cluster import Node
 from service.states import LossCause
@@ -381,6 +382,7 @@ class Crew:
     def on_gone(self, worker_id: str, reason: str, cause: LossCause) -> None:
         member = self._members.pop(worker_id)
         if not member.ready and not member.to_verify and cause is not LossCause.NODE_DIED:
+            reason = "; ".join(filter(None, (full_disk(), reason)))
             self._failed_starts += 1
             pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(self._failed_starts - 1, 10))
             self._start_again_at = time.monotonic() + pause

@@ -95,8 +95,8 @@ def _note_wrong_clock(session: Session, study: Study, now: datetime) -> None:
     ends = study.lease_expires_at
     if ends is not None and ends > now + timedelta(seconds=LONGEST_LEASE_SECONDS):
         message = (
-            f"the lease of {study.lease_owner} was to last until {ends:%Y-%m-%d %H:%M:%S} UTC, longer than any"
-            f" lease lasts ({LONGEST_LEASE_SECONDS:g} s at most): a clock was wrong, and the lease counts as over"
+            f"the lease of {study.lease_owner} was to last until {ends:%Y-%m-%d %H:%M:%S} UTC, longer than"
+            f" any lease may ({LONGEST_LEASE_SECONDS:g} s): a clock was wrong, and the lease counts as over"
         )
         append_event(session, study.id, LEASE_REPAIRED, message)
         log.warning("study %s: %s", study.name, message)

@@ -16,14 +16,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
+from typing import cast
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from search_spaces.errors import SearchSpaceError
+from search_spaces.errors import SearchSpaceError, machine_fault
 from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
@@ -39,7 +40,8 @@ from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Wor
 from service.coordinator.fingerprints import FingerprintReader
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.performing import Performer
-from service.coordinator.silence import SilenceLimits
+from service.coordinator.ray_deaths import first_line
+from service.coordinator.silence import SilenceLimits, Watched
 from service.coordinator.stages import advance_stages
 from service.coordinator.study_run import StudyRun
 from service.coordinator.sweeper import Sweeper
@@ -324,7 +326,8 @@ class Coordinator:
     def _guarded(self, performer: Performer, work: Callable[[], None]) -> None:
         """Do something for one study; whatever goes wrong there must not touch the others.
 
-        A lost lease means letting go. Trouble with a database or with the cluster is every study's (`run`).
+        A lost lease means letting go. Trouble with a database, the cluster or this machine is every study's
+        (`run`).
         Anything else is a fault of ours that this study has met: it fails with the reason, in place of
         meeting it again for ever.
         """
@@ -332,10 +335,11 @@ class Coordinator:
             performer.still_held()
             try:
                 work()
-            except (LeaseLost, ClusterError):
+            except LeaseLost:
                 raise
             except Exception as error:
                 if not _is_of_one_study(error):
+                    _say_what_is_waited_for(performer, error)
                     raise
                 log.exception("study %s met an internal error", performer.run.name)
                 what = f"{type(error).__name__}: {error}"
@@ -347,11 +351,24 @@ class Coordinator:
             self.studies.pop(performer.run.study_id, None)
 
 
+def _say_what_is_waited_for(performer: Performer, error: Exception) -> None:
+    """Write down what keeps a study from going on, where that can be written."""
+    fault = machine_fault(error)
+    if fault is None and not isinstance(error, ClusterError):
+        return
+    what = f"this machine: {fault}" if fault is not None else f"the Ray cluster: {first_line(str(error))}"
+    with suppress(Exception):
+        performer.run.say(f"waiting for {what}")
+
+
 def _is_of_one_study(error: Exception) -> bool:
     """Whether the other studies would not meet it, too.
 
-    What a database says is everybody's, unless it is about the values that it was to store.
+    What a database says is everybody's, unless it is about the values that it was to store. So is a cluster
+    that does not answer, and a machine that has run out of disk space, say.
     """
+    if isinstance(error, ClusterError) or machine_fault(error) is not None:
+        return False
     if isinstance(error, IntegrityError | DataError):
         return True
     if isinstance(error, optuna_store.StorageInternalError):
@@ -395,4 +412,5 @@ def run(settings: Settings) -> None:
 
         for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
             signal.signal(signum, end)
-        Coordinator(settings, database, storage, workers).run(stop, hurry)
+        watched = cast(Workers, Watched(workers, 2 * settings.worker_silence_seconds))
+        Coordinator(settings, database, storage, watched).run(stop, hurry)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
+from search_spaces.errors import machine_fault
 from service import optuna_store
 from service.database import Database, is_outage, is_transient
 from service.log_limit import LogLimit, short
@@ -32,8 +33,9 @@ CALM_SECONDS = 60.0
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether to wait for a database: it is away, or has been in the hands of others for too long."""
-    return is_outage(error) or is_transient(error)
+    """Whether to wait: for a database that is away or has been in the hands of others for too long, or for
+    this machine, which has run out of something, such as disk space or descriptors."""
+    return is_outage(error) or is_transient(error) or machine_fault(error) is not None
 
 
 def insist(work: Callable[[], T]) -> T:
@@ -88,11 +90,12 @@ class Outages:
         if began - self._over_since > CALM_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
         cause = short(error)
+        what = (
+            "this machine has run out of something" if machine_fault(error) else "a database does not answer"
+        )
         suffix = self._log_limit.suffix(cause)
         if suffix is not None:
-            log.warning(
-                "a database does not answer, waiting for it; workers keep training: %s%s", cause, suffix
-            )
+            log.warning("%s, waiting for it; workers keep training: %s%s", what, cause, suffix)
         while not stop.wait(random.uniform(self._pause / 2, self._pause)):
             each()
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)

@@ -7,12 +7,15 @@ may still count as alive when its workers are found dead. So the node's own stat
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable
 
 from service.states import LossCause
 
 _OF_A_NODE = re.compile(r"\bits node has died\b|\bnode was terminated\b|\bnode is dead\b", re.IGNORECASE)
 _ADDRESS = re.compile(r"^\s*ip: (\S+)$", re.MULTILINE)
+_FULL_BELOW_BYTES = 32 * 2**20
 _GUESSES = re.compile(r"\s*Some common causes include:.*", re.DOTALL)
 """What Ray adds to every death: three things that may have happened, and advice on its own options."""
 _CAUSE = re.compile(r"^\s*(The actor (?:is dead|died) because .*\S)\s*$", re.MULTILINE)
@@ -44,6 +47,26 @@ def read_death(
     if address is not None and address.group(1) not in alive():
         return f"its machine is gone: {reason}", LossCause.NODE_DIED
     return reason, LossCause.WORKER_DIED
+
+
+def full_disk(folder: str | None = None) -> str | None:
+    """That the disk of a folder is full, in words; None: it is not.
+
+    A worker that cannot write its log dies without a word about it.
+
+    Args:
+        folder: None: the one for temporary files, where a Ray of the service's own keeps its logs.
+    """
+    folder = folder or tempfile.gettempdir()
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder} cannot be used here: {error.strerror}"
+    return (
+        None
+        if free >= _FULL_BELOW_BYTES
+        else f"the disk of {folder} is full here: {free / 2**20:.0f} MiB free"
+    )
 
 
 def first_line(message: str) -> str:

@@ -6,11 +6,21 @@ process was stopped, or that holds Python's global lock in a call that never ret
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RAY_IS_SILENT = 75
+"""The exit status of a coordinator whose Ray does not answer (`EX_TEMPFAIL` of `sysexits.h`)."""
 
 LONG_POLL_SECONDS = 5.0
 """How long a worker holds an `events` call open when it has nothing to say."""
@@ -55,3 +65,57 @@ class Attention:
         self.seconds += min(max(0.0, now - self._looked_at), _LONGEST_ROUND)
         self._looked_at = now
         return self.seconds
+
+
+class Watched:
+    """`Workers` whose calls end this process when Ray does not answer one of them: nothing else can end it.
+
+    Whoever supervises the process starts it again, and what it had begun is repaired from the database.
+
+    Args:
+        workers: what is called.
+        limit_s: seconds that a call may take.
+        end: ends the process; gets the name of the call.
+    """
+
+    def __init__(
+        self, workers: object, limit_s: float, end: Callable[[str], object] = lambda call: _end(call)
+    ) -> None:
+        self._workers = workers
+        self._limit_s = limit_s
+        self._end = end
+        self._asked = 0
+        self._asking: tuple[int, str] | None = None
+        threading.Thread(target=self._watch, name="Ray watch", daemon=True).start()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._workers, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._asked += 1
+            self._asking = self._asked, name
+            try:
+                return method(*arguments, **named)
+            finally:
+                self._asking = None
+
+        return call
+
+    def _watch(self) -> None:
+        """Counts its own steps, so that time in which the whole process stood still does not count."""
+        step = min(1.0, self._limit_s / 10)
+        seen, waited = None, 0.0
+        while True:
+            time.sleep(step)
+            asking = self._asking
+            waited = waited + step if asking is not None and asking == seen else 0.0
+            seen = asking
+            if asking is not None and waited >= self._limit_s:
+                self._end(asking[1])
+                return
+
+
+def _end(call: str) -> None:
+    log.critical("Ray has not answered the call `%s` in time; this process ends", call)
+    logging.shutdown()
+    os._exit(RAY_IS_SILENT)

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
+from search_spaces.errors import machine_fault
 from search_spaces.preparation import Preparation
 from search_spaces.range_test import Corner, Narrowed, narrow, propose
 from search_spaces.sampling.plan import planned_trials, prepared_space
@@ -82,6 +83,8 @@ def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> 
     except ValidationError as error:
         _fail(database, study_id, f"this version cannot read the study's definition: {error}")
     except Exception as error:
+        if machine_fault(error) is not None:
+            raise  # every study's, and no fault of any
         log.exception("study %s met an internal error", study_id)
         what = f"{type(error).__name__}: {error}"
         _fail(database, study_id, f"internal error, see the coordinator's log: {what}")

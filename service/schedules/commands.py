@@ -153,8 +153,8 @@ def repair(session: Session, schedule_id: str) -> None:
     if schedule is None or expected is None:
         return
     message = (
-        f"its next firing was {schedule.next_fire_at}, later than its cron expression says: a clock was wrong;"
-        f" now it is {expected}"
+        f"its next firing was {schedule.next_fire_at}, later than its cron expression says: a clock was"
+        f" wrong; now it is {expected}"
     )
     schedule.next_fire_at = expected
     history.record(session, schedule, ScheduleEventKind.REPAIRED, message)

@@ -28,6 +28,7 @@ from service.coordinator.dispatch import (
     Ready,
     Refused,
     Report,
+    Stalled,
     TrialOrder,
     TrialOutcome,
     TrialStarted,
@@ -158,6 +159,12 @@ class FakeCluster:
         """Workers hang: they train no more and hear nothing, but are alive."""
         for worker_id in worker_ids:
             self._workers[worker_id].wedged = True
+
+    def stall(self, worker_id: str, reason: str) -> None:
+        """The training of a worker hangs, and the worker says so."""
+        worker = self._workers[worker_id]
+        worker.wedged = True
+        worker.log.append(Stalled(reason=reason))
 
     def spoil(self, folder: str, reason: str) -> None:
         """A checkpoint can be used no more, and workers say why."""

@@ -20,11 +20,13 @@ from workers.contract import (
     Event,
     OutcomeStatus,
     PackCapacity,
+    Stalled,
     TrialOrder,
     TrialOutcome,
     Verdict,
 )
 from workers.gpu_worker import GpuWorker
+from workers.heartbeat import Heartbeat
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -289,3 +291,39 @@ def test_an_empty_pack_without_a_slot_ends_the_process_in_place_of_waiting_for_e
     pack.resize(0)
     worker.submit(order(1))
     assert ended.wait(DEADLINE_S)
+
+
+def test_a_training_thread_that_hangs_is_told_while_the_worker_answers(
+    ended: threading.Event, order: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    class HangingPack(FakePack):
+        """Its first passes take no time, and the next one never ends."""
+
+        heartbeat: Heartbeat
+
+        def step(self) -> None:
+            for _ in range(2):
+                with self.heartbeat.passing("training"):
+                    pass
+            with self.heartbeat.passing("training"):
+                release.wait(DEADLINE_S)
+
+    def make_pack(worker: GpuWorker, num_cpus: float, num_gpus: float) -> FakePack:
+        worker._device, worker._device_id, worker._threads = "cpu", None, None
+        pack = HangingPack(worker._record)
+        pack.heartbeat = worker._heartbeat
+        return pack
+
+    monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
+    worker = GpuWorker(
+        "w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600, training_silence_s=0.2, loading_silence_s=600
+    )
+    assert worker.submit(order(1)) is True
+    (stalled,) = of_type(follow(worker, Stalled), Stalled)
+    assert stalled.reason.startswith("no training pass ended for ")
+    assert worker.info().running_attempts == (1,)  # it answers still
+    worker.shutdown()
+    release.set()
+    assert has_ended(worker, ended)

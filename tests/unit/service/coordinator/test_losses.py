@@ -303,3 +303,23 @@ def test_the_pruner_s_word_stands_over_a_loss(make_house: Callable[..., House]) 
     house.cluster.kill("w1", LossCause.WORKER_DIED)
     house.coordinator.round()
     assert [(a.state, a.loss_cause) for a in house.attempts()] == [("pruned", None)]
+
+
+def test_a_worker_whose_training_hangs_is_killed_and_its_trials_go_on_elsewhere(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=2)
+    study_id = house.submit(budget={"max_parallel_trials": 2})
+    house.rounds(lambda: house.cluster.running == 2)
+    house.rounds(lambda: len(house.cluster.reported) >= 2)
+    hung = house.cluster.alive[0]
+    house.cluster.stall(hung, "no training pass ended for 310 s")
+    house.rounds(lambda: any(a.state == AttemptState.LOST for a in house.attempts()))
+    assert hung not in house.cluster.alive
+    lost = [a for a in house.attempts() if a.state == AttemptState.LOST]
+    assert {(a.worker_id, a.loss_cause) for a in lost} == {(hung, LossCause.STALLED)}
+    assert lost[0].reason == f"worker {hung} hung and was killed: no training pass ended for 310 s"
+    house.let_time_pass(60)
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+    assert house.events("attempt_lost") == [each.reason for each in lost]
