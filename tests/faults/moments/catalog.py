@@ -19,7 +19,7 @@ from tests.faults.served import ServedHouse
 LIMITS: dict[str, Any] = {
     "worker_silence_seconds": 9.0,
     "training_silence_seconds": 9.0,
-    "loading_silence_seconds": 60.0,
+    "loading_silence_seconds": 90.0,
 }
 """Settings of the houses in which moments are run: minutes, where the product's own are meant for a night."""
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from typing import Any
 
+from service.fleet.heartbeats import SILENCE_SECONDS
 from tests.faults import scenarios, studies
 from tests.faults.invariants import Record
 from tests.faults.moments.moment import wait_for_end
@@ -24,9 +25,13 @@ def supervisor_without_descriptors(house: ServedHouse, study: dict[str, Any], se
     try:
         died = house.kill_coordinator()
         time.sleep(seconds)
+        ready = house.client.http.get("/readyz")
     finally:
         resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
-    return _looked_after_again(house, supervisor, died)
+    wrong = _looked_after_again(house, supervisor, died)
+    if seconds > SILENCE_SECONDS and (ready.status_code != 503 or "coordinator" not in ready.text):
+        wrong.append(f"/readyz answered {ready.status_code} {ready.text} without a coordinator")
+    return wrong
 
 
 def home_read_only(house: ServedHouse, study: dict[str, Any], seconds: float) -> list[str]:
