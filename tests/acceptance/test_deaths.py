@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,31 @@ def early(trials: list[dict[str, Any]]) -> int:
     """How many running trials have seen less than half of their examples."""
     running = [trial["progress"] for trial in trials if trial["state"] == "running"]
     return sum(2 * seen["examples_seen"] < seen["total_examples"] for seen in running)
+
+
+def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(house: House) -> None:
+    """Among them are the API key and the database's password. No other user gets into Ray's folder."""
+    house.submit(house.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
+    house.wait_for(lambda: bool(worker_pids(house)), "a worker")
+    folder = house.supervisor._ray_folder
+    assert folder is not None
+    checked = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            title, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if bytes(folder.ray) in title or (
+            title.startswith(b"ray::") and bytes(house.settings.home) in environment
+        ):
+            assert b"NIGHTSWEEP_" not in environment.upper(), title
+            checked.add(title.partition(b" ")[0])
+    assert any(b"GpuWorker" in title for title in checked)
+    assert len(checked) >= 3  # also the raylet and others of Ray's own
+    assert folder.ray.is_dir()
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    house.client.post("/v1/studies/secrets/cancel")
+    house.wait("secrets")
 
 
 def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: House) -> None:

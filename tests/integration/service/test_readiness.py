@@ -9,26 +9,30 @@ import shutil
 import stat
 import subprocess
 import threading
+import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from service import home_folder, optuna_store, readiness
+from service import backup, home_folder, optuna_store, readiness
 from service.app import create_app
+from service.coordinator import outages
 from service.coordinator.loop import ALIVE_FILE, Coordinator
-from service.database import Database, database_now, upgrade
+from service.database import Database, database_now, is_outage, open_database, upgrade
 from service.fleet import heartbeats
 from service.models import Coordinator as CoordinatorRow
 from service.readiness import Part, ReadinessCheck
 from service.settings import Settings
 from tests.fakes.cluster import FakeCluster
-from tests.integration.service.rest import LOCAL, expect_problem, on_sqlite
+from tests.integration.service.rest import LOCAL, database_away, expect_problem, on_sqlite
 
 
 @pytest.fixture(autouse=True)
@@ -255,3 +259,70 @@ def test_a_coordinator_whose_home_cannot_be_written_goes_on_and_says_so(
     coordinator.round()
     assert [row.trouble for row in rows(service_database)] == [None]
     assert stat.S_ISDIR(alive.stat().st_mode)
+
+
+# -- outages ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+@on_sqlite
+def test_an_outage_that_comes_back_is_logged_once(
+    settings: Settings, service_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = optuna_store.open_storage(settings)
+    waiting = outages.Outages(service_database, storage, write=partial(heartbeats.beat, owner="one"))
+    for _ in range(20):
+        waiting.sit_out(database_away(settings), threading.Event(), lambda: None)
+    messages = [record.message for record in caplog.records if record.name == outages.log.name]
+    assert len([message for message in messages if "a database does not answer" in message]) == 1
+    assert len([message for message in messages if "the databases answer again" in message]) == 1
+    optuna_store.close_storage(storage)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_full_disk_is_sat_out_until_a_row_can_be_written(small_disk: Path) -> None:
+    settings = Settings(home=small_disk / "home")
+    upgrade(settings)
+    database, storage = open_database(settings), optuna_store.open_storage(settings)
+    filler = fill(small_disk)
+    asked = 0
+
+    def each() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            filler.unlink()
+
+    waiting = outages.Outages(database, storage, write=partial(heartbeats.beat, owner="x" * 90))
+    waiting.sit_out(database_away(settings), threading.Event(), each)
+    assert asked >= 5
+    optuna_store.close_storage(storage)
+    database.dispose()
+
+
+@on_sqlite
+def test_connections_of_a_time_when_the_file_was_read_only_are_not_used_again(
+    service_database: Database,
+) -> None:
+    with service_database.engine.connect() as connection:
+        connection.connection.cursor().execute("PRAGMA query_only=ON")  # as if it had been opened read-only
+    write = partial(heartbeats.beat, owner="one")
+    with pytest.raises(OperationalError, match="readonly database") as raised:
+        service_database.transact(write)
+    assert is_outage(raised.value)
+    service_database.transact(write)
+
+
+def test_heartbeats_are_in_no_backup(searched: Settings, tmp_path: Path) -> None:
+    database = open_database(searched)
+    beat(database)
+    database.dispose()
+    backup.save(searched, tmp_path / "backup.zip")
+    with zipfile.ZipFile(tmp_path / "backup.zip") as archive:
+        assert not [name for name in archive.namelist() if "coordinators" in name]
