@@ -309,9 +309,11 @@ def start_worker(
 
     Raises:
         ValueError: A worker of that name is alive.
+        RaySystemError: The folder that Ray's sockets are in was removed: Ray would queue the worker for ever.
     """
     import ray
 
+    _require_session_folder()
     actor = ray.remote(GpuWorker).options(
         name=name,
         namespace=NAMESPACE,
@@ -330,6 +332,15 @@ def start_worker(
         training_silence_s=training_silence_s,
         loading_silence_s=loading_silence_s,
     )
+
+
+def _require_session_folder() -> None:
+    from ray._private import worker
+    from ray.exceptions import RaySystemError
+
+    folder = None if worker._global_node is None else worker._global_node.get_session_dir_path()
+    if folder is not None and not os.path.isdir(folder):
+        raise RaySystemError(f"Ray's folder {folder} was removed, so Ray starts no more processes")
 
 
 class WorkerStage(StrEnum):

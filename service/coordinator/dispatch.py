@@ -1,6 +1,6 @@
 """The coordinator's side of Ray: start workers, send orders and verdicts, collect events.
 
-The only module of the service that imports Ray or the workers. Nothing here blocks on a worker: every
+The only module of the service that imports Ray or what workers run. Nothing here blocks on a worker: every
 call is a future that `poll` collects, so one slow or dead worker never holds up the others.
 """
 
@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import (
@@ -25,6 +25,15 @@ from ray.exceptions import (
 )
 
 from search_spaces.definition import ResourcesSpec
+from service.coordinator.deliveries import (
+    Delivered,
+    Delivery,
+    Gone,
+    Ready,
+    Refused,
+    Workers,
+    WorkerShape,
+)
 from service.coordinator.ray_deaths import first_line, read_death
 from service.coordinator.silence import LONG_POLL_SECONDS, Attention, SilenceLimits
 from service.errors import Unavailable
@@ -93,70 +102,6 @@ RETRY_SECONDS = 1.0
 
 STAGE_SECONDS = 5.0
 """How often Ray is asked how far it has come with a worker that has not answered yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerShape:
-    """What one worker reserves on the cluster."""
-
-    num_cpus: float
-    num_gpus: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A worker has started and can take orders; `info.running_attempts` survived a restart of ours."""
-
-    worker_id: str
-    info: WorkerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delivered:
-    """Events of one worker. They stay in its log until `acknowledge`."""
-
-    worker_id: str
-    events: tuple[NumberedEvent, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """A worker did not take an order."""
-
-    worker_id: str
-    attempt_id: int
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gone:
-    """A worker died, was pre-empted, or cannot be found."""
-
-    worker_id: str
-    reason: str
-    cause: LossCause
-    """What it was, as far as Ray tells: `service.coordinator.ray_deaths`."""
-
-
-Delivery = Ready | Delivered | Refused | Gone
-
-
-class Workers(Protocol):
-    """What the coordinator asks of a cluster; `RayWorkers` is the real one."""
-
-    def shape(self, resources: ResourcesSpec) -> WorkerShape: ...
-    def nodes(self) -> tuple[Node, ...]: ...
-    def capacity(self, shape: WorkerShape) -> int: ...
-    def room(self, shape: WorkerShape) -> int: ...
-    def gpus_in_all(self) -> float: ...
-    def start(self, study_id: str, shape: WorkerShape) -> str: ...
-    def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]: ...
-    def poll(self, timeout_s: float) -> list[Delivery]: ...
-    def acknowledge(self, worker_id: str, seq: int) -> None: ...
-    def submit(self, worker_id: str, order: TrialOrder) -> None: ...
-    def send(self, worker_id: str, verdict: Verdict) -> None: ...
-    def stop(self, worker_id: str) -> None: ...
-    def forget(self, worker_id: str) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -421,19 +366,19 @@ class RayWorkers:
             silent = self._attention.seconds - call.asked
             limit = self._limits.answer_s
             if call.kind == "info" and silent > min(limit, STAGE_SECONDS):
-                stage = self._stage(call, worker)
-                if stage is WorkerStage.STARTING:
+                if self._stage(call, worker) is not WorkerStage.READY:
                     limit = self._limits.loading_s
-                elif stage is WorkerStage.QUEUED:
-                    call.asked = self._attention.seconds  # no machine has room for it: that is no silence
-                    continue
+                silent = self._attention.seconds - call.asked  # each stage has its own time
             elif call.kind == "events":
                 limit += LONG_POLL_SECONDS
             if worker.preparing:
                 limit = max(limit, self._limits.loading_s)
             if silent <= limit:
                 continue
-            what = "was not ready after" if call.kind == "info" else "has not answered for"
+            what = "has not answered for"
+            if call.kind == "info":
+                queued = call.stage is WorkerStage.QUEUED
+                what = "was not started by Ray for" if queued else "was not ready after"
             log.warning("worker %s %s %.0f s and is killed", call.worker_id, what, silent)
             self.stop(call.worker_id)
             reason = f"it {what} {silent:.0f} s, and was killed"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RaySystemError
 
 from search_spaces.recipe import Recipe
 from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
@@ -253,6 +253,14 @@ def test_ray_says_how_far_it_has_come_with_a_worker(cluster: None) -> None:
     assert stage_of(waiting) is WorkerStage.QUEUED
     ray.kill(first)
     ray.kill(waiting)
+
+
+def test_a_ray_whose_folder_was_removed_is_asked_for_no_worker(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda path: "session_" not in str(path))
+    with pytest.raises(RaySystemError, match="was removed, so Ray starts no more processes"):
+        start_worker(f"worker-{uuid.uuid4().hex}", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
 
 
 def _said(workers: RayWorkers) -> list[Delivery]:
