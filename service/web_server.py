@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from contextlib import suppress
 from typing import Any, cast
 
 import h11
@@ -120,6 +121,7 @@ def run(settings: Settings) -> None:
     for name in ("asyncio", "uvicorn.error"):  # after uvicorn has set up its loggers
         logging.getLogger(name).addFilter(RepeatFilter())
     server = uvicorn.Server(config)
-    server.run()
+    with suppress(KeyboardInterrupt):  # Ctrl-C, which uvicorn raises again when it has ended in good order
+        server.run()
     if not server.started:
         raise SystemExit(3)  # as uvicorn.run does; the log has the cause
