@@ -15,7 +15,7 @@ from service import database
 from service.settings import Settings
 from tests.database_fixtures import fresh_postgres_database, running_postgres
 from tests.fuzz.run import fuzz
-from tests.fuzz.world import make_world
+from tests.fuzz.world import living_coordinator, make_world
 
 
 def main() -> None:
@@ -48,13 +48,14 @@ def _run(backend: str, options: argparse.Namespace) -> bool:
 def _fuzz(settings: Settings, backend: str, options: argparse.Namespace) -> bool:
     database.upgrade(settings)
     started = time.monotonic()
-    outcome = fuzz(
-        make_world(settings),
-        examples=options.examples,
-        seed=options.seed,
-        boundaries=options.boundaries,
-        say=lambda line: print(line, flush=True),
-    )
+    with living_coordinator(settings):
+        outcome = fuzz(
+            make_world(settings),
+            examples=options.examples,
+            seed=options.seed,
+            boundaries=options.boundaries,
+            say=lambda line: print(line, flush=True),
+        )
     seconds = time.monotonic() - started
     print(f"== {backend}: {outcome.cases:,} requests in {seconds:.0f} s, seed {options.seed}")
     print(outcome.table())

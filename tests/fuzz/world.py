@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +19,7 @@ from starlette.testclient import TestClient
 from service import optuna_store
 from service.app import create_app
 from service.database import open_database
+from service.fleet import heartbeats
 from service.models import Device, Study
 from service.settings import Settings
 from service.states import AttemptState, StudyState, advance_study
@@ -105,6 +110,28 @@ def make_world(settings: Settings) -> World:
         schedules=tuple(schedule["id"] for schedule in schedules),
         devices=("GPU-0b1c",),
     )
+
+
+@contextmanager
+def living_coordinator(settings: Settings) -> Iterator[None]:
+    """The heartbeats of a coordinator, so that the server is ready; it does nothing else."""
+    database, stop = open_database(settings), threading.Event()
+
+    def beat() -> None:
+        while True:
+            database.transact(partial(heartbeats.beat, owner="fuzz"))
+            if stop.wait(heartbeats.BEAT_SECONDS):
+                return
+
+    database.transact(partial(heartbeats.beat, owner="fuzz"))
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        database.dispose()
 
 
 def _run(lab: Lab, settings: Settings, costs: tuple[float, ...]) -> None:

@@ -13,7 +13,7 @@ from service.definition_schema import EXAMPLE, REF, definition_schemas
 from service.settings import Settings
 from tests.fuzz.definitions import sound_definition
 from tests.fuzz.run import fuzz
-from tests.fuzz.world import make_world
+from tests.fuzz.world import living_coordinator, make_world
 
 REACHED = {
     ("POST /v1/studies", 201),
@@ -31,7 +31,8 @@ REACHED = {
 
 def test_no_request_breaks_the_server_or_its_own_description_of_itself(settings: Settings) -> None:
     # The document's boundaries take thousands of requests; they are tried by `make fuzz`.
-    outcome = fuzz(make_world(settings), examples=15)
+    with living_coordinator(settings):
+        outcome = fuzz(make_world(settings), examples=15)
     assert outcome.failures == [], outcome.table()
     assert outcome.cases >= 300, outcome.table()
     assert outcome.sound.total() >= 10
