@@ -77,7 +77,18 @@ def rays_folder_removed(house: ServedHouse, study: dict[str, Any], _: float) -> 
     folders = house.ray_folders()
     for folder in folders:
         shutil.rmtree(temp / folder.relative_to(temp).parts[0])
-    return [] if folders else ["no Ray head runs whose folder could be removed"]
+    if not folders:
+        return ["no Ray head runs whose folder could be removed"]
+
+    def is_there() -> bool:
+        return any(any(folder.glob("session_*")) for folder in house.ray_folders())
+
+    try:
+        house.wait_for(is_there, "a Ray head whose folder is there", seconds=90)
+    except AssertionError as error:
+        house.kill_node()  # so that the study can end, and the rest of it can be looked at
+        return [str(error)]
+    return []
 
 
 def _looked_after_again(house: ServedHouse, supervisor: int, died: int) -> list[str]:
