@@ -31,11 +31,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.versus_sequential
 
-# Ten kills at every named point, on both databases: an hour or so.
+# Every named point and moment ten times, on both databases: four hours or so.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults.points --times 10
 
-# Kills at random over many small studies.
+# Faults at random over many small studies: half of the time with two coordinators, half under `nightsweep serve`.
 soak: $(STAMP)
 	$(BIN)/python -m tests.faults.soak --minutes 30 --seed 1 --database postgresql
 

@@ -37,7 +37,14 @@ class RayFolder:
         self._lock = _locked(unnamed)
         # Named when it is locked, so nobody meets one that is not locked yet.
         self.path = unnamed.rename(unnamed.with_name(unnamed.name.replace("nsweep-new-", _PREFIX)))
+        self._seen = False
         self.ray = self.path / "r"  # short, as the paths of Unix sockets must be
+
+    def was_removed(self) -> bool:
+        """Whether Ray's folder has gone since the last look. A Ray without it starts no more processes."""
+        there = any(self.ray.glob("session_*"))
+        removed, self._seen = self._seen and not there, there
+        return removed
 
     def make(self) -> None:
         """Make it again if somebody removed it.

@@ -216,8 +216,12 @@ class Supervisor:
                     log.exception("supervision was disturbed and goes on%s", suffix)
 
     def _look_after_ray(self) -> None:
-        """Start Ray again when it has died. That takes the coordinator's connection with it."""
+        """Start Ray again when it has died, or lost its folder. That ends the coordinator's connection."""
         assert self._ray is not None
+        if self._ray_folder is not None and self._ray.is_alive and self._ray_folder.was_removed():
+            log.warning("Ray's folder %s was removed; Ray is started again", self._ray_folder.ray)
+            self._ray.terminate()
+            self._ray.join(STOP_SECONDS)
         if self._ray.is_alive:
             return
         if self._ray_folder is not None:

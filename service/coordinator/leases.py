@@ -82,20 +82,22 @@ def take(
             waiting = and_(waiting, Study.id.in_(chosen))
         candidates += session.scalars(oldest.where(waiting).limit(room))
     for study in candidates:
-        _note_wrong_clock(session, study, now)
+        before, ended_at = study.lease_owner, study.lease_expires_at
         study.lease_owner = owner
         study.lease_expires_at = now + timedelta(seconds=seconds)
         study.lease_number += 1
-    session.flush()
+        session.flush()  # the lease is written first, then what its holder writes
+        _note_wrong_clock(session, study, before, ended_at, now)
     return [Lease(study_id=s.id, owner=owner, number=s.lease_number) for s in candidates]
 
 
-def _note_wrong_clock(session: Session, study: Study, now: datetime) -> None:
-    """Say that a lease is taken from somebody since no right clock can have given it for so long."""
-    ends = study.lease_expires_at
+def _note_wrong_clock(
+    session: Session, study: Study, owner: str | None, ends: datetime | None, now: datetime
+) -> None:
+    """Say that a lease was taken from somebody since no right clock can have given it for so long."""
     if ends is not None and ends > now + timedelta(seconds=LONGEST_LEASE_SECONDS):
         message = (
-            f"the lease of {study.lease_owner} was to last until {ends:%Y-%m-%d %H:%M:%S} UTC, longer than"
+            f"the lease of {owner} was to last until {ends:%Y-%m-%d %H:%M:%S} UTC, longer than"
             f" any lease may ({LONGEST_LEASE_SECONDS:g} s): a clock was wrong, and the lease counts as over"
         )
         append_event(session, study.id, LEASE_REPAIRED, message)

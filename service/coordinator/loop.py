@@ -292,6 +292,9 @@ class Coordinator:
             self._refuse(lease, f"this version cannot read the study's definition: {error}")
             return
         log.info("took study %s, lease %d", run.name, run.lease.number)
+        earlier = self.studies.pop(run.study_id, None)
+        if earlier is not None:  # its lease ran out in this very round; the workers are the new lease's
+            earlier.detach()
         crew = Crew(
             self._cluster,
             run.study_id,

@@ -1,8 +1,10 @@
 """Kill anything at any moment: nothing is lost, counted or told twice, and a study ends as it would have.
 
 Real processes, which die at named points (tests/faults/kill_points.py), stand still for longer than their
-leases, or have their database taken away. Both databases' processes run side by side, since most of the time
-is spent waiting for leases to run out. `make faults` kills ten times at each point, `make soak` at random.
+leases, or have their database taken away. And moments (tests/faults/moments/catalog.py) in which something
+stands still, a clock is wrong, or the machine under `nightsweep serve` fails: a few of them here. The houses
+run side by side, since most of the time is spent waiting for limits. `make faults` runs each point and moment
+ten times on each database, `make soak` at random.
 """
 
 from __future__ import annotations
@@ -22,13 +24,25 @@ import pytest
 from tests.faults import points, scenarios, studies
 from tests.faults.freezing import freeze_holders
 from tests.faults.house import DatabaseName, House
-from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point, missing
+from tests.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, missing
+from tests.faults.moments import catalog
+from tests.faults.moments.catalog import MOMENTS
+from tests.faults.moments.moment import HouseKind, Moment
 from tests.faults.outages import outage
 from tests.faults.scenarios import Tally
 
 pytestmark = pytest.mark.timeout(2400)
 
 OUTAGE_SECONDS = 15.0
+SECONDS = 3.0
+"""How long a state of the machine lasts."""
+HERE = (
+    "a worker stopped for ever",
+    "a training thread hangs in a pass",
+    "a lease from two hours in the future",
+    "the supervisor has no descriptors",
+    "the home folder is read-only at a death",
+)
 INJECTED = Path(points.__file__).parent / "injected"
 
 
@@ -39,13 +53,19 @@ class Findings:
     kills: Tally = field(default_factory=Tally)
     frozen: list[str] = field(default_factory=list)
     outage: list[str] = field(default_factory=list)
+    moments: Tally = field(default_factory=Tally)
     ended_by_themselves: list[str] = field(default_factory=list)
     check: list[str] = field(default_factory=list)
 
 
+def chosen(kind: HouseKind) -> list[Moment]:
+    """Those of the moments here that need a house of a kind."""
+    return [moment for moment in MOMENTS if moment.name in HERE and moment.house == kind]
+
+
 def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
     found = Findings()
-    with House(database, folder / database, data) as house:
+    with House(database, folder / database, data, **catalog.LIMITS) as house:
         found.kills = points.kill_everywhere(house, POINTS, times=1)
         calm = scenarios.undisturbed(house, studies.random)
         moments = (FREEZE_POINTS[0], None, *FREEZE_POINTS[1:])
@@ -53,6 +73,7 @@ def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
         if database == "postgresql":
             definition = studies.random(data, "outage")
             found.outage = outage(house, "outage", seconds=OUTAGE_SECONDS, calm=calm, definition=definition)
+        found.moments = catalog.disturb_everywhere(house, chosen("pair"), times=1, seconds=SECONDS)
         found.check = house.db_check()
         found.ended_by_themselves = [f"{end.name}: {end.code}\n{end.last_words}" for end in house.exits]
     return found
@@ -67,13 +88,22 @@ def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
         yield {name: pool.submit(_live_through, name, folder, data) for name in get_args(DatabaseName)}
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Tally]]:
+    """The moments of the real `nightsweep serve`, as they come."""
+    folder = tmp_path_factory.mktemp("served")
+    data = studies.make_data(folder / "data")
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(catalog.run, "sqlite", folder, data, chosen("served"), times=1, seconds=SECONDS)
+
+
 @pytest.fixture(params=get_args(DatabaseName))
 def findings(request: pytest.FixtureRequest, houses: dict[str, Future[Findings]]) -> Findings:
     """One database's findings."""
     return houses[request.param].result()
 
 
-@pytest.mark.parametrize("point", [*POINTS, *FREEZE_POINTS], ids=lambda point: point.name)
+@pytest.mark.parametrize("point", [*POINTS, *FREEZE_POINTS, *HANG_POINTS], ids=lambda point: point.name)
 def test_every_named_point_is_a_function_of_the_product(point: Point) -> None:
     """One that was renamed would never be passed."""
     assert missing(point) == []
@@ -112,6 +142,25 @@ def test_no_write_of_a_coordinator_that_stood_still_beyond_its_lease_lands(findi
 def test_the_study_outlives_its_database_going_away(findings: Findings) -> None:
     """On PostgreSQL. The API says 503 meanwhile, and nobody has to start anything."""
     assert findings.outage == []
+
+
+def test_what_stands_still_or_comes_from_a_wrong_clock_is_noticed_and_costs_no_value(
+    findings: Findings,
+) -> None:
+    """A stopped worker and a hung training thread lose their trials to others; a lease of two hours counts
+    as over. Every value is the undisturbed study's."""
+    assert findings.moments.violations == []
+    assert findings.moments.kills == {moment.name: 1 for moment in chosen("pair")}
+
+
+@pytest.mark.parametrize("moment", chosen("served"), ids=lambda moment: moment.name)
+def test_serve_goes_on_once_its_machine_is_well_again(moment: Moment, served: Future[Tally]) -> None:
+    """The real `nightsweep serve` supervises on, and every value is the undisturbed study's."""
+    found = served.result()
+    assert found.violations == []
+    if moment.name in found.skipped:
+        pytest.skip(found.skipped[moment.name])
+    assert found.kills[moment.name] == 1
 
 
 def test_no_process_ends_by_itself_and_the_databases_agree(findings: Findings) -> None:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.faults.kill_points import FREEZE_POINTS, POINTS, Point
+from tests.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point
+
+Action = Literal["kill", "stop", "hang"]
 
 
 class Arming:
@@ -20,11 +22,11 @@ class Arming:
     def __init__(self, folder: Path) -> None:
         self._armed = folder / "armed"
         self._armed.mkdir()
-        points = [point.as_document() for point in (*POINTS, *FREEZE_POINTS)]
+        points = [point.as_document() for point in (*POINTS, *FREEZE_POINTS, *HANG_POINTS)]
         (folder / "points.json").write_text(json.dumps(points))
 
-    def arm(self, point: Point, *at: int, action: Literal["kill", "stop"] = "kill") -> None:
-        """Have processes die, or be stopped, at these passings of a point, counted from now."""
+    def arm(self, point: Point, *at: int, action: Action = "kill") -> None:
+        """Have processes die, be stopped, or hang in that thread, at these passings, counted from now."""
         plan = {"passed": 0, "at": list(at or (1,)), "action": action, "fired": []}
         fresh = self._armed / f".{point.file}"
         fresh.write_text(json.dumps(plan))
@@ -37,7 +39,7 @@ class Arming:
         return fired
 
     def fired(self, point: Point) -> list[dict[str, Any]]:
-        """The processes that died, or were stopped, at a point: `process`, `pid`, `at`."""
+        """The processes that died, were stopped, or hang at a point: `process`, `pid`, `at`."""
         plan = self._plan(point)
         return [] if plan is None else list(plan["fired"])
 

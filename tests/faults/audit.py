@@ -9,9 +9,10 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
 from service.settings import OPTUNA_SCHEMA, Settings
@@ -65,6 +66,20 @@ def install(settings: Settings) -> None:
             plain = made.set(drivername="postgresql").render_as_string(hide_password=False)
             with psycopg.connect(plain) as connection:
                 connection.execute(_postgresql(tables, schema))
+
+
+def open_engine(url: str) -> Engine:
+    """To look at a database, and to write to it, past the product's own code."""
+    is_sqlite = url.startswith("sqlite")
+    arguments: dict[str, Any] = {"timeout": 60} if is_sqlite else {"connect_timeout": 5}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    if is_sqlite:
+        event.listen(engine, "connect", _be_the_tests)
+    return engine
+
+
+def _be_the_tests(connection: Any, _record: object) -> None:
+    connection.create_function("fault_writer", 0, lambda: "tests")
 
 
 def read(engine: Engine, *, after: int = 0) -> list[Write]:

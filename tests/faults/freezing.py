@@ -52,9 +52,9 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
         if frozen is None:
             return [f"{name}: it ended before anybody was stopped from outside"]
         run, pid = frozen.name, frozen.pid
-        with _nobody_writing(house):
+        with nobody_writing(house):
             house.freeze(frozen)
-            house.wait_for(lambda: _stands_still(pid), f"{run} to stand still")
+            house.wait_for(lambda: stands_still(pid), f"{run} to stand still")
     else:
         house.arm(moment, 1, action="stop")
         house.wait_for(lambda: house.is_spent(moment) or ended(), f"a coordinator that stops {moment.name}")
@@ -81,7 +81,7 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
 
 
 @contextmanager
-def _nobody_writing(house: House) -> Iterator[None]:
+def nobody_writing(house: House) -> Iterator[None]:
     """On SQLite the test has the write locks meanwhile: whoever stands still with one holds all others up."""
     if house.database == "postgresql":
         yield
@@ -92,7 +92,7 @@ def _nobody_writing(house: House) -> Iterator[None]:
         yield
 
 
-def _stands_still(pid: int) -> bool:
+def stands_still(pid: int) -> bool:
     """Whether all threads have been stopped; a signal takes its time."""
     states = [
         stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")

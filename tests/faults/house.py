@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -17,17 +16,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import text
 
 from service.settings import Settings
 from service.supervisor import free_port, settings_environment
 from tests.faults import audit
 from tests.faults.arming import Arming
 from tests.faults.client import Client
+from tests.faults.moments.disks import Disk
 from tests.faults.postgres import Postgres
 from tests.faults.processes import Exit, Process, kill, pids_with, title, wait_until_gone
 
@@ -69,13 +70,17 @@ class House(Arming):
         for made in (self.logs, folder / "workers"):
             made.mkdir(parents=True)
         super().__init__(folder)
-        # Unix sockets live in it, and their paths must be short.
-        self._ray_dir = Path(tempfile.mkdtemp(prefix="nsf-"))
-        self._mark = {"FAULTS_FOLDER": str(folder)}
+        self.mark = {"FAULTS_FOLDER": str(folder)}
+        """In the environment of each of its processes."""
         self._open = contextlib.ExitStack()
+        self.home_disk = Disk(folder / "home")
+        self._open.callback(self.home_disk.close, keep=True)
+        # The processes' /tmp. Ray's Unix sockets live in it, and their paths must be short.
+        self.temp_disk = Disk(Path(tempfile.mkdtemp(prefix="f-")))
+        self._open.callback(self.temp_disk.close, keep=False)
         self.postgres = self._open.enter_context(Postgres()) if database == "postgresql" else None
         options: dict[str, Any] = {
-            "home": folder / "home",
+            "home": self.home_disk.folder,
             "data_roots": (data, (data / "base").resolve()),
             "port": free_port(),
             "poll_seconds": 0.2,
@@ -95,6 +100,8 @@ class House(Arming):
         self.coordinators = [
             self._command(f"coordinator-{number}", "coordinator") for number in range(1, coordinators + 1)
         ]
+        self.kept: tuple[Process, ...] = (self.api, *self.coordinators)
+        """What the keeper starts again, beside Ray."""
         self.client = Client(f"http://127.0.0.1:{self.settings.port}", self.raise_if_broken)
         self.exits: list[Exit] = []
         """Ends that nobody asked for: neither the harness nor a point."""
@@ -106,7 +113,8 @@ class House(Arming):
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        self.service_engine, self.optuna_engine = self._engines()
+        self.service_engine = audit.open_engine(self.settings.database_url)
+        self.optuna_engine = audit.open_engine(self.settings.optuna_url)
 
     # -- beginning and end -----------------------------------------------------------------------
 
@@ -114,9 +122,7 @@ class House(Arming):
         try:
             self.upgrade()
             audit.install(self.settings)
-            self._start_ray()
-            for process in (self.api, *self.coordinators):
-                self._start(process)
+            self._start_all()
             self._keeper.start()
             self.client.wait_until_ready(READY_SECONDS)
         except BaseException:
@@ -136,10 +142,10 @@ class House(Arming):
         self._stop.set()
         if self._keeper.is_alive():
             self._keeper.join()
-        for process in (*self.coordinators, self.api):
+        for process in reversed(self.kept):
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGTERM)
-        for process in (*self.coordinators, self.api):
+        for process in reversed(self.kept):
             process.end(STOP_SECONDS)
         self.ray.kill_group()
         self._kill_ray()
@@ -147,7 +153,6 @@ class House(Arming):
         for engine in (self.service_engine, self.optuna_engine):
             engine.dispose()
         self._open.close()
-        shutil.rmtree(self._ray_dir, ignore_errors=True)
 
     def upgrade(self) -> None:
         """`nightsweep db upgrade`, which must succeed."""
@@ -203,11 +208,22 @@ class House(Arming):
     def workers(self) -> dict[int, str]:
         """Process ids of the workers that live, and their names."""
         found = {}
-        for pid in pids_with({**self._mark, "FAULTS_PROCESS": self.ray.name}):
+        for pid in pids_with(self._mark_of_workers()):
             if title(pid).startswith("ray::") and "GpuWorker" in title(pid):
                 with contextlib.suppress(FileNotFoundError):
                     found[pid] = (self.folder / "workers" / str(pid)).read_text()
         return found
+
+    def coordinator_pids(self) -> list[int]:
+        """Of the coordinators that live."""
+        return self.pids("service.cli coordinator")
+
+    def _mark_of_workers(self) -> dict[str, str]:
+        return {**self.mark, "FAULTS_PROCESS": self.ray.name}
+
+    def pids(self, program: str) -> list[int]:
+        """Processes of it that live, by a part of their command lines."""
+        return [pid for pid in pids_with(self.mark) if program in title(pid)]
 
     def live_on(self, pid: int) -> int:
         """Attempts that the service takes for alive on a worker, which may have died."""
@@ -222,6 +238,10 @@ class House(Arming):
         process.start()
         code = process.wait(READY_SECONDS)
         return [] if code == 0 else [f"`nightsweep db check` ended with {code}: {process.last_words(60)}"]
+
+    def instant(self, at: datetime) -> object:
+        """A time as this database stores it."""
+        return f"{at:%Y-%m-%d %H:%M:%S.%f}" if self.database == "sqlite" else at
 
     def holder(self, study_id: str) -> Process | None:
         """The coordinator that holds a study's lease now."""
@@ -265,8 +285,9 @@ class House(Arming):
         return {
             **others,
             **settings,
-            **self._mark,
+            **self.mark,
             "FAULTS_PROCESS": "{process}",
+            "TMPDIR": str(self.temp_disk.folder),
             "PYTHONPATH": os.pathsep.join([str(_INJECTED), str(_CHECKOUT)]),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
@@ -303,12 +324,17 @@ class House(Arming):
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address", "127.0.0.1", "--port", port,
             "--ray-client-server-port", str(free_port()),
-            "--temp-dir", str(self._ray_dir),
+            "--temp-dir", str(self.temp_disk.folder),
             "--object-store-memory", str(128 * 1024 * 1024),
             "--num-cpus", str(CPUS), "--num-gpus", "0",
             "--include-dashboard", "false", "--disable-usage-stats",
         ]
         # fmt: on
+
+    def _start_all(self) -> None:
+        self._start_ray()
+        for process in self.kept:
+            self._start(process)
 
     def _start(self, process: Process) -> None:
         process.start()
@@ -329,7 +355,7 @@ class House(Arming):
 
     def _kill_ray(self) -> None:
         """Processes of every run of it: its group, and what has made a group of its own."""
-        own = [pid for pid in pids_with(self._mark) if _is_rays(pid)]
+        own = [pid for pid in pids_with(self.mark) if _is_rays(pid)]
         kill(own)
         if self.ray.exit_code is None and self.ray.runs:
             self.ray.kill_group()
@@ -339,15 +365,18 @@ class House(Arming):
         """Start again whatever has died."""
         while not self._stop.wait(0.05):
             with self._lock:
-                for process in (self.api, *self.coordinators):
+                for process in self.kept:
                     if process.kind in self._held_down or process.exit_code is None:
                         continue
                     self._note_exit(process)
                     self._start(process)
-                if "ray" not in self._held_down and self.ray.exit_code is not None:
-                    self._note_exit(self.ray)
-                    with contextlib.suppress(BrokenHouseError):
-                        self.kill_node()
+                self._keep_ray()
+
+    def _keep_ray(self) -> None:
+        if "ray" not in self._held_down and self.ray.exit_code is not None:
+            self._note_exit(self.ray)
+            with contextlib.suppress(BrokenHouseError):
+                self.kill_node()
 
     def _note_exit(self, process: Process) -> None:
         code = process.exit_code
@@ -362,17 +391,6 @@ class House(Arming):
         if self._quick[process.kind] >= EXITS_IN_A_ROW:
             self._broken = f"{process.name} does not stay alive (code {code}):\n{process.last_words()}"
             self._held_down.add(process.kind)
-
-    def _engines(self) -> tuple[Engine, Engine]:
-        """To look at both databases, past the product's own code."""
-
-        def engine(url: str) -> Engine:
-            arguments: dict[str, Any] = (
-                {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 5}
-            )
-            return create_engine(url, pool_pre_ping=True, connect_args=arguments)
-
-        return engine(self.settings.database_url), engine(self.settings.optuna_url)
 
 
 def _is_rays(pid: int) -> bool:

@@ -1,4 +1,6 @@
-"""The named points at which a process is killed. Data: each names a function of the product by its path.
+"""The named points at which a process is killed, is stopped, or has a thread that hangs.
+
+Data: each names a function of the product by its path.
 
 A point's passing is the moment right before, or right after, a call of its target; with `during`, only of
 the nth such call within a call of that function.
@@ -15,7 +17,7 @@ from typing import Any, Literal
 Process = Literal["coordinator", "ray", "api", "upgrade"]
 """Workers are children of Ray, so theirs is `ray`."""
 
-Scenario = Literal["search", "pruned", "paused", "schedule", "submission", "migration", "frozen"]
+Scenario = Literal["search", "pruned", "paused", "schedule", "submission", "migration", "frozen", "hung"]
 """What has to happen for a point to be passed; see `tests.faults.scenarios`."""
 
 
@@ -249,3 +251,15 @@ FREEZE_POINTS: tuple[Point, ...] = (
 )
 """Where a coordinator that holds a study is stopped, for longer than its lease. In this order: a study of
 a few trials has asked for all of them early."""
+
+
+def _hung(name: str, target: str) -> Point:
+    return Point(name=name, process="ray", scenario="hung", target=target, when="before")
+
+
+HANG_POINTS: tuple[Point, ...] = (
+    _hung("a training thread hangs in a pass", "workers.shared_pass:SharedPasses.train"),
+    _hung("a training thread hangs in an evaluation", "workers.shared_pass:SharedPasses.evaluate"),
+    _hung("a training thread hangs while it loads", "workers.loaded_study:LoadedStudies.load"),
+)
+"""Where a worker's training thread stands still for ever, while its other threads answer."""

@@ -1,7 +1,8 @@
-"""`python -m tests.faults.points`: kill -9 at every named point, so many times, on one database or both.
+"""`python -m tests.faults.points`: every named point and moment, so many times, on one database or both.
 
-Prints a table of the kills and everything that was wrong afterwards, and appends it to a log. Exits with 1
-when something was.
+At a point a process dies (`kill_points`); a moment is anything else that happens to a study
+(`moments.catalog`). Prints a table of them and everything that was wrong afterwards, and appends it to a
+log. Exits with 1 when something was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import get_args
 
 from tests.faults import scenarios, studies
 from tests.faults.house import DatabaseName, House
-from tests.faults.kill_points import POINTS, Point, Scenario, missing
+from tests.faults.kill_points import HANG_POINTS, POINTS, Point, Scenario, missing
+from tests.faults.moments import catalog
+from tests.faults.moments.catalog import MOMENTS
 from tests.faults.scenarios import Tally
 
 LOG = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.log"
@@ -26,36 +29,49 @@ LOG = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.log"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, log."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.points", description=__doc__)
-    parser.add_argument("--times", type=int, default=10, help="kills at each point (10)")
+    parser.add_argument("--times", type=int, default=10, help="each point and moment (10)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="a full disk and the like last (60)")
     parser.add_argument(
         "--database", choices=get_args(DatabaseName), action="append", help="both, if not given"
     )
     parser.add_argument(
-        "--points", nargs="*", default=None, help="names, or parts of them; all, if not given"
+        "--only", nargs="*", default=[""], metavar="NAME", help="names, or parts of them; all, if not given"
     )
+    parser.add_argument("--kind", choices=("points", "moments"), default=None, help="both, if not given")
+    parser.add_argument("--list", action="store_true", help="print their names and end")
     parser.add_argument("--folder", type=Path, default=None, help="for logs and databases; a new one")
     parser.add_argument("--log", type=Path, default=LOG, help="appended to")
     options = parser.parse_args(arguments)
-    chosen = [p for p in POINTS if options.points is None or any(part in p.name for part in options.points)]
-    absent = [name for point in chosen for name in missing(point)]
-    if absent or not chosen:
-        print(f"no such function: {', '.join(absent)}" if absent else "no such point")
+
+    def is_chosen(name: str, kind: str) -> bool:
+        return options.kind in (None, kind) and any(part in name for part in options.only)
+
+    points = [point for point in POINTS if is_chosen(point.name, "points")]
+    moments = [moment for moment in MOMENTS if is_chosen(moment.name, "moments")]
+    names = [*(point.name for point in points), *(moment.name for moment in moments)]
+    absent = [name for point in (*points, *HANG_POINTS) for name in missing(point)]
+    if absent or not names:
+        print(f"no such function: {', '.join(absent)}" if absent else "no such point or moment")
         return 2
+    if options.list:
+        print(*names, sep="\n")
+        return 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="nightsweep-faults-"))
     data = studies.make_data(folder / "data")
     lines: list[str] = []
     violated = False
     for database in options.database or get_args(DatabaseName):
         began = time.monotonic()
-        tally = run(database, folder, data, chosen, options.times)
+        tally = Tally()
+        if points:
+            tally.add(run(database, folder, data, points, options.times))
+        tally.add(catalog.run(database, folder, data, moments, times=options.times, seconds=options.seconds))
         violated = violated or bool(tally.violations)
-        lines += report(database, tally, chosen, options.times, time.monotonic() - began)
+        lines += report(database, tally, names, options.times, time.monotonic() - began)
     text = "\n".join(lines)
     print(text)
     with options.log.open("a") as log:
-        log.write(
-            f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {options.times} kills at each point\n\n{text}\n\n"
-        )
+        log.write(f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {options.times} times each\n\n{text}\n\n")
     return 1 if violated else 0
 
 
@@ -82,12 +98,17 @@ def kill_everywhere(house: House, points: Sequence[Point], *, times: int) -> Tal
     return total
 
 
-def report(database: str, tally: Tally, points: Sequence[Point], times: int, seconds: float) -> list[str]:
+def report(database: str, tally: Tally, names: Sequence[str], times: int, seconds: float) -> list[str]:
     """The lines of a table."""
-    width = max(len(point.name) for point in points)
-    lines = [f"{database}: {sum(tally.kills.values())} kills in {seconds:.0f} s", ""]
-    lines += [f"  {p.name:<{width}}  {tally.kills.get(p.name, 0):>4} of {times}" for p in points]
+    width = max(map(len, names))
+    lines = [f"{database}: {sum(tally.kills.values())} faults in {seconds:.0f} s", ""]
+    for name in names:
+        why = tally.skipped.get(name)
+        done = f"{tally.kills.get(name, 0):>4} of {times}" if why is None else f"   skipped: {why}"
+        lines.append(f"  {name:<{width}}  {done}")
     lines += ["", f"  {tally.studies} studies, {tally.trials} trials, {len(tally.violations)} violations"]
+    if not tally.violations:
+        lines.append("  every value equals the undisturbed study's")
     return [*lines, *(f"  VIOLATION {fault}" for fault in tally.violations), ""]
 
 

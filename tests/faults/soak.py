@@ -4,7 +4,7 @@ Seeded: the same seed makes the same studies and draws the same faults, though n
 the end every study is held against the invariants and against its undisturbed twin. Exits with 1 when
 anything was violated.
 
-A little over 400 lines in one file: it is one program, read from its loop to its faults to its verdict.
+Half of the time is spent in a house of two coordinators, the other half under the real `nightsweep serve`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from typing import Any, TextIO, get_args
 from sqlalchemy import text
 
 from tests.faults import invariants, scenarios, studies
+from tests.faults.drawn import DrawnFaults
 from tests.faults.house import DatabaseName, House
 from tests.faults.invariants import Record
-from tests.faults.processes import Process
+from tests.faults.moments.catalog import open_house
+from tests.faults.moments.moment import HouseKind, waits_for_a_disk
 
 LOG = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.log"
 AT_ONCE = 3
@@ -99,7 +101,8 @@ class Soak:
     def __init__(self, house: House, *, seed: int, every: float, log: _Both) -> None:
         self._house = house
         self._of_studies = random.Random(f"{seed} studies")
-        self._of_faults = random.Random(f"{seed} faults")
+        self._of_times = random.Random(f"{seed} times")
+        self._drawn = DrawnFaults(house, random.Random(f"{seed} faults"))
         self._every = every
         self._log = log
         self._began = time.monotonic()
@@ -107,8 +110,6 @@ class Soak:
         self._running: list[Running] = []
         self._ended: list[Running] = []
         self._made = 0
-        self._frozen: list[tuple[float, Process, int]] = []
-        self._answers: Counter[int | None] = Counter()
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
         self.losses: Counter[str] = Counter()
@@ -124,14 +125,16 @@ class Soak:
         next_fault = self._began + self._every
         while time.monotonic() < end:
             self._submit()
-            self._wake_due()
+            self._drawn.end_due()
             self._look_after()
             if time.monotonic() >= next_fault:
-                self._fault()
-                next_fault = time.monotonic() + self._of_faults.uniform(0.5, 1.5) * self._every
+                kind, detail = self._drawn.draw()
+                self.faults[kind] += 1
+                self._say(f"FAULT {kind}: {detail}")
+                next_fault = time.monotonic() + self._of_times.uniform(0.5, 1.5) * self._every
             time.sleep(0.1)
         self._say("no more faults; waiting for the studies that are left")
-        self._wake_due(everybody=True)
+        self._drawn.end_due(everything=True)
         patience = time.monotonic() + PATIENCE_SECONDS
         while self._running and time.monotonic() < patience:
             self._look_after()
@@ -180,6 +183,8 @@ class Soak:
             elif study.todo == "resume" and seen["state"] == "paused":
                 self._change(study, "resume")
                 study.todo = None
+            elif study.todo != "resume" and waits_for_a_disk(seen):
+                self._change(study, "resume")
 
     def _change(self, study: Running, what: str) -> None:
         answer = self._house.client.post(f"/v1/studies/{study.name}/{what}")
@@ -188,133 +193,11 @@ class Soak:
             self.violations.append(f"{what} of {study.name} was answered {answer.status_code} {answer.text}")
         self._say(f"{what} of {study.name}: {answer.status_code}")
 
-    # -- faults ----------------------------------------------------------------------------------
-
-    def _fault(self) -> None:
-        kinds: list[tuple[int, Callable[[], str | None]]] = [
-            (3, self._kill_worker),
-            (3, self._kill_coordinator),
-            (2, self._freeze_coordinator),
-            (2, self._kill_api),
-            (1, self._kill_node),
-            (2, self._truncate_checkpoint),
-        ]
-        if self._house.postgres is not None:
-            kinds += [(2, self._kill_database), (1, self._stop_database)]
-        while True:
-            (inject,) = self._of_faults.choices([k for _, k in kinds], weights=[w for w, _ in kinds])
-            detail = inject()
-            if detail is not None:
-                kind = inject.__name__.removeprefix("_").replace("_", " ")
-                self.faults[kind] += 1
-                self._say(f"FAULT {kind}: {detail}")
-                return
-            # It cannot be done now: no worker trains, or the other coordinator is frozen already.
-            kinds = [(weight, other) for weight, other in kinds if other != inject]
-
-    def _kill_api(self) -> str:
-        name = self._house.api.name
-        self._house.kill(self._house.api)
-        return name
-
-    def _kill_coordinator(self) -> str:
-        process = self._of_faults.choice(self._house.coordinators)
-        name = process.name
-        self._house.kill(process)
-        return name
-
-    def _freeze_coordinator(self) -> str | None:
-        if self._frozen:
-            return None
-        process = self._of_faults.choice(self._house.coordinators)
-        seconds = self._of_faults.uniform(0.5, 4.0) * self._house.settings.lease_seconds
-        self._house.freeze(process)
-        self._frozen.append((time.monotonic() + seconds, process, process.pid))
-        return f"{process.name} for {seconds:.1f} s"
-
-    def _kill_worker(self) -> str | None:
-        workers = self._safe_to_kill()
-        if not workers:
-            return None
-        pid = self._of_faults.choice(sorted(workers))
-        self._house.kill_worker(pid)
-        return f"{workers[pid]} (pid {pid})"
-
-    def _kill_node(self) -> str:
-        self._house.kill_node()
-        return f"all of Ray; it is {self._house.ray.name} now"
-
-    def _kill_database(self) -> str:
-        assert self._house.postgres is not None
-        seconds = self._of_faults.choice([0.0, 0.0, 1.0, 3.0, 8.0])
-        with self._house.without_database(kill=True):
-            self._ask_for(seconds)
-        return f"SIGKILL, away for {seconds:.0f} s"
-
-    def _stop_database(self) -> str:
-        seconds = self._of_faults.uniform(2.0, 15.0)
-        with self._house.without_database(kill=False):
-            self._ask_for(seconds)
-        return f"stopped for {seconds:.1f} s"
-
-    def _ask_for(self, seconds: float) -> None:
-        """Ask the API while the database is away: it says so, or is starting and does not answer."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            answer = self._house.client.status("/v1/studies")
-            self._answers[answer] += 1
-            if answer not in (503, None):
-                self.violations.append(f"the API answered {answer} while the database was away")
-            time.sleep(0.5)
-
-    def _truncate_checkpoint(self) -> str | None:
-        """Half of a file of the newest version is gone, and so is the worker that wrote it."""
-        workers = self._safe_to_kill()
-        for pid in sorted(workers):
-            query = text(
-                "SELECT artifact_dir FROM attempts WHERE worker_id = :w AND state = 'running' ORDER BY id"
-            )
-            with self._house.service_engine.connect() as connection:
-                folders = list(connection.scalars(query, {"w": workers[pid]}))
-            for folder in folders:
-                versions = sorted((Path(folder) / "checkpoint").glob("[0-9]*"))
-                if not versions:
-                    continue
-                self._house.kill_worker(pid)
-                file = versions[-1] / self._of_faults.choice(["tensors.safetensors", "state.json"])
-                try:
-                    os.truncate(file, file.stat().st_size // 2)
-                except FileNotFoundError:  # the trial ended a moment ago
-                    continue
-                return f"{file.relative_to(self._house.settings.artifacts_dir)} of {workers[pid]}"
-        return None
-
-    def _safe_to_kill(self) -> dict[int, str]:
-        """Workers whose trials are all beyond where they lost an attempt; else they would be poisonous."""
-        query = text(
-            "SELECT study_id, trial_number FROM attempts"
-            " WHERE worker_id = :w AND state IN ('dispatched', 'running')"
-        )
-        found = {}
-        for pid, worker in self._house.workers().items():
-            with self._house.service_engine.connect() as connection:
-                trials = connection.execute(query, {"w": worker}).all()
-            if trials and not any(number in scenarios.behind(self._house, s) for s, number in trials):
-                found[pid] = worker
-        return found
-
-    def _wake_due(self, *, everybody: bool = False) -> None:
-        for entry in list(self._frozen):
-            at, process, pid = entry
-            if everybody or time.monotonic() >= at:
-                self._frozen.remove(entry)
-                if process.is_alive and process.pid == pid:  # not one that was killed in its sleep
-                    self._house.wake(process)
-
     # -- the end ---------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         self._say("all studies have ended; looking at what is left")
+        self.violations += self._drawn.violations
         writes = invariants.Writes(self._house)
         for study in self._ended:
             record = invariants.read(self._house, study.name)
@@ -345,12 +228,13 @@ class Soak:
     def summary(self) -> str:
         """Faults by kind, studies, trials, invariants held, violations."""
         kinds = Counter(study.sort.name for study in self._ended)
+        answers = self._drawn.answers
         lines = [
             f"{sum(self.faults.values())} faults: " + _listed(self.faults),
             f"{len(self._ended)} studies: {_listed(kinds)}",
             f"{self.trials} trials; attempts by their end: {_listed(self.losses)}",
             f"processes that ended by themselves: {[(e.name, e.code) for e in self._house.exits] or 'none'}",
-            f"answers while the database was away: {self._answers[503]} of 503, {self._answers[None]} none",
+            f"answers while the database was away: {answers[503]} of 503, {answers[None]} none",
             "",
             f"{len(self.violations)} violations of:",
             *(f"  - {invariant}" for invariant in INVARIANTS),
@@ -370,10 +254,13 @@ def _listed(counts: Counter[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, log."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of faults (30)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of faults, all houses together (30)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two faults (12)")
     parser.add_argument("--database", choices=get_args(DatabaseName), default="postgresql")
+    parser.add_argument(
+        "--house", choices=get_args(HouseKind), action="append", help="half of the time each, if not given"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="for logs and databases; a new one")
     parser.add_argument("--log", type=Path, default=LOG, help="written anew")
     options = parser.parse_args(arguments)
@@ -384,14 +271,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = _Both(file)
         head = f"seed {options.seed}, {options.minutes:g} minutes, {options.database}, {os.cpu_count()} cores"
         print(f"soak, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {head}\n", file=log)
-        with House(options.database, folder / "house", data) as house:
-            soak = Soak(house, seed=options.seed, every=options.every, log=log)
-            try:
-                soak.run(options.minutes)
-            except Exception:  # noqa: BLE001 - what has been seen so far must be printed all the same
-                soak.violations.append(f"the soak itself failed: {traceback.format_exc()}")
-            print(f"\n{soak.summary()}", file=log)
-    return 1 if soak.violations else 0
+        kinds = options.house or get_args(HouseKind)
+        violated = False
+        for kind in kinds:
+            print(f"\n== {kind}", file=log)
+            with open_house(kind, options.database, folder / kind, data) as house:
+                soak = Soak(house, seed=options.seed, every=options.every, log=log)
+                try:
+                    soak.run(options.minutes / len(kinds))
+                except Exception:  # noqa: BLE001 - what has been seen so far must be printed all the same
+                    soak.violations.append(f"the soak itself failed: {traceback.format_exc()}")
+                print(f"\n{soak.summary()}", file=log)
+            violated = violated or bool(soak.violations)
+    return 1 if violated else 0
 
 
 class _Both:

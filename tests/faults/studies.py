@@ -51,6 +51,11 @@ def random(data: Path, name: str, *, trials: int = 8, epochs: int = 5) -> dict[s
     )
 
 
+def short(data: Path, name: str) -> dict[str, Any]:
+    """As `random`, half as long: 20 rungs."""
+    return random(data, name, trials=4)
+
+
 def grid(data: Path, name: str, *, epochs: int = 2) -> dict[str, Any]:
     """2 x 3 points."""
     space = {"learning_rate": {"choices": [1e-3, 1e-2]}, "lora_r": {"choices": [2, 4, 8]}}

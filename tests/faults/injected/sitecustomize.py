@@ -3,8 +3,8 @@
 The processes are the product's own, started with this folder on their `PYTHONPATH`. Functions are wrapped
 right after their module was imported, and every passing of a point that is armed is counted across all
 processes, in a file. At the chosen passings the process kills or stops itself, as from outside: nothing of
-Python runs any more. The product knows nothing of this. A name that the product no longer has ends the
-process at once, loudly.
+Python runs any more. Or the thread that passes hangs there, and the others of its process go on. The product
+knows nothing of this. A name that the product no longer has ends the process at once, loudly.
 
 Only the standard library is used: this runs before anything else does.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.machinery
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,8 @@ _WORKER = "workers.gpu_worker:GpuWorker.__init__"
 """Its name is written down with its process id: from outside nobody could tell which worker is which."""
 _FOLDER = os.environ.get("FAULTS_FOLDER")
 _PROCESS = os.environ.get("FAULTS_PROCESS", "")
+_SERVE = "serve."
+"""How the name of a service begins whose processes were not started one by one from the tests."""
 _active = threading.local()
 
 
@@ -161,6 +164,9 @@ def _pass(point: dict[str, Any]) -> None:
         json.dump(plan, file)
     if not due:
         return
+    if plan["action"] == "hang":
+        while True:  # this thread alone: the others of the process go on
+            time.sleep(60)
     if plan["action"] == "stop":
         # To this very thread: it does not come back from the call before it is stopped.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
@@ -188,7 +194,21 @@ def _refuse(message: str) -> None:
     os._exit(BROKEN_EXIT)
 
 
+def _name_itself() -> None:
+    """A process of a whole service is named by what it runs, in its writes to PostgreSQL, too."""
+    global _PROCESS
+    words = sys.orig_argv
+    commands = [word for before, word in itertools.pairwise(words) if before == "service.cli"]
+    _PROCESS = f"{commands[0] if commands else 'ray'}.{os.getpid()}"
+    for name in ("NIGHTSWEEP_DATABASE_URL", "NIGHTSWEEP_OPTUNA_URL"):
+        if name in os.environ:
+            own = f"application_name={_PROCESS}"
+            os.environ[name] = re.sub(r"application_name=[^&]*", own, os.environ[name])
+
+
 def _install() -> None:
+    if _PROCESS.startswith(_SERVE):
+        _name_itself()
     kind = re.split("[-.]", _PROCESS)[0]
     points = json.loads((Path(str(_FOLDER)) / "points.json").read_text())
     sys.meta_path.insert(0, _Hook([point for point in points if point["process"] == kind]))

@@ -191,6 +191,23 @@ def test_an_outage_is_sat_out_and_loses_nothing(
     _no_violations(house)
 
 
+def test_a_lease_that_ran_out_while_ray_did_not_answer_is_taken_again_with_its_workers(
+    make_house: Callable[..., House],
+) -> None:
+    """It runs out in the middle of a round, before the same round looks for leases that nobody has."""
+    house = make_house(cpus=3)
+    study_id = house.submit(name="s", search=SHORT)
+    house.rounds(lambda: len(house.attempts()) >= 4)
+    workers = list(house.cluster.started)
+    _expire(house, house.coordinator)
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+    assert house.study(study_id).lease_number == 2
+    assert [a.ordinal for a in house.attempts()] == [1] * 6
+    assert house.cluster.started == workers
+    _no_violations(house)
+
+
 def test_a_coordinator_that_is_told_to_end_in_an_outage_ends(make_house: Callable[..., House]) -> None:
     house = make_house()
     house.submit(name="s", search=SHORT)

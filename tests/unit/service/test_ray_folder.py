@@ -120,3 +120,15 @@ def test_where_there_are_no_locks_nothing_is_removed(
     for folder in (first, second):
         folder.remove()
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("what", ["path", "ray", "session"])
+def test_a_folder_that_is_removed_while_ray_runs_is_noticed_once(what: str) -> None:
+    folder = RayFolder()
+    session = folder.ray / "session_2026-11-29"
+    assert not folder.was_removed()  # Ray has not made it yet
+    session.mkdir(parents=True)
+    assert not folder.was_removed()
+    shutil.rmtree({"path": folder.path, "ray": folder.ray, "session": session}[what])
+    assert [folder.was_removed(), folder.was_removed()] == [True, False]
+    folder.remove()
