@@ -137,7 +137,8 @@ class LoadedStudies:
             self._train.clear()
             self._evaluation.clear()
             release(self._device)
-            host = AdapterHost(load_base(order.model, self._device, order.limits.data_roots))
+            limits = order.limits
+            host = AdapterHost(load_base(order.model, self._device, limits.data_roots, limits.memory_gib))
             budget = tokens_per_forward(self._device)
             self.base = SharedBase(
                 key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
