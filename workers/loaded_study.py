@@ -150,7 +150,7 @@ class LoadedStudies:
         if train is None:
             say("reading and tokenising the train data")
             with limited_memory(order.limits.memory_gib, "The train data cannot be loaded"):
-                train = _load_train(order, base)
+                train = _load_train(order, base, self._heartbeat.beat)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -162,6 +162,7 @@ class LoadedStudies:
                     train.format,
                     order.study_created_at,
                     order.limits.data_roots,
+                    self._heartbeat.beat,
                 )
             self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
@@ -179,14 +180,15 @@ class LoadedStudies:
         self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
 
 
-def _load_train(order: TrialOrder, shared: SharedBase) -> TokenizedData:
+def _load_train(order: TrialOrder, shared: SharedBase, on_row: Callable[[], object]) -> TokenizedData:
     """The train data, cut to the recipe's own length where it has one."""
     length, base = order.recipe.max_length, shared.host.base
     now, roots = order.study_created_at, order.limits.data_roots
     if length is None or length == order.data.max_length:
-        return load_train(order.data, base, now, roots)
+        return load_train(order.data, base, now, roots, on_row)
     try:
-        return load_train(order.data.model_copy(update={"max_length": length}), base, now, roots)
+        cut = order.data.model_copy(update={"max_length": length})
+        return load_train(cut, base, now, roots, on_row)
     except LengthError as error:
         raise RecipeLengthError.of(error) from error
 
