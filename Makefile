@@ -31,7 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.versus_sequential
 
-# Every named point and moment ten times, on both databases: four hours or so.
+# Every named point and moment ten times, on both databases: six hours or so.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults.points --times 10
 
