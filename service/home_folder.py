@@ -83,7 +83,13 @@ def _close_home(home: Path) -> None:
         )
     if found.st_uid != me or not stat.S_IMODE(found.st_mode) & _OTHERS:
         return  # root's, who prepared it for this process; or closed already
-    home.chmod(0o700)
+    try:
+        home.chmod(0o700)
+    except OSError as error:  # of a file system that knows no rights, such as exFAT or a network share
+        log.warning(
+            "the home folder %s is open to other users and cannot be closed: %s", home, error.strerror
+        )
+        return
     files = [path for pattern in _SECRET_FILES for path in home.glob(pattern)]
     closed = sum([_close(path) for path in files])
     log.warning(
@@ -96,7 +102,7 @@ def _close_home(home: Path) -> None:
 
 def _close(path: Path) -> bool:
     """Take a file's rights from everybody but its owner. Whether anything was to be done."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, PermissionError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
             path.chmod(0o600)

@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     """A training or evaluation pass that takes longer than this, and than twenty times the longest so far,
     hangs: its worker is killed. The first pass of a worker may take `loading_silence_seconds`."""
     loading_silence_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """How long a worker may take to start, and, without writing to disk, for each stage of loading a base,
-    tokenising, measuring or saving; then it is killed."""
+    """How long a worker may take to start, and, without using a disk, for each stage of loading a base, for
+    each row that it tokenises, and for measuring or saving; then it is killed."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

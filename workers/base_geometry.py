@@ -10,13 +10,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
-from workers.base_model import faults_of_loading
+from workers.base_model import build_without_weights, faults_of_loading
 from workers.cost_model import adapter_bytes
 from workers.optimizers import moment_names
 from workers.target_modules import linear_layers, output_head, resolve_target_modules
@@ -104,10 +103,7 @@ def read_geometry(folder: Path, name: str) -> BaseGeometry:
         ModelError: transformers cannot build the model that config.json describes.
     """
     with faults_of_loading(f"The model {name} could not be loaded from {folder}"):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return _geometry(model)
+        return _geometry(build_without_weights(folder))
 
 
 def _geometry(model: PreTrainedModel) -> BaseGeometry:

@@ -20,6 +20,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -33,6 +34,7 @@ from workers.causal_attention import attend_without_masks
 from workers.chunked_loss import head_is_plain
 from workers.errors import ModelError, faults_of_libraries
 from workers.local_files import Roots
+from workers.memory import limited_memory
 from workers.model_files import check_model_folder, confined_model, find_model_folder
 
 
@@ -81,7 +83,12 @@ def pick_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-def load_base(spec: ModelSpec, device: torch.device | None = None, roots: Roots = None) -> LoadedBase:
+def load_base(
+    spec: ModelSpec,
+    device: torch.device | None = None,
+    roots: Roots = None,
+    memory_gib: float | None = None,
+) -> LoadedBase:
     """Loads tokenizer and model, quantizing the linear layers on the way as `spec` says.
 
     The output head and the embeddings stay in the compute dtype, which is also the dtype of all that is
@@ -92,8 +99,10 @@ def load_base(spec: ModelSpec, device: torch.device | None = None, roots: Roots 
         spec: the model, its quantization and compute dtype.
         device: where the whole model goes; None means `pick_device()`.
         roots: folders that a local model must lie in; None: anywhere.
+        memory_gib: GiB that the model may take without its weights; None: half of the machine's memory.
 
     Raises:
+        DataError: what config.json describes needs more memory than that.
         ModelError: the model is missing, unsafe (pickled weights, remote code), incomplete, corrupt, or
             does not fit the device. The message says what to do.
     """
@@ -104,7 +113,18 @@ def load_base(spec: ModelSpec, device: torch.device | None = None, roots: Roots 
         faults_of_loading(f"The model {spec.id} could not be loaded from {folder}"),
     ):
         check_model_folder(folder, spec.id)
+        with limited_memory(memory_gib, f"The model {spec.id} cannot be loaded"):
+            build_without_weights(folder)
         return _load_base(spec, device, folder)
+
+
+def build_without_weights(folder: Path) -> PreTrainedModel:
+    """The model that a config.json describes, on torch's device `meta`. A number in it may ask for any amount
+    of memory all the same."""
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBase:

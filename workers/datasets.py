@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -122,22 +122,31 @@ def load_data(
 
 
 def load_train(
-    spec: DataSpec, base: Reader, now: datetime | None = None, roots: Roots = None
+    spec: DataSpec,
+    base: Reader,
+    now: datetime | None = None,
+    roots: Roots = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> TokenizedData:
-    """The train data alone; raises as `load_data`."""
+    """The train data alone; raises as `load_data`. `on_row` is called before each row is tokenised."""
     check_positions(spec, base)
     format_ = None if spec.format == "auto" else FORMATS[spec.format]
     opened = open_rows(spec.train, spec.columns, spec.max_train_examples, format_, roots)
-    return _tokenize(describe_source(spec.train), opened, spec, base, now)
+    return _tokenize(describe_source(spec.train), opened, spec, base, now, on_row)
 
 
 def load_eval(
-    spec: DataSpec, base: Reader, format_name: str, now: datetime | None = None, roots: Roots = None
+    spec: DataSpec,
+    base: Reader,
+    format_name: str,
+    now: datetime | None = None,
+    roots: Roots = None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> TokenizedData:
-    """The eval data alone, in the format that the train data has; raises as `load_data`."""
+    """The eval data alone, in the format that the train data has; otherwise as `load_train`."""
     check_positions(spec, base)
     opened = open_rows(spec.eval, spec.columns, spec.max_eval_examples, FORMATS[format_name], roots)
-    return _tokenize(describe_source(spec.eval), opened, spec, base, now)
+    return _tokenize(describe_source(spec.eval), opened, spec, base, now, on_row)
 
 
 def check_positions(spec: DataSpec, base: Reader) -> None:
@@ -183,6 +192,7 @@ def _tokenize(
     spec: DataSpec,
     base: Reader,
     now: datetime | None,
+    on_row: Callable[[], object],
 ) -> TokenizedData:
     format_, rows = opened
     rendering = Rendering(now, spec.unrendered)
@@ -190,6 +200,7 @@ def _tokenize(
     count = truncated = tokens = supervised_tokens = 0
     shortest_cut: int | None = None
     for place, row in rows:
+        on_row()
         count += 1
         encoded = encode_row(place, row, format_, spec.columns, base, rendering)
         input_ids, labels = encoded.input_ids, encoded.labels

@@ -137,7 +137,8 @@ class LoadedStudies:
             self._train.clear()
             self._evaluation.clear()
             release(self._device)
-            host = AdapterHost(load_base(order.model, self._device, order.limits.data_roots))
+            limits = order.limits
+            host = AdapterHost(load_base(order.model, self._device, limits.data_roots, limits.memory_gib))
             budget = tokens_per_forward(self._device)
             self.base = SharedBase(
                 key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
@@ -149,7 +150,7 @@ class LoadedStudies:
         if train is None:
             say("reading and tokenising the train data")
             with limited_memory(order.limits.memory_gib, "The train data cannot be loaded"):
-                train = _load_train(order, base)
+                train = _load_train(order, base, self._heartbeat.beat)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -161,6 +162,7 @@ class LoadedStudies:
                     train.format,
                     order.study_created_at,
                     order.limits.data_roots,
+                    self._heartbeat.beat,
                 )
             self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
@@ -178,14 +180,15 @@ class LoadedStudies:
         self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
 
 
-def _load_train(order: TrialOrder, shared: SharedBase) -> TokenizedData:
+def _load_train(order: TrialOrder, shared: SharedBase, on_row: Callable[[], object]) -> TokenizedData:
     """The train data, cut to the recipe's own length where it has one."""
     length, base = order.recipe.max_length, shared.host.base
     now, roots = order.study_created_at, order.limits.data_roots
     if length is None or length == order.data.max_length:
-        return load_train(order.data, base, now, roots)
+        return load_train(order.data, base, now, roots, on_row)
     try:
-        return load_train(order.data.model_copy(update={"max_length": length}), base, now, roots)
+        cut = order.data.model_copy(update={"max_length": length})
+        return load_train(cut, base, now, roots, on_row)
     except LengthError as error:
         raise RecipeLengthError.of(error) from error
 

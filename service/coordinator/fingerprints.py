@@ -7,9 +7,11 @@ nobody can tell; a hub model is taken for the same as long as its id and revisio
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 import threading
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +109,10 @@ def read_fingerprints(definition: StudyDefinition) -> Fingerprints:
 
 
 def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
+    # A pipe that was put in the file's place would keep this waiting, and a device may have no end.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 

@@ -11,7 +11,7 @@ from cronsim import CronSimError
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from search_spaces.definition import StudyDefinition
 from service.database import database_now
@@ -140,8 +140,9 @@ def fires_too_late(session: Session, now: datetime) -> list[str]:
 
     A clock that was ahead has computed it; by the right one they would not fire until then.
     """
-    waiting = session.scalars(select(Schedule).where(Schedule.enabled, Schedule.next_fire_at > now))
-    return [schedule.id for schedule in waiting if earlier_firing(schedule, now) is not None]
+    times = load_only(Schedule.cron, Schedule.timezone, Schedule.next_fire_at)  # definitions may be long
+    waiting = select(Schedule).options(times).where(Schedule.enabled, Schedule.next_fire_at > now)
+    return [schedule.id for schedule in session.scalars(waiting) if earlier_firing(schedule, now) is not None]
 
 
 def repair(session: Session, schedule_id: str) -> None:

@@ -54,10 +54,9 @@ def _cron_problem(cron: object, timezone: str, now: datetime) -> str | None:
 
 def next_firing(cron: str, timezone: str, after: datetime) -> datetime | None:
     """The first firing strictly after an instant, in UTC; None when there is none in 50 years."""
-    try:
-        return next(CronSim(cron, after.astimezone(ZoneInfo(timezone)))).astimezone(UTC)
-    except StopIteration:
-        return None
+    firings = (each.astimezone(UTC) for each in CronSim(cron, after.astimezone(ZoneInfo(timezone))))
+    # In the second pass of an hour that the clock repeats, cronsim begins with the first pass again.
+    return next((firing for firing in firings if firing > after), None)
 
 
 def latest_firing(cron: str, timezone: str, first: datetime, now: datetime) -> datetime:

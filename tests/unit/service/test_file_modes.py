@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -87,6 +88,21 @@ def test_a_home_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UnusableHome, match=f"belongs to another user .id {owner}, "):
         make_home(Settings(home=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_rights_is_told_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As exFAT and some network shares are."""
+    tmp_path.chmod(0o755)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (tmp_path / "nightsweep.db").touch(mode=0o644)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    make_home(Settings(home=tmp_path))
+    assert "cannot be closed: Operation not permitted" in caplog.text
 
 
 def test_rays_token(tmp_path: Path) -> None:

@@ -42,6 +42,24 @@ def test_an_hour_that_comes_twice_fires_once() -> None:
     assert _firings("30 2 * * *", "Europe/Berlin", after, 2) == ["10-25T00:30", "10-26T01:30"]
 
 
+@pytest.mark.parametrize(
+    ("cron", "timezone", "fired", "now", "following"),
+    [
+        ("30 2 * * *", "Europe/Berlin", "2026-10-25T00:30", "2026-10-25T01:05", "2026-10-26T01:30"),
+        ("30 1 * * *", "America/New_York", "2026-11-01T05:30", "2026-11-01T06:13", "2026-11-02T06:30"),
+        ("15,45 1-3 * * *", "Europe/Dublin", "2026-10-25T00:45", "2026-10-25T01:17", "2026-10-25T02:15"),
+        ("30 2-3 * * *", "Europe/Berlin", "2026-10-25T00:30", "2026-10-25T01:05", "2026-10-25T02:30"),
+    ],
+)
+def test_in_the_second_pass_of_a_repeated_hour_nothing_fires_in_the_past(
+    cron: str, timezone: str, fired: str, now: str, following: str
+) -> None:
+    """Whoever asks again, to see whether a clock was wrong, is told the same as right after the firing."""
+    expected = datetime.fromisoformat(following + "+00:00")
+    for instant in (fired, now):
+        assert next_firing(cron, timezone, datetime.fromisoformat(instant + "+00:00")) == expected
+
+
 def test_every_half_hour_follows_real_time_through_both_changes() -> None:
     for day in (datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)):
         fired, at = [], day - timedelta(minutes=30)

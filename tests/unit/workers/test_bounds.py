@@ -159,3 +159,15 @@ def test_a_configuration_that_breaks_what_reads_it_is_the_models_fault(
         assert problem.about == "model"
         messages.append(problem.message)
     assert all(len(message) < 1_500 and "999999" not in message for message in messages)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_labels"])
+def test_a_model_that_needs_any_memory_without_its_weights_is_refused(
+    key: str, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    """A worker would take its machine's memory. Libraries do not always say that it is memory they lack."""
+    base = Path(shutil.copytree(tiny_base_dir, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, key: 10**8}))
+    with pytest.raises((DataError, ModelError), match="be loaded"):
+        load_base(ModelSpec(id=str(base), quantization="none"), torch.device("cpu"), memory_gib=0.03)

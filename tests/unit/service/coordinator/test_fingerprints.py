@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -120,3 +121,18 @@ def test_a_fault_of_the_reader_is_raised_where_its_word_is_asked_for(
     monkeypatch.setattr(fingerprints, "read_fingerprints", fail)
     with pytest.raises(RuntimeError, match="fingerprints of study s could not be read"):
         FingerprintReader().of("s", define())
+
+
+def test_what_is_no_file_any_more_is_neither_waited_for_nor_read_without_end(
+    define: Define, tmp_path: Path
+) -> None:
+    """A pipe and a device that were put in the places of the files."""
+    definition = define()
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "train.jsonl")
+    (tmp_path / "eval.jsonl").symlink_to("/dev/zero")
+    assert read_fingerprints(definition).unknown == (
+        "data.train cannot be read here (not a regular file)",
+        "data.eval cannot be read here (not a regular file)",
+    )
