@@ -42,7 +42,12 @@ class RayFolder:
 
     def was_removed(self) -> bool:
         """Whether Ray's folder has gone since the last look. A Ray without it starts no more processes."""
-        there = any(self.ray.glob("session_*"))
+        try:
+            there = any(name.startswith("session_") for name in os.listdir(self.ray))
+        except FileNotFoundError:
+            there = False
+        except OSError:
+            return False  # no descriptor is left, say, which tells nothing of the folder
         removed, self._seen = self._seen and not there, there
         return removed
 

@@ -213,7 +213,7 @@ class Supervisor:
             except Exception as error:
                 suffix = self._log_limit.suffix(short(error))
                 if suffix is not None:
-                    log.exception("supervision was disturbed and goes on%s", suffix)
+                    log.exception("a check of the child processes failed and will be repeated%s", suffix)
 
     def _look_after_ray(self) -> None:
         """Start Ray again when it has died, or lost its folder. That ends the coordinator's connection."""

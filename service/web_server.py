@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.app import create_app
 from service.log_limit import RepeatFilter
-from service.settings import Settings
+from service.settings import Settings, configure_logging
 
 HEADER_SECONDS = 15.0
 """For the first byte of a connection's first request, and for a whole header from its first byte on."""
@@ -111,10 +111,12 @@ def configuration(app: ASGIApp, **options: Any) -> uvicorn.Config:
 
 def run(settings: Settings) -> None:
     """Serve the REST API until SIGTERM or SIGINT."""
+    configure_logging(settings)
     config = configuration(
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        log_config=None,  # uvicorn's records and ours go to one log, in one format
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second
     )

@@ -103,8 +103,9 @@ def is_inside(real: str, path: Path, roots: Roots) -> bool:
 
 
 _LEADS_OUT = (
-    "leads out of the data roots (NIGHTSWEEP_DATA_ROOTS): it, or a folder above it, is a link that was not "
-    "there when the study was accepted. Put the file itself there, and submit the study again."
+    "leads out of the data roots: it, or a folder above it, is a link. If the link is meant, set "
+    "NIGHTSWEEP_DATA_ROOTS to folders that hold both, for the API and for the coordinator; else put the file "
+    "itself there. Then submit the study again."
 )
 
 

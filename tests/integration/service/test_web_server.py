@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import socket
 import subprocess
@@ -205,8 +206,33 @@ def test_without_descriptors_the_log_has_one_traceback(settings: Settings) -> No
             api.kill()
 
 
+@on_sqlite
+def test_every_line_of_the_log_has_its_time_and_level(settings: Settings) -> None:
+    port = free_port()
+    environment = {"NIGHTSWEEP_HOME": str(settings.home), "NIGHTSWEEP_PORT": str(port)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "api"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as api:
+        try:
+            assert api.stderr is not None
+            lines = [next(line for line in api.stderr if "Uvicorn running" in line)]
+            with connect(port) as connection:
+                connection.sendall(WHOLE.replace(b"/healthz", b"/readyz"))
+                assert connection.recv(100).startswith(b"HTTP/1.1 503")
+            lines.append(next(line for line in api.stderr if "no coordinator is running" in line))
+            api.terminate()
+            lines += api.stderr.read().splitlines()
+        finally:
+            api.kill()
+    assert len(lines) > 2
+    assert [
+        line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+: ", line)
+    ] == []
+
+
 def test_the_loops_own_logger_is_limited(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.Server, "run", lambda server: setattr(server, "started", True))
+    monkeypatch.setattr(web_server, "configure_logging", lambda _: None)  # it would take over pytest's
     names = ("asyncio", "uvicorn.error")
     before = {name: list(logging.getLogger(name).filters) for name in names}
     try:

@@ -67,6 +67,11 @@ def test_the_api_and_the_coordinator_have_the_same_limits() -> None:
         assert {name: environment[name] for name in limits} == dict.fromkeys(limits)  # as `.env` has them
 
 
+def test_the_api_and_the_coordinators_workers_read_in_the_same_folders() -> None:
+    roots = [SERVICES[service]["environment"]["NIGHTSWEEP_DATA_ROOTS"] for service in ("api", "coordinator")]
+    assert roots == ["/data", "/data"]
+
+
 def test_the_published_port_is_the_default_one_and_the_one_asked_for() -> None:
     port = str(Settings.model_fields["port"].default)
     api = SERVICES["api"]

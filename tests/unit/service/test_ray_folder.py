@@ -132,3 +132,21 @@ def test_a_folder_that_is_removed_while_ray_runs_is_noticed_once(what: str) -> N
     shutil.rmtree({"path": folder.path, "ray": folder.ray, "session": session}[what])
     assert [folder.was_removed(), folder.was_removed()] == [True, False]
     folder.remove()
+
+
+@pytest.mark.usefixtures("temporary")
+def test_a_folder_that_cannot_be_looked_at_counts_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RayFolder()
+    (folder.ray / "session_1").mkdir(parents=True)
+    assert not folder.was_removed()
+
+    def refuse(path: Path) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.ray_folder.os.listdir", refuse)
+        assert not folder.was_removed()
+    assert not folder.was_removed()
+    shutil.rmtree(folder.path)
+    assert folder.was_removed()
+    folder.remove()

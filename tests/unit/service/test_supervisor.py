@@ -116,7 +116,8 @@ def test_an_error_on_one_child_keeps_the_watcher_from_no_other(
     for _ in range(5):
         watched._look_after_children()
     assert (watched._coordinator.asked, watched._api.asked) == (5, 5)
-    assert len([record for record in caplog.records if "supervision was disturbed" in record.message]) == 1
+    failed = [record for record in caplog.records if "check of the child processes failed" in record.message]
+    assert len(failed) == 1
 
 
 def test_a_watcher_that_ends_ends_the_process_with_a_message(tmp_path: Path) -> None:
