@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import cast
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
@@ -399,11 +400,14 @@ def run(settings: Settings) -> None:
         closing.callback(optuna_store.close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
-        workers = RayWorkers(
+        connect = partial(
+            RayWorkers,
             address,
             orphan_timeout_s=settings.orphan_timeout_seconds,
             silence=SilenceLimits.of(settings),
         )
+        patience = 2 * settings.worker_silence_seconds
+        workers = Watched(SimpleNamespace(connect=connect), patience).connect()
         closing.callback(workers.close)
         stop, hurry = threading.Event(), threading.Event()
         parent = os.getppid()
@@ -416,5 +420,5 @@ def run(settings: Settings) -> None:
 
         for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
             signal.signal(signum, end)
-        watched = cast(Workers, Watched(workers, 2 * settings.worker_silence_seconds))
+        watched = cast(Workers, Watched(workers, patience))
         Coordinator(settings, database, storage, watched).run(stop, hurry)
