@@ -89,6 +89,11 @@ class ChildProcess:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def is_stable(self) -> bool:
+        """Whether it is alive, and has been for a while."""
+        return self.is_alive and time.monotonic() - self._started_at > STABLE_SECONDS
+
     def keep_alive(self) -> bool:
         """Start it again if it has died, waiting longer each time. Whether it was started now.
 

@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 120.0
 WATCH_SECONDS = 0.5
 STOP_SECONDS = 15.0
+RAY_IS_SILENT = 75
+"""The exit status of a coordinator whose Ray does not answer: that of `coordinator.silence`."""
+_SILENT_ENDS = 3
+"""Ray is ended after so many coordinators in a row: of the first it is known that Ray did not answer it."""
 RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Orders and events are small; Ray's default takes 30 % of the machine's memory."""
 
@@ -57,6 +61,7 @@ class Supervisor:
         self._ray: ChildProcess | None = None
         self._api: ChildProcess | None = None
         self._coordinator: ChildProcess | None = None
+        self._unanswered: set[int] = set()
         self._stop = threading.Event()
         self._log_limit = LogLimit()
         self.failure: BaseException | None = None
@@ -218,8 +223,13 @@ class Supervisor:
     def _look_after_ray(self) -> None:
         """Start Ray again when it has died, or lost its folder. That ends the coordinator's connection."""
         assert self._ray is not None
+        why = None
         if self._ray_folder is not None and self._ray.is_alive and self._ray_folder.was_removed():
-            log.warning("Ray's folder %s was removed; Ray is started again", self._ray_folder.ray)
+            why = f"Ray's folder {self._ray_folder.ray} was removed"
+        elif self._ray.is_alive and self._ray_hangs():
+            why = "Ray does not answer any more"
+        if why is not None:
+            log.warning("%s; Ray is started again", why)
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
         if self._ray.is_alive:
@@ -229,6 +239,20 @@ class Supervisor:
         if self._ray.keep_alive() and self._coordinator is not None:
             self._coordinator.terminate()
             self._coordinator.interrupt()  # no trial is left that could write a checkpoint
+
+    def _ray_hangs(self) -> bool:
+        """Whether Ray did not answer a coordinator, and the next ones ended soon, too."""
+        coordinator = self._coordinator
+        if coordinator is None or coordinator.pid is None:
+            return False
+        if coordinator.is_stable:
+            self._unanswered.clear()
+        elif coordinator.exit_code == RAY_IS_SILENT or (self._unanswered and coordinator.exit_code):
+            self._unanswered.add(coordinator.pid)
+        hangs = len(self._unanswered) >= _SILENT_ENDS
+        if hangs:
+            self._unanswered.clear()
+        return hangs
 
     def hurry(self) -> None:
         """While it ends: wait for no checkpoint any more."""

@@ -52,6 +52,6 @@ def missing(session: Session) -> str | None:
     alive = [row for row in rows if abs((now - row.seen_at).total_seconds()) <= SILENCE_SECONDS]
     if not alive:
         last = rows[0].seen_at
-        return f"no coordinator has been heard of since {last:%Y-%m-%d %H:%M:%S} UTC"
+        return f"no coordinator has written to the database since {last:%Y-%m-%d %H:%M:%S} UTC"
     troubles = [row.trouble for row in alive]
     return None if None in troubles else troubles[0]

@@ -83,6 +83,7 @@ def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_tes
     if coordinator_missing:
         wait += "; none is running" if ":" in wait else ": none is running"
         wait += ". Start one with `nightsweep serve` or `nightsweep coordinator`"
+        wait += "; if one is running, /readyz says what is wrong"
     return wait
 
 

@@ -85,7 +85,7 @@ def test_a_coordinator_that_has_been_silent_is_missing(
 ) -> None:
     beat(service_database, age=age)
     words = missing(client)["coordinator"]
-    assert words.startswith("no coordinator has been heard of since 20")
+    assert words.startswith("no coordinator has written to the database since 20")
     beat(service_database, "another")
     assert client.get("/readyz").status_code == 200
 
@@ -310,7 +310,7 @@ def test_a_full_disk_is_sat_out_until_a_row_can_be_written(small_disk: Path) -> 
 def test_connections_of_a_time_when_the_file_was_read_only_are_not_used_again(
     service_database: Database,
 ) -> None:
-    with service_database.engine.connect() as connection:
+    with service_database.writing.connect() as connection:
         connection.connection.cursor().execute("PRAGMA query_only=ON")  # as if it had been opened read-only
     write = partial(heartbeats.beat, owner="one")
     with pytest.raises(OperationalError, match="readonly database") as raised:

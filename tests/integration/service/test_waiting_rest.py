@@ -12,7 +12,10 @@ from service.models import EventRow, Study, StudyKind
 from service.states import READING, StudyState, advance_study
 from tests.integration.service.rest import Make
 
-START = "Start one with `nightsweep serve` or `nightsweep coordinator`"
+START = (
+    "Start one with `nightsweep serve` or `nightsweep coordinator`"
+    "; if one is running, /readyz says what is wrong"
+)
 
 
 def reason(client: TestClient) -> str:

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service import supervisor
-from service.coordinator import ray_authentication
+from service.coordinator import ray_authentication, silence
 from service.errors import Unavailable
 from service.settings import Settings
 from service.supervisor import free_port
@@ -124,6 +125,7 @@ def test_a_watcher_that_ends_ends_the_process_with_a_message(tmp_path: Path) -> 
     script = f"""
 import sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 from service import supervisor
 from service.cli.servers import service_errors_explained
 from service.settings import Settings
@@ -154,6 +156,7 @@ def test_a_child_that_died_while_no_descriptor_was_left_is_started_again(tmp_pat
     script = f"""
 import sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 from service import child_process, supervisor
 from service.child_process import ChildProcess
 from service.settings import Settings
@@ -237,3 +240,25 @@ def test_what_does_not_end_is_given_the_time_that_is_promised_and_no_more(
     everything.stop()
     assert everything._api.waited == [0.0]  # it was told to end when the coordinator was
     assert clock.now == 100.0 + 30 + 30
+
+
+@pytest.mark.parametrize(
+    ("ends", "hangs"),
+    [
+        ([75, 1, 1], True),
+        ([75, 75, 75], True),
+        ([1, 1, 1, 1, 1], False),  # whatever it is, Ray is not known to be silent
+        ([75, 1], False),
+        ([75, 1, None, 1, 1], False),  # None: one that lives
+    ],
+)
+def test_a_ray_that_answers_no_coordinator_is_noticed(
+    tmp_path: Path, ends: list[int | None], hangs: bool
+) -> None:
+    watched: Any = supervisor.Supervisor(Settings(home=tmp_path))
+    found = []
+    for pid, code in enumerate(ends):
+        watched._coordinator = SimpleNamespace(pid=pid, exit_code=code, is_stable=code is None)
+        found += [watched._ray_hangs(), watched._ray_hangs()]  # it is looked at more than once
+    assert any(found) is hangs
+    assert supervisor.RAY_IS_SILENT == silence.RAY_IS_SILENT
