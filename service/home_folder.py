@@ -76,13 +76,13 @@ def _close_home(home: Path) -> None:
             f"The home folder {home} is one that users share (its sticky bit is set). Choose a folder of the "
             "service's own with --home or NIGHTSWEEP_HOME, such as one inside it."
         )
-    if found.st_uid not in (me, 0):
+    if me != 0 and found.st_uid not in (me, 0):  # root has prepared its own for this process
         raise UnusableHome(
             f"The home folder {home} belongs to another user (id {found.st_uid}, and this process has {me}). "
             "Run it as that user, or choose another folder with --home or NIGHTSWEEP_HOME."
         )
-    if found.st_uid != me or not stat.S_IMODE(found.st_mode) & _OTHERS:
-        return  # root's, who prepared it for this process; or closed already
+    if me not in (found.st_uid, 0) or not stat.S_IMODE(found.st_mode) & _OTHERS:
+        return  # it cannot be closed, or is already
     try:
         home.chmod(0o700)
     except OSError as error:  # of a file system that knows no rights, such as exFAT or a network share

@@ -83,11 +83,20 @@ def test_a_home_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     if owner == 0:
         os.chown(tmp_path, 12345, -1)
         owner = 12345
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(UnusableHome, match=f"belongs to another user .id {owner}, "):
         make_home(Settings(home=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_root_may_use_the_home_of_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where the home is a folder of the host's."""
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 12345, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    tmp_path.chmod(0o755)
+    make_home(Settings(home=tmp_path))
+    assert mode(tmp_path) == 0o700
 
 
 def test_a_file_system_without_rights_is_told_of_and_used(
