@@ -35,8 +35,9 @@ def add(database: Database, study_id: str, number: int, worker_id: str, **column
 
 
 def lose(database: Database, study_id: str, number: int, worker_id: str, at: datetime = LATE) -> None:
+    """A trial's worker died while the trial trained."""
     lost = {"state": AttemptState.LOST, "loss_cause": LossCause.WORKER_DIED, "ended_at": at}
-    add(database, study_id, number, worker_id, **lost)
+    add(database, study_id, number, worker_id, started_at=EARLY, **lost)
 
 
 def judge(database: Database, study_id: str) -> bool:

@@ -289,6 +289,6 @@ def test_two_coordinators_at_once_run_no_more_than_the_limit(service_database: D
                 seconds.append(pool.submit(_take, service_database, "second"))
                 wait(seconds, timeout=0.5)
 
-        event.listen(service_database.engine, "before_cursor_execute", come_in_between)
+        event.listen(service_database.writing, "before_cursor_execute", come_in_between)
         first = _take(service_database, "first")
         assert first + seconds[0].result(timeout=30) == ["a0", "a1"]

@@ -53,7 +53,8 @@ def test_a_running_study_is_asked_to_pause_and_may_be_asked_to_go_on(
         put_down(session, session.scalars(select(Study)).one(), "paused on request")
     shown = client.get("/v1/studies/support-tone").json()
     assert (shown["state"], shown["pause_requested"], shown["stage"]) == ("paused", False, "search")
-    assert client.get("/v1/studies?state=paused").json()["items"] == [shown]
+    [listed] = client.get("/v1/studies?state=paused").json()["items"]
+    assert listed == {key: shown[key] for key in listed}
     assert client.post(RESUME).json()["state"] == "queued"
     assert kinds(client)[1:] == ["study_running", "pause_requested", "study_paused", "study_queued"]
 

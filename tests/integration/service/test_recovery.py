@@ -311,7 +311,7 @@ def _dying(ruins: Ruins, *, at: int) -> Iterator[None]:
             if changes == at:
                 raise Killed
 
-    engines = (ruins.database.engine, ruins.storage.engine)
+    engines = (ruins.database.writing, ruins.storage.engine)
     for engine in engines:
         event.listen(engine, "before_cursor_execute", die)
     try:

@@ -171,8 +171,8 @@ def test_an_outage_is_sat_out_and_loses_nothing(
     study_id = house.submit(name="s", search=SHORT)
     house.rounds(lambda: len(house.attempts()) >= 4)
     workers, coordinator = list(house.cluster.started), house.coordinator
-    engines = {"service": house.database.engine, "optuna": house.storage.engine}
-    outage = Outage(*([engines[which]] if which in engines else engines.values()))
+    service, optuna = [house.database.engine, house.database.writing], [house.storage.engine]
+    outage = Outage(*{"service": service, "optuna": optuna, "both": service + optuna}[which])
     with caplog.at_level(logging.WARNING, logger=outages.log.name):
         while not outage.refused:
             coordinator.live_through(coordinator.round, threading.Event())
@@ -218,7 +218,7 @@ def test_a_coordinator_that_is_told_to_end_in_an_outage_ends(make_house: Callabl
         if refused == 3:
             stop.set()
 
-    outage = Outage(house.database.engine, statements=math.inf, on_refused=end)
+    outage = Outage(house.database.engine, house.database.writing, statements=math.inf, on_refused=end)
     house.coordinator.run(stop)
     assert outage.refused >= 3
     assert house.cluster.alive != []

@@ -87,11 +87,11 @@ def test_the_demo_ends_with_all_that_it_found(tmp_path: Path) -> None:
 
 
 def test_a_maximized_metric_compares_the_other_way_round() -> None:
-    definition = study_json()["definition"] | {"objective": {"metric": "accuracy", "direction": "maximize"}}
     ended = snapshot(
         trial_json(0, value=0.9),
         trial_json(1, value=0.6),
-        definition=definition,
+        metric="accuracy",
+        direction="maximize",
         best={"trial_number": 0, "value": 0.9, "params": {}},
     )
     assert comparison(ended) == "trial 1  accuracy 0.6: the best is 50.0% higher"
