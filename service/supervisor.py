@@ -22,6 +22,7 @@ import httpx
 
 from service import database
 from service.child_process import ChildProcess
+from service.coordinator.silence import RAY_IS_SILENT
 from service.errors import Unavailable
 from service.home_folder import make_home
 from service.home_lock import HomeLock
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 120.0
 WATCH_SECONDS = 0.5
 STOP_SECONDS = 15.0
-RAY_IS_SILENT = 75
-"""The exit status of a coordinator whose Ray does not answer: that of `coordinator.silence`."""
 _SILENT_ENDS = 3
 """Ray is ended after so many coordinators in a row: of the first it is known that Ray did not answer it."""
 RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024

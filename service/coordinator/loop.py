@@ -68,6 +68,10 @@ SEEN_LATELY = timedelta(days=7)
 CLOCKS_SECONDS = 10.0
 """How often it is looked whether a wrong clock has put a schedule's next firing too far away."""
 
+CONNECT_SECONDS = 120.0
+"""How long connecting to Ray may take at least, however short the limits on silence are set: Ray starts a
+process for it, which takes seconds on an idle machine."""
+
 NODES_SECONDS = 10.0
 """How often the cluster is asked what it has."""
 
@@ -407,7 +411,7 @@ def run(settings: Settings) -> None:
             silence=SilenceLimits.of(settings),
         )
         patience = 2 * settings.worker_silence_seconds
-        workers = Watched(SimpleNamespace(connect=connect), patience).connect()
+        workers = Watched(SimpleNamespace(connect=connect), max(CONNECT_SECONDS, patience)).connect()
         closing.callback(workers.close)
         stop, hurry = threading.Event(), threading.Event()
         parent = os.getppid()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from service.fleet.heartbeats import SILENCE_SECONDS
@@ -36,11 +37,7 @@ def supervisor_without_descriptors(house: ServedHouse, study: dict[str, Any], se
 
 def home_read_only(house: ServedHouse, study: dict[str, Any], seconds: float) -> list[str]:
     """The coordinator dies while nothing can be opened for writing in the home folder."""
-    supervisor = house.serve.pid
-    with house.home_disk.read_only():
-        died = house.kill_coordinator()
-        time.sleep(seconds)
-    return _looked_after_again(house, supervisor, died)
+    return _death_meanwhile(house, house.home_disk.read_only(), seconds)
 
 
 def home_full(house: ServedHouse, study: dict[str, Any], seconds: float) -> list[str]:
@@ -53,11 +50,7 @@ def home_full(house: ServedHouse, study: dict[str, Any], seconds: float) -> list
 
 def home_full_at_a_death(house: ServedHouse, study: dict[str, Any], seconds: float) -> list[str]:
     """The coordinator dies while nothing more can be written to the home folder."""
-    supervisor = house.serve.pid
-    with house.home_disk.full():
-        died = house.kill_coordinator()
-        time.sleep(seconds)
-    return _looked_after_again(house, supervisor, died)
+    return _death_meanwhile(house, house.home_disk.full(), seconds)
 
 
 def temporary_folder_full(house: ServedHouse, study: dict[str, Any], seconds: float) -> list[str]:
@@ -89,6 +82,15 @@ def rays_folder_removed(house: ServedHouse, study: dict[str, Any], _: float) -> 
         house.kill_node()  # so that the study can end, and the rest of it can be looked at
         return [str(error)]
     return []
+
+
+def _death_meanwhile(house: ServedHouse, fault: AbstractContextManager[object], seconds: float) -> list[str]:
+    """What was wrong after a coordinator's death during a fault that lasts so long."""
+    supervisor = house.serve.pid
+    with fault:
+        died = house.kill_coordinator()
+        time.sleep(seconds)
+    return _looked_after_again(house, supervisor, died)
 
 
 def _looked_after_again(house: ServedHouse, supervisor: int, died: int) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import uvicorn
@@ -81,24 +81,33 @@ def test_a_header_that_does_not_end_is_given_up(serve: Serve, half: bytes) -> No
         assert everything(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
+@contextmanager
+def trickling(connection: socket.socket) -> Iterator[None]:
+    """A byte is sent now and then meanwhile, until the connection is closed."""
+    ended = threading.Event()
+
+    def trickle() -> None:
+        while not ended.wait(0.02):
+            try:
+                connection.sendall(b"a")
+            except OSError:
+                return
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @on_sqlite
 def test_a_byte_now_and_then_does_not_help(serve: Serve) -> None:
     with connect(serve(HEADER_SECONDS=0.3)) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
-        ended = threading.Event()
-
-        def trickle() -> None:
-            while not ended.wait(0.02):
-                try:
-                    connection.sendall(b"a")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        assert everything(connection).startswith(b"HTTP/1.1 408 ")
-        ended.set()
-        thread.join()
+        with trickling(connection):
+            assert everything(connection).startswith(b"HTTP/1.1 408 ")
 
 
 @on_sqlite
@@ -118,20 +127,8 @@ def test_a_body_that_goes_on_after_its_answer_is_given_up(settings: Settings, se
         connection.sendall(
             b"POST /v1/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{"
         )
-        ended = threading.Event()
-
-        def trickle() -> None:
-            while not ended.wait(0.02):
-                try:
-                    connection.sendall(b"a")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        assert everything(connection).startswith(b"HTTP/1.1 413 ")
-        ended.set()
-        thread.join()
+        with trickling(connection):
+            assert everything(connection).startswith(b"HTTP/1.1 413 ")
 
 
 @on_sqlite

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from service import supervisor
-from service.coordinator import ray_authentication, silence
+from service.coordinator import ray_authentication
 from service.errors import Unavailable
 from service.settings import Settings
 from service.supervisor import free_port
@@ -261,4 +261,3 @@ def test_a_ray_that_answers_no_coordinator_is_noticed(
         watched._coordinator = SimpleNamespace(pid=pid, exit_code=code, is_stable=code is None)
         found += [watched._ray_hangs(), watched._ray_hangs()]  # it is looked at more than once
     assert any(found) is hangs
-    assert supervisor.RAY_IS_SILENT == silence.RAY_IS_SILENT
