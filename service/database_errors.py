@@ -48,6 +48,13 @@ _SQLITE_AWAY = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 )
 
+_SQLITE_DISK = {
+    sqlite3.SQLITE_FULL: "its disk is full",
+    sqlite3.SQLITE_IOERR: "its disk reports an error, as a full one may",
+    sqlite3.SQLITE_READONLY: "its file is read-only",
+}
+_DISK = {"53100": "its disk is full", "58030": "its disk reports an error"}
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether the transaction was undone by others at work, so that the same one may do at once.
@@ -66,8 +73,21 @@ def is_outage(error: BaseException) -> bool:
     return not is_transient(error) and any(_is_outage(cause) for cause in _causes(error))
 
 
+def disk_trouble(error: BaseException) -> str | None:
+    """What keeps the database from writing, in words, where its disk does; None: something else."""
+    for cause in _causes(error):
+        trouble = None
+        if isinstance(cause, sqlite3.Error):
+            trouble = _SQLITE_DISK.get(_primary_code(cause))
+        elif isinstance(cause, psycopg.Error):
+            trouble = _DISK.get(cause.sqlstate or "")
+        if trouble is not None:
+            return trouble
+    return None
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, the driver's own behind it, and what it was raised from."""
+    """The error, the driver's own behind it, what it was raised from, and what was being handled."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -77,6 +97,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(cause))
         yield cause
         waiting += [cause.__cause__, cause.orig if isinstance(cause, DBAPIError) else None]
+        if isinstance(cause, sqlite3.Error) and not cause.__suppress_context__:
+            # SQLite undoes a transaction by itself when a disk is full; then its savepoint cannot be undone.
+            waiting.append(cause.__context__)
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from starlette.routing import compile_path
 
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
-from service.database_errors import is_outage, is_transient
+from service.database_errors import disk_trouble, is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
 from service.log_limit import LogLimit, short
 from service.optuna_store import StorageInternalError
@@ -180,7 +180,9 @@ async def _database_error(request: Request, error: Exception) -> Response:
     suffix = _log_limit.suffix(short(error))
     if suffix is not None:
         log.error("the database failed a request%s", suffix, exc_info=error)
-    unavailable = Unavailable("The database does not answer; try again. The server's log has the cause.")
+    trouble = disk_trouble(error)
+    what = "does not answer" if trouble is None else f"cannot write: {trouble}"
+    unavailable = Unavailable(f"The database {what}; try again. The server's log has the cause.")
     return render_error(unavailable, request.url.path)
 
 

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     artifacts sweep`."""
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    port: Annotated[int, Field(ge=1, le=65535)] = 8787
     allow_open_api: bool = False
     """Whether the API may listen where others reach it although nobody needs a key."""
     api_key: SecretStr | None = None

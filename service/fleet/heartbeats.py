@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from service.database import database_now
@@ -42,16 +42,20 @@ def end(session: Session, owner: str) -> None:
     session.execute(delete(Coordinator).where(Coordinator.owner == owner))
 
 
+def living(session: Session) -> list[Coordinator]:
+    """The coordinators that have written lately; those that wrote last come first."""
+    now = database_now(session)
+    rows = session.scalars(select(Coordinator).order_by(Coordinator.seen_at.desc()))
+    # A clock that was set back leaves times from the future behind.
+    return [row for row in rows if abs((now - row.seen_at).total_seconds()) <= SILENCE_SECONDS]
+
+
 def missing(session: Session) -> str | None:
     """Why no coordinator works, in words; None: at least one does."""
-    rows = session.scalars(select(Coordinator).order_by(Coordinator.seen_at.desc())).all()
-    if not rows:
+    troubles = [row.trouble for row in living(session)]
+    if troubles:
+        return None if None in troubles else troubles[0]
+    last = session.scalar(select(func.max(Coordinator.seen_at)))
+    if last is None:
         return "no coordinator is running"
-    now = database_now(session)
-    # A clock that was set back leaves times from the future behind.
-    alive = [row for row in rows if abs((now - row.seen_at).total_seconds()) <= SILENCE_SECONDS]
-    if not alive:
-        last = rows[0].seen_at
-        return f"no coordinator has written to the database since {last:%Y-%m-%d %H:%M:%S} UTC"
-    troubles = [row.trouble for row in alive]
-    return None if None in troubles else troubles[0]
+    return f"no coordinator has written to the database since {last:%Y-%m-%d %H:%M:%S} UTC"

@@ -12,19 +12,18 @@ from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
 from service.database import database_now
-from service.models import EventRow, Study, StudyKind, is_leased
+from service.fleet import heartbeats
+from service.models import EventRow, Study, StudyKind
 from service.optuna_store import StudySummary
-from service.states import READING, StudyState
+from service.states import StudyState
 from service.studies.schemas import BestTrial, ListedBest, PreparationView, Stage
 from service.trial_values import TrialValues
 from service.trials import best
 from service.trials.best import Goal
 from service.winner import Judgement
 
-_SILENCE_SECONDS = 10.0
-"""How long a coordinator may take from one study to the next."""
-_READING_SECONDS = 1800.0
-"""How long it may read the files of a sweep that is about to begin."""
+_START_SECONDS = 10.0
+"""How long a coordinator that was started together with the API may take to its first heartbeat."""
 
 
 def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[TrialValues]) -> Stage | None:
@@ -40,23 +39,16 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
 
 
 def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
-    """Whether no coordinator runs, as far as the database shows, though some of these studies need one.
+    """Whether no coordinator lives, though some of these studies need one.
 
-    A coordinator takes what waits at once, unless it runs as many studies as it may, or reads the files of a
-    sweep first. So where nothing is leased, and nothing has been written for a while, there is none.
+    Not for a moment after anything has happened: `nightsweep serve` answers before its coordinator has begun.
     """
     if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
         return False
-    now = database_now(session)
-    leased = select(Study.id).where(is_leased(now))
-    if session.scalars(leased.limit(1)).first() is not None:
+    if heartbeats.living(session):
         return False
     newest = session.scalars(select(EventRow.at).order_by(EventRow.id.desc()).limit(1)).first()
-    silence = None if newest is None else (now - newest).total_seconds()
-    if silence is not None and _SILENCE_SECONDS < silence <= _READING_SECONDS:
-        read = select(Study.id).where(Study.state == StudyState.QUEUED, Study.reason == READING)
-        return session.scalars(read.limit(1)).first() is None
-    return silence is None or silence > _SILENCE_SECONDS
+    return newest is None or abs((database_now(session) - newest).total_seconds()) > _START_SECONDS
 
 
 def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_test: str | None = None) -> str:

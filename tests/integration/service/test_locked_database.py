@@ -12,12 +12,14 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from service import connections, dependencies
 from service.app import create_app
 from service.database import Database
+from service.database_errors import disk_trouble
 from service.settings import Settings
 from tests.integration.service.rest import LOCAL, expect_problem
 
@@ -105,3 +107,42 @@ def test_writers_that_get_no_connection_are_answered_with_503(
                 stack.enter_context(database.engine.connect()).execute(text("SELECT 1"))
             expect_problem(client.get("/v1/studies"), 503)
             assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("pragma", "cause"),
+    [
+        ("max_page_count = 1", "cannot write: its disk is full; try again"),
+        ("query_only = 1", "cannot write: its file is read-only; try again"),
+    ],
+)
+def test_a_database_that_cannot_write_says_why(
+    settings: Settings, definition: Make, pragma: str, cause: str
+) -> None:
+    with TestClient(create_app(settings), base_url=LOCAL) as client:
+        database: Database = client.app.state.resources.database  # type: ignore[attr-defined]
+
+        def limit(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute(f"PRAGMA {pragma}")
+
+        database.writing.dispose()
+        event.listen(database.writing, "connect", limit)
+        answers = [client.post("/v1/studies", json=definition(name=f"s{number}")) for number in range(40)]
+        refused = [answer for answer in answers if answer.status_code != 201]
+        assert cause in expect_problem(refused[0], 503)["detail"]
+        event.remove(database.writing, "connect", limit)
+        database.writing.dispose()
+        assert client.post("/v1/studies", json=definition()).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (psycopg.errors.DiskFull("no space left on device"), "its disk is full"),
+        (psycopg.errors.IoError("could not write"), "its disk reports an error"),
+        (psycopg.OperationalError("connection refused"), None),
+    ],
+)
+def test_a_server_that_cannot_write_says_why(error: psycopg.Error, cause: str | None) -> None:
+    assert disk_trouble(OperationalError("INSERT", {}, error)) == cause

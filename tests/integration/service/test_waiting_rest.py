@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from service.database import Database, database_now
+from service.fleet import heartbeats
 from service.models import EventRow, Study, StudyKind
 from service.states import READING, StudyState, advance_study
 from tests.integration.service.rest import Make
@@ -29,6 +30,11 @@ def grow_quiet(database: Database, how_long: timedelta = timedelta(minutes=5)) -
     """Nothing has been written for a while."""
     long_ago = datetime.now(UTC) - how_long
     database.transact(lambda session: session.execute(update(EventRow).values(at=long_ago)))
+
+
+def beat(database: Database) -> None:
+    """A coordinator lives."""
+    database.transact(lambda session: heartbeats.beat(session, "c1"))
 
 
 def run(database: Database, *, lease_seconds: float | None, owner: str | None = "c1") -> None:
@@ -67,14 +73,15 @@ def test_a_limit_is_no_reason_any_more_once_the_coordinator_that_named_it_is_gon
     assert reason(client) == f"waiting for a coordinator: none is running. {START}"
 
 
-def test_a_sweep_whose_files_a_coordinator_reads_is_not_said_to_have_none(
+def test_while_a_coordinator_lives_what_it_wrote_stands_however_long_it_takes(
     client: TestClient, definition: Make, service_database: Database
 ) -> None:
     client.post("/v1/studies", json=definition())
     service_database.transact(lambda session: session.execute(update(Study).values(reason=READING)))
-    grow_quiet(service_database)
-    assert reason(client) == READING
+    beat(service_database)
     grow_quiet(service_database, timedelta(hours=1))
+    assert reason(client) == READING
+    service_database.transact(lambda session: heartbeats.end(session, "c1"))
     assert reason(client) == f"waiting for a coordinator: none is running. {START}"
 
 
@@ -97,6 +104,7 @@ def test_a_running_study_that_is_held_says_what_its_coordinator_wrote(
 ) -> None:
     client.post("/v1/studies", json=definition())
     run(service_database, lease_seconds=60)
+    beat(service_database)
     grow_quiet(service_database)
     assert reason(client) == "training"
 

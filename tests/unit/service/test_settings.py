@@ -94,6 +94,7 @@ def test_options_that_the_url_has_are_kept(tmp_path: Path) -> None:
         ("database_url", "sqlite://", "must be a SQLite file"),
         ("database_url", "sqlite:///:memory:", "must be a SQLite file"),
         ("port", "70000", "less than or equal to 65535"),
+        ("port", "0", "greater than or equal to 1"),
         ("data_roots", "", "at least one folder"),
         ("lease_seconds", "0", "greater than 0"),
     ],
