@@ -12,16 +12,16 @@ from typing import get_args
 import torch
 
 from search_spaces.recipe import Recipe
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase
-from workers.cost_model import Capacity, Member, adapter_bytes, plan_capacity
-from workers.datasets import Example
-from workers.evaluation import Totals
-from workers.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
-from workers.packed_lora import Form
-from workers.probe import probe
-from workers.shared_pass import SharedPasses
-from workers.trial_run import TrialRun
+from workers.base.base_model import LoadedBase
+from workers.data.datasets import Example
+from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
+from workers.lora.adapters import AdapterHost
+from workers.lora.packed_lora import Form
+from workers.pack.cost_model import Capacity, Member, adapter_bytes, plan_capacity
+from workers.pack.probe import probe
+from workers.training.evaluation import Totals
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import TrialRun
 
 FORMS: tuple[Form, ...] = get_args(Form)
 ALONE = "one at a time"

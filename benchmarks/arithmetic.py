@@ -6,7 +6,7 @@ import statistics
 
 import torch
 
-from workers.adapters import Adapter, AdapterHost
+from workers.lora.adapters import Adapter, AdapterHost
 
 
 def flops_per_token(host: AdapterHost, adapter: Adapter, *, supervised: float) -> float:

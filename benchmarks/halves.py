@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 import psutil
 
-from service.child_process import ChildProcess
-from service.supervisor import free_port
+from service.embedded.child_process import ChildProcess
+from service.embedded.supervisor import free_port
 
 HALF_SECONDS = 3 * 3600.0
 """Neither half may take longer."""

@@ -75,7 +75,7 @@ def _train(shares: tuple[int, Sequence[tuple[int, dict[str, float]]]], base: str
     from search_spaces.definition import parse_definition
     from search_spaces.recipe import Recipe
     from workers.contract import Event, Report, TrialOrder, TrialOutcome
-    from workers.pack import Pack
+    from workers.pack.pack import Pack
 
     torch.set_num_threads(1)
     number, share = shares

@@ -26,13 +26,13 @@ from transformers import Trainer, TrainingArguments
 
 from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.recipe import Recipe
-from workers.adapters import AdapterHost
-from workers.base_model import load_base, pick_device
-from workers.batches import collate
-from workers.datasets import Example, load_data
-from workers.memory import tokens_per_forward
-from workers.shared_pass import SharedPasses
-from workers.trial_run import TrialRun, first_examples
+from workers.base.base_model import load_base, pick_device
+from workers.data.batches import collate
+from workers.data.datasets import Example, load_data
+from workers.device.memory import tokens_per_forward
+from workers.lora.adapters import AdapterHost
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import TrialRun, first_examples
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 

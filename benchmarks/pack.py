@@ -41,10 +41,10 @@ from benchmarks.arithmetic import flops_per_token, matrix_product_peak
 from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe
-from workers.base_model import LoadedBase, checkpoint_activations, pick_device
-from workers.datasets import Example
-from workers.memory import is_out_of_memory, release
-from workers.packed_lora import Form
+from workers.base.base_model import LoadedBase, checkpoint_activations, pick_device
+from workers.data.datasets import Example
+from workers.device.memory import is_out_of_memory, release
+from workers.lora.packed_lora import Form
 
 EXAMPLES = 64
 GIB = 2**30

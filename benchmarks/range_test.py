@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks.make_search_table import DATA, QUICKSTART
 from benchmarks.second_base import OUT as SECOND_BASE
 from search_spaces.definition import StudyDefinition, parse_definition
-from search_spaces.range_test import Corner, analyse, in_bounds, in_rate, narrow, propose
-from service.range_tests.derivation import derive
+from search_spaces.range_tests.analysis import Corner, analyse, in_bounds, in_rate, narrow, propose
+from search_spaces.range_tests.derivation import derive
 
 ALLOWED = (1e-6, 1.0)
 """What the space gives the learning rate: six decades."""
@@ -71,7 +71,7 @@ def sweep(definition: StudyDefinition) -> list[list[tuple[float, float]]]:
 
     from search_spaces.definition import build_recipe
     from workers.contract import Event, RateSweep, TrialOrder, TrialOutcome
-    from workers.pack import Pack
+    from workers.pack.pack import Pack
 
     torch.set_num_threads(1)
     test = definition.search.learning_rate_range_test

@@ -27,8 +27,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from service.embedded.supervisor import Supervisor, free_port
 from service.settings import Settings
-from service.supervisor import Supervisor, free_port
 
 TUNING_ROWS = 1_000
 EVAL_ROWS = 150

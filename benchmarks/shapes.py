@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from search_spaces.definition import ModelSpec, Quantization
-from workers.base_model import LoadedBase, set_training
-from workers.causal_attention import attend_without_masks
-from workers.chunked_loss import head_is_plain
-from workers.datasets import Example
+from workers.base.base_model import LoadedBase, set_training
+from workers.base.causal_attention import attend_without_masks
+from workers.base.chunked_loss import head_is_plain
+from workers.data.datasets import Example
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 

@@ -103,7 +103,7 @@ class Sweep:
     def plain_work(self) -> dict[str, Any]:
         """The same for the plain script."""
         # Here, because torch comes with it and the definition needs none.
-        from workers.batches import epoch_order
+        from workers.data.batches import epoch_order
 
         data = self.definition()["data"]
         recipe, *_ = recipes = self.recipes()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.database import VERSION_TABLE
-from service.models import Base
+from service.db.database import VERSION_TABLE
+from service.db.models import Base
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -22,14 +22,14 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces.deadlines import TimeOfDay
 from search_spaces.errors import Fault
 from search_spaces.faults import SET_BY_SERVICE, one_error, problems
-from search_spaces.parameters import Choice
-from search_spaces.pruners import NoPruning, Pruning
-from search_spaces.quantities import Duration, Real, Seed, Whole, parse_duration
+from search_spaces.parameters.kinds import Choice
+from search_spaces.pruning.specs import NoPruning, Pruning
 from search_spaces.recipe import Quantization, Recipe
-from search_spaces.space import SearchSpace
+from search_spaces.space.search_space import SearchSpace
+from search_spaces.values.numbers import Duration, Real, Seed, Whole, parse_duration
+from search_spaces.values.time_of_day import TimeOfDay
 
 DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
 Algorithm = Literal["grid", "random", "tpe", "qmc", "gp", "cmaes"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from search_spaces.quantities import Real
+from search_spaces.values.numbers import Real
 
 
 class PriorTrial(BaseModel):

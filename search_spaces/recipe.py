@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from search_spaces.errors import Fault, InvalidRecipe
 from search_spaces.faults import one_error, translate, unknown_keys
-from search_spaces.quantities import Real, Seed, Whole
+from search_spaces.values.numbers import Real, Seed, Whole
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]

@@ -15,22 +15,23 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from service import optuna_store, problems
-from service.auth import ApiKeyGuard
-from service.body_limit import BodyLimit
-from service.catalog import endpoints as catalog_endpoints
-from service.dashboard import Dashboard
-from service.database import check_schema, open_database
-from service.definition_schema import definition_schemas
-from service.dependencies import MAX_CHANGES, THREADS, Resources, check_query
-from service.fleet import endpoints as fleet_endpoints
-from service.health import router as health_router
+from service import optuna_store
+from service.access.auth import ApiKeyGuard
+from service.access.browser_guard import RequestGuard, is_loopback
+from service.db.database import check_schema, open_database
+from service.definitions.json_schema import definition_schemas
+from service.devices import endpoints as fleet_endpoints
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
+from service.presets import endpoints as catalog_endpoints
 from service.range_tests import endpoints as range_test_endpoints
-from service.readiness import ReadinessCheck
 from service.reports import endpoints as report_endpoints
-from service.request_guard import RequestGuard, is_loopback
+from service.rest import problems
+from service.rest.body_limit import BodyLimit
+from service.rest.dashboard import Dashboard
+from service.rest.dependencies import MAX_CHANGES, THREADS, Resources, check_query
+from service.rest.health import router as health_router
+from service.rest.readiness import ReadinessCheck
 from service.schedules import endpoints as schedule_endpoints
 from service.settings import Settings
 from service.studies import endpoints as study_endpoints

@@ -17,9 +17,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from search_spaces.artifact_places import is_url, without_password
 from search_spaces.data_report import LoadingLimits
 from search_spaces.faults import nearest_name
+from search_spaces.values.artifact_urls import is_url, without_password
 from search_spaces.wording import LogFormatter
 
 OPTUNA_SCHEMA = "optuna"

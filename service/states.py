@@ -17,7 +17,7 @@ from service.errors import IllegalTransition
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from service.models import Attempt, Study
+    from service.db.models import Attempt, Study
 
 
 class StudyState(StrEnum):
@@ -155,7 +155,7 @@ def append_event(
 ) -> None:
     """Add one line to a study's history."""
     # models.py needs the states for its constraints, so the import has to wait until both are loaded.
-    from service.models import EventRow
+    from service.db.models import EventRow
 
     message = shortened(message, SENTENCE_CHARACTERS)
     session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))

@@ -20,13 +20,14 @@ from search_spaces.faults import shown
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.plan import prepared_space
 from search_spaces.wording import shortened
-from service import optuna_store, recipe_points
-from service.models import Attempt, Schedule, Study, StudyKind
+from service import optuna_store
+from service.analysis import recipe_points
+from service.db.models import Attempt, Schedule, Study, StudyKind
+from service.optuna_store.values import TrialValues
 from service.schedules.evaluated import comparable
 from service.states import AttemptState, StudyState
 from service.studies.queries import NAME, read_definition
 from service.studies.standing import preparation
-from service.trial_values import TrialValues
 
 PATH = "warm_start.from"
 TOP_K = 5

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from service import database
+from service.db import database
 from service.settings import Settings
 
 

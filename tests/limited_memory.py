@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from workers.base_model import LoadedBase
+from workers.base.base_model import LoadedBase
 
 Where = Literal["forward", "backward"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.dispatch import (
+from service.coordinator.cluster.ray_workers import (
     Delivered,
     Delivery,
     Ready,
@@ -22,10 +22,10 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
-from service.fleet.cluster import Node
+from service.devices.cluster import Node
 from workers.contract import Event
 from workers.event_log import EventLog
-from workers.pack import Pack
+from workers.pack.pack import Pack
 
 
 @dataclass

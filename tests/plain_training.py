@@ -18,10 +18,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import get_scheduler
 
 from search_spaces.recipe import Recipe
-from workers.base_model import LoadedBase, set_training
-from workers.batches import epoch_order
-from workers.datasets import Example
-from workers.lora_dropout import keep_scale, row_keys
+from workers.base.base_model import LoadedBase, set_training
+from workers.data.batches import epoch_order
+from workers.data.datasets import Example
+from workers.lora.lora_dropout import keep_scale, row_keys
 
 
 class CountedDropout(torch.nn.Module):

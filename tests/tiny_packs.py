@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_trials import of_type, relative_difference
-from workers import capacity, evaluation, probe, shared_pass
-from workers.base_model import LoadedBase
-from workers.batches import MicroBatch
+from workers.base.base_model import LoadedBase
 from workers.contract import Event, Progress, Report, TrialOrder, TrialOutcome
-from workers.cost_model import MemoryCost, PassCost
-from workers.pack import Pack
-from workers.probe import Costs
+from workers.data.batches import MicroBatch
+from workers.pack import capacity, probe
+from workers.pack.cost_model import MemoryCost, PassCost
+from workers.pack.pack import Pack
+from workers.pack.probe import Costs
+from workers.training import evaluation, shared_pass
 
 CPU = torch.device("cpu")
 

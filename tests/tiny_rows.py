@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from search_spaces.definition import DataSpec, ModelSpec
 from tests.tiny_models import build_tiny_tokenizer
-from workers.datasets import load_data
+from workers.data.datasets import load_data
 
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"

@@ -13,13 +13,13 @@ import torch
 
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
-from workers.adapters import Adapter, AdapterHost
-from workers.base_model import LoadedBase
+from workers.base.base_model import LoadedBase
 from workers.contract import TrialOrder
-from workers.datasets import Example
-from workers.packed_lora import Form
-from workers.shared_pass import SharedPasses
-from workers.trial_run import StepResult, TrialRun, first_examples
+from workers.data.datasets import Example
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.lora.packed_lora import Form
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import StepResult, TrialRun, first_examples
 
 UNLIMITED = 10**6
 """Padded tokens: more than any pass here holds."""

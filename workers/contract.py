@@ -219,7 +219,7 @@ class Report:
     gradient_noise_scale: float | None = None
     """McCandlish et al. 2018 (arXiv 1812.06162): the critical batch size in examples, measured since the
     beginning; None: no optimizer step could be measured (batches of one never can), or no signal was to be
-    seen in the noise. See `workers.noise_scale`."""
+    seen in the noise. See `workers.training.noise_scale`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@
     │   └── LengthError `max_length` leaves nothing of it, or is more than the base has positions for
     ├── AdapterError    this recipe's adapter cannot be put on this base
     ├── ArtifactError   adapters or checkpoints cannot be written or read: the storage's trouble, no trial's
-    ├── CheckpointError (in `workers.checkpoint_format`) a checkpoint is not what was written
+    ├── CheckpointError (in `workers.artifacts.checkpoint_format`) a checkpoint is not what was written
     └── RecipeLengthError   `max_length` cannot be used, and is this recipe's own
 
 The first two are faults of the study, not of a trial: every trial of the study would fail alike, so a

@@ -35,7 +35,7 @@ from workers.event_log import EventLog
 from workers.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
-    from workers.pack import Pack
+    from workers.pack.pack import Pack
 
 NAMESPACE = "nightsweep"
 """Ray namespace of all workers."""
@@ -167,9 +167,9 @@ class GpuWorker:
         import torch
         from transformers.utils import logging as transformers_logging
 
-        from workers.base_model import pick_device
-        from workers.devices import device_id
-        from workers.pack import Pack
+        from workers.base.base_model import pick_device
+        from workers.device.devices import device_id
+        from workers.pack.pack import Pack
 
         # Library advice to people who watch a notebook; a worker's log is for what this project does.
         warnings.simplefilter("ignore")
@@ -240,7 +240,7 @@ class GpuWorker:
             self._pack.apply(verdict)
         else:
             if verdict.decision is not Decision.PAUSE:
-                from workers.checkpoints import remove_checkpoints
+                from workers.artifacts.checkpoints import remove_checkpoints
 
                 remove_checkpoints(waiting.resume_from)  # of attempts before it; nobody goes on from them
             self._record(

@@ -32,17 +32,17 @@ from search_spaces.definition import (
     WarmStartSpec,
     _Document,
 )
-from search_spaces.documents import plain
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
-from search_spaces.parameter_reading import read_parameters
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.parsing import recipe_rules, search_rules, study_rules
 from search_spaces.parsing.draft import Draft
+from search_spaces.parsing.plain import plain
 from search_spaces.parsing.presets import Chosen, choose_space, fix_recipe, pinned_faults
-from search_spaces.pruner_reading import read_pruning
+from search_spaces.pruning.reading import read_pruning
 from search_spaces.recipe import RECIPE_FIELDS, SEARCHABLE_FIELDS, recipe_faults
-from search_spaces.space import SearchSpace
+from search_spaces.space.reading import read_parameters
+from search_spaces.space.search_space import SearchSpace
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -16,9 +16,9 @@ from search_spaces.definition import (
     SearchSpec,
     WarmStartSpec,
 )
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.recipe import Recipe
-from search_spaces.space import SearchSpace
+from search_spaces.space.search_space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)

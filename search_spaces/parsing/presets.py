@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search_spaces.catalog import Preset, get_preset, preset_names
 from search_spaces.errors import Fault
 from search_spaces.faults import name_fault, shown
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
+from search_spaces.space.presets import Preset, get_preset, preset_names
 
 _TWINS = {"lora_alpha": "lora_alpha_ratio", "lora_alpha_ratio": "lora_alpha"}
 """Two ways to say the same: what the user says in one displaces what a preset says in the other."""

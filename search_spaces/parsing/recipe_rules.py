@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from search_spaces.conditions import kept_apart
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.recipe import DEPENDENT_FIELDS
+from search_spaces.space.conditions import kept_apart
 
 
 def nothing_searched_in_vain(draft: Draft) -> Iterator[Fault]:

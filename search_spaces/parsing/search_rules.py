@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from search_spaces.conditions import needs
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.parsing.draft import Draft
+from search_spaces.space.conditions import needs
 from search_spaces.wording import counted
 
 MAX_GRID_POINTS = 10_000

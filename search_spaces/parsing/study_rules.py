@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from search_spaces.deadlines import nearest_timezone, timezone_names
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
-from search_spaces.pruner_reading import rung_faults
-from search_spaces.pruners import NoPruning
+from search_spaces.pruning.reading import rung_faults
+from search_spaces.pruning.specs import NoPruning
+from search_spaces.values.time_of_day import nearest_timezone, timezone_names
 from search_spaces.wording import counted
 
 MIN_GPU_SHARE = 0.01

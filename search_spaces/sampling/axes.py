@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from search_spaces.parameters import Choice, Float, Int
-from search_spaces.space import SearchSpace
+from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.space.search_space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.space import SearchSpace, key_digest
+from search_spaces.space.search_space import SearchSpace, key_digest
 
 SUGGESTION_KEY = "nightsweep:suggestion"
 """System attribute of an Optuna trial: all its parameters, as Optuna holds them."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceExhausted
-from search_spaces.parameters import Choice
+from search_spaces.parameters.kinds import Choice
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.history import Avoided
-from search_spaces.space import SearchSpace
+from search_spaces.space.search_space import SearchSpace
 from search_spaces.wording import counted
 
 LEARNING_RATE = "learning_rate"

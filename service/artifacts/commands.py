@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from search_spaces.artifact_places import join
+from search_spaces.values.artifact_urls import join
 from service import optuna_store
 from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, Place
 from service.artifacts.retention import kept_trials, referenced, why_removed
-from service.database import Database, database_now
+from service.db.database import Database, database_now
+from service.db.models import Attempt, Study
 from service.errors import Unavailable
-from service.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES
 from service.studies.queries import read_definition
 

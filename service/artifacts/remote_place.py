@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import fsspec.core
 
-from search_spaces.artifact_places import without_password
+from search_spaces.values.artifact_urls import without_password
 from service.artifacts.layout import NUMBER, STUDY, Folder, is_ours
 from service.errors import NotFound, Unavailable
 

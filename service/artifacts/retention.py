@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
+from service.analysis import best
 from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, folder_of
-from service.trial_values import TrialValues
-from service.trials import best
+from service.optuna_store.values import TrialValues
 
 
 def kept_trials(definition: StudyDefinition, trials: Sequence[TrialValues], keep: int) -> frozenset[int]:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from search_spaces.errors import MANY_NAMES
-from service.cli.output import say_error
+from service.cli.views.output import say_error
 from service.client import ClientError, Fault, RefusedError, UnexpectedAnswerError, UnreachableError
 
 REFUSED = 1

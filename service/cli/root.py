@@ -7,24 +7,21 @@ from typing import Annotated
 
 import typer
 
-from service.cli import (
+from service.cli.commands import (
     artifacts,
-    databases,
-    demo,
-    keys,
     plan,
+    presets,
     range_tests,
     reports,
     results,
     schedules,
-    servers,
-    spaces,
     studies,
     trials,
     workers,
 )
 from service.cli.errors import Commands
-from service.cli.output import say, say_note
+from service.cli.operations import databases, demo, keys, servers
+from service.cli.views.output import say, say_note
 
 app = typer.Typer(
     name="nightsweep",
@@ -61,7 +58,7 @@ app.command(rich_help_panel=_STUDIES)(studies.clone)
 app.command(rich_help_panel=_STUDIES)(studies.events)
 app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
-app.command(rich_help_panel=_STUDIES)(spaces.search_spaces)
+app.command(rich_help_panel=_STUDIES)(presets.search_spaces)
 app.command(rich_help_panel=_RESULTS)(trials.trials)
 app.command(rich_help_panel=_RESULTS)(reports.best)
 app.command(rich_help_panel=_RESULTS)(reports.report)

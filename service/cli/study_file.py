@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.errors import StudyFileError
-from service.document_syntax import parse_json, parse_yaml
+from service.definitions.syntax import parse_json, parse_yaml
 from service.errors import Unreadable
 
 _PATH_KEYS = (("data", "train"), ("data", "eval"), ("model", "id"))

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.database import database_now
+from service.db.database import database_now
+from service.db.models import LONGEST_LEASE_SECONDS, Study, StudyKind, is_leased, lease_in_reach
 from service.errors import LeaseLost
-from service.models import LONGEST_LEASE_SECONDS, Study, StudyKind, is_leased, lease_in_reach
-from service.owners.limits import startable
 from service.states import StudyState, append_event
+from service.studies.limits import startable
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _note_wrong_clock(
 
 
 def waits_for_stages() -> ColumnElement[bool]:
-    """Searches that `service.coordinator.stages` has to prepare before their first trial, and has not.
+    """Searches that `chores.preparation` has to prepare before their first trial, and has not.
 
     Sweeps of schedules among them, but for those that an earlier version began without."""
     asks = or_(

@@ -1,7 +1,7 @@
 """The coordinator's loop: events in, actions out, for all the studies whose leases it holds.
 
 One thread. Each round fires due schedules, takes and renews leases, applies what the workers sent, and
-performs what `decide` wants for each study (`service.coordinator.performing`). A round can be cut short
+performs what `decide` wants for each study (`service.coordinator.study.runner`). A round can be cut short
 anywhere: what was not acknowledged comes again, and what was recorded is not done twice.
 """
 
@@ -29,33 +29,34 @@ from search_spaces.errors import SearchSpaceError, machine_fault
 from search_spaces.wording import counted
 from service import optuna_store
 from service.artifacts.places import open_places
-from service.coordinator import leases, ray_authentication
-from service.coordinator.chores import (
+from service.coordinator import leases
+from service.coordinator.chores.artifact_sweeper import Sweeper
+from service.coordinator.chores.fingerprints import FingerprintReader
+from service.coordinator.chores.preparation import advance_stages
+from service.coordinator.chores.schedules import (
     cancel_unstarted,
     fire_schedules,
     repair_schedules,
     say_who_waits,
 )
-from service.coordinator.crew import Crew
-from service.coordinator.dispatch import ClusterError, Delivery, RayWorkers, Workers
-from service.coordinator.fingerprints import FingerprintReader
+from service.coordinator.cluster import ray_authentication
+from service.coordinator.cluster.ray_deaths import first_line
+from service.coordinator.cluster.ray_workers import ClusterError, Delivery, RayWorkers, Workers
+from service.coordinator.cluster.sent_verdicts import Told
+from service.coordinator.cluster.silence import SilenceLimits, Watched
+from service.coordinator.cluster.worker_group import Crew
 from service.coordinator.outages import Outages, insist, is_trouble
-from service.coordinator.performing import Performer
-from service.coordinator.ray_deaths import first_line
-from service.coordinator.silence import SilenceLimits, Watched
-from service.coordinator.stages import advance_stages
-from service.coordinator.study_run import StudyRun
-from service.coordinator.sweeper import Sweeper
-from service.coordinator.told import Told
-from service.database import Database, check_schema, database_now, open_database
+from service.coordinator.study.runner import Performer
+from service.coordinator.study.study_run import StudyRun
+from service.db.database import Database, check_schema, database_now, open_database
+from service.devices import cluster, heartbeats
+from service.devices.cluster import Node
 from service.errors import LeaseLost
-from service.fleet import cluster, heartbeats
-from service.fleet.cluster import Node
 from service.home_folder import trouble_writing
 from service.log_limit import LogLimit
-from service.owners.limits import Limits
 from service.settings import Settings, configure_logging
 from service.states import StudyState, advance_study
+from service.studies.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 It does not end: it lets go of its studies in memory, whose workers train on, and asks both databases again
 and again, less and less often. When they answer it takes up the studies as any coordinator would, with a
-repair of each (`service.coordinator.recovery`). What was being committed when the connection broke may have
-been stored or not; the repair is the same for both.
+repair of each (`study.recovery`). What was being committed when the connection broke may have been stored or
+not; the repair is the same for both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import machine_fault
 from service import optuna_store
-from service.database import Database, is_outage, is_transient
+from service.db.database import Database, is_outage, is_transient
 from service.log_limit import LogLimit, short
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from service.optuna_store.studies import (
     read_trials,
 )
 from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR, tell
-from service.trial_values import StudySummary, TrialValues
+from service.optuna_store.values import StudySummary, TrialValues
 
 __all__ = [
     "OUTCOME_ATTR",

@@ -7,11 +7,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
+from search_spaces.sampling import suggest
 from service.optuna_store.studies import frozen_trial, values_of
-from service.trial_values import TrialCondition, TrialValues
+from service.optuna_store.values import TrialCondition, TrialValues
 
 _CONDITIONS = {
     TrialState.RUNNING: TrialCondition.RUNNING,
@@ -29,7 +29,7 @@ def ask(
     Raises:
         SearchSpaceExhausted: the space has no further configuration.
     """
-    trial = samplers.suggest(study, definition, preparation, sole_asker=True)  # the fence sees to it
+    trial = suggest.suggest(study, definition, preparation, sole_asker=True)  # the fence sees to it
     return trial.number, dict(trial.params)
 
 
@@ -37,24 +37,24 @@ def ask_repeat(
     study: optuna.Study, definition: StudyDefinition, *, of: int, seed: int
 ) -> tuple[int, dict[str, Any]]:
     """Make a trial that runs another one's recipe with a further seed: its number and its parameters."""
-    trial = samplers.suggest_repeat(study, definition, of, seed)
+    trial = suggest.suggest_repeat(study, definition, of, seed)
     return trial.number, dict(trial.params)
 
 
 def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
     """Trials that were asked for and not told of: running, or left by a coordinator that died."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [values_of(trial) for trial in running if not samplers.is_stray(trial)]
+    return [values_of(trial) for trial in running if not suggest.is_stray(trial)]
 
 
 def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
     """How each trial stands. Without strays that have been dropped, and without what others have enqueued."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
-        if samplers.is_stray(trial):
+        if suggest.is_stray(trial):
             if trial.state is TrialState.RUNNING:
                 found[trial.number] = TrialCondition.STRAY
-        elif trial.state is TrialState.RUNNING and not samplers.is_complete(trial):
+        elif trial.state is TrialState.RUNNING and not suggest.is_complete(trial):
             found[trial.number] = TrialCondition.INCOMPLETE
         elif trial.state in _CONDITIONS:
             found[trial.number] = _CONDITIONS[trial.state]
@@ -77,5 +77,5 @@ def complete_ask(
     Raises:
         SearchSpaceExhausted: the space has no configuration for it.
     """
-    samplers.complete_suggestion(study, definition, frozen_trial(study, number), preparation)
+    suggest.complete_suggestion(study, definition, frozen_trial(study, number), preparation)
     return dict(frozen_trial(study, number).params)

@@ -7,7 +7,7 @@ transaction of each write. The row is locked until that transaction has ended, s
 before it, which then fails, or after it, and what it wrote is then seen by whoever raised the fence.
 
 On PostgreSQL the lock is the row's; a process frozen with it is cut off by the server
-(`service.connections`). SQLite has one lock for the whole file, which a fenced transaction takes at its
+(`service.db.connections`). SQLite has one lock for the whole file, which a fenced transaction takes at its
 start: one that reads first and writes later could not wait for another writer.
 """
 

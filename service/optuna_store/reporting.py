@@ -5,11 +5,11 @@ from __future__ import annotations
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
-from search_spaces.pruners import NoPruning
-from search_spaces.pruning_rules import Curve, Judge
-from service import pruning_reasons
+from search_spaces.pruning.rules import Curve, Judge
+from search_spaces.pruning.specs import NoPruning
+from search_spaces.sampling import suggest
+from service.optuna_store import pruning_reasons
 from service.optuna_store.studies import frozen_trial, storage_of
 
 JUDGED_ATTR = "nightsweep_judged"
@@ -51,7 +51,7 @@ def should_prune(
     if (
         isinstance(definition.pruning, NoPruning)
         or definition.objective.costs
-        or samplers.REPEAT_OF in frozen.user_attrs
+        or suggest.REPEAT_OF in frozen.user_attrs
         or frozen.state.is_finished()
         or frozen.last_step is None
     ):
@@ -80,7 +80,7 @@ def _peers(study: optuna.Study, number: int) -> list[Curve]:
         for trial in study.get_trials(deepcopy=False)
         if trial.number != number
         and trial.state is not TrialState.FAIL
-        and samplers.REPEAT_OF not in trial.user_attrs
+        and suggest.REPEAT_OF not in trial.user_attrs
     ]
 
 

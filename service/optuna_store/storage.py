@@ -9,8 +9,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import make_url
 
-from service import sqlite_files
-from service.connections import engine_options
+from service.db import sqlite_files
+from service.db.connections import engine_options
 from service.errors import SchemaOutOfDate
 from service.home_folder import make_home
 from service.optuna_store import fences

@@ -8,10 +8,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, func, select, table
 
-from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
+from search_spaces.sampling import suggest
 from service.optuna_store.storage import Storage
-from service.trial_values import StudySummary, TrialValues
+from service.optuna_store.values import StudySummary, TrialValues
 
 STUDY_ID_ATTR = "nightsweep_study_id"
 
@@ -87,7 +87,7 @@ def read_trials(storage: Storage, name: str) -> list[TrialValues]:
     if number is None:
         return []
     trials = storage.get_all_trials(number, deepcopy=False)
-    return [values_of(trial) for trial in trials if not samplers.is_stray(trial)]
+    return [values_of(trial) for trial in trials if not suggest.is_stray(trial)]
 
 
 def values_of(trial: FrozenTrial) -> TrialValues:
@@ -100,8 +100,8 @@ def values_of(trial: FrozenTrial) -> TrialValues:
         feasible=all(violation <= 0.0 for violation in trial.constraints.values()),
         rungs=tuple(sorted(trial.intermediate_values.items())),
         state=trial.state.name.lower(),
-        repeat_of=trial.user_attrs.get(samplers.REPEAT_OF),
-        seed=trial.user_attrs.get(samplers.SEED),
+        repeat_of=trial.user_attrs.get(suggest.REPEAT_OF),
+        seed=trial.user_attrs.get(suggest.SEED),
         user_attrs=dict(trial.user_attrs),
     )
 

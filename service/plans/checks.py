@@ -21,8 +21,8 @@ from search_spaces.data_report import Report, ReportRequest
 from search_spaces.definition import HubData, StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
+from service.db.models import EventRow
 from service.errors import Invalid
-from service.models import EventRow
 from service.plans.lengths import rung_fault
 from service.plans.report_process import ReportProcesses
 from service.plans.report_request import path_in, report_request

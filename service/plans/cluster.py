@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from search_spaces.definition import ResourcesSpec
-from service.fleet.cluster import Cluster
+from service.devices.cluster import Cluster
 from service.plans.schemas import ClusterPlan, PlanWarning, warning
 
 

@@ -10,16 +10,16 @@ from sqlalchemy import select
 from search_spaces.data_report import Report
 from search_spaces.definition import StudyDefinition
 from service import warm_start
-from service.dependencies import Resources
+from service.db.models import Study
+from service.devices.cluster import latest
 from service.errors import Invalid
-from service.fleet.cluster import latest
-from service.models import Study
 from service.plans.history import earlier_trials
 from service.plans.plan import make_plan
 from service.plans.report_process import ReportProcesses
 from service.plans.report_request import report_request
 from service.plans.schemas import PlanView
 from service.plans.warm_process import ReportUnavailable
+from service.rest.dependencies import Resources
 from service.studies import commands as studies
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service.models import Attempt, Study, StudyKind
+from service.db.models import Attempt, Study, StudyKind
 from service.states import AttemptState
 
 RECENT_STUDIES = 200

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Report, ReportProblem
 from search_spaces.definition import StudyDefinition
-from service.fleet.cluster import Cluster
+from service.devices.cluster import Cluster
 from service.plans.cluster import cluster_warnings, plan_cluster
 from service.plans.costs import plan_memory, plan_time
 from service.plans.data_warnings import data_warnings

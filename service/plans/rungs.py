@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from search_spaces.pruners import (
+from search_spaces.pruning.specs import (
     AshaPruning,
     HyperbandPruning,
     NoPruning,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.parameters import Choice
-from search_spaces.pruners import MedianPruning, PercentilePruning
+from search_spaces.parameters.kinds import Choice
+from search_spaces.pruning.specs import MedianPruning, PercentilePruning
 from search_spaces.wording import counted
 from service.plans.lengths import field_values
 from service.plans.schemas import PlanWarning, TrialsPlan, warning

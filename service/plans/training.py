@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from search_spaces.definition import StudyDefinition
+from search_spaces.range_tests.derivation import derive
 from search_spaces.trial_length import TrainingPlan, warmup_steps
 from service.plans import schemas
 from service.plans.lengths import Length, Rows, field_values, lengths_of, longest, shortest, trial_fields
 from service.plans.rungs import pruning_rungs, shared_rungs
 from service.plans.schemas import Amount, RungsPlan, Span, StepsPlan, TrialsPlan
-from service.range_tests.derivation import derive
 
 SHOWN_RUNGS = 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.pruners import NoPruning
+from search_spaces.pruning.specs import NoPruning
 from search_spaces.wording import counted
 from service.plans.lengths import Length, Rows, longest, shortest
 from service.plans.rungs import pruning_rungs

@@ -1,4 +1,4 @@
-"""One process that makes reports, over a pair of sockets: see `workers.report_server` for what is said."""
+"""One process that makes reports, over a pair of sockets: see `workers.report.server` for what is said."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import os, sys
 answers = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 sys.path.append(sys.argv[1])
-from workers.report_server import serve
+from workers.report.server import serve
 serve(answers)
 """
 # The package's folder comes last in the path, and the current folder not at all (-P): whatever lies there

@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service.models import NOBODY, Study, StudyKind, new_id
-from service.range_tests.derivation import derive
+from search_spaces.range_tests.derivation import derive
+from service.db.models import NOBODY, Study, StudyKind, new_id
 from service.states import append_event
 
 SUFFIX = ".range-test"

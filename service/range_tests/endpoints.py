@@ -12,9 +12,15 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
+from search_spaces.range_tests.derivation import derive
 from service import optuna_store
-from service.definition_schema import REF as DEFINITION
-from service.dependencies import (
+from service.db.models import Study, StudyKind
+from service.definitions.json_schema import REF as DEFINITION
+from service.errors import Invalid
+from service.plans.checks import note_unchecked
+from service.range_tests import commands, queries
+from service.range_tests.schemas import RangeTestPage, RangeTestView
+from service.rest.dependencies import (
     NamePrefix,
     OptunaStorage,
     Owner,
@@ -23,20 +29,14 @@ from service.dependencies import (
     ServiceResources,
     StudyStates,
 )
-from service.documents import Document, request_body
-from service.errors import Invalid
-from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
-from service.models import Study, StudyKind
-from service.owners.limits import Limits, require_room
-from service.plans.checks import note_unchecked
-from service.preconditions import ETAG_HEADER, IfMatch, etag
-from service.problems import declare
-from service.range_tests import commands, queries
-from service.range_tests.derivation import derive
-from service.range_tests.schemas import RangeTestPage, RangeTestView
+from service.rest.documents import Document, request_body
+from service.rest.etags import ETAG_HEADER, IfMatch, etag
+from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.rest.problems import declare
 from service.studies.commands import accept_definition, request_cancel
 from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
+from service.studies.limits import Limits, require_room
 from service.studies.queries import Filters, list_studies
 
 router = APIRouter(prefix="/v1/range-tests", tags=["range tests"])

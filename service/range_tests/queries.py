@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from search_spaces.range_test import Corner
+from search_spaces.range_tests.analysis import Corner
 from search_spaces.wording import counted
 from service import optuna_store
-from service.database import database_now
+from service.db.database import database_now
+from service.db.models import Study, StudyKind
 from service.errors import NotASearch, NotFound
-from service.models import Study, StudyKind
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, ListedRangeTest, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState

@@ -8,9 +8,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.range_test import Corner, Narrowed, Proposal, analyse, narrow, propose
-from service.models import Attempt, Study
-from service.range_tests.derivation import scaling
+from search_spaces.range_tests.analysis import Corner, Narrowed, Proposal, analyse, narrow, propose
+from search_spaces.range_tests.derivation import scaling
+from service.db.models import Attempt, Study
 from service.states import LIVE_ATTEMPT_STATES, AttemptState
 
 

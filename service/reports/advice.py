@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.definition import StudyDefinition, build_recipe
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.recipe import Recipe
 from search_spaces.wording import counted
-from service.diagnosis import Finding, Verdict
+from service.analysis.diagnosis import Finding, Verdict
 from service.reports.bounds import at_an_end
 from service.states import AttemptState
 
@@ -231,7 +231,7 @@ def _batch_size(definition: StudyDefinition, best: TrialFacts) -> Iterator[Advic
         sizes = [int(size) for size in parameter.choices]
     else:
         sizes = [int(parameter.min), int(parameter.max)]
-    # An average that early steps decide (workers.noise_scale): it says little of the end of training.
+    # An average that early steps decide (`training.noise_scale`): it says little of the end of training.
     about = f"the noise scale of the best trial is about {_examples(scale)} examples, early in training"
     if max(sizes) > NOISE_FACTOR * scale:
         goes = "the recipe has" if parameter is None else "the space goes up to"

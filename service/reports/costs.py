@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from service.models import Attempt
+from service.db.models import Attempt
 from service.states import AttemptState
 from service.trials.records import TrialRecord
 

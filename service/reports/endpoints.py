@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.dependencies import OptunaStorage, Reading, StudyRef
-from service.problems import declare
 from service.range_tests.queries import get_search
 from service.reports import queries
 from service.reports.schemas import ImportanceView, ReportView
+from service.rest.dependencies import OptunaStorage, Reading, StudyRef
+from service.rest.problems import declare
 from service.trials.schemas import ParetoFront
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["reports"])

@@ -8,11 +8,11 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service import diagnosis, importance, optuna_store
-from service.coordinator import results
-from service.coordinator.trial_history import gpu_hours
-from service.database import database_now
-from service.models import Attempt, Study, StudyKind
+from service import optuna_store
+from service.analysis import best, diagnosis, importance, outcomes
+from service.coordinator.policy.trial_history import gpu_hours
+from service.db.database import database_now
+from service.db.models import Attempt, Study, StudyKind
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -26,7 +26,6 @@ from service.reports.schemas import (
 from service.states import AttemptState
 from service.studies import queries as study_queries
 from service.studies import standing
-from service.trials import best
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
 from service.trials.schemas import BestView, ParetoFront
@@ -128,7 +127,9 @@ def _constraints(
     if definition is None or not definition.constraints:
         return []
     completed = [record for record in records if record.state == AttemptState.COMPLETED]
-    measured = [results.violations(definition, StudyKind(study.kind), record.outcome) for record in completed]
+    measured = [
+        outcomes.violations(definition, StudyKind(study.kind), record.outcome) for record in completed
+    ]
     return [
         ConstraintView(name=name, broken=sum(found[name] > 0 for found in measured), completed=len(completed))
         for name in definition.constraints

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from service.diagnosis import Verdict
+from service.analysis.diagnosis import Verdict
 from service.studies.schemas import StudyView
 from service.trials.schemas import BestView
 

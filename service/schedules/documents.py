@@ -12,9 +12,9 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown, unknown_keys
-from service.definition_schema import REF as DEFINITION
+from service.db.models import Overlap
+from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid
-from service.models import Overlap
 from service.schedules import firings
 from service.studies.commands import check_definition
 

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from service.database import database_now
-from service.dependencies import (
+from service.db.database import database_now
+from service.db.models import Schedule
+from service.rest.dependencies import (
     MAX_ID,
     Changing,
     Enabled,
@@ -20,17 +21,16 @@ from service.dependencies import (
     ScheduleRef,
     ServiceResources,
 )
-from service.documents import Document, request_body
-from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
-from service.models import Schedule
-from service.owners.limits import Limits
-from service.preconditions import ETAG_HEADER, IfMatch, Precondition, etag
-from service.problems import declare
+from service.rest.documents import Document, request_body
+from service.rest.etags import ETAG_HEADER, IfMatch, Precondition, etag
+from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.rest.problems import declare
 from service.schedules import commands, queries
 from service.schedules.documents import CHANGE_SCHEMA, CREATE_SCHEMA, read_change, read_new
 from service.schedules.schemas import ScheduleHistory, ScheduleList, ScheduleView
 from service.studies import queries as studies
 from service.studies.cursors import Cursor
+from service.studies.limits import Limits
 from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])

@@ -21,13 +21,14 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.plan import prepared_space
-from search_spaces.space import SearchSpace
-from service import optuna_store, recipe_points
-from service.models import Study, StudyKind
+from search_spaces.space.search_space import SearchSpace
+from service import optuna_store
+from service.analysis import recipe_points
+from service.db.models import Study, StudyKind
+from service.optuna_store.values import TrialValues
 from service.states import AttemptState
 from service.studies.queries import read_definition
 from service.studies.standing import preparation
-from service.trial_values import TrialValues
 
 INPUTS = ("model", "data.train", "data.eval")
 """What has to be the same by content."""

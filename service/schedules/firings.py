@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from search_spaces.deadlines import nearest_timezone, timezone_names
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
-from search_spaces.sampling.spread import derive_seed
+from search_spaces.sampling.uninformed import derive_seed
+from search_spaces.values.time_of_day import nearest_timezone, timezone_names
 
 CRON_FORM = "five fields: minute, hour, day of month, month, day of week (for example `30 2 * * MON-FRI`)"
 _LOOK_BACK = timedelta(days=2)

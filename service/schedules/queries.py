@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
+from service.db.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
 from service.errors import NotFound
-from service.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
 from service.schedules import history
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
 from service.states import StudyState

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.models import Overlap, ScheduleEventKind
+from service.db.models import Overlap, ScheduleEventKind
 from service.states import StudyState
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from service.models import Study
+from service.db.models import Study
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

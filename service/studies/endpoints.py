@@ -9,8 +9,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from service import optuna_store
-from service.definition_schema import REF as DEFINITION
-from service.dependencies import (
+from service.db.models import Study
+from service.definitions.json_schema import REF as DEFINITION
+from service.plans import commands as plans
+from service.plans.checks import note_unchecked
+from service.plans.schemas import PlanView
+from service.rest.dependencies import (
     MAX_ID,
     DryRun,
     NamePrefix,
@@ -23,17 +27,13 @@ from service.dependencies import (
     StudyRef,
     StudyStates,
 )
-from service.documents import Document, request_body
-from service.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
-from service.models import Study
-from service.owners.limits import Limits
-from service.plans import commands as plans
-from service.plans.checks import note_unchecked
-from service.plans.schemas import PlanView
-from service.preconditions import ETAG_HEADER, IfMatch, etag
-from service.problems import declare
+from service.rest.documents import Document, request_body
+from service.rest.etags import ETAG_HEADER, IfMatch, etag
+from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.rest.problems import declare
 from service.studies import commands, pauses, queries
 from service.studies.cursors import Cursor
+from service.studies.limits import Limits
 from service.studies.schemas import EventPage, StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])

@@ -10,13 +10,13 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.database import database_now
-from service.deadlines import deadline_reached
+from service.db.database import database_now
+from service.db.models import Study, is_leased
+from service.db.pauses import put_down, queue_again, take_back
 from service.errors import AlreadyEnded, BeingCancelled
-from service.models import Study, is_leased
-from service.pauses import put_down, queue_again, take_back
-from service.preconditions import ANYTHING, Precondition
+from service.rest.etags import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
+from service.studies.deadlines import deadline_reached
 from service.studies.queries import get_study, read_definition
 
 RESUMED = "resume_requested"

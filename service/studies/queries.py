@@ -14,10 +14,12 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
 from service import optuna_store
-from service.database import database_now
-from service.deadlines import deadline
+from service.analysis import best
+from service.analysis.best import Goal
+from service.db.database import database_now
+from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
 from service.errors import NotFound
-from service.models import Attempt, EventRow, Schedule, Study, StudyKind
+from service.optuna_store.values import TrialValues
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
@@ -28,10 +30,8 @@ from service.states import (
 )
 from service.studies import standing
 from service.studies.cursors import make_cursor, read_cursor
+from service.studies.deadlines import deadline
 from service.studies.schemas import Counts, EventView, ListedStudy, StudyView
-from service.trial_values import TrialValues
-from service.trials import best
-from service.trials.best import Goal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a reference by id or name can look like; nothing else is looked up."""

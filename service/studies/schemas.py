@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from search_spaces.definition import Direction
-from service.models import StudyKind
+from service.db.models import StudyKind
 from service.states import StudyState
 from service.trials.schemas import ParetoPoint
 

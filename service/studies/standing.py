@@ -8,19 +8,19 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from search_spaces import samplers
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
-from service.database import database_now
-from service.fleet import heartbeats
-from service.models import EventRow, Study, StudyKind
+from search_spaces.sampling import suggest
+from service.analysis import best
+from service.analysis.best import Goal
+from service.analysis.winner import Judgement
+from service.db.database import database_now
+from service.db.models import EventRow, Study, StudyKind
+from service.devices import heartbeats
 from service.optuna_store import StudySummary
+from service.optuna_store.values import TrialValues
 from service.states import StudyState
 from service.studies.schemas import BestTrial, ListedBest, PreparationView, Stage
-from service.trial_values import TrialValues
-from service.trials import best
-from service.trials.best import Goal
-from service.winner import Judgement
 
 _START_SECONDS = 10.0
 """How long a coordinator that was started together with the API may take to its first heartbeat."""
@@ -101,7 +101,7 @@ def preparation_view(study: Study) -> PreparationView | None:
 
 def trials_requested(study: Study, definition: StudyDefinition | None) -> int | None:
     """How many trials the search has; None where the definition cannot be read."""
-    return None if definition is None else samplers.planned_trials(definition, preparation(study))
+    return None if definition is None else suggest.planned_trials(definition, preparation(study))
 
 
 def repeats_requested(definition: StudyDefinition | None, requested: int | None) -> int:

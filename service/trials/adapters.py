@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from search_spaces.artifact_places import is_url
+from search_spaces.values.artifact_urls import is_url
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import place_behind
 from service.errors import NotFound

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from service.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
-from service.problems import declare
 from service.range_tests.queries import get_search
+from service.rest.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
+from service.rest.problems import declare
 from service.studies.queries import get_study
 from service.trials import adapters, queries
 from service.trials.schemas import BestView, TrialPage, TrialView

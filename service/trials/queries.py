@@ -10,9 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service import optuna_store
+from service.analysis import best
+from service.db.models import Attempt, Study
 from service.errors import NotFound
-from service.models import Attempt, Study
-from service.trials import best
 from service.trials.records import StudyTrials, TrialRecord, read
 from service.trials.schemas import BestView, TrialPage, TrialView
 from service.trials.views import judgement_view, trial_view

@@ -15,12 +15,12 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import SearchSpaceError
 from search_spaces.recipe import Recipe
 from service import optuna_store
-from service.curves import Curve, Rung
-from service.diagnosis import Finding, Peers, diagnose
-from service.models import Attempt, RungReport, Study, StudyKind
+from service.analysis.curves import Curve, Rung
+from service.analysis.diagnosis import Finding, Peers, diagnose
+from service.db.models import Attempt, RungReport, Study, StudyKind
+from service.optuna_store.values import TrialValues
 from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.queries import read_definition, shown_params
-from service.trial_values import TrialValues
 
 TrialState = AttemptState | Literal["waiting"]
 

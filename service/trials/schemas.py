@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.diagnosis import Verdict
+from service.analysis.diagnosis import Verdict
 from service.states import AttemptState
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
-from service.diagnosis import Finding
-from service.models import Study
+from service.analysis.best import costs
+from service.analysis.diagnosis import Finding
+from service.analysis.winner import Judgement
+from service.db.models import Study
 from service.states import AttemptState
-from service.trials.best import costs
 from service.trials.records import TrialRecord, finite
 from service.trials.schemas import (
     AdapterView,
@@ -22,7 +23,6 @@ from service.trials.schemas import (
     RunView,
     TrialView,
 )
-from service.winner import Judgement
 
 
 def trial_view(

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.embedded.supervisor import Supervisor, free_port
 from service.settings import Settings
-from service.supervisor import Supervisor, free_port
 from tests.database_fixtures import fresh_postgres_database
 from tests.painted_rooms import rows
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from service.database import open_database
-from service.models import Attempt
+from service.db.database import open_database
+from service.db.models import Attempt
+from service.embedded.supervisor import Supervisor, free_port
 from service.settings import Settings
-from service.supervisor import Supervisor, free_port
 from tests.acceptance.conftest import House
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.dispatch import (
+from service.coordinator.cluster.ray_workers import (
     DataSummary,
     Delivered,
     Delivery,
@@ -37,7 +37,7 @@ from service.coordinator.dispatch import (
     WorkerInfo,
     WorkerShape,
 )
-from service.fleet.cluster import Node
+from service.devices.cluster import Node
 from service.states import LossCause
 from tests.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.event_log import EventLog

@@ -9,7 +9,7 @@ from workers.contract import Event, OutcomeStatus, PackCapacity, TrialOrder, Tri
 
 
 class FakePack:
-    """Keeps the contract of `workers.pack.Pack` for a worker.
+    """Keeps the contract of `workers.pack.pack.Pack` for a worker.
 
     Args:
         emit: receives every event.

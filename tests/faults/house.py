@@ -23,8 +23,8 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import text
 
+from service.embedded.supervisor import free_port, settings_environment
 from service.settings import Settings
-from service.supervisor import free_port, settings_environment
 from tests.faults import audit
 from tests.faults.arming import Arming
 from tests.faults.client import Client
@@ -292,12 +292,12 @@ class House(Arming):
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            # As the supervisor's (service/supervisor.py).
+            # As the supervisor's (service/embedded/supervisor.py).
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_preload_python_modules": "workers.pack",
+            "RAY_preload_python_modules": "workers.pack.pack",
         }
 
     def _command(self, kind: str, *command: str) -> Process:

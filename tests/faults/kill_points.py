@@ -87,10 +87,10 @@ def _upgrade(name: str, when: Literal["before", "after"], target: str, **more: A
     return Point(name=name, process="upgrade", scenario="migration", target=target, when=when, **more)
 
 
-_EVENTS = "service.coordinator.study_events:StudyEvents"
-_RUN = "service.coordinator.study_run:StudyRun"
-_CREW = "service.coordinator.crew:Crew"
-_HELD = "service.coordinator.held_study:HeldStudy"
+_EVENTS = "service.coordinator.study.worker_events:StudyEvents"
+_RUN = "service.coordinator.study.study_run:StudyRun"
+_CREW = "service.coordinator.cluster.worker_group:Crew"
+_HELD = "service.coordinator.study.leased_study:HeldStudy"
 _LEASES = "service.coordinator.leases"
 _STORE = "service.optuna_store"
 
@@ -150,11 +150,11 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid checkpoint",
         "before",
-        "workers.checkpoints:_write",
-        during="workers.checkpoints:write_checkpoint",
+        "workers.artifacts.checkpoints:_write",
+        during="workers.artifacts.checkpoints:write_checkpoint",
         nth=2,
     ),
-    _worker("after a checkpoint, before its report", "after", "workers.attempt:Attempt.checkpoint"),
+    _worker("after a checkpoint, before its report", "after", "workers.pack.attempt:Attempt.checkpoint"),
     _worker(
         "after a report was appended, before it is acknowledged",
         "after",
@@ -164,8 +164,8 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid adapter save",
         "before",
-        "workers.adapters:_replace",
-        during="workers.adapters:AdapterHost.save",
+        "workers.lora.adapters:_replace",
+        during="workers.lora.adapters:AdapterHost.save",
     ),
     _worker(
         "after an outcome was appended, before it is acknowledged",
@@ -200,8 +200,8 @@ POINTS: tuple[Point, ...] = (
     _coordinator(
         "after a pause was sent to a worker", "after", f"{_CREW}.send", scenario="paused", passings=2
     ),
-    _worker("before a trial is put down", "before", "workers.pack:Pack._put_down", scenario="paused"),
-    _worker("after a trial was put down", "after", "workers.pack:Pack._put_down", scenario="paused"),
+    _worker("before a trial is put down", "before", "workers.pack.pack:Pack._put_down", scenario="paused"),
+    _worker("after a trial was put down", "after", "workers.pack.pack:Pack._put_down", scenario="paused"),
     _coordinator("while pausing", "before", f"{_RUN}.pause", scenario="paused", passings=2),
     _coordinator("after the pause was recorded", "after", f"{_RUN}.pause", scenario="paused", passings=2),
     Point(
@@ -258,8 +258,8 @@ def _hung(name: str, target: str) -> Point:
 
 
 HANG_POINTS: tuple[Point, ...] = (
-    _hung("a training thread hangs in a pass", "workers.shared_pass:SharedPasses.train"),
-    _hung("a training thread hangs in an evaluation", "workers.shared_pass:SharedPasses.evaluate"),
-    _hung("a training thread hangs while it loads", "workers.loaded_study:LoadedStudies.load"),
+    _hung("a training thread hangs in a pass", "workers.training.shared_pass:SharedPasses.train"),
+    _hung("a training thread hangs in an evaluation", "workers.training.shared_pass:SharedPasses.evaluate"),
+    _hung("a training thread hangs while it loads", "workers.pack.loaded:LoadedStudies.load"),
 )
 """Where a worker's training thread stands still for ever, while its other threads answer."""

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from service import database
+from service.db import database
 from service.settings import Settings
 from tests.database_fixtures import fresh_postgres_database, running_postgres
 from tests.fuzz.run import fuzz

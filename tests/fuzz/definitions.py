@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from search_spaces.definition import COSTS
-from search_spaces.pruners import PRUNING_SPECS
+from search_spaces.pruning.specs import PRUNING_SPECS
 
 PREFIX = "sound-"
 """Their names begin with it, and nothing that a schema generates does."""

@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from service import optuna_store
 from service.app import create_app
-from service.database import open_database
-from service.fleet import heartbeats
-from service.models import Device, Study
+from service.db.database import open_database
+from service.db.models import Device, Study
+from service.devices import heartbeats
 from service.settings import Settings
 from service.states import AttemptState, StudyState, advance_study
 from tests.fuzz.definitions import sound_definition, sound_schedule

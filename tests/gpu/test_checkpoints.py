@@ -11,11 +11,11 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.gpu.trials import DEVICE, RECIPES, TRAIN, Bases
 from tests.tiny_trials import matrices, new_run, relative_difference, solo_run
-from workers.adapters import AdapterHost
-from workers.base_model import load_base
-from workers.checkpoints import newest_usable, write_checkpoint
-from workers.shared_pass import SharedPasses
-from workers.trial_run import TrialRun
+from workers.artifacts.checkpoints import newest_usable, write_checkpoint
+from workers.base.base_model import load_base
+from workers.lora.adapters import AdapterHost
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import TrialRun
 
 RECIPE = Recipe(
     batch_size=6, epochs=2, lora_r=8, learning_rate=3e-3, lora_dropout=0.1, lr_scheduler="cosine", seed=8

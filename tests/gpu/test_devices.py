@@ -7,7 +7,7 @@ import subprocess
 
 import torch
 
-from workers.devices import device_id
+from workers.device.devices import device_id
 
 
 def test_a_gpu_is_named_as_nvidia_smi_names_it() -> None:

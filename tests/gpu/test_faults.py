@@ -21,8 +21,8 @@ import torch
 from tests.gpu.trials import DEVICE
 from tests.tiny_trials import trial_order
 from workers import shared_pass
-from workers.memory import is_device_fault
-from workers.pack import Pack
+from workers.device.memory import is_device_fault
+from workers.pack.pack import Pack
 
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
 events = []

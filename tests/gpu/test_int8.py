@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.gpu.trials import RECIPES, TRAIN, Bases, assert_same
 from tests.tiny_trials import UNLIMITED, new_run, solo_run, train_together
-from workers.adapters import AdapterHost
-from workers.shared_pass import SharedPasses
+from workers.lora.adapters import AdapterHost
+from workers.training.shared_pass import SharedPasses
 
 
 def test_passes_are_of_one_trial(bases: Bases) -> None:

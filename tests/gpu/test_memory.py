@@ -19,10 +19,10 @@ from tests.tiny_trials import (
     train_together,
     trial_order,
 )
-from workers.adapters import AdapterHost
-from workers.base_model import checkpoint_activations
+from workers.base.base_model import checkpoint_activations
 from workers.contract import OutcomeStatus
-from workers.shared_pass import DoesNotFitError, SharedPasses
+from workers.lora.adapters import AdapterHost
+from workers.training.shared_pass import DoesNotFitError, SharedPasses
 
 LONG = random_examples(48, seed=9, longest=250)
 MIB = 2**20

@@ -9,11 +9,11 @@ from search_spaces.definition import Quantization
 from search_spaces.recipe import Recipe
 from tests.gpu.trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
 from tests.tiny_trials import Trained, new_run, relative_difference, solo_run, train_together
-from workers.adapters import AdapterHost
-from workers.base_model import load_base
-from workers.lora_dropout import keep_scale, row_keys
-from workers.packed_lora import Form
-from workers.shared_pass import SharedPasses
+from workers.base.base_model import load_base
+from workers.lora.adapters import AdapterHost
+from workers.lora.lora_dropout import keep_scale, row_keys
+from workers.lora.packed_lora import Form
+from workers.training.shared_pass import SharedPasses
 
 FORMS: tuple[Form, ...] = ("looped", "batched", "concatenated")
 FLOAT32 = 1e-4

@@ -11,9 +11,9 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.gpu.trials import TRAIN, Bases
 from tests.tiny_trials import UNLIMITED, new_run
-from workers.adapters import AdapterHost
-from workers.packed_lora import Form
-from workers.shared_pass import SharedPasses
+from workers.lora.adapters import AdapterHost
+from workers.lora.packed_lora import Form
+from workers.training.shared_pass import SharedPasses
 
 
 def waits(action: Callable[[], object]) -> list[str]:

@@ -14,9 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from search_spaces.recipe import Recipe
 from tests.gpu.trials import DEVICE, TRAIN, Bases
 from tests.tiny_trials import solo_run
-from workers.base_model import load_base
-from workers.batches import epoch_order
-from workers.datasets import Example
+from workers.base.base_model import load_base
+from workers.data.batches import epoch_order
+from workers.data.datasets import Example
 
 RECIPE = Recipe(
     learning_rate=1e-2,

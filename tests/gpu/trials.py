@@ -11,9 +11,9 @@ import torch
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe
 from tests.tiny_trials import Trained, of_type, random_examples, relative_difference
-from workers.base_model import LoadedBase, load_base
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Event, TrialOrder, TrialOutcome
-from workers.pack import Pack
+from workers.pack.pack import Pack
 
 DEVICE = torch.device("cuda:0")
 

@@ -12,9 +12,10 @@ import pytest
 from optuna.storages._rdb.models import BaseModel
 from starlette.testclient import TestClient
 
-from service import database, optuna_store
+from service import optuna_store
 from service.app import create_app
-from service.models import Base
+from service.db import database
+from service.db.models import Base
 from service.settings import Settings
 from tests.database_fixtures import execute, named
 from tests.integration.service.rest import LOCAL

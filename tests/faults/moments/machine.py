@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
-from service.fleet.heartbeats import SILENCE_SECONDS
+from service.devices.heartbeats import SILENCE_SECONDS
 from tests.faults import scenarios, studies
 from tests.faults.invariants import Record
 from tests.faults.moments.moment import wait_for_end

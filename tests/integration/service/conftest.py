@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from service import database
+from service.db import database
 from service.settings import Settings
 from tests.database_fixtures import execute, fresh_postgres_database, named
 from tests.integration.service.searches import search

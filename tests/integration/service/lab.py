@@ -9,8 +9,8 @@ from optuna import Study as OptunaStudy
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
-from service.database import Database
-from service.models import Attempt, RungReport, Study
+from service.db.database import Database
+from service.db.models import Attempt, RungReport, Study
 from service.states import AttemptState, StudyState, advance_attempt, advance_study
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import select
 
 from search_spaces.definition import parse_definition
-from service import database as db
-from service import integrity, optuna_store
-from service.backup.sides import read_sides
-from service.backup.values import encode
+from service import optuna_store
 from service.coordinator.loop import Coordinator
-from service.models import Study
+from service.db import database as db
+from service.db.models import Study
+from service.maintenance import integrity
+from service.maintenance.backup.sides import read_sides
+from service.maintenance.backup.values import encode
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.fakes.cluster import FakeCluster

@@ -14,9 +14,10 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from search_spaces.definition import parse_definition
-from service import optuna_store, readiness
+from service import optuna_store
 from service.app import create_app
-from service.database import VERSION_TABLE, open_database, upgrade
+from service.db.database import VERSION_TABLE, open_database, upgrade
+from service.rest import readiness
 from service.settings import Settings
 from tests.integration.service.rest import LOCAL, database_away, expect_problem
 

@@ -22,10 +22,10 @@ from service.artifacts import commands
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import open_places
 from service.cli.root import app
-from service.coordinator.sweeper import Sweeper, unswept
-from service.database import Database
+from service.coordinator.chores.artifact_sweeper import Sweeper, unswept
+from service.db.database import Database
+from service.db.models import Attempt, Study
 from service.errors import Unavailable
-from service.models import Attempt, Study
 from service.settings import Settings
 from service.states import AttemptState, StudyState
 from tests.fakes.storage import FlakyFileSystem, failing, flaky_storage

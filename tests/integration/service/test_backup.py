@@ -15,10 +15,12 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import select, text
 
-from service import backup, database, integrity, optuna_store
-from service.backup import archive as archives
+from service import optuna_store
+from service.db import database
+from service.db.models import EventRow, Study
 from service.errors import BackupError, SchemaOutOfDate
-from service.models import EventRow, Study
+from service.maintenance import backup, integrity
+from service.maintenance.backup import archive as archives
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.integration.service.searches import GRID, rows_of, service_of
@@ -62,7 +64,7 @@ def test_a_restored_service_goes_on_where_it_was(
     restored = make_empty(target)
     backup.restore(restored, tmp_path / "b")
     with service_of(restored) as service:
-        with service.database.read() as session:
+        with service.db.database.read() as session:
             assert session.scalars(select(Study.lease_owner)).all() == [None]
         service.submit({**GRID, "name": "later"})
         service.run()

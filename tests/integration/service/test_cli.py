@@ -20,11 +20,11 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner, Result
 
-from service import database
 from service.app import create_app
 from service.cli.root import app
-from service.database import database_now
-from service.models import Study
+from service.db import database
+from service.db.database import database_now
+from service.db.models import Study
 from service.settings import Settings
 from service.states import StudyState, advance_study
 

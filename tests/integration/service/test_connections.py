@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from service import connections, database, optuna_store
+from service import optuna_store
+from service.db import connections, database
 from service.settings import Settings
 
 

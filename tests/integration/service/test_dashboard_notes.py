@@ -11,9 +11,9 @@ from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
-from service.coordinator.held_study import RANGE_TEST_METRIC
-from service.database import Database
-from service.models import Attempt
+from service.coordinator.study.leased_study import RANGE_TEST_METRIC
+from service.db.database import Database
+from service.db.models import Attempt
 from service.states import AttemptState, StudyState
 from tests.integration.service.lab import Lab
 from tests.integration.service.rest import Make

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from service.database import Database, database_now
+from service.db.database import Database, database_now
+from service.db.models import Attempt, Device, EventRow, Study
 from service.errors import IllegalTransition
-from service.models import Attempt, Device, EventRow, Study
 from service.states import AttemptState, StudyState, advance_attempt, advance_study, append_event
 
 

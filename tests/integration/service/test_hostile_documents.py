@@ -12,7 +12,7 @@ import datasets.packaged_modules
 import pytest
 from starlette.testclient import TestClient
 
-from service.local_files import READER_NAMES
+from service.definitions.local_files import READER_NAMES
 from service.settings import Settings
 from tests.integration.service.rest import Make, expect_problem, stored
 

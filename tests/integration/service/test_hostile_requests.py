@@ -15,9 +15,9 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from service import web_server
 from service.app import create_app
-from service.body_limit import BodyLimit
+from service.rest import web_server
+from service.rest.body_limit import BodyLimit
 from service.settings import Settings
 from tests.integration.service.rest import LOCAL, Make, expect_problem, stored
 

@@ -14,11 +14,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from service.access import keys
 from service.app import create_app
-from service.database import Database, database_now
-from service.idempotency import purge
-from service.models import EventRow, IdempotencyKey, Study
-from service.owners import keys
+from service.db.database import Database, database_now
+from service.db.models import EventRow, IdempotencyKey, Study
+from service.rest.idempotency import purge
 from service.settings import Settings
 from service.studies import commands
 from tests.integration.service.rest import LOCAL, Make, expect_problem, on_sqlite, stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import create_engine, text
 
-from service import integrity
+from service.maintenance import integrity
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.integration.service.searches import GRID as GRID_STUDY

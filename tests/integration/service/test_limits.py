@@ -15,18 +15,18 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from service import optuna_store
+from service.access import keys
 from service.app import create_app
 from service.coordinator import leases
-from service.coordinator.chores import fire_schedules
-from service.coordinator.fingerprints import FingerprintReader
-from service.coordinator.stages import advance_stages
-from service.database import Database, database_now
-from service.models import EventRow, Schedule, Study
-from service.owners import keys
-from service.owners.limits import Limits
+from service.coordinator.chores.fingerprints import FingerprintReader
+from service.coordinator.chores.preparation import advance_stages
+from service.coordinator.chores.schedules import fire_schedules
+from service.db.database import Database, database_now
+from service.db.models import EventRow, Schedule, Study
 from service.schedules.commands import fire
 from service.settings import Settings
 from service.states import AttemptState, StudyState, advance_study
+from service.studies.limits import Limits
 from tests.integration.service.lab import Lab
 from tests.integration.service.rest import LOCAL, Make, expect_problem
 

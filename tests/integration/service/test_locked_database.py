@@ -16,10 +16,11 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from service import connections, dependencies
 from service.app import create_app
-from service.database import Database
-from service.database_errors import disk_trouble
+from service.db import connections
+from service.db.database import Database
+from service.db.errors import disk_trouble
+from service.rest import dependencies
 from service.settings import Settings
 from tests.integration.service.rest import LOCAL, expect_problem
 

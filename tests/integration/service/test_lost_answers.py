@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
-from service import database
 from service.cli.root import app
-from service.models import Study
+from service.db import database
+from service.db.models import Study
 from service.settings import Settings
 from tests.integration.service.test_cli import STUDY, serving
 

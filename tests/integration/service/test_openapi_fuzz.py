@@ -9,7 +9,7 @@ import pytest
 
 from search_spaces.definition import parse_definition
 from search_spaces.errors import InvalidDefinition
-from service.definition_schema import EXAMPLE, REF, definition_schemas
+from service.definitions.json_schema import EXAMPLE, REF, definition_schemas
 from service.settings import Settings
 from tests.fuzz.definitions import sound_definition
 from tests.fuzz.run import fuzz

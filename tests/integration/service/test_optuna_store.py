@@ -10,8 +10,8 @@ import pytest
 
 from search_spaces.definition import StudyDefinition, parse_definition
 from service import optuna_store
+from service.optuna_store.values import StudySummary, TrialValues
 from service.states import AttemptState
-from service.trial_values import StudySummary, TrialValues
 
 Make = Callable[..., dict[str, Any]]
 HALVING = {

@@ -16,17 +16,17 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from service import optuna_store
+from service.access import keys
+from service.access.browser_guard import require_key
 from service.app import create_app
 from service.cli.root import app
-from service.coordinator.fingerprints import FingerprintReader
-from service.coordinator.stages import advance_stages
-from service.database import Database
+from service.coordinator.chores.fingerprints import FingerprintReader
+from service.coordinator.chores.preparation import advance_stages
+from service.db.database import Database
+from service.db.models import ApiKey, Study
+from service.embedded.supervisor import Supervisor, run_api
 from service.errors import Conflict, Invalid, NotFound, Unavailable
-from service.models import ApiKey, Study
-from service.owners import keys
-from service.request_guard import require_key
 from service.settings import Settings
-from service.supervisor import Supervisor, run_api
 from tests.integration.service.rest import LOCAL, Make, database_away, expect_problem, on_sqlite
 
 SERVER_KEY = "correct horse"

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from service.database import Database
-from service.models import Study
-from service.pauses import put_down
+from service.db.database import Database
+from service.db.models import Study
+from service.db.pauses import put_down
 from service.states import StudyState, advance_study
 from tests.integration.service.rest import Make, expect_problem
 

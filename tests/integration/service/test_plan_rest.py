@@ -13,8 +13,8 @@ from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.database import Database
-from service.models import Attempt, Base, Study
+from service.db.database import Database
+from service.db.models import Attempt, Base, Study
 from service.optuna_store import Storage
 from service.plans import report_process
 from service.settings import Settings
@@ -142,7 +142,7 @@ def test_the_plan_is_documented(client: TestClient) -> None:
 @pytest.fixture
 def quickstart(tmp_path: Path) -> Iterator[TestClient]:
     """An API that may read the quickstart's files, on SQLite."""
-    from service import database
+    from service.db import database
 
     settings = Settings(home=tmp_path / "home", data_roots=(QUICKSTART,), plan_timeout_seconds=240)
     database.upgrade(settings)

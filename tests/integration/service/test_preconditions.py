@@ -12,8 +12,8 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from service import optuna_store
-from service.database import Database
-from service.models import Schedule
+from service.db.database import Database
+from service.db.models import Schedule
 from service.schedules.commands import fire
 from service.states import StudyState
 from tests.integration.service.lab import Lab

@@ -11,8 +11,8 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from service import optuna_store
-from service.database import Database
-from service.models import Schedule, Study
+from service.db.database import Database
+from service.db.models import Schedule, Study
 from service.schedules.commands import fire
 from service.states import AttemptState, StudyState
 from service.trials.queries import State

@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.coordinator import leases
-from service.coordinator.fingerprints import FingerprintReader
-from service.coordinator.stages import FIGURE, advance_stages
-from service.database import Database
-from service.models import Attempt, Study
+from service.coordinator.chores.fingerprints import FingerprintReader
+from service.coordinator.chores.preparation import FIGURE, advance_stages
+from service.db.database import Database
+from service.db.models import Attempt, Study
 from service.states import AttemptState, StudyState, advance_study
 from tests.integration.service.rest import Make, expect_problem, on_sqlite
 

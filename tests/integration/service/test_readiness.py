@@ -22,14 +22,16 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from service import backup, home_folder, optuna_store, readiness
+from service import home_folder, optuna_store
 from service.app import create_app
 from service.coordinator import outages
 from service.coordinator.loop import ALIVE_FILE, Coordinator
-from service.database import Database, database_now, is_outage, open_database, upgrade
-from service.fleet import heartbeats
-from service.models import Coordinator as CoordinatorRow
-from service.readiness import Part, ReadinessCheck
+from service.db.database import Database, database_now, is_outage, open_database, upgrade
+from service.db.models import Coordinator as CoordinatorRow
+from service.devices import heartbeats
+from service.maintenance import backup
+from service.rest import readiness
+from service.rest.readiness import Part, ReadinessCheck
 from service.settings import Settings
 from tests.fakes.cluster import FakeCluster
 from tests.integration.service.rest import LOCAL, database_away, expect_problem, on_sqlite

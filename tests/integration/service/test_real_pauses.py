@@ -15,7 +15,7 @@ import pytest
 
 from search_spaces.definition import parse_definition
 from service import optuna_store
-from service.models import Study
+from service.db.models import Study
 from service.states import StudyState
 from service.studies.pauses import request_pause, request_resume
 from tests.pack_cluster import PackCluster

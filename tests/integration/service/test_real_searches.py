@@ -16,10 +16,10 @@ import pytest
 
 from search_spaces.definition import parse_definition
 from service import optuna_store
-from service.models import Schedule, Study
+from service.db.models import Schedule, Study
+from service.optuna_store.values import TrialValues
 from service.schedules.commands import fire
 from service.states import StudyState
-from service.trial_values import TrialValues
 from tests.pack_cluster import PackCluster
 from tests.tiny_models import build_tiny_base
 from tests.tiny_trials import write_data

@@ -13,15 +13,17 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import Engine, MetaData, Table, event, select
 
 from search_spaces.definition import StudyDefinition, parse_definition
-from search_spaces.samplers import SUGGESTION_KEY
 from search_spaces.sampling.history import DRAWN_FOR_KEY
-from service import integrity, optuna_store
+from search_spaces.sampling.suggest import SUGGESTION_KEY
+from service import optuna_store
 from service.coordinator import leases
-from service.coordinator.held_study import HeldStudy
-from service.coordinator.recovery import SENTENCES, TABLE, Repair, reconcile
-from service.database import Database
+from service.coordinator.study.leased_study import HeldStudy
+from service.coordinator.study.recovery import SENTENCES, TABLE, Repair, reconcile
+from service.db.database import Database
+from service.db.models import Attempt, EventRow, Study
 from service.errors import Torn
-from service.models import Attempt, EventRow, Study
+from service.maintenance import integrity
+from service.optuna_store.values import TrialCondition
 from service.states import (
     LIVE_ATTEMPT_STATES,
     AttemptState,
@@ -31,7 +33,6 @@ from service.states import (
     advance_study,
     append_event,
 )
-from service.trial_values import TrialCondition
 
 Make = Callable[..., dict[str, Any]]
 Pair = tuple[TrialCondition, AttemptState | None]

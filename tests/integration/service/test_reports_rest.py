@@ -10,8 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from service import optuna_store
-from service.database import Database
-from service.models import Study
+from service.db.database import Database
+from service.db.models import Study
 from service.states import AttemptState, StudyState
 from tests.integration.service.lab import Lab
 from tests.integration.service.rest import Make, expect_problem, on_sqlite

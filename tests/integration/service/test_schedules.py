@@ -14,18 +14,18 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from service import optuna_store
-from service.coordinator.chores import fire_schedules, repair_schedules
-from service.coordinator.fingerprints import FingerprintReader
-from service.coordinator.stages import advance_stages
-from service.database import Database
+from service.coordinator.chores.fingerprints import FingerprintReader
+from service.coordinator.chores.preparation import advance_stages
+from service.coordinator.chores.schedules import fire_schedules, repair_schedules
+from service.db.database import Database
+from service.db.models import Schedule, ScheduleEvent, Study
 from service.errors import LimitReached
-from service.idempotency import HEADER
-from service.models import Schedule, ScheduleEvent, Study
-from service.owners.limits import Limits
+from service.rest.idempotency import HEADER
 from service.schedules import commands
 from service.schedules.commands import due, fire
 from service.schedules.firings import sweep_seed
 from service.states import StudyState
+from service.studies.limits import Limits
 from tests.integration.service.rest import expect_problem
 
 Make = Callable[..., dict[str, Any]]

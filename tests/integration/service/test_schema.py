@@ -19,11 +19,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from starlette.testclient import TestClient
 
-from service import database, optuna_store
+from service import optuna_store
 from service.app import create_app
-from service.connections import WRITES
+from service.db import database
+from service.db.connections import WRITES
+from service.db.models import Base
 from service.errors import SchemaOutOfDate
-from service.models import Base
 from service.settings import Settings
 from tests.integration.service.rest import LOCAL
 

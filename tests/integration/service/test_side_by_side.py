@@ -14,11 +14,12 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import OperationalError
 
-from service import integrity
-from service.coordinator import outages, retries
+from service.coordinator import outages
 from service.coordinator.loop import Coordinator
-from service.database import database_now
-from service.models import Study
+from service.coordinator.policy import retries
+from service.db.database import database_now
+from service.db.models import Study
+from service.maintenance import integrity
 from service.settings import Settings
 from service.states import StudyState
 from tests.fakes.cluster import FakeCluster

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
-from service.database import Database
-from service.models import Attempt, Study
+from service.db.database import Database
+from service.db.models import Attempt, Study
 from service.settings import Settings
 from service.states import (
     TRIAL_FAILED,

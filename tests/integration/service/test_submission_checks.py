@@ -13,8 +13,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from service import database
 from service.app import create_app
+from service.db import database
 from service.plans import report_process
 from service.plans.checks import FIRST_ROWS
 from service.settings import Settings

@@ -16,9 +16,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
-from service import connections, database, optuna_store
-from service.database import Database, is_outage, is_transient
-from service.models import Study
+from service import optuna_store
+from service.db import connections, database
+from service.db.database import Database, is_outage, is_transient
+from service.db.models import Study
 from service.settings import Settings
 from tests.faults.postgres import Postgres
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from search_spaces.definition import build_recipe
 from service import optuna_store
-from service.database import Database
+from service.db.database import Database
 from service.settings import Settings
 from service.states import AttemptState
 from tests.integration.service.lab import Lab

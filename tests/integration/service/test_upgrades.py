@@ -18,10 +18,11 @@ from click.testing import Result
 from sqlalchemy import create_engine, inspect, text
 from typer.testing import CliRunner
 
-from service import backup, database, integrity
 from service.cli.root import app
+from service.db import database
+from service.db.models import Base
 from service.errors import SchemaOutOfDate
-from service.models import Base
+from service.maintenance import backup, integrity
 from service.settings import Settings
 from tests.integration.service.searches import rows_of
 from tests.integration.service.test_schema import migrate

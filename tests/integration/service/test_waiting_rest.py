@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from service.database import Database, database_now
-from service.fleet import heartbeats
-from service.models import EventRow, Study, StudyKind
+from service.db.database import Database, database_now
+from service.db.models import EventRow, Study, StudyKind
+from service.devices import heartbeats
 from service.states import READING, StudyState, advance_study
 from tests.integration.service.rest import Make
 

@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import uvicorn
 
-from service import web_server
 from service.app import create_app
+from service.embedded.supervisor import free_port
+from service.rest import web_server
 from service.settings import Settings
-from service.supervisor import free_port
 from tests.integration.service.rest import on_sqlite
 
 HALVES = {

@@ -20,9 +20,9 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.tiny_packs import CPU, Device, Recorder
 from tests.tiny_trials import data_spec, of_type, trial_order
-from workers.batches import MicroBatch
 from workers.contract import Decision, OutcomeStatus, Report, TrialOrder, Verdict
-from workers.memory import allocated_bytes
+from workers.data.batches import MicroBatch
+from workers.device.memory import allocated_bytes
 
 TRIALS = 200
 FIRST = 20

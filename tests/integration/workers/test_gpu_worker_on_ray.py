@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import RayActorError, RaySystemError
 
 from search_spaces.recipe import Recipe
-from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
-from service.coordinator.silence import SilenceLimits
+from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
+from service.coordinator.cluster.silence import SilenceLimits
 from service.states import LossCause
 from tests.tiny_packs import Recorder, assert_equal_trials
 from tests.tiny_trials import of_type, trial_order

@@ -13,7 +13,7 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.tiny_trials import of_type, trial_order
 from workers.contract import Event, Report, TrialOutcome
-from workers.pack import Pack
+from workers.pack.pack import Pack
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.make_search_table import DATA, QUICKSTART
 from benchmarks.range_test import ALLOWED, MOST_DECADES, best_of, definition_of, read
-from search_spaces.range_test import narrow, propose
-from service.range_tests.derivation import derive
+from search_spaces.range_tests.analysis import narrow, propose
+from search_spaces.range_tests.derivation import derive
 
 SWEEPS: list[dict[str, Any]] = json.loads((DATA / "rate-curves.json").read_text())
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe
-from workers.adapters import AdapterHost
+from workers.lora.adapters import AdapterHost
 
 CPU = torch.device("cpu")
 

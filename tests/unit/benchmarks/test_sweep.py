@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from benchmarks.plain_script import tokenize
 from benchmarks.sweep import QUICKSTART, Sweep, check_trials, loss_differences
 from search_spaces.definition import DataSpec, ModelSpec
-from workers.base_model import load_base
-from workers.datasets import load_data
+from workers.base.base_model import load_base
+from workers.data.datasets import load_data
 
 
 def completed(recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.integrity import SENTENCES
+from service.maintenance.integrity import SENTENCES
 
 PAGE = Path(__file__).parents[3] / "docs/how-to/backup.md"
 

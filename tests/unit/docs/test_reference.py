@@ -27,12 +27,12 @@ from search_spaces.definition import (
     WarmStartSpec,
     parse_definition,
 )
-from search_spaces.parameters import Choice, Float, Int
-from search_spaces.pruners import PRUNING_SPECS
+from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.pruning.specs import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, Recipe
-from service import diagnosis
-from service.coordinator.retries import COUNTED
-from service.document_syntax import parse_yaml
+from service.analysis import diagnosis
+from service.coordinator.policy.retries import COUNTED
+from service.definitions.syntax import parse_yaml
 from service.settings import Settings
 from service.states import LossCause
 

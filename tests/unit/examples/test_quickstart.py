@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from search_spaces.definition import parse_definition
-from search_spaces.pruners import MedianPruning
+from search_spaces.pruning.specs import MedianPruning
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 MEGABYTE = 1_000_000

@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
-from search_spaces.samplers import suggest
+from search_spaces.sampling.suggest import suggest
 
 ALGORITHMS = ("random", "qmc", "tpe", "gp", "cmaes")
 """All but the grid."""

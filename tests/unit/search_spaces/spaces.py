@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from search_spaces.quantities import significant
-from search_spaces.space import SearchSpace
+from search_spaces.space.search_space import SearchSpace
+from search_spaces.values.numbers import significant
 
 # Field -> an interval that lies inside the recipe's bounds.
 _FLOATS = {

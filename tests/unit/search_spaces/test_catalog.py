@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from search_spaces.catalog import get_preset, preset_names, presets
 from search_spaces.errors import UnknownPresetError
-from search_spaces.parameters import Choice
+from search_spaces.parameters.kinds import Choice
 from search_spaces.recipe import Recipe
+from search_spaces.space.presets import get_preset, preset_names, presets
 
 
 def test_there_are_three_presets_from_small_to_large() -> None:

@@ -18,11 +18,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from search_spaces.configurations import Dimension, TooManyConditionsError, count
 from search_spaces.faults import translate
-from search_spaces.parameters import Choice, Float, Int, encode_choice
+from search_spaces.parameters.kinds import Choice, Float, Int, encode_choice
 from search_spaces.recipe import Recipe
-from search_spaces.space import SearchSpace
+from search_spaces.space.counting import Dimension, TooManyConditionsError, count
+from search_spaces.space.search_space import SearchSpace
 
 from .spaces import conditional_spaces
 

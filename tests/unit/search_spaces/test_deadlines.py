@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.deadlines import nearest_timezone, next_time_of_day, parse_time_of_day
 from search_spaces.definition import parse_definition
 from search_spaces.errors import Fault
-from service.document_syntax import parse_yaml
+from search_spaces.values.time_of_day import nearest_timezone, next_time_of_day, parse_time_of_day
+from service.definitions.syntax import parse_yaml
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 DOCUMENT: dict[str, Any] = {

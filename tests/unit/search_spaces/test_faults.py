@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from search_spaces.catalog import preset_names
 from search_spaces.definition import ALGORITHMS, MEASURES, StudyDefinition
 from search_spaces.faults import nearest_name, unknown_keys
-from search_spaces.pruners import PRUNING_SPECS
+from search_spaces.pruning.specs import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, SYNONYMS
+from search_spaces.space.presets import preset_names
 
 SECTIONS = tuple(StudyDefinition.model_fields)
 QUANTIZATIONS = ("nf4", "fp4", "int8", "none")

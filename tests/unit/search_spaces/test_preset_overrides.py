@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces.catalog import get_preset, preset_names
 from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
 from search_spaces.errors import Fault, InvalidDefinition
-from search_spaces.parameters import Choice, Float
+from search_spaces.parameters.kinds import Choice, Float
 from search_spaces.recipe import Recipe
+from search_spaces.space.presets import get_preset, preset_names
 
 from .conftest import DOCUMENT
 from .spaces import raw_conditional_spaces

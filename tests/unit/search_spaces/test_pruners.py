@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from search_spaces.errors import Fault
 from search_spaces.faults import translate
-from search_spaces.pruner_reading import read_pruning, rung_faults
-from search_spaces.pruners import (
+from search_spaces.pruning.reading import read_pruning, rung_faults
+from search_spaces.pruning.specs import (
     PRUNING_SPECS,
     AshaPruning,
     HyperbandPruning,

@@ -23,8 +23,7 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState
 
-from search_spaces.pruners import PRUNING_SPECS
-from search_spaces.pruning_findings import (
+from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
     Finding,
@@ -32,8 +31,9 @@ from search_spaces.pruning_findings import (
     TooEarly,
     WorseThanBest,
 )
-from search_spaces.pruning_rules import Curve, Judge
-from workers.rungs import rung_reached
+from search_spaces.pruning.rules import Curve, Judge
+from search_spaces.pruning.specs import PRUNING_SPECS
+from workers.training.rungs import rung_reached
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from search_spaces.quantities import Real, Seed, Whole, parse_duration
+from search_spaces.values.numbers import Real, Seed, Whole, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.range_test import Corner, analyse, in_rate, narrow, propose, smooth
+from search_spaces.range_tests.analysis import Corner, analyse, in_rate, narrow, propose, smooth
 
 STEPS = 100
 CORNER = {"batch_size": 4, "lora_r": 32}

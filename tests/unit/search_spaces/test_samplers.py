@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import SuggestionError
 from search_spaces.preparation import Preparation
-from search_spaces.samplers import (
+from search_spaces.sampling.suggest import (
     REPEAT_OF,
     SEED,
     SUGGESTION_KEY,

@@ -16,12 +16,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.sampling.axes import axes_of
-from search_spaces.sampling.evolution import cmaes_drawer
+from search_spaces.sampling.cmaes import cmaes_drawer
 from search_spaces.sampling.history import REPEAT_OF, History
-from search_spaces.sampling.models import GP_TRIALS, learned_by_gp
-from search_spaces.sampling.shadow import Finding, Shadow, parameter_distribution
-from search_spaces.sampling.unused import nearest_unused
-from search_spaces.space import SearchSpace
+from search_spaces.sampling.model_based import GP_TRIALS, learned_by_gp
+from search_spaces.sampling.nearest import nearest_unused
+from search_spaces.sampling.study_copy import Finding, Shadow, parameter_distribution
+from search_spaces.space.search_space import SearchSpace
 
 from .spaces import conditional_spaces, spaces
 

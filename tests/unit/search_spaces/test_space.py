@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search_spaces.faults import translate
-from search_spaces.parameters import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
-from search_spaces.space import SearchSpace
+from search_spaces.space.search_space import SearchSpace
 
 from .spaces import raw_spaces, spaces
 

@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
 from search_spaces.errors import InvalidDefinition, SearchSpaceExhausted, SuggestionError
 from search_spaces.preparation import Preparation, PriorTrial
-from search_spaces.samplers import planned_trials, suggest
-from search_spaces.space import SearchSpace
+from search_spaces.sampling.suggest import planned_trials, suggest
+from search_spaces.space.search_space import SearchSpace
 
 from .asked_studies import (
     ALGORITHMS,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.trial_length import TrainingPlan, count_rungs, rungs, warmup_steps
-from workers.rungs import rung_reached
+from workers.training.rungs import rung_reached
 
 plans = st.builds(
     TrainingPlan,

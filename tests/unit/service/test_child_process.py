@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service import child_process
-from service.child_process import ChildProcess
+from service.embedded import child_process
+from service.embedded.child_process import ChildProcess
 
 FOREVER = [sys.executable, "-c", "import threading; threading.Event().wait()"]
 
@@ -161,7 +161,7 @@ def test_a_child_dies_with_a_parent_that_was_killed_outright(tmp_path: Path) -> 
     script = f"""
 import threading
 from pathlib import Path
-from service.child_process import ChildProcess
+from service.embedded.child_process import ChildProcess
 one = ChildProcess("c", {FOREVER!r}, environment={{}}, log_file=Path({str(tmp_path / "c.log")!r}))
 one.start()
 print(one.pid, flush=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from service.cli import demo
-from service.cli.changes import Snapshot
-from service.cli.demo import demo_settings, ending, free_port, sigterm_as_interrupt
 from service.cli.errors import CommandError
-from service.cli.summary import comparison, summary
+from service.cli.operations import demo
+from service.cli.operations.demo import demo_settings, ending, free_port, sigterm_as_interrupt
+from service.cli.views.changes import Snapshot
+from service.cli.views.summary import comparison, summary
 from service.client import Study, Trial
 from tests.unit.service.fake_api import study_json, trial_json
 

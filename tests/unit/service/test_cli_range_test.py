@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from service.cli import options, range_tests
+from service.cli import options
+from service.cli.commands import range_tests
 from service.cli.root import app
 from service.client import Client, RangeTest
 from service.client.answers import Bounds
-from service.document_syntax import parse_yaml
+from service.definitions.syntax import parse_yaml
 from tests.unit.service.fake_api import FakeApi, Reply, problem, refused
 
 ID = "8" * 32

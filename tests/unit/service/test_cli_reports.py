@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli import options
-from service.cli.changes import Snapshot
 from service.cli.root import app
-from service.cli.summary import comparison, summary
+from service.cli.views.changes import Snapshot
+from service.cli.views.summary import comparison, summary
 from service.client import Client, Study, Trial
 from tests.unit.service.fake_api import FakeApi, Reply, study_json, trial_json
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from search_spaces.recipe import Recipe
-from service.curves import Curve, Rung
-from service.diagnosis import Peers, Verdict, diagnose, tally
+from service.analysis.curves import Curve, Rung
+from service.analysis.diagnosis import Peers, Verdict, diagnose, tally
 from service.states import AttemptState
 
 GRID = Path(__file__).parents[3] / "benchmarks/data/quickstart.json"

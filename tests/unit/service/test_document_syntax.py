@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from service.document_syntax import parse_json, parse_yaml
+from service.definitions.syntax import parse_json, parse_yaml
 from service.errors import Unreadable
 
 

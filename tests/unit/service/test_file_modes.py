@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from service import database
-from service.child_process import ChildProcess
+from service.db import database
+from service.embedded.child_process import ChildProcess
+from service.embedded.supervisor import Supervisor
 from service.home_folder import UnusableHome, make_home
 from service.settings import Settings
-from service.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.root import app
-from service.home_lock import HOLDER_FILE, LOCK_FILE, HomeInUse, HomeLock
+from service.embedded.home_lock import HOLDER_FILE, LOCK_FILE, HomeInUse, HomeLock
+from service.embedded.supervisor import Supervisor
 from service.settings import Settings
-from service.supervisor import Supervisor
 
 HOLD = """
 import sys
 from pathlib import Path
-from service.home_lock import HomeLock
+from service.embedded.home_lock import HomeLock
 lock = HomeLock(Path(sys.argv[1]))
 lock.acquire("http://127.0.0.1:8787")
 print("held", flush=True)

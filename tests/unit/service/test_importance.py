@@ -11,8 +11,8 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
-from search_spaces.samplers import REPEAT_OF
-from service.importance import MIN_TRIALS, Importance, read_importance
+from search_spaces.sampling.suggest import REPEAT_OF
+from service.analysis.importance import MIN_TRIALS, Importance, read_importance
 
 NAMES = ["learning_rate", "batch_size", "optimizer", "sgd_momentum"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.local_files import resolve_paths
+from service.definitions.local_files import resolve_paths
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pareto import front
+from service.analysis.pareto import front
 
 POINTS = st.integers(1, 4).flatmap(
     lambda width: st.lists(

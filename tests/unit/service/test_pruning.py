@@ -10,8 +10,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search_spaces import samplers
 from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.sampling import suggest
 from service import optuna_store
 from service.states import AttemptState
 
@@ -168,5 +168,5 @@ def _repeat(value: float, state: TrialState = TrialState.COMPLETE) -> optuna.tri
         state=state,
         value=value if state is TrialState.COMPLETE else None,
         intermediate_values={100: value},
-        user_attrs={samplers.REPEAT_OF: 0},
+        user_attrs={suggest.REPEAT_OF: 0},
     )

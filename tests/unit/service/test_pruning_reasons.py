@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from search_spaces.pruning_findings import (
+from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
     Finding,
@@ -12,7 +12,7 @@ from search_spaces.pruning_findings import (
     TooEarly,
     WorseThanBest,
 )
-from service.pruning_reasons import describe
+from service.optuna_store.pruning_reasons import describe
 
 BEHIND = BehindPeers(rung=1500, value=2.3104, cut_off=1.87, peers=9)
 STALE = {"rung": 1500, "value": 2.31, "best": 1.87, "best_rung": 600}

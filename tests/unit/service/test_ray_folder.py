@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from service.ray_folder import RayFolder
+from service.embedded.ray_folder import RayFolder
 
 HOLD = """
 import sys
-from service.ray_folder import RayFolder
+from service.embedded.ray_folder import RayFolder
 folder = RayFolder()
 (folder.path / "session").mkdir()
 print(folder.path, flush=True)
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_looked_at_counts_as_there(monkeypatch: pytest.M
         raise OSError(errno.EMFILE, "Too many open files", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("service.ray_folder.os.listdir", refuse)
+        patch.setattr("service.embedded.ray_folder.os.listdir", refuse)
         assert not folder.was_removed()
     assert not folder.was_removed()
     shutil.rmtree(folder.path)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from service import database, optuna_store
-from service.models import Study
+from service import optuna_store
+from service.db import database
+from service.db.models import Study
 from service.settings import Settings
 
 ANOTHER_PROCESS = """

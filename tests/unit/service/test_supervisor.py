@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from service import supervisor
-from service.coordinator import ray_authentication
+from service.coordinator.cluster import ray_authentication
+from service.embedded import supervisor
+from service.embedded.supervisor import free_port
 from service.errors import Unavailable
 from service.settings import Settings
-from service.supervisor import free_port
 from tests.unit.service.test_child_process import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,7 +127,7 @@ import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 from service import supervisor
-from service.cli.servers import service_errors_explained
+from service.cli.operations.servers import service_errors_explained
 from service.settings import Settings
 
 def enter(self):
@@ -158,7 +158,7 @@ import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 from service import child_process, supervisor
-from service.child_process import ChildProcess
+from service.embedded.child_process import ChildProcess
 from service.settings import Settings
 
 child_process.MAX_BACKOFF_SECONDS = 0.2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.cli.changes import Snapshot, changes
+from service.cli.views.changes import Snapshot, changes
 from service.client import Study, Trial
 from tests.unit.service.fake_api import study_json, trial_json
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.live_table import choose_rows, counts_line, elapsed, render
+from service.cli.views.live_table import choose_rows, counts_line, elapsed, render
 from service.client import Study, Trial
 from tests.unit.service.fake_api import study_json, trial_json
 

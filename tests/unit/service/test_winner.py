@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from scipy import stats
 
+from service.analysis.winner import Candidate, Judgement, Run, judge, welch
 from service.states import AttemptState
-from service.winner import Candidate, Judgement, Run, judge, welch
 
 DONE = AttemptState.COMPLETED
 

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, set_seed
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe, TargetModules
 from tests.tiny_models import build_tiny_deepseek
-from workers.adapters import Adapter, AdapterHost
-from workers.base_model import LoadedBase, checkpoint_activations, load_base, set_training
+from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
+from workers.base.target_modules import linear_layers
 from workers.errors import AdapterError
-from workers.packed_lora import Form
-from workers.target_modules import linear_layers
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.lora.packed_lora import Form
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -428,7 +428,7 @@ def test_an_adapter_that_cannot_be_made_leaves_nothing_behind(
         if where == "a layer":
             patch.setattr(LoraLayer, "update_layer", run_out_at_the_sixth)
         else:
-            patch.setattr("workers.adapters.torch.zeros_like", run_out_of_memory)
+            patch.setattr("workers.lora.adapters.torch.zeros_like", run_out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             host.add("large", Recipe(lora_r=8))
     assert [name for name, _ in base.model.named_parameters() if "large" in name] == []

@@ -12,9 +12,9 @@ import torch
 from search_spaces.data_report import AdapterShape
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from workers.adapters import AdapterHost
-from workers.base_geometry import read_geometry
-from workers.base_model import load_base
+from workers.base.base_model import load_base
+from workers.lora.adapters import AdapterHost
+from workers.report.base_geometry import read_geometry
 
 # transformers' own, from within PEFT.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

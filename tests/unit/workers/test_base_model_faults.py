@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from search_spaces.definition import ModelSpec
-from workers.base_model import load_base
+from workers.base.base_model import load_base
 from workers.errors import ModelError
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_trials import random_examples
-from workers.batches import DataOrder, TrainingPlan, collate, derive_seed, epoch_order, to_device
+from workers.data.batches import DataOrder, TrainingPlan, collate, derive_seed, epoch_order, to_device
 
 counts = st.integers(1, 60)
 

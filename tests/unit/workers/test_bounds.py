@@ -17,11 +17,11 @@ import torch
 from search_spaces.data_report import LoadingLimits, ReportRequest
 from search_spaces.definition import ModelSpec
 from tests.tiny_rows import read
-from workers import text_files
-from workers.base_model import load_base
-from workers.data_report import make_report
+from workers.base.base_model import load_base
+from workers.data import text_files
+from workers.device.memory import limited_memory
 from workers.errors import DataError, ModelError
-from workers.memory import limited_memory
+from workers.report.data_report import make_report
 
 
 def refusal(path: Path, **fields: Any) -> str:
@@ -72,7 +72,7 @@ def test_rows_of_a_table_that_are_longer_than_a_row_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory would do."""
-    monkeypatch.setattr("workers.data_files.LONGEST_ROW", 1_000)
+    monkeypatch.setattr("workers.data.data_files.LONGEST_ROW", 1_000)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 5_000]}), tmp_path / "d.parquet")
     assert "after row 0: the rows have more than 1,000 bytes each" in refusal(tmp_path / "d.parquet")
 

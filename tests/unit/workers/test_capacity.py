@@ -17,17 +17,17 @@ from search_spaces.recipe import Recipe
 from tests.tiny_models import build_tiny_gpt2
 from tests.tiny_packs import CPU, LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
 from tests.tiny_trials import matrices, new_run, of_type, random_examples, trial_order
-from workers import capacity
-from workers.adapters import Adapter, AdapterHost
-from workers.attempt import Attempt
-from workers.base_model import LoadedBase, load_base
-from workers.capacity import plan
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import PackCapacity, TrialOutcome
-from workers.cost_model import PassCost
-from workers.datasets import Example
-from workers.loaded_study import SharedBase
-from workers.probe import Costs, probe
-from workers.shared_pass import SharedPasses
+from workers.data.datasets import Example
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.pack import capacity
+from workers.pack.attempt import Attempt
+from workers.pack.capacity import plan
+from workers.pack.cost_model import PassCost
+from workers.pack.loaded import SharedBase
+from workers.pack.probe import Costs, probe
+from workers.training.shared_pass import SharedPasses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -23,10 +23,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from search_spaces.definition import ModelSpec
 from tests.tiny_trials import random_examples
-from workers.base_model import load_base, set_training
-from workers.batches import collate
-from workers.causal_attention import NAME, attend_without_masks
-from workers.chunked_loss import hidden_states
+from workers.base.base_model import load_base, set_training
+from workers.base.causal_attention import NAME, attend_without_masks
+from workers.base.chunked_loss import hidden_states
+from workers.data.batches import collate
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {

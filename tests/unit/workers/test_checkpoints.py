@@ -23,7 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.checkpoints import (
+from workers.artifacts.checkpoints import (
     Checkpoint,
     CheckpointError,
     newest_usable,
@@ -579,7 +579,7 @@ def test_a_reader_whose_versions_were_all_replaced_looks_again(
 _WRITER = """
 import sys, torch
 from pathlib import Path
-from workers.checkpoints import write_checkpoint
+from workers.artifacts.checkpoints import write_checkpoint
 for step in range(1, int(sys.argv[2]) + 1):
     tensors = {"x": torch.full((50,), float(step))}
     write_checkpoint(Path(sys.argv[1]), tensors, {"recipe_key": "mine", "step": step})

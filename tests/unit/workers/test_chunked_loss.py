@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.live_tensors import LiveTensors
-from workers.chunked_loss import TargetLosses, chunk_bytes, target_losses
+from workers.base.chunked_loss import TargetLosses, chunk_bytes, target_losses
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.tiny_models import CHATML, CHATML_WITH_MARKERS, EOS, build_tiny_tokenizer
-from workers.chat_templates import Rendering
+from workers.data.chat_templates import Rendering
+from workers.data.formats import FORMATS
+from workers.data.tokenization import EncodedRow
 from workers.errors import DataError, RowError
-from workers.formats import FORMATS
-from workers.tokenization import EncodedRow
 
 ASK = {"role": "user", "content": "what is two plus two?"}
 ASK_AGAIN = {"role": "user", "content": "turn on the light"}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from workers.cost_model import (
+from workers.pack.cost_model import (
     Capacity,
     Member,
     MemoryCost,

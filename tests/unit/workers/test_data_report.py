@@ -12,10 +12,10 @@ import pytest
 
 from search_spaces.data_report import Report, ReportRequest
 from search_spaces.definition import DataSpec, ModelSpec
-from workers.base_model import load_base
-from workers.data_report import make_report
-from workers.datasets import load_data
+from workers.base.base_model import load_base
+from workers.data.datasets import load_data
 from workers.errors import DataError, ModelError
+from workers.report.data_report import make_report
 
 PAIRS = [
     {"prompt": "turn on the lamp\n", "completion": "lamp on"},
@@ -313,7 +313,7 @@ def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
         "max_counted": 1_000,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "workers.data_report"],
+        [sys.executable, "-m", "workers.report.data_report"],
         input=json.dumps(request),
         capture_output=True,
         text=True,

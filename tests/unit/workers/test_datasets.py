@@ -14,11 +14,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-import workers.data_files
+import workers.data.data_files
 from search_spaces.definition import DataSpec, ModelSpec
 from tests.tiny_models import build_tiny_base, build_tiny_tokenizer
-from workers.base_model import LoadedBase, load_base
-from workers.datasets import TokenizedData, load_data
+from workers.base.base_model import LoadedBase, load_base
+from workers.data.datasets import TokenizedData, load_data
 from workers.errors import DataError
 
 PAIRS = [
@@ -428,7 +428,7 @@ def stand_in(
         asked.update(path=path, name=name, revision=revision)
         return kind(asked, files)
 
-    monkeypatch.setattr(workers.data_files.hub_datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr(workers.data.data_files.hub_datasets, "load_dataset_builder", load_dataset_builder)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from workers.devices import device_id
+from workers.device.devices import device_id
 
 UUID = "2f1c9b52-5d1c-4b0a-9d2e-0a1b2c3d4e5f"
 

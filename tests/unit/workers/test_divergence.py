@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.divergence import WINDOW_EXAMPLES, DivergenceWatch
+from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
 
 
 def watch(factor: float = 4.0) -> DivergenceWatch:

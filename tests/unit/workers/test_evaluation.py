@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.tiny_trials import random_examples
-from workers.adapters import Adapter, AdapterHost
-from workers.base_model import LoadedBase, load_base, set_training
-from workers.evaluation import Totals, evaluate, length_batches
-from workers.packed_lora import RowsUnknownError
+from workers.base.base_model import LoadedBase, load_base, set_training
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.lora.packed_lora import RowsUnknownError
+from workers.training.evaluation import Totals, evaluate, length_batches
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -223,7 +223,7 @@ def test_running_out_of_memory_is_for_the_caller_to_mend(
     def run_out(*_args: object, **_kwargs: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("workers.evaluation.batch_losses", run_out)
+    monkeypatch.setattr("workers.training.evaluation.batch_losses", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(host, adapters, random_examples(2), token_budget=100)
     assert host.packed._running is None

@@ -9,8 +9,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, TURN, build_tiny_tokenizer
+from workers.data.formats import FORMATS, detect_format
 from workers.errors import DataError, ModelError, RowError
-from workers.formats import FORMATS, detect_format
 
 SYSTEM = {"role": "system", "content": "be brief"}
 ASK = {"role": "user", "content": "turn on the light"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.generators import seeded
+from workers.device.generators import seeded
 
 CPU = torch.device("cpu")
 

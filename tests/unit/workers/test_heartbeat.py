@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_trials import trial_order
 from workers.heartbeat import Heartbeat, _bytes_moved
-from workers.loaded_study import LoadedStudies
+from workers.pack.loaded import LoadedStudies
 
 
 class Bench:

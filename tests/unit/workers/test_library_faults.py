@@ -15,11 +15,11 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-import workers.data_files
+import workers.data.data_files
 from tests.tiny_models import CHATML
 from tests.tiny_rows import TOOLS, TOOLS_AS_TEXT, read, write_jsonl, write_parquet
-from workers.endings import ending
 from workers.errors import DataError, RowError, faults_of_libraries
+from workers.pack.endings import ending
 
 ASK = {"role": "user", "content": "hi"}
 DONE = {"role": "assistant", "content": "done"}
@@ -343,9 +343,9 @@ class HubRows:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     builder = SimpleNamespace(download_and_prepare=lambda: None, as_dataset=lambda split: HubRows())
-    monkeypatch.setattr(workers.data_files, "_check_builder", lambda *args: None)
+    monkeypatch.setattr(workers.data.data_files, "_check_builder", lambda *args: None)
     monkeypatch.setattr(
-        workers.data_files.hub_datasets, "load_dataset_builder", lambda *args, **options: builder
+        workers.data.data_files.hub_datasets, "load_dataset_builder", lambda *args, **options: builder
     )
     return {"hub": "org/data", "split": "train"}
 

@@ -19,9 +19,10 @@ from search_spaces.definition import DataSpec
 from tests.tiny_models import build_tiny_base, build_tiny_tokenizer
 from tests.tiny_packs import Recorder
 from tests.tiny_trials import of_type, trial_order
-from workers import loaded_study, loading_check
 from workers.contract import OutcomeStatus, Preparing, TrialOrder, TrialOutcome
 from workers.errors import DataError
+from workers.pack import loaded
+from workers.report import loading_check
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -74,7 +75,7 @@ def test_a_panic_while_the_tokenizer_is_loaded_ends_the_study(
     def broken(*_: object, **__: object) -> None:
         raise panic
 
-    monkeypatch.setattr("workers.base_model.AutoTokenizer.from_pretrained", broken)
+    monkeypatch.setattr("workers.base.base_model.AutoTokenizer.from_pretrained", broken)
     outcome = Recorder().outcome(order_for(tmp_path, tiny_base_dir))
     assert outcome.fatal_to_study
     assert outcome.reason.startswith(f"The tokenizer of the model {tiny_base_dir} could not be loaded")
@@ -91,7 +92,7 @@ def _panic(folder: Path) -> BaseException:
 
 _TRAIN = """
 import pickle, sys, torch
-from workers.pack import Pack
+from workers.pack.pack import Pack
 from workers.contract import TrialOutcome
 order = pickle.loads(open(sys.argv[1], "rb").read())
 events = []
@@ -129,7 +130,7 @@ def test_a_healthy_study_is_checked_once_and_trains(
 ) -> None:
     """A worker that has loaded the data needs no further check."""
     checked: list[int] = []
-    monkeypatch.setattr(loaded_study, "check_loading", lambda order: checked.append(order.attempt_id))
+    monkeypatch.setattr(loaded, "check_loading", lambda order: checked.append(order.attempt_id))
     recorder = Recorder()
     orders = [
         replace(trial_order(tmp_path, tiny_base_dir, attempt_id=number), limits=LIMITS, check_loading=True)
@@ -176,7 +177,7 @@ def test_memory_beyond_the_limit_while_rows_are_read_ends_the_study(
     def hungry(*_: object) -> bytearray:
         return bytearray(3 * 2**30)
 
-    monkeypatch.setattr("workers.datasets.read_structures", hungry)
+    monkeypatch.setattr("workers.data.datasets.read_structures", hungry)
     outcome = Recorder().outcome(order_for(tmp_path, tiny_base_dir))
     assert outcome.fatal_to_study
     assert outcome.reason.startswith(

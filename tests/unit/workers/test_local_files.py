@@ -15,11 +15,11 @@ from search_spaces.data_report import LoadingLimits, ReportRequest
 from search_spaces.definition import DataSpec, ModelSpec
 from tests.tiny_packs import Recorder
 from tests.tiny_trials import data_spec, trial_order
-from workers import base_model
+from workers.base import base_model
 from workers.contract import TrialOutcome
-from workers.data_report import make_report
 from workers.errors import DataError, ModelError
 from workers.local_files import open_data
+from workers.report.data_report import make_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.batches import derive_seed
-from workers.lora_dropout import RowDropout, keep_scale, row_keys
+from workers.data.batches import derive_seed
+from workers.lora.lora_dropout import RowDropout, keep_scale, row_keys
 
 RATES = [0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 0.999]
 int32s = st.integers(-(2**31), 2**31 - 1)

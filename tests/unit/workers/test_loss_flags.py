@@ -8,9 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import EOS, build_tiny_tokenizer
+from workers.data.formats import FORMATS
+from workers.data.loss_flags import is_empty
 from workers.errors import RowError
-from workers.formats import FORMATS
-from workers.loss_flags import is_empty
 
 ASK = {"role": "user", "content": "turn on the light"}
 ROWS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.forward import LOGITS_BYTES_PER_CHUNK, chunk_tokens
-from workers.memory import (
+from workers.device.memory import (
     allocated_bytes,
     available_bytes,
     is_device_fault,
@@ -21,6 +20,7 @@ from workers.memory import (
     reset_peak,
     tokens_per_forward,
 )
+from workers.training.forward import LOGITS_BYTES_PER_CHUNK, chunk_tokens
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MEGABYTE = 2**20

@@ -24,14 +24,14 @@ from tests.tiny_trials import (
     solo_run,
     trial_order,
 )
-from workers import trial_run
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase, load_base
-from workers.batches import TrainingPlan, epoch_order
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Report
-from workers.noise_scale import NoiseScale, measured_rows
-from workers.shared_pass import SharedPasses
-from workers.trial_run import TrialRun
+from workers.data.batches import TrainingPlan, epoch_order
+from workers.lora.adapters import AdapterHost
+from workers.training import trial_run
+from workers.training.noise_scale import NoiseScale, measured_rows
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import TrialRun
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -11,12 +11,18 @@ import torch
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.tiny_trials import new_run, random_examples, relative_difference, solo_run, train_together
-from workers import optimizers
-from workers.adapters import AdapterHost
-from workers.base_model import load_base
-from workers.cost_model import adapter_bytes
-from workers.optimizers import build_optimizer, moment_names, moments, restore_moments, set_learning_rate
-from workers.shared_pass import SharedPasses
+from workers.base.base_model import load_base
+from workers.lora.adapters import AdapterHost
+from workers.pack.cost_model import adapter_bytes
+from workers.training import optimizers
+from workers.training.optimizers import (
+    build_optimizer,
+    moment_names,
+    moments,
+    restore_moments,
+    set_learning_rate,
+)
+from workers.training.shared_pass import SharedPasses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -16,10 +16,10 @@ from search_spaces.definition import EvaluationSpec
 from search_spaces.recipe import Recipe
 from tests.tiny_packs import Recorder, final_weights
 from tests.tiny_trials import trial_order
-from workers.checkpoints import read_checkpoint, write_checkpoint
+from workers.artifacts.checkpoints import read_checkpoint, write_checkpoint
 from workers.contract import OutcomeStatus, Report, TrialOrder
-from workers.evaluation import Totals
-from workers.overfitting import OverfitWatch
+from workers.training.evaluation import Totals
+from workers.training.overfitting import OverfitWatch
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -23,8 +23,7 @@ from search_spaces.recipe import Recipe
 from tests.tiny_models import build_tiny_base
 from tests.tiny_packs import Device, Recorder
 from tests.tiny_trials import data_spec, of_type, trial_order
-from workers import loaded_study, trial_run
-from workers.base_model import load_base
+from workers.base.base_model import load_base
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -35,7 +34,9 @@ from workers.contract import (
     TrialStarted,
     Verdict,
 )
-from workers.evaluation import Totals
+from workers.pack import loaded
+from workers.training import trial_run
+from workers.training.evaluation import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -59,9 +60,9 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    monkeypatch.setattr(loaded_study, "load_base", counted("base", loaded_study.load_base))
+    monkeypatch.setattr(loaded, "load_base", counted("base", loaded.load_base))
     for name in ("load_train", "load_eval"):
-        monkeypatch.setattr(loaded_study, name, counted(name[5:], getattr(loaded_study, name)))
+        monkeypatch.setattr(loaded, name, counted(name[5:], getattr(loaded, name)))
     return loads
 
 
@@ -250,7 +251,7 @@ def test_the_older_base_is_gone_when_the_next_one_is_loaded(
         models.append(weakref.ref(base.model))
         return base
 
-    monkeypatch.setattr(loaded_study, "load_base", load)
+    monkeypatch.setattr(loaded, "load_base", load)
     recorder.run(trial_order(tmp_path, tiny_base_dir))
     recorder.run(trial_order(tmp_path, tiny_base_dir, attempt_id=2, quantization="none"))
     assert alive == [0, 0]

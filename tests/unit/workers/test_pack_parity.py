@@ -32,12 +32,12 @@ from tests.tiny_trials import (
     train_together,
     trial_order,
 )
-from workers import loaded_study
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase, load_base
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Decision, OutcomeStatus, Progress, Report, TrialOrder, Verdict
-from workers.packed_lora import Form
-from workers.shared_pass import SharedPasses
+from workers.lora.adapters import AdapterHost
+from workers.lora.packed_lora import Form
+from workers.pack import loaded
+from workers.training.shared_pass import SharedPasses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -345,14 +345,14 @@ def test_only_the_trial_whose_row_does_not_fit_alone_is_out_of_memory(
     expected = {n: (outcome, saved(outcome.last_adapter_dir)) for n, outcome in alone.outcomes().items()}
 
     memory = LimitedMemory(50, where)  # the short rows have 28 to 46 tokens
-    load = loaded_study.load_base
+    load = loaded.load_base
 
     def load_limited(spec: ModelSpec, device: torch.device, *limits: Any) -> LoadedBase:
         base = load(spec, device, *limits)
         memory.watch(base)
         return base
 
-    monkeypatch.setattr(loaded_study, "load_base", load_limited)
+    monkeypatch.setattr(loaded, "load_base", load_limited)
     together = Recorder(slots=3)
     together.run(*attempts)
     outcomes = together.outcomes()

@@ -15,13 +15,13 @@ from search_spaces.recipe import Recipe
 from tests.live_tensors import LiveTensors
 from tests.tiny_models import build_tiny_base, build_tiny_falcon, build_tiny_gpt2, build_tiny_opt
 from tests.tiny_trials import random_examples
-from workers.adapters import Adapter, AdapterHost
-from workers.base_model import LoadedBase, checkpoint_activations, load_base, set_training
-from workers.batches import collate
-from workers.datasets import Example
-from workers.forward import batch_losses
-from workers.lora_dropout import row_keys
-from workers.packed_lora import Form
+from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
+from workers.data.batches import collate
+from workers.data.datasets import Example
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.lora.lora_dropout import row_keys
+from workers.lora.packed_lora import Form
+from workers.training.forward import batch_losses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

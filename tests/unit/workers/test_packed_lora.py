@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.lora_dropout import keep_scale, row_keys
-from workers.packed_lora import Form, LayerAdapter, PackedLora, PackedPass, RowGroup, RowsUnknownError
+from workers.lora.lora_dropout import keep_scale, row_keys
+from workers.lora.packed_lora import Form, LayerAdapter, PackedLora, PackedPass, RowGroup, RowsUnknownError
 
 CPU = torch.device("cpu")
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -16,8 +16,6 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.tiny_packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
 from tests.tiny_trials import data_spec, of_type, trial_order
-from workers import attempt, trial_run
-from workers.batches import MicroBatch
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -28,7 +26,10 @@ from workers.contract import (
     TrialStarted,
     Verdict,
 )
-from workers.optimizers import set_learning_rate
+from workers.data.batches import MicroBatch
+from workers.pack import attempt
+from workers.training import trial_run
+from workers.training.optimizers import set_learning_rate
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers import passes
-from workers.passes import Waiting
+from workers.training import pass_planning
+from workers.training.pass_planning import Waiting
 
 bounded = settings(deadline=None, derandomize=True, database=None, max_examples=300)
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12).map(sorted)
@@ -24,7 +24,7 @@ budgets = st.integers(1, 900)
 
 def plan_pass(waiting: list[Waiting], budget: int, overhead: float = 40.0) -> list[range]:
     """A plan where a pass costs as much as 40 tokens before its first."""
-    return passes.plan_pass(waiting, budget, overhead_tokens=overhead)
+    return pass_planning.plan_pass(waiting, budget, overhead_tokens=overhead)
 
 
 def rows_of(waiting: list[Waiting], chosen: list[range]) -> list[int]:

@@ -24,8 +24,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from search_spaces.definition import ModelSpec
-from workers.base_model import load_base, set_training
-from workers.chunked_loss import head_is_plain, hidden_states
+from workers.base.base_model import load_base, set_training
+from workers.base.chunked_loss import head_is_plain, hidden_states
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,7 @@ from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.tiny_packs import Recorder, assert_equal_trials
 from tests.tiny_trials import new_run, random_examples, trial_order
-from workers import rate_sweep
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase, load_base
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -28,10 +26,12 @@ from workers.contract import (
     TrialStarted,
     Verdict,
 )
-from workers.evaluation import Totals
-from workers.rate_sweep import SMOOTHING, RateSweepRun, sweep_rate
-from workers.shared_pass import SharedPasses
-from workers.trial_run import PassResult, TrialEndedError
+from workers.lora.adapters import AdapterHost
+from workers.pack import rate_sweep
+from workers.pack.rate_sweep import SMOOTHING, RateSweepRun, sweep_rate
+from workers.training.evaluation import Totals
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import PassResult, TrialEndedError
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

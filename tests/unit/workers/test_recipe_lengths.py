@@ -10,8 +10,8 @@ import pytest
 from search_spaces.recipe import Recipe
 from tests.tiny_packs import Device, Recorder, assert_equal_trials
 from tests.tiny_trials import trial_order
-from workers import loaded_study
 from workers.contract import OutcomeStatus, TrialOrder, TrialStarted
+from workers.pack import loaded
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -91,9 +91,9 @@ def test_data_is_read_once_for_each_length(
     tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    load_train = loaded_study.load_train
+    load_train = loaded.load_train
     monkeypatch.setattr(
-        loaded_study,
+        loaded,
         "load_train",
         lambda spec, *rest: [read.append(spec.max_length), load_train(spec, *rest)][1],
     )

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
-from workers.artifact_store import RemoteFolder
-from workers.checkpoints import newest_usable, remove_checkpoints, write_checkpoint
+from workers.artifacts.checkpoints import newest_usable, remove_checkpoints, write_checkpoint
+from workers.artifacts.folders import RemoteFolder
 from workers.contract import UnusableCheckpoint
 from workers.errors import ArtifactError
 
@@ -182,7 +182,7 @@ def test_a_password_in_a_url_is_never_said(
 
 _WRITE = """
 import sys, torch
-from workers.checkpoints import write_checkpoint
+from workers.artifacts.checkpoints import write_checkpoint
 for step in (1, 2):
     write_checkpoint(sys.argv[1], {"x": torch.full((50,), float(step))}, {"recipe_key": "mine", "step": step})
 """

@@ -19,8 +19,6 @@ from tests.tiny_models import CHATML, build_tiny_base, build_tiny_tokenizer
 from tests.tiny_packs import Recorder, final_weights
 from tests.tiny_trials import data_spec, relative_difference, trial_order
 from tests.train_orders import train_elsewhere
-from workers import attempt
-from workers.attempt import Attempt
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -30,8 +28,10 @@ from workers.contract import (
     TrialStarted,
     Verdict,
 )
-from workers.evaluation import Totals
-from workers.loaded_study import LoadedStudies
+from workers.pack import attempt
+from workers.pack.attempt import Attempt
+from workers.pack.loaded import LoadedStudies
+from workers.training.evaluation import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from tests.tiny_rows import TOOLS, TOOLS_AS_TEXT, read, write_csv, write_json, write_jsonl, write_parquet
+from workers.data.row_structures import read_structures
 from workers.errors import RowError
-from workers.row_structures import read_structures
 
 ASK = {"role": "user", "content": "turn on the lamp"}
 DONE = {"role": "assistant", "content": "done"}

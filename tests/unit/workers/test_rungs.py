@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batches import TrainingPlan
-from workers.rungs import rung_reached
+from workers.data.batches import TrainingPlan
+from workers.training.rungs import rung_reached
 
 
 @given(

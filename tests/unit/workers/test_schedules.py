@@ -13,7 +13,7 @@ from transformers import get_scheduler
 from transformers.training_args import TrainingArguments
 
 from search_spaces.recipe import Scheduler
-from workers.schedules import learning_rate_multiplier, warmup_steps
+from workers.training.schedules import learning_rate_multiplier, warmup_steps
 
 SCHEDULES = get_args(Scheduler)
 

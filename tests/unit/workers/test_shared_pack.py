@@ -17,9 +17,6 @@ from search_spaces.recipe import Recipe
 from tests.tiny_models import TURN, build_tiny_base
 from tests.tiny_packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
 from tests.tiny_trials import data_spec, of_type, trial_order
-from workers import capacity, trial_run
-from workers.attempt import Attempt
-from workers.batches import MicroBatch, epoch_order
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -31,8 +28,12 @@ from workers.contract import (
     TrialStarted,
     Verdict,
 )
-from workers.evaluation import Totals
-from workers.optimizers import set_learning_rate
+from workers.data.batches import MicroBatch, epoch_order
+from workers.pack import capacity
+from workers.pack.attempt import Attempt
+from workers.training import trial_run
+from workers.training.evaluation import Totals
+from workers.training.optimizers import set_learning_rate
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

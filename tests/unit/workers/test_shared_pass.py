@@ -27,13 +27,13 @@ from tests.tiny_trials import (
     solo_run,
     train_together,
 )
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase, load_base
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
-from workers.datasets import Example
-from workers.packed_lora import Form
-from workers.shared_pass import DoesNotFitError, SharedPasses
-from workers.trial_run import TrialEndedError, TrialRun
+from workers.data.datasets import Example
+from workers.lora.adapters import AdapterHost
+from workers.lora.packed_lora import Form
+from workers.training.shared_pass import DoesNotFitError, SharedPasses
+from workers.training.trial_run import TrialEndedError, TrialRun
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -17,9 +17,9 @@ from tests.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
 from tests.tiny_packs import Recorder
 from tests.tiny_trials import trial_order
 from tests.train_orders import train_elsewhere
-from workers.adapters import AdapterHost
-from workers.attempt import Attempt
 from workers.contract import OutcomeStatus, Report, TrialOrder, TrialOutcome, TrialStarted
+from workers.lora.adapters import AdapterHost
+from workers.pack.attempt import Attempt
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from search_spaces.recipe import TargetModules
+from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.errors import AdapterError
-from workers.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

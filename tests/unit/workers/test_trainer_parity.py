@@ -14,10 +14,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from search_spaces.definition import ModelSpec, Quantization
 from search_spaces.recipe import Recipe, Scheduler
 from tests.tiny_trials import Trained, random_examples, relative_difference, solo_run, train_together
-from workers.base_model import load_base
-from workers.batches import epoch_order
-from workers.datasets import Example
-from workers.packed_lora import Form
+from workers.base.base_model import load_base
+from workers.data.batches import epoch_order
+from workers.data.datasets import Example
+from workers.lora.packed_lora import Form
 
 # PEFT 0.21 and accelerate 1.15 use properties that transformers 5.23 and torch 2.13 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -26,15 +26,15 @@ from tests.tiny_trials import (
     relative_difference,
     solo_run,
 )
-from workers import trial_run
-from workers.adapters import AdapterHost
-from workers.base_model import LoadedBase, load_base
-from workers.batches import DataOrder
+from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
-from workers.datasets import Example
-from workers.evaluation import evaluate
-from workers.shared_pass import SharedPasses
-from workers.trial_run import PassResult, StepResult, TrialEndedError, TrialRun, first_examples
+from workers.data.batches import DataOrder
+from workers.data.datasets import Example
+from workers.lora.adapters import AdapterHost
+from workers.training import trial_run
+from workers.training.evaluation import evaluate
+from workers.training.shared_pass import SharedPasses
+from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun, first_examples
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.coordinator import retries
+from service.coordinator.policy import retries
 from tests.fakes.cluster import FakeCluster
 from tests.unit.service.coordinator.house import House
 

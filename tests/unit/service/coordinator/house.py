@@ -16,11 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import parse_definition
-from service import database as db
 from service import optuna_store
 from service.coordinator.loop import Coordinator
-from service.coordinator.study_run import StudyRun
-from service.models import Attempt, EventRow, RungReport, Study, StudyKind
+from service.coordinator.study.study_run import StudyRun
+from service.db import database as db
+from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.fakes.cluster import FakeCluster

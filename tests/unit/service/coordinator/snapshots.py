@@ -6,14 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from service.coordinator.decide import (
-    Limits,
-    Repeats,
-    Snapshot,
-    TrialPhase,
-    TrialSnapshot,
-)
-from service.coordinator.room import Place, Room
+from service.coordinator.policy.decide import Limits, Repeats, Snapshot, TrialPhase, TrialSnapshot
+from service.coordinator.policy.placement import Place, Room
 from service.states import AttemptState, StudyState
 
 ENDS = [

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from service.coordinator.checkpoints import why_anew
-from service.coordinator.dispatch import DataSummary, TrialStarted, UnusableCheckpoint
-from service.models import Attempt, utc_now
+from service.coordinator.cluster.ray_workers import DataSummary, TrialStarted, UnusableCheckpoint
+from service.coordinator.study.checkpoints import why_anew
+from service.db.models import Attempt, utc_now
 from service.states import AttemptState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import func, select
 
-from service.coordinator import dispatch, loop
-from service.coordinator.dispatch import RayWorkers
-from service.fleet.cluster import CLUSTER_SEEN, Node, latest, record
-from service.models import EventRow
+from service.coordinator import loop
+from service.coordinator.cluster import ray_workers
+from service.coordinator.cluster.ray_workers import RayWorkers
+from service.db.models import EventRow
+from service.devices.cluster import CLUSTER_SEEN, Node, latest, record
 from tests.unit.service.coordinator.house import House
 
 
@@ -61,7 +62,7 @@ def test_nodes_are_those_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
         {"Alive": True, "Resources": {"CPU": 2.0}},
         {"Alive": True, "Resources": {}},
     ]
-    monkeypatch.setattr(dispatch, "ray", SimpleNamespace(init=lambda **_: None, nodes=lambda: nodes))
+    monkeypatch.setattr(ray_workers, "ray", SimpleNamespace(init=lambda **_: None, nodes=lambda: nodes))
     workers = RayWorkers("address", orphan_timeout_s=1.0)
     assert workers.nodes() == (Node(0, 0), Node(2, 0), Node(8, 1))
 

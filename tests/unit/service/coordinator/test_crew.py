@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.definition import ModelSpec
-from service.coordinator import crew
-from service.coordinator.crew import Crew
-from service.coordinator.dispatch import Ready, TrialOrder, WorkerShape
-from service.fleet.cluster import Node
+from service.coordinator.cluster import worker_group
+from service.coordinator.cluster.ray_workers import Ready, TrialOrder, WorkerShape
+from service.coordinator.cluster.worker_group import Crew
+from service.devices.cluster import Node
 from service.states import LossCause
 from tests.fakes.cluster import FakeCluster
 
@@ -356,7 +356,7 @@ def test_workers_that_die_while_starting_are_tried_again_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: now[0]))
     bench = Bench(1, at_once=1, start_polls={"w1": 99})
     for number, pause in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0], 1):
         _lose_a_start(bench, number, LossCause.WORKER_DIED)
@@ -373,7 +373,7 @@ def test_after_a_death_while_starting_one_worker_shows_whether_the_others_would_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(crew, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(worker_group, "time", SimpleNamespace(monotonic=lambda: now[0]))
     bench = Bench(1, at_once=3, start_polls={"w1": 99})
     _lose_a_start(bench, 1, LossCause.WORKER_DIED)
     bench.cluster._start_polls["w2"] = 0
@@ -402,7 +402,7 @@ def test_a_machine_that_is_away_is_waited_for(there: list[Node], lately: set[Nod
     cluster = FakeCluster(0, gpus=0)
     cluster.nodes = lambda: tuple(there)  # type: ignore[method-assign]
     shape = WorkerShape(num_cpus=1.0, num_gpus=2.0)
-    one = crew.Crew(cluster, "s", shape, at_once=1, patience=0.0, seen=lambda: lately)
+    one = worker_group.Crew(cluster, "s", shape, at_once=1, patience=0.0, seen=lambda: lately)
     one.resize(1)
     assert (one.unplaceable_reason() is not None) is fails
 

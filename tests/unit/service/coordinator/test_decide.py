@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from service.coordinator.decide import (
+from service.coordinator.policy.decide import (
     Ask,
     AskRepeat,
     Dispatch,
@@ -16,7 +16,7 @@ from service.coordinator.decide import (
     decide,
     starving_bases,
 )
-from service.coordinator.room import Place, Room
+from service.coordinator.policy.placement import Place, Room
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.snapshots import ended, limits, live, snapshot, snapshots, waiting
 

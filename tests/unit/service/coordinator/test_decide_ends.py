@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from service.coordinator.decide import (
-    Ask,
-    EndStudy,
-    EndTrial,
-    StopAttempt,
-    decide,
-)
+from service.coordinator.policy.decide import Ask, EndStudy, EndTrial, StopAttempt, decide
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.snapshots import ended, limits, live, snapshot, waiting
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from service.coordinator.decide import (
+from service.coordinator.policy.decide import (
     Ask,
     Dispatch,
     EndTrial,
@@ -15,7 +15,7 @@ from service.coordinator.decide import (
     suspects_waiting,
     trials_to_come,
 )
-from service.coordinator.room import Place, Room
+from service.coordinator.policy.placement import Place, Room
 from service.states import AttemptState
 from tests.unit.service.coordinator.snapshots import limits, live, snapshot, snapshots, waiting
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from service.coordinator.decide import (
+from service.coordinator.cluster.ray_workers import Decision
+from service.coordinator.cluster.sent_verdicts import AGAIN_SECONDS, Told
+from service.coordinator.policy.decide import (
     Ask,
     AskRepeat,
     Dispatch,
@@ -23,8 +25,6 @@ from service.coordinator.decide import (
     decide,
     trials_to_come,
 )
-from service.coordinator.dispatch import Decision
-from service.coordinator.told import AGAIN_SECONDS, Told
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.snapshots import ended, limits, live, snapshot, snapshots, waiting
 

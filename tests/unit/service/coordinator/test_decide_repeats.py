@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from service.coordinator.decide import (
+from service.coordinator.policy.decide import (
     AskRepeat,
     Dispatch,
     EndStudy,

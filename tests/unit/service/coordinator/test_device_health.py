@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.coordinator.device_health import devices_aside, no_two_explain
-from service.coordinator.dispatch import TrialOrder
-from service.fleet.commands import restore_device
-from service.models import Device
+from service.coordinator.cluster.device_health import devices_aside, no_two_explain
+from service.coordinator.cluster.ray_workers import TrialOrder
+from service.db.models import Device
+from service.devices.commands import restore_device
 from service.states import LossCause, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

@@ -15,9 +15,9 @@ from ray.exceptions import (
     RaySystemError,
 )
 
-from service.coordinator import dispatch
-from service.coordinator.dispatch import Delivered, Delivery, Gone, RayWorkers, WorkerShape
-from service.coordinator.silence import SilenceLimits
+from service.coordinator.cluster import ray_workers
+from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.coordinator.cluster.silence import SilenceLimits
 from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import NumberedEvent, Preparing, Progress
@@ -81,16 +81,16 @@ class Clock:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     handle = SimpleNamespace(info=fake.method("info"), events=fake.method("events"))
-    monkeypatch.setattr(dispatch, "ray", fake)
-    monkeypatch.setattr(dispatch, "find_worker", lambda name: handle)
-    monkeypatch.setattr(dispatch, "stage_of", lambda handle: fake.stage)
+    monkeypatch.setattr(ray_workers, "ray", fake)
+    monkeypatch.setattr(ray_workers, "find_worker", lambda name: handle)
+    monkeypatch.setattr(ray_workers, "stage_of", lambda handle: fake.stage)
     return fake
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     one = Clock()
-    monkeypatch.setattr(dispatch, "time", one)
+    monkeypatch.setattr(ray_workers, "time", one)
     return one
 
 
@@ -134,7 +134,7 @@ def test_an_unreachable_worker_is_asked_the_same_again_after_a_pause(ray: FakeRa
     asked = list(ray.asked)
     assert fail_last_call(ray, workers) == []
     assert ray.asked == asked
-    clock.now += dispatch.RETRY_SECONDS
+    clock.now += ray_workers.RETRY_SECONDS
     workers._idle.set()
     assert workers.poll(0.0) == []
     assert ray.asked == [*asked, asked[-1]]
@@ -145,7 +145,7 @@ def test_a_worker_that_stays_unreachable_is_given_up(ray: FakeRay, clock: Clock)
     workers._idle.set()
     deliveries = fail_last_call(ray, workers)
     while not deliveries:
-        clock.now += dispatch.RETRY_SECONDS
+        clock.now += ray_workers.RETRY_SECONDS
         workers.poll(0.0)
         deliveries = fail_last_call(ray, workers)
     assert deliveries == [
@@ -261,7 +261,7 @@ def test_what_a_worker_was_to_be_asked_again_is_not_asked_once_it_was_let_go_of(
     workers.forget("worker-s-1")
     workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
     asked = list(ray.asked)
-    clock.now += dispatch.RETRY_SECONDS
+    clock.now += ray_workers.RETRY_SECONDS
     workers.poll(0.0)
     assert ray.asked == asked
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from search_spaces.definition import StudyDefinition, parse_definition
-from service.coordinator import fingerprints
-from service.coordinator.fingerprints import FingerprintReader, Fingerprints, read_fingerprints
+from service.coordinator.chores import fingerprints
+from service.coordinator.chores.fingerprints import FingerprintReader, Fingerprints, read_fingerprints
 from tests.unit.service.coordinator.house import DEFINITION
 
 Define = Callable[..., StudyDefinition]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.coordinator.device_health import devices_aside
-from service.coordinator.dispatch import TrialOrder
-from service.models import Device
+from service.coordinator.cluster.device_health import devices_aside
+from service.coordinator.cluster.ray_workers import TrialOrder
+from service.db.models import Device
 from service.states import LossCause, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

@@ -12,10 +12,10 @@ from sqlalchemy.exc import OperationalError
 
 from search_spaces.definition import parse_definition
 from service import optuna_store
-from service.coordinator import study_run
-from service.coordinator.dispatch import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
-from service.coordinator.room import Room
-from service.models import Attempt, Study
+from service.coordinator.cluster.ray_workers import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.policy.placement import Room
+from service.coordinator.study import study_run
+from service.db.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, GRID, House, Killed
 

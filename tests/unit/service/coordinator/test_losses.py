@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator import retries
-from service.coordinator.dispatch import OutcomeStatus, Refused, TrialOrder, TrialOutcome
-from service.models import Study
+from service.coordinator.cluster.ray_workers import OutcomeStatus, Refused, TrialOrder, TrialOutcome
+from service.coordinator.policy import retries
+from service.db.models import Study
 from service.states import AttemptState, LossCause, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

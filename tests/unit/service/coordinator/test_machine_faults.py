@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 
 from search_spaces.errors import machine_fault
-from service.coordinator import outages, ray_deaths, stages
-from service.coordinator.chores import fire_schedules
-from service.coordinator.dispatch import ClusterError
-from service.coordinator.ray_deaths import full_disk
-from service.models import Schedule
+from service.coordinator import outages
+from service.coordinator.chores import preparation
+from service.coordinator.chores.schedules import fire_schedules
+from service.coordinator.cluster import ray_deaths
+from service.coordinator.cluster.ray_deaths import full_disk
+from service.coordinator.cluster.ray_workers import ClusterError
+from service.db.models import Schedule
 from service.schedules import commands
 from service.states import StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
-from workers.endings import ending
 from workers.errors import DataError, ModelError
+from workers.pack.endings import ending
 
 FAULTS = ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE", "ENOMEM"]
 
@@ -79,7 +81,7 @@ def test_a_study_whose_worker_cannot_be_started_waits_and_says_for_what(
 def test_wherever_a_round_meets_a_full_disk_no_study_fails(
     make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    from service.coordinator.study_run import StudyRun
+    from service.coordinator.study.study_run import StudyRun
 
     house = make_house()
     real, left = getattr(StudyRun, method), [3]
@@ -126,8 +128,8 @@ def test_a_stage_before_a_search_waits_for_the_machine(
     house = make_house()
     definition = {**DEFINITION["search"], "learning_rate_range_test": {"steps": 20}}
     study_id = house.submit(search=definition)
-    failing = Failing(stages.make, fault("EMFILE"), times=3)
-    monkeypatch.setattr(stages, "make", failing)
+    failing = Failing(preparation.make, fault("EMFILE"), times=3)
+    monkeypatch.setattr(preparation, "make", failing)
     for _ in range(10):
         house.coordinator.live_through(house.coordinator.round, threading.Event())
     study = house.study(study_id)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.states import AttemptState, StudyState
 from tests.fakes.training import costs_of, loss_of
 from tests.unit.service.coordinator.house import DEFINITION, House

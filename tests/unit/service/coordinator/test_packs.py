@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select
 
 from service import optuna_store
-from service.coordinator.dispatch import PackCapacity
-from service.models import Study
+from service.coordinator.cluster.ray_workers import PackCapacity
+from service.db.models import Study
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

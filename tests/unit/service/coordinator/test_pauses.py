@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from service import optuna_store
-from service.models import Attempt, Study
+from service.db.models import Attempt, Study
 from service.states import AttemptState, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service import database as db
 from service import optuna_store
-from service.coordinator import leases, performing
-from service.coordinator.crew import Crew
-from service.coordinator.dispatch import Decision, TrialOrder, Verdict
-from service.coordinator.study_run import StudyRun
-from service.models import Attempt, Study
+from service.coordinator import leases
+from service.coordinator.cluster.ray_workers import Decision, TrialOrder, Verdict
+from service.coordinator.cluster.worker_group import Crew
+from service.coordinator.study import runner
+from service.coordinator.study.study_run import StudyRun
+from service.db import database as db
+from service.db.models import Attempt, Study
 from service.states import LIVE_ATTEMPT_STATES, LossCause, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
@@ -217,8 +218,8 @@ def test_the_lease_is_looked_after_between_two_actions(
     house = make_house()
     study_id = house.submit(search=RANDOM)
     late = [0.0]
-    clock = performing.clock
-    monkeypatch.setattr(performing, "clock", lambda: clock() + late[0])
+    clock = runner.clock
+    monkeypatch.setattr(runner, "clock", lambda: clock() + late[0])
     ask, renew = StudyRun.ask, StudyRun.renew
     said: list[str] = []
 

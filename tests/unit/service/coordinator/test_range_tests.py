@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.dispatch import RateSweep
+from service.coordinator.cluster.ray_workers import RateSweep
 from service.states import StudyState
 from tests.fakes.training import curve_of
 from tests.unit.service.coordinator.house import House

@@ -18,8 +18,8 @@ from ray._private import services
 from typer.testing import CliRunner
 
 from service.cli.root import app
-from service.coordinator import ray_authentication
-from service.coordinator.ray_authentication import (
+from service.coordinator.cluster import ray_authentication
+from service.coordinator.cluster.ray_authentication import (
     NotLetIn,
     OpenCluster,
     Unreachable,

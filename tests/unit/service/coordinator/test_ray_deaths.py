@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.coordinator.ray_deaths import read_death
+from service.coordinator.cluster.ray_deaths import read_death
 from service.states import LossCause
 
 KILLED = (

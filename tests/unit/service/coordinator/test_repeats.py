@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
-from service.models import Attempt, Study
+from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
+from service.db.models import Attempt, Study
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

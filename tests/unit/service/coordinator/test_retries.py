@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.coordinator.retries import (
+from service.coordinator.policy.retries import (
     RUNGS_SO_FAR,
     Deaths,
     Losses,
@@ -16,7 +16,7 @@ from service.coordinator.retries import (
     rest_seconds,
     storage_trouble,
 )
-from service.models import Attempt
+from service.db.models import Attempt
 from service.states import AttemptState, LossCause
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)

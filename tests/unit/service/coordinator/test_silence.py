@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from service.coordinator.silence import RAY_IS_SILENT, Attention, SilenceLimits, Watched
+from service.coordinator.cluster.silence import RAY_IS_SILENT, Attention, SilenceLimits, Watched
 from service.settings import Settings
 
 

@@ -16,11 +16,11 @@ from sqlalchemy import select
 
 from search_spaces.definition import parse_definition
 from search_spaces.preparation import Preparation
-from search_spaces.range_test import in_bounds
+from search_spaces.range_tests.analysis import in_bounds
 from service import optuna_store
-from service.coordinator import stages
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
-from service.models import Schedule, Study, StudyKind
+from service.coordinator.chores import preparation
+from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
+from service.db.models import Schedule, Study, StudyKind
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 
@@ -39,7 +39,7 @@ def child(house: House, study_id: str) -> Study:
     return house.study(test_id)
 
 
-def preparation(house: House, study_id: str) -> Preparation:
+def stored_preparation(house: House, study_id: str) -> Preparation:
     return Preparation.model_validate(house.study(study_id).preparation)
 
 
@@ -48,7 +48,7 @@ def figure(house: House, name: str) -> dict[str, Any]:
     number = optuna_store.find_study_number(house.storage, name)
     assert number is not None
     found = get_plotly_graph_objects(house.storage.get_study_system_attrs(number))
-    drawn: dict[str, Any] = json.loads(found[stages.FIGURE])
+    drawn: dict[str, Any] = json.loads(found[preparation.FIGURE])
     return drawn
 
 
@@ -66,7 +66,7 @@ def test_a_study_waits_for_its_range_test_and_searches_what_it_found(
     sweeps = [o for o in house.cluster.orders if o.study_id == test.id]
     assert sorted(o.recipe.lora_r for o in sweeps) == [4, 8]
     assert all(o.rate_sweep is not None for o in sweeps)
-    bounds = preparation(house, study_id).learning_rate_bounds
+    bounds = stored_preparation(house, study_id).learning_rate_bounds
     assert bounds is not None
     low, high = bounds
     assert 1e-5 < low < 1e-3 < high < 1e-1  # the fake's curves are steepest at 1e-3 and 2e-3
@@ -80,9 +80,9 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     house = make_house()
     study_id = house.submit(search=TESTED)
     house.run(study_id)
-    begun, read, narrowed = house.events(stages.RANGE_TEST)
+    begun, read, narrowed = house.events(preparation.RANGE_TEST)
     assert begun == "the range test s.range-test sweeps its learning rate first"
-    bounds = in_bounds(preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
+    bounds = in_bounds(stored_preparation(house, study_id).learning_rate_bounds or (0.0, 0.0))
     assert read.startswith(f"learning_rate narrowed from 1e-5…1e-1 to {bounds}; the lower bound is ")
     said = (
         f"learning_rate narrowed from 1e-5…1e-1 to {bounds} by the range test s.range-test: the lower bound"
@@ -91,7 +91,7 @@ def test_every_step_of_a_range_test_is_told_in_words(make_house: Callable[..., H
     assert narrowed.count(bounds) == 1
     assert "(batch 16, rank 4: steepest at " in narrowed
     assert ", diverged at " in narrowed
-    assert preparation(house, study_id).notes == (narrowed,)
+    assert stored_preparation(house, study_id).notes == (narrowed,)
 
 
 def test_the_curves_are_on_both_dashboard_pages(make_house: Callable[..., House]) -> None:
@@ -103,7 +103,9 @@ def test_the_curves_are_on_both_dashboard_pages(make_house: Callable[..., House]
         assert drawn["layout"]["xaxis"]["type"] == "log"
         assert [t["name"] for t in drawn["data"] if "name" in t] == ["batch 16, rank 4", "batch 16, rank 8"]
         (shade,) = drawn["layout"]["shapes"]
-        assert [shade["x0"], shade["x1"]] == list(preparation(house, study_id).learning_rate_bounds or ())
+        assert [shade["x0"], shade["x1"]] == list(
+            stored_preparation(house, study_id).learning_rate_bounds or ()
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -133,7 +135,7 @@ def test_a_coordinator_that_dies_in_the_middle_of_a_step_is_followed_by_one_that
     """The step's transaction is undone, or what it wrote to Optuna is written again."""
     house = make_house()
     study_id = house.submit(search=TESTED)
-    real = getattr(stages, fatal)
+    real = getattr(preparation, fatal)
     deaths = 0
 
     def die(*arguments: Any, **options: Any) -> Any:
@@ -144,7 +146,7 @@ def test_a_coordinator_that_dies_in_the_middle_of_a_step_is_followed_by_one_that
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(stages, fatal, die)
+    monkeypatch.setattr(preparation, fatal, die)
     for _ in range(300):
         if house.study(study_id).state in TERMINAL_STUDY_STATES:
             break
@@ -154,7 +156,7 @@ def test_a_coordinator_that_dies_in_the_middle_of_a_step_is_followed_by_one_that
             house.crash()
     assert house.study(study_id).state == StudyState.COMPLETED
     assert deaths == 2
-    assert len(house.events(stages.RANGE_TEST)) == 3
+    assert len(house.events(preparation.RANGE_TEST)) == 3
     with house.database.read() as session:
         assert len(session.scalars(select(Study)).all()) == 2
 
@@ -205,8 +207,8 @@ def test_what_was_found_outside_the_space_leaves_it_as_it_is(make_house: Callabl
     space = {**DEFINITION["search"]["space"], "learning_rate": {"min": 1e-6, "max": 1e-5, "scale": "log"}}
     study_id = house.submit(search={**TESTED, "space": space})
     house.run(study_id)
-    assert preparation(house, study_id).learning_rate_bounds is None
-    (note,) = preparation(house, study_id).notes
+    assert stored_preparation(house, study_id).learning_rate_bounds is None
+    (note,) = stored_preparation(house, study_id).notes
     assert note.startswith("learning_rate stays 1e-6…1e-5: the range test proposes ")
     rates = [o.recipe.learning_rate for o in house.cluster.orders if o.study_id == study_id]
     assert len(rates) == 4
@@ -219,7 +221,7 @@ def test_a_range_test_that_may_widen_moves_the_bounds(make_house: Callable[..., 
     tested = {**TESTED, "space": space, "learning_rate_range_test": {"widen": True}}
     study_id = house.submit(search=tested)
     house.run(study_id)
-    bounds = preparation(house, study_id).learning_rate_bounds
+    bounds = stored_preparation(house, study_id).learning_rate_bounds
     assert bounds is not None
     assert bounds[0] > 1e-5
     assert house.study(study_id).state == StudyState.COMPLETED
@@ -230,14 +232,14 @@ def test_a_fault_in_one_study_s_stages_fails_it_and_no_other(
 ) -> None:
     house = make_house()
     bad, good = house.submit(name="bad", search=TESTED), house.submit(name="good", search=TESTED)
-    real = stages.make
+    real = preparation.make
 
     def fail(session: Any, definition: Any, why: str, **rest: Any) -> Study:
         if definition.name == "bad":
             raise ZeroDivisionError("of ours")
         return real(session, definition, why, **rest)
 
-    monkeypatch.setattr(stages, "make", fail)
+    monkeypatch.setattr(preparation, "make", fail)
     house.run(bad, good)
     assert house.study(bad).state == StudyState.FAILED
     assert house.study(bad).reason.endswith("ZeroDivisionError: of ours")
@@ -262,7 +264,7 @@ def test_the_best_earlier_recipes_are_evaluated_first(make_house: Callable[..., 
     trials = optuna_store.read_trials(house.storage, "s")
     assert [dict(t.params) for t in trials[:3]] == [dict(t.params) for t in best]
     assert len(trials) == 4
-    (note,) = house.events(stages.WARM_START)
+    (note,) = house.events(preparation.WARM_START)
     assert note.startswith(
         f"warm start from the study 'a': its 3 best recipes are evaluated first, trials {best[0].number} ("
     )
@@ -276,7 +278,7 @@ def test_recipes_outside_the_space_are_left_out_and_named(make_house: Callable[.
     second = house.submit(name="s", warm_start=enqueue("a", top_k=4), search=search(space=space))
     house.run(second)
     wide = [t for t in optuna_store.read_trials(house.storage, "a") if t.params["lora_r"] == 8]
-    found = preparation(house, second)
+    found = stored_preparation(house, second)
     assert len(wide) == 2
     assert len(found.enqueued) == 2
     assert all(point["lora_r"] == 4 for point in found.enqueued)
@@ -291,7 +293,7 @@ def test_what_this_study_fixes_otherwise_is_said(make_house: Callable[..., House
     )
     house.run(second)
     assert "evaluated with this study's fixed values: lora_dropout 0.25 instead of 0.0" in house.events(
-        stages.WARM_START
+        preparation.WARM_START
     )
     assert all(o.recipe.lora_dropout == 0.25 for o in house.cluster.orders if o.study_id == second)
 
@@ -303,7 +305,7 @@ def test_a_prior_teaches_the_sampler_from_its_first_trial(make_house: Callable[.
         name="s", warm_start={"from": "a", "as": "prior"}, search=search(algorithm="tpe", trials=3, seed=5)
     )
     house.run(second)
-    found = preparation(house, second)
+    found = stored_preparation(house, second)
     assert len(found.prior) == 8
     assert found.notes == ("warm start from the study 'a': 8 results are given to the sampler",)
     trials = optuna_store.read_trials(house.storage, "s")
@@ -323,7 +325,7 @@ def test_a_prior_leaves_out_trials_of_another_recipe(make_house: Callable[..., H
         recipe={"lora_dropout": 0.25, "seed": 7},
     )
     house.run(second)
-    found = preparation(house, second)
+    found = stored_preparation(house, second)
     assert found.prior == ()
     assert found.notes[1] == (
         "4 trials were left out because the recipe differs from this study's fixed values:"
@@ -357,7 +359,7 @@ def test_a_source_without_a_result_is_a_cold_start(make_house: Callable[..., Hou
         session.add(Study(name="a", definition=definition, state=StudyState.CANCELLED))
     second = house.submit(name="s", warm_start=enqueue("a"), search=SEARCH)
     house.run(second)
-    assert house.events(stages.WARM_START) == ["no warm start: the study 'a' has no completed trial"]
+    assert house.events(preparation.WARM_START) == ["no warm start: the study 'a' has no completed trial"]
     assert house.study(second).state == StudyState.COMPLETED
 
 
@@ -396,12 +398,12 @@ def test_a_schedule_that_names_itself_learns_from_its_last_sweep(make_house: Cal
         session.get_one(Schedule, schedule.id).next_fire_at = datetime.now(UTC) - timedelta(minutes=1)
     house.rounds(lambda: len(sweeps()) == 2)
     house.run(sweeps()[1].id)
-    cold, warm = house.events(stages.WARM_START)
+    cold, warm = house.events(preparation.WARM_START)
     assert cold == "no warm start: the schedule 'nightly' has no other completed sweep yet"
     assert warm.startswith(
         f"warm start from the schedule 'nightly' (its sweep {sweeps()[0].name!r}): its 2 best"
     )
-    assert len(preparation(house, sweeps()[1].id).enqueued) == 2
+    assert len(stored_preparation(house, sweeps()[1].id).enqueued) == 2
 
 
 def test_a_warm_start_comes_after_the_range_test_and_keeps_to_its_bounds(
@@ -411,7 +413,7 @@ def test_a_warm_start_comes_after_the_range_test_and_keeps_to_its_bounds(
     house.run(house.submit(name="a", search=SEARCH))
     second = house.submit(name="s", warm_start=enqueue("a", top_k=4), search=TESTED)
     house.run(second)
-    found = preparation(house, second)
+    found = stored_preparation(house, second)
     assert found.learning_rate_bounds is not None
     low, high = found.learning_rate_bounds
     assert found.enqueued

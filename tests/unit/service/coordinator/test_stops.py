@@ -11,8 +11,8 @@ import pytest
 
 from search_spaces.errors import SearchSpaceExhausted
 from service import optuna_store
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
-from service.models import Attempt
+from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
+from service.db.models import Attempt
 from service.states import AttemptState, StudyState
 from tests.unit.service.coordinator.house import DEFINITION, House
 

@@ -15,11 +15,11 @@ import pytest
 from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.preparation import Preparation
 from service import optuna_store
-from service.coordinator import fingerprints, stages
-from service.coordinator.dispatch import OutcomeStatus, TrialOrder, TrialOutcome
-from service.coordinator.fingerprints import Fingerprints
-from service.coordinator.waiting import WAITING
-from service.models import Schedule, Study
+from service.coordinator.chores import fingerprints, preparation
+from service.coordinator.chores.fingerprints import Fingerprints
+from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
+from service.coordinator.policy.waiting import WAITING
+from service.db.models import Schedule, Study
 from service.schedules.commands import fire
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
@@ -84,7 +84,7 @@ class Nights:
         return [dict(trial.params) for trial in trials]
 
     def said(self) -> list[str]:
-        return self.house.events(stages.EARLIER_SWEEPS)
+        return self.house.events(preparation.EARLIER_SWEEPS)
 
 
 Make = Callable[..., Nights]
@@ -300,7 +300,7 @@ def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_onl
     schedule = nights(search=THREE_OF_GRID, warm_start={"from": "nightly", "top_k": 2})
     made = [schedule.next() for _ in range(2)]
     assert [Preparation.model_validate(study.preparation).enqueued for study in made] == [(), ()]
-    assert schedule.house.events(stages.WARM_START)[-1] == (
+    assert schedule.house.events(preparation.WARM_START)[-1] == (
         f"warm start from the schedule 'nightly' (its sweep {made[0].name!r}): 2 of its best recipes are not "
         "evaluated again: earlier sweeps have done so on the same data"
     )
@@ -313,7 +313,7 @@ def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_onl
     schedule.data["train"].write_text("other\n")
     third = schedule.next()
     assert schedule.params(third)[:2] == [params for *_, params in ranked[:2]]
-    said = schedule.house.events(stages.WARM_START)[-1]
+    said = schedule.house.events(preparation.WARM_START)[-1]
     both = f"(its sweep {made[1].name!r} and 1 before it on the same data)"
     assert said.startswith(f"warm start from the schedule 'nightly' {both}: its 2 best recipes are evaluated")
 
@@ -326,7 +326,7 @@ def test_a_prior_holds_the_results_of_all_nights_on_the_same_data(nights: Make) 
     schedule.data["train"].write_text("other\n")
     schedule.next()
     assert "data.train has changed since: these results are of the earlier content" in schedule.house.events(
-        stages.WARM_START
+        preparation.WARM_START
     )
 
 

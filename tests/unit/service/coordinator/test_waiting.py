@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.coordinator.dispatch import Preparing, WorkerShape
-from service.coordinator.waiting import (
+from service.coordinator.cluster.ray_workers import Preparing, WorkerShape
+from service.coordinator.policy.waiting import (
     for_a_worker_that_starts,
     for_its_turn,
     for_the_cluster,

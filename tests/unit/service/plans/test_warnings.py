@@ -9,7 +9,7 @@ import pytest
 
 from search_spaces.data_report import Count, DataReport, Report, ReportProblem
 from search_spaces.definition import StudyDefinition
-from service.fleet.cluster import Cluster, Node
+from service.devices.cluster import Cluster, Node
 from service.plans.plan import make_plan
 from service.plans.schemas import PlanView, PlanWarning
 from tests.plan_cases import make_data, make_definition, make_split

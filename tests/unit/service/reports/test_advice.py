@@ -9,7 +9,7 @@ import pytest
 from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.preparation import Preparation
 from search_spaces.recipe import Recipe
-from service.diagnosis import Finding, Verdict
+from service.analysis.diagnosis import Finding, Verdict
 from service.reports.advice import TrialFacts, advise
 from service.states import AttemptState
 

@@ -1,0 +1,14 @@
+"""What may vary: Float | Int | Choice, each frozen, finite, and with a condition where it has one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from search_spaces.parameters.choices import Choice, Scalar, encode_choice
+from search_spaces.parameters.ranges import Float, Int, Scale
+
+__all__ = ["Choice", "Float", "Int", "Parameter", "Scalar", "Scale", "encode_choice"]
+
+Parameter = Annotated[Float | Int | Choice, Field(discriminator="type")]

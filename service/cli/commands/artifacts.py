@@ -1,0 +1,111 @@
+"""`nightsweep artifacts`: removing adapters and checkpoints that nobody needs, without a server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.errors import REFUSED, Commands
+from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.options import Home, Json
+from service.cli.views.output import say, say_error, say_json, table
+
+artifacts = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Remove adapters and checkpoints that are no longer needed."
+)
+
+
+@artifacts.command()
+def sweep(
+    keep_best: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="How many of each study's best trials keep their adapters. Default: "
+            "NIGHTSWEEP_KEEP_BEST_ADAPTERS, or all if that is not set.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+    ] = False,
+    unknown_studies: Annotated[
+        bool,
+        typer.Option(
+            "--unknown-studies",
+            help="Also remove folders of studies that are not in this database and have not changed for "
+            "a day. Another service that stores its artifacts in the same place would lose them.",
+        ),
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove what ended studies no longer need: checkpoints, and adapters that are not among the best.
+
+    Studies that have not ended are not touched. The service may be running.
+    """
+    settings = build_settings(home=home, keep_best_adapters=keep_best)
+    with service_errors_explained():
+        from service import optuna_store
+        from service.artifacts import commands, places
+        from service.db import database as databases
+
+        databases.check_schemas(settings)
+        database = databases.open_database(settings)
+        storage = optuna_store.open_storage(settings)
+        try:
+            where = places.open_places(settings)
+            keep = settings.keep_best_adapters
+            planned = list(commands.plan(database, storage, where, keep=keep))
+            if unknown_studies:
+                planned += commands.plan_unknown(database, where)
+            done: list[tuple[Any, str | None]] = (
+                [(each.removal, None) for each in planned]
+                if dry_run
+                else list(commands.carry_out(database, planned))
+            )
+        finally:
+            optuna_store.close_storage(storage)
+            database.dispose()
+    refused = [(removal, why) for removal, why in done if why is not None]
+    freed = [removal for removal, why in done if why is None]
+    if as_json:
+        say_json(
+            {
+                "dry_run": dry_run,
+                "keep_best": keep,
+                "removed": [_document(removal) for removal in freed],
+                "bytes": sum(removal.bytes for removal in freed),
+                "refused": [{**_document(removal), "error": why} for removal, why in refused],
+            }
+        )
+    else:
+        table(
+            ("study", "what", "bytes", "why", "place"),
+            [(r.study or r.study_id, r.kind, f"{r.bytes:,}", r.reason, r.place) for r in freed],
+            empty="Nothing to remove.",
+        )
+        if freed:
+            total = sum(removal.bytes for removal in freed)
+            folders = "1 folder" if len(freed) == 1 else f"{len(freed):,} folders"
+            say(f"{folders}, {total:,} bytes {'would be removed' if dry_run else 'removed'}.")
+    for removal, why in refused:
+        say_error(f"{removal.place} could not be removed: {why}")
+    if refused:
+        raise typer.Exit(REFUSED)
+
+
+def _document(removal: Any) -> dict[str, Any]:
+    folder = removal.folder
+    return {
+        "place": removal.place,
+        "study_id": removal.study_id,
+        "study": removal.study,
+        "kind": removal.kind,
+        "trial": None if folder is None else folder.trial,
+        "attempt": None if folder is None else folder.ordinal,
+        "bytes": removal.bytes,
+        "reason": removal.reason,
+    }

@@ -1,0 +1,94 @@
+"""The command that plans a study before anything is spent on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from service.cli.errors import REFUSED
+from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
+from service.cli.study_file import read_study_file
+from service.cli.views.output import one_line, say_error, say_json
+from service.client import Problem, RefusedError, UnexpectedAnswerError
+
+if TYPE_CHECKING:
+    from service.plans.schemas import PlanView
+
+
+def plan(
+    file: StudyFile,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Plan on this machine, without a server. Earlier trials are not known here."
+        ),
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Show what a study would do and what it would take, with warnings. Nothing is stored.
+
+    Exits with 1 and one line that says why, if every trial would fail or the data or model cannot be read.
+    """
+    definition = read_study_file(file)
+    document = _planned_here(definition) if local else _planned_there(server, definition)
+    view = _read(document, "this machine" if local else server)
+    if as_json:
+        say_json(document)
+    else:
+        from service.cli.views.plan_view import show_plan
+
+        show_plan(view)
+    if not view.acceptable:
+        say_error(_why(view))
+        raise typer.Exit(REFUSED)
+
+
+def _why(view: PlanView) -> str:
+    first, *others = view.reasons or ["The server found it not acceptable."]
+    more = f" (and {len(others)} more: see the plan)" if others else ""
+    return one_line(first) + more
+
+
+def _planned_there(server: str, definition: dict[str, Any]) -> dict[str, Any]:
+    with connect(server) as client:
+        return client.plan(definition)
+
+
+def _planned_here(definition: dict[str, Any]) -> dict[str, Any]:
+    from service.cli.operations.servers import build_settings
+    from service.errors import ServiceError
+    from service.plans.commands import local_plan
+
+    settings = build_settings()
+    try:
+        return local_plan(definition, settings.plan_timeout_seconds).model_dump(mode="json")
+    except ServiceError as error:
+        # In the words of a server, which would have said the same.
+        faults = [
+            {
+                "path": f.path,
+                "message": f.message,
+                "value": f.value,
+                "allowed": f.allowed,
+                "nearest": f.nearest,
+            }
+            for f in error.faults
+        ]
+        problem = Problem.model_validate(
+            {"title": error.title, "detail": error.detail, "status": error.status, "faults": faults}
+        )
+        raise RefusedError(error.status, problem) from error
+
+
+def _read(document: dict[str, Any], server: str) -> PlanView:
+    from service.plans.schemas import PlanView
+
+    try:
+        return PlanView.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"Plan.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise UnexpectedAnswerError(server, f"{what}; do client and server have one version?") from error

@@ -1,0 +1,44 @@
+"""The command about the catalog of search spaces."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.options import DEFAULT_SERVER, Json, Server, connect
+from service.cli.views.output import say, say_json, setting, settings_line, table
+from service.client import NamedSpace
+
+
+def search_spaces(
+    name: Annotated[str | None, typer.Argument(help="A preset's name. Default: all presets.")] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """List the search spaces that come with the service, or show one with the sources of its values."""
+    with connect(server) as client:
+        if name is None:
+            spaces = client.search_spaces()
+            if as_json:
+                say_json([space.document() for space in spaces])
+                return
+            rows = [(space.name, ", ".join(space.parameters), space.description) for space in spaces]
+            table(("name", "searches", "description"), rows, empty="No presets.")
+            return
+        space = client.search_space(name)
+    if as_json:
+        say_json(space.document())
+        return
+    say(space.name, f"  {space.description}", "Searched")
+    for parameter, values in space.parameters.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        say(f"  {parameter}: {settings_line(given)}", *_source(space, parameter))
+    if space.recipe:
+        say("Fixed")
+        for key, value in space.recipe.items():
+            say(f"  {key}: {setting(value)}", *_source(space, key))
+
+
+def _source(space: NamedSpace, field: str) -> list[str]:
+    return [f"    {space.sources[field]}"] if field in space.sources else []

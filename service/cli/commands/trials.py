@@ -1,0 +1,197 @@
+"""The command that lists a study's trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from search_spaces.faults import nearest_name
+from service.cli.errors import CommandError
+from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
+from service.cli.views.output import (
+    PAGE_WIDTH,
+    duration,
+    fits,
+    number,
+    say,
+    say_json,
+    setting,
+    settings_line,
+    table,
+)
+from service.client import Study, Trial
+from service.client.answers import WAITING
+from service.states import AttemptState
+
+_STATES = (WAITING, *AttemptState)
+_PROGRESS: Mapping[str, Callable[[Trial], float | None]] = {
+    "number": lambda trial: trial.number,
+    "examples": lambda trial: trial.examples_seen,
+    "time": lambda trial: trial.train_seconds,
+}
+
+
+def trials(
+    study: StudyName,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATE",
+            help="Only trials in this state. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="number (the default), value (best first), examples, time, a metric or a hyperparameter.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Only the first N; without --sort, the N best.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """List a study's trials."""
+    states = [_known_state(name) for name in state or ()]
+    with connect(server) as client:
+        found = client.study(study)
+        everything = client.trials(found.id)
+    ordered = in_order(found, everything, sort or "number")
+    if top is not None and sort in (None, "value", "best", found.metric):
+        ordered = best_first(found, everything)
+    chosen = [trial for trial in ordered if not states or trial.state in states][:top]
+    if as_json:
+        say_json([trial.document() for trial in chosen])
+        return
+    empty = "No trial fits these options." if everything else "No trials yet."
+    show_trials(found, chosen, empty=empty)
+    best = found.best.trial_number if found.best else None
+    if any(trial.number == best for trial in chosen):
+        say("* the best trial")
+
+
+def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
+    """Writes a table of trials to stdout, with a column for each hyperparameter where a line has the room."""
+    best = study.best.trial_number if study.best else None
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    first = ("trial", "state", _heading(study.metric or "value"))
+
+    def cells(trial: Trial) -> list[object]:
+        mark = " *" if trial.number == best else ""
+        return [f"{trial.number}{mark}", trial.state, number(trial.value)]
+
+    def values(trial: Trial) -> list[str]:
+        return [setting(trial.params[name]) if name in trial.params else "-" for name in names]
+
+    def progress(trial: Trial) -> list[object]:
+        seconds, rung = trial.train_seconds, trial.best_rung
+        return [
+            trial.examples_seen,
+            "-" if seconds is None else duration(seconds),
+            "-" if rung is None else rung,
+        ]
+
+    def notes(trial: Trial) -> list[str]:
+        return [verdicts_line(trial), "-" if trial.state == AttemptState.COMPLETED else trial.reason]
+
+    columns: tuple[str, ...] = (*first, *map(_heading, names), "examples")
+    rows = [[*cells(trial), *values(trial), *progress(trial)] for trial in trials]
+    repeated = any(trial.repeat_of is not None for trial in trials)
+    if repeated or not fits(columns, rows, pipe_width=PAGE_WIDTH):
+        columns = (*first, "examples")
+        rows = [[*cells(trial), *progress(trial), settings(trial)] for trial in trials]
+        last: tuple[str, ...] = ("time", "best rung", "hyperparameters", "diagnosis", "note")
+    else:
+        last = ("time", "best rung", "diagnosis", "note")
+    table(
+        (*columns, *last),
+        [[*row, *notes(trial)] for row, trial in zip(rows, trials, strict=True)],
+        empty=empty,
+        optional=("time", "best rung"),
+        pipe_width=PAGE_WIDTH,
+    )
+
+
+def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:
+    """The search's completed trials that break no constraint, the best first. Repeats are left out."""
+    ranked = [t for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
+    return in_order(study, ranked, "value")
+
+
+def in_order(study: Study, trials: Sequence[Trial], key: str) -> list[Trial]:
+    """The trials by `key`: those without a value for it last, equal ones by number.
+
+    Raises:
+        CommandError: No trial has such a metric or hyperparameter.
+    """
+    read, largest_first = _reading(study, trials, key)
+    found = [(read(trial), trial) for trial in trials]
+    absent = [trial for value, trial in found if value is None]
+    numbers = all(isinstance(value, int | float) for value, _ in found if value is not None)
+    present = [(value if numbers else setting(value), trial) for value, trial in found if value is not None]
+    # Sorting is stable, also when reversed.
+    return [t for _, t in sorted(present, key=lambda pair: pair[0], reverse=largest_first)] + absent
+
+
+def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[[Trial], Any], bool]:
+    """What a trial is sorted by, and whether the largest comes first."""
+    from search_spaces.definition import DIRECTIONS
+    from search_spaces.recipe import SYNONYMS
+
+    if key in ("value", "best", study.metric):
+        return (lambda trial: trial.value), study.maximizes
+    if key in _PROGRESS:
+        return _PROGRESS[key], key != "number"
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics or {}))
+    if key in metrics:
+        return (lambda trial: (trial.metrics or {}).get(key)), DIRECTIONS.get(key) == "maximize"
+    params = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    if key in params:
+        return (lambda trial: trial.params.get(key)), False
+    known = ("value", *_PROGRESS, *metrics, *params)
+    meant = {synonym: name for synonym, name in SYNONYMS.items() if name in known}
+    raise CommandError(_unknown("--sort", key, known, meant))
+
+
+def settings(trial: Trial) -> str:
+    """A trial's hyperparameters, or what a repeat runs again in place of those it shares."""
+    if trial.repeat_of is not None:
+        return f"trial {trial.repeat_of} again, seed={trial.seed}"
+    return settings_line(trial.params)
+
+
+def verdicts_line(trial: Trial) -> str:
+    """The verdicts on a trial in short; `-` where its curves say nothing."""
+    told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
+    broke = [] if trial.feasible else ["breaks a constraint"]
+    return ", ".join([*broke, *told]) or "-"
+
+
+def _heading(name: str) -> str:
+    """A name in two lines, which is narrower."""
+    return name.replace("_", "\n", 1)
+
+
+def _known_state(name: str) -> str:
+    state = name.strip().lower().replace("-", "_")
+    if state not in _STATES:
+        raise CommandError(_unknown("--state", name, _STATES))
+    return state
+
+
+def _unknown(option: str, given: str, known: Sequence[str], synonyms: Mapping[str, str] | None = None) -> str:
+    nearest = nearest_name(given, known, synonyms)
+    meant = f" Did you mean {nearest}?" if nearest else ""
+    return f"{option}: unknown value {given!r}.{meant} Allowed: {', '.join(known)}."

@@ -1,0 +1,65 @@
+"""Commands about workers and GPUs: what they do, which GPUs were put aside, and giving one back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.errors import Commands
+from service.cli.options import DEFAULT_SERVER, Json, Server, connect
+from service.cli.views.output import moment, say, say_json, table
+
+workers = typer.Typer(
+    cls=Commands,
+    help="Show the workers that are training and the GPUs that were put aside, or give a GPU back.",
+)
+
+
+@workers.callback(invoke_without_command=True)
+def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
+    """Show the workers that are training, and the GPUs that were put aside because workers died on them."""
+    if context.invoked_subcommand is not None:
+        return
+    with connect(server) as client:
+        fleet = client.fleet()
+    if as_json:
+        say_json(fleet.document())
+        return
+    table(
+        ("worker", "study", "trials", "device", "gpu", "since"),
+        [
+            (
+                worker.id,
+                worker.study,
+                ", ".join(str(trial.number) for trial in worker.trials),
+                worker.device or "-",
+                worker.device_id or "-",
+                moment(worker.since),
+            )
+            for worker in fleet.workers
+        ],
+        empty="No worker is training.",
+    )
+    if fleet.devices:
+        say("")
+        table(
+            ("gpu", "put aside", "given back", "reason"),
+            [(d.id, moment(d.put_aside_at), moment(d.restored_at), d.reason) for d in fleet.devices],
+            empty="",
+        )
+
+
+@workers.command()
+def restore(
+    device: Annotated[str, typer.Argument(metavar="GPU", help="A GPU's id.", show_default=False)],
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Give a GPU that was put aside back to the workers, so that it is used again."""
+    with connect(server) as client:
+        found = client.restore_device(device)
+    if as_json:
+        say_json(found.document())
+    else:
+        say(f"The GPU {found.id} is used again.")

@@ -1,0 +1,98 @@
+"""`nightsweep db`: tables, rules that must hold, backups. It opens the database itself, without a server."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.errors import REFUSED, Commands
+from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.options import Home, Json
+from service.cli.views.output import say, say_error, say_json
+
+db = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Upgrade, check, back up or restore the service's database, on a machine that can reach it.",
+)
+
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The backup file.")]
+
+
+@db.command()
+def upgrade(home: Home = None) -> None:
+    """Create the tables of the service and of Optuna, or upgrade them to this version."""
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service.db import database
+
+        database.upgrade(settings)
+    say("The database has the tables of this version.")
+
+
+@db.command()
+def check(home: Home = None, as_json: Json = False) -> None:
+    """Check the tables, and look for rows that contradict each other; exit 1 if there are any.
+
+    The service may be running.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service.db import database
+        from service.maintenance import integrity
+
+        database.check_schemas(settings)
+        violations = integrity.find_violations(settings)
+    if as_json:
+        say_json([asdict(violation) for violation in violations])
+    else:
+        for violation in violations:
+            say_error(str(violation))
+        say(
+            f"The database has the tables of this version; {len(integrity.SENTENCES)} rules were checked, "
+            f"{_counted(len(violations), 'violation')} found."
+        )
+    if violations:
+        raise typer.Exit(REFUSED)
+
+
+@db.command()
+def backup(file: BackupFile, home: Home = None) -> None:
+    """Back up both databases to a new file, as they are at one moment. The service may be running.
+
+    Adapters and checkpoints are not included.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service.maintenance import backup as backups
+
+        manifest = backups.save(settings, file)
+    say(f"{file}: {_contents(manifest.members['service/studies.jsonl'].rows, manifest.rows)}.")
+
+
+@db.command()
+def restore(file: BackupFile, home: Home = None) -> None:
+    """Restore a backup into an empty database, SQLite or PostgreSQL, whichever it was made from.
+
+    Studies that had not ended continue as soon as a coordinator runs.
+    """
+    settings = build_settings(home=home)
+    with service_errors_explained():
+        from service.maintenance import backup as backups
+
+        manifest = backups.restore(settings, file)
+    say(
+        f"Restored {_contents(manifest.members['service/studies.jsonl'].rows, manifest.rows)}, "
+        f"as of {manifest.made_at}."
+    )
+
+
+def _contents(studies: int, rows: int) -> str:
+    return f"{_counted(studies, 'study', 'studies')}, {_counted(rows, 'row')}"
+
+
+def _counted(number: int, one: str, more: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"

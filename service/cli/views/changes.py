@@ -1,0 +1,70 @@
+"""What changed between two looks at a study, one plain line per change: for logs and pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.cli.views.live_table import counts_line, standstill
+from service.cli.views.output import number, one_line, settings_line
+from service.client import Study, Trial
+from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A study and its trials at one moment."""
+
+    study: Study
+    trials: Sequence[Trial]
+
+
+def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
+    """The lines that lead from `before` to `after`, trials by number.
+
+    Without a `before`, the lines say where everything stands and leave out how it came there.
+    """
+    lines: list[str] = []
+    study = after.study
+    if before is None or before.study.state != study.state:
+        line = f"study {study.name} {study.state}"
+        if study.ended:
+            line += f": {counts_line(study)}"
+        lines.append(line + (f" ({one_line(study.reason)})" if study.reason else ""))
+    elif not study.ended and study.reason != before.study.reason and study.reason != TRAINING:
+        lines.append(f"study {study.name}: {one_line(study.reason)}")
+    stands = standstill(study)
+    if stands and (before is None or stands != standstill(before.study)):
+        lines.append(f"study {study.name}: {stands}")
+    known = {trial.number: trial for trial in before.trials} if before else {}
+    of_trials: list[str] = []
+    for trial in after.trials:
+        earlier = known.get(trial.number)
+        told = len(trial.rungs) if before is None else len(earlier.rungs) if earlier else 0
+        of_trials += _trial_changes(earlier.state if earlier else None, told, trial, study)
+    # The study's own end is the last line, after the ends of its trials.
+    return of_trials + lines if study.ended else lines + of_trials
+
+
+def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Study) -> list[str]:
+    """What is new about a trial that was in `state` and whose first `rungs_told` rungs are known."""
+    name = f"trial {trial.number}"
+    running = trial.state == AttemptState.RUNNING
+    lines: list[str] = []
+    if running and state != trial.state:
+        lines.append(f"{name} running {settings_line(trial.params)}".rstrip())
+    for rung in trial.rungs[rungs_told:]:
+        lines.append(f"{name} at {rung.rung} examples {study.metric} {number(rung.value)}")
+    if not running and state != trial.state:
+        lines.extend(_end_line(name, trial, study))
+    return lines
+
+
+def _end_line(name: str, trial: Trial, study: Study) -> list[str]:
+    if trial.state == AttemptState.COMPLETED:
+        return [f"{name} completed {study.metric} {number(trial.value)}"]
+    if trial.finished or trial.state in UNFINISHED_ATTEMPT_STATES:
+        where = f" at {trial.examples_seen} examples" if trial.examples_seen else ""
+        reason = f": {one_line(trial.reason)}" if trial.reason else ""
+        return [f"{name} {trial.state}{where}{reason}"]
+    return []  # waiting or dispatched: it has not begun

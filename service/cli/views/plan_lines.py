@@ -1,0 +1,218 @@
+"""The lines of a plan: a label and what it says. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from search_spaces.data_report import Balance, SplitReport
+from service.cli.views.output import duration, moment, number, one_line
+from service.plans.cluster import quantity
+from service.plans.schemas import (
+    Amount,
+    ClusterPlan,
+    MemoryPlan,
+    Seconds,
+    Span,
+    TimePlan,
+    TrainingPlan,
+    TrialsPlan,
+)
+
+Line = tuple[str, str]
+_FOUND_BY = {
+    "both": "markers, verified",
+    "markers": "narrower markers",
+    "markers_unverified": "markers, unverified",
+    "prefixes_despite_markers": "prefixes, not markers",
+}
+"""How the assistant's turns were found, in words: `search_spaces.data_report.TurnsFoundBy`."""
+
+
+def trial_lines(trials: TrialsPlan) -> Iterator[Line]:
+    """How many trials there are."""
+    space = "in a continuous space"
+    if trials.space_size is not None:
+        space = f"of {trials.space_size:,} {'points' if trials.algorithm == 'grid' else 'configurations'}"
+    yield "search", f"{count(trials.search, 'trial')} by {trials.algorithm}, {space}"
+    if trials.range_test:
+        yield "range test", f"{count(trials.range_test, 'sweep')} of the learning rate before it"
+    if trials.repeats:
+        yield (
+            "repeats",
+            f"up to {count(trials.repeats, 'run')} of the best recipes with other seeds after it",
+        )
+
+
+def split_lines(split: SplitReport) -> Iterator[Line]:
+    """The train or the eval data."""
+    yield "rows", f"{split.rows:,}" if split.rows is not None else f"over {split.rows_counted:,}"
+    if split.rows != split.rows_read:
+        yield "rows read", f"{split.rows_read:,}"
+    if split.faulty_rows:
+        yield "faulty rows", f"{split.faulty_rows:,}"
+    several = len(split.by_length) > 1
+    for cut in split.by_length:
+        at = f" at {cut.max_length:,}" if several else ""
+        yield f"usable rows{at}", f"{cut.usable_rows:,}"
+        yield f"truncated{at}", _share(cut.truncated_rows, cut.usable_rows)
+        yield f"tokens{at}", f"{cut.tokens:,}"
+        yield f"carry loss{at}", _share(cut.supervised_tokens, cut.tokens)
+    if split.median_tokens is not None:
+        yield "tokens per row", f"{split.median_tokens:,} median"
+        yield "", f"{split.p95_tokens:,} at 95 %"
+        yield " ", f"{split.longest_tokens:,} longest"
+    yield "duplicates", f"{split.duplicate_rows:,}"
+    for found in split.turns_found_by:
+        yield f"turns by {_FOUND_BY.get(found.value, found.value)}", f"{found.rows:,}"
+
+
+def balance_line(balance: Balance) -> str:
+    """How rows are spread over values, in one line."""
+    shown = [f"{one_line(count.value)} {count.share:.0%}" for count in balance.most_frequent]
+    more = balance.distinct - len(shown)
+    prefix = "" if balance.column == "completion" else f"{balance.column}: "
+    return prefix + ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def training_lines(training: TrainingPlan) -> Iterator[Line]:
+    """What is trained and evaluated."""
+    about = "about " if training.estimated else ""
+    yield "an epoch", f"{about}{span(training.examples_per_epoch)} examples"
+    for name, trial in (("shortest trial", training.shortest), ("longest trial", training.longest)):
+        yield (
+            name,
+            (
+                f"{trial.examples:,} examples, {trial.tokens:,} tokens, {count(trial.steps, 'step')} of"
+                f" batch {trial.batch_size}, {count(trial.evaluations, 'evaluation')}"
+            ),
+        )
+    if training.range_test is not None or training.repeats is not None:
+        yield "search", _amount(training.search)
+    if training.range_test is not None:
+        yield "range test", f"{_amount(training.range_test)}, fewer where a sweep diverges"
+    if training.repeats is not None:
+        yield "repeats", f"{_amount(training.repeats)}, at most"
+    yield "whole study", f"{span(training.total.examples)} examples"
+    yield "", f"{span(training.total.tokens)} tokens"
+    yield "evaluation", f"{span(training.total.evaluation_examples)} examples"
+    rungs = training.rungs
+    if rungs.every_examples is None:
+        yield "rungs", "only at the end of each trial"
+    else:
+        yield "rungs", f"every {rungs.every_examples:,} examples, and at the end"
+        if rungs.shared_count is None:
+            yield (
+                "in every trial",
+                "unknown: a batch that is larger than the distance between two rungs skips some",
+            )
+        else:
+            yield "common rungs", _listed(rungs.shared, rungs.shared_count)
+    if rungs.pruning_algorithm != "none":
+        yield "pruning", f"{rungs.pruning_algorithm}, at {_listed(rungs.pruning, rungs.pruning_count)}"
+
+
+def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
+    """What is certain to be taken, and what was."""
+    for base in memory.bases:
+        where = ""
+        if len({other.compute_dtype for other in memory.bases}) > 1:
+            where = " (GPU)" if base.compute_dtype == "bfloat16" else " (CPU)"
+        yield "base", f"{_size(base.bytes)} in {base.quantization}, the rest in {base.compute_dtype}{where}"
+    small, large = memory.smallest_adapter, memory.largest_adapter
+    if small is not None and large is not None:
+        # Alike in rank, they may differ in their modules or their optimizer.
+        ranks = span(Span(at_least=small.lora_r, at_most=large.lora_r))
+        size = _sizes(Span(at_least=small.bytes, at_most=large.bytes))
+        yield "an adapter", f"{size} with gradient and optimizer state, rank {ranks}"
+    if memory.one_trial_bytes is not None:
+        yield "one trial", f"at least {_sizes(memory.one_trial_bytes)}, without activations"
+    if memory.parallel_bytes is not None and memory.parallel_trials > 1:
+        yield f"{memory.parallel_trials} together", f"at least {_sizes(memory.parallel_bytes)}, on one base"
+    if memory.unknown is not None:
+        yield "unknown", memory.unknown
+    peak = memory.earlier_peak
+    if peak is not None:
+        devices = f" on {', '.join(peak.devices)}" if peak.devices else ""
+        yield "measured", f"{_size(peak.bytes)} at most, of {count(peak.trials, 'earlier trial')}{devices}"
+    else:
+        yield "measured", f"unknown: {memory.earlier_peak_unknown}"
+
+
+def time_lines(time: TimePlan) -> Iterator[Line]:
+    """How long workers are busy."""
+    if time.examples_per_second is not None:
+        devices = f" on {', '.join(time.devices)}" if time.devices else ""
+        data = "the same data" if time.same_data else "other data"
+        yield (
+            "measured",
+            (
+                f"{number(time.examples_per_second)} examples a second"
+                f" ({'evaluation included' if time.includes_evaluation else 'evaluation left out'}),"
+                f" median of {count(time.earlier_trials, 'earlier trial')} on {data}{devices}"
+            ),
+        )
+    if time.shortest_trial is not None and time.longest_trial is not None:
+        trial = Seconds(at_least=time.shortest_trial, at_most=time.longest_trial)
+        yield "a trial", f"{_durations(trial)} of a worker's time"
+    if time.worker_seconds is not None:
+        yield "whole study", f"{_durations(time.worker_seconds)} of one worker, if nothing ends early"
+    if time.wall_seconds is not None:
+        yield "wall clock", _durations(time.wall_seconds)
+    if time.unknown is not None:
+        yield "unknown", time.unknown
+
+
+def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
+    """What the cluster has for the study's workers."""
+    if cluster.unknown is not None or cluster.nodes is None:
+        yield "unknown", cluster.unknown or ""
+        return
+    has = f"{count(cluster.nodes, 'node')}, {quantity(cluster.cpus, 'CPU')}, {quantity(cluster.gpus, 'GPU')}"
+    yield "machines", f"{has}, unchanged since {moment(cluster.seen_at)}"
+    each = quantity(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
+    yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
+
+
+def count(number_of: int, what: str) -> str:
+    """`3 rows`, `1 row`."""
+    return f"{number_of:,} {what}{'s' * (number_of != 1)}"
+
+
+def span(ends: Span) -> str:
+    """`3 to 5`; one number where it is certain."""
+    if ends.at_least == ends.at_most:
+        return f"{ends.at_least:,}"
+    return f"{ends.at_least:,} to {ends.at_most:,}"
+
+
+def _amount(amount: Amount) -> str:
+    return f"{span(amount.examples)} examples, {span(amount.tokens)} tokens"
+
+
+def _listed(rungs: Sequence[int], in_all: int) -> str:
+    if not in_all:
+        return "none"
+    more = f" ... {in_all:,} in all" if in_all > len(rungs) else ""
+    return ", ".join(f"{rung:,}" for rung in rungs) + more
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _size(count: int) -> str:
+    """Bytes in powers of 1,000, as `peak_memory_gb` counts them."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _sizes(span: Span) -> str:
+    low, high = _size(span.at_least), _size(span.at_most)
+    return low if low == high else f"{low} to {high}"
+
+
+def _durations(seconds: Seconds) -> str:
+    low, high = duration(seconds.at_least), duration(seconds.at_most)
+    return low if low == high else f"{low} to {high}"

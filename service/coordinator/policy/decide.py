@@ -1,0 +1,332 @@
+"""What to do next for one study: a pure function from a snapshot to actions.
+
+No I/O, no clock, no randomness: the loop reads the snapshot and performs the actions. What ends a study,
+and in which order that is looked at, is said in `stops`. When the search is over by itself, what still
+runs of it is stopped, and then its best recipes are run again where the definition wants repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from service.coordinator.policy.snapshot import Limits, Repeats, Snapshot, TrialPhase, TrialSnapshot
+from service.coordinator.policy.stops import Stop, budget_stop, forced_stop, ranking, search_end
+from service.states import AttemptState, StudyState
+
+__all__ = [
+    "Action",
+    "Ask",
+    "AskRepeat",
+    "Dispatch",
+    "EndStudy",
+    "EndTrial",
+    "KillWorker",
+    "Limits",
+    "PauseAttempt",
+    "PauseStudy",
+    "Repeats",
+    "Snapshot",
+    "StopAttempt",
+    "TrialPhase",
+    "TrialSnapshot",
+    "decide",
+    "starving_bases",
+    "suspects_waiting",
+    "trials_to_come",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Ask the sampler for the next trial, and dispatch it if a worker takes its base; else it waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskRepeat:
+    """Make a trial of another's recipe with a further seed, and dispatch it likewise."""
+
+    of: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """Send a waiting trial to a worker, as its next attempt."""
+
+    trial_number: int
+    alone: bool = False
+    """It trains by itself, so the worker must be idle and takes no other meanwhile."""
+    avoid: str | None = None
+    """The GPU that it does not go back to while there is another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopAttempt:
+    """Tell the worker to end a live attempt."""
+
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseAttempt:
+    """Tell the worker to put a live attempt down with a checkpoint."""
+
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillWorker:
+    """End the worker of a live attempt that does not obey: it is lost, or ended by what it was told."""
+
+    attempt_id: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndTrial:
+    """End a waiting trial without a further attempt."""
+
+    trial_number: int
+    outcome: AttemptState
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndStudy:
+    state: StudyState
+    reason: str
+    cause: str = field(default="", compare=False)
+    """What brought the end about, where `reason` also says what came of the trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseStudy:
+    """Nothing of it is alive any more: give its workers and its lease back."""
+
+    reason: str
+
+
+Action = (
+    Ask | AskRepeat | Dispatch | StopAttempt | PauseAttempt | KillWorker | EndTrial | PauseStudy | EndStudy
+)
+
+
+def decide(snapshot: Snapshot) -> list[Action]:
+    """The next actions for a study that is queued or running.
+
+    Never makes more than `limits.trials` trials of the search, and never lets more than
+    `limits.max_parallel_trials` be alive or waiting for their base, whatever room there is: budgets are
+    reserved here, before anything is dispatched. An ask for which nobody has a place yet keeps its
+    reservation, and goes before any later one.
+    """
+    return list(_decide(snapshot))
+
+
+def _decide(snapshot: Snapshot) -> Iterator[Action]:
+    forced = forced_stop(snapshot)
+    if forced is not None:
+        yield from _wind_down(snapshot.trials, _end(snapshot, forced))
+        return
+    over, cut, pause = search_end(snapshot), budget_stop(snapshot), snapshot.pause_reason
+    if over is None and pause is not None:
+        yield from _put_down(snapshot.trials, pause)
+    elif over is None and cut is None:
+        unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
+        yield from _go_on(snapshot, [Ask()] * unasked)
+    elif over is None and cut is not None:
+        yield from _wind_down(snapshot.trials, _end(snapshot, cut))
+    elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
+        yield from _close(snapshot.search, f"the search ended: {over}")
+    elif pause is not None and _repeats_are_left(snapshot):
+        yield from _put_down(snapshot.again, pause)
+    else:
+        yield from _repeat(snapshot, str(over), _cut_of_repeats(snapshot, cut))
+
+
+def trials_to_come(snapshot: Snapshot) -> int:
+    """Trials that are still to be sent out as far as anybody knows now, those that wait included."""
+    over, cut = search_end(snapshot), budget_stop(snapshot)
+    if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
+        return 0
+    if snapshot.pause_reason is not None:
+        return 0
+    if over is None:
+        unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
+        return unasked + len(_waiting(snapshot, snapshot.search))
+    if any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
+        return 0
+    return len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+
+
+def suspects_waiting(snapshot: Snapshot) -> list[TrialSnapshot]:
+    """Trials that wait and train by themselves, for which a worker has to be idle."""
+    return [t for t in _waiting(snapshot, snapshot.trials) if t.suspect]
+
+
+def starving_bases(snapshot: Snapshot) -> tuple[str, ...]:
+    """Bases of waiting trials that no worker would take and that enough newer trials have overtaken.
+
+    A trial that waits a little for its base lets the packs of other bases stay full. One that as many newer
+    trials have passed as may run at once waits no longer: a worker has to be emptied for it.
+    """
+    newest = max((t.number for t in snapshot.trials), default=0)
+    overdue = newest - snapshot.limits.max_parallel_trials
+    waiting = [t for t in _waiting(snapshot, snapshot.trials) if t.number <= overdue and not t.suspect]
+    return tuple(dict.fromkeys(t.base for t in waiting if snapshot.room.pick(t.base) is None))
+
+
+def _end(snapshot: Snapshot, stop: Stop) -> EndStudy:
+    if stop.state is not None:
+        return EndStudy(state=stop.state, reason=stop.reason)
+    return _natural_end(snapshot, stop.reason)
+
+
+def _natural_end(snapshot: Snapshot, why: str, then: str = "", cause: str = "") -> EndStudy:
+    """Completed if any trial of the search is; a study without a single result has failed, and says how."""
+    cause = cause or why
+    outcomes = [t.outcome for t in snapshot.search if t.outcome is not None]
+    if AttemptState.COMPLETED in outcomes:
+        if not ranking(snapshot):
+            then = f", and no completed trial meets the constraints{then}"
+        return EndStudy(state=StudyState.COMPLETED, reason=f"{why}{then}", cause=cause)
+    tally = ", ".join(
+        f"{outcomes.count(state)} {state.replace('_', ' ')}" for state in AttemptState if state in outcomes
+    )
+    reason = f"{why}, and no trial completed ({tally or 'no trial was run'})"
+    return EndStudy(state=StudyState.FAILED, reason=reason, cause=cause)
+
+
+def _close(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
+    """Stop what lives, end what waits."""
+    for trial in trials:
+        if trial.live_attempt_id is None:
+            continue
+        if trial.overdue and trial.stop_requested:
+            yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
+        elif trial.tell_again or not trial.stop_requested:
+            yield StopAttempt(attempt_id=trial.live_attempt_id, reason=reason)
+    for trial in trials:
+        if trial.phase is TrialPhase.WAITING:
+            yield EndTrial(trial_number=trial.number, outcome=AttemptState.CANCELLED, reason=reason)
+
+
+def _put_down(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
+    """Pause what lives, and leave what waits as it is; the study is paused once nothing is alive.
+
+    One that was told to stop is not told to pause: it ends.
+    """
+    for trial in trials:
+        if trial.live_attempt_id is None:
+            continue
+        if trial.overdue:
+            yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
+        elif not trial.stop_requested and (trial.tell_again or not trial.pause_requested):
+            yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=reason)
+    if not any(t.phase is TrialPhase.LIVE for t in trials):
+        yield PauseStudy(reason=reason)
+
+
+def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Action]:
+    """Close all trials; the study ends once nothing is alive."""
+    yield from _close(trials, f"the study ended: {end.cause or end.reason}")
+    if not any(t.phase is TrialPhase.LIVE for t in trials):
+        yield end
+
+
+def _waiting(snapshot: Snapshot, trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
+    """Trials that wait and may be tried again, those whose back-off is not over included."""
+    waiting = [t for t in trials if t.phase is TrialPhase.WAITING]
+    return [t for t in waiting if _why_not_again(t, snapshot.limits) is None]
+
+
+def _why_not_again(trial: TrialSnapshot, limits: Limits) -> str | None:
+    """Why a trial that waits fails now; None: it is tried again (docs/reference/attempts.md)."""
+    if trial.poison is not None:
+        return trial.poison
+    if trial.lost_attempts <= limits.max_retries:
+        return None
+    times = "once" if trial.lost_attempts == 1 else f"{trial.lost_attempts} times"
+    further = "1 further attempt" if limits.max_retries == 1 else f"{limits.max_retries} further attempts"
+    return f"its worker was lost {times}; budget.max_retries allows {further}"
+
+
+def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Action]:
+    """Fill the room: trials that wait first, the oldest first, then new ones.
+
+    Of those that wait, suspects go first: they need a worker for themselves, so one that is idle.
+    """
+    limits, room = snapshot.limits, snapshot.room
+    waiting = _waiting(snapshot, snapshot.trials)
+    for trial in snapshot.trials:
+        reason = _why_not_again(trial, limits) if trial.phase is TrialPhase.WAITING else None
+        if reason is not None:
+            yield EndTrial(trial_number=trial.number, outcome=AttemptState.FAILED, reason=reason)
+    live = sum(t.phase is TrialPhase.LIVE for t in snapshot.trials)
+    may_start = limits.max_parallel_trials - live
+    may_ask = may_start - len(waiting)
+    for trial in sorted(waiting, key=lambda t: not t.suspect):
+        place = None
+        if trial.rested:
+            place = room.pick(trial.base, alone=trial.suspect, avoid=trial.avoid)
+        if place is not None and may_start > 0:
+            yield Dispatch(trial_number=trial.number, alone=trial.suspect, avoid=trial.avoid)
+            room = room.filled(place, trial.base, alone=trial.suspect)
+            may_start -= 1
+    yield from to_ask[: max(0, min(may_ask, room.free))]
+
+
+# -- repeats -----------------------------------------------------------------------------------------
+
+
+def _repeats_wanted(snapshot: Snapshot) -> list[AskRepeat]:
+    """Every repeat there should be: each recipe with the first seed, then each with the second, and so on.
+
+    Known once no trial of the search is open: until then the best may change.
+    """
+    repeats = snapshot.limits.repeats
+    if repeats is None:
+        return []
+    best = ranking(snapshot)[: repeats.top_k]
+    return [AskRepeat(of=trial.number, seed=seed) for seed in repeats.seeds for trial in best]
+
+
+def _repeats_to_ask(snapshot: Snapshot) -> list[AskRepeat]:
+    present = {(t.repeat_of, t.seed) for t in snapshot.again}
+    return [wanted for wanted in _repeats_wanted(snapshot) if (wanted.of, wanted.seed) not in present]
+
+
+def _cut_of_repeats(snapshot: Snapshot, cut: Stop | None) -> Stop | None:
+    """What keeps repeats from going on: a budget, or a fault that all of them would share."""
+    fatal = next((t.fatal_reason for t in snapshot.again if t.fatal_reason is not None), None)
+    return Stop(reason=fatal) if fatal is not None else cut
+
+
+def _repeat(snapshot: Snapshot, over: str, cut: Stop | None) -> Iterator[Action]:
+    """The best recipes again, and then the study's end."""
+    missing = _repeats_to_ask(snapshot)
+    if not missing and all(t.phase is TrialPhase.ENDED for t in snapshot.again):
+        yield _natural_end(snapshot, over, _repeats_in_words(snapshot))
+    elif cut is None:
+        yield from _go_on(snapshot, missing)
+    else:
+        then = f"{_repeats_in_words(snapshot)}: {cut.reason}"
+        yield from _wind_down(snapshot.again, _natural_end(snapshot, over, then, cause=cut.reason))
+
+
+def _repeats_are_left(snapshot: Snapshot) -> bool:
+    return bool(_repeats_to_ask(snapshot)) or any(t.phase is not TrialPhase.ENDED for t in snapshot.again)
+
+
+def _repeats_in_words(snapshot: Snapshot) -> str:
+    wanted = _repeats_wanted(snapshot)
+    if not wanted:
+        return ""
+    recipes, seeds = len({w.of for w in wanted}), len({w.seed for w in wanted})
+    who = "the best was" if recipes == 1 else f"the {recipes} best were"
+    each = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    completed = sum(t.outcome is AttemptState.COMPLETED for t in snapshot.again)
+    share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} runs completed"
+    return f"; {who} run again with {each}{' each' if recipes > 1 else ''}{share}"

@@ -1,0 +1,128 @@
+"""What `decide` looks at: one study at one moment, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.coordinator.policy.placement import Room
+from service.states import AttemptState, StudyState
+
+
+class TrialPhase(StrEnum):
+    WAITING = "waiting"
+    """Asked, but no attempt is alive: never dispatched, or its worker was lost."""
+    LIVE = "live"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSnapshot:
+    number: int
+    phase: TrialPhase
+    base: str = ""
+    """Model and quantization it trains on; matters while it waits."""
+    repeat_of: int | None = None
+    """The trial whose recipe it runs again; None: it is of the search."""
+    seed: int | None = None
+    """Of a repeat."""
+    lost_attempts: int = 0
+    """Those that count against `max_retries`."""
+    poison: str | None = None
+    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one place."""
+    rested: bool = True
+    """While it waits: whether the back-off after its last loss is over."""
+    suspect: bool = False
+    """It may have killed its last worker, so it trains by itself until it is past that place."""
+    avoid: str | None = None
+    """Of a suspect: the GPU that it does not go back to while there is another."""
+    live_attempt_id: int | None = None
+    stop_requested: bool = False
+    """A stop was already sent to the live attempt."""
+    pause_requested: bool = False
+    """A pause was already sent to the live attempt."""
+    tell_again: bool = False
+    """It has not obeyed yet, and may not have heard."""
+    overdue: bool = False
+    """It has not obeyed a stop or a pause within the grace period."""
+    outcome: AttemptState | None = None
+    """Set when the phase is ended."""
+    end_order: int = 0
+    """Place among the study's ended trials, in the order in which their ends were recorded."""
+    value: float | None = None
+    """The objective at the best rung, of a completed trial."""
+    feasible: bool = True
+    """It breaks no constraint."""
+    fatal_reason: str | None = None
+    """The trial failed, or cannot begin, for a reason in the study's model or data."""
+
+    @property
+    def is_repeat(self) -> bool:
+        return self.repeat_of is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Which recipes are run again after the search, and with which seeds."""
+
+    top_k: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The part of the definition that bounds a study. Times in seconds."""
+
+    trials: int
+    """Of the search, repeats not counted."""
+    max_parallel_trials: int
+    max_failed_trials: int | None
+    max_retries: int
+    timeout_seconds: float | None
+    max_gpu_hours: float | None
+    metric: str = "eval_loss"
+    minimize: bool = True
+    target_value: float | None = None
+    no_improvement_trials: int | None = None
+    exhausts: str | None = None
+    """What has no further configuration after that many trials: the grid, or the search space."""
+    repeats: Repeats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    state: StudyState
+    cancel_requested: bool
+    limits: Limits
+    pause_reason: str | None = None
+    """Why the study should be paused now: a person's wish, a time of day, artifacts nobody can write."""
+    deadline_reason: str | None = None
+    """Why it should end now: a time of day has come."""
+    trials: tuple[TrialSnapshot, ...]
+    room: Room
+    running_seconds: float
+    """Wall clock since the first trial was dispatched."""
+    gpu_hours: float
+    exhausted: bool = False
+    """The sampler has no further configuration, whatever `limits.trials` says."""
+    training: bool = False
+    """One of its trials trains."""
+    preparing: str | None = None
+    """What a worker does for a trial that is about to, in words."""
+    unplaceable_reason: str | None = None
+    """Set when the cluster could not give this study any worker for too long."""
+    search: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
+    """The trials that are no repeats."""
+    again: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
+    """The repeats."""
+
+    @property
+    def suspects(self) -> frozenset[int]:
+        """Live attempts that train by themselves."""
+        return frozenset(
+            t.live_attempt_id for t in self.trials if t.suspect and t.live_attempt_id is not None
+        )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "search", tuple(t for t in self.trials if not t.is_repeat))
+        object.__setattr__(self, "again", tuple(t for t in self.trials if t.is_repeat))

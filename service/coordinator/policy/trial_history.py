@@ -1,0 +1,123 @@
+"""What the attempts of a study say, read for `decide`: pure functions over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from service.coordinator.policy.retries import Deaths, losses
+from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
+from service.db.models import Attempt
+from service.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_ATTEMPT_STATES,
+    UNFINISHED_ATTEMPT_STATES,
+    AttemptState,
+)
+
+_ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
+END_EVENTS = frozenset(f"{subject}_{state}" for subject in ("attempt", "trial") for state in _ENDS)
+"""Kinds of events that end a trial: with its last attempt, or without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTrial:
+    """A trial that Optuna was asked for."""
+
+    params: Mapping[str, Any]
+    repeat_of: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnd:
+    """What Optuna was told of a trial."""
+
+    outcome: AttemptState
+    order: int
+    """Place among the ends of the study's trials."""
+    value: float | None
+    """The objective, of a completed trial."""
+    feasible: bool
+
+
+def has_ended(attempt: Attempt) -> bool:
+    """Whether the attempt ended its trial, too: a lost or paused one does not."""
+    return attempt.state not in LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES
+
+
+def trial_snapshots(
+    attempts: Iterable[Attempt],
+    *,
+    asked: Mapping[int, AskedTrial],
+    ends: Mapping[int, TrialEnd],
+    base_of: Callable[[int], str],
+    now: datetime,
+) -> Iterator[TrialSnapshot]:
+    """Where each trial stands, by number.
+
+    Args:
+        attempts: all of the study.
+        asked: every trial of the study, those without an attempt included.
+        ends: what Optuna was told of the trials that have ended.
+        base_of: the base that a trial trains on, in words.
+        now: by the clock of the attempts' ends.
+    """
+    attempts = list(attempts)
+    deaths = Deaths(attempts)
+    by_trial: dict[int, list[Attempt]] = {number: [] for number in asked}
+    for attempt in attempts:
+        by_trial[attempt.trial_number].append(attempt)
+    for number in sorted(by_trial):
+        tries = sorted(by_trial[number], key=lambda a: a.ordinal)
+        last = tries[-1] if tries else None
+        lost = losses(tries, deaths, now)
+        common: dict[str, Any] = {
+            "number": number,
+            "repeat_of": asked[number].repeat_of,
+            "seed": asked[number].seed,
+            "lost_attempts": lost.counted,
+            "suspect": lost.suspect,
+            "avoid": lost.avoid,
+        }
+        if last is not None and last.state in LIVE_ATTEMPT_STATES:
+            yield TrialSnapshot(phase=TrialPhase.LIVE, live_attempt_id=last.id, **common)
+        elif number in ends:
+            end = ends[number]
+            fatal = last is not None and bool((last.outcome or {}).get("fatal_to_study"))
+            yield TrialSnapshot(
+                phase=TrialPhase.ENDED,
+                outcome=end.outcome,
+                end_order=end.order,
+                value=end.value,
+                feasible=end.feasible,
+                fatal_reason=last.reason if last is not None and fatal else None,
+                **common,
+            )
+        else:
+            yield TrialSnapshot(
+                phase=TrialPhase.WAITING,
+                base=base_of(number),
+                rested=lost.rested,
+                poison=lost.poison,
+                fatal_reason=lost.fatal,
+                **common,
+            )
+
+
+def gpu_hours(attempts: Iterable[Attempt], now: datetime) -> float:
+    """GPU-hours in which workers trained. Trials that share a worker share its time, so it counts once."""
+    spans: dict[str, list[tuple[datetime, datetime, float]]] = {}
+    for attempt in attempts:
+        if attempt.started_at is not None:
+            span = (attempt.started_at, attempt.ended_at or now, attempt.gpus)
+            spans.setdefault(attempt.worker_id, []).append(span)
+    seconds = 0.0
+    for of_worker in spans.values():
+        counted_to = datetime.min.replace(tzinfo=now.tzinfo)
+        for start, end, gpus in sorted(of_worker):
+            seconds += gpus * max(0.0, (end - max(start, counted_to)).total_seconds())
+            counted_to = max(counted_to, end)
+    return seconds / 3600

@@ -1,0 +1,120 @@
+"""What a study waits for, in words: for a worker, for its first trial to start, for its turn. Pure.
+
+Words are written down when they change, so they hold nothing that changes from second to second.
+"""
+
+from __future__ import annotations
+
+import re
+
+from service.coordinator.cluster.ray_workers import WorkerShape
+from service.states import TRAINING
+
+WAITING = "waiting"
+"""The kind of event that says what a study waits for."""
+STARTING = "starting"
+"""The kind of event that says what a worker does before the first trial trains."""
+_PROCESS = re.compile(r" \(pid=[^)]*\)")
+
+
+def for_workers(*, started: int, starting: int) -> str:
+    """For the first of the workers that were asked for.
+
+    Args:
+        started: those that can take trials.
+        starting: those that cannot yet.
+    """
+    words = f"waiting for a worker: {started} of {started + starting} started"
+    return f"{words} (each imports its libraries first)"
+
+
+def for_a_worker_that_starts(last_death: str) -> str:
+    """For one that does not die while starting, as the last one did."""
+    death = _PROCESS.sub("", last_death).rstrip(".")  # the same words for the next one's
+    return (
+        "waiting for a worker: another one starts after a pause of up to a minute; the last one died while "
+        f"starting: {death}"
+    )
+
+
+def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
+    """For a place on the cluster where there is none.
+
+    Args:
+        shape: what one worker reserves.
+        capacity: how many such workers the cluster would hold if it were empty.
+        gpus: how many GPUs it has.
+    """
+    if capacity > 0:
+        return "waiting for a worker: other studies use every machine or GPU that this one could use"
+    if shape.num_gpus > gpus:
+        return (
+            f"waiting for a worker: it asks for {_gpus(shape.num_gpus)} per worker, the cluster has {gpus:g}"
+        )
+    needs = f"{shape.num_cpus:g} CPU" + (f" and {_gpus(shape.num_gpus)}" if shape.num_gpus else "")
+    return f"waiting for a worker: no machine of the cluster has the {needs} that one needs"
+
+
+def standing(
+    *,
+    training: bool,
+    preparing: str | None,
+    live: int,
+    started: int,
+    starting: int,
+    no_worker: str | None,
+    resting: bool,
+) -> str | None:
+    """How a running study stands.
+
+    Args:
+        training: whether one of its trials trains.
+        preparing: what a worker does for a trial that is about to.
+        live: trials that were sent to workers.
+        started: workers that can take trials.
+        starting: workers that cannot yet.
+        no_worker: why there is none that can.
+        resting: whether a trial whose worker was lost is kept back for a moment.
+
+    Returns:
+        None: nothing that has not been said.
+    """
+    if training:
+        words = TRAINING
+    elif live:
+        words = f"starting: {preparing or 'its trials were sent to their workers'}"
+    elif no_worker is not None or not resting:
+        return no_worker
+    else:
+        words = "waiting: trials whose workers were lost are tried again after a pause of up to a minute"
+    return words if not starting else f"{words}; {started} of {started + starting} workers started"
+
+
+def event_of(words: str) -> tuple[str, str] | None:
+    """The event that words are worth, as its kind and message; None where others tell as much."""
+    if words.startswith("waiting"):
+        return WAITING, words
+    return None
+
+
+def for_its_turn(running: int, limit: int, *, owner: str | None = None, coordinators: int = 1) -> str:
+    """For other studies to end.
+
+    Args:
+        running: those that run.
+        limit: how many may.
+        owner: whose they are, where the limit is one of each owner's.
+        coordinators: how many run studies, each with that limit.
+    """
+    one = running == 1
+    whose = "" if owner is None else f" of {owner!r}"
+    are = f"waiting: {running} {'study' if one else 'studies'}{whose} {'is' if one else 'are'} running"
+    if owner is not None:
+        return f"{are}, which is the limit for one owner"
+    if coordinators > 1:
+        return f"{are}, which is the limit of {coordinators} coordinators together"
+    return f"{are}, which is the limit" if running == limit else f"{are}, and the limit is {limit}"
+
+
+def _gpus(number: float) -> str:
+    return f"{number:g} GPU" + ("" if number == 1 else "s")

@@ -1,0 +1,233 @@
+"""A study whose lease is held: what it is, what is known of its trials, and how to write to it.
+
+SQL comes first and Optuna second, and whatever Optuna is told may be told again, so a crash between the
+two repairs itself when the study is next taken (`load`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition, build_recipe
+from search_spaces.preparation import NOTHING, Preparation
+from search_spaces.recipe import Recipe
+from service import optuna_store
+from service.analysis import outcomes
+from service.coordinator import leases
+from service.coordinator.cluster.orders import base_of, model_of
+from service.coordinator.leases import Lease
+from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd
+from service.db.database import Database
+from service.db.models import Attempt, EventRow, Study, StudyKind
+from service.states import AttemptState, append_event
+
+T = TypeVar("T")
+
+_ENDED_AS = {
+    "complete": AttemptState.COMPLETED,
+    "pruned": AttemptState.PRUNED,
+    "fail": AttemptState.FAILED,
+}
+
+RANGE_TEST_METRIC = "train_loss"
+"""What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
+
+
+class HeldStudy:
+    """A study while this coordinator holds its lease.
+
+    Args:
+        lease: what makes it ours.
+        database: the service's tables.
+        storage: Optuna's.
+
+    Raises:
+        ValidationError: this version cannot read the stored definition.
+    """
+
+    def __init__(self, *, lease: Lease, database: Database, storage: optuna_store.Storage) -> None:
+        self.lease = lease
+        self.database = database
+        study = self.transact(lambda _, study: study)
+        self.name = study.name
+        self.kind = StudyKind(study.kind)
+        self.created_at = study.created_at
+        self.definition = StudyDefinition.model_validate(study.definition)
+        self.preparation = NOTHING
+        if study.preparation is not None:
+            self.preparation = Preparation.model_validate(study.preparation)
+        self.lease = self._fence_off(storage)
+        storage = optuna_store.fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
+        self._storage = storage
+        self.optuna = optuna_store.ensure_study(
+            storage,
+            self.name,
+            self.definition,
+            study_id=lease.study_id,
+            metric=RANGE_TEST_METRIC if self.kind is StudyKind.RANGE_TEST else None,
+        )
+        self.asked: dict[int, AskedTrial] = {}
+        """Every trial that Optuna was asked for."""
+        self.ends: dict[int, TrialEnd] = {}
+        """What Optuna was told of the trials that have ended."""
+        self.exhausted = False
+        """The sampler has said that the space has no further configuration."""
+        self._recipes: dict[int, Recipe] = {}
+        self._order: dict[int, int] = {}
+
+    @property
+    def study_id(self) -> str:
+        return self.lease.study_id
+
+    def _fence_off(self, storage: optuna_store.Storage) -> Lease:
+        """Keep earlier holders from writing to Optuna, before anything is read there; our lease then."""
+        lease = self.lease
+        while True:
+            higher = optuna_store.raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
+            if higher is None:
+                return lease
+            lease = self.database.transact(partial(leases.outrun, lease=lease, number=higher))
+
+    def transact(self, work: Callable[[Session, Study], T]) -> T:
+        """Do some work in a writing transaction that begins by holding the lease.
+
+        Args:
+            work: gets the session and the study, locked. It may be run more than once (`Database.transact`).
+
+        Raises:
+            LeaseLost: another coordinator has the study now.
+        """
+        return self.database.transact(lambda session: work(session, leases.hold(session, self.lease)))
+
+    def renew(self, seconds: float) -> None:
+        """Extend the lease. Raises `LeaseLost`."""
+        self.database.transact(lambda session: leases.renew(session, self.lease, seconds=seconds))
+
+    def load(self) -> None:
+        """Read all trials and their ends from Optuna. Every ask must be complete (`recovery.reconcile`)."""
+        with self.database.read() as session:
+            self._order = _order_of_ends(session, self.study_id)
+        for trial in optuna_store.read_trials(self._storage, self.name):
+            self.asked[trial.number] = AskedTrial(
+                params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed
+            )
+            if trial.state in _ENDED_AS:
+                # Somebody else who told Optuna of it did not say more than that.
+                outcome = trial.user_attrs.get(optuna_store.OUTCOME_ATTR, _ENDED_AS[trial.state])
+                self._end(trial.number, AttemptState(outcome), trial.value, feasible=trial.feasible)
+
+    def complete(self, number: int) -> None:
+        """Give an ask that was cut short the parameters that it would have got."""
+        try:
+            optuna_store.complete_ask(self.optuna, self.definition, number, self.preparation)
+        except optuna_store.SearchSpaceExhausted as error:
+            # Its asker died before it could learn that there was nothing to ask for.
+            self.exhausted = True
+            self.end_trial(number, AttemptState.CANCELLED, f"it has no configuration: {error}")
+
+    def drop(self, number: int) -> None:
+        """End a trial that is none of the study's."""
+        optuna_store.drop_stray(self.optuna, number)
+
+    def ask(self) -> int | None:
+        """One more trial from the sampler: its number; None: the space has no further configuration."""
+        self.transact(lambda *_: None)  # A coordinator that lost its lease must not ask.
+        for trial in optuna_store.unfinished_asks(self.optuna):
+            # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
+            if trial.number not in self.asked and trial.repeat_of is None:
+                self.asked[trial.number] = AskedTrial(params=trial.params)
+                return trial.number
+        try:
+            number, params = optuna_store.ask(self.optuna, self.definition, self.preparation)
+        except optuna_store.SearchSpaceExhausted:
+            self.exhausted = True
+            return None
+        self.asked[number] = AskedTrial(params=params)
+        return number
+
+    def ask_repeat(self, of: int, seed: int) -> int:
+        """A trial of another one's recipe with a further seed: its number."""
+        self.transact(lambda *_: None)
+        number, params = optuna_store.ask_repeat(self.optuna, self.definition, of=of, seed=seed)
+        self.asked[number] = AskedTrial(params=params, repeat_of=of, seed=seed)
+        return number
+
+    def recipe(self, number: int) -> Recipe:
+        """A trial's recipe; a repeat's has a seed of its own."""
+        if number not in self._recipes:
+            asked = self.asked[number]
+            recipe = build_recipe(self.definition, asked.params)
+            if asked.seed is not None:
+                recipe = recipe.model_copy(update={"seed": asked.seed})
+            self._recipes[number] = recipe
+        return self._recipes[number]
+
+    def base(self, number: int) -> str:
+        """The base that a trial trains on, in words."""
+        return base_of(model_of(self.definition, self.recipe(number)))
+
+    def attempts_of(self, session: Session, number: int) -> list[Attempt]:
+        """The attempts of one trial so far, oldest first."""
+        of_trial = select(Attempt).where(Attempt.study_id == self.study_id, Attempt.trial_number == number)
+        return list(session.scalars(of_trial.order_by(Attempt.ordinal)))
+
+    def event(self, attempt: Attempt, kind: str, message: str) -> EventRow:
+        return EventRow(study_id=self.study_id, trial_number=attempt.trial_number, kind=kind, message=message)
+
+    def tell_of(self, attempt: Attempt) -> None:
+        """Tell Optuna what became of a trial by its last attempt."""
+        outcome: dict[str, Any] = attempt.outcome or {}
+        state = AttemptState(attempt.state)
+        if state is not AttemptState.COMPLETED:
+            self.tell(attempt.trial_number, state, attempt.reason)
+            return
+        violations = outcomes.violations(self.definition, self.kind, outcome)
+        optuna_store.tell(
+            self.optuna,
+            attempt.trial_number,
+            state,
+            attempt.reason,
+            value=outcome["value"],
+            costs=outcomes.costs(self.definition, self.kind, outcome),
+            violations=violations,
+        )
+        feasible = all(violation <= 0.0 for violation in violations.values())
+        self._end(attempt.trial_number, state, outcome["value"], feasible=feasible)
+
+    def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
+        """End a trial that has no live attempt."""
+        self.transact(
+            lambda session, _: append_event(
+                session, self.study_id, f"trial_{outcome}", reason, trial_number=number
+            )
+        )
+        self.tell(number, outcome, reason)
+
+    def tell(self, number: int, outcome: AttemptState, reason: str) -> None:
+        """Tell Optuna of a trial that did not complete."""
+        optuna_store.tell(self.optuna, number, outcome, reason)
+        feasible = outcome is not AttemptState.OUT_OF_MEMORY  # which is a violated constraint, as it is told
+        self._end(number, outcome, None, feasible=feasible)
+
+    def _end(self, number: int, outcome: AttemptState, value: float | None, *, feasible: bool) -> None:
+        order = self._order.setdefault(number, len(self._order))
+        self.ends[number] = TrialEnd(outcome=outcome, order=order, value=value, feasible=feasible)
+
+
+def _order_of_ends(session: Session, study_id: str) -> dict[int, int]:
+    """Trial -> place of its end among the study's, as they were recorded. Clocks may jump; rows do not."""
+    rows: Iterable[int | None] = session.scalars(
+        select(EventRow.trial_number)
+        .where(EventRow.study_id == study_id, EventRow.kind.in_(END_EVENTS))
+        .order_by(EventRow.id)
+    )
+    found: dict[int, int] = {}
+    for number in rows:
+        if number is not None:
+            found.setdefault(number, len(found))
+    return found

@@ -1,0 +1,79 @@
+"""What the Ray cluster has, as a coordinator last saw it: the REST process does not ask Ray.
+
+It is in the events, as JSON: a row of no study's each time a coordinator starts or sees a change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from service.db.models import EventRow
+
+CLUSTER_SEEN = "cluster_seen"
+_MOST_KINDS = 30
+"""Of nodes. An event holds no more; further kinds are left out."""
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A machine of the cluster, with all that it has, taken or not."""
+
+    cpus: float
+    gpus: float
+
+    def workers(self, gpus_each: float) -> int:
+        """How many workers fit, each with a core and so many GPUs."""
+        by_gpu = self.gpus / gpus_each if gpus_each > 0 else self.cpus
+        return max(0, int(min(self.cpus, by_gpu)))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: tuple[Node, ...]
+    seen_at: datetime
+    """When it began to look so."""
+
+
+def record(session: Session, nodes: Iterable[Node]) -> None:
+    """Keep what a coordinator sees now: each kind of node with its number, which is short for any cluster."""
+    kinds = Counter(nodes).most_common(_MOST_KINDS)
+    message = json.dumps([{**asdict(node), "nodes": number} for node, number in kinds])
+    session.add(EventRow(kind=CLUSTER_SEEN, message=message))
+
+
+def latest(session: Session) -> Cluster | None:
+    """What a coordinator saw last; None: none has seen anything yet."""
+    row = session.scalars(_seen().order_by(EventRow.id.desc()).limit(1)).first()
+    nodes = None if row is None else _nodes(row)
+    return None if row is None or nodes is None else Cluster(nodes, row.at)
+
+
+def seen_since(session: Session, since: datetime) -> set[Node]:
+    """Every machine that a coordinator has seen from then on, and what the cluster was just before."""
+    earlier = session.scalars(_seen().where(EventRow.at < since).order_by(EventRow.id.desc()).limit(1))
+    rows = [*earlier, *session.scalars(_seen().where(EventRow.at >= since))]
+    return {node for row in rows for node in _nodes(row) or ()}
+
+
+def _seen() -> Select[EventRow]:
+    return select(EventRow).where(EventRow.study_id.is_(None), EventRow.kind == CLUSTER_SEEN)
+
+
+def _nodes(row: EventRow) -> tuple[Node, ...] | None:
+    """The machines that an event tells of; None: an older version wrote more than an event holds."""
+    try:
+        kinds = json.loads(row.message)
+    except ValueError:
+        return None
+    nodes: list[Node] = []
+    for kind in kinds:
+        number = kind.pop("nodes", 1)  # an older version wrote each node by itself
+        nodes += [Node(**kind)] * number
+    return tuple(sorted(nodes))

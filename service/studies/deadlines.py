@@ -1,0 +1,33 @@
+"""`budget.until` of a study: when it comes, and what to say then. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from search_spaces.definition import BudgetSpec
+from search_spaces.values.time_of_day import next_time_of_day, parse_time_of_day
+from service.db.models import Study
+
+
+def deadline(study: Study, budget: BudgetSpec) -> datetime | None:
+    """The first such time of day after the study was taken up, or resumed; None: it has none (yet)."""
+    anchor = max((at for at in (study.started_at, study.resumed_at) if at is not None), default=None)
+    if budget.until is None or anchor is None or study.started_at is None:
+        return None
+    return next_time_of_day(anchor, parse_time_of_day(budget.until), budget.until_timezone)
+
+
+def deadline_reached(study: Study, budget: BudgetSpec, now: datetime) -> str | None:
+    """Why it should be put down now, with the time as it is there; None: the time has not come.
+
+    Args:
+        study: its row.
+        budget: of its definition.
+        now: by the database's clock.
+    """
+    at = deadline(study, budget)
+    if at is None or now < at:
+        return None
+    local = at.astimezone(ZoneInfo(budget.until_timezone))
+    return f"budget.until {budget.until} {budget.until_timezone} reached ({local:%Y-%m-%d %H:%M %Z})"

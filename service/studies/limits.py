@@ -1,0 +1,183 @@
+"""How much one owner may have at a time, so that nobody's night is filled by somebody else's.
+
+Three limits, each off unless set. A submission over one of the first two is refused with 429; a sweep over
+one is made as a failed study that says so. The third makes studies wait as `queued`.
+
+| setting | counts |
+| --- | --- |
+| `max_active_studies_per_owner` | studies and range tests that are queued, running or paused |
+| `max_queued_trials_per_owner` | trials and repeats of those that have not ended |
+| `max_running_studies_per_owner` | studies and range tests that a coordinator runs |
+
+A range test that is the first stage of a study belongs to that study: it counts as running, not as another
+active one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition
+from search_spaces.errors import Fault
+from search_spaces.preparation import NOTHING, Preparation
+from search_spaces.sampling.suggest import planned_trials
+from service.db.database import database_now
+from service.db.models import Study, is_leased
+from service.errors import LimitReached
+from service.settings import Settings
+from service.states import ACTIVE_STUDY_STATES, StudyState
+from service.studies.queries import count_ended_trials, read_definition
+from service.studies.standing import preparation, repeats_requested
+
+_SUBMISSIONS = 0x6E73_0001
+_TAKINGS = 0x6E73_0002
+"""PostgreSQL's advisory locks that those meet at who count first and add then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one owner may have; None: as much as they like."""
+
+    active_studies: int | None = None
+    queued_trials: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(
+            active_studies=settings.max_active_studies_per_owner,
+            queued_trials=settings.max_queued_trials_per_owner,
+        )
+
+
+UNLIMITED = Limits()
+
+
+def require_room(session: Session, owner: str, definition: StudyDefinition, limits: Limits) -> None:
+    """Go on only if the owner may have one study more.
+
+    Others who ask at the same time wait until this transaction ends, so the limit is exact.
+
+    Args:
+        session: a writing transaction, which then adds the study.
+        owner: whose study it is to be.
+        definition: the study's.
+        limits: the server's.
+
+    Raises:
+        LimitReached: with the limit, what the owner has, and what to do.
+    """
+    if limits == UNLIMITED:
+        return
+    _alone(session, _SUBMISSIONS)
+    active = _active_studies(session, owner)
+    if limits.active_studies is not None and len(active) >= limits.active_studies:
+        raise _reached(
+            "max_active_studies_per_owner",
+            limits.active_studies,
+            len(active) + 1,
+            f"{owner!r} has {_number(len(active), 'study', 'studies')} queued, running or paused, and this "
+            f"server allows {limits.active_studies} (NIGHTSWEEP_MAX_ACTIVE_STUDIES_PER_OWNER). Wait for one "
+            "to end or cancel one, then submit again.",
+        )
+    if limits.queued_trials is None:
+        return
+    waiting = _trials_to_come(session, active)
+    asked = _trials(definition, NOTHING)
+    if waiting + asked > limits.queued_trials:
+        alone = asked > limits.queued_trials
+        todo = "Ask for fewer" if alone else "Wait for some to end, cancel a study or ask for fewer"
+        raise _reached(
+            "max_queued_trials_per_owner",
+            limits.queued_trials,
+            waiting + asked,
+            f"{owner!r} has {_number(waiting, 'trial', 'trials')} that have not ended, this study needs "
+            f"{asked} more, and this server allows {limits.queued_trials} "
+            f"(NIGHTSWEEP_MAX_QUEUED_TRIALS_PER_OWNER). {todo}, then submit again.",
+        )
+
+
+def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: int, room: int) -> list[str]:
+    """Ids of the oldest queued studies that may start now, no owner running more than `per_owner` by it.
+
+    Coordinators that ask at the same time wait until this transaction ends, so the limit is exact. Studies
+    count from the moment a coordinator takes them.
+
+    Args:
+        session: a writing transaction, which then takes the leases.
+        candidates: which studies may be taken at all.
+        per_owner: how many of one owner may run.
+        room: how many to choose.
+    """
+    _alone(session, _TAKINGS)
+    taken = and_(
+        Study.state == StudyState.QUEUED,
+        is_leased(database_now(session)),
+        ~candidates,  # a coordinator takes its own leases again after an outage
+    )
+    counted = (
+        select(Study.owner, func.count().label("studies"))
+        .where(or_(Study.state == StudyState.RUNNING, taken))
+        .group_by(Study.owner)
+    )
+    running = Counter({row.owner: row.studies for row in session.execute(counted)})
+    place = func.row_number().over(partition_by=Study.owner, order_by=(Study.created_at, Study.id))
+    ranked = (
+        select(Study.id, Study.owner, Study.created_at, place.label("place")).where(candidates).subquery()
+    )
+    oldest = (
+        select(ranked.c.id, ranked.c.owner)
+        .where(ranked.c.place <= per_owner)
+        .order_by(ranked.c.created_at, ranked.c.id)
+    )
+    chosen: list[str] = []
+    for row in session.execute(oldest):
+        if len(chosen) < room and running[row.owner] < per_owner:
+            running[row.owner] += 1
+            chosen.append(row.id)
+    return chosen
+
+
+def _alone(session: Session, lock: int) -> None:
+    """Wait until nobody else is between counting and adding. On SQLite a writing transaction is alone."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+def _active_studies(session: Session, owner: str) -> Sequence[Study]:
+    stages = select(Study.range_test_id).where(Study.range_test_id.is_not(None))
+    query = select(Study).where(
+        Study.owner == owner, Study.state.in_(ACTIVE_STUDY_STATES), Study.id.not_in(stages)
+    )
+    return session.scalars(query).all()
+
+
+def _trials_to_come(session: Session, studies: Sequence[Study]) -> int:
+    ended = count_ended_trials(session, studies)
+    return sum(
+        max(0, _trials(definition, preparation(study)) - ended[study.id])
+        for study in studies
+        # What this version cannot read runs no trial either.
+        if (definition := read_definition(study)) is not None
+    )
+
+
+def _trials(definition: StudyDefinition, prepared: Preparation) -> int:
+    """Trials and repeats, if nothing stops the study earlier."""
+    trials = planned_trials(definition, prepared)
+    return trials + repeats_requested(definition, trials)
+
+
+def _reached(setting: str, limit: int, wanted: int, detail: str) -> LimitReached:
+    fault = Fault(
+        path=f"limits.{setting}", value=wanted, message="is over the limit", allowed=f"at most {limit}"
+    )
+    return LimitReached(detail, faults=[fault])
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

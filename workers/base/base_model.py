@@ -1,0 +1,318 @@
+"""The base model: quantized by bitsandbytes on loading, frozen, ready to carry LoRA adapters.
+
+`peft.prepare_model_for_kbit_training` is not used, although the QLoRA examples call it. Beyond freezing,
+which is done here, it turns on gradient checkpointing and casts every parameter that is not quantized
+(embeddings, norms, output head) to float32. In float32, as on a CPU, the cast changes nothing. In
+bfloat16 it makes the residual stream float32, and with it attention, which then loses its flash kernels
+unless everything runs under autocast; it costs gigabytes (bitsandbytes issue 1569) and gives the same
+losses. TRL dropped it for these reasons (its pull requests 4335, 4457, 4577). Llama-style norms compute
+in float32 whatever their weights are, and PEFT keeps the adapter's own weights in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from search_spaces.definition import ModelSpec
+from search_spaces.wording import counted
+from workers.base.causal_attention import attend_without_masks
+from workers.base.chunked_loss import head_is_plain
+from workers.base.model_files import check_model_folder, confined_model, find_model_folder
+from workers.device.memory import limited_memory
+from workers.errors import ModelError, faults_of_libraries
+from workers.local_files import Roots
+
+
+@dataclass
+class LoadedBase:
+    """A quantized, frozen base model with its tokenizer, as every trial of a study shares it."""
+
+    model: PreTrainedModel
+    """No parameter requires a gradient. Switch its mode with `set_training` only."""
+    tokenizer: PreTrainedTokenizerBase
+    """As it was saved: a missing pad token stays missing, and no embedding is ever resized."""
+    device: torch.device
+    compute_dtype: torch.dtype
+    spec: ModelSpec
+    max_positions: int | None
+    """Tokens the model has positions for; None where the architecture sets no limit."""
+    head_is_plain: bool = False
+    """Whether the logits are the output head's and nothing else, so that they can be made in chunks."""
+    has_dropout: bool = False
+    """Whether the base draws random numbers of its own in training, such as the dropout of GPT-2."""
+
+    @property
+    def rows_independent(self) -> bool:
+        """Whether what a forward pass computes for one row does not depend on the others.
+
+        LLM.int8() on CUDA looks for outlier features over all the rows of a pass (arXiv 2208.07339); on a
+        CPU, bitsandbytes computes with the dequantized weights.
+        """
+        return not (self.spec.quantization == "int8" and self.device.type == "cuda")
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to fill up shorter rows with. Attention mask and labels hide it, so any will do."""
+        tokenizer = self.tokenizer
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return next(int(token) for token in candidates if token is not None and token < self.vocabulary_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the input embedding: token ids must be below it."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def pick_device() -> torch.device:
+    """The first visible CUDA device (Ray shows a worker only its own), else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(
+    spec: ModelSpec,
+    device: torch.device | None = None,
+    roots: Roots = None,
+    memory_gib: float | None = None,
+) -> LoadedBase:
+    """Loads tokenizer and model, quantizing the linear layers on the way as `spec` says.
+
+    The output head and the embeddings stay in the compute dtype, which is also the dtype of all that is
+    not quantized: bfloat16 on a CUDA device that computes in it, else float32. float16 is never chosen by
+    itself, because without loss scaling its gradients underflow.
+
+    Args:
+        spec: the model, its quantization and compute dtype.
+        device: where the whole model goes; None means `pick_device()`.
+        roots: folders that a local model must lie in; None: anywhere.
+        memory_gib: GiB that the model may take without its weights; None: half of the machine's memory.
+
+    Raises:
+        DataError: what config.json describes needs more memory than that.
+        ModelError: the model is missing, unsafe (pickled weights, remote code), incomplete, corrupt, or
+            does not fit the device. The message says what to do.
+    """
+    device = device or pick_device()
+    folder = find_model_folder(spec)
+    with (
+        confined_model(spec, roots),
+        faults_of_loading(f"The model {spec.id} could not be loaded from {folder}"),
+    ):
+        check_model_folder(folder, spec.id)
+        with limited_memory(memory_gib, f"The model {spec.id} cannot be loaded"):
+            build_without_weights(folder)
+        return _load_base(spec, device, folder)
+
+
+def build_without_weights(folder: Path) -> PreTrainedModel:
+    """The model that a config.json describes, on torch's device `meta`. A number in it may ask for any amount
+    of memory all the same."""
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
+def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBase:
+    tokenizer = load_tokenizer(str(folder), spec.id)
+    compute_dtype = _compute_dtype(spec, device)
+    if spec.quantization == "int8" and device.type == "cuda":
+        _silence_int8_cast_notice()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=compute_dtype,
+            quantization_config=_quantization_config(spec, compute_dtype),
+            device_map={"": str(device)},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
+        )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The model {spec.id} with quantization {spec.quantization} does not fit the memory of {device}. "
+            "Use nf4, a smaller model, or a device with more free memory."
+        ) from error
+    _check_loaded(model, loading, spec.id)
+    model.config.use_cache = False  # keys and values of past tokens are of no use in training
+    model.requires_grad_(False)
+    set_training(model, False)
+    attend_without_masks(model)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LoadedBase(
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        compute_dtype=compute_dtype,
+        spec=spec,
+        max_positions=int(positions) if positions else None,
+        head_is_plain=head_is_plain(model),
+        has_dropout=_has_dropout(model),
+    )
+
+
+def _has_dropout(model: PreTrainedModel) -> bool:
+    """By its modules, and by its configuration for what is drawn inside functions: dropped or jittered.
+
+    Configurations also hold the dropout of classification heads, which a language model does not have.
+    """
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or any(
+        ("drop" in key or "jitter" in key)
+        and not key.startswith(("classifier", "summary"))
+        and isinstance(value, float)
+        and value > 0
+        for key, value in model.config.get_text_config().to_dict().items()
+    )
+
+
+def set_training(model: torch.nn.Module, training: bool) -> None:
+    """Switches dropout and the like, but keeps every bitsandbytes layer in training mode.
+
+    In eval mode those layers change what a trial computes. On a CPU with AVX512-BF16, `Linear4bit`
+    repacks its weight in place for inference (and asserts `out_features % 32 == 0`), rounding the
+    quantization state under a model that goes on training; on any CPU `Linear8bitLt` quantizes the
+    activations too, so an evaluation would be of another model than the one that is trained. They have
+    no other train/eval behaviour. Call this in place of `model.train()` and `model.eval()`, and after
+    anything that calls those, such as `PeftModel.from_pretrained`.
+    """
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            module.train(True)
+
+
+def checkpoint_activations(model: PreTrainedModel, wanted: bool) -> None:
+    """Switches gradient checkpointing: activations are computed again in the backward pass, not kept.
+
+    The variant without re-entrance, which needs no input that requires a gradient.
+    """
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if wanted and not checkpointed:
+        # transformers 5 renamed both on the way; the older names warn where the newer are there.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        leave_inputs_without_gradient(model)
+    elif not wanted and checkpointed:
+        disable = getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)
+        disable()
+
+
+def leave_inputs_without_gradient(model: PreTrainedModel) -> None:
+    """Takes off the hook that makes the embeddings' output require a gradient, if there is one.
+
+    transformers and PEFT put it on a model that checkpoints its activations, one more with each adapter
+    that begins. Only re-entrant checkpointing needs it.
+    """
+    if getattr(model, "_require_grads_hook", None) is not None:
+        model.disable_input_require_grads()
+
+
+def _quantization_config(spec: ModelSpec, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_use_double_quant=spec.double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _compute_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    match spec.compute_dtype:
+        case "auto":
+            return torch.bfloat16 if bfloat16 else torch.float32
+        case "float32":
+            return torch.float32
+        case "float16":
+            return torch.float16
+        case "bfloat16":
+            if device.type == "cuda" and not bfloat16:
+                raise ModelError(
+                    f"{torch.cuda.get_device_name(device)} does not support bfloat16. Set "
+                    "model.compute_dtype to auto or float32."
+                )
+            return torch.bfloat16
+
+
+def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder. Raises ModelError, naming the model as the definition does."""
+    with faults_of_loading(f"The tokenizer of the model {name} could not be loaded from {folder}"):
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ModelError(
+                f"The tokenizer of the model {name} needs Python code from its own checkpoint, and "
+                "Nightsweep never runs remote code. Choose a model whose tokenizer is part of transformers."
+            ) from error
+
+
+def faults_of_loading(what: str) -> AbstractContextManager[None]:
+    """What transformers raises for a checkpoint that it cannot load is a ModelError; a broken GPU is not."""
+    return faults_of_libraries(lambda: what, ModelError, passing=(torch.AcceleratorError,))
+
+
+def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
+    """Refuses a model that transformers completed with random numbers, or filled with wrong shapes."""
+    if missing := loading["missing_keys"]:
+        raise ModelError(
+            f"The weights of the model {name} lack {counted(len(missing), 'tensor')} that its config.json "
+            f"requires, such as {min(missing)}. Download or save the model again."
+        )
+    wrong = [(key, tuple(found), tuple(asked)) for key, found, asked in loading["mismatched_keys"]]
+    for path, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            shape = tuple(module.weight.quant_state.shape)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            shape = tuple(module.weight.shape)
+        else:
+            continue  # transformers compares the shapes of what is not quantized, and of nothing else
+        asked = (module.out_features, module.in_features)
+        if shape != asked:
+            wrong.append((f"{path}.weight", shape, asked))
+    if wrong:
+        key, found, asked = min(wrong)
+        raise ModelError(
+            f"The weights of the model {name} do not fit its config.json: {key} is {list(found)} in the "
+            f"file, expected {list(asked)}. Download or save the model again."
+        )
+
+
+class _Int8CastNotice(logging.Filter):
+    """Drops one line that `Linear8bitLt` logs in every forward of every layer in bfloat16.
+
+    It says that activations are cast to float16 to be quantized, which is how LLM.int8() works
+    (arXiv 2208.07339) and nothing a person can act on.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+
+_INT8_CAST_NOTICE = _Int8CastNotice()
+
+
+def _silence_int8_cast_notice() -> None:
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_INT8_CAST_NOTICE)

@@ -1,0 +1,256 @@
+"""Cross-entropy over a frozen output head, in chunks of rows.
+
+A vocabulary of 150,000 makes the logits the largest tensor of a pass: 0.6 MB a token in float32, and their
+gradient as much again. Here logits live for one chunk of rows. As the head is frozen, the gradient with
+regard to its input can be taken at once, while they are there; what is kept is as large as the hidden
+states. The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al., arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from workers.device.generators import seeded
+
+
+@dataclass(frozen=True, eq=False)
+class TargetLosses:
+    """What is known of S targets after a forward pass."""
+
+    losses: torch.Tensor
+    """float32 [S], in nats; detached."""
+    correct: torch.Tensor
+    """bool [S]: whether the argmax is the target."""
+    objective: torch.Tensor | None
+    """float32 scalar, the sum of losses * weights, differentiable with regard to the hidden states and to
+    nothing else; None where no weights were given."""
+
+
+def target_losses(
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
+    *,
+    chunk_tokens: int,
+) -> TargetLosses:
+    """Cross-entropy of S targets, never holding more than `chunk_tokens` rows of logits.
+
+    Rows do not touch each other: a row that is not finite gives a loss and a gradient that are not finite,
+    and its neighbours' are what they are without it. Runs under the caller's autocast; losses and softmax
+    are float32. A gradient is rounded to the dtype of the logits in the forward pass already, so a loss
+    scale (float16) belongs in the weights and not on the objective.
+
+    Args:
+        head: The output head, frozen, such as `model.get_output_embeddings()`.
+        hidden: [S, H], the hidden states that predict the targets.
+        targets: int64 [S], token ids; there is no id to ignore.
+        weights: float32 [S], what each loss counts in the objective. None computes no gradient.
+        chunk_tokens: Rows of logits at a time; `chunk_bytes` says what they take.
+    """
+    if weights is not None:
+        objective, losses, correct = _Objective.apply(  # type: ignore[no-untyped-call]
+            hidden, head, targets, weights, chunk_tokens
+        )
+        return TargetLosses(losses, correct, objective)
+    losses, correct = _results(hidden)
+    with torch.no_grad():
+        for rows in _chunks(hidden, chunk_tokens):
+            logits = head(hidden[rows])
+            scores = logits.float() if _is_plain_linear(head) else _copy(logits)
+            del logits
+            _losses_in_place(scores, targets[rows], losses[rows], correct[rows])
+            del scores  # else it stays alive beside the next chunk's
+    return TargetLosses(losses, correct, None)
+
+
+def chunk_bytes(chunk_tokens: int, vocabulary: int) -> int:
+    """Most bytes of logits and their gradient at any moment: 8 * chunk_tokens * vocabulary.
+
+    Two float32 copies, or one and two in half precision. A plain linear head takes less: one float32 copy
+    computing in float32 (4 bytes an element), one and a half in half precision (6).
+    """
+    return 8 * chunk_tokens * vocabulary
+
+
+class _Objective(torch.autograd.Function):
+    """The weighted sum of losses; its gradient is made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: nn.Module,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        chunk_tokens: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        losses, correct = _results(hidden)
+        gradient = torch.empty_like(hidden)
+        plain = _is_plain_linear(head)
+        for rows in _chunks(hidden, chunk_tokens):
+            part = targets[rows], weights[rows], losses[rows], correct[rows]
+            gradient[rows] = (
+                _plain_chunk(head, hidden[rows], *part) if plain else _any_chunk(head, hidden[rows], *part)
+            )
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(losses, correct)
+        return (losses * weights).sum(), losses, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_objective: torch.Tensor, *_unused: Any) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_objective, None, None, None, None
+
+
+def _results(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    return losses, torch.empty_like(losses, dtype=torch.bool)
+
+
+def _chunks(hidden: torch.Tensor, chunk_tokens: int) -> list[slice]:
+    return [slice(start, start + chunk_tokens) for start in range(0, len(hidden), chunk_tokens)]
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether the gradient through the head is a product with its weight."""
+    changed = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return type(head) is nn.Linear and not changed
+
+
+def _plain_chunk(
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+) -> torch.Tensor:
+    """Fills in losses and correct; returns the objective's gradient with regard to the chunk."""
+    logits = head(hidden)
+    dtype = logits.dtype
+    scores = logits.float()
+    del logits
+    _weighted_gradient_in_place(scores, targets, weights, losses, correct)
+    weight: torch.Tensor = head.weight  # type: ignore[assignment]
+    return torch.mm(scores.to(dtype), weight.to(dtype))
+
+
+def _any_chunk(
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+) -> torch.Tensor:
+    """The same through any differentiable module, such as a quantized layer."""
+    with torch.enable_grad():
+        inputs = hidden.detach().requires_grad_()
+        logits = head(inputs)
+    scores = _copy(logits.detach())
+    _weighted_gradient_in_place(scores, targets, weights, losses, correct)
+    (gradient,) = torch.autograd.grad(logits, inputs, scores.to(logits.dtype))
+    return gradient
+
+
+def _copy(logits: torch.Tensor) -> torch.Tensor:
+    """float32, and nobody else's: a module may return, or keep for its backward pass, what it has given."""
+    return logits.to(torch.float32, copy=True)
+
+
+def _weighted_gradient_in_place(
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+) -> None:
+    """Turns float32 logits [N, V] into (softmax - onehot) * weight."""
+    sums = _losses_in_place(scores, targets, losses, correct)
+    scores.mul_((weights / sums).unsqueeze(1))
+    scores.scatter_add_(1, targets.unsqueeze(1), -weights.unsqueeze(1))
+
+
+def _losses_in_place(
+    scores: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, correct: torch.Tensor
+) -> torch.Tensor:
+    """Turns float32 logits [N, V] into exp(logits - their maximum), whose sums [N] it returns."""
+    highest, places = scores.max(dim=1)
+    torch.eq(places, targets, out=correct)
+    scores.sub_(highest.unsqueeze(1))
+    chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
+    sums = scores.exp_().sum(dim=1)
+    torch.sub(sums.log(), chosen, out=losses)
+    return sums
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """The last hidden states [B, T, H], which a plain head turns into logits (see `head_is_plain`).
+
+    Args:
+        model: A causal language model of transformers; adapters may have been put on its layers.
+        input_ids: int64 [B, T]
+        attention_mask: int64 [B, T]
+
+    Raises:
+        AttributeError: The model's backbone returns no hidden states.
+    """
+    last_hidden_state: torch.Tensor = _backbone_output(model, input_ids, attention_mask).last_hidden_state
+    return last_hidden_state
+
+
+def _backbone_output(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+
+@torch.no_grad()
+def head_is_plain(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its output head applied to `hidden_states`, and nothing else.
+
+    Some architectures scale what goes into the head (MiniCPM), or scale (Granite, Cohere) or cap (Gemma 2)
+    what comes out. Instead of a list of them there is an experiment on two short rows: does the head get
+    the backbone's output, and are the logits what the head returns? To see a cap, which leaves small
+    values as they are, the head's output is replaced with values from -50 to 50.
+
+    Modules stay in the mode they are in. Where that draws random numbers, both passes draw the same ones,
+    and torch's global generators are left as they were.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    input_ids = (torch.arange(1, 9, device=model.device) * 7919 % vocabulary).view(2, 4)
+    attention_mask = torch.ones_like(input_ids)
+    taken: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
+
+    def replace(_head: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        taken.append(inputs[0])
+        spread = torch.linspace(-50, 50, output.numel(), device=output.device)
+        given.append(spread.view(output.shape).to(output.dtype))
+        return given[-1]
+
+    with seeded(0, model.device):
+        hidden = getattr(_backbone_output(model, input_ids, attention_mask), "last_hidden_state", None)
+    if hidden is None:
+        return False
+    handle = head.register_forward_hook(replace)
+    try:
+        with seeded(0, model.device):
+            logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(taken) != 1 or logits.shape != given[0].shape or taken[0].shape != hidden.shape:
+        return False
+    # The hidden states come from two passes and may differ in rounding; the logits were handed over.
+    difference = (taken[0] - hidden).abs().max() / hidden.abs().max()
+    return bool(difference <= 1e-3) and torch.equal(logits.float(), given[0].float())

@@ -1,0 +1,110 @@
+"""Which examples each optimizer step sees, and how they become tensors. Pure.
+
+A trial's data order depends on its seed and the epoch, never on its batch size, its micro-batches or its
+neighbours: step k of a trial is a function of (seed, batch size, k), so a cursor is one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from search_spaces.trial_length import TrainingPlan as TrainingPlan  # for those who import it from here
+from workers.data.datasets import Example
+
+IGNORED = -100
+"""The label of a token that is not supervised, as everywhere in Hugging Face's libraries."""
+
+
+def derive_seed(seed: int, purpose: str, number: int = 0) -> int:
+    """An independent 32-bit seed for one purpose of one trial.
+
+    Torch's CPU generator keeps only the low 32 bits of a seed, so seeds are hashed, not shifted or added:
+    two trials, two purposes or two epochs share no random numbers.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:
+    """The order of the examples' indices in one epoch (the first is epoch 0)."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "data order", epoch))
+    order: list[int] = torch.randperm(examples, generator=generator).tolist()
+    return order
+
+
+class DataOrder:
+    """A trial's effective batches, addressed by step. Holds the current epoch's order and no more."""
+
+    def __init__(self, plan: TrainingPlan, seed: int) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the examples of optimizer step `step` (the first is step 0)."""
+        epoch, step_in_epoch = divmod(step, self._plan.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = epoch_order(self._plan.examples, self._seed, epoch)
+            self._epoch = epoch
+        start = step_in_epoch * self._plan.batch_size
+        return self._order[start : start + self._plan.batch_size]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B examples padded on the right to T tokens, with S supervised targets among them.
+
+    Targets are given by position in place of a [B, T] label mask: the loss then upcasts and
+    normalises S rows of logits, not B * T, and needs no device-to-host synchronisation to find them.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [B, T]"""
+    attention_mask: torch.Tensor
+    """int64 [B, T], 1 for a token and 0 for padding."""
+    positions: torch.Tensor
+    """int64 [S], in the flattened [B * T]: where the logits that predict a target stand."""
+    targets: torch.Tensor
+    """int64 [S], the token ids to predict."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """S."""
+        return self.targets.numel()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
+        fields = (self.input_ids, self.attention_mask, self.positions, self.targets)
+        return MicroBatch(*(to_device(tensor, device) for tensor in fields))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device; to CUDA through pinned memory, without waiting for the copy."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
+    """Pads examples on the right into one micro-batch (on the CPU).
+
+    Args:
+        examples: At least one.
+        pad_token_id: Any valid token id; padding is masked out of the attention and of the loss.
+    """
+    length = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), length), pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(examples), length), dtype=torch.int64)
+    shifted = torch.full((len(examples), length), IGNORED, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        tokens = len(example.input_ids)
+        input_ids[row, :tokens] = example.input_ids
+        attention_mask[row, :tokens] = 1
+        # Position t predicts the token at t + 1.
+        shifted[row, : tokens - 1] = example.labels[1:]
+    flat = shifted.flatten()
+    positions = (flat != IGNORED).nonzero().squeeze(1)
+    return MicroBatch(input_ids, attention_mask, positions, flat[positions])

@@ -1,0 +1,320 @@
+"""Many trials' adapters on one base: made, saved and removed by PEFT, and trained from flat tensors.
+
+PEFT's parameters become views of one flat tensor per adapter, so that an optimizer steps one tensor, a
+norm is one reduction and a checkpoint is one copy. The base's own tensors are never touched: when the
+last adapter goes, its wrappers are taken off too, and the model's modules are the very ones it began with.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakSet
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors.torch import save
+from transformers.pytorch_utils import Conv1D
+
+from search_spaces.recipe import Recipe
+from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
+from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
+from workers.device.generators import seeded
+from workers.errors import AdapterError
+from workers.lora.packed_lora import CONCATENATED_SHARE, Form, LayerAdapter, PackedLora, RowGroup
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One trial's adapter, living on a base."""
+
+    name: str
+    master: torch.nn.Parameter
+    """float32 [P]: all its LoRA matrices, on the base's device. `grad` belongs to the optimizer."""
+    gradient: torch.Tensor
+    """float32 [P]: what the passes add to; zero it before one."""
+    layers: dict[int, LayerAdapter]
+    """Views of both, by layer number."""
+    dropout: float
+
+    @property
+    def trainable_parameters(self) -> int:
+        """P."""
+        return self.master.numel()
+
+    def rows(self, count: int, keys: Sequence[int] = ()) -> RowGroup:
+        """`count` rows of a pass as this adapter's; with `keys`, under its dropout."""
+        return RowGroup(self.layers, count, self.dropout if keys else 0.0, keys)
+
+
+class AdapterHost:
+    """Puts adapters on a base and takes them off again."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        """
+        Args:
+            base: Without adapters.
+        """
+        self.base = base
+        self.packed = PackedLora(base.compute_dtype)
+        self._linear = linear_layers(base.model)
+        self._head = output_head(base.model)
+        self._numbers = {path: number for number, path in enumerate(self._linear)}
+        self._taken_over: WeakSet[torch.nn.Module] = WeakSet()
+        self._modules = {name: type(module) for name, module in base.model.named_modules()}
+        self._peft: PeftModel | None = None
+        self._names: list[str] = []
+
+    @property
+    def shares_evaluations(self) -> bool:
+        """Whether rows of several adapters may be in one forward pass without changing each other."""
+        return self.base.rows_independent and self.packed.rows_kept_apart
+
+    @property
+    def shares_passes(self) -> bool:
+        """The same in training, where a base with dropout of its own draws it for a pass as a whole."""
+        return self.shares_evaluations and not self.base.has_dropout
+
+    def choose_form(self, groups: Sequence[RowGroup]) -> Form:
+        """How the products of a pass are best taken.
+
+        On one CPU thread, which is what a worker has, `looped` was the fastest or level with it
+        (`docs/decisions/0009-three-forms.md`). On a GPU the number of kernels should count: `concatenated`
+        where its masked products are a small share of the layers' own, else `batched`. Not measured.
+        """
+        if self.base.device.type == "cpu" or len(groups) == 1:
+            return "looped"
+        masked = own = 0
+        for number in {number for group in groups for number in group.layers}:
+            mine = [group.layers[number] for group in groups if number in group.layers]
+            d_in, d_out = mine[0].a.shape[1], mine[0].b.shape[1]
+            masked += (len(mine) - 1) * max(adapter.rank for adapter in mine) * (d_in + d_out)
+            own += d_in * d_out
+        return "concatenated" if masked <= CONCATENATED_SHARE * own else "batched"
+
+    def add(self, name: str, recipe: Recipe) -> Adapter:
+        """Makes an adapter, initialised under the recipe's own seed.
+
+        PEFT's default initialisation: A is Kaiming uniform and B is 0, so an untrained adapter changes
+        nothing. It is the adapter that `transformers.set_seed(recipe.seed)` and `get_peft_model` make, and
+        nobody else's random draws are disturbed.
+
+        Raises:
+            AdapterError: `target_modules` matches no layer of the base, or layers that PEFT takes for others.
+            Exception: PEFT's or torch's, when it cannot be made; nothing of it stays on the base.
+        """
+        selected = resolve_target_modules(
+            recipe.target_modules, self._linear, type(self.base.model).__name__, self._head
+        )
+        config = self._config(recipe, selected)
+        self._refuse_fused_experts(config)
+        try:
+            with seeded(recipe.seed, self.base.device):
+                wrapped = dict(self._wrapped())
+                if self._peft is not None and wrapped.keys() >= set(selected):
+                    self._extend(name, config, {path: wrapped[path] for path in selected})
+                else:
+                    self._wrap(name, config)
+            adapter = self._flatten(name, recipe)
+        except BaseException:
+            self._take_back(name)
+            raise
+        self._names.append(name)
+        return adapter
+
+    def activate(self, name: str) -> None:
+        """Lets this adapter alone take part in PEFT's own forward: what a pass outside `packed` uses."""
+        self._live().set_adapter(name)
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter off; with the last one go PEFT's wrappers."""
+        self._names.remove(name)
+        peft = self._live()
+        if self._names:
+            if any(name in layer.active_adapters for _, layer in self._wrapped()):
+                self.activate(self._names[0])  # PEFT warns when the active adapter is deleted
+            peft.delete_adapter(name)
+        else:
+            self._unwrap(peft)
+
+    def save(self, name: str, folder: Path) -> None:
+        """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` reads it.
+
+        `folder` appears whole or not at all: the files are written beside it and moved into place, over
+        whatever was there before. Its parent is made if need be.
+
+        Raises:
+            OSError: It cannot be written; what was there before remains.
+        """
+        peft = self._live()
+        config = copy.copy(peft.peft_config[name])
+        config.base_model_name_or_path = self.base.spec.id
+        config.revision = self.base.spec.revision
+        config.inference_mode = True
+        # Passing the adapter's own weights spares PEFT a state dict of the whole quantized base.
+        weights = get_peft_model_state_dict(
+            peft, state_dict=self._parameters(name), adapter_name=name, save_embedding_layers=False
+        )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        fresh.mkdir()
+        try:
+            # In memory first: safetensors' own writer has an error of its own kind for a full disk.
+            data = save(
+                {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
+                metadata={"format": "pt"},
+            )
+            (fresh / "adapter_model.safetensors").write_bytes(data)
+            config.save_pretrained(str(fresh))
+            for file in fresh.iterdir():
+                _flush(file)
+            _replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _wrap(self, name: str, config: LoraConfig) -> None:
+        """Has PEFT make the adapter, and takes over the layers that it wraps for it."""
+        if self._peft is None:
+            self._peft = get_peft_model(self.base.model, config, adapter_name=name)
+            leave_inputs_without_gradient(self.base.model)
+        else:
+            self._peft.add_adapter(name, config)
+        for path, module in self.base.model.named_modules():
+            if isinstance(module, BaseTunerLayer) and module not in self._taken_over:
+                self.packed.take_over(module, self._numbers[path])
+                self._taken_over.add(module)
+
+    def _extend(self, name: str, config: LoraConfig, layers: dict[str, BaseTunerLayer]) -> None:
+        """What PEFT's `add_adapter` does to layers that have adapters already.
+
+        `add_adapter` walks all modules of all adapters several times over, while the whole pack stands
+        still: 0.6 s for the 32nd adapter of 24 layers on one CPU core, and 0.1 s in this way.
+        """
+        self._live().peft_config[name] = config
+        for path, layer in layers.items():
+            layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, target_name=path, config=config)
+
+    def _wrapped(self) -> Iterator[tuple[str, BaseTunerLayer]]:
+        """The layers that PEFT has wrapped, in the model's order."""
+        for path in self._linear:
+            if isinstance(module := self.base.model.get_submodule(path), BaseTunerLayer):
+                yield path, module
+
+    def _flatten(self, name: str, recipe: Recipe) -> Adapter:
+        """Moves the adapter's matrices into one flat tensor and leaves PEFT's parameters as its views."""
+        layers = {self._numbers[path]: layer for path, layer in self._wrapped() if name in layer.lora_A}
+        size = sum(m.lora_A[name].weight.numel() + m.lora_B[name].weight.numel() for m in layers.values())
+        master = torch.empty(size, dtype=torch.float32, device=self.base.device)
+        gradient = torch.zeros_like(master)
+        views: dict[int, LayerAdapter] = {}
+        offset = 0
+        for number, module in layers.items():
+            a, b = module.lora_A[name].weight, module.lora_B[name].weight
+            middle, end = offset + a.numel(), offset + a.numel() + b.numel()
+            shapes = ((offset, middle, a.shape), (middle, end, b.t().shape))
+            (flat_a, flat_b), (grad_a, grad_b) = (
+                [flat[first:last].view(shape) for first, last, shape in shapes] for flat in (master, gradient)
+            )
+            flat_a.copy_(a.detach())
+            flat_b.copy_(b.detach().t())
+            a.data, b.data = flat_a, flat_b.t()
+            views[number] = LayerAdapter(flat_a, flat_b, grad_a, grad_b, float(module.scaling[name]))
+            offset = end
+        return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe.lora_dropout)
+
+    def _unwrap(self, peft: PeftModel) -> None:
+        """Takes PEFT off the base, and the mark it leaves there, at which it warns when it comes again."""
+        peft.unload()
+        self._peft = None
+        if hasattr(self.base.model, "peft_config"):
+            del self.base.model.peft_config
+
+    def _take_back(self, name: str) -> None:
+        """Removes a half-made adapter: PEFT wraps layer after layer, and leaves them so when one fails."""
+        if self._peft is not None and not self._names:
+            self._unwrap(self._peft)
+        elif self._peft is not None:
+            self.activate(self._names[0])  # PEFT warns when the active adapter is deleted
+            self._peft.peft_config.pop(name, None)
+        for path, module in self._wrapped():
+            if self._peft is not None:
+                module.delete_adapter(name)
+            else:
+                self.base.model.set_submodule(path, module.get_base_layer())
+
+    def _config(self, recipe: Recipe, selected: list[str]) -> LoraConfig:
+        alpha = recipe.alpha
+        return LoraConfig(
+            r=recipe.lora_r,
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+            lora_dropout=recipe.lora_dropout,
+            use_rslora=recipe.use_rslora,
+            target_modules=shortest_suffixes(selected, self._modules),
+            # GPT-2's Conv1D keeps its weight as [in, out].
+            fan_in_fan_out=all(issubclass(self._modules[name], Conv1D) for name in selected),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+
+    def _refuse_fused_experts(self, config: LoraConfig) -> None:
+        """PEFT takes the names that a base's layers share with its fused experts for the experts'.
+
+        So it does when an adapter is loaded, too: one of those layers alone could be saved, but not used.
+
+        Raises:
+            AdapterError: The adapter would be one of the experts.
+        """
+        converted = copy.deepcopy(config)
+        try:
+            convert_peft_config_for_transformers(converted, self.base.model, None)
+        except ValueError as error:  # some of the names that are fused into one, but not all
+            raise AdapterError(f"target_modules cannot be adapted: {error}") from error
+        if converted.target_parameters:
+            taken = sorted(set(config.target_modules or ()) - set(converted.target_modules or ()))
+            raise AdapterError(
+                f"PEFT takes {', '.join(taken)} of {type(self.base.model).__name__} for its fused experts,"
+                " which cannot be adapted here. Leave them out of target_modules; `attention` does."
+            )
+
+    def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
+        """An adapter's matrices by PEFT's names, in the model's order."""
+        return {
+            f"base_model.model.{path}.{matrix}.{name}.weight": getattr(layer, matrix)[name].weight
+            for path, layer in self._wrapped()
+            for matrix in ("lora_A", "lora_B")
+            if name in getattr(layer, matrix)
+        }
+
+    def _live(self) -> PeftModel:
+        if self._peft is None:
+            raise RuntimeError("the base has no adapter")
+        return self._peft
+
+
+def _flush(file: Path) -> None:
+    """Onto the disk, before a rename makes it the adapter that people rely on."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    """Moves `fresh` to `folder`. A folder cannot be renamed over another, so the older one steps aside."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    older = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    folder.rename(older)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        older.rename(folder)
+        raise
+    shutil.rmtree(older)

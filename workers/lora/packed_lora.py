@@ -1,0 +1,112 @@
+"""Many LoRA adapters in one forward and backward pass of one base.
+
+Each row of a pass belongs to exactly one adapter, and the rows of an adapter stand together. A target
+layer computes, for the rows X_i of adapter i,
+
+    Y_i = base(X_i) + scale_i * (drop_i(X_i) A_i^T) B_i^T
+
+in one of three forms, equal to rounding:
+
+- `looped`: two small products per adapter. The oracle of the others, and the fastest on a CPU core.
+- `batched`: each row meets its own adapter in one batched product. The number of kernels does not grow
+  with the adapters, and nothing is computed twice; ranks are padded with zeros to the largest.
+- `concatenated`: all A one below the other and all B side by side, the products that belong to another
+  adapter masked out. Two large products, of which a share of (adapters - 1) / adapters is thrown away.
+
+`looped` and `batched` never multiply one adapter's numbers with another's, so what is not finite in one
+trial stays in it. In `concatenated` it does not: 0 x NaN is NaN.
+
+The matrices are PEFT's own parameters, seen through each adapter's flat tensor; gradients are added
+straight to the adapter's flat gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from workers.lora.packed_pass import Form, LayerAdapter, PackedPass, RowGroup
+from workers.lora.products import PackedProduct
+
+__all__ = [
+    "CONCATENATED_SHARE",
+    "Form",
+    "LayerAdapter",
+    "PackedLora",
+    "PackedPass",
+    "RowGroup",
+    "RowsUnknownError",
+]
+
+CONCATENATED_SHARE = 0.05
+"""Largest share of a layer's own arithmetic that the masked products of `concatenated` may add."""
+
+
+class PackedLora:
+    """Takes the place of the forward of PEFT's LoRA layers, and knows the pass that is running."""
+
+    def __init__(self, compute_dtype: torch.dtype) -> None:
+        self._dtype = compute_dtype
+        self._running: PackedPass | None = None
+        self._anchor = torch.zeros((), requires_grad=True)
+        self.rows_kept_apart = True
+        """Whether all layers were given [rows, tokens, features], so that a row's adapter is known."""
+
+    def take_over(self, layer: Any, number: int) -> None:
+        """Gives a PEFT LoRA layer the packed forward. Without a running pass, PEFT's own is used.
+
+        Args:
+            layer: A `peft.tuners.lora.LoraLayer`.
+            number: The same for the same layer of a base whatever adapters there are: dropout depends on it.
+        """
+        own = layer.forward
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            packed = self._running
+            if packed is None:
+                output: torch.Tensor = own(x, *args, **kwargs)
+                return output
+            return self._forward(packed, number, x, layer.base_layer(x, *args, **kwargs))
+
+        layer.forward = forward
+
+    @contextmanager
+    def running(
+        self, groups: Sequence[RowGroup], *, tokens: int, form: Form, device: torch.device
+    ) -> Iterator[PackedPass]:
+        """Inside, forward passes are over these rows; the backward pass must come inside, too."""
+        self._running = PackedPass(groups, tokens=tokens, form=form, device=device, dtype=self._dtype)
+        try:
+            yield self._running
+        finally:
+            self._running = None
+
+    def _forward(self, packed: PackedPass, number: int, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        if not any(number in group.layers for group in packed.groups):
+            return base
+        rows = self._by_rows(x, packed)
+        adapted: torch.Tensor = PackedProduct.apply(
+            self._anchor, rows, base.reshape(*rows.shape[:2], -1), packed, number
+        )  # type: ignore[no-untyped-call]
+        return adapted.view(base.shape)
+
+    def _by_rows(self, x: torch.Tensor, packed: PackedPass) -> torch.Tensor:
+        """The input as [B, T, d_in]. Some architectures flatten it, as OPT does before its MLP.
+
+        Where it is neither (the tokens routed to an expert), one adapter alone takes it as one long row.
+        """
+        if x.dim() == 3 and x.shape[0] == packed.rows:
+            return x
+        if x.dim() == 2 and x.shape[0] == packed.rows * packed.tokens:
+            return x.view(packed.rows, packed.tokens, -1)
+        self.rows_kept_apart = False
+        if len(packed.groups) == 1:
+            return x.reshape(1, -1, x.shape[-1])
+        raise RowsUnknownError(f"a layer was given {list(x.shape)} in a pass of {packed.rows} rows")
+
+
+class RowsUnknownError(Exception):
+    """A layer's input does not tell which of its vectors belong to which row of the pass."""

@@ -1,0 +1,151 @@
+"""The LoRA product of a layer in its three forms, forwards and backwards: see `workers.lora.packed_lora`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from workers.lora.packed_pass import PackedPass
+
+
+class PackedProduct(torch.autograd.Function):
+    """base + LoRA. The matrices are no inputs: their gradients are added where the adapters keep them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: torch.Tensor, x: torch.Tensor, base: torch.Tensor, packed: PackedPass, layer: int
+    ) -> torch.Tensor:
+        keep = packed.keep(layer, x)
+        dropped = x.to(packed.dtype) if keep is None else x.to(packed.dtype) * keep
+        ctx.packed, ctx.layer, ctx.dtypes = packed, layer, (x.dtype, base.dtype)
+        if packed.form == "looped":
+            output, z = _looped_forward(packed, layer, dropped, base)
+        else:
+            output, z = _stacked_forward(packed, layer, dropped, base)
+        ctx.save_for_backward(dropped, *z)  # the mask is cheaper to make again than to keep
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dropped, *z = ctx.saved_tensors
+        packed: PackedPass = ctx.packed
+        g = gradient.to(packed.dtype)
+        backward = _looped_backward if packed.form == "looped" else _stacked_backward
+        grad_x = backward(packed, ctx.layer, dropped, z, g, needs_x=ctx.needs_input_grad[1])
+        if grad_x is not None:
+            keep = packed.keep(ctx.layer, dropped)
+            grad_x = (grad_x if keep is None else grad_x.mul_(keep)).to(ctx.dtypes[0])
+        return None, grad_x, gradient if ctx.needs_input_grad[2] else None, None, None
+
+
+def _looped_forward(
+    packed: PackedPass, layer: int, x: torch.Tensor, base: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    output = torch.empty_like(base, memory_format=torch.contiguous_format)  # written through flat views
+    products = []
+    for group, (start, end) in zip(packed.groups, packed.spans, strict=True):
+        mine = group.layers.get(layer)
+        if mine is None:
+            output[start:end] = base[start:end]
+            continue
+        z = x[start:end].flatten(0, 1) @ mine.a.to(x.dtype).t()
+        products.append(z)
+        part, b = base[start:end].flatten(0, 1), mine.b.to(x.dtype)
+        if base.dtype == x.dtype:
+            torch.addmm(part, z, b, alpha=mine.scale, out=output[start:end].flatten(0, 1))
+        else:
+            output[start:end] = (part + (z @ b) * mine.scale).view_as(base[start:end])
+    return output, products
+
+
+def _looped_backward(
+    packed: PackedPass,
+    layer: int,
+    x: torch.Tensor,
+    products: Sequence[torch.Tensor],
+    gradient: torch.Tensor,
+    *,
+    needs_x: bool,
+) -> torch.Tensor | None:
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+    remaining = iter(products)
+    for group, (start, end) in zip(packed.groups, packed.spans, strict=True):
+        mine = group.layers.get(layer)
+        if mine is None:
+            if grad_x is not None:
+                grad_x[start:end] = 0
+            continue
+        z, g, rows = next(remaining), gradient[start:end].flatten(0, 1), x[start:end].flatten(0, 1)
+        grad_z = (g @ mine.b.to(x.dtype).t()).mul_(mine.scale)
+        if x.dtype == torch.float32:
+            mine.grad_a.addmm_(grad_z.t(), rows)
+            mine.grad_b.addmm_(z.t(), g, alpha=mine.scale)
+        else:
+            mine.grad_a.add_(grad_z.t() @ rows)
+            mine.grad_b.add_(z.t() @ g, alpha=mine.scale)
+        if grad_x is not None:
+            torch.mm(grad_z, mine.a.to(x.dtype), out=grad_x[start:end].flatten(0, 1))
+    return grad_x
+
+
+def _stacked_forward(
+    packed: PackedPass, layer: int, x: torch.Tensor, base: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    stack = packed.stack(layer)
+    assert stack is not None
+    count = len(stack.adapters)
+    if packed.form == "concatenated":
+        z = (x @ stack.a[:count].flatten(0, 1).t()).mul_(stack.mask())
+        return (base + z @ stack.b[:count].flatten(0, 1)).to(base.dtype), [z]
+    a, b, x, part = stack.a, stack.b, x, base
+    if stack.rows is None:
+        x, part = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, base))
+    else:
+        a, b = (matrices.index_select(0, stack.rows) for matrices in (a, b))
+    z = torch.bmm(x, a.transpose(1, 2)).mul_(stack.scale)
+    # Not a view made here: autograd lets no model change one in place, as Falcon does with its MLP's output.
+    output = torch.empty_like(base, memory_format=torch.contiguous_format)
+    if base.dtype == x.dtype:
+        torch.baddbmm(part, z, b, out=output.view(part.shape))
+    else:
+        output.view(part.shape).copy_(part + torch.bmm(z, b))
+    return output, [z]
+
+
+def _stacked_backward(
+    packed: PackedPass,
+    layer: int,
+    x: torch.Tensor,
+    products: Sequence[torch.Tensor],
+    gradient: torch.Tensor,
+    *,
+    needs_x: bool,
+) -> torch.Tensor | None:
+    stack = packed.stack(layer)
+    assert stack is not None
+    count, shape = len(stack.adapters), x.shape
+    (z,) = products
+    all_a, all_b = stack.gradients()
+    if packed.form == "concatenated":
+        a, b = stack.a[:count].flatten(0, 1), stack.b[:count].flatten(0, 1)
+        grad_z = (gradient @ b.t()).mul_(stack.mask())
+        all_a[:count].flatten(0, 1).add_(grad_z.flatten(0, 1).t() @ x.flatten(0, 1))
+        all_b[:count].flatten(0, 1).add_(z.flatten(0, 1).t() @ gradient.flatten(0, 1))
+        return grad_z @ a if needs_x else None
+    a, b = stack.a, stack.b
+    if stack.rows is None:
+        x, gradient = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, gradient))
+    else:
+        a, b = (matrices.index_select(0, stack.rows) for matrices in (a, b))
+    grad_z = torch.bmm(gradient, b.transpose(1, 2)).mul_(stack.scale)
+    grad_a, grad_b = torch.bmm(grad_z.transpose(1, 2), x), torch.bmm(z.transpose(1, 2), gradient)
+    if stack.rows is None:
+        all_a.add_(grad_a)
+        all_b.add_(grad_b)
+    else:
+        all_a.index_add_(0, stack.rows, grad_a.float())
+        all_b.index_add_(0, stack.rows, grad_b.float())
+    return torch.bmm(grad_z, a).view(shape) if needs_x else None

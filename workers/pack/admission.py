@@ -1,0 +1,52 @@
+"""From an order and what is loaded to an attempt that can take part in passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from workers.artifacts.checkpoints import newest_usable
+from workers.contract import TrialOrder, UnusableCheckpoint
+from workers.pack.attempt import Attempt
+from workers.pack.loaded import Loaded
+from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
+from workers.training.trial_run import TrialRun, first_examples
+
+
+def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
+    """The attempt at its beginning, or at its newest checkpoint. Its adapter is on the base.
+
+    Raises:
+        AdapterError: The recipe's adapter cannot be put on this base.
+        DoesNotFitError: One example does not fit.
+        Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
+    """
+    base, examples = loaded.base, loaded.train.examples
+    adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
+    try:
+        trial = (order.recipe, adapter, examples)
+        options: dict[str, Any] = {
+            "start": base.passes.measure_start(adapter, first_examples(order.recipe, examples)),
+            "micro_batch_size": order.micro_batch_size,
+            "loss_scaled": base.host.base.compute_dtype == torch.float16,
+        }
+        whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
+        attempt: Attempt
+        if order.rate_sweep is None:
+            run = TrialRun(*trial, divergence_factor=order.evaluation.divergence_factor, **options)
+            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, **whose)
+        else:
+            sweep = RateSweepRun(order.rate_sweep, *trial, **options)
+            attempt = SweepAttempt(order, sweep, base.host, loaded.evaluation.examples, **whose)
+        passed_over: list[UnusableCheckpoint] = []
+        found = newest_usable(
+            order.resume_from, **whose, objection=attempt.objection_to, pass_over=passed_over.append
+        )
+        attempt.passed_over = tuple(passed_over)
+        if found is not None:
+            attempt.restore(found[0])
+    except BaseException:
+        base.host.remove(adapter.name)
+        raise
+    return attempt

@@ -1,0 +1,367 @@
+"""One attempt at a trial: its training, its reports, its best and last adapter, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from search_spaces.values.artifact_urls import without_password
+from workers.artifacts.checkpoints import Checkpoint, CheckpointError, remove_checkpoints, write_checkpoint
+from workers.artifacts.folders import ArtifactFolder, has_adapter
+from workers.contract import (
+    DataSummary,
+    OutcomeStatus,
+    Progress,
+    Report,
+    TrialOrder,
+    TrialOutcome,
+    TrialStarted,
+    UnusableCheckpoint,
+)
+from workers.data.datasets import Example
+from workers.device.memory import is_out_of_memory, peak_bytes
+from workers.errors import ArtifactError
+from workers.lora.adapters import AdapterHost
+from workers.pack.loaded import Loaded
+from workers.training.evaluation import Totals
+from workers.training.overfitting import OverfitWatch
+from workers.training.rungs import rung_reached
+from workers.training.trial_run import StepResult, TrialEndedError, TrialRun
+
+_log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Joins an order to its run, and remembers what reports and the outcome are made of.
+
+    Attributes:
+        due: The rung that has been reached and not yet reported.
+        reports: Those of all rungs so far. They go into the checkpoint: a worker may die with reports that no
+            coordinator was there to fetch, and the next attempt goes on beyond their rungs.
+        passed_over: Checkpoints of earlier attempts that it could not go on from.
+    """
+
+    def __init__(
+        self,
+        order: TrialOrder,
+        run: TrialRun,
+        host: AdapterHost,
+        eval_examples: Sequence[Example],
+        *,
+        recipe_key: str,
+        made_of: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            order: What the coordinator wants.
+            run: The trial, not yet stepped.
+            host: Where its adapter lives.
+            eval_examples: What every rung evaluates on.
+            recipe_key: What a checkpoint must have been made of to be this trial's.
+            made_of: The parts of that, by name.
+        """
+        self.order = order
+        self.run = run
+        self.eval_examples = eval_examples
+        self.due: int | None = None
+        self.reports: list[Report] = []
+        self.passed_over: tuple[UnusableCheckpoint, ...] = ()
+        self.predicted_memory_bytes: int | None = None
+        self._host = host
+        self._recipe_key = recipe_key
+        self._made_of = dict(made_of or {})
+        self._loss_since_rung = 0.0
+        self._tokens_since_rung = 0
+        self._best_rung: int | None = None
+        self._best: Mapping[str, float] = {}
+        self._final: Mapping[str, float] = {}
+        self._folders: dict[str, str] = {}
+        self._artifacts = ArtifactFolder(order.artifact_dir)
+        self._uninsured = False
+        self._overfitting = OverfitWatch(order.evaluation.overfit_rungs)
+
+    @property
+    def checkpoint_dir(self) -> str:
+        """Where its checkpoints go: a path or a URL."""
+        return self._artifacts.checkpoint
+
+    @property
+    def value(self) -> float:
+        """What the trial is worth once it is completed: the objective at the best rung."""
+        return self._best[self.order.objective.metric]
+
+    def started(self, loaded: Loaded, device: torch.device) -> TrialStarted:
+        """What is known before the next optimizer step: the first, or the one after the checkpoint."""
+        run, train, evaluation = self.run, loaded.train, loaded.evaluation
+        return TrialStarted(
+            attempt_id=self.order.attempt_id,
+            total_examples=run.plan.total_examples,
+            total_steps=run.plan.total_steps,
+            micro_batch_size=loaded.base.passes.most_rows(run),
+            device=str(device),
+            trainable_parameters=run.adapter.trainable_parameters,
+            resumed_at_examples=run.examples_seen,
+            passed_over=self.passed_over,
+            data=DataSummary(
+                train_rows=train.rows,
+                train_skipped=train.skipped,
+                train_truncated=train.truncated,
+                eval_rows=evaluation.rows,
+                eval_skipped=evaluation.skipped,
+                eval_truncated=evaluation.truncated,
+            ),
+        )
+
+    def took(self, step: StepResult) -> Progress:
+        """Takes note of an optimizer step. At a rung it writes a checkpoint, and the rung is due.
+
+        The checkpoint comes before the rung's evaluation: a trial resumed from it reports the rung again,
+        while one made after it could leave a report out that nobody had received.
+        """
+        run, order = self.run, self.order
+        self._loss_since_rung += step.loss_sum
+        self._tokens_since_rung += step.supervised_tokens
+        self.due = rung_reached(
+            run.plan.examples_seen(run.steps - 1),
+            run.examples_seen,
+            every=order.evaluation.every_examples,
+            total=run.plan.total_examples,
+        )
+        if self.due is not None:
+            self.checkpoint_if_possible()
+        return self.progress(step)
+
+    def progress(self, step: StepResult) -> Progress:
+        """Where the trial is after a step."""
+        return Progress(
+            attempt_id=self.order.attempt_id,
+            examples_seen=self.run.examples_seen,
+            step=self.run.steps,
+            train_loss=step.train_loss,
+            learning_rate=step.learning_rate,
+        )
+
+    def checkpoint(self) -> None:
+        """Writes all that is needed to go on elsewhere.
+
+        Raises:
+            ArtifactError: It cannot be written.
+            CheckpointError: It would not come back as it is.
+        """
+        tensors, run = self.run.state()
+        state = {
+            "recipe_key": self._recipe_key,
+            "made_of": self._made_of,
+            "run": run,
+            "due": self.due,
+            "loss_since_rung": self._loss_since_rung,
+            "tokens_since_rung": self._tokens_since_rung,
+            "best_rung": self._best_rung,
+            "best": dict(self._best),
+            "final": dict(self._final),
+            "folders": self._folders,
+            "overfitting": self._overfitting.state(),
+            "reports": [{**asdict(report), "metrics": dict(report.metrics)} for report in self.reports],
+        }
+        with self._artifacts.writing("checkpoint"):
+            write_checkpoint(self.checkpoint_dir, tensors, state)
+
+    def checkpoint_if_possible(self) -> None:
+        """The same, but where it cannot be written that costs the insurance, not the trial.
+
+        Disk or memory may be full; or the loss that the trial started from is not finite, for which JSON has
+        no number. That is said once, until one can be written again.
+        """
+        try:
+            self.checkpoint()
+        except (ArtifactError, CheckpointError) as error:
+            reason = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"out of memory: {error}"
+        else:
+            self._uninsured = False
+            return
+        if not self._uninsured:
+            self._uninsured = True
+            _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
+
+    def objection_to(self, checkpoint: Checkpoint) -> str | None:
+        """Why the checkpoint does not lead to the outcome that the trial would have had without it.
+
+        It must have been made on this base, of which the recipe's key covers the name, not the weights. And
+        the best adapter so far must be there still, since no later one takes its place.
+
+        Returns:
+            What is wrong with it, in words; None: nothing.
+
+        Raises:
+            ArtifactError: The storage does not say whether the adapter is there.
+        """
+        state: Mapping[str, Any] = checkpoint.state["run"]  # type: ignore[assignment]
+        folders: Mapping[str, str] = checkpoint.state["folders"]  # type: ignore[assignment]
+        if not self.run.began_like(state):
+            return "the trial started at a different loss, so the base's weights have changed"
+        if gone := [place for place in folders.values() if not has_adapter(place)]:
+            return f"the trial's best adapter is gone from {without_password(gone[0])}"
+        return None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of the same trial, this attempt's or an earlier one's."""
+        state: Mapping[str, Any] = checkpoint.state
+        self.run.restore(checkpoint.tensors, state["run"])
+        self.due = state["due"]
+        self._loss_since_rung = state["loss_since_rung"]
+        self._tokens_since_rung = state["tokens_since_rung"]
+        self._best_rung = state["best_rung"]
+        self._best, self._final = state["best"], state["final"]
+        self._folders = dict(state["folders"])
+        if "overfitting" in state:  # not in checkpoints of version 0.1
+            self._overfitting.restore(state["overfitting"])
+        ours = {"attempt_id": self.order.attempt_id}
+        self.reports = [Report(**{**report, **ours}) for report in state.get("reports", ())]  # likewise
+
+    def report(self, totals: Totals) -> Report:
+        """The report of the rung that is due; saves the adapter when it is the best so far.
+
+        Raises:
+            ArtifactError: The adapter cannot be saved.
+            TrialEndedError: A metric is not finite, or the objective's metric is missing.
+        """
+        assert self.due is not None
+        rung, self.due = self.due, None
+        metrics = totals.metrics()
+        self._require_finite_adapter(rung)
+        self._require_objective(metrics, rung)
+        train_loss = self._loss_since_rung / self._tokens_since_rung
+        self._loss_since_rung, self._tokens_since_rung = 0.0, 0
+        self._final = metrics
+        self._overfitting.update(eval_loss=metrics["eval_loss"], train_loss=train_loss)
+        is_best = self._improves(metrics)
+        if is_best:
+            self._save("best")
+            self._best_rung, self._best = rung, metrics
+        report = Report(
+            attempt_id=self.order.attempt_id,
+            rung=rung,
+            examples_seen=self.run.examples_seen,
+            step=self.run.steps,
+            epoch=self.run.plan.epoch(self.run.steps),
+            metrics=metrics,
+            train_loss=train_loss,
+            train_seconds=self.run.train_seconds,
+            is_best=is_best,
+            gradient_noise_scale=self.run.gradient_noise_scale,
+        )
+        self.reports.append(report)
+        return report
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial has come to its end, or need not go there because it overfits."""
+        return self.run.finished or self._overfitting.overfits
+
+    def complete(self, device: torch.device) -> TrialOutcome:
+        """The outcome of a trial that is finished; saves its last adapter.
+
+        Raises:
+            ArtifactError: The adapter cannot be saved, or its best one is no longer where it was saved.
+        """
+        self._save("last")
+        if not has_adapter(best_place := self._folders["best"]):
+            raise ArtifactError(
+                f"The best adapter has disappeared from {without_password(best_place)}, where it was saved at"
+                f" {self._best_rung:,} examples."
+            )
+        metric, seen = self.order.objective.metric, self.run.examples_seen
+        best = f"{self.value:.6g} at {self._best_rung:,} examples."
+        if self.run.finished:
+            reason = f"Trained to the end on {seen:,} examples; best {metric} {best}"
+        else:
+            reason = (
+                f"Ended after {seen:,} of {self.run.plan.total_examples:,} planned examples because it"
+                f" overfits: {self._overfitting.in_words()}; best {metric} {best}"
+            )
+        return self.outcome(OutcomeStatus.COMPLETED, reason, device)
+
+    def outcome(self, status: OutcomeStatus, reason: str, device: torch.device) -> TrialOutcome:
+        """The outcome as things stand. Only a completed trial has a value."""
+        run = self.run
+        return TrialOutcome(
+            attempt_id=self.order.attempt_id,
+            status=status,
+            reason=reason,
+            value=self.value if status is OutcomeStatus.COMPLETED else None,
+            best_rung=self._best_rung,
+            metrics=self._best,
+            final_metrics=self._final,
+            examples_seen=run.examples_seen,
+            steps=run.steps,
+            train_seconds=run.train_seconds,
+            eval_seconds=run.eval_seconds,
+            peak_memory_bytes=peak_bytes(device),
+            trainable_parameters=run.adapter.trainable_parameters,
+            gradient_noise_scale=run.gradient_noise_scale,
+            predicted_memory_bytes=self.predicted_memory_bytes,
+            useful_token_share=run.real_tokens / run.padded_tokens if run.padded_tokens else None,
+            best_adapter_dir=self._folders.get("best"),
+            last_adapter_dir=self._folders.get("last"),
+        )
+
+    def leave(self) -> None:
+        """Takes the trial's adapter off the base."""
+        self._host.remove(self.run.adapter.name)
+
+    def _require_finite_adapter(self, rung: int) -> None:
+        """An attention kernel may turn a query that is not a number into zeros, and the loss be finite."""
+        norm = torch.linalg.vector_norm(self.run.adapter.master.detach()).item()
+        if not math.isfinite(norm):
+            raise TrialEndedError(
+                OutcomeStatus.DIVERGED,
+                f"Diverged: the norm of the adapter's weights is {norm} at {rung:,} examples.",
+            )
+
+    def _require_objective(self, metrics: Mapping[str, float], rung: int) -> None:
+        """Nothing is ever substituted for a metric: missing fails the trial, not finite is divergence."""
+        metric = self.order.objective.metric
+        if metric not in metrics:
+            raise TrialEndedError(
+                OutcomeStatus.FAILED,
+                f"The evaluation at {rung:,} examples produced no {metric!r}, which is the objective;"
+                f" it produced {', '.join(sorted(metrics))}.",
+            )
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrialEndedError(
+                    OutcomeStatus.DIVERGED,
+                    f"Diverged: {name} is {value} in the evaluation at {rung:,} examples.",
+                )
+
+    def _improves(self, metrics: Mapping[str, float]) -> bool:
+        if self._best_rung is None:
+            return True
+        objective = self.order.objective
+        value, best = metrics[objective.metric], self._best[objective.metric]
+        return value < best if objective.direction == "minimize" else value > best
+
+    def _save(self, which: str) -> None:
+        name = self.run.adapter.name
+        self._folders[which] = self._artifacts.save_adapter(
+            which, lambda folder: self._host.save(name, folder)
+        )
+
+
+def goes_on(outcome: TrialOutcome) -> bool:
+    """Whether another attempt is to go on from this one's checkpoint."""
+    return outcome.status is OutcomeStatus.PAUSED or outcome.storage_fault
+
+
+def forget_checkpoints(order: TrialOrder) -> None:
+    """Once a trial has ended nobody goes on from it, and optimizer states are large."""
+    remove_checkpoints((ArtifactFolder(order.artifact_dir).checkpoint, *order.resume_from))

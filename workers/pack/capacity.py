@@ -1,0 +1,86 @@
+"""How many trials a pack should hold: what was measured of the base, put to the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from workers.device.memory import available_bytes, is_out_of_memory, release
+from workers.pack.attempt import Attempt
+from workers.pack.cost_model import Capacity, Member, adapter_bytes, plan_capacity
+from workers.pack.loaded import SharedBase
+from workers.pack.probe import probe
+from workers.training.optimizers import moment_names
+
+
+def plan(
+    base: SharedBase, attempts: Sequence[Attempt], *, most: int | None, device: torch.device
+) -> Capacity:
+    """The slots that pay, and sets the size of a pass to what pays. Probes the base at the first call.
+
+    Args:
+        base: With its trials on it.
+        attempts: Those trials, at least one.
+        most: Trials that fit together, where more were found not to.
+        device: Where they train.
+    """
+    members = [_member(attempt) for attempt in attempts]
+    if base.costs is None:
+        first = attempts[0].run
+        try:
+            base.costs = probe(base.host, first.adapter, first.examples, most_tokens=base.passes.token_budget)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+    if base.costs is None:
+        release(device)
+        return Capacity(
+            trials=1,
+            pass_tokens=members[0].longest_tokens,
+            predicted_bytes=0,
+            limited_by="memory",
+            reason="1 trial at a time: the pass that measures the memory did not fit",
+        )
+    limits = [attempt.order.trials_per_worker for attempt in attempts] + [most]
+    if not base.host.shares_passes:
+        limits.append(1)  # passes of one trial each: nothing is gained by holding several
+    held = sum(member.adapter_bytes for member in members)
+    capacity = plan_capacity(
+        base.costs.time,
+        base.costs.memory,
+        members=members,
+        available_bytes=available_bytes(device) + held + base.costs.memory.base_bytes,
+        most=min((limit for limit in limits if limit is not None), default=None),
+    )
+    base.passes.set_token_budget(capacity.pass_tokens)
+    cost = base.costs.time
+    if cost.per_token_s > 0:
+        base.passes.overhead_tokens = cost.fixed_s / cost.per_token_s
+    return capacity
+
+
+def limited(trials: int, reason: str) -> Capacity:
+    """No more than these, for want of memory that was tried."""
+    return Capacity(
+        trials=trials,
+        pass_tokens=0,
+        predicted_bytes=0,
+        limited_by="memory",
+        reason=f"{trials} at a time: {reason}",
+    )
+
+
+def _member(attempt: Attempt) -> Member:
+    run = attempt.run
+    lengths = [len(example.input_ids) for example in run.examples]
+    typical = sum(lengths) / len(lengths)
+    return Member(
+        tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
+        longest_tokens=max(lengths),
+        adapter_bytes=adapter_bytes(
+            run.adapter.trainable_parameters,
+            accumulates=run.recipe.batch_size > 1,
+            moments=len(moment_names(run.recipe)),
+        ),
+    )

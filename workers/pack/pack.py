@@ -1,0 +1,405 @@
+"""The training loop: trials that share one base, from order to outcome.
+
+Knows orders, verdicts and a callback for events, and nothing else of the world. A step is one pass that
+all the trials share; between two steps trials join and leave.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from search_spaces.wording import counted
+from workers.contract import (
+    Decision,
+    Event,
+    OutcomeStatus,
+    PackCapacity,
+    Preparing,
+    Progress,
+    TrialOrder,
+    TrialOutcome,
+    Verdict,
+)
+from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
+from workers.heartbeat import UNWATCHED, Heartbeat
+from workers.pack.admission import prepare
+from workers.pack.attempt import Attempt, forget_checkpoints, goes_on
+from workers.pack.capacity import limited, plan
+from workers.pack.cost_model import MOST_TRIALS, Capacity
+from workers.pack.endings import Ending, does_not_fit, ending
+from workers.pack.loaded import LoadedStudies, SharedBase
+from workers.training.shared_pass import Advance, DoesNotFitError
+
+_log = logging.getLogger(__name__)
+
+_SLIGHT_CHANGE = 0.25
+"""Share of the slots that a new count must differ by. It is made of the trials present, so it swings with
+who happens to be there, and everybody who watches the study reads of each change."""
+
+
+@dataclass(frozen=True)
+class _Parked:
+    """A trial that waits outside the device's memory while another trains alone."""
+
+    order: TrialOrder
+    last: TrialOutcome
+    """What its outcome would be, but for status and reason."""
+    started: bool = True
+
+
+class Pack:
+    """Trials training on one base. Used by one thread.
+
+    Exactly one `TrialOutcome` is emitted for each admitted order, whatever happens to the trial; it is the
+    last event of its attempt.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[Event], object],
+        *,
+        device: torch.device,
+        slots: int | None = None,
+        progress_interval_s: float = 1.0,
+        heartbeat: Heartbeat = UNWATCHED,
+    ) -> None:
+        """
+        Args:
+            emit: Receives every event, in order.
+            device: Where the base and its adapters live.
+            slots: Places for trials; None: as many as memory and throughput allow, which is measured with
+                the first trial and told by a `PackCapacity` whenever it changes.
+            progress_interval_s: Seconds between two `Progress` events of a trial, so that whoever waits
+                for events is not woken at every step.
+            heartbeat: Is told of each pass.
+        """
+        self.slots = slots or 1
+        self._wanted = slots
+        self._announced = False
+        self._room = 0
+        self._emit = emit
+        self._device = device
+        self._progress_interval_s = progress_interval_s
+        self._loaded = LoadedStudies(device, heartbeat)
+        self._running: dict[int, Attempt] = {}
+        self._parked: dict[int, _Parked] = {}
+        self._most_before: int | None = None
+        """`SharedBase.most` before the newest trial that was given the device alone."""
+        self._verdicts: dict[int, Verdict] = {}
+        self._last_progress: dict[int, float] = {}
+
+    @property
+    def running_attempts(self) -> tuple[int, ...]:
+        """Attempts in the pack's slots, and those that wait for room to go on."""
+        return (*self._running, *self._parked)
+
+    @property
+    def base(self) -> str | None:
+        """Model id and quantization of the loaded base, if any."""
+        return self._loaded.description
+
+    def accepts(self, order: TrialOrder) -> bool:
+        """Whether there is room and the trials that have it use the same base.
+
+        There is more room than slots where throughput alone limits those: an order may have been sent
+        before they became fewer, and a trial that waits here while other workers are idle loses more than
+        a pack that is one too large.
+        """
+        if self._parked or len(self._running) >= max(self.slots, self._room):
+            return False
+        return all(other.model == order.model for other in self._orders())
+
+    def admit(self, order: TrialOrder) -> None:
+        """Loads what the trial needs and gives it a slot; emits `TrialStarted`, or the outcome `failed`.
+
+        Raises:
+            RuntimeError: The pack does not accept the order.
+        """
+        if not self.accepts(order):
+            raise RuntimeError(f"no free slot for attempt {order.attempt_id}")
+        idle = not self.running_attempts
+        if idle:
+            reset_peak(self._device)
+        last = TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.CANCELLED, reason="")
+        self._join(_Parked(order, last, started=False))
+        if idle:
+            reset_peak(self._device)  # loading and probing are not the trial's own
+
+    def apply(self, verdict: Verdict) -> None:
+        """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none.
+
+        A trial that is to end is not put down in place of it.
+        """
+        before = self._verdicts.get(verdict.attempt_id)
+        if before is not None and verdict.decision is Decision.PAUSE:
+            return
+        if verdict.attempt_id in self.running_attempts:
+            self._verdicts[verdict.attempt_id] = verdict
+
+    def step(self) -> None:
+        """One shared pass and whatever follows from it: steps, reports, outcomes, free slots."""
+        self._carry_out_verdicts()
+        self._report_due()  # of trials that were resumed at a rung
+        if self._running:
+            self._train(list(self._running.values()))
+        self._report_due()
+        if self._parked and len(self._running) < self.slots:
+            self._join(self._parked.pop(next(iter(self._parked))))
+
+    @property
+    def _shared(self) -> SharedBase:
+        assert self._loaded.base is not None
+        return self._loaded.base
+
+    def _orders(self) -> list[TrialOrder]:
+        return [a.order for a in self._running.values()] + [p.order for p in self._parked.values()]
+
+    # -- joining -----------------------------------------------------------------------------------
+
+    def _join(self, trial: _Parked) -> None:
+        """Gives a trial a slot, from its beginning or from its newest checkpoint."""
+        order = trial.order
+        try:
+            loaded = self._loaded.load(order, self._orders(), self._emit)
+            attempt = prepare(order, loaded)
+        except Exception as error:  # noqa: BLE001 - becomes the trial's outcome; the worker lives on
+            end = ending(error)
+        else:
+            self._running[order.attempt_id] = attempt
+            if order.attempt_id in loaded.base.beside:
+                loaded.base.beside[order.attempt_id] = len(self._running)
+            if not trial.started or attempt.run.examples_seen == 0 < trial.last.examples_seen:
+                self._emit(attempt.started(loaded, self._device))
+                for report in attempt.reports:  # whoever has heard of a rung before passes over it
+                    self._emit(report)
+            self._plan_capacity()
+            return
+        release(self._device)
+        if end.status is OutcomeStatus.OUT_OF_MEMORY and self._running:
+            self._parked[order.attempt_id] = trial
+            self._shared.beside[order.attempt_id] = len(self._running)
+            self._announce(limited(len(self._running), end.reason))
+            return
+        self._end(trial, end)
+
+    def _end(self, trial: _Parked, end: Ending) -> None:
+        """Lets the outcome of a trial that holds no slot be known."""
+        if self._loaded.base is not None:
+            self._loaded.base.beside.pop(trial.order.attempt_id, None)
+        outcome = replace(trial.last, **end._asdict())
+        if not goes_on(outcome):
+            forget_checkpoints(trial.order)
+        self._emit(outcome)
+        self._plan_capacity()
+
+    def _plan_capacity(self) -> None:
+        """Counts the slots anew, and tells when they have changed."""
+        if not self._running:
+            return
+        base = self._shared
+        if self._wanted is not None:
+            trials = min(self._wanted, base.limit or self._wanted)
+            if trials != self.slots:
+                self._announce(limited(trials, f"no more of the {self._wanted} trials wanted fit"))
+            return
+        if base.costs is None:
+            stage = "measuring how much memory and time a trial takes"
+            self._emit(Preparing(attempt_id=next(reversed(self._running)), stage=stage))
+        try:
+            capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            _log.exception("the pack could not be measured, so its size stays the same")
+            return
+        for attempt in self._running.values():
+            if attempt.predicted_memory_bytes is None:
+                attempt.predicted_memory_bytes = capacity.predicted_bytes or None
+        self._announce(capacity)
+
+    def _announce(self, capacity: Capacity) -> None:
+        """Tells the first measurement, and later ones that differ by more than trials come and go."""
+        self._room = MOST_TRIALS if capacity.limited_by == "throughput" else capacity.trials
+        change = abs(capacity.trials - self.slots)
+        slight = capacity.limited_by == "throughput" and change <= self.slots * _SLIGHT_CHANGE
+        if self._announced and (slight or change == 0):
+            return
+        self._announced = True
+        self.slots = capacity.trials
+        self._emit(
+            PackCapacity(
+                slots=capacity.trials,
+                reason=capacity.reason,
+                predicted_bytes=capacity.predicted_bytes or None,
+                measured_bytes=peak_bytes(self._device),
+            )
+        )
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def _train(self, attempts: Sequence[Attempt]) -> None:
+        """One pass of these trials; a fault that one of them brings is found by training each alone."""
+        try:
+            advances = self._shared.passes.train([attempt.run for attempt in attempts])
+        except DoesNotFitError as error:
+            misfit = error
+        except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
+            self._take_apart(attempts, error, self._train)
+            return
+        else:
+            self._take(advances)
+            return
+        self._make_room(misfit)
+
+    def _take(self, advances: Sequence[Advance]) -> None:
+        by_run = {id(attempt.run): attempt for attempt in self._running.values()}
+        for advance in advances:
+            attempt = by_run[id(advance.run)]
+            # Those that took part go behind those that did not.
+            self._running[attempt.order.attempt_id] = self._running.pop(attempt.order.attempt_id)
+            try:
+                if advance.ended is not None:
+                    raise advance.ended
+                if advance.step is not None:
+                    self._say(attempt.took(advance.step))
+            except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
+                if is_out_of_memory(error) and len(self._running) > 1:
+                    self._go_back(attempt, str(error))
+                else:
+                    self._retire(attempt, ending(error))
+
+    def _say(self, progress: Progress) -> None:
+        """Lets progress be known, unless it was a moment ago."""
+        now = time.monotonic()
+        if now - self._last_progress.get(progress.attempt_id, -math.inf) >= self._progress_interval_s:
+            self._last_progress[progress.attempt_id] = now
+            self._emit(progress)
+
+    def _report_due(self) -> None:
+        """Evaluates the trials that are at a rung, those with the same data together."""
+        while due := [attempt for attempt in self._running.values() if attempt.due is not None]:
+            together = [a for a in due if a.eval_examples is due[0].eval_examples]
+            self._evaluate(together)
+
+    def _evaluate(self, attempts: Sequence[Attempt]) -> None:
+        try:
+            totals = self._shared.passes.evaluate([a.run for a in attempts], attempts[0].eval_examples)
+        except DoesNotFitError as error:
+            misfit = error
+        except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
+            self._take_apart(attempts, error, self._evaluate)
+            return
+        else:
+            for attempt, total in zip(attempts, totals, strict=True):
+                try:
+                    self._emit(attempt.report(total))
+                    outcome = attempt.complete(self._device) if attempt.finished else None
+                except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
+                    self._retire(attempt, ending(error))
+                    continue
+                if outcome is not None:
+                    self._let_go(attempt, outcome)
+            return
+        self._make_room(misfit)
+
+    def _take_apart(
+        self, attempts: Sequence[Attempt], error: Exception, work: Callable[[Sequence[Attempt]], None]
+    ) -> None:
+        """What broke for several trials is done for each alone, and shows whose fault it is."""
+        if len(attempts) == 1:
+            self._retire(attempts[0], ending(error))
+        elif is_device_fault(error):
+            raise error
+        else:
+            _log.warning("a pass of %d trials broke, so each has its own: %r", len(attempts), error)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the broken pass
+            for attempt in attempts:
+                if attempt.order.attempt_id in self._running:  # not parked for one before it
+                    work([attempt])
+
+    # -- leaving -----------------------------------------------------------------------------------
+
+    def _carry_out_verdicts(self) -> None:
+        for attempt_id, verdict in list(self._verdicts.items()):
+            if attempt_id in self._parked:
+                del self._verdicts[attempt_id]
+                self._end(self._parked.pop(attempt_id), Ending(verdict.decision.ends_as, verdict.reason))
+            elif verdict.decision is Decision.PAUSE:
+                self._put_down(self._running[attempt_id], verdict.reason)
+            else:
+                self._retire(self._running[attempt_id], Ending(verdict.decision.ends_as, verdict.reason))
+
+    def _put_down(self, attempt: Attempt, reason: str) -> None:
+        """Ends the attempt with a checkpoint of where its trial is, between two passes."""
+        attempt.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
+        self._let_go(attempt, attempt.outcome(OutcomeStatus.PAUSED, reason, self._device))
+
+    def _retire(self, attempt: Attempt, end: Ending) -> None:
+        """Ends a trial that was training, so the study's model and data are not at fault."""
+        outcome = attempt.outcome(end.status, end.reason, self._device)
+        self._let_go(attempt, replace(outcome, storage_fault=end.storage_fault))
+
+    def _let_go(self, attempt: Attempt, outcome: TrialOutcome) -> None:
+        """Frees the slot and everything the trial held, then lets the outcome be known.
+
+        By now nothing else may refer to the attempt's tensors, or their memory would outlive it.
+        """
+        attempt_id = attempt.order.attempt_id
+        del self._running[attempt_id]
+        self._shared.beside.pop(attempt_id, None)
+        attempt.leave()
+        if not goes_on(outcome):
+            forget_checkpoints(attempt.order)
+        self._verdicts.pop(attempt_id, None)
+        self._last_progress.pop(attempt_id, None)
+        del attempt
+        release(self._device)
+        self._emit(outcome)
+        self._plan_capacity()
+
+    # -- out of memory -----------------------------------------------------------------------------
+
+    def _make_room(self, misfit: DoesNotFitError) -> None:
+        """A single row did not fit. Whether it fits alone shows once the other trials are out of the way."""
+        attempt = next(a for a in self._running.values() if a.run is misfit.run)
+        others = [other for other in self._running.values() if other is not attempt]
+        if not others:
+            if attempt.order.attempt_id in self._shared.beside:
+                self._shared.most = self._most_before  # it was not the others' fault
+            reason = does_not_fit(attempt.run, misfit.what, self._device)
+            self._retire(attempt, Ending(OutcomeStatus.OUT_OF_MEMORY, reason))
+            return
+        for other in others:
+            other.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
+            self._park(other)
+        base, count = self._shared, len(others)
+        self._most_before, base.most = base.most, count
+        base.beside[attempt.order.attempt_id] = 1
+        del others, other, attempt
+        release(self._device)
+        waiting = f"{counted(count, 'other trial')}, which now {'waits' if count == 1 else 'wait'}"
+        self._announce(limited(1, f"out of memory {misfit.what} beside {waiting}"))
+
+    def _go_back(self, attempt: Attempt, reason: str) -> None:
+        """An optimizer step ran out of memory halfway: the trial waits, to go on from its last checkpoint."""
+        self._park(attempt)
+        release(self._device)
+        self._shared.beside[attempt.order.attempt_id] = len(self._running)
+        self._announce(limited(len(self._running), f"out of memory outside a forward pass: {reason}"))
+
+    def _park(self, attempt: Attempt) -> None:
+        """Takes a trial out of the pack."""
+        attempt_id = attempt.order.attempt_id
+        last = attempt.outcome(OutcomeStatus.CANCELLED, "", self._device)
+        earlier = (attempt.checkpoint_dir, *attempt.order.resume_from)
+        order = replace(attempt.order, resume_from=earlier)
+        del self._running[attempt_id]
+        self._parked[attempt_id] = _Parked(order, last)
+        attempt.leave()

@@ -1,0 +1,120 @@
+"""How large a base and its adapters are, from the configuration alone: no weight is read.
+
+The model is built on torch's meta device, which has shapes and no numbers, so that the layers are those that
+loading would quantize and adapt, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe, TargetModules
+from workers.base.base_model import build_without_weights, faults_of_loading
+from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
+from workers.pack.cost_model import adapter_bytes
+from workers.training.optimizers import moment_names
+
+_BLOCK = 64
+"""Weights that share one quantization constant (QLoRA, section 3; the default of bitsandbytes)."""
+_NESTED_BLOCK = 256
+"""Constants that share a constant of their own, with double quantization."""
+_BYTES: dict[ComputeDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class BaseGeometry:
+    """The shapes of a base."""
+
+    architecture: str
+    parameters: int
+    """Shared ones counted once."""
+    linear: dict[str, tuple[int, int]]
+    """Rows and columns of every weight that is quantized and can be adapted, by its layer's path."""
+    vocabulary_size: int
+    max_positions: int | None
+    head: str | None = None
+    """The path of the output head, which is not adapted."""
+
+    @property
+    def quantizable_parameters(self) -> int:
+        """Numbers in the weights of `linear`."""
+        return sum(rows * columns for rows, columns in self.linear.values())
+
+    def base_bytes(self, spec: ModelSpec, quantization: Quantization, dtype: ComputeDtype) -> BaseBytes:
+        """What the weights take on a device, with their quantization constants and nothing else.
+
+        nf4 and fp4: half a byte a weight, and per 64 weights a constant of 4 bytes, or with double
+        quantization of 1 byte and per 256 of these 4 bytes (Dettmers et al. 2023, section 3). int8: a byte a
+        weight and 4 bytes a row (Dettmers et al. 2022, arXiv 2208.07339, section 2.1).
+        """
+        size = _BYTES[dtype]
+        total = (self.parameters - self.quantizable_parameters) * size
+        for rows, columns in self.linear.values():
+            weights = rows * columns
+            if quantization == "none":
+                total += weights * size
+            elif quantization == "int8":
+                total += weights + 4 * rows
+            else:
+                blocks = math.ceil(weights / _BLOCK)
+                nested = blocks + 4 * math.ceil(blocks / _NESTED_BLOCK)
+                total += math.ceil(weights / 2) + (nested if spec.double_quantization else 4 * blocks)
+        return BaseBytes(quantization=quantization, compute_dtype=dtype, bytes=total)
+
+    def adapter(self, shape: AdapterShape) -> AdapterBytes:
+        """What one trial keeps beside the base, activations left out.
+
+        With the second gradient buffer that a batch of several rows has, whether or not it spans passes. A
+        batch of one row has none.
+
+        Raises:
+            AdapterError: The target modules match no layer.
+        """
+        parameters = shape.lora_r * self._sides(shape.target_modules)
+        recipe = Recipe(optimizer=shape.optimizer, sgd_momentum=shape.sgd_momentum)
+        return AdapterBytes(
+            lora_r=shape.lora_r,
+            target_modules=shape.target_modules,
+            optimizer=shape.optimizer,
+            trainable_parameters=parameters,
+            bytes=adapter_bytes(parameters, accumulates=True, moments=len(moment_names(recipe))),
+        )
+
+    def _sides(self, targets: TargetModules) -> int:
+        """Rows and columns of all the weights adapted: the parameters of an adapter of rank 1."""
+        paths = resolve_target_modules(targets, list(self.linear), self.architecture, self.head)
+        return sum(sum(self.linear[path]) for path in paths)
+
+
+def read_geometry(folder: Path, name: str) -> BaseGeometry:
+    """The shapes of the model in a folder that `check_model_folder` has passed.
+
+    Args:
+        folder: Holds its config.json.
+        name: The model as the definition calls it, for messages.
+
+    Raises:
+        ModelError: transformers cannot build the model that config.json describes.
+    """
+    with faults_of_loading(f"The model {name} could not be loaded from {folder}"):
+        return _geometry(build_without_weights(folder))
+
+
+def _geometry(model: PreTrainedModel) -> BaseGeometry:
+    modules = dict(model.named_modules())
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    shapes = {path: modules[path].weight.shape for path in linear_layers(model)}
+    return BaseGeometry(
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        linear={path: (int(shape[0]), int(shape[1])) for path, shape in shapes.items()},
+        vocabulary_size=int(model.get_input_embeddings().weight.shape[0]),
+        max_positions=int(positions) if positions else None,
+        head=output_head(model),
+    )

@@ -1,0 +1,263 @@
+"""`python -m workers.report.data_report`: a `ReportRequest` on stdin, a `Report` on stdout, both JSON.
+
+A process of its own, because the service's must never import torch, and so that a file that takes too long
+can be given up. Rows go through the same functions as in a trial, so a fault reads as a trial would put it;
+where a trial ends at the first faulty row, the report goes on and says once what many rows share.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from search_spaces.data_report import (
+    AdapterBytes,
+    DataReport,
+    DecodedExample,
+    LoadingLimits,
+    ModelReport,
+    Report,
+    ReportRequest,
+    SplitReport,
+)
+from search_spaces.definition import HubData, ModelSpec
+from workers.base.base_model import faults_of_loading, load_tokenizer
+from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
+from workers.data.chat_templates import ChatTemplate, Rendering
+from workers.data.data_files import describe_source
+from workers.data.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
+from workers.data.formats import FORMATS, Format
+from workers.data.loss_flags import FLAGS, is_empty
+from workers.data.tokenization import IGNORED
+from workers.device.memory import limited_memory
+from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
+from workers.report.base_geometry import BaseGeometry, read_geometry
+from workers.report.data_statistics import SplitStatistics, decoded
+from workers.report.problems import Problems
+
+_EXAMPLES = 2
+_UNREADABLE = "The data cannot be read"
+_READ_KEYS = FLAGS | {"role", "content"}
+
+
+@dataclass(frozen=True)
+class BaseReader:
+    """What a base tells of rows, without its weights."""
+
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary_size: int
+    max_positions: int | None
+
+
+def make_report(request: ReportRequest) -> Report:
+    """The report. Faults of the model, the data and the recipes become its problems."""
+    problems = Problems()
+    try:
+        geometry, reader = read_base(request.model, request.limits)
+    except (ModelError, DataError) as error:
+        problems.add(error, "model.id", from_hub=not is_local(request.model))
+        return Report(model=None, data=None, problems=problems.all())
+    model = _model_report(request, geometry, problems)
+    data = None
+    try:
+        with (
+            limited_memory(request.limits.memory_gib, _UNREADABLE),
+            faults_of_libraries(lambda: _UNREADABLE, DataError),
+        ):
+            data = _DataReader(request, reader, problems).report()
+    except DataError as error:
+        problems.add(error, "data")
+    return Report(model=model, data=data, problems=problems.all(request.max_lengths))
+
+
+def read_base(spec: ModelSpec, limits: LoadingLimits) -> tuple[BaseGeometry, BaseReader]:
+    """A base's shapes and its tokenizer, without its weights.
+
+    Raises:
+        ModelError: It cannot be used.
+        DataError: The limit of memory is not enough.
+    """
+    local = is_local(spec)
+    folder = find_model_folder(spec, weights=local)
+    what = f"The model {spec.id} cannot be read"
+    with (
+        limited_memory(limits.memory_gib, what),
+        confined_model(spec, limits.data_roots),
+        faults_of_loading(what),
+    ):
+        check_model_folder(folder, spec.id, weights=local)
+        geometry = read_geometry(folder, spec.id)
+        tokenizer = load_tokenizer(str(folder), spec.id)
+    return geometry, BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions)
+
+
+def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Problems) -> ModelReport:
+    adapters: list[AdapterBytes] = []
+    faults: list[AdapterError] = []
+    for shape in request.adapters:
+        try:
+            adapters.append(geometry.adapter(shape))
+        except AdapterError as error:
+            faults.append(error)
+    for fault in faults:
+        problems.add(fault, "recipe.target_modules", every_trial=not adapters)
+    return ModelReport(
+        architecture=geometry.architecture,
+        parameters=geometry.parameters,
+        quantizable_parameters=geometry.quantizable_parameters,
+        max_positions=geometry.max_positions,
+        bases=tuple(
+            geometry.base_bytes(request.model, quantization, dtype)
+            for quantization in request.quantizations
+            for dtype in request.compute_dtypes
+        ),
+        adapters=tuple(adapters),
+    )
+
+
+class _DataReader:
+    """Reads both data sets once. `problems` grows on the way."""
+
+    def __init__(self, request: ReportRequest, base: BaseReader, problems: Problems) -> None:
+        self._request = request
+        self._base = base
+        self._problems = problems
+        self._examples: list[DecodedExample] = []
+        self._now = datetime.now(UTC)
+
+    def report(self) -> DataReport:
+        spec = self._request.data
+        lengths = self._request.max_lengths
+        for length in dict.fromkeys([spec.max_length, *lengths]):
+            try:
+                check_positions(spec.model_copy(update={"max_length": length}), self._base)
+            except LengthError as error:
+                self._add_length_fault(error, length)
+        format_ = None if spec.format == "auto" else FORMATS[spec.format]
+        train = self._read("train", format_, lengths, decode=_EXAMPLES)
+        format_ = train[0] if train is not None else format_
+        evaluation = self._read("eval", format_, [spec.max_length])
+        overlap = None
+        if train is not None and evaluation is not None:
+            overlap = sum(rows for text, rows in evaluation[1].texts.items() if text in train[1].texts)
+        return DataReport(
+            format=format_.name if format_ is not None else None,
+            train=train[2] if train is not None else None,
+            eval=evaluation[2] if evaluation is not None else None,
+            overlap_rows=overlap,
+            examples=tuple(self._examples),
+        )
+
+    def _read(
+        self,
+        split: Literal["train", "eval"],
+        format_: Format | None,
+        max_lengths: Sequence[int],
+        *,
+        decode: int = 0,
+    ) -> tuple[Format, SplitStatistics, SplitReport] | None:
+        """One data set; None if not even its first row could be read."""
+        request, spec = self._request, self._request.data
+        columns, path = spec.columns, f"data.{split}"
+        source, limit = spec.train, spec.max_train_examples
+        if split == "eval":
+            source, limit = spec.eval, spec.max_eval_examples
+        name = describe_source(source)
+        try:
+            format_, rows = open_rows(source, columns, limit, format_, request.limits.data_roots)
+        except (DataError, ModelError) as error:
+            self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
+            return None
+        names = {*format_.fields, *columns, *columns.values()}
+        statistics = SplitStatistics(format_, max_lengths, columns)
+        rendering = Rendering(self._now, request.data.unrendered)
+        read = faulty = unread = 0
+        ended = True
+        try:
+            for place, row in islice(rows, request.max_rows):
+                read += 1
+                try:
+                    encoded = encode_row(place, row, format_, columns, self._base, rendering)
+                    named = renamed_row(place, row, columns, format_)
+                except DataError as error:
+                    faulty += 1
+                    self._problems.add_row(error, split, place, names, path=path)
+                    continue
+                input_ids, labels = encoded.input_ids, encoded.labels
+                statistics.add(named, encoded)
+                statistics.add_unread(self._unread_columns(named, format_), self._unread_keys(named, format_))
+                keep = max_lengths[0]
+                if len(self._examples) < decode and any(label != IGNORED for label in labels[:keep]):
+                    self._examples.append(
+                        decoded(place, input_ids[:keep], labels[:keep], self._base.tokenizer)
+                    )
+            unread = sum(1 for _ in islice(rows, request.max_counted))
+            ended = next(rows, None) is None
+        except (DataError, ModelError) as error:
+            # A line that is no row, or a tokenizer without an end token: nothing comes after.
+            ended = False
+            self._problems.add(error, path, source=name)
+        self._problems.add_read(split, read)
+        counted = read + unread
+        report = statistics.report(
+            name, rows=counted if ended else None, counted=counted, read=read, faulty=faulty
+        )
+        if not faulty and ended and not unread:
+            for cut in report.by_length:
+                if not cut.usable_rows:
+                    shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
+                    message = nothing_usable(name, read, format_, cut.max_length, shortest)
+                    if shortest is None:
+                        self._problems.add(DataError(message), path)
+                    else:
+                        self._add_length_fault(LengthError(message), cut.max_length)
+        return format_, statistics, report
+
+    def _unread_columns(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+        """Columns that hold something and that nothing reads."""
+        return [
+            name
+            for name, value in row.items()
+            if name not in format_.fields and name not in FLAGS and not is_empty(value)
+        ]
+
+    def _unread_keys(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+        """Keys of messages that hold something and that neither the template nor anything else reads."""
+        found: dict[str, None] = {}
+        for field in format_.fields:
+            messages = row.get(field)
+            if field == "tools" or not isinstance(messages, list):
+                continue
+            template = ChatTemplate(self._base.tokenizer, row.get("tools"), self._now)
+            for message in messages:
+                for key, value in message.items():
+                    if key not in _READ_KEYS and not is_empty(value) and not template.reads(key):
+                        found[f"{message['role']}.{key}"] = None
+        return list(found)
+
+    def _add_length_fault(self, fault: LengthError, length: int) -> None:
+        own = length == self._request.data.max_length
+        self._problems.add_length(fault, length, own=own, recipes=self._request.max_lengths)
+
+
+def main() -> None:
+    """Answers the request on stdin."""
+    request = ReportRequest.model_validate_json(sys.stdin.buffer.read())
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with redirect_stdout(sys.stderr):  # whatever a library prints is no part of the answer
+        report = make_report(request)
+    sys.stdout.write(report.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Passes that several trials share: planned, run, checked, and redone where something went wrong."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from workers.base.base_model import set_training
+from workers.data.batches import collate, derive_seed, to_device
+from workers.data.datasets import Example
+from workers.device.generators import seeded
+from workers.device.memory import is_device_fault, is_out_of_memory, release
+from workers.heartbeat import UNWATCHED, Heartbeat
+from workers.lora.adapters import Adapter, AdapterHost
+from workers.lora.packed_lora import Form, RowsUnknownError
+from workers.training.evaluation import Totals, evaluate
+from workers.training.forward import batch_losses
+from workers.training.pass_planning import Waiting, plan_pass
+from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
+
+_log = logging.getLogger(__name__)
+
+
+_OVERHEAD_TOKENS = 64.0
+"""Until it has been measured: the quickstart's base on one CPU core."""
+
+
+class DoesNotFitError(Exception):
+    """A trial's pass ran out of memory with a single row."""
+
+    def __init__(self, run: TrialRun | None, what: str) -> None:
+        super().__init__(what)
+        self.run = run
+        """None when it has not begun."""
+        self.what = what
+        """What did not fit, to go on after "out of memory"."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trial's rows in a pass."""
+
+    run: TrialRun
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a pass did to one trial: a whole step, an end, or neither."""
+
+    run: TrialRun
+    step: StepResult | None = None
+    ended: Exception | None = None
+    """`TrialEndedError`, or what broke the trial's step, which is its own affair."""
+
+
+class SharedPasses:
+    """Trains and evaluates the trials of one base together.
+
+    Attributes:
+        token_budget: Padded tokens a pass may hold. Running out of memory halves it for good.
+        overhead_tokens: Tokens that could be trained in the time a pass takes before its first.
+    """
+
+    def __init__(
+        self,
+        host: AdapterHost,
+        *,
+        token_budget: int,
+        form: Form | None = None,
+        heartbeat: Heartbeat = UNWATCHED,
+    ) -> None:
+        """
+        Args:
+            host: The base, and the adapters of all the trials.
+            token_budget: Padded tokens a pass may hold.
+            form: How the LoRA products are taken; None: as `AdapterHost.choose_form` says.
+            heartbeat: Is told of each pass.
+        """
+        self.host = host
+        self._heartbeat = heartbeat
+        self.token_budget = token_budget
+        self.overhead_tokens = _OVERHEAD_TOKENS
+        self._form = form
+        self._fitting: int | None = None
+
+    def set_token_budget(self, tokens: int) -> None:
+        """Changes the size of a pass, within what has been found to fit."""
+        self.token_budget = tokens if self._fitting is None else min(tokens, self._fitting)
+
+    def most_rows(self, run: TrialRun) -> int:
+        """Rows of a trial's longest examples that one pass may hold."""
+        longest = max(len(example.input_ids) for example in run.examples)
+        return max(
+            1,
+            min(
+                run.recipe.batch_size, run.micro_batch_size or self.token_budget, self.token_budget // longest
+            ),
+        )
+
+    def train(self, runs: Sequence[TrialRun]) -> list[Advance]:
+        """One pass. No run moves unless its own numbers are finite, whatever the others' are.
+
+        Args:
+            runs: Not finished; those that have waited longest first.
+
+        Returns:
+            What became of those that took part.
+
+        Raises:
+            DoesNotFitError: The pass ran out of memory with one row. Nothing has moved.
+        """
+        started = time.perf_counter()
+        while True:
+            parts = self._plan(runs)
+            try:
+                results, shape = self._run(parts, self._form)
+                break
+            except RowsUnknownError:
+                if len(parts) == 1:
+                    raise
+                continue  # the host knows now, and passes are of one trial each
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here, outside the handler, has the traceback let go of the pass's tensors.
+            self._shrink(parts)
+        if len(parts) > 1 and not all(result.finite for result in results):
+            # 0 x NaN is NaN: what is not finite may have come from a pack-mate. Alone it shows whose it is.
+            results = [self._run([part], "looped")[0][0] for part in parts]
+        self._account(parts, shape, time.perf_counter() - started)
+        return [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+
+    def finish_batch(self, run: TrialRun) -> StepResult:
+        """Trains one trial alone up to its next optimizer step.
+
+        Raises:
+            TrialEndedError: It diverged.
+            DoesNotFitError: It does not fit.
+            Exception: What broke its step.
+        """
+        while True:
+            (advance,) = self.train([run])
+            if advance.ended is not None:
+                raise advance.ended
+            if advance.step is not None:
+                return advance.step
+
+    def evaluate(self, runs: Sequence[TrialRun], examples: Sequence[Example]) -> list[Totals]:
+        """Evaluates adapters as they are, together.
+
+        Raises:
+            DoesNotFitError: One example of one trial does not fit.
+        """
+        started = time.perf_counter()
+        try:
+            totals = self._evaluate([run.adapter for run in runs], examples)
+        except DoesNotFitError as error:
+            raise DoesNotFitError(runs[0], error.what) from None
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run in runs:
+            run.eval_seconds += seconds
+        return totals
+
+    def measure_start(self, adapter: Adapter, examples: Sequence[Example]) -> Totals:
+        """What a trial that has not begun starts from.
+
+        Raises:
+            DoesNotFitError: One example does not fit.
+        """
+        (totals,) = self._evaluate([adapter], examples)
+        return totals
+
+    def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[Example]) -> list[Totals]:
+        longest = max(len(example.input_ids) for example in examples)
+        budget = max(self.token_budget, longest)
+        while True:
+            try:
+                return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            release(self.host.base.device)
+            if budget <= longest:
+                raise DoesNotFitError(None, f"evaluating one example of {longest} tokens")
+            budget = max(budget // 2, longest)
+            self._fitting = min(self._fitting or budget, budget)
+            self.set_token_budget(self.token_budget)
+
+    def _plan(self, runs: Sequence[TrialRun]) -> list[Part]:
+        if not self.host.shares_passes:
+            runs = runs[:1]
+        waiting = [Waiting(run.waiting_lengths, run.recipe.batch_size, run.micro_batch_size) for run in runs]
+        chosen = plan_pass(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
+        return [
+            Part(run, [run.waiting[position] for position in positions])
+            for run, positions in zip(runs, chosen, strict=True)
+            if positions
+        ]
+
+    def _run(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
+        """Forward and backward. Waits for the device once."""
+        with self._heartbeat.passing("training"):
+            return self._run_once(parts, form)
+
+    def _run_once(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
+        base = self.host.base
+        if not base.model.training:  # walks all modules, so only after an evaluation
+            set_training(base.model, True)
+        batch = collate([part.run.examples[i] for part in parts for i in part.indices], base.pad_id)
+        trial_of_row = torch.arange(len(parts)).repeat_interleave(
+            torch.tensor([len(part.indices) for part in parts])
+        )
+        owners = trial_of_row[batch.positions // batch.input_ids.shape[1]]
+        weights = torch.tensor([part.run.loss_weight for part in parts], dtype=torch.float32)[owners]
+        groups = [part.run.rows(part.indices) for part in parts]
+        for part in parts:
+            part.run.adapter.gradient.zero_()
+        device = base.device
+        owners, batch, shape = to_device(owners, device), batch.to(device), batch.input_ids.shape
+        with (
+            self._own_dropout(parts),
+            self.host.packed.running(
+                groups, tokens=shape[1], form=form or self.host.choose_form(groups), device=device
+            ) as packed,
+        ):
+            losses = batch_losses(base, batch, to_device(weights, device))
+            assert losses.objective is not None
+            losses.objective.backward()  # type: ignore[no-untyped-call]
+            packed.add_stacked_gradients()
+        sums = torch.zeros(len(parts), dtype=torch.float64, device=device)
+        sums.index_add_(0, owners, losses.losses.double())
+        norms = torch.stack([part.run.gather() for part in parts])
+        loss_sums, values = torch.stack((sums, norms.double())).tolist()
+        return [PassResult(*pair) for pair in zip(loss_sums, values, strict=True)], (shape[0], shape[1])
+
+    @contextmanager
+    def _own_dropout(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Draws the dropout of a base that has any from the one trial's own seed."""
+        if not self.host.base.has_dropout:
+            yield
+            return
+        run, first = parts[0].run, parts[0].indices[0]
+        seed = derive_seed(run.recipe.seed, f"the base's dropout from example {first}", run.steps)
+        with seeded(seed, self.host.base.device):
+            yield
+
+    def _shrink(self, parts: Sequence[Part]) -> None:
+        """After running out of memory: a smaller budget, or no way on."""
+        release(self.host.base.device)
+        lengths = [len(part.run.examples[i].input_ids) for part in parts for i in part.indices]
+        padded = len(lengths) * max(lengths)
+        if len(lengths) == 1:
+            raise DoesNotFitError(
+                parts[0].run, f"training at micro-batch 1, on an example of {padded} tokens"
+            )
+        self._fitting = padded // 2
+        self.token_budget = self._fitting
+        _log.warning(
+            "out of memory in a pass of %d rows of %d tokens; going on with at most %d padded tokens a pass"
+            " (every trial's effective batch stays what it is)",
+            len(lengths),
+            max(lengths),
+            self.token_budget,
+        )
+
+    def _account(self, parts: Sequence[Part], shape: tuple[int, int], seconds: float) -> None:
+        """Each trial bears its rows' share of the pass."""
+        rows, tokens = shape
+        for part in parts:
+            run, share = part.run, len(part.indices)
+            run.train_seconds += seconds * share / rows
+            run.padded_tokens += share * tokens
+            run.real_tokens += sum(len(run.examples[i].input_ids) for i in part.indices)
+
+
+def _commit(part: Part, result: PassResult) -> Advance:
+    started = time.perf_counter()
+    try:
+        step = part.run.commit(part.indices, result)
+        part.run.train_seconds += time.perf_counter() - started
+        return Advance(part.run, step=step)
+    except TrialEndedError as ended:
+        return Advance(part.run, ended=ended.with_traceback(None))
+    except Exception as error:
+        if is_device_fault(error):
+            raise
+        return Advance(part.run, ended=error)

@@ -1,0 +1,313 @@
+"""Everything one trial owns: adapter, optimizer, schedule, cursor and counters.
+
+A trial takes part in passes (`shared_pass`), each of which adds the gradient of some rows of its current
+effective batch. It moves only when the batch is complete, and only if every number is finite:
+until then only gradients have been written, so a pass can be redone or given up and nothing has happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from search_spaces.recipe import Recipe
+from workers.contract import OutcomeStatus
+from workers.data.batches import DataOrder, TrainingPlan
+from workers.data.datasets import Example
+from workers.lora.adapters import Adapter
+from workers.lora.lora_dropout import row_keys
+from workers.lora.packed_lora import RowGroup
+from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
+from workers.training.effective_batch import EffectiveBatch
+from workers.training.evaluation import Totals
+from workers.training.noise_scale import NoiseScale, measured_rows
+from workers.training.optimizers import build_optimizer, moments, restore_moments, set_learning_rate
+from workers.training.schedules import learning_rate_multiplier, warmup_steps
+
+_FLOAT16_LOSS_SCALE = 65_536.0
+"""First loss scale with float16 compute, which loses small gradients otherwise (torch.amp.GradScaler's)."""
+
+_SAME_START = 0.01
+"""Relative difference between the losses of one base on two devices, in bfloat16."""
+
+
+class TrialEndedError(Exception):
+    """The trial ends here, through no fault of the study: diverged, out of memory, or its sweep is over."""
+
+    def __init__(self, status: OutcomeStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step saw."""
+
+    loss_sum: float
+    """Over the effective batch before the step, in nats."""
+    supervised_tokens: int
+    """Of the effective batch."""
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    learning_rate: float
+    """The rate it stepped with."""
+
+    @property
+    def train_loss(self) -> float:
+        """Token-weighted mean over the effective batch, in nats per supervised token."""
+        return self.loss_sum / self.supervised_tokens
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass says of one trial."""
+
+    loss_sum: float
+    """Over the rows it had in the pass, in nats."""
+    norm: float
+    """Of the gradient of all the rows so far, under the loss scale."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the pass may count."""
+        return math.isfinite(self.loss_sum) and math.isfinite(self.norm)
+
+
+class TrialRun:
+    """One trial on one base."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        adapter: Adapter,
+        examples: Sequence[Example],
+        *,
+        start: Totals,
+        divergence_factor: float,
+        micro_batch_size: int | None = None,
+        loss_scaled: bool = False,
+        steps: int | None = None,
+    ) -> None:
+        """
+        Args:
+            recipe: The trial's hyperparameters.
+            adapter: Untrained, on its base.
+            examples: One epoch of training examples, each with at least one supervised token.
+            start: Loss on `first_examples` before any step.
+            divergence_factor: Multiple of the loss at the start above which the trial has diverged.
+            micro_batch_size: Most rows it has in one pass; None: any number.
+            loss_scaled: Scale the loss, as float16 compute needs it.
+            steps: Optimizer steps, over as many epochs as they take; None: those of the recipe's epochs.
+        """
+        self.recipe = recipe
+        self.adapter = adapter
+        self.examples = examples
+        self.micro_batch_size = micro_batch_size
+        self.plan = TrainingPlan(len(examples), recipe.batch_size, recipe.epochs, steps)
+        self.steps = 0
+        self.train_seconds = 0.0
+        self.eval_seconds = 0.0
+        self.real_tokens = 0
+        self.padded_tokens = 0
+        # All the memory that a step takes is taken here, so that no step runs out of it half-way.
+        self._optimizer = build_optimizer(adapter.master, recipe)
+        self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
+        self._warmup = warmup_steps(recipe.warmup_ratio, self.plan.total_steps)
+        self._order = DataOrder(self.plan, recipe.seed)
+        self._loss_scale = _FLOAT16_LOSS_SCALE if loss_scaled else 1.0
+        self._watch = DivergenceWatch(
+            divergence_factor, start_loss_sum=start.loss_sum, start_tokens=start.tokens
+        )
+        self._noise = NoiseScale()
+        self._batch = self._next_batch()
+
+    @property
+    def examples_seen(self) -> int:
+        """Training examples seen in whole steps, repeats counted."""
+        return self.plan.examples_seen(self.steps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last optimizer step is done."""
+        return self.steps >= self.plan.total_steps
+
+    @property
+    def waiting(self) -> Sequence[int]:
+        """The rows of the current effective batch that a pass may have, by index, shortest first."""
+        return self._batch.waiting
+
+    @property
+    def gradient_noise_scale(self) -> float | None:
+        """As `NoiseScale.value` has it, of all the steps so far."""
+        return self._noise.value
+
+    @property
+    def waiting_lengths(self) -> list[int]:
+        """Their tokens."""
+        return [len(self.examples[index].input_ids) for index in self.waiting]
+
+    @property
+    def loss_weight(self) -> float:
+        """What the loss of each supervised token counts: one over how many the *whole* batch has.
+
+        So 8 x 1, 4 x 2 and 1 x 8 rows give the same number and the same gradient.
+        """
+        return self._loss_scale / self._batch.tokens
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return self.recipe.peak_learning_rate * learning_rate_multiplier(
+            self.recipe.lr_scheduler, self.steps, warmup=self._warmup, total=self.plan.total_steps
+        )
+
+    def rows(self, indices: Sequence[int]) -> RowGroup:
+        """These rows as a part of a training pass, each with its own dropout."""
+        drops = self.adapter.dropout > 0
+        return self.adapter.rows(
+            len(indices), row_keys(self.recipe.seed, self.steps, indices) if drops else ()
+        )
+
+    def gather(self) -> torch.Tensor:
+        """After a pass: makes its gradient that of all the rows so far; its norm, float32 []."""
+        if self._batch.partial and self._accumulated is not None:
+            self.adapter.gradient.add_(self._accumulated)
+        norm: torch.Tensor = torch.linalg.vector_norm(self.adapter.gradient)
+        return norm
+
+    def commit(self, indices: Sequence[int], result: PassResult) -> StepResult | None:
+        """Takes in a pass over these rows, and the optimizer step if they complete the batch.
+
+        Returns:
+            The step; None while rows are left (or are to be done again, at a smaller loss scale).
+
+        Raises:
+            TrialEndedError: The loss or the gradient is not finite, or the smoothed loss has diverged. The
+                adapter has not moved.
+        """
+        if not result.finite:
+            if self._loss_scale > 1.0:
+                self._halve_loss_scale()
+                return None
+            raise self._diverged(
+                f"train loss {(self._batch.loss_sum + result.loss_sum) / self._batch.tokens:.4g},"
+                f" gradient norm {result.norm:.4g}; both must be finite."
+            )
+        norm = result.norm / self._loss_scale
+        if self._batch.take(indices, loss_sum=result.loss_sum, norm=norm):
+            return self._step(norm)
+        assert self._accumulated is not None  # a batch of one row is never done in part
+        self._accumulated.copy_(self.adapter.gradient)
+        return None
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything to go on from, bit for bit: tensors on the CPU, and plain values.
+
+        Random numbers have no state: each is a function of the seed, the step and the example.
+        """
+        tensors = {"adapter": self.adapter.master.detach(), **moments(self._optimizer)}
+        if self._batch.partial and self._accumulated is not None:
+            tensors["accumulated"] = self._accumulated
+        values = {
+            "steps": self.steps,
+            "batch": self._batch.state(),
+            "noise": self._noise.state(),
+            "loss_scale": self._loss_scale,
+            "watch": self._watch.state(),
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "real_tokens": self.real_tokens,
+            "padded_tokens": self.padded_tokens,
+        }
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values
+
+    def began_like(self, values: Mapping[str, Any]) -> bool:
+        """Whether a `state` is of a trial that started at the same loss, but for what devices differ by."""
+        return math.isclose(self._watch.start, values["watch"][0], rel_tol=_SAME_START)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Goes back to a `state` of the same recipe on the same base and data."""
+        device = self.adapter.master.device
+        self.adapter.master.data.copy_(tensors["adapter"])
+        self.steps = values["steps"]
+        restore_moments(self._optimizer, tensors, steps=self.steps)
+        self._batch = self._next_batch()
+        self._batch.restore(values["batch"])
+        self._noise.restore(values["noise"])
+        self._loss_scale = values["loss_scale"]
+        if "accumulated" in tensors:
+            self._accumulated = tensors["accumulated"].to(device, copy=True)
+        self._watch.restore(values["watch"])
+        self.train_seconds, self.eval_seconds = values["train_seconds"], values["eval_seconds"]
+        self.real_tokens, self.padded_tokens = values["real_tokens"], values["padded_tokens"]
+
+    def _next_batch(self) -> EffectiveBatch:
+        if self.finished:
+            return EffectiveBatch([], self.examples)
+        return EffectiveBatch(self._order.batch(self.steps), self.examples, part=self._measured_rows())
+
+    def _measured_rows(self) -> int | None:
+        """How many of the next batch's rows are measured by themselves."""
+        return measured_rows(self.plan, self.steps)
+
+    def _step(self, norm: float) -> StepResult:
+        learning_rate = self.learning_rate
+        batch = self._batch
+        self._judge(batch.loss_sum, batch.tokens, batch.rows)
+        if batch.part_rows:
+            self._noise.update(
+                part=batch.part_rows, part_norm=batch.part_norm, whole=batch.rows, whole_norm=norm
+            )
+        result = StepResult(
+            loss_sum=batch.loss_sum,
+            supervised_tokens=batch.tokens,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+        )
+        # As torch.nn.utils.clip_grad_norm_, with the norm that is known already.
+        factor = min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)) / self._loss_scale
+        if factor != 1.0:
+            self.adapter.gradient.mul_(factor)
+        set_learning_rate(self._optimizer, learning_rate)
+        self.adapter.master.grad = self.adapter.gradient
+        self._optimizer.step()
+        self.adapter.master.grad = None
+        self.steps += 1
+        self._batch = self._next_batch()
+        return result
+
+    def _judge(self, loss_sum: float, tokens: int, rows: int) -> None:
+        """Takes in the loss of a whole batch, before the step.
+
+        Raises:
+            TrialEndedError: The step shall not be taken.
+        """
+        if self._watch.update(loss_sum=loss_sum, tokens=tokens, examples=rows):
+            raise self._diverged(
+                f"the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
+                f" {self._watch.smoothed:.4g}, above {self._watch.limit:.4g}, the allowed multiple of"
+                f" {self._watch.start:.4g}, where it started."
+            )
+
+    def _halve_loss_scale(self) -> None:
+        self._loss_scale /= 2
+        if self._accumulated is not None:
+            self._accumulated.div_(2)
+
+    def _diverged(self, what: str) -> TrialEndedError:
+        return TrialEndedError(
+            OutcomeStatus.DIVERGED,
+            f"Diverged in step {self.steps + 1} of {self.plan.total_steps}, after {self.examples_seen}"
+            f" training examples, at learning rate {self.learning_rate:.3g}: {what}",
+        )
+
+
+def first_examples(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    """What the start of a trial is measured on: the first examples of its own order."""
+    window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
+    return [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
