@@ -18,7 +18,7 @@ test: $(STAMP)
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
 fuzz: $(STAMP)
-	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.soak.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -33,11 +33,11 @@ bench: $(STAMP)
 
 # Every named point and moment ten times, on both databases: six hours or so.
 faults: $(STAMP)
-	$(BIN)/python -m tests.faults.points --times 10
+	$(BIN)/python -m tests.soak.faults.points --times 10
 
 # Faults at random over many small studies: half of the time with two coordinators, half under `nightsweep serve`.
 soak: $(STAMP)
-	$(BIN)/python -m tests.faults.soak --minutes 30 --seed 1 --database postgresql
+	$(BIN)/python -m tests.soak.faults.soak --minutes 30 --seed 1 --database postgresql
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.database_fixtures"]
+pytest_plugins = ["tests.support.databases"]
 
 # Set before any Hugging Face library is imported: they read these once. Tests use no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,7 +42,7 @@ def _no_log_to_a_closed_stream() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random base model and its tokenizer."""
-    from tests.tiny_models import build_tiny_base
+    from tests.support.models import build_tiny_base
 
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
@@ -50,6 +50,6 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def odd_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an MLP whose width is not divisible by 32."""
-    from tests.tiny_models import build_odd_base
+    from tests.support.models import build_odd_base
 
     return build_odd_base(tmp_path_factory.mktemp("base") / "odd")

@@ -14,8 +14,8 @@ import pytest
 
 from service.embedded.supervisor import Supervisor, free_port
 from service.settings import Settings
-from tests.database_fixtures import fresh_postgres_database
-from tests.painted_rooms import rows
+from tests.support.data import rows
+from tests.support.databases import fresh_postgres_database
 
 DEADLINE_SECONDS = 240.0
 

@@ -1,10 +1,10 @@
 """Kill anything at any moment: nothing is lost, counted or told twice, and a study ends as it would have.
 
-Real processes, which die at named points (tests/faults/kill_points.py), stand still for longer than their
-leases, or have their database taken away. And moments (tests/faults/moments/catalog.py) in which something
-stands still, a clock is wrong, or the machine under `nightsweep serve` fails: a few of them here. The houses
-run side by side, since most of the time is spent waiting for limits. `make faults` runs each point and moment
-ten times on each database, `make soak` at random.
+Real processes, which die at named points (tests/soak/faults/kill_points.py), stand still for longer than
+their leases, or have their database taken away. And moments (tests/soak/faults/moments/catalog.py) in which
+something stands still, a clock is wrong, or the machine under `nightsweep serve` fails: a few of them here.
+The houses run side by side, since most of the time is spent waiting for limits. `make faults` runs each point
+and moment ten times on each database, `make soak` at random.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import get_args
 
 import pytest
 
-from tests.faults import points, scenarios, studies
-from tests.faults.freezing import freeze_holders
-from tests.faults.house import DatabaseName, House
-from tests.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, missing
-from tests.faults.moments import catalog
-from tests.faults.moments.catalog import MOMENTS
-from tests.faults.moments.moment import HouseKind, Moment
-from tests.faults.outages import outage
-from tests.faults.scenarios import Tally
+from tests.soak.faults import points, scenarios, studies
+from tests.soak.faults.freezing import freeze_holders
+from tests.soak.faults.house import DatabaseName, House
+from tests.soak.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, missing
+from tests.soak.faults.moments import catalog
+from tests.soak.faults.moments.catalog import MOMENTS
+from tests.soak.faults.moments.moment import HouseKind, Moment
+from tests.soak.faults.outages import outage
+from tests.soak.faults.scenarios import Tally
 
 pytestmark = pytest.mark.timeout(2400)
 

@@ -75,7 +75,7 @@ def test_the_best_adapter_is_plain_peft_and_gives_the_recorded_loss(house: House
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors"} <= set(archive.namelist())
         archive.extractall(tmp_path)
-    script = Path(__file__).parent / "measure_adapter.py"
+    script = Path(__file__).parents[1] / "scripts" / "measure_adapter.py"
     measured = subprocess.run(
         [
             sys.executable,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.gpu.trials import Bases
+from tests.support.gpu_trials import Bases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from tests.gpu.trials import DEVICE
-from tests.tiny_trials import trial_order
+from tests.support.gpu_trials import DEVICE
+from tests.support.trials import trial_order
 from workers import shared_pass
 from workers.device.memory import is_device_fault
 from workers.pack.pack import Pack

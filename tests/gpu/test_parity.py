@@ -7,8 +7,8 @@ import torch
 
 from search_spaces.definition import Quantization
 from search_spaces.recipe import Recipe
-from tests.gpu.trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
-from tests.tiny_trials import Trained, new_run, relative_difference, solo_run, train_together
+from tests.support.gpu_trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
+from tests.support.trials import Trained, new_run, relative_difference, solo_run, train_together
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost
 from workers.lora.lora_dropout import keep_scale, row_keys

@@ -17,8 +17,8 @@ from service.app import create_app
 from service.db import database
 from service.db.models import Base
 from service.settings import Settings
-from tests.database_fixtures import execute, named
-from tests.integration.service.rest import LOCAL
+from tests.support.api import LOCAL
+from tests.support.databases import execute, named
 
 UNCHECKED: dict[str, Any] = {"submission_check_seconds": 0}
 """Definitions name a model that is not there. What comes of a check is tested where it is the subject."""

@@ -12,8 +12,8 @@ from sqlalchemy.engine import make_url
 
 from service.db import database
 from service.settings import Settings
-from tests.database_fixtures import execute, fresh_postgres_database, named
-from tests.integration.service.searches import search
+from tests.support.databases import execute, fresh_postgres_database, named
+from tests.support.searches import search
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import build_tiny_base
+from tests.support.models import build_tiny_base
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,7 +43,7 @@ def run_limited(
     folder: Path, base_dir: Path, data: Path, *, trials: int, more_bytes: int
 ) -> list[dict[str, Any]]:
     """What became of the trials under the limit, and without it."""
-    command = [sys.executable, "-m", "tests.integration.workers.trials_under_limit"]
+    command = [sys.executable, "-m", "tests.scripts.trials_under_limit"]
     arguments = [folder, base_dir, data, trials, more_bytes]
     run = subprocess.run(
         command + [str(argument) for argument in arguments],

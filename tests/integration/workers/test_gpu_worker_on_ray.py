@@ -20,8 +20,8 @@ from search_spaces.recipe import Recipe
 from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
 from service.coordinator.cluster.silence import SilenceLimits
 from service.states import LossCause
-from tests.tiny_packs import Recorder, assert_equal_trials
-from tests.tiny_trials import of_type, trial_order
+from tests.support.packs import Recorder, assert_equal_trials
+from tests.support.trials import of_type, trial_order
 from workers.contract import (
     Decision,
     Event,

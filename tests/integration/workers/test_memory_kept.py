@@ -18,7 +18,7 @@ def test_two_hundred_trials_leave_no_more_memory_taken_than_twenty(
     command = [
         sys.executable,
         "-m",
-        "tests.integration.workers.many_trials",
+        "tests.scripts.many_trials",
         str(tmp_path),
         str(tiny_base_dir),
     ]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.pack import FakePack
-from tests.tiny_trials import of_type, trial_order
+from tests.support.fake_pack import FakePack
+from tests.support.trials import of_type, trial_order
 from workers import gpu_worker
 from workers.contract import (
     Decision,

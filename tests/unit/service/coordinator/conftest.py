@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.coordinator.policy import retries
-from tests.fakes.cluster import FakeCluster
-from tests.unit.service.coordinator.house import House
+from tests.support.coordinator import House
+from tests.support.fake_cluster import FakeCluster
 
 
 @pytest.fixture

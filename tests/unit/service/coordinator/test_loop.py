@@ -17,7 +17,7 @@ from service.coordinator.policy.placement import Room
 from service.coordinator.study import study_run
 from service.db.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.unit.service.coordinator.house import DEFINITION, GRID, House, Killed
+from tests.support.coordinator import DEFINITION, GRID, House, Killed
 
 GRID_STUDY = {**DEFINITION, "search": GRID}
 

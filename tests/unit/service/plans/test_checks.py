@@ -14,7 +14,7 @@ from service.errors import Invalid
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import CHECKS, ReportProcesses
 from service.plans.warm_process import ReportUnavailable
-from tests.plan_cases import make_definition
+from tests.support.plans import make_definition
 
 
 class Reports(ReportProcesses):

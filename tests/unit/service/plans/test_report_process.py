@@ -14,7 +14,7 @@ from service.plans import warm_process
 from service.plans.report_process import AT_ONCE, WAITING, ReportProcesses
 from service.plans.report_request import report_request
 from service.plans.warm_process import ReportUnavailable
-from tests.plan_cases import make_definition
+from tests.support.plans import make_definition
 
 REQUEST = report_request(make_definition())
 EMPTY = '{"model": null, "data": null, "problems": []}'

@@ -1,0 +1,111 @@
+"""All moments, and one run of them: `python -m tests.soak.faults.points` and the acceptance tests."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from tests.soak.faults.house import BrokenHouseError, DatabaseName, House
+from tests.soak.faults.kill_points import HANG_POINTS
+from tests.soak.faults.moments import clocks, machine, silences
+from tests.soak.faults.moments.moment import HouseKind, Moment, disturb
+from tests.soak.faults.scenarios import Tally
+from tests.soak.faults.served import ServedHouse
+
+LIMITS: dict[str, Any] = {
+    "worker_silence_seconds": 9.0,
+    "training_silence_seconds": 9.0,
+    "loading_silence_seconds": 90.0,
+}
+"""Settings of the houses in which moments are run: minutes, where the product's own are meant for a night."""
+
+
+def _pair(name: str, inject: Any) -> Moment:
+    return Moment(name=name, house="pair", inject=inject)
+
+
+def _served(name: str, inject: Any, needs: Any = None) -> Moment:
+    return Moment(name=name, house="served", inject=inject, needs=needs)
+
+
+MOMENTS: tuple[Moment, ...] = (
+    # Standing still.
+    _pair("a worker stopped for less than the limit", silences.worker_for_a_moment),
+    _pair("a worker stopped for ever", silences.worker_for_ever),
+    *(_pair(point.name, partial(silences.training_thread, point)) for point in HANG_POINTS),
+    _served("raylet stopped for a moment", partial(silences.ray_for_a_moment, "raylet")),
+    _served("raylet stopped for long", partial(silences.ray_for_long, "raylet")),
+    _served("gcs_server stopped for a moment", partial(silences.ray_for_a_moment, "gcs_server")),
+    _served("gcs_server stopped for long", partial(silences.ray_for_long, "gcs_server")),
+    # Clocks.
+    _pair("a lease from two hours in the future", clocks.lease_from_the_future),
+    _pair("a cancel of a lease from the future", clocks.cancel_of_a_lease_from_the_future),
+    _pair("a clock that jumped two hours ahead", clocks.lease_from_the_past),
+    _pair("a firing years ahead", clocks.firing_from_the_future),
+    # The machine under `nightsweep serve`.
+    _served("the supervisor has no descriptors", machine.supervisor_without_descriptors),
+    _served("Ray's folder is removed", machine.rays_folder_removed),
+    _served("the temporary folder is full", machine.temporary_folder_full, "disks"),
+    _served("the home folder is full", machine.home_full, "disks"),
+    _served("the home folder is full at a death", machine.home_full_at_a_death, "disks"),
+    _served("the home folder is read-only at a death", machine.home_read_only, "disks"),
+)
+
+
+def open_house(kind: HouseKind, database: DatabaseName, folder: Path, data: Path) -> House:
+    """A house for moments of a kind, not entered yet."""
+    if kind == "served":
+        return ServedHouse(database, folder, data, **LIMITS)
+    return House(database, folder, data, **LIMITS)
+
+
+def disturb_everywhere(house: House, moments: Sequence[Moment], *, times: int, seconds: float) -> Tally:
+    """Have each of these moments so many times; says on standard error how it goes.
+
+    One that does not end is a violation, and the others are had all the same.
+    """
+    total = Tally()
+    for moment in moments:
+        began = time.monotonic()
+        refusal = moment.refusal(house)
+        if refusal is not None:
+            print(f"{house.database}: SKIPPED {moment.name}: {refusal}", file=sys.stderr)
+            total.skipped[moment.name] = refusal
+            continue
+        tally = Tally()
+        for turn in range(times):
+            try:
+                tally.add(disturb(house, moment, turn, seconds))
+            except BrokenHouseError:
+                raise
+            except AssertionError as error:
+                tally.violations.append(f"{moment.name}, turn {turn + 1}: {error}")
+        said = f"{tally.studies} of {times} studies ended, {len(tally.violations)} violations"
+        print(
+            f"{house.database}, {moment.name}: {said}, {time.monotonic() - began:.0f} s",
+            *tally.violations,
+            sep="\n  ",
+            file=sys.stderr,
+        )
+        total.add(tally)
+    return total
+
+
+def run(
+    database: DatabaseName, folder: Path, data: Path, moments: Sequence[Moment], *, times: int, seconds: float
+) -> Tally:
+    """These moments on one database, in a house of each kind that they need."""
+    total = Tally()
+    for kind in get_args(HouseKind):
+        chosen = [moment for moment in moments if moment.house == kind]
+        if not chosen:
+            continue
+        with open_house(kind, database, folder / f"{database}-{kind}", data) as house:
+            total.add(disturb_everywhere(house, chosen, times=times, seconds=seconds))
+            total.violations += house.db_check()
+            total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in house.exits]
+    return total

@@ -1,0 +1,199 @@
+"""What a study says it waits for, and what of it its history keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service.coordinator.cluster.ray_workers import Preparing, WorkerShape
+from service.coordinator.policy.waiting import (
+    for_a_worker_that_starts,
+    for_its_turn,
+    for_the_cluster,
+    for_workers,
+    standing,
+)
+from service.states import StudyState
+from tests.support.coordinator import DEFINITION, House
+
+
+def search(trials: int) -> dict[str, Any]:
+    return {**DEFINITION["search"], "algorithm": "random", "trials": trials}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"running": 4, "limit": 4}, "waiting: 4 studies are running, which is the limit"),
+        ({"running": 1, "limit": 1}, "waiting: 1 study is running, which is the limit"),
+        ({"running": 5, "limit": 4}, "waiting: 5 studies are running, and the limit is 4"),
+        (
+            {"running": 8, "limit": 4, "coordinators": 2},
+            "waiting: 8 studies are running, which is the limit of 2 coordinators together",
+        ),
+        (
+            {"running": 2, "limit": 2, "owner": "anna"},
+            "waiting: 2 studies of 'anna' are running, which is the limit for one owner",
+        ),
+        (
+            {"running": 1, "limit": 1, "owner": "anna"},
+            "waiting: 1 study of 'anna' is running, which is the limit for one owner",
+        ),
+    ],
+)
+def test_a_study_that_waits_for_its_turn_names_the_limit(given: dict[str, Any], expected: str) -> None:
+    assert for_its_turn(**given) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus_wanted", "capacity", "gpus", "expected"),
+    [
+        (2.0, 0, 0.0, "it asks for 2 GPUs per worker, the cluster has 0"),
+        (1.0, 0, 0.0, "it asks for 1 GPU per worker, the cluster has 0"),
+        (4.0, 0, 2.0, "it asks for 4 GPUs per worker, the cluster has 2"),
+        (2.0, 0, 4.0, "no machine of the cluster has the 1 CPU and 2 GPUs that one needs"),
+        (0.0, 0, 0.0, "no machine of the cluster has the 1 CPU that one needs"),
+        (1.0, 2, 2.0, "other studies use every machine or GPU that this one could use"),
+    ],
+)
+def test_a_study_without_room_on_the_cluster_says_what_is_missing(
+    gpus_wanted: float, capacity: int, gpus: float, expected: str
+) -> None:
+    shape = WorkerShape(num_cpus=1.0, num_gpus=gpus_wanted)
+    assert for_the_cluster(shape, capacity=capacity, gpus=gpus) == f"waiting for a worker: {expected}"
+
+
+def test_workers_that_start_are_counted() -> None:
+    assert for_workers(started=0, starting=2) == (
+        "waiting for a worker: 0 of 2 started (each imports its libraries first)"
+    )
+
+
+def test_the_death_of_the_last_worker_is_told_without_what_differs_from_one_to_the_next() -> None:
+    deaths = {
+        for_a_worker_that_starts(f"raised in ray::GpuWorker.__init__() (pid={pid}, ip=::1).")
+        for pid in (17, 18)
+    }
+    assert deaths == {
+        "waiting for a worker: another one starts after a pause of up to a minute; the last one died while "
+        "starting: raised in ray::GpuWorker.__init__()"
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"training": True, "live": 2}, "training"),
+        ({"training": True, "live": 2, "starting": 1}, "training; 1 of 2 workers started"),
+        ({"live": 1}, "starting: its trials were sent to their workers"),
+        ({"live": 1, "preparing": "loading the base b (nf4)"}, "starting: loading the base b (nf4)"),
+        ({"no_worker": "waiting for a worker"}, "waiting for a worker"),
+        (
+            {"resting": True},
+            "waiting: trials whose workers were lost are tried again after a pause of up to a minute",
+        ),
+        ({"resting": True, "no_worker": "waiting for a worker"}, "waiting for a worker"),
+        ({}, None),
+    ],
+)
+def test_the_words_follow_what_goes_on(given: dict[str, Any], expected: str | None) -> None:
+    nothing = {
+        "training": False,
+        "preparing": None,
+        "live": 0,
+        "started": 1,
+        "starting": 0,
+        "no_worker": None,
+        "resting": False,
+    }
+    assert standing(**{**nothing, **given}) == expected
+
+
+def test_a_study_says_how_many_of_its_workers_have_started(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=2, start_polls={"w1": 5, "w2": 5})
+    study_id = house.submit(search=search(4))
+    house.rounds(lambda: house.study(study_id).reason.startswith("waiting for a worker"))
+    words = "waiting for a worker: 0 of 2 started (each imports its libraries first)"
+    assert house.study(study_id).reason == words
+    house.rounds(lambda: house.study(study_id).reason == "training")
+    house.run(study_id)
+    assert house.events("waiting") == [words]
+
+
+def test_while_one_worker_trains_the_other_that_starts_is_still_counted(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=2, start_polls={"w2": 20}, patience=60.0)
+    study_id = house.submit(search=search(4))
+    house.rounds(lambda: house.study(study_id).reason == "training; 1 of 2 workers started")
+
+
+def test_gpus_that_the_cluster_does_not_have_are_named_while_the_study_waits(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=2, patience=60.0)
+    study_id = house.submit(resources={"gpus_per_worker": 2})
+    words = "waiting for a worker: it asks for 2 GPUs per worker, the cluster has 0"
+    house.rounds(lambda: house.study(study_id).reason == words)
+    for _ in range(5):
+        house.coordinator.round()
+    assert house.events("waiting") == [words]
+
+
+def test_a_study_beyond_the_limit_says_so_once_and_then_runs(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1)
+    house.settings = house.settings.model_copy(update={"max_running_studies": 1})
+    house.coordinator = house.new_coordinator()
+    first, second = house.submit(name="s"), house.submit(name="t")
+    house.rounds(lambda: house.study(second).reason != "")
+    words = "waiting: 1 study is running, which is the limit"
+    assert (house.study(second).reason, house.study(second).revision) == (words, 1)
+    house.run(first, second)
+    assert house.events("waiting").count(words) == 1
+
+
+def test_a_study_of_an_owner_at_the_limit_says_whose_studies_run(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1)
+    house.settings = house.settings.model_copy(update={"max_running_studies_per_owner": 1})
+    house.coordinator = house.new_coordinator()
+    house.submit({"owner": "anna"}, name="s")
+    second = house.submit({"owner": "anna"}, name="t")
+    house.rounds(lambda: house.study(second).reason != "")
+    assert house.study(second).reason == (
+        "waiting: 1 study of 'anna' is running, which is the limit for one owner"
+    )
+
+
+def test_a_successor_says_what_the_study_waits_for_and_not_what_was_said_before(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1)
+    house.settings = house.settings.model_copy(update={"max_running_studies": 1})
+    house.coordinator = house.new_coordinator()
+    house.submit(name="s")
+    second = house.submit(name="t")
+    house.rounds(lambda: house.study(second).reason != "")
+    house.settings = house.settings.model_copy(update={"max_running_studies": 2})
+    house.crash()
+    house.rounds(lambda: house.study(second).state == StudyState.RUNNING)
+    assert "limit" not in house.study(second).reason
+
+
+def test_what_a_worker_does_before_a_trial_starts_is_told_once_and_is_the_trials_reason(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1, start_polls={"w1": 0})
+    study_id = house.submit(search=search(1))
+    house.rounds(lambda: house.cluster.running == 1)
+    [attempt] = house.attempts()
+    [run] = house.runs
+    for seq, stage in enumerate(("loading the base b (nf4)", "reading the train data"), start=1):
+        event = Preparing(attempt_id=attempt.id, stage=stage)
+        run.events.on_preparing(event, seq)
+        run.events.on_preparing(event, seq)
+    assert house.attempts()[0].reason == "reading the train data"
+    assert house.events("starting") == ["loading the base b (nf4)", "reading the train data"]
+    house.coordinator.studies[study_id].advance()
+    assert house.study(study_id).reason == "starting: reading the train data"

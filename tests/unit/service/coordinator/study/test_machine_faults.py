@@ -1,0 +1,193 @@
+"""A machine that has run out of something: studies wait and say for what, and none fails of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search_spaces.errors import machine_fault
+from service.coordinator import outages
+from service.coordinator.chores import preparation
+from service.coordinator.chores.schedules import fire_schedules
+from service.coordinator.cluster import ray_deaths
+from service.coordinator.cluster.ray_deaths import full_disk
+from service.coordinator.cluster.ray_workers import ClusterError
+from service.db.models import Schedule
+from service.schedules import commands
+from service.states import StudyState
+from tests.support.coordinator import DEFINITION, House
+from workers.errors import DataError, ModelError
+from workers.pack.endings import ending
+
+FAULTS = ["ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE", "ENOMEM"]
+
+
+def fault(name: str) -> OSError:
+    number = getattr(errno, name)
+    return OSError(number, os.strerror(number), "/tmp/x")
+
+
+class Failing:
+    """Raises a number of times, then does what it stands for."""
+
+    def __init__(self, work: Callable[..., Any], error: Exception, times: int) -> None:
+        self._work, self._error, self.left = work, error, times
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self.left > 0:
+            self.left -= 1
+            raise self._error
+        return self._work(*arguments, **named)
+
+
+def live(house: House, study_id: str) -> None:
+    """Rounds as the coordinator's process has them, until the study has ended."""
+    for _ in range(2000):
+        if house.study(study_id).ended_at is not None:
+            return
+        house.coordinator.live_through(house.coordinator.round, threading.Event())
+    raise AssertionError("the study did not end")
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_SECONDS", 0.002)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_study_whose_worker_cannot_be_started_waits_and_says_for_what(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    house = make_house()
+    failing = Failing(house.cluster.start, fault(name), times=5)
+    monkeypatch.setattr(house.cluster, "start", failing)
+    study_id = house.submit()
+    live(house, study_id)
+    assert failing.left == 0
+    assert house.study(study_id).state == StudyState.COMPLETED
+    waits = [message for message in house.events("waiting") if "this machine" in message]
+    assert waits == [f"waiting for this machine: {fault(name)}"]
+
+
+@pytest.mark.parametrize("method", ["ask", "open_attempt", "reconcile", "snapshot"])
+def test_wherever_a_round_meets_a_full_disk_no_study_fails(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from service.coordinator.study.study_run import StudyRun
+
+    house = make_house()
+    real, left = getattr(StudyRun, method), [3]
+
+    def work(run: StudyRun, *arguments: Any, **named: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise fault("ENOSPC")
+        return real(run, *arguments, **named)
+
+    monkeypatch.setattr(StudyRun, method, work)
+    study_id = house.submit()
+    live(house, study_id)
+    assert (left, house.study(study_id).state) == ([0], StudyState.COMPLETED)
+
+
+def test_a_cluster_that_does_not_answer_is_named_before_the_process_ends(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    study_id = house.submit()
+    failing = Failing(house.cluster.start, ClusterError("no raylet\nmore"), times=1)
+    monkeypatch.setattr(house.cluster, "start", failing)
+    with pytest.raises(ClusterError):
+        house.coordinator.live_through(house.coordinator.round, threading.Event())
+    assert house.study(study_id).reason == "waiting for the Ray cluster: no raylet"
+    live(house, study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+
+
+def test_a_fault_of_ours_still_fails_its_study(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    monkeypatch.setattr(house.cluster, "start", Failing(house.cluster.start, OSError("what?"), times=99))
+    study_id = house.submit()
+    live(house, study_id)
+    assert house.study(study_id).state == StudyState.FAILED
+
+
+def test_a_stage_before_a_search_waits_for_the_machine(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    definition = {**DEFINITION["search"], "learning_rate_range_test": {"steps": 20}}
+    study_id = house.submit(search=definition)
+    failing = Failing(preparation.make, fault("EMFILE"), times=3)
+    monkeypatch.setattr(preparation, "make", failing)
+    for _ in range(10):
+        house.coordinator.live_through(house.coordinator.round, threading.Event())
+    study = house.study(study_id)
+    assert (failing.left, study.ended_at) == (0, None)
+    assert study.range_test_id is not None
+
+
+def test_a_firing_that_meets_a_full_disk_is_made_later(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    with house.database.write() as session:
+        now = commands.database_now(session)
+        schedule = Schedule(name="n", cron="* * * * *", timezone="UTC", definition=DEFINITION)
+        schedule.next_fire_at = now
+        session.add(schedule)
+    failing = Failing(commands.fire, fault("ENOSPC"), times=1)
+    monkeypatch.setattr(commands, "fire", failing)
+    with pytest.raises(OSError, match="No space left"):
+        fire_schedules(house.database)
+    fire_schedules(house.database)
+    with house.database.read() as session:
+        assert session.get_one(Schedule, schedule.id).last_fired_for is not None
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("kind", [None, ModelError, DataError])
+def test_a_fault_of_the_machine_while_loading_is_not_the_studys(
+    name: str, kind: type[Exception] | None
+) -> None:
+    try:
+        try:
+            raise fault(name)
+        except OSError as error:
+            if kind is None:
+                raise
+            raise kind("it cannot be read") from error
+    except Exception as error:  # noqa: BLE001 - whichever it is
+        end = ending(error)
+    assert (end.storage_fault, end.fatal_to_study) == (True, False)
+
+
+def test_a_missing_file_is_the_studys() -> None:
+    error = DataError("it is not there")
+    error.__cause__ = FileNotFoundError(errno.ENOENT, "No such file")
+    assert machine_fault(error) is None
+    assert ending(error).fatal_to_study
+
+
+def test_a_full_disk_is_named_where_a_worker_dies_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert full_disk(str(tmp_path)) is None
+    usage = SimpleNamespace(free=5 * 2**20)
+    monkeypatch.setattr(ray_deaths.shutil, "disk_usage", lambda folder: usage)
+    assert full_disk(str(tmp_path)) == f"the disk of {tmp_path} is full here: 5 MiB free"
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "gone")
+    assert full_disk(missing) == f"{missing} cannot be used here: No such file or directory"

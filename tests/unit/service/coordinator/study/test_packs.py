@@ -1,0 +1,304 @@
+"""Whole studies on workers that train several trials at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from service import optuna_store
+from service.coordinator.cluster.ray_workers import PackCapacity
+from service.db.models import Study
+from service.states import AttemptState, StudyState
+from tests.support.coordinator import DEFINITION, House
+
+
+def search(trials: int, **changes: Any) -> dict[str, Any]:
+    return {**DEFINITION["search"], "algorithm": "random", "trials": trials, **changes}
+
+
+def parallel(trials: int, **changes: Any) -> dict[str, Any]:
+    return {"max_parallel_trials": trials, **changes}
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_packs_fill_up_to_what_is_allowed_and_no_further(make_house: Callable[..., House], cpus: int) -> None:
+    house = make_house(cpus=cpus, slots=8)
+    study_id = house.submit(search=search(20), budget=parallel(6))
+    most, fullest = 0, 0
+
+    def look() -> None:
+        nonlocal most, fullest
+        most = max(most, house.cluster.running)
+        fullest = max([fullest, *house.cluster.packs.values()])
+
+    house.run(study_id, each=look)
+    assert house.study(study_id).state == StudyState.COMPLETED
+    assert [a.trial_number for a in house.attempts()] == list(range(20))
+    assert (most, fullest <= 8) == (6, True)
+    assert house.cluster.alive == []
+
+
+def test_trials_spread_over_all_workers_though_one_is_ready_first(make_house: Callable[..., House]) -> None:
+    """A trial trains faster in a pack of two than in a pack of eight beside three idle workers."""
+    house = make_house(cpus=4, slots=8, patience=1000.0, start_polls={"w1": 0, "w2": 2, "w3": 3, "w4": 2})
+    house.submit(search=search(16), recipe={"epochs": 8}, budget=parallel(8))
+    house.rounds(lambda: sum(house.cluster.packs.values()) == 8)
+    assert house.cluster.packs == {"w1": 2, "w2": 2, "w3": 2, "w4": 2}
+
+
+def test_trials_of_a_lost_worker_go_to_packs_with_room_and_wait_for_no_new_worker(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=2, slots=8, start_polls={"w3": 1000})
+    study_id = house.submit(search=search(4), budget=parallel(4))
+    house.rounds(lambda: house.cluster.running == 4)
+    house.cluster.kill("w2")
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.COMPLETED
+    assert house.cluster.started == ["w1", "w2"]
+    assert {a.worker_id for a in house.attempts() if a.ordinal == 2} == {"w1"}
+
+
+def test_workers_that_no_trial_is_left_for_are_ended(make_house: Callable[..., House]) -> None:
+    """Four workers with two trials each; once nothing is left to send out, an idle one goes at once."""
+    house = make_house(cpus=4, slots=2)
+    epochs = {"algorithm": "grid", "space": {"epochs": {"choices": [1, 2, 3, 4, 5, 6, 7, 8]}}}
+    study_id = house.submit(search=epochs, budget=parallel(8))
+    house.rounds(lambda: house.cluster.running == 8)
+    seen = set()
+
+    def look() -> None:
+        seen.add(len(house.cluster.alive))
+        assert all(house.cluster.packs.values())
+
+    house.run(study_id, each=lambda: (house.coordinator.round(), look())[1])
+    assert seen >= {1, 4}
+    assert house.cluster.started == ["w1", "w2", "w3", "w4"]
+
+
+def test_a_new_capacity_is_written_down_in_words(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1, slots=4)
+    house.run(house.submit(search=search(4)))
+    assert house.events("worker_capacity") == ["w1 wants 4 trials at once: as measured"]
+
+
+def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1)
+    house.submit(search=search(4))
+    house.coordinator.round()
+    [run] = house.runs
+    for slots, predicted, measured in ((1, 3 * 2**30, None), (2, 2**30, 2**29), (3, 0, None)):
+        run.events.on_capacity(
+            "w1",
+            PackCapacity(
+                slots=slots, reason="two would not fit.", predicted_bytes=predicted, measured_bytes=measured
+            ),
+        )
+    assert house.events("worker_capacity") == [
+        "w1 wants 1 trial at once: two would not fit (memory: predicted 3.00 GiB)",
+        "w1 wants 2 trials at once: two would not fit (memory: predicted 1.00 GiB, measured 0.50 GiB)",
+        "w1 wants 3 trials at once: two would not fit",
+    ]
+
+
+def test_a_capacity_that_is_delivered_twice_is_written_down_once(make_house: Callable[..., House]) -> None:
+    """The coordinator dies after it wrote it down and before it acknowledged."""
+    house = make_house(cpus=1)
+    study_id = house.submit(search=search(6))
+    house.rounds(lambda: house.cluster.running == 1)
+    for slots in (3, 2, 3):
+        house.cluster.announce("w1", slots)
+        [run] = house.runs
+        run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
+        house.crash()
+        house.rounds(lambda: bool(house.runs))
+    house.run(study_id)
+    assert [e.split(" trials")[0] for e in house.events("worker_capacity")] == [
+        "w1 wants 3",
+        "w1 wants 2",
+    ]
+
+
+def test_only_more_or_fewer_trials_than_ever_are_news(make_house: Callable[..., House]) -> None:
+    """Where recipes differ, what fits changes with nearly every trial."""
+    house = make_house(cpus=1)
+    house.submit(search=search(4))
+    house.coordinator.round()
+    [run] = house.runs
+    for worker_id, slots in [("w1", n) for n in (4, 5, 4, 6, 5, 3, 4, 6, 7)] + [("w11", 5)]:
+        run.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
+    said = [event.split(" trials")[0] for event in house.events("worker_capacity")]
+    assert said == ["w1 wants 4", "w1 wants 5", "w1 wants 6", "w1 wants 3", "w1 wants 7", "w11 wants 5"]
+
+
+def test_a_pack_that_shrinks_loses_no_order_that_was_on_its_way(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1, slots=4)
+    study_id = house.submit(search=search(12), budget=parallel(4))
+    house.rounds(lambda: house.cluster.running == 4)
+    waited = 0
+
+    def shrink_and_grow() -> None:
+        nonlocal waited
+        waited += house.cluster.waiting
+        # Always between an order's dispatch and its admission.
+        if house.cluster.alive:
+            house.cluster.announce("w1", 1 if len(house.cluster.orders) % 3 else 4)
+
+    house.run(study_id, each=shrink_and_grow)
+    assert waited > 0
+    assert house.study(study_id).state == StudyState.COMPLETED
+    assert [(a.ordinal, a.state) for a in house.attempts()] == [(1, AttemptState.COMPLETED)] * 12
+
+
+def test_an_order_that_waits_in_a_shrunk_pack_is_cancelled_with_its_study(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1, slots=4)
+    study_id = house.submit(search=search(12), recipe={"epochs": 9}, budget=parallel(4))
+    house.rounds(lambda: house.cluster.running == 1)
+    house.rounds(lambda: len(house.cluster.orders) == 4)
+    house.cluster.announce("w1", 1)
+    house.coordinator.round()
+    assert house.cluster.waiting == 3
+    with house.database.write() as session:
+        session.get_one(Study, study_id).cancel_requested = True
+    house.run(study_id)
+    assert house.study(study_id).state == StudyState.CANCELLED
+    assert [a.state for a in house.attempts()] == [AttemptState.CANCELLED] * 4
+
+
+def test_what_the_definition_says_of_packs_is_in_every_order(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1, slots=8)
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        most = max([most, *house.cluster.packs.values()])
+
+    resources = {"trials_per_worker": 2, "gradient_checkpointing": True}
+    house.run(house.submit(search=search(6), budget=parallel(6), resources=resources), each=look)
+    assert {(o.trials_per_worker, o.gradient_checkpointing) for o in house.cluster.orders} == {(2, True)}
+    assert most == 2
+
+
+def test_a_definition_that_says_nothing_of_packs_leaves_it_to_the_worker(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1)
+    house.run(house.submit(search=search(1)))
+    [order] = house.cluster.orders
+    assert (order.trials_per_worker, order.gradient_checkpointing, order.resume_from) == (None, False, ())
+
+
+def test_a_lost_trial_goes_on_from_its_checkpoint(make_house: Callable[..., House]) -> None:
+    """The rung at the checkpoint is evaluated again, so that none is lost; Optuna keeps what it has."""
+    house = make_house(cpus=1)
+    study_id = house.submit(search=search(1), budget=parallel(1, max_retries=5))
+    for rung in (50, 75):
+        house.rounds(lambda rung=rung: rung in house.rungs().get(0, {}))
+        house.cluster.kill(house.cluster.alive[0])
+    house.run(study_id)
+    attempts = house.attempts()
+    assert [a.state for a in attempts] == [AttemptState.LOST, AttemptState.LOST, AttemptState.COMPLETED]
+    folders = [f"{a.artifact_dir}/checkpoint" for a in attempts]
+    assert [o.resume_from for o in house.cluster.orders] == [
+        (),
+        (folders[0],),
+        (folders[1], folders[0]),
+    ]
+    assert house.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (3, 75), (3, 100)]
+    assert list(house.rungs()[0]) == [25, 50, 75, 100]
+    # The date that a chat template writes is the study's, so that all three read the same rows.
+    assert {o.study_created_at for o in house.cluster.orders} == {house.study(study_id).created_at}
+    words = "training on cpu: 100 train rows, 10 eval rows"
+    assert house.events("attempt_running") == [
+        words,
+        f"{words}; resumed from a checkpoint after 50 examples",
+        f"{words}; resumed from a checkpoint after 75 examples",
+    ]
+
+
+def test_behind_a_url_attempts_have_their_folders_and_checkpoints_there(
+    make_house: Callable[..., House],
+) -> None:
+    house = make_house(cpus=1)
+    house.settings = house.settings.model_copy(update={"artifacts_url": "s3://bucket/nightsweep"})
+    house.coordinator = house.new_coordinator()
+    study_id = house.submit(search=search(1))
+    house.rounds(lambda: 50 in house.rungs().get(0, {}))
+    house.cluster.kill(house.cluster.alive[0])
+    house.rounds(lambda: len(house.cluster.orders) == 2)
+    first, second = house.cluster.orders
+    assert first.artifact_dir == f"s3://bucket/nightsweep/{study_id}/0/1"
+    assert (second.artifact_dir, second.resume_from) == (
+        f"s3://bucket/nightsweep/{study_id}/0/2",
+        (f"{first.artifact_dir}/checkpoint",),
+    )
+
+
+def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_house: Callable[..., House]) -> None:
+    house = make_house(cpus=1)
+    house.submit(search=search(1))
+    house.rounds(lambda: 50 in house.rungs().get(0, {}))
+    house.cluster.kill(house.cluster.alive[0])
+    house.rounds(lambda: len(house.events("attempt_running")) == 2)
+    assert house.cluster.reported[-1] == (1, 50)  # the second attempt has not yet said anything more
+    assert house.attempts()[-1].examples_seen == 50
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"algorithm": "median", "min_examples": 25, "n_startup_trials": 2},
+        {"algorithm": "asha", "min_examples": 25, "reduction_factor": 2, "n_min_trials": 1},
+        {"algorithm": "hyperband", "min_examples": 25, "reduction_factor": 2},
+    ],
+    ids=lambda pruning: pruning["algorithm"],
+)
+def test_a_rung_that_is_reported_again_changes_no_decision_of_the_pruner(
+    make_house: Callable[..., House], pruning: dict[str, Any]
+) -> None:
+    """Trials one after another, the worker killed after every third rung: all as if nothing had happened."""
+    calm, stormy = make_house(cpus=1), make_house(cpus=1)
+    study = {"search": search(10), "pruning": pruning, "budget": parallel(1, max_retries=100)}
+    calm.run(calm.submit(**study))
+    killed = 0
+
+    def disturb() -> None:
+        nonlocal killed
+        if len(stormy.cluster.reported) >= 3 * (killed + 1) and any(stormy.cluster.packs.values()):
+            stormy.cluster.kill(stormy.cluster.alive[0])
+            killed += 1
+
+    stormy.run(stormy.submit(**study), each=disturb)
+    assert killed > 3
+    assert stormy.values() == calm.values()
+    assert stormy.rungs() == calm.rungs()
+    assert {outcome for outcome, _, _ in calm.values().values()} == {"completed", "pruned"}
+
+
+def test_a_trial_that_the_pruner_decided_against_is_pruned_though_its_worker_dies(
+    make_house: Callable[..., House],
+) -> None:
+    """It would otherwise be trained again, and successive halving judges a rung only once."""
+    house = make_house(cpus=1)
+    study_id = house.submit(
+        search=search(6),
+        pruning={"algorithm": "asha", "min_examples": 25, "reduction_factor": 2, "n_min_trials": 1},
+        budget=parallel(1),
+    )
+    house.rounds(lambda: bool(house.events("prune_decided")))
+    house.cluster.kill(house.cluster.alive[0])
+    house.rounds(lambda: not any(a.state == AttemptState.RUNNING for a in house.attempts()))
+    [decided] = house.events("prune_decided")
+    last = house.attempts()[-1]
+    assert (last.state, last.reason) == (AttemptState.PRUNED, decided)
+    told = optuna_store.read_trials(house.storage, "s")[last.trial_number]
+    assert (told.state, told.user_attrs["reason"]) == ("pruned", decided)
+    house.run(study_id)
+    assert {a.ordinal for a in house.attempts()} == {1}
+    with house.database.read() as session:
+        assert session.scalars(select(Study)).one().state == StudyState.COMPLETED

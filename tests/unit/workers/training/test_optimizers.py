@@ -1,0 +1,148 @@
+"""Optimizers over an adapter's flat tensor: torch's own numbers, and no memory taken in a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Recipe
+from tests.support.trials import new_run, random_examples, relative_difference, solo_run, train_together
+from workers.base.base_model import load_base
+from workers.lora.adapters import AdapterHost
+from workers.pack.cost_model import adapter_bytes
+from workers.training import optimizers
+from workers.training.optimizers import (
+    build_optimizer,
+    moment_names,
+    moments,
+    restore_moments,
+    set_learning_rate,
+)
+from workers.training.shared_pass import SharedPasses
+
+# PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+CPU = torch.device("cpu")
+RECIPES = {
+    "adamw": Recipe(adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, weight_decay=0.1),
+    "sgd": Recipe(optimizer="sgd", weight_decay=0.1),
+    "sgd without momentum": Recipe(optimizer="sgd", sgd_momentum=0.0, sgd_nesterov=True, weight_decay=0.1),
+    "nesterov": Recipe(optimizer="sgd", sgd_momentum=0.8, sgd_nesterov=True),
+    "rmsprop": Recipe(optimizer="rmsprop", rmsprop_alpha=0.9, weight_decay=0.1),
+    "rmsprop without decay": Recipe(optimizer="rmsprop"),
+}
+ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+
+
+def torchs_own(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.optim.Optimizer:
+    """As a script would make it, with torch's own step."""
+    decay = recipe.weight_decay
+    match recipe.optimizer:
+        case "adamw":
+            betas = (recipe.adam_beta1, recipe.adam_beta2)
+            return torch.optim.AdamW([parameter], betas=betas, eps=recipe.adam_epsilon, weight_decay=decay)
+        case "sgd":
+            momentum = recipe.sgd_momentum
+            nesterov = recipe.sgd_nesterov and momentum > 0
+            return torch.optim.SGD([parameter], momentum=momentum, nesterov=nesterov, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop([parameter], alpha=recipe.rmsprop_alpha, weight_decay=decay)
+
+
+def numbers(seed: int) -> torch.Tensor:
+    return torch.randn(1_000, generator=torch.Generator().manual_seed(seed))
+
+
+@ALL
+def test_steps_are_torchs_own(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_SCRATCH", 300)  # in four parts
+    ours, theirs = torch.nn.Parameter(numbers(0)), torch.nn.Parameter(numbers(0))
+    optimizer, other = build_optimizer(ours, recipe), torchs_own(theirs, recipe)
+    for step in range(5):
+        for one, parameter in ((optimizer, ours), (other, theirs)):
+            set_learning_rate(one, 10.0 ** -(step + 1))
+            parameter.grad = numbers(step + 1)
+            one.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@ALL
+def test_moments_are_made_at_once_and_stay_where_they_are(recipe: Recipe) -> None:
+    parameter = torch.nn.Parameter(numbers(0))
+    optimizer = build_optimizer(parameter, recipe)
+    before = {name: tensor.data_ptr() for name, tensor in moments(optimizer).items()}
+    assert tuple(before) == moment_names(recipe)
+    parameter.grad = numbers(1)
+    optimizer.step()
+    kept = {name: tensor.clone() for name, tensor in moments(optimizer).items()}
+    moved = parameter.detach().clone()
+    parameter.grad = numbers(2)
+    optimizer.step()
+    expected = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.copy_(moved)
+    restore_moments(optimizer, kept, steps=1)
+    parameter.grad = numbers(2)
+    optimizer.step()
+    assert torch.equal(parameter, expected)
+    assert {name: tensor.data_ptr() for name, tensor in moments(optimizer).items()} == before
+
+
+@ALL
+def test_a_trial_goes_on_elsewhere_to_the_bit(tiny_base_dir: Path, recipe: Recipe) -> None:
+    recipe = recipe.model_copy(update={"learning_rate": 1e-2, "batch_size": 4, "lora_r": 2})
+    host = AdapterHost(load_base(ModelSpec(id=str(tiny_base_dir)), CPU))
+    passes = SharedPasses(host, token_budget=1_000)
+    examples = random_examples(16, seed=1)
+
+    def finish(state: Any, steps: int) -> tuple[Any, torch.Tensor]:
+        run = new_run(host, recipe, examples)
+        if state is not None:
+            run.restore(*state)
+        for _ in range(steps):
+            passes.finish_batch(run)
+        weights = run.adapter.master.detach().clone()
+        state = run.state()
+        host.remove("trial")
+        return state, weights
+
+    halfway, _ = finish(None, 2)
+    assert sorted(halfway[0]) == sorted(["adapter", *moment_names(recipe)])
+    assert torch.equal(finish(halfway, 2)[1], finish(None, 4)[1])
+
+
+def test_trials_with_different_optimizers_share_a_pack_and_do_as_alone(tiny_base_dir: Path) -> None:
+    base = load_base(ModelSpec(id=str(tiny_base_dir)), CPU)
+    examples = random_examples(22, seed=3, longest=30)
+    rates = {"adamw": 1e-2, "sgd": 0.1, "nesterov": 0.1, "rmsprop": 3e-3}
+    recipes = {
+        name: RECIPES[name].model_copy(
+            update={"learning_rate": rate, "batch_size": 4, "epochs": 2, "lora_r": 4, "adam_epsilon": 1e-4}
+        )
+        for name, rate in rates.items()
+    }
+    together = train_together(base, recipes, examples, token_budget=200)
+    for name, recipe in recipes.items():
+        alone = solo_run(base, recipe, examples)
+        assert together.trained[name].losses == pytest.approx(alone.losses, rel=1e-4)
+        assert relative_difference(together.trained[name].weights, alone.weights) <= 1e-3
+    assert together.accumulated
+
+
+def test_a_trial_takes_the_bytes_of_its_own_optimizer(tiny_base_dir: Path) -> None:
+    expected = {"adamw": 20, "sgd": 16, "sgd without momentum": 12, "rmsprop": 16}
+    host = AdapterHost(load_base(ModelSpec(id=str(tiny_base_dir)), CPU))
+    for name, bytes_each in expected.items():
+        run = new_run(host, RECIPES[name], random_examples(2))
+        tensors = [run.adapter.master, run.adapter.gradient, run._accumulated]
+        tensors += moments(run._optimizer).values()
+        held = sum(tensor.numel() * 4 for tensor in tensors if tensor is not None)
+        count = len(moment_names(RECIPES[name]))
+        parameters = run.adapter.trainable_parameters
+        assert held == adapter_bytes(parameters, accumulates=True, moments=count) == bytes_each * parameters
+        host.remove("trial")
