@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -49,11 +48,8 @@ class Arming:
         return plan is not None and len(plan["fired"]) == len(plan["at"])
 
     def _plan(self, point: Point) -> dict[str, Any] | None:
-        while True:
-            try:
-                text = (self._armed / point.file).read_text()
-            except FileNotFoundError:
-                return None
-            with contextlib.suppress(json.JSONDecodeError):  # it is being written
-                plan: dict[str, Any] = json.loads(text)
-                return plan
+        try:
+            plan: dict[str, Any] = json.loads((self._armed / point.file).read_text())
+        except FileNotFoundError:
+            return None
+        return plan

@@ -148,20 +148,22 @@ def _is_here(point: dict[str, Any], args: tuple[Any, ...]) -> bool:
 def _pass(point: dict[str, Any]) -> None:
     """Count a passing, and end or stop this process when it is one of those that were chosen."""
     armed = Path(str(_FOLDER)) / "armed" / point["file"]
-    try:
-        file = armed.open("r+")
-    except FileNotFoundError:
+    if not armed.exists():
         return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        plan = json.load(file)
+    with armed.with_name(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            plan = json.loads(armed.read_text())
+        except FileNotFoundError:
+            return
         plan["passed"] += 1
         due = plan["passed"] in plan["at"]
         if due:
             plan["fired"].append({"process": _PROCESS, "pid": os.getpid(), "at": time.time()})
-        file.seek(0)
-        file.truncate()
-        json.dump(plan, file)
+        # Another fault may kill this process here, and half a plan would never be read again.
+        fresh = armed.with_name(f".{os.getpid()}")
+        fresh.write_text(json.dumps(plan))
+        fresh.rename(armed)
     if not due:
         return
     if plan["action"] == "hang":
