@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import problems
+from search_spaces.parameters.base import Conditional
 from search_spaces.parameters.even_points import even_floats, even_ints, exact
-from search_spaces.space.conditions import Conditional
 from search_spaces.values.numbers import Real, Whole, significant
 
 Scale = Literal["linear", "log"]
