@@ -34,7 +34,7 @@ from search_spaces.definition import (
 )
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.parsing import recipe_rules, search_rules, study_rules
 from search_spaces.parsing.draft import Draft
 from search_spaces.parsing.plain import plain
@@ -132,7 +132,7 @@ class _Reader:
         raw_search = self._required("search", SearchSpec)
         raw_recipe = self._raw_recipe()
         chosen = Chosen(None)
-        parameters: dict[str, Float | Int | Choice] = {}
+        parameters: dict[str, Parameter] = {}
         space = None
         if isinstance(raw_search, Mapping):
             chosen = choose_space(raw_search, raw_recipe or {}, self.faults)

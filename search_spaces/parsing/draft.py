@@ -16,7 +16,7 @@ from search_spaces.definition import (
     SearchSpec,
     WarmStartSpec,
 )
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.recipe import Recipe
 from search_spaces.space.search_space import SearchSpace
 
@@ -29,7 +29,7 @@ class Draft:
     """With a stand-in for its space."""
     algorithm: str | None
     """Known even where another key of the section is at fault."""
-    parameters: Mapping[str, Float | Int | Choice]
+    parameters: Mapping[str, Parameter]
     """Those that were readable."""
     space: SearchSpace | None
     """All of them; None if any is at fault."""
