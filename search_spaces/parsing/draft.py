@@ -26,7 +26,7 @@ class Draft:
     """None stands for a section with faults, of which nothing may be concluded."""
 
     search: SearchSpec | None
-    """With a stand-in for its space."""
+    """Where `space` is None, its space stands in for one with faults."""
     algorithm: str | None
     """Known even where another key of the section is at fault."""
     parameters: Mapping[str, Parameter]

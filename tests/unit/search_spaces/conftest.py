@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault, InvalidDefinition
+from search_spaces.parsing.document import parse_definition
 from tests.support.spaces import DOCUMENT
 
 

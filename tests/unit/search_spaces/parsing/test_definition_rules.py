@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import Bound, StudyDefinition, parse_definition
+from search_spaces.definition import Bound, StudyDefinition
 from search_spaces.errors import Fault
+from search_spaces.parsing.document import parse_definition
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 
