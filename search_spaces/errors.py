@@ -3,7 +3,7 @@
 SearchSpaceError
 ├── InvalidDefinition   a user's document, with every fault in it
 ├── InvalidRecipe       hyperparameters that make no recipe
-├── UnknownPresetError  no such named search space
+├── UnknownPresetError  no preset of that name
 └── SuggestionError     a trial that the definition has no point for
     ├── SearchSpaceExhausted    every configuration of the space has had its trial
     └── TrialNumberTaken        a storage's word: there is a trial of that number already

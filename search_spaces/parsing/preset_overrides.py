@@ -27,7 +27,7 @@ class Chosen:
     """The space to read, and where it came from."""
 
     space: Any
-    """As raw as it was submitted; None if there is none."""
+    """Not yet read; None if there is none."""
     preset: Preset | None = None
     taken_out: tuple[str, ...] = ()
     """Fields that the preset searches and this study does not."""

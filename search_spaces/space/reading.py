@@ -58,8 +58,6 @@ def read_parameters(raw: Any) -> tuple[dict[str, Parameter], list[Fault]]:
 
 
 def _read_parameter(name: str, raw: Any, faults: list[Fault]) -> Parameter | None:
-    if isinstance(raw, (Float, Int, Choice)):
-        raw = raw.model_dump()
     if not isinstance(raw, Mapping):
         hint = "must be a range or a list of choices"
         if not isinstance(raw, list):

@@ -172,7 +172,7 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         if isinstance(parameter, Choice):
             raise ValueError(f"{name} is searched over choices, which have no range to narrow")
         changed = {**parameter.model_dump(), **parameter.bounds_within(low, high)}
-        return SearchSpace.model_validate({**self.root, name: changed})
+        return SearchSpace.model_validate({**self.model_dump(), name: changed})
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Recipe values from what Optuna's storage holds (lists of names are JSON text there)."""
