@@ -42,8 +42,9 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.path or 'the definition'}: {self.message}"
-        if self.allowed is not None and (self.nearest is None or len(self.allowed) <= MANY_NAMES):
-            text += f"; allowed: {self.allowed}"
+        allowed = self.allowed or ""
+        if allowed not in self.message and (self.nearest is None or len(allowed) <= MANY_NAMES):
+            text += f"; allowed: {allowed}"
         if self.nearest is not None:
             text += f"; did you mean {self.nearest!r}?"
         return text

@@ -103,7 +103,7 @@ def fix_recipe(
             and not _settled(_TWINS.get(field), parameters, recipe)
         }
     merged = {**under, **recipe}
-    # As the recipe holds them, so that "1e-5" and 1e-5 are stored alike.
+    # As the recipe holds them, so that 8 and 8.0 are stored alike.
     return Recipe.build(merged).model_dump(mode="json", include=set(merged))
 
 

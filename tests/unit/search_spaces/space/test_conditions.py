@@ -211,7 +211,7 @@ def test_conditions_may_be_chained_and_name_whole_numbers_lists_and_booleans() -
         {
             "target_modules": {"choices": ["attention", ["q_proj", "v_proj"]]},
             "lora_r": {"min": 1, "max": 3, "when": {"target_modules": [["q_proj", "v_proj"]]}},
-            "use_rslora": {"choices": [False, True], "when": {"lora_r": ["2", 3.0]}},
+            "use_rslora": {"choices": [False, True], "when": {"lora_r": [2, 3.0]}},
             "lora_dropout": {"choices": [0.0, 0.1], "when": {"use_rslora": True}},
         }
     )
