@@ -72,7 +72,7 @@ def _train(shares: tuple[int, Sequence[tuple[int, dict[str, float]]]], base: str
     """Trains a share of the recipes in one pack, and writes a line for each that has ended."""
     import torch
 
-    from search_spaces.definition import parse_definition
+    from search_spaces.parsing.document import parse_definition
     from search_spaces.recipe import Recipe
     from workers.contract import Event, Report, TrialOrder, TrialOutcome
     from workers.pack.pack import Pack

@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks.make_search_table import DATA, QUICKSTART
 from benchmarks.second_base import OUT as SECOND_BASE
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.range_tests.analysis import Corner, analyse, in_bounds, in_rate, narrow, propose
 from search_spaces.range_tests.derivation import derive
 

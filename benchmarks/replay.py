@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
+from search_spaces.definition import StudyDefinition, build_recipe
+from search_spaces.parsing.document import parse_definition
 
 PARALLEL_TRIALS = 4
 """The default of `budget.max_parallel_trials`."""

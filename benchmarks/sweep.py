@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces.definition import build_recipe, parse_definition
+from search_spaces.definition import build_recipe
+from search_spaces.parsing.document import parse_definition
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 NAME = "versus-sequential"

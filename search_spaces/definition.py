@@ -1,9 +1,9 @@
 """The validated document a user submits: what to train, what to search, when to stop.
 
-`parse_definition` is the only way user input becomes a definition. The models here check their own
-fields; what one section demands of another is checked in `search_spaces.parsing`, once, at submission.
-So a definition accepted by an older version still loads (`StudyDefinition.model_validate(stored)`) when
-a later one has become stricter across sections.
+`search_spaces.parsing.document.parse_definition` is the only way user input becomes a definition. The models
+here check their own fields; what one section demands of another is checked there, once, at submission. So a
+definition accepted by an older version still loads (`StudyDefinition.model_validate(stored)`) when a later
+one has become stricter across sections.
 """
 
 from __future__ import annotations
@@ -60,11 +60,13 @@ MEASURES: tuple[str, ...] = (*METRICS, *COSTS)
 MAX_TRIALS = 100_000
 
 
-class _Document(BaseModel):
+class Section(BaseModel):
+    """Base of the parts of a definition."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelSpec(_Document):
+class ModelSpec(Section):
     """The base model and how it is quantized."""
 
     id: Text
@@ -77,7 +79,7 @@ class ModelSpec(_Document):
     """auto: bfloat16 where the GPU has it, float32 on CPU."""
 
 
-class HubData(_Document):
+class HubData(Section):
     """A data set on the Hugging Face hub."""
 
     hub: Text
@@ -95,7 +97,7 @@ DataSource = Annotated[
 ]
 
 
-class DataSpec(_Document):
+class DataSpec(Section):
     """What to train and evaluate on."""
 
     train: DataSource
@@ -113,7 +115,7 @@ class DataSpec(_Document):
     max_eval_examples: Annotated[Whole, Field(ge=1)] | None = None
 
 
-class RangeTestSpec(_Document):
+class RangeTestSpec(Section):
     """A learning-rate range test: the rate rises exponentially, step by step, until the loss diverges.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section 3.3.
@@ -143,7 +145,7 @@ class RangeTestSpec(_Document):
         return self
 
 
-class WarmStartSpec(_Document):
+class WarmStartSpec(Section):
     """What the search reuses from an earlier study."""
 
     from_: Annotated[Text, Field(alias="from")]
@@ -159,7 +161,7 @@ class WarmStartSpec(_Document):
     )
 
 
-class RepeatsSpec(_Document):
+class RepeatsSpec(Section):
     """Runs of the best recipes with other seeds, after the search, to see whether the winner is real."""
 
     top_k: Annotated[Whole, Field(ge=1, le=100)] = 3
@@ -168,7 +170,7 @@ class RepeatsSpec(_Document):
     """Further runs of each, with seeds that the search did not use."""
 
 
-class Bound(_Document):
+class Bound(Section):
     """A constraint on one measured value: at least one end."""
 
     min: Real | None = None
@@ -186,7 +188,7 @@ class Bound(_Document):
         return self
 
 
-class SearchSpec(_Document):
+class SearchSpec(Section):
     """What to search and how."""
 
     algorithm: Algorithm = "tpe"
@@ -222,7 +224,7 @@ class SearchSpec(_Document):
         return min(known)
 
 
-class ObjectiveSpec(_Document):
+class ObjectiveSpec(Section):
     """What makes one trial better than another."""
 
     metric: Metric = "eval_loss"
@@ -254,7 +256,7 @@ class ObjectiveSpec(_Document):
         return self
 
 
-class EvaluationSpec(_Document):
+class EvaluationSpec(Section):
     """When trials are evaluated, and when one has diverged."""
 
     every_examples: Annotated[Whole, Field(ge=1)] | None = None
@@ -266,7 +268,7 @@ class EvaluationSpec(_Document):
     while its train loss fell. None: never."""
 
 
-class BudgetSpec(_Document):
+class BudgetSpec(Section):
     """When to stop, and how much at once."""
 
     max_parallel_trials: Annotated[Whole, Field(ge=1)] = 4
@@ -295,7 +297,7 @@ class BudgetSpec(_Document):
         return None if self.timeout is None else parse_duration(self.timeout)
 
 
-class ResourcesSpec(_Document):
+class ResourcesSpec(Section):
     """What the study's workers get."""
 
     workers: Annotated[
@@ -317,7 +319,7 @@ class ResourcesSpec(_Document):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
 
 
-class StudyDefinition(_Document):
+class StudyDefinition(Section):
     """A study as accepted. Stored as `model_dump(mode="json")`; immutable."""
 
     name: StudyName
@@ -346,24 +348,6 @@ class StudyDefinition(_Document):
             return fixed
         longest = float(max(parameter.choices) if isinstance(parameter, Choice) else parameter.max)
         return max(longest, fixed) if parameter.when else longest
-
-
-def parse_definition(document: Any) -> StudyDefinition:
-    """A definition from what a user submitted: the JSON or YAML document, parsed.
-
-    A preset is resolved here: the definition then holds its space, as the user changed it, and its recipe
-    under the user's own. Submitted again as it stands, an accepted definition is accepted as the same.
-    Numeric strings are read as numbers where a number belongs, because YAML 1.1 makes one of `1e-5`.
-
-    Args:
-        document: Anything; only a mapping of the right form is accepted.
-
-    Raises:
-        InvalidDefinition: With every fault in the document, and never any other exception.
-    """
-    from search_spaces.parsing import parse  # parsing is built on the models above
-
-    return parse(document)
 
 
 def build_recipe(definition: StudyDefinition, params: Mapping[str, Any]) -> Recipe:

@@ -3,7 +3,7 @@
 SearchSpaceError
 ├── InvalidDefinition   a user's document, with every fault in it
 ├── InvalidRecipe       hyperparameters that make no recipe
-├── UnknownPresetError  no such named search space
+├── UnknownPresetError  no preset of that name
 └── SuggestionError     a trial that the definition has no point for
     ├── SearchSpaceExhausted    every configuration of the space has had its trial
     └── TrialNumberTaken        a storage's word: there is a trial of that number already
@@ -42,8 +42,9 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.path or 'the definition'}: {self.message}"
-        if self.allowed is not None and (self.nearest is None or len(self.allowed) <= MANY_NAMES):
-            text += f"; allowed: {self.allowed}"
+        allowed = self.allowed or ""
+        if allowed not in self.message and (self.nearest is None or len(allowed) <= MANY_NAMES):
+            text += f"; allowed: {allowed}"
         if self.nearest is not None:
             text += f"; did you mean {self.nearest!r}?"
         return text

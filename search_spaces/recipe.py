@@ -197,7 +197,7 @@ def recipe_faults(values: Mapping[str, Any], path: str = "") -> list[Fault]:
 
 
 def canonical(name: str, value: Any) -> Any:
-    """`value` as the recipe field `name` holds it: `"1e-5"` as 1e-5, 8.0 as 8 where the field is whole.
+    """`value` as the recipe field `name` holds it: 8.0 as 8 where the field is whole, a list as a tuple.
 
     Raises:
         InvalidRecipe: The field cannot hold this value. Paths are relative to the field.

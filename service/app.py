@@ -23,7 +23,7 @@ from service.definitions.json_schema import definition_schemas
 from service.devices import endpoints as fleet_endpoints
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
-from service.presets import endpoints as catalog_endpoints
+from service.presets import endpoints as preset_endpoints
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
 from service.rest import problems
@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         range_test_endpoints,
         schedule_endpoints,
         fleet_endpoints,
-        catalog_endpoints,
+        preset_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
     app.include_router(health_router, responses=problems.declare(422))

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import problems, shown
-from search_spaces.space.conditions import Conditional
+from search_spaces.parameters.base import Conditional
 from search_spaces.values.numbers import significant
 
 Scalar = None | bool | int | float | str

@@ -1,24 +1,29 @@
 """Ranges of numbers: Float and Int, closed and finite.
 
 `min` and `max` are both possible. With a `step` the points are min, min + step, ..., up to and including
-`max` where that is a whole number of steps away. They are computed in decimal, so that 0.1 + 2 x 0.1 is
-0.3, as written. `points` says how many points a grid takes of a range; the other algorithms search the whole
-of it.
+`max` where that is a whole number of steps away. `points` says how many points a grid takes of a range,
+evenly on its scale; the other algorithms search the whole of it.
+
+Points are the same on every machine. Linear ones are sums in exact fractions, so 0.1 + 2 x 0.1 is 0.3, as
+written. Those on a log scale are computed with `decimal`, whose logarithm is rounded correctly everywhere;
+that of a C library may differ in its last digit. So five points from 1e-5 to 1e-1 are 1e-5, 1e-4, 1e-3, 1e-2
+and 1e-1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import Context, Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import problems
-from search_spaces.parameters.even_points import even_floats, even_ints, exact
-from search_spaces.space.conditions import Conditional
+from search_spaces.parameters.base import Conditional
 from search_spaces.values.numbers import Real, Whole, significant
 
 Scale = Literal["linear", "log"]
@@ -28,6 +33,36 @@ MAX_STEPS = 1_000_000
 MAX_POINTS = 10_000
 """Points that a grid may take of one range."""
 Points = Annotated[Whole, Field(ge=2, le=MAX_POINTS)]
+
+_CONTEXT = Context(prec=30)
+"""Far more digits than the 17 of a float, so that what is left of the error rounds away."""
+
+
+def _exact(number: float) -> Fraction:
+    """The shortest decimal that reads back as this float: what a person wrote."""
+    return Fraction(Decimal(repr(number)))
+
+
+@lru_cache(maxsize=64)
+def _even_floats(low: float, high: float, log: bool, count: int) -> tuple[float, ...]:
+    """`count` (at least 2) points from `low` to `high`, both included, ascending."""
+    if log:
+        start, end = (Decimal(repr(bound)).ln(_CONTEXT) for bound in (low, high))
+        step = _CONTEXT.divide(_CONTEXT.subtract(end, start), Decimal(count - 1))
+        inner = [
+            float(_CONTEXT.add(start, _CONTEXT.multiply(step, Decimal(i))).exp(_CONTEXT))
+            for i in range(1, count - 1)
+        ]
+    else:
+        width = _exact(high) - _exact(low)
+        inner = [float(_exact(low) + width * i / (count - 1)) for i in range(1, count - 1)]
+    return (low, *inner, high)
+
+
+@lru_cache(maxsize=64)
+def _even_ints(low: int, high: int, log: bool, count: int) -> tuple[int, ...]:
+    """The same, each rounded to the nearest whole number, and each of these once."""
+    return tuple(dict.fromkeys(round(point) for point in _even_floats(low, high, log, count)))
 
 
 def _range_faults(
@@ -60,7 +95,7 @@ def _range_faults(
         yield Fault(path="points", value=points, message=message, allowed="points or step")
     if step <= 0:
         yield Fault(path="step", value=step, message="must be greater than 0", allowed="greater than 0")
-    elif low < high and exact(step) > exact(high) - exact(low):
+    elif low < high and _exact(step) > _exact(high) - _exact(low):
         yield Fault(
             path="step",
             value=step,
@@ -98,7 +133,7 @@ class Float(Conditional):
     @model_validator(mode="after")
     def _check(self) -> Float:
         faults = list(_range_faults(self.min, self.max, self.scale, self.step, self.points))
-        if self.step is not None and not faults and exact(self.last) != self._exact_last():
+        if self.step is not None and not faults and _exact(self.last) != self._exact_last():
             # Optuna does the same sum in decimal and would drop the last point over a rounding error.
             faults.append(
                 Fault(
@@ -117,19 +152,19 @@ class Float(Conditional):
     @property
     def _grid(self) -> tuple[float, ...]:
         assert self.points is not None
-        return even_floats(self.min, self.max, self.scale == "log", self.points)
+        return _even_floats(self.min, self.max, self.scale == "log", self.points)
 
     def _exact_last(self) -> Fraction:
         assert self.step is not None
-        low, step = exact(self.min), exact(self.step)
-        return low + (exact(self.max) - low) // step * step
+        low, step = _exact(self.min), _exact(self.step)
+        return low + (_exact(self.max) - low) // step * step
 
     @property
     def size(self) -> int | None:
         """Number of values that may be suggested; None for a continuous range."""
         if self.step is None:
             return None
-        return (exact(self.max) - exact(self.min)) // exact(self.step) + 1
+        return (_exact(self.max) - _exact(self.min)) // _exact(self.step) + 1
 
     @property
     def grid_size(self) -> int | None:
@@ -150,7 +185,7 @@ class Float(Conditional):
         """Point `index`, counted from 0, ascending."""
         if self.step is None:
             raise ValueError("a continuous range has no numbered points")
-        return float(exact(self.min) + index * exact(self.step))
+        return float(_exact(self.min) + index * _exact(self.step))
 
     def snap(self, value: float) -> float:
         """The point nearest to `value`: inside the range, and on a step where there are steps."""
@@ -161,8 +196,8 @@ class Float(Conditional):
         """`min` and `max` of the part from `low` to `high`; on a step where there are steps."""
         if self.step is None:
             return {"min": low, "max": high}
-        start, step = exact(self.min), exact(self.step)
-        first, last = (math.ceil((exact(low) - start) / step), math.floor((exact(high) - start) / step))
+        start, step = _exact(self.min), _exact(self.step)
+        first, last = (math.ceil((_exact(low) - start) / step), math.floor((_exact(high) - start) / step))
         return {"min": float(start + first * step), "max": float(start + last * step)}
 
     def contains(self, value: object) -> bool:
@@ -199,7 +234,7 @@ class Int(Conditional):
     @property
     def _grid(self) -> tuple[int, ...]:
         assert self.points is not None
-        return even_ints(self.min, self.max, self.scale == "log", self.points)
+        return _even_ints(self.min, self.max, self.scale == "log", self.points)
 
     @property
     def size(self) -> int:

@@ -27,18 +27,18 @@ from search_spaces.definition import (
     RepeatsSpec,
     ResourcesSpec,
     SearchSpec,
+    Section,
     StudyDefinition,
     StudyName,
     WarmStartSpec,
-    _Document,
 )
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.parsing import recipe_rules, search_rules, study_rules
 from search_spaces.parsing.draft import Draft
 from search_spaces.parsing.plain import plain
-from search_spaces.parsing.presets import Chosen, choose_space, fix_recipe, pinned_faults
+from search_spaces.parsing.preset_overrides import Chosen, choose_space, fix_recipe, pinned_faults
 from search_spaces.pruning.reading import read_pruning
 from search_spaces.recipe import RECIPE_FIELDS, SEARCHABLE_FIELDS, recipe_faults
 from search_spaces.space.reading import read_parameters
@@ -47,7 +47,7 @@ from search_spaces.space.search_space import SearchSpace
 Model = TypeVar("Model", bound=BaseModel)
 
 _ANY_SPACE = SearchSpace.model_validate({"learning_rate": {"choices": [1e-4]}})
-"""Stands in for the space, which is read by itself, while the rest of its section is."""
+"""Stands in for a space with faults, so that the rest of its section can be read."""
 
 RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     search_rules.grid_is_finite,
@@ -68,13 +68,23 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
 """What one section demands of another."""
 
 
-class _Header(_Document):
+class _Header(Section):
     name: StudyName
     task: Literal["causal_lm"] = "causal_lm"
 
 
-def parse(document: Any) -> StudyDefinition:
-    """See `search_spaces.definition.parse_definition`."""
+def parse_definition(document: Any) -> StudyDefinition:
+    """A definition from what a user submitted: the JSON or YAML document, parsed.
+
+    A preset is resolved here: the definition then holds its space, as the user changed it, and its recipe
+    under the user's own. Submitted again as it stands, an accepted definition is accepted as the same.
+
+    Args:
+        document: Anything; only a mapping of the right form is accepted.
+
+    Raises:
+        InvalidDefinition: With every fault in the document, and never any other exception.
+    """
     raw, faults = plain(document)
     if raw is None and faults:
         raise InvalidDefinition(faults)
@@ -115,7 +125,7 @@ class _Reader:
                 "name": header.name,
                 "model": model,
                 "data": data,
-                "search": draft.search.model_copy(update={"space": draft.space}),
+                "search": draft.search,
                 "recipe": draft.recipe,
                 "objective": draft.objective,
                 "pruning": draft.pruning,
@@ -132,15 +142,15 @@ class _Reader:
         raw_search = self._required("search", SearchSpec)
         raw_recipe = self._raw_recipe()
         chosen = Chosen(None)
-        parameters: dict[str, Float | Int | Choice] = {}
+        parameters: dict[str, Parameter] = {}
         space = None
         if isinstance(raw_search, Mapping):
             chosen = choose_space(raw_search, raw_recipe or {}, self.faults)
         if chosen.space is not None:
             parameters, found = read_parameters(chosen.space)
             self.faults += [fault.below("search.space") for fault in found]
-            space = None if found else SearchSpace.model_validate(parameters)
-        search, algorithm = self._search(raw_search, chosen)
+            space = None if found else SearchSpace.model_construct(parameters)
+        search, algorithm = self._search(raw_search, chosen, space)
         recipe = None
         if raw_recipe is not None:
             names = chosen.space if isinstance(chosen.space, Mapping) else {}
@@ -217,12 +227,15 @@ class _Reader:
             self.faults += unknown_keys(columns, DATA_FIELDS, "data.columns", what="field of a row")
         return DataSpec.model_validate(raw) if len(self.faults) == before else None
 
-    def _search(self, raw: Any, chosen: Chosen) -> tuple[SearchSpec | None, str | None]:
-        """The section with a stand-in for its space, and its algorithm where that much is readable."""
+    def _search(
+        self, raw: Any, chosen: Chosen, space: SearchSpace | None
+    ) -> tuple[SearchSpec | None, str | None]:
+        """The section, and its algorithm where that much is readable."""
         if not isinstance(raw, Mapping):
             return self._section(SearchSpec, "search", raw), None
         before = len(self.faults)
-        fields = {**raw, "space": _ANY_SPACE, "preset": chosen.preset.name if chosen.preset else None}
+        preset = chosen.preset.name if chosen.preset else None
+        fields = {**raw, "space": space or _ANY_SPACE, "preset": preset}
         test = fields.get("learning_rate_range_test")
         if isinstance(test, Mapping):
             # By itself, for its unknown keys.

@@ -16,7 +16,7 @@ from search_spaces.definition import (
     SearchSpec,
     WarmStartSpec,
 )
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.recipe import Recipe
 from search_spaces.space.search_space import SearchSpace
 
@@ -26,10 +26,10 @@ class Draft:
     """None stands for a section with faults, of which nothing may be concluded."""
 
     search: SearchSpec | None
-    """With a stand-in for its space."""
+    """Where `space` is None, its space stands in for one with faults."""
     algorithm: str | None
     """Known even where another key of the section is at fault."""
-    parameters: Mapping[str, Float | Int | Choice]
+    parameters: Mapping[str, Parameter]
     """Those that were readable."""
     space: SearchSpace | None
     """All of them; None if any is at fault."""

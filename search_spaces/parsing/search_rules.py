@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int, Parameter
 from search_spaces.parsing.draft import Draft
 from search_spaces.space.conditions import needs
 from search_spaces.wording import counted
@@ -99,7 +99,7 @@ def algorithm_fits_the_space(draft: Draft) -> Iterator[Fault]:
         yield Fault(path="search.algorithm", value="cmaes", message=message, allowed=f"gp, {others}")
 
 
-def _is_numeric(parameter: Float | Int | Choice) -> bool:
+def _is_numeric(parameter: Parameter) -> bool:
     if not isinstance(parameter, Choice):
         return True
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in parameter.choices)

@@ -13,7 +13,7 @@ from search_spaces.definition import (
     StudyDefinition,
     build_recipe,
 )
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Parameter
 from search_spaces.recipe import Recipe
 from search_spaces.space.search_space import SearchSpace
 
@@ -107,7 +107,7 @@ def _optimizers(definition: StudyDefinition) -> list[str]:
     return [choice for choice in parameter.choices if when is None or choice in when]
 
 
-def _usual(field: str, parameter: Float | Int | Choice) -> Any:
+def _usual(field: str, parameter: Parameter) -> Any:
     """The field's default if the space has it, else what is nearest to it."""
     default = getattr(Recipe(), field)
     if isinstance(parameter, Choice):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Int, Parameter
 from search_spaces.space.search_space import SearchSpace
 
 
@@ -22,7 +22,7 @@ class Axis:
     """One parameter of a search space."""
 
     name: str
-    parameter: Float | Int | Choice
+    parameter: Parameter
 
     @cached_property
     def ordered(self) -> bool:

@@ -26,13 +26,13 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Int, Parameter
 from search_spaces.sampling.axes import Axes, Axis
 from search_spaces.sampling.history import History
 from search_spaces.sampling.plan import Values
 
 
-def parameter_distribution(parameter: Float | Int | Choice) -> BaseDistribution:
+def parameter_distribution(parameter: Parameter) -> BaseDistribution:
     """The Optuna distribution of a parameter, as the study's storage holds it.
 
     The upper end of a stepped range is its last point: Optuna would move it there itself, with a warning.

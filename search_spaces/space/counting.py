@@ -1,19 +1,23 @@
 """Counting and listing the distinct configurations of conditional parameters.
 
-Here a parameter is only a number of values and, for the parameters it depends on, the numbers of the values
-with which it is active. A configuration is a tuple of digits, one for each parameter, with 0 for each that
-is inactive: so each configuration has one tuple. It is the first, in the order of `itertools.product`, of all
-tuples that collapse into it; so listing these in order is what deactivating and deduplicating the whole
-product would give, without ever making the product.
+To count, a parameter is a *dimension*: a number of values and, for each parameter it depends on, the numbers
+of the values with which it is active. A configuration is a tuple of digits, one for each dimension, with 0
+for each that is inactive: so each configuration has one tuple. It is the first, in the order of
+`itertools.product`, of all tuples that stand for the configuration. So listing these tuples in order gives
+the whole product without inactive values and duplicates, and the product is never made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import Any
+
+from search_spaces.errors import Fault
+from search_spaces.parameters.kinds import Int, Parameter
 
 MAX_LISTED = 100_000
 """Configurations kept in memory, to find one by its number."""
@@ -35,6 +39,46 @@ class Dimension:
 
 
 Dimensions = tuple[Dimension, ...]
+
+
+def dimensions_of(parameters: Mapping[str, Parameter], *, grid: bool) -> Dimensions | None:
+    """What a grid takes of the parameters, or all that may be suggested; None if that is uncountable."""
+    sizes = [parameter.grid_size if grid else parameter.size for parameter in parameters.values()]
+    finite = [size for size in sizes if size is not None]
+    return _dimensions(parameters, finite, grid) if len(finite) == len(sizes) else None
+
+
+def uncountable(parameters: Mapping[str, Parameter]) -> Iterator[Fault]:
+    """A fault where conditions combine in too many ways, whether or not any range is continuous."""
+    try:
+        count(_dimensions(parameters, [parameter.size or 1 for parameter in parameters.values()], False))
+    except TooManyConditionsError:
+        message = "has conditions with too many combinations to count; use fewer or simpler conditions"
+        yield Fault(path="", value=None, message=message)
+
+
+def _dimensions(parameters: Mapping[str, Parameter], sizes: list[int], grid: bool) -> Dimensions:
+    names = list(parameters)
+    return tuple(
+        Dimension(
+            size,
+            tuple(
+                (names.index(parent), _digits(parameters[parent], values, grid))
+                for parent, values in parameter.when.items()
+            ),
+        )
+        for size, parameter in zip(sizes, parameters.values(), strict=True)
+    )
+
+
+def _digits(parameter: Parameter, values: tuple[Any, ...], grid: bool) -> frozenset[int]:
+    """The numbers of some of a parameter's values, without those that a grid leaves out."""
+    if isinstance(parameter, Int) and not (grid and parameter.points is not None):
+        return frozenset((int(value) - parameter.min) // parameter.step for value in values)
+    size = parameter.grid_size
+    assert size is not None  # conditions go by choices and whole numbers
+    wanted = frozenset(values)
+    return frozenset(index for index in range(size) if parameter.grid_value(index) in wanted)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""Named, documented search spaces: `presets/*.yaml`, one file each.
+"""Presets: documented search spaces with a name, each read from a file, `search_spaces/presets/*.yaml`.
 
 Every range and every fixed value cites its source in its file, beside the value.
 """
@@ -18,7 +18,7 @@ from search_spaces.space.search_space import SearchSpace
 
 
 class Preset(BaseModel):
-    """A search space with a name, and the recipe around it."""
+    """A search space with a name, and the recipe fields that it fixes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ def _read(text: str) -> Preset:
 
 
 @cache
-def _catalog() -> dict[str, Preset]:
+def _by_name() -> dict[str, Preset]:
     folder = resources.files("search_spaces") / "presets"
     presets = [_read(entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".yaml")]
     # The cheapest first: fewest searched fields, then by name.
@@ -58,12 +58,12 @@ def _catalog() -> dict[str, Preset]:
 
 def presets() -> tuple[Preset, ...]:
     """All presets, the smallest first."""
-    return tuple(_catalog().values())
+    return tuple(_by_name().values())
 
 
 def preset_names() -> tuple[str, ...]:
     """Their names, in the same order."""
-    return tuple(_catalog())
+    return tuple(_by_name())
 
 
 def get_preset(name: str) -> Preset:
@@ -72,7 +72,7 @@ def get_preset(name: str) -> Preset:
     Raises:
         UnknownPresetError: There is none; the message lists those there are.
     """
-    preset = _catalog().get(name)
+    preset = _by_name().get(name)
     if preset is None:
         nearest = nearest_name(name, preset_names())
         hint = f"; did you mean {nearest!r}?" if nearest else "."

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from search_spaces.errors import Fault, InvalidRecipe, join_path
 from search_spaces.faults import name_fault, shown, translate, unknown_keys
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Choice, Float, Int, Parameter
 from search_spaces.recipe import (
     CATEGORICAL_FIELDS,
     INT_FIELDS,
@@ -20,13 +20,13 @@ from search_spaces.recipe import (
     canonical,
 )
 from search_spaces.space.conditions import resolve
-from search_spaces.space.dimensions import uncountable
+from search_spaces.space.counting import uncountable
 
 _KINDS: Mapping[str, type[Float] | type[Int] | type[Choice]] = {"float": Float, "int": Int, "choice": Choice}
 _FORMS = "{min: ..., max: ...} or {choices: [...]}"
 
 
-def read_parameters(raw: Any) -> tuple[dict[str, Float | Int | Choice], list[Fault]]:
+def read_parameters(raw: Any) -> tuple[dict[str, Parameter], list[Fault]]:
     """The valid parameters of a search space, and every fault in the others (paths from the space)."""
     if not isinstance(raw, Mapping):
         message = "must be a mapping of recipe fields to parameters"
@@ -57,9 +57,7 @@ def read_parameters(raw: Any) -> tuple[dict[str, Float | Int | Choice], list[Fau
     return parameters, faults
 
 
-def _read_parameter(name: str, raw: Any, faults: list[Fault]) -> Float | Int | Choice | None:
-    if isinstance(raw, (Float, Int, Choice)):
-        raw = raw.model_dump()
+def _read_parameter(name: str, raw: Any, faults: list[Fault]) -> Parameter | None:
     if not isinstance(raw, Mapping):
         hint = "must be a range or a list of choices"
         if not isinstance(raw, list):
@@ -112,7 +110,7 @@ def _kind_of(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> type[Flo
     return _KINDS[stated]
 
 
-def _fit(name: str, parameter: Float | Int | Choice) -> tuple[Float | Int | Choice, list[Fault]]:
+def _fit(name: str, parameter: Parameter) -> tuple[Parameter, list[Fault]]:
     """The parameter with its values as the recipe field holds them, and what does not fit the field."""
     faults: list[Fault] = []
     if isinstance(parameter, Choice):

@@ -18,9 +18,15 @@ from typing import Any
 from pydantic import ConfigDict, RootModel, model_validator
 
 from search_spaces.faults import MAX_FAULTS, problems
-from search_spaces.parameters.kinds import Choice, Float, Int, Parameter
-from search_spaces.space.counting import Dimensions, activity, configuration, configurations, count
-from search_spaces.space.dimensions import dimensions_of
+from search_spaces.parameters.kinds import Choice, Parameter
+from search_spaces.space.counting import (
+    Dimensions,
+    activity,
+    configuration,
+    configurations,
+    count,
+    dimensions_of,
+)
 from search_spaces.space.reading import read_parameters
 from search_spaces.values.numbers import significant
 
@@ -48,7 +54,7 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         return parameters
 
     @property
-    def parameters(self) -> dict[str, Float | Int | Choice]:
+    def parameters(self) -> dict[str, Parameter]:
         """The parameters by recipe field, in the order they were written."""
         return dict(self.root)
 
@@ -166,7 +172,7 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         if isinstance(parameter, Choice):
             raise ValueError(f"{name} is searched over choices, which have no range to narrow")
         changed = {**parameter.model_dump(), **parameter.bounds_within(low, high)}
-        return SearchSpace.model_validate({**self.root, name: changed})
+        return SearchSpace.model_validate({**self.model_dump(), name: changed})
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Recipe values from what Optuna's storage holds (lists of names are JSON text there)."""

@@ -1,7 +1,6 @@
 """Numbers and durations as people write them in YAML and JSON.
 
-Two traps are handled here, once. PyYAML follows YAML 1.1, where `1e-5` (no dot) is a *string*: numeric
-strings are read as the number they spell. And `true` is an integer to Python: it is refused.
+A number is refused where it is written as text (`"1e-5"`), and so is `true`, an integer to Python.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ LARGEST_WHOLE = 2**31 - 1
 """What every database's INTEGER holds."""
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
-_WHOLE = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _PART = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([dhms])", re.ASCII)
 _DURATION = re.compile(r"(\d{1,12}(\.\d{1,6})?[dhms])+", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -32,9 +30,11 @@ def significant(number: float) -> float:
 
 
 def read_float(value: Any) -> float:
-    """A finite number. Raises PydanticCustomError for anything else, `true` and `nan` included."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value)
+    """A finite number. Raises PydanticCustomError for anything else: `true`, `nan`, `"1e-5"`."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) and math.isfinite(float(value)):
+        message = "must be a number, not text: write {number} without quotes"
+        context = {"number": f"{float(value):.15g}", "allowed": "a number"}
+        raise PydanticCustomError("number", message, context)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PydanticCustomError("number", "must be a number", {"allowed": "a number"})
     try:
@@ -47,11 +47,9 @@ def read_float(value: Any) -> float:
 
 
 def read_int(value: Any) -> int:
-    """A whole number: `8`, `8.0`, `"8"` or `"1e3"`. Raises PydanticCustomError for anything else."""
+    """A whole number: `8` or `8.0`. Raises PydanticCustomError for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        return int(value)
     number = read_float(value)
     if number != int(number):
         raise PydanticCustomError("number", "must be a whole number", {"allowed": "a whole number"})
@@ -86,9 +84,9 @@ def _check_duration(value: Any) -> str:
 
 
 Real = Annotated[float, BeforeValidator(read_float)]
-"""A finite float, from a number or a numeric string."""
+"""A finite float."""
 Whole = Annotated[int, BeforeValidator(read_int), Field(le=LARGEST_WHOLE)]
-"""An integer that every database holds, from a whole number or a numeric string."""
+"""An integer that every database holds."""
 Seed = Annotated[int, BeforeValidator(read_int), Field(ge=0, lt=2**32)]
 """What numpy's and torch's generators both take as a seed."""
 Duration = Annotated[str, BeforeValidator(_check_duration)]

@@ -1,9 +1,9 @@
 """The JSON Schema of a study definition, as the OpenAPI document publishes it.
 
 Generated from the models that read a definition, and widened where what is accepted is wider than what is
-stored: numbers written as text (YAML 1.1 has `1e-5` for text), sections left empty, a space that a preset
-gives. So whatever the service accepts is valid by this schema. The reverse cannot be: that `min` lies below
-`max`, that a file exists, or that a pruner has rungs to look at is said by the 422 that names the fault.
+stored: sections left empty, a space that a preset gives. So whatever the service accepts is valid by this
+schema. The reverse cannot be: that `min` lies below `max`, that a file exists, or that a pruner has rungs to
+look at is said by the 422 that names the fault.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ Schema = dict[str, Any]
 NAME = "StudyDefinition"
 REF: Schema = {"$ref": f"#/components/schemas/{NAME}"}
 
-_NUMBER_IN_WORDS: Schema = {
-    "type": "string",
-    "pattern": r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$",
-    "description": "The same number, written as text",
-}
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """pydantic leaves a bound under its own name where the value is read before it is checked."""
 _EMPTY = ("recipe", "objective", "pruning", "evaluation", "budget", "resources", "constraints")
@@ -56,9 +51,9 @@ def definition_schemas() -> dict[str, Schema]:
     """The schemas that a definition is made of, by name, for `#/components/schemas`."""
     template = "#/components/schemas/{model}"
     whole = StudyDefinition.model_json_schema(ref_template=template)
-    recipe = _widened(Recipe.model_json_schema(ref_template=template))
-    schemas: dict[str, Schema] = {name: _widened(schema) for name, schema in whole.pop("$defs").items()}
-    definition: Schema = _widened(whole)
+    recipe = _standard(Recipe.model_json_schema(ref_template=template))
+    schemas: dict[str, Schema] = {name: _standard(schema) for name, schema in whole.pop("$defs").items()}
+    definition: Schema = _standard(whole)
     schemas |= {NAME: definition, "Recipe": recipe}
 
     sections = definition["properties"]
@@ -122,16 +117,12 @@ def _mapping(properties: Mapping[str, Schema]) -> Schema:
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
 
 
-def _widened(schema: Any) -> Any:
-    """A schema of pydantic's with standard bounds, and numbers that may be written as text."""
+def _standard(schema: Any) -> Any:
+    """A schema of pydantic's without titles, with the bounds under their standard names."""
     if isinstance(schema, list):
-        return [_widened(part) for part in schema]
+        return [_standard(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    if schema.get("type") in ("integer", "number"):
-        number = {_BOUNDS.get(key, key): value for key, value in schema.items() if key != "title"}
-        outside = {key: number.pop(key) for key in ("default", "description") if key in number}
-        return {"anyOf": [number, _NUMBER_IN_WORDS], **outside}
     result: Schema = {}
     for key, value in schema.items():
         if key == "title" and isinstance(value, str):
@@ -141,9 +132,9 @@ def _widened(schema: Any) -> Any:
         if key == "description":
             result[key] = value.split("\n\n")[0]
         elif key == "properties":
-            result[key] = {name: _widened(part) for name, part in value.items()}
+            result[key] = {name: _standard(part) for name, part in value.items()}
         elif key in ("default", "enum", "const", "required", "examples"):
             result[key] = value
         else:
-            result[key] = _widened(value)
+            result[_BOUNDS.get(str(key), str(key))] = _standard(value)
     return result

@@ -2,7 +2,7 @@
 
 One reading for REST and the command line, so that a file means the same whichever way it comes. Only the
 syntax is judged here. What a document means, and what is wrong in it, is said by
-`search_spaces.definition.parse_definition`, with the path of every fault.
+`search_spaces.parsing.document.parse_definition`, with the path of every fault.
 """
 
 from __future__ import annotations

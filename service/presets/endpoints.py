@@ -1,4 +1,4 @@
-"""/v1/search-spaces"""
+"""/v1/search-spaces: the presets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ router = APIRouter(prefix="/v1/search-spaces", tags=["search spaces"])
 
 @router.get("", response_model=SearchSpaceList)
 def list_search_spaces() -> SearchSpaceList:
-    """The named search spaces that a definition can use as `search.preset`."""
-    return SearchSpaceList(items=queries.list_search_spaces())
+    """The presets: search spaces that a definition can name in `search.preset`."""
+    return SearchSpaceList(items=queries.list_presets())
 
 
 @router.get("/{name}", response_model=SearchSpaceView, responses=declare(404))
 def get_search_space(name: str) -> SearchSpaceView:
-    """One named search space."""
-    return queries.get_search_space(name)
+    """One preset."""
+    return queries.find_preset(name)

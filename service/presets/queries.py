@@ -1,4 +1,4 @@
-"""Reading the catalog of named search spaces."""
+"""The presets, as the REST API shows them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from service.errors import NotFound
 from service.presets.schemas import SearchSpaceView
 
 
-def list_search_spaces() -> list[SearchSpaceView]:
+def list_presets() -> list[SearchSpaceView]:
     """All of them, the smallest first."""
     return [_view(preset) for preset in presets()]
 
 
-def get_search_space(name: str) -> SearchSpaceView:
-    """The search space of this name. Raises `NotFound`."""
+def find_preset(name: str) -> SearchSpaceView:
+    """The preset of this name. Raises `NotFound`."""
     try:
         return _view(get_preset(name))
     except UnknownPresetError as error:

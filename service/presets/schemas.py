@@ -1,4 +1,4 @@
-"""Named search spaces as the REST API shows them."""
+"""The answers about presets, which the REST API calls search spaces."""
 
 from __future__ import annotations
 

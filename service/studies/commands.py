@@ -10,8 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault, InvalidDefinition
+from search_spaces.parsing.document import parse_definition
 from service import warm_start
 from service.db.models import NOBODY, Study, new_id
 from service.definitions.local_files import resolve_paths

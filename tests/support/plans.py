@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from search_spaces.data_report import CutRows, DataReport, SplitReport
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 
 
 def make_definition(**sections: Any) -> StudyDefinition:

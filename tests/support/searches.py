@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.coordinator.loop import Coordinator
 from service.db import database as db

@@ -24,7 +24,7 @@ def sound_definition(number: int) -> dict[str, Any]:
     space: dict[str, Any] = {
         "learning_rate": draw.choice(
             [
-                {"min": "1e-5", "max": 1e-3, "scale": "log", "points": 4},
+                {"min": 1e-5, "max": 1e-3, "scale": "log", "points": 4},
                 {"min": 0.0001, "max": 0.0005, "step": 0.0001},
             ]
         ),
@@ -33,7 +33,7 @@ def sound_definition(number: int) -> dict[str, Any]:
     if algorithm not in ("gp", "cmaes") or draw.random() < 0.5:
         space["weight_decay"] = {"min": 0.0, "max": 0.1, "points": 3}
     if algorithm != "cmaes" and draw.random() < 0.5:
-        space["batch_size"] = {"choices": draw.sample([1, 4, 8.0, 16, "32"], 3)}
+        space["batch_size"] = {"choices": draw.sample([1, 4, 8.0, 16, 32], 3)}
     document: dict[str, Any] = {
         "name": f"{PREFIX}{number}",
         "model": {
@@ -43,7 +43,7 @@ def sound_definition(number: int) -> dict[str, Any]:
         "data": {
             "train": draw.choice(["train.jsonl", {"hub": "org/data", "split": "train[:3]"}]),
             "eval": "eval.jsonl",
-            "max_length": draw.choice([8, 64.0, "512"]),
+            "max_length": draw.choice([8, 64.0, 512]),
         },
         "search": {
             "algorithm": algorithm,
@@ -55,7 +55,7 @@ def sound_definition(number: int) -> dict[str, Any]:
         "budget": {
             "max_parallel_trials": draw.randint(1, 4),
             "timeout": draw.choice([None, "90s", "1h30m", " 2d "]),
-            "max_gpu_hours": draw.choice([None, 0.5, "8"]),
+            "max_gpu_hours": draw.choice([None, 0.5, 8]),
         },
     }
     if pruning != "none":

@@ -25,9 +25,9 @@ from search_spaces.definition import (
     SearchSpec,
     StudyDefinition,
     WarmStartSpec,
-    parse_definition,
 )
 from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, Recipe
 from service.analysis import diagnosis

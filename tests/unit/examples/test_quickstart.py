@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import MedianPruning
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"

@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +17,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
+from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import Fault, InvalidDefinition, InvalidRecipe
 from search_spaces.faults import MAX_FAULTS
 from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import AshaPruning, NoPruning
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import preset_names, presets
-
-from .conftest import DOCUMENT
+from tests.support.spaces import DOCUMENT
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 Define = Callable[..., StudyDefinition]
 
+STORED = Path(__file__).parent / "stored_definitions.jsonl"
 SAMPLE = """
 name: support-tone
 model: {id: Qwen/Qwen2.5-0.5B-Instruct, quantization: nf4}
@@ -267,12 +269,22 @@ def test_asha_may_not_begin_before_the_first_evaluation(
     assert faults_of(document)["pruning.min_examples"].allowed == "at least 500"
 
 
-def test_numeric_strings_are_numbers_where_numbers_belong(document: dict[str, Any]) -> None:
-    document["recipe"] = yaml.safe_load("{adam_epsilon: 1e-6, batch_size: '8'}")
+def test_numbers_written_as_text_are_refused_wherever_they_stand(
+    document: dict[str, Any], faults_of: FaultsOf
+) -> None:
+    document["recipe"] = {"adam_epsilon": "1e-6"}
     document["search"]["trials"] = "1e1"
-    definition = parse_definition(document)
-    assert definition.recipe == {"adam_epsilon": 1e-6, "batch_size": 8}
-    assert definition.search.trials == 10
+    document["search"]["space"] = {
+        "learning_rate": {"min": "1e-5", "max": 1e-3},
+        "batch_size": {"choices": [8, "16"]},
+    }
+    faults = faults_of(document)
+    assert {path: fault.message for path, fault in faults.items()} == {
+        "recipe.adam_epsilon": "must be a number, not text: write 1e-06 without quotes",
+        "search.trials": "must be a number, not text: write 10 without quotes",
+        "search.space.learning_rate.min": "must be a number, not text: write 1e-05 without quotes",
+        "search.space.batch_size.choices.1": "must be a number, not text: write 16 without quotes",
+    }
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -488,6 +500,15 @@ def test_every_text_is_bounded(
     assert fault.message.startswith("is too long, with ")
     assert fault.allowed == f"at most {longest} characters"
     assert len(str(fault)) < 1000
+
+
+@pytest.mark.parametrize("line", range(5))
+def test_a_definition_stored_by_an_earlier_version_is_read_as_it_was(line: int) -> None:
+    # Stored by the last version that read numbers written as text, from documents with many of them.
+    stored = json.loads(STORED.read_text(encoding="utf-8").splitlines()[line])
+    definition = StudyDefinition.model_validate(stored)
+    assert json.dumps(definition.model_dump(mode="json")) == json.dumps(stored)
+    assert parse_definition(stored) == definition
 
 
 def test_a_stored_definition_with_a_longer_text_can_be_read(document: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.db.models import Schedule, Study
 from service.optuna_store.values import TrialValues

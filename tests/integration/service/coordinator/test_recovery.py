@@ -12,7 +12,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import Engine, MetaData, Table, event, select
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.sampling.history import DRAWN_FOR_KEY
 from search_spaces.sampling.suggest import SUGGESTION_KEY
 from service import optuna_store

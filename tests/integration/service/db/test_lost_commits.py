@@ -10,7 +10,8 @@ import optuna
 import pytest
 from sqlalchemy import event
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.states import AttemptState
 

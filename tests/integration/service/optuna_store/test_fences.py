@@ -12,7 +12,8 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Engine, MetaData, event, select
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.errors import LeaseLost
 from service.states import AttemptState

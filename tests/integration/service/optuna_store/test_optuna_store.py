@@ -8,7 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.optuna_store.values import StudySummary, TrialValues
 from service.states import AttemptState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.settings import Settings
 

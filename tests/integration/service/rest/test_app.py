@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.app import create_app
 from service.db.database import VERSION_TABLE, open_database, upgrade

@@ -7,8 +7,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from search_spaces.definition import parse_definition
 from search_spaces.errors import InvalidDefinition
+from search_spaces.parsing.document import parse_definition
 from service.definitions.json_schema import EXAMPLE, REF, definition_schemas
 from service.settings import Settings
 from tests.soak.fuzz.definitions import sound_definition

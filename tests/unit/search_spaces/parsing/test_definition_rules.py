@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import Bound, StudyDefinition, parse_definition
+from search_spaces.definition import Bound, StudyDefinition
 from search_spaces.errors import Fault
+from search_spaces.parsing.document import parse_definition
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 
@@ -35,7 +36,7 @@ def bend(document: dict[str, Any], search: dict[str, Any], sections: dict[str, A
         ({"algorithm": "gp"}, {"objective": {"costs": ["trainable_parameters"]}}),
         ({}, {"objective": {"costs": ["train_seconds", "peak_memory_gb"]}, **ALONE}),
         ({}, {"constraints": {"peak_memory_gb": {"max": 20}}, **ALONE}),
-        ({}, {"constraints": {"trainable_parameters": {"max": "1e6"}, "accuracy": {"min": 0.5}}}),
+        ({}, {"constraints": {"trainable_parameters": {"max": 1e6}, "accuracy": {"min": 0.5}}}),
         ({"learning_rate_range_test": True}, {}),
         ({"learning_rate_range_test": {"min": 1e-2, "widen": True}}, {}),
         ({"learning_rate_range_test": False}, {}),
@@ -370,5 +371,5 @@ def test_an_unknown_constraint_names_the_nearest_measured_value(
 
 
 def test_bounds_are_read_as_numbers(document: dict[str, Any]) -> None:
-    document["constraints"] = {"trainable_parameters": {"max": "1e6"}}
+    document["constraints"] = {"trainable_parameters": {"max": 1e6}}
     assert parse_definition(document).constraints == {"trainable_parameters": Bound(max=1e6)}

@@ -11,14 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
+from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.parameters.kinds import Choice, Float
+from search_spaces.parsing.document import parse_definition
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import get_preset, preset_names
-
-from .conftest import DOCUMENT
-from .spaces import raw_conditional_spaces
+from tests.support.spaces import DOCUMENT, raw_conditional_spaces
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from search_spaces.definition import StudyDefinition, build_recipe, parse_definition
+from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import InvalidDefinition, SearchSpaceExhausted, SuggestionError
+from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.suggest import planned_trials, suggest
 from search_spaces.space.search_space import SearchSpace
-
-from .asked_studies import (
+from tests.support.asked_studies import (
     ALGORITHMS,
     CONDITIONAL,
     FINITE_CONDITIONAL,
@@ -30,8 +30,7 @@ from .asked_studies import (
     ask_and_tell,
     loss,
 )
-from .conftest import DOCUMENT
-from .spaces import conditional_spaces, spaces
+from tests.support.spaces import DOCUMENT, conditional_spaces, spaces
 
 Define = Callable[..., StudyDefinition]
 

@@ -23,8 +23,7 @@ from search_spaces.parameters.kinds import Choice, Float, Int, encode_choice
 from search_spaces.recipe import Recipe
 from search_spaces.space.counting import Dimension, TooManyConditionsError, count
 from search_spaces.space.search_space import SearchSpace
-
-from .spaces import conditional_spaces
+from tests.support.spaces import conditional_spaces
 
 MOST_POINTS = 1_000
 """Of the whole product, in the slow way of counting."""
@@ -212,7 +211,7 @@ def test_conditions_may_be_chained_and_name_whole_numbers_lists_and_booleans() -
         {
             "target_modules": {"choices": ["attention", ["q_proj", "v_proj"]]},
             "lora_r": {"min": 1, "max": 3, "when": {"target_modules": [["q_proj", "v_proj"]]}},
-            "use_rslora": {"choices": [False, True], "when": {"lora_r": ["2", 3.0]}},
+            "use_rslora": {"choices": [False, True], "when": {"lora_r": [2, 3.0]}},
             "lora_dropout": {"choices": [0.0, 0.1], "when": {"use_rslora": True}},
         }
     )

@@ -15,8 +15,7 @@ from search_spaces.faults import translate
 from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
-
-from .spaces import raw_spaces, spaces
+from tests.support.spaces import raw_spaces, spaces
 
 
 def faults(space: Any) -> dict[str, str]:
@@ -124,8 +123,8 @@ def test_a_grid_point_outside_the_grid_is_an_index_error(index: int) -> None:
 def test_choices_become_what_the_recipe_field_holds() -> None:
     space = SearchSpace.model_validate(
         {
-            "learning_rate": {"choices": ["1e-5", 1]},
-            "lora_r": {"choices": [4.0, "8"]},
+            "learning_rate": {"choices": [1e-5, 1]},
+            "lora_r": {"choices": [4.0, 8]},
             "target_modules": {"choices": ["attention", ["q_proj", "v_proj"]]},
         }
     )
@@ -144,9 +143,9 @@ def test_lists_of_names_are_json_text_to_optuna_and_come_back() -> None:
     assert decoded == [{"target_modules": "attention"}, {"target_modules": ("q_proj", "v_proj")}]
 
 
-def test_numeric_strings_are_numbers_because_yaml_makes_1e_minus_5_a_string() -> None:
-    space = SearchSpace.model_validate({"learning_rate": {"min": "1e-5", "max": "1e-3", "scale": "log"}})
-    assert space.parameters == {"learning_rate": Float(min=1e-5, max=1e-3, scale="log")}
+def test_a_range_whose_ends_are_whole_numbers_is_one_of_reals_where_the_field_is_real() -> None:
+    space = SearchSpace.model_validate({"weight_decay": {"min": 0, "max": 1}})
+    assert space.parameters == {"weight_decay": Float(min=0.0, max=1.0)}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,8 @@ def test_numeric_strings_are_numbers_because_yaml_makes_1e_minus_5_a_string() ->
         ({"choices": []}, "choices"),
         ({"choices": "abc"}, "choices"),
         ({"choices": [1, 1.0]}, "choices.1"),
-        ({"choices": ["1e-5", 1e-5]}, "choices.1"),
+        ({"choices": [1e-5, "1e-5"]}, "choices.1"),
+        ({"min": "1e-5", "max": 1e-3}, "min"),
         ({"choices": [1e-5, -1]}, "choices.1"),
         ({"choices": [1e-5, {"a": 1}]}, "choices.1"),
         ({"choices": [math.nan]}, "choices.0"),

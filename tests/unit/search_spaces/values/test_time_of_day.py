@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.definition import parse_definition
 from search_spaces.errors import Fault
+from search_spaces.parsing.document import parse_definition
 from search_spaces.values.time_of_day import nearest_timezone, next_time_of_day, parse_time_of_day
 from service.definitions.syntax import parse_yaml
 

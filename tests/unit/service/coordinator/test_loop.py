@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.coordinator.cluster.ray_workers import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
 from service.coordinator.policy.placement import Room

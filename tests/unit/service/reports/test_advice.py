@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation
 from search_spaces.recipe import Recipe
 from service.analysis.diagnosis import Finding, Verdict

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from service.coordinator.chores import fingerprints
 from service.coordinator.chores.fingerprints import FingerprintReader, Fingerprints, read_fingerprints
 from tests.support.coordinator import DEFINITION

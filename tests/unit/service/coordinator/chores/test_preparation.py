@@ -14,7 +14,7 @@ import pytest
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from sqlalchemy import select
 
-from search_spaces.definition import parse_definition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import in_bounds
 from service import optuna_store

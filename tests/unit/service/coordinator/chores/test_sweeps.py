@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from search_spaces.definition import StudyDefinition, parse_definition
+from search_spaces.definition import StudyDefinition
+from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation
 from service import optuna_store
 from service.coordinator.chores import fingerprints, preparation

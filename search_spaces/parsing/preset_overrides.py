@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces.errors import Fault
 from search_spaces.faults import name_fault, shown
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.presets import Preset, get_preset, preset_names
 
@@ -27,7 +27,7 @@ class Chosen:
     """The space to read, and where it came from."""
 
     space: Any
-    """As raw as it was submitted; None if there is none."""
+    """Not yet read; None if there is none."""
     preset: Preset | None = None
     taken_out: tuple[str, ...] = ()
     """Fields that the preset searches and this study does not."""
@@ -83,7 +83,7 @@ def _displaced(field: str, own: Mapping[str, Any], recipe: Mapping[str, Any]) ->
 
 
 def fix_recipe(
-    chosen: Chosen, parameters: Mapping[str, Float | Int | Choice], recipe: Mapping[str, Any]
+    chosen: Chosen, parameters: Mapping[str, Parameter], recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The recipe fields that are fixed: the user's, over those of the preset, as JSON.
 
@@ -103,13 +103,11 @@ def fix_recipe(
             and not _settled(_TWINS.get(field), parameters, recipe)
         }
     merged = {**under, **recipe}
-    # As the recipe holds them, so that "1e-5" and 1e-5 are stored alike.
+    # As the recipe holds them, so that 8 and 8.0 are stored alike.
     return Recipe.build(merged).model_dump(mode="json", include=set(merged))
 
 
-def _settled(
-    field: str | None, parameters: Mapping[str, Float | Int | Choice], recipe: Mapping[str, Any]
-) -> bool:
+def _settled(field: str | None, parameters: Mapping[str, Parameter], recipe: Mapping[str, Any]) -> bool:
     """Whether a field has a value of the user's in every trial."""
     if field is None:
         return False
@@ -117,7 +115,7 @@ def _settled(
 
 
 def pinned_faults(
-    recipe: Mapping[str, Any], parameters: Mapping[str, Float | Int | Choice], unread: frozenset[str]
+    recipe: Mapping[str, Any], parameters: Mapping[str, Parameter], unread: frozenset[str]
 ) -> list[Fault]:
     """A field is fixed or searched; only one that is not always searched may be both.
 
