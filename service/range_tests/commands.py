@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from search_spaces.range_tests.derivation import derive
 from service.db.models import NOBODY, Study, StudyKind, new_id
-from service.states import append_event
+from service.db.transitions import append_event
 
 SUFFIX = ".range-test"
 _LONGEST_NAME = 128

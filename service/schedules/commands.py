@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session, load_only
 from search_spaces.definition import StudyDefinition
 from service.db.database import database_now
 from service.db.models import NOBODY, Overlap, Schedule, ScheduleEventKind, Study, new_id
+from service.db.transitions import advance_study, append_event
 from service.errors import LimitReached, NameTaken, SweepUnderWay
 from service.schedules import history
 from service.schedules.documents import NewSchedule, ScheduleChange
 from service.schedules.firings import latest_firing, next_firing, sweep_seed
-from service.states import StudyState, advance_study, append_event
+from service.states import StudyState
 from service.studies.limits import UNLIMITED, Limits, require_room
 
 UNDER_WAY = (StudyState.QUEUED, StudyState.RUNNING)

@@ -14,10 +14,11 @@ from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.errors import Fault, InvalidDefinition
 from service import warm_start
 from service.db.models import NOBODY, Study, new_id
+from service.db.transitions import append_event
 from service.definitions.local_files import resolve_paths
 from service.errors import AlreadyEnded, Invalid, NameTaken
 from service.rest.etags import ANYTHING, Precondition
-from service.states import TERMINAL_STUDY_STATES, append_event
+from service.states import TERMINAL_STUDY_STATES
 from service.studies.limits import UNLIMITED, Limits, require_room
 from service.studies.queries import get_study
 

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import Study, is_leased
-from service.db.pauses import put_down, queue_again, take_back
+from service.db.transitions import append_event, put_down, queue_again, take_back
 from service.errors import AlreadyEnded, BeingCancelled
 from service.rest.etags import ANYTHING, Precondition
-from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
+from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.deadlines import deadline_reached
 from service.studies.queries import get_study, read_definition
 

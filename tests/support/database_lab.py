@@ -11,7 +11,8 @@ from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.db.database import Database
 from service.db.models import Attempt, RungReport, Study
-from service.states import AttemptState, StudyState, advance_attempt, advance_study
+from service.db.transitions import advance_attempt, advance_study
+from service.states import AttemptState, StudyState
 
 
 class Lab:

@@ -33,13 +33,13 @@ from service.coordinator.leases import waits_for_stages
 from service.coordinator.policy.waiting import WAITING
 from service.db.database import Database
 from service.db.models import Schedule, Study, StudyKind
-from service.db.pauses import start
+from service.db.transitions import advance_study, append_event, start
 from service.range_tests.commands import make
 from service.range_tests.figure import draw
 from service.range_tests.sweeps import read_corners
 from service.rest.dashboard import save_figure
 from service.schedules.evaluated import Evaluated, best_of_all, find_evaluated
-from service.states import READING, TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
+from service.states import READING, TERMINAL_STUDY_STATES, StudyState
 
 log = logging.getLogger(__name__)
 

@@ -32,15 +32,8 @@ from service.coordinator.study.leased_study import HeldStudy
 from service.coordinator.study.worker_events import StudyEvents, rungs_of
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
-from service.db.pauses import put_down, start
-from service.states import (
-    LIVE_ATTEMPT_STATES,
-    AttemptState,
-    StudyState,
-    advance_attempt,
-    advance_study,
-    append_event,
-)
+from service.db.transitions import advance_attempt, advance_study, append_event, put_down, start
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, StudyState
 from service.studies.deadlines import deadline_reached
 
 PAUSED_BY_A_PERSON = "paused on request"

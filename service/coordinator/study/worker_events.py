@@ -32,7 +32,8 @@ from service.coordinator.study import checkpoints
 from service.coordinator.study.leased_study import HeldStudy
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
-from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, advance_attempt, append_event
+from service.db.transitions import advance_attempt, append_event
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 
 log = logging.getLogger(__name__)
 

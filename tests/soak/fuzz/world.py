@@ -20,9 +20,10 @@ from service import optuna_store
 from service.app import create_app
 from service.db.database import open_database
 from service.db.models import Device, Study
+from service.db.transitions import advance_study
 from service.devices import heartbeats
 from service.settings import Settings
-from service.states import AttemptState, StudyState, advance_study
+from service.states import AttemptState, StudyState
 from tests.soak.fuzz.definitions import sound_definition, sound_schedule
 from tests.support.database_lab import Lab
 

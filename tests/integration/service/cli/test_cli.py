@@ -25,8 +25,9 @@ from service.cli.root import app
 from service.db import database
 from service.db.database import database_now
 from service.db.models import Study
+from service.db.transitions import advance_study
 from service.settings import Settings
-from service.states import StudyState, advance_study
+from service.states import StudyState
 
 DEADLINE_SECONDS = 30.0
 STUDY = """\

@@ -16,7 +16,8 @@ from service.coordinator.chores.fingerprints import FingerprintReader
 from service.coordinator.chores.preparation import FIGURE, advance_stages
 from service.db.database import Database
 from service.db.models import Attempt, Study
-from service.states import AttemptState, StudyState, advance_study
+from service.db.transitions import advance_study
+from service.states import AttemptState, StudyState
 from tests.support.api import Make, expect_problem, on_sqlite
 
 

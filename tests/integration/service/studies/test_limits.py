@@ -23,9 +23,10 @@ from service.coordinator.chores.preparation import advance_stages
 from service.coordinator.chores.schedules import fire_schedules
 from service.db.database import Database, database_now
 from service.db.models import EventRow, Schedule, Study
+from service.db.transitions import advance_study
 from service.schedules.commands import fire
 from service.settings import Settings
-from service.states import AttemptState, StudyState, advance_study
+from service.states import AttemptState, StudyState
 from service.studies.limits import Limits
 from tests.support.api import LOCAL, Make, expect_problem
 from tests.support.database_lab import Lab

@@ -15,15 +15,9 @@ from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.db.database import Database
 from service.db.models import Attempt, Study
+from service.db.transitions import advance_attempt, advance_study, append_event
 from service.settings import Settings
-from service.states import (
-    TRIAL_FAILED,
-    AttemptState,
-    StudyState,
-    advance_attempt,
-    advance_study,
-    append_event,
-)
+from service.states import TRIAL_FAILED, AttemptState, StudyState
 from service.studies import queries
 from tests.support.api import Make, expect_problem, on_sqlite, stored
 
