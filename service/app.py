@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 from service import optuna_store
 from service.access.auth import ApiKeyGuard
 from service.access.browser_guard import RequestGuard, is_loopback
-from service.db.database import check_schema, open_database
+from service.db.database import open_database
 from service.definitions.json_schema import definition_schemas
 from service.devices import endpoints as fleet_endpoints
+from service.maintenance.schema import check_schema
 from service.plans.checks import SubmissionChecks
 from service.plans.report_process import ReportProcesses
 from service.presets import endpoints as catalog_endpoints

@@ -48,13 +48,14 @@ from service.coordinator.cluster.worker_group import Crew
 from service.coordinator.outages import Outages, insist, is_trouble
 from service.coordinator.study.runner import Performer
 from service.coordinator.study.study_run import StudyRun
-from service.db.database import Database, check_schema, database_now, open_database
+from service.db.database import Database, database_now, open_database
 from service.db.transitions import advance_study
 from service.devices import cluster, heartbeats
 from service.devices.cluster import Node
 from service.errors import LeaseLost
 from service.home_folder import trouble_writing
 from service.log_limit import LogLimit
+from service.maintenance.schema import check_schema
 from service.settings import Settings, configure_logging
 from service.states import StudyState
 from service.studies.limits import Limits

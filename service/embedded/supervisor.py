@@ -21,13 +21,13 @@ from typing import Self
 import httpx
 
 from service.coordinator.cluster.silence import RAY_IS_SILENT
-from service.db import database
 from service.embedded.child_process import ChildProcess
 from service.embedded.home_lock import HomeLock
 from service.embedded.ray_folder import RayFolder
 from service.errors import Unavailable
 from service.home_folder import make_home
 from service.log_limit import LogLimit, short
+from service.maintenance import schema
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Supervisor:
         make_home(self.settings)
         self._home_lock.acquire(self.url)
         try:
-            database.upgrade(self.settings)
+            schema.upgrade(self.settings)
             require_key(self.settings)
             self._start()
         except BaseException:

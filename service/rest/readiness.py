@@ -12,11 +12,12 @@ from enum import StrEnum
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import optuna_store
-from service.db.database import Database, check_schema
+from service.db.database import Database
 from service.devices import heartbeats
 from service.errors import ServiceError
 from service.home_folder import sqlite_databases, trouble_writing
 from service.log_limit import LogLimit, short
+from service.maintenance.schema import check_schema
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

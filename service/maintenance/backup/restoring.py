@@ -13,13 +13,14 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from search_spaces.wording import counted
 from service.db.connections import WRITES
-from service.db.database import VERSION_TABLE, check_schemas, is_outage, is_transient, upgrade
+from service.db.errors import is_outage, is_transient
 from service.db.models import Study
 from service.errors import BackupError
 from service.maintenance.backup.archive import Manifest, Reader, open_archive
 from service.maintenance.backup.sides import Side, read_sides
 from service.maintenance.backup.values import decode
 from service.maintenance.integrity import open_engines
+from service.maintenance.schema import VERSION_TABLE, check_schemas, upgrade
 from service.settings import Settings
 
 _ROWS_AT_A_TIME = 500

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from service.db.connections import WRITES
-from service.db.database import VERSION_TABLE, is_transient
+from service.db.errors import is_transient
 from service.db.models import Base, Coordinator
+from service.maintenance.schema import VERSION_TABLE
 
 _OPTUNAS_VERSIONS = frozenset({"alembic_version", "version_info"})
 """Tables that say of which version Optuna's others are: made with them, never restored."""

@@ -18,8 +18,10 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.db import connections, database
-from service.db.database import Database, is_outage, is_transient
+from service.db.database import Database
+from service.db.errors import is_outage, is_transient
 from service.db.models import Study
+from service.maintenance import schema
 from service.settings import Settings
 from tests.soak.faults.postgres import Postgres
 
@@ -263,7 +265,7 @@ def server() -> Iterator[Postgres]:
 
 def test_a_server_that_stops_and_starts_is_an_outage_and_then_none(server: Postgres, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", database_url=server.new_database())
-    database.upgrade(settings)
+    schema.upgrade(settings)
     opened, storage = database.open_database(settings), optuna_store.open_storage(settings)
     add_studies(opened, "a")
     storage.create_new_study([StudyDirection.MINIMIZE], "a")

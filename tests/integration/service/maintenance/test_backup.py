@@ -19,7 +19,7 @@ from service import optuna_store
 from service.db import database
 from service.db.models import EventRow, Study
 from service.errors import BackupError, SchemaOutOfDate
-from service.maintenance import backup, integrity
+from service.maintenance import backup, integrity, schema
 from service.maintenance.backup import archive as archives
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
@@ -221,19 +221,19 @@ def test_a_database_of_another_version_is_not_restored_into(
     settings: Settings, service_database: database.Database, sqlite_backup: Path
 ) -> None:
     with service_database.write() as session:
-        session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '0001'"))
+        session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'"))
     try:
         with pytest.raises(SchemaOutOfDate, match="at revision 0001; this version needs"):
             backup.restore(settings, sqlite_backup)
     finally:
         with service_database.write() as session:
-            session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '0005'"))
+            session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0005'"))
 
 
 def refused(path: Path, make_empty: Make, match: str) -> None:
     """The file is refused, and nothing of it is in the database afterwards."""
     settings = make_empty("sqlite")
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with pytest.raises(BackupError, match=match):
         backup.restore(settings, path)
     assert is_empty(settings)

@@ -142,10 +142,10 @@ def test_the_plan_is_documented(client: TestClient) -> None:
 @pytest.fixture
 def quickstart(tmp_path: Path) -> Iterator[TestClient]:
     """An API that may read the quickstart's files, on SQLite."""
-    from service.db import database
+    from service.maintenance import schema
 
     settings = Settings(home=tmp_path / "home", data_roots=(QUICKSTART,), plan_timeout_seconds=240)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 

@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 from search_spaces.definition import parse_definition
 from service import optuna_store
 from service.app import create_app
-from service.db.database import VERSION_TABLE, open_database, upgrade
+from service.db.database import open_database
+from service.maintenance.schema import VERSION_TABLE, upgrade
 from service.rest import readiness
 from service.settings import Settings
 from tests.support.api import LOCAL, database_away, expect_problem

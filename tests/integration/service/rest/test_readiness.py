@@ -26,10 +26,12 @@ from service import home_folder, optuna_store
 from service.app import create_app
 from service.coordinator import outages
 from service.coordinator.loop import ALIVE_FILE, Coordinator
-from service.db.database import Database, database_now, is_outage, open_database, upgrade
+from service.db.database import Database, database_now, open_database
+from service.db.errors import is_outage
 from service.db.models import Coordinator as CoordinatorRow
 from service.devices import heartbeats
 from service.maintenance import backup
+from service.maintenance.schema import upgrade
 from service.rest import readiness
 from service.rest.readiness import Part, ReadinessCheck
 from service.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.db import database
+from service.maintenance import schema
 from service.plans import report_process
 from service.plans.checks import FIRST_ROWS
 from service.settings import Settings
@@ -39,7 +39,7 @@ def checking(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator
     """An API that checks, with as much time as the machine may need."""
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home, data_roots=(folder,), submission_check_seconds=240)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 
@@ -48,7 +48,7 @@ def checking(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator
 def hasty(tmp_path: Path, folder: Path) -> Iterator[TestClient]:
     """One that has no time."""
     settings = Settings(home=tmp_path / "home", data_roots=(folder,), submission_check_seconds=0.001)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from service import optuna_store
 from service.db import database
 from service.db.models import Study
+from service.maintenance import schema
 from service.settings import Settings
 
 ANOTHER_PROCESS = """
@@ -24,7 +25,7 @@ connection.close()
 def test_what_another_process_writes_is_seen_and_its_end_leaves_the_log(tmp_path: Path) -> None:
     """Without our locks it would take itself for the last one and delete the log that we go on using."""
     settings = Settings(home=tmp_path)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     ours = database.open_database(settings)
     with ours.write() as session:
         session.add(Study(id="a" * 32, name="a", definition={}))
