@@ -23,11 +23,10 @@ from search_spaces.wording import shortened
 from service import optuna_store
 from service.analysis import recipe_points
 from service.db.models import Attempt, Schedule, Study, StudyKind
+from service.definitions.stored import NAME, read_definition, read_preparation
 from service.optuna_store.values import TrialValues
 from service.schedules.evaluated import comparable
 from service.states import AttemptState, StudyState
-from service.studies.queries import NAME, read_definition
-from service.studies.standing import preparation
 
 PATH = "warm_start.from"
 TOP_K = 5
@@ -218,7 +217,7 @@ def _find(session: Session, ref: str, *, sweep: Study | None = None) -> _Source 
 
 def _changed_since(earlier: Study, prepared: Preparation) -> list[str]:
     """What names the same content no more as when an earlier study was prepared."""
-    before = preparation(earlier).fingerprints
+    before = read_preparation(earlier).fingerprints
     now = prepared.fingerprints
     return [name for name in before.keys() & now.keys() if before[name] != now[name]]
 

@@ -11,6 +11,7 @@ from search_spaces.data_report import Report
 from search_spaces.definition import StudyDefinition
 from service import warm_start
 from service.db.models import Study
+from service.definitions.acceptance import accept_definition
 from service.devices.cluster import latest
 from service.errors import Invalid
 from service.plans.history import earlier_trials
@@ -20,7 +21,6 @@ from service.plans.report_request import report_request
 from service.plans.schemas import PlanView
 from service.plans.warm_process import ReportUnavailable
 from service.rest.dependencies import Resources
-from service.studies import commands as studies
 
 
 def dry_run(resources: Resources, document: Any) -> PlanView:
@@ -32,7 +32,7 @@ def dry_run(resources: Resources, document: Any) -> PlanView:
         Invalid: The definition would not be accepted.
         Unavailable: Too many plans are being made.
     """
-    definition = studies.accept_definition(document, resources.settings.data_roots)
+    definition = accept_definition(document, resources.settings.data_roots)
     with resources.database.read() as session:
         if faults := warm_start.check(session, definition):
             raise Invalid("The definition", faults)
@@ -49,7 +49,7 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
     Raises:
         Invalid: The definition would not be accepted.
     """
-    definition = studies.accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
+    definition = accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
     with ReportProcesses(timeout_seconds) as processes:
         report, unknown = _report(processes, definition)
     return make_plan(definition, report, unknown, None, name_taken=False)

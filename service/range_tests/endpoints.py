@@ -15,6 +15,7 @@ from search_spaces.errors import Fault
 from search_spaces.range_tests.derivation import derive
 from service import optuna_store
 from service.db.models import Study, StudyKind
+from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid
 from service.plans.checks import note_unchecked
@@ -33,7 +34,7 @@ from service.rest.documents import Document, request_body
 from service.rest.etags import ETAG_HEADER, IfMatch, etag
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
-from service.studies.commands import accept_definition, request_cancel
+from service.studies.commands import request_cancel
 from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
 from service.studies.limits import Limits, require_room

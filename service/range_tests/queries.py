@@ -12,11 +12,12 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.db.database import database_now
 from service.db.models import Study, StudyKind
+from service.definitions.stored import read_definition
 from service.errors import NotASearch, NotFound
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, ListedRangeTest, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState
-from service.studies.queries import get_study, read_definition
+from service.studies.queries import get_study
 from service.studies.standing import coordinator_is_missing, reason
 
 

@@ -13,6 +13,7 @@ from service.analysis import best, diagnosis, importance, outcomes
 from service.coordinator.policy.trial_history import gpu_hours
 from service.db.database import database_now
 from service.db.models import Attempt, Study, StudyKind
+from service.definitions.stored import read_definition, read_preparation
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -25,7 +26,6 @@ from service.reports.schemas import (
 )
 from service.states import AttemptState
 from service.studies import queries as study_queries
-from service.studies import standing
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
 from service.trials.schemas import BestView, ParetoFront
@@ -53,7 +53,7 @@ def get_report(session: Session, storage: optuna_store.Storage, study: Study) ->
 
 def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceView:
     """Which hyperparameters of a study mattered."""
-    definition = study_queries.read_definition(study)
+    definition = read_definition(study)
     if definition is None:
         text = "This version cannot read the stored definition."
         return ImportanceView(parameters=[], trials=0, best_trials=0, sentence=text)
@@ -78,7 +78,7 @@ def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceVie
 
 def get_pareto_front(storage: optuna_store.Storage, study: Study) -> ParetoFront:
     """The trials of a study that no other one beats in everything."""
-    definition = study_queries.read_definition(study)
+    definition = read_definition(study)
     if definition is None:
         return ParetoFront(objectives=[], items=[])
     return ParetoFront(
@@ -94,7 +94,7 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
     return advise(
         trials.definition,
         [facts for record in trials.records if (facts := _facts(record, trials)) is not None],
-        preparation=standing.preparation(study),
+        preparation=read_preparation(study),
         winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
         distinguishable=judged.distinguishable if judged is not None else None,
     )

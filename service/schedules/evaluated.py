@@ -25,10 +25,9 @@ from search_spaces.space.search_space import SearchSpace
 from service import optuna_store
 from service.analysis import recipe_points
 from service.db.models import Study, StudyKind
+from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.values import TrialValues
 from service.states import AttemptState
-from service.studies.queries import read_definition
-from service.studies.standing import preparation
 
 INPUTS = ("model", "data.train", "data.eval")
 """What has to be the same by content."""
@@ -76,7 +75,7 @@ def find_evaluated(
     digests: dict[str, None] = {}
     sweeps = others
     if known is not None:
-        digests = dict.fromkeys(preparation(known).evaluated)
+        digests = dict.fromkeys(read_preparation(known).evaluated)
         since = known.created_at - _CLOCKS
         sweeps = others.where(or_(Study.ended_at.is_(None), Study.ended_at >= since))
     alike = [
@@ -121,7 +120,7 @@ def best_of_all(
 def comparable(sweep: Study, other: Study) -> bool:
     """Whether the numbers of two sweeps mean the same: their data were known, and the same."""
     definition = read_definition(other)
-    return definition is not None and _alike(sweep, definition, preparation(other)) is not None
+    return definition is not None and _alike(sweep, definition, read_preparation(other)) is not None
 
 
 def _others(study: Study) -> Select[Study]:
@@ -137,12 +136,12 @@ def _others(study: Study) -> Select[Study]:
 
 def _fingerprints_before(session: Session, others: Select[Study]) -> Mapping[str, str]:
     latest = session.scalars(others.limit(1)).first()
-    return {} if latest is None else preparation(latest).fingerprints
+    return {} if latest is None else read_preparation(latest).fingerprints
 
 
 def _alike(sweep: Study, now: StudyDefinition, prepared: Preparation) -> StudyDefinition | None:
     """The sweep's definition, if its numbers mean what those of a study of `now` mean."""
-    fingerprints = preparation(sweep).fingerprints
+    fingerprints = read_preparation(sweep).fingerprints
     if any(fingerprints.get(name) != prepared.fingerprints.get(name, "") for name in INPUTS):
         return None
     earlier = read_definition(sweep)

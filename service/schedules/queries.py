@@ -9,11 +9,12 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from service.db.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
+from service.definitions.stored import NAME
 from service.errors import NotFound
 from service.schedules import history
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
 from service.states import StudyState
-from service.studies.queries import NAME, Page, begins_with, page_of
+from service.studies.queries import Page, begins_with, page_of
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.db.models import Study
+from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.plans import commands as plans
 from service.plans.checks import note_unchecked
@@ -90,7 +91,7 @@ def submit(
         return JSONResponse(plans.dry_run(resources, document).model_dump(mode="json"))
     if (kept := change.kept()) is not None:
         return kept
-    definition = commands.accept_definition(document, resources.settings.data_roots)
+    definition = accept_definition(document, resources.settings.data_roots)
     unchecked = resources.checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 

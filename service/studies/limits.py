@@ -28,11 +28,12 @@ from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.suggest import planned_trials
 from service.db.database import database_now
 from service.db.models import Study, is_leased
+from service.definitions.stored import read_definition, read_preparation
 from service.errors import LimitReached
 from service.settings import Settings
 from service.states import ACTIVE_STUDY_STATES, StudyState
-from service.studies.queries import count_ended_trials, read_definition
-from service.studies.standing import preparation, repeats_requested
+from service.studies.queries import count_ended_trials
+from service.studies.standing import repeats_requested
 
 _SUBMISSIONS = 0x6E73_0001
 _TAKINGS = 0x6E73_0002
@@ -159,7 +160,7 @@ def _active_studies(session: Session, owner: str) -> Sequence[Study]:
 def _trials_to_come(session: Session, studies: Sequence[Study]) -> int:
     ended = count_ended_trials(session, studies)
     return sum(
-        max(0, _trials(definition, preparation(study)) - ended[study.id])
+        max(0, _trials(definition, read_preparation(study)) - ended[study.id])
         for study in studies
         # What this version cannot read runs no trial either.
         if (definition := read_definition(study)) is not None

@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 from service.db.database import database_now
 from service.db.models import Study, is_leased
 from service.db.transitions import append_event, put_down, queue_again, take_back
+from service.definitions.stored import read_definition
 from service.errors import AlreadyEnded, BeingCancelled
 from service.rest.etags import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.deadlines import deadline_reached
-from service.studies.queries import get_study, read_definition
+from service.studies.queries import get_study
 
 RESUMED = "resume_requested"
 """The kind of event that says that a pause was taken back, or is over."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,13 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, null, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
-from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
+from search_spaces.definition import ObjectiveSpec, RepeatsSpec
 from service import optuna_store
 from service.analysis import best
 from service.analysis.best import Goal
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
+from service.definitions.stored import NAME, read_definition
 from service.errors import NotFound
 from service.optuna_store.values import TrialValues
 from service.states import (
@@ -33,8 +33,6 @@ from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
 from service.studies.schemas import Counts, EventView, ListedStudy, StudyView
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""What a reference by id or name can look like; nothing else is looked up."""
 LISTED = (defer(Study.definition, raiseload=True), defer(Study.preparation, raiseload=True))
 """Options of a query for studies that are only listed: without the columns that may be large."""
 
@@ -86,22 +84,6 @@ def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     if found is None:
         raise NotFound(f"There is no study {ref[:200]!r}.")
     return found
-
-
-def read_definition(study: Study) -> StudyDefinition | None:
-    """The study's definition; None when this version cannot read what an older or newer one stored.
-
-    Such a study is still listed and shown: one of them must not hide all the others.
-    """
-    try:
-        return StudyDefinition.model_validate(study.definition)
-    except ValidationError:
-        return None
-
-
-def shown_params(definition: StudyDefinition | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as people wrote them, where the definition says how Optuna holds them."""
-    return dict(params) if definition is None else definition.search.space.decode(params)
 
 
 def begins_with(column: InstrumentedAttribute[str], prefix: str) -> ColumnElement[bool]:

@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling import suggest
 from service.analysis import best
 from service.analysis.best import Goal
 from service.analysis.winner import Judgement
 from service.db.database import database_now
 from service.db.models import EventRow, Study, StudyKind
+from service.definitions.stored import read_preparation
 from service.devices import heartbeats
 from service.optuna_store import StudySummary
 from service.optuna_store.values import TrialValues
@@ -79,29 +79,24 @@ def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_tes
     return wait
 
 
-def preparation(study: Study) -> Preparation:
-    """What was settled for a study before its first trial."""
-    return NOTHING if study.preparation is None else Preparation.model_validate(study.preparation)
-
-
 def preparation_view(study: Study) -> PreparationView | None:
     """The same as the REST API shows it."""
     if study.preparation is None:
         return None
-    settled = preparation(study)
+    prepared = read_preparation(study)
     return PreparationView(
-        learning_rate_bounds=settled.learning_rate_bounds,
-        enqueued=len(settled.enqueued),
-        prior=len(settled.prior),
-        evaluated=len(settled.evaluated),
-        fingerprints=dict(settled.fingerprints),
-        notes=list(settled.notes),
+        learning_rate_bounds=prepared.learning_rate_bounds,
+        enqueued=len(prepared.enqueued),
+        prior=len(prepared.prior),
+        evaluated=len(prepared.evaluated),
+        fingerprints=dict(prepared.fingerprints),
+        notes=list(prepared.notes),
     )
 
 
 def trials_requested(study: Study, definition: StudyDefinition | None) -> int | None:
     """How many trials the search has; None where the definition cannot be read."""
-    return None if definition is None else suggest.planned_trials(definition, preparation(study))
+    return None if definition is None else suggest.planned_trials(definition, read_preparation(study))
 
 
 def repeats_requested(definition: StudyDefinition | None, requested: int | None) -> int:

@@ -18,9 +18,9 @@ from service import optuna_store
 from service.analysis.curves import Curve, Rung
 from service.analysis.diagnosis import Finding, Peers, diagnose
 from service.db.models import Attempt, RungReport, Study, StudyKind
+from service.definitions.stored import read_definition, shown_params
 from service.optuna_store.values import TrialValues
 from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
-from service.studies.queries import read_definition, shown_params
 
 TrialState = AttemptState | Literal["waiting"]
 
