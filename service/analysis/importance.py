@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.sampling.suggest import REPEAT_OF
 from search_spaces.wording import counted
-from service.optuna_store import Storage, find_study_number
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import find_study_number
 
 MIN_TRIALS = 10
 """Completed trials below which nothing is said. Optuna advises 5 trials among the best; with fewer than 10

@@ -12,11 +12,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
 
-from service import optuna_store
 from service.db import sqlite_files
 from service.db.connections import WRITES
 from service.db.database import make_engine
 from service.errors import SchemaOutOfDate
+from service.optuna_store.storage import close_storage, create_tables, open_storage
 from service.settings import OPTUNA_SCHEMA, Settings
 
 VERSION_TABLE = "nightsweep_alembic_version"
@@ -62,7 +62,7 @@ def upgrade(settings: Settings) -> None:
             if engine.dialect.name == "postgresql":
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {OPTUNA_SCHEMA}"))
                 connection.commit()  # Optuna has its own connection, which must see the schema
-            optuna_store.create_tables(settings)
+            create_tables(settings)
     finally:
         engine.dispose()
 
@@ -133,4 +133,4 @@ def check_schemas(settings: Settings) -> None:
         check_schema(engine)
     finally:
         engine.dispose()
-    optuna_store.close_storage(optuna_store.open_storage(settings))
+    close_storage(open_storage(settings))

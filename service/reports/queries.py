@@ -8,12 +8,13 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
-from service.analysis import best, diagnosis, importance, outcomes
+from service.analysis import diagnosis, importance, outcomes
 from service.coordinator.policy.trial_history import gpu_hours
 from service.db.database import database_now
 from service.db.models import Attempt, Study, StudyKind
 from service.definitions.stored import read_definition, read_preparation
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -22,16 +23,18 @@ from service.reports.schemas import (
     CostView,
     ImportanceView,
     ParameterImportanceView,
+    ParetoFront,
     ReportView,
 )
 from service.states import AttemptState
 from service.studies import queries as study_queries
+from service.studies import standing
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, ParetoFront
+from service.trials.schemas import BestView
 
 
-def get_report(session: Session, storage: optuna_store.Storage, study: Study) -> ReportView:
+def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
     trials = read(session, storage, study)
     now = database_now(session)
@@ -51,7 +54,7 @@ def get_report(session: Session, storage: optuna_store.Storage, study: Study) ->
     )
 
 
-def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceView:
+def get_importance(storage: Storage, study: Study) -> ImportanceView:
     """Which hyperparameters of a study mattered."""
     definition = read_definition(study)
     if definition is None:
@@ -76,14 +79,14 @@ def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceVie
     )
 
 
-def get_pareto_front(storage: optuna_store.Storage, study: Study) -> ParetoFront:
+def get_pareto_front(storage: Storage, study: Study) -> ParetoFront:
     """The trials of a study that no other one beats in everything."""
     definition = read_definition(study)
     if definition is None:
         return ParetoFront(objectives=[], items=[])
     return ParetoFront(
         objectives=[definition.objective.metric, *definition.objective.costs],
-        items=best.pareto_points(definition, optuna_store.read_trials(storage, study.name)),
+        items=standing.pareto_points(definition, read_trials(storage, study.name)),
     )
 
 

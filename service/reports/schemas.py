@@ -7,8 +7,15 @@ from datetime import datetime
 from pydantic import BaseModel, Field
 
 from service.analysis.diagnosis import Verdict
-from service.studies.schemas import StudyView
+from service.studies.schemas import ParetoPoint, StudyView
 from service.trials.schemas import BestView
+
+
+class ParetoFront(BaseModel):
+    objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
+    items: list[ParetoPoint] = Field(
+        description="Trials that no other trial dominates, the best objective first"
+    )
 
 
 class ParameterImportanceView(BaseModel):

@@ -21,7 +21,7 @@ from search_spaces.faults import nearest_name, shown
 from service.db.errors import disk_trouble, is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
 from service.log_limit import LogLimit, short
-from service.optuna_store import StorageInternalError
+from service.optuna_store.storage import StorageInternalError
 
 log = logging.getLogger(__name__)
 _log_limit = LogLimit()

@@ -7,7 +7,6 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service import warm_start
 from service.db.models import NOBODY, Study, new_id
 from service.db.transitions import append_event
 from service.errors import AlreadyEnded, Invalid, NameTaken
@@ -15,6 +14,7 @@ from service.rest.etags import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES
 from service.studies.limits import UNLIMITED, Limits, require_room
 from service.studies.queries import get_study
+from service.warm_start.checks import check_warm_start
 
 
 def submit(
@@ -27,7 +27,7 @@ def submit(
         NameTaken: there is a study of that name.
         LimitReached: the owner may not have another one.
     """
-    faults = warm_start.check(session, definition)
+    faults = check_warm_start(session, definition)
     if faults:
         raise Invalid("The definition", faults)
     taken = NameTaken(f"A study named {definition.name!r} already exists; choose another name.")

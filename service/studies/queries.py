@@ -12,14 +12,14 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, nu
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec
-from service import optuna_store
-from service.analysis import best
 from service.analysis.best import Goal
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
 from service.definitions.stored import NAME, read_definition
-from service.errors import NotFound
-from service.optuna_store.values import TrialValues
+from service.errors import NotASearch, NotFound
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_summary, read_trials
+from service.optuna_store.values import StudySummary, TrialValues
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
@@ -86,6 +86,17 @@ def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     return found
 
 
+def get_search(session: Session, ref: str) -> Study:
+    """The study of this name or id. Raises `NotFound`, and `NotASearch` for range tests."""
+    study = get_study(session, ref)
+    if study.kind == StudyKind.RANGE_TEST:
+        raise NotASearch(
+            f"{study.name!r} is a range test and not a search, so it has no best trial and no report."
+            f" See /v1/range-tests/{study.name}."
+        )
+    return study
+
+
 def begins_with(column: InstrumentedAttribute[str], prefix: str) -> ColumnElement[bool]:
     """Whether a name begins so, upper and lower case apart: SQLite's LIKE takes them for the same."""
     return func.substr(column, 1, len(prefix)) == prefix
@@ -108,7 +119,7 @@ def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str |
     return Page(studies=studies[:limit], next_cursor=make_cursor(last) if last else None)
 
 
-def list_view(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[ListedStudy]:
+def list_view(session: Session, storage: Storage, studies: Sequence[Study]) -> list[ListedStudy]:
     """Studies as lists show them. Their definitions are not read: a page of them may have many megabytes."""
     read = _read_all(session, storage, studies)
     return [
@@ -117,7 +128,7 @@ def list_view(session: Session, storage: optuna_store.Storage, studies: Sequence
     ]
 
 
-def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[StudyView]:
+def show(session: Session, storage: Storage, studies: Sequence[Study]) -> list[StudyView]:
     """Studies as the API shows each at its own address."""
     return [_view(study, found, fields) for study, found, fields in _read_all(session, storage, studies)]
 
@@ -128,13 +139,13 @@ class _Found:
 
     goal: Goal | None
     """None: this version cannot read it."""
-    summary: optuna_store.StudySummary | None
+    summary: StudySummary | None
     trials: Sequence[TrialValues]
     """All of them, where they have to be compared with each other; else three small queries do."""
 
 
 def _read_all(
-    session: Session, storage: optuna_store.Storage, studies: Sequence[Study]
+    session: Session, storage: Storage, studies: Sequence[Study]
 ) -> Iterator[tuple[Study, _Found, dict[str, Any]]]:
     """Each study, what is known of it elsewhere, and what lists and the study's own address both show."""
     ids = [study.id for study in studies]
@@ -143,9 +154,9 @@ def _read_all(
     now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     for study in studies:
         goal = goals.get(study.id)
-        summary = optuna_store.read_summary(storage, study.name)
+        summary = read_summary(storage, study.name)
         compared = goal is not None and (goal.repeats is not None or goal.objective.costs)
-        trials = optuna_store.read_trials(storage, study.name) if compared else []
+        trials = read_trials(storage, study.name) if compared else []
         number = summary.trials if summary is not None else 0
         counts = _counts(session, study, attempts.get(study.id, {}), number)
         counts.repeats = sum(trial.repeat_of is not None for trial in trials)
@@ -275,7 +286,7 @@ def _view(study: Study, found: _Found, fields: Mapping[str, Any]) -> StudyView:
         repeats_requested=standing.repeats_requested(definition, requested),
         preparation=standing.preparation_view(study),
         best=standing.best_trial(study, definition, found.summary, trials),
-        pareto_front=best.pareto_points(definition, trials)
+        pareto_front=standing.pareto_points(definition, trials)
         if definition is not None and definition.objective.costs
         else None,
     )

@@ -17,10 +17,9 @@ from service.db.database import database_now
 from service.db.models import EventRow, Study, StudyKind
 from service.definitions.stored import read_preparation
 from service.devices import heartbeats
-from service.optuna_store import StudySummary
-from service.optuna_store.values import TrialValues
+from service.optuna_store.values import StudySummary, TrialValues
 from service.states import StudyState
-from service.studies.schemas import BestTrial, ListedBest, PreparationView, Stage
+from service.studies.schemas import BestTrial, ListedBest, ParetoPoint, PreparationView, Stage
 
 _START_SECONDS = 10.0
 """How long a coordinator that was started together with the API may take to its first heartbeat."""
@@ -161,3 +160,16 @@ def _judged(definition: StudyDefinition, judged: Judgement, trials: Sequence[Tri
         n=len(winner.values),
         sentence=judged.sentence,
     )
+
+
+def pareto_points(definition: StudyDefinition, trials: Sequence[TrialValues]) -> list[ParetoPoint]:
+    """The Pareto front as the REST API shows it."""
+    return [
+        ParetoPoint(
+            trial_number=trial.number,
+            value=trial.values[0],
+            costs=best.costs(definition, trial),
+            params=definition.search.space.decode(trial.params),
+        )
+        for trial in best.pareto_front(definition, trials)
+    ]

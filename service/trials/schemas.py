@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from service.analysis.diagnosis import Verdict
 from service.states import AttemptState
+from service.studies.schemas import ParetoPoint
 
 
 class RungView(BaseModel):
@@ -147,20 +148,6 @@ class JudgementView(BaseModel):
         description="Whether p is below 0.05; null if there is nothing to test"
     )
     sentence: str
-
-
-class ParetoPoint(BaseModel):
-    trial_number: int
-    value: float = Field(description="The objective")
-    costs: dict[str, float]
-    params: dict[str, Any]
-
-
-class ParetoFront(BaseModel):
-    objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
-    items: list[ParetoPoint] = Field(
-        description="Trials that no other trial dominates, the best objective first"
-    )
 
 
 class BestView(TrialView):

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, inspect, text
 
 from search_spaces.sampling.history import DRAWN_FOR_KEY, REPEAT_OF, SEED
-from service.optuna_store import OUTCOME_ATTR, STUDY_ID_ATTR
+from service.optuna_store.studies import STUDY_ID_ATTR
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import LIVE_ATTEMPT_STATES
 
 

@@ -15,12 +15,13 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import select, text
 
-from service import optuna_store
 from service.db import database
 from service.db.models import EventRow, Study
 from service.errors import BackupError, SchemaOutOfDate
 from service.maintenance import backup, integrity, schema
 from service.maintenance.backup import archive as archives
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.searches import GRID, rows_of, service_of
@@ -69,7 +70,7 @@ def test_a_restored_service_goes_on_where_it_was(
         service.submit({**GRID, "name": "later"})
         service.run()
         assert service.states() == {"grid": "completed", "later": "completed"}
-        assert len(optuna_store.read_trials(service.storage, "grid")) == 4
+        assert len(read_trials(service.storage, "grid")) == 4
     assert integrity.find_violations(restored) == []
 
 
@@ -199,7 +200,7 @@ def test_a_database_with_rows_is_not_restored_into(searched: Settings, saved: Pa
 
 
 def test_a_database_with_rows_of_optunas_only_is_not_restored_into(
-    settings: Settings, storage: optuna_store.Storage, tmp_path: Path
+    settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
     backup.save(settings, tmp_path / "b")
     storage.create_new_study([StudyDirection.MINIMIZE], "by hand")

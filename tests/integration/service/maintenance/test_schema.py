@@ -19,13 +19,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.app import create_app
 from service.db import database
 from service.db.connections import WRITES
 from service.db.models import Base
 from service.errors import SchemaOutOfDate
 from service.maintenance import schema
+from service.optuna_store.storage import Storage, open_storage
 from service.settings import Settings
 from tests.support.api import LOCAL
 
@@ -203,11 +203,11 @@ def test_the_api_refuses_to_start_on_a_newer_schema(empty_settings: Settings) ->
 
 def test_optuna_storage_is_refused_without_its_tables(empty_settings: Settings) -> None:
     with pytest.raises(SchemaOutOfDate, match="Run `nightsweep db upgrade`"):
-        optuna_store.open_storage(empty_settings)
+        open_storage(empty_settings)
 
 
 def test_optuna_tables_live_apart_from_the_services(
-    settings: Settings, service_database: database.Database, storage: optuna_store.Storage
+    settings: Settings, service_database: database.Database, storage: Storage
 ) -> None:
     ours = set(inspect(service_database.engine).get_table_names())
     theirs = set(inspect(storage.engine).get_table_names())

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.maintenance import schema
-from service.plans import report_process
 from service.plans.checks import FIRST_ROWS
+from service.plans.data_reports import processes
 from service.settings import Settings
 from tests.support.api import LOCAL, expect_problem
 
@@ -252,7 +252,7 @@ def test_what_takes_too_long_is_accepted_with_an_event(hasty: TestClient, folder
 def test_a_host_without_the_workers_packages_accepts_with_an_event(
     hasty: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_process, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
     sent = definition(folder, ["no json"], name="bare")
     ranged = hasty.post("/v1/range-tests", json=sent).json()
     assert kinds(hasty, hasty.post("/v1/studies", json=sent).json()) == ["study_queued", "data_unchecked"]

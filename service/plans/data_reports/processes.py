@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from search_spaces.data_report import LoadingLimits, Report, ReportRequest
 from service.errors import Unavailable
-from service.plans.warm_process import ReportUnavailable, WarmProcess
+from service.plans.data_reports.warm_process import ReportUnavailable, WarmProcess
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,14 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.plan import prepared_space
 from search_spaces.space.search_space import SearchSpace
-from service import optuna_store
-from service.analysis import recipe_points
 from service.db.models import Study, StudyKind
 from service.definitions.stored import read_definition, read_preparation
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_summary, read_trials
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.optuna_store.values import TrialValues
 from service.states import AttemptState
+from service.warm_start import recipe_points
 
 INPUTS = ("model", "data.train", "data.eval")
 """What has to be the same by content."""
@@ -49,7 +51,7 @@ class Evaluated:
 
 def find_evaluated(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,
@@ -100,7 +102,7 @@ def find_evaluated(
 
 def best_of_all(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,
@@ -110,7 +112,7 @@ def best_of_all(
     found = []
     for sweep in session.scalars(_others(study)):
         if _alike(sweep, definition, prepared) is not None:
-            summary = optuna_store.read_summary(storage, sweep.name)
+            summary = read_summary(storage, sweep.name)
             if summary is not None and summary.best is not None and summary.best.value is not None:
                 found.append((sign * summary.best.value, sweep.name, summary.best))
     best = min(found, key=lambda entry: entry[:2], default=None)
@@ -167,7 +169,7 @@ def _basis(definition: StudyDefinition, prepared: Preparation) -> str:
 
 
 def _points(
-    storage: optuna_store.Storage,
+    storage: Storage,
     sweep: Study,
     earlier: StudyDefinition,
     now: StudyDefinition,
@@ -177,8 +179,8 @@ def _points(
     counted = {AttemptState.COMPLETED, AttemptState.DIVERGED}
     if earlier.pruning == now.pruning:
         counted.add(AttemptState.PRUNED)
-    for trial in optuna_store.read_trials(storage, sweep.name):
-        if trial.repeat_of is not None or trial.user_attrs.get(optuna_store.OUTCOME_ATTR) not in counted:
+    for trial in read_trials(storage, sweep.name):
+        if trial.repeat_of is not None or trial.user_attrs.get(OUTCOME_ATTR) not in counted:
             continue
         recipe = build_recipe(earlier, trial.params)
         values = space.prune_inactive(recipe_points.point_of(recipe, earlier, space))
