@@ -22,15 +22,18 @@ _HIDDEN = re.compile(
 _BREAKS = re.compile("[ \t]*(?:\r\n|[\n\r\v\f\x85\u2028\u2029])\\s*")
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`number` and its noun in the right form, for example `1 study`, `2 studies` or `1,200 rows`.
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """`number` and its noun in the right form: `1 study`, `2 studies`, `1,200 rows`, `0.5 GPUs`.
+
+    A verb may follow the noun: `counted(2, "trial is", "trials are")`.
 
     Args:
-        number: How many.
+        number: How many; a whole number is shown as one, whatever its type.
         noun: For one of them.
         plural: For any other number; None: `noun` with an s.
     """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    words = f"{int(number):,}" if number == int(number) else f"{number:g}"
+    return f"{words} {noun if number == 1 else plural or noun + 's'}"
 
 
 def shortened(text: str, limit: int = 200, *, lines: bool = False) -> str:

@@ -167,7 +167,8 @@ def _undecided(done: int, planned: int, *, waiting: bool) -> str:
     if not planned:
         return ONE_RUN
     if waiting and not done:
-        return f"The best by its single run in the search; {_runs(planned)} with fresh seeds will follow."
+        runs = counted(planned, "run")
+        return f"The best by its single run in the search; {runs} with fresh seeds will follow."
     if waiting:
         ran = f"{done} of {counted(planned, 'repeat')}"
         return f"The best so far, by its single run in the search; {ran} ended so far."
@@ -181,7 +182,7 @@ def _undecided(done: int, planned: int, *, waiting: bool) -> str:
 
 def _compare(ranked: Sequence[Candidate]) -> tuple[float | None, bool | None, str]:
     first = ranked[0]
-    runs = _runs(len(first.values))
+    runs = counted(len(first.values), "run")
     if len(ranked) == 1:
         return None, None, f"Trial {first.trial_number} is the only recipe that was repeated ({runs})."
     second = ranked[1]
@@ -201,20 +202,18 @@ def _compare(ranked: Sequence[Candidate]) -> tuple[float | None, bool | None, st
         return None, apart, f"{names} are {how} (all runs of each trial have the same value)."
     apart = p_value < SIGNIFICANT
     count = len(first.values)
-    each = f"{runs} each" if count == len(second.values) else f"{count} and {_runs(len(second.values))}"
+    each = (
+        f"{runs} each" if count == len(second.values) else f"{count} and {counted(len(second.values), 'run')}"
+    )
     how = "distinguishable" if apart else "not distinguishable"
     return p_value, apart, f"{names} are {how} (p = {_p(p_value)}, {each})."
 
 
 def _breaks(candidate: Candidate) -> str:
-    times = _runs(len(candidate.runs))
+    times = counted(len(candidate.runs), "run")
     return (
         f"trial {candidate.trial_number} diverged or ran out of memory in {candidate.broke} of its {times}."
     )
-
-
-def _runs(count: int) -> str:
-    return counted(count, "run")
 
 
 def _p(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from search_spaces.definition import ResourcesSpec
+from search_spaces.wording import counted
 from service.devices.cluster import Cluster
 from service.plans.schemas import ClusterPlan, PlanWarning, warning
 
@@ -47,11 +48,11 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
     if cluster.workers is None or cluster.gpus_per_worker is None:
         return
     each, wanted = cluster.gpus_per_worker, resources.workers
-    has = f"{quantity(cluster.nodes, 'node')} with {quantity(cluster.cpus, 'CPU')} and"
-    has = f"{has} {quantity(cluster.gpus, 'GPU')} in all"
+    has = f"{counted(cluster.nodes or 0, 'node')} with {counted(cluster.cpus or 0, 'CPU')} and"
+    has = f"{has} {counted(cluster.gpus or 0, 'GPU')} in all"
     if cluster.workers == 0:
         hint = " Set resources.gpus_per_worker to 0 to train on the CPU." if each and not cluster.gpus else ""
-        needs = f" and {quantity(each, 'GPU')} (resources.gpus_per_worker) on one node" if each else ""
+        needs = f" and {counted(each, 'GPU')} (resources.gpus_per_worker) on one node" if each else ""
         yield warning(
             "no_worker_fits",
             f"A worker needs a CPU core{needs}, and no node has that: the cluster has {has}."
@@ -68,8 +69,3 @@ def cluster_warnings(resources: ResourcesSpec, cluster: ClusterPlan) -> Iterator
             workers=wanted,
             fit=cluster.workers,
         )
-
-
-def quantity(number: float | None, noun: str) -> str:
-    """`2 GPUs`, `1 GPU`, `0.5 GPUs`."""
-    return f"{number or 0:g} {noun}{'' if number == 1 else 's'}"

@@ -84,7 +84,7 @@ def advise(
         return advice  # those that completed broke a constraint, which is said already
     if len(ranked) < MIN_COMPLETED:
         text = (
-            f"{counted(len(ranked), 'completed trial')} {'is' if len(ranked) == 1 else 'are'} too few to"
+            f"{counted(len(ranked), 'completed trial is', 'completed trials are')} too few to"
             " judge the search space: run more trials."
         )
         return [*advice, Advice(about="search.trials", sentence=text)]
@@ -205,7 +205,7 @@ def _length(definition: StudyDefinition, top: Sequence[TrialFacts]) -> Iterator[
 
 def _more(definition: StudyDefinition, top: Sequence[TrialFacts]) -> str:
     if "epochs" in definition.search.space.parameters:
-        return f"more than {definition.max_epochs:g} epoch{'s' * (definition.max_epochs != 1)}"
+        return f"more than {counted(definition.max_epochs, 'epoch')}"
     epochs = top[0].recipe.epochs if top[0].recipe else build_recipe(definition, top[0].params).epochs
     return f"more epochs than the recipe has ({epochs:g})"
 

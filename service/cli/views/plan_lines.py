@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, SplitReport
+from search_spaces.wording import counted
 from service.cli.views.output import duration, moment, number, one_line
-from service.plans.cluster import quantity
 from service.plans.schemas import (
     Amount,
     ClusterPlan,
@@ -167,9 +167,10 @@ def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
     if cluster.unknown is not None or cluster.nodes is None:
         yield "unknown", cluster.unknown or ""
         return
-    has = f"{count(cluster.nodes, 'node')}, {quantity(cluster.cpus, 'CPU')}, {quantity(cluster.gpus, 'GPU')}"
+    has = f"{counted(cluster.nodes, 'node')}, {counted(cluster.cpus or 0, 'CPU')}"
+    has = f"{has}, {counted(cluster.gpus or 0, 'GPU')}"
     yield "machines", f"{has}, unchanged since {moment(cluster.seen_at)}"
-    each = quantity(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
+    each = counted(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
     yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
 
 

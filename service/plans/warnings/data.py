@@ -32,16 +32,16 @@ def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
         rows, read = report.overlap_rows, report.eval.rows_read
         yield warning(
             "overlap",
-            f"{_rows(rows)} of {read:,} in the eval data also occur{_s(rows)} in the train data, ignoring"
-            " case and white space. The search would favour trials that memorise them.",
+            f"Of {counted(read, 'row')} of the eval data, {counted(rows, 'also occurs', 'also occur')} in the"
+            " train data, ignoring case and white space. The search would favour trials that memorise them.",
             rows=rows,
             eval_rows=read,
         )
     if report.eval is not None and 0 < (usable := report.eval.by_length[0].usable_rows) < FEW_EVAL_ROWS:
         yield warning(
             "few_eval_rows",
-            f"The eval data has only {_rows(usable)}, so one row decides {1 / usable:.0%} of the metric, and"
-            " differences between trials may be due to chance.",
+            f"The eval data has only {counted(usable, 'row')}, so one row decides {1 / usable:.0%} of the"
+            " metric, and differences between trials may be due to chance.",
             rows=usable,
         )
 
@@ -59,8 +59,8 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
     if split.duplicate_rows:
         yield warning(
             "duplicates",
-            f"{_rows(split.duplicate_rows)} of {split.rows_read:,} in the {name} data"
-            f" repeat{_s(split.duplicate_rows)} an earlier row exactly.",
+            f"Of {counted(split.rows_read, 'row')} of the {name} data,"
+            f" {counted(split.duplicate_rows, 'repeats', 'repeat')} an earlier row exactly.",
             split=name,
             rows=split.duplicate_rows,
             of=split.rows_read,
@@ -71,8 +71,8 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
         if left_out:
             yield warning(
                 "rows_left_out",
-                f"{_rows(left_out)} of {split.rows_read:,} in the {name} data would be left out at max_length"
-                f" {cut.max_length:,}: {split.unsupervised_rows:,} without a supervised token,"
+                f"{counted(left_out, 'row')} of {split.rows_read:,} in the {name} data would be left out at"
+                f" max_length {cut.max_length:,}: {split.unsupervised_rows:,} without a supervised token,"
                 f" {cut.cut_away_rows:,} because the supervised part is cut away.",
                 split=name,
                 max_length=cut.max_length,
@@ -125,7 +125,8 @@ def _lost_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
         if count.value in _MASKS:
             yield warning(
                 "assistant_mask",
-                f"{_rows(count.rows)} of {split.rows_read:,} in the {name} data: {_MASKS[count.value]}",
+                f"{counted(count.rows, 'row')} of {split.rows_read:,} in the {name} data:"
+                f" {_MASKS[count.value]}",
                 split=name,
                 found_by=count.value,
                 rows=count.rows,
@@ -133,14 +134,6 @@ def _lost_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
 
 
 def _listed(counts: Sequence[Count]) -> str:
-    shown = ", ".join(f"{count.value} ({_rows(count.rows)})" for count in counts[:_SHOWN])
+    shown = ", ".join(f"{count.value} ({counted(count.rows, 'row')})" for count in counts[:_SHOWN])
     more = len(counts) - _SHOWN
     return shown if more <= 0 else f"{shown} and {more:,} more"
-
-
-def _rows(count: int) -> str:
-    return counted(count, "row")
-
-
-def _s(count: int) -> str:
-    return "s" * (count == 1)

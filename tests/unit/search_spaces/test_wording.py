@@ -20,10 +20,12 @@ from search_spaces.wording import LogFormatter, counted, shortened
         (1, "study", "studies", "1 study"),
         (3, "study", "studies", "3 studies"),
         (1, "further attempt", None, "1 further attempt"),
+        (1.0, "GPU", None, "1 GPU"),
+        (0.5, "GPU", None, "0.5 GPUs"),
     ],
 )
 def test_a_noun_is_singular_for_one_and_plural_otherwise(
-    number: int, noun: str, plural: str | None, words: str
+    number: float, noun: str, plural: str | None, words: str
 ) -> None:
     assert counted(number, noun, plural) == words
 
