@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from search_spaces.errors import Fault
+from search_spaces.wording import counted
 
 
 class ServiceError(Exception):
@@ -122,9 +123,10 @@ class Invalid(ServiceError):
     title = "Invalid"
 
     def __init__(self, what: str, faults: Sequence[Fault]) -> None:
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         paths = ", ".join(fault.path for fault in faults if fault.path)
-        super().__init__(f"{what} has {number}{': ' + paths if paths else ''}.", faults=faults)
+        super().__init__(
+            f"{what} has {counted(len(faults), 'fault')}{': ' + paths if paths else ''}.", faults=faults
+        )
 
 
 class Unauthorized(ServiceError):

@@ -26,6 +26,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.suggest import planned_trials
+from search_spaces.wording import counted
 from service.db.database import database_now
 from service.db.models import Study, is_leased
 from service.definitions.stored import read_definition, read_preparation
@@ -81,7 +82,7 @@ def require_room(session: Session, owner: str, definition: StudyDefinition, limi
             "max_active_studies_per_owner",
             limits.active_studies,
             len(active) + 1,
-            f"{owner!r} has {_number(len(active), 'study', 'studies')} queued, running or paused, and this "
+            f"{owner!r} has {counted(len(active), 'study', 'studies')} queued, running or paused, and this "
             f"server allows {limits.active_studies} (NIGHTSWEEP_MAX_ACTIVE_STUDIES_PER_OWNER). Wait for one "
             "to end or cancel one, then submit again.",
         )
@@ -96,7 +97,7 @@ def require_room(session: Session, owner: str, definition: StudyDefinition, limi
             "max_queued_trials_per_owner",
             limits.queued_trials,
             waiting + asked,
-            f"{owner!r} has {_number(waiting, 'trial', 'trials')} that have not ended, this study needs "
+            f"{owner!r} has {counted(waiting, 'trial')} that have not ended, this study needs "
             f"{asked} more, and this server allows {limits.queued_trials} "
             f"(NIGHTSWEEP_MAX_QUEUED_TRIALS_PER_OWNER). {todo}, then submit again.",
         )
@@ -178,7 +179,3 @@ def _reached(setting: str, limit: int, wanted: int, detail: str) -> LimitReached
         path=f"limits.{setting}", value=wanted, message="is over the limit", allowed=f"at most {limit}"
     )
     return LimitReached(detail, faults=[fault])
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

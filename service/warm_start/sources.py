@@ -80,8 +80,7 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
     earlier = tuple(other for other in sweeps[1:] if comparable(other, latest))
     more = f"its sweep {latest.name!r}"
     if earlier:
-        before = "1 before it" if len(earlier) == 1 else f"{len(earlier)} before it"
-        more += f" and {before} on the same data"
+        more += f" and {len(earlier)} before it on the same data"
     return Source(study=latest, words=f"the schedule {name!r} ({more})", schedule=True, earlier=earlier)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition, WarmStartSpec, build_recipe
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.plan import prepared_space
-from search_spaces.wording import shortened
+from search_spaces.wording import counted, shortened
 from service.db.models import Study, StudyKind
 from service.definitions.stored import read_definition
 from service.optuna_store.storage import Storage
@@ -146,11 +146,7 @@ def _enqueue(taken: _Taken, source: Source) -> WarmStart:
     elif not taken.evaluated:
         notes = [f"warm start from {source.words}: none of its recipes is in this study's space"]
     if taken.evaluated:
-        recipes = (
-            "1 of its best recipes is"
-            if taken.evaluated == 1
-            else f"{taken.evaluated} of its best recipes are"
-        )
+        recipes = counted(taken.evaluated, "of its best recipes is", "of its best recipes are")
         notes.append(
             f"warm start from {source.words}: {recipes} not evaluated again: earlier sweeps have done so "
             "on the same data"
@@ -162,7 +158,7 @@ def _enqueue(taken: _Taken, source: Source) -> WarmStart:
 
 def _prior(taken: _Taken, source: Source, changed: list[str]) -> WarmStart:
     count = len(taken.values)
-    results = "1 result is" if count == 1 else f"{count} results are"
+    results = counted(count, "result is", "results are")
     notes = [f"warm start from {source.words}: {results} given to the sampler"]
     if changed:
         has = "has" if len(changed) == 1 else "have"
@@ -172,7 +168,7 @@ def _prior(taken: _Taken, source: Source, changed: list[str]) -> WarmStart:
     notes += _left_out(taken)
     unlike = {number for numbers in taken.differing.values() for number in numbers}
     if unlike:
-        trials = "1 trial was" if len(unlike) == 1 else f"{len(unlike)} trials were"
+        trials = counted(len(unlike), "trial was", "trials were")
         what = "; ".join(list(taken.differing)[:_MOST_NAMED])
         notes.append(f"{trials} left out because the recipe differs from this study's fixed values: {what}")
     prior = [
@@ -189,5 +185,5 @@ def _left_out(taken: _Taken) -> list[str]:
     count = len(taken.outside)
     more = f"; and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
     outside = "; ".join(taken.outside[:_MOST_NAMED])
-    trials = "1 trial was" if count == 1 else f"{count} trials were"
+    trials = counted(count, "trial was", "trials were")
     return [f"{trials} left out because the recipe is outside this study's space: {outside}{more}"]
