@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -68,11 +69,26 @@ def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason
 
 
 def append_event(
-    session: Session, study_id: str, kind: str, message: str, *, trial_number: int | None = None
+    session: Session,
+    study_id: str,
+    kind: str,
+    message: str,
+    *,
+    trial_number: int | None = None,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Add one line to a study's history."""
+    """Add one line to a study's history.
+
+    Args:
+        session: writes.
+        study_id: whose history.
+        kind: of event.
+        message: what happened, for people.
+        trial_number: of the trial that it happened to, if it was one.
+        data: what the message was made from, where the service reads it again.
+    """
     message = shortened(message, SENTENCE_CHARACTERS)
-    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))
+    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message, data=data))
 
 
 def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEnum]) -> str:
