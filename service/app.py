@@ -18,14 +18,14 @@ from service.access.auth import ApiKeyGuard
 from service.access.browser_guard import RequestGuard, is_loopback
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
-from service.devices import endpoints as fleet_endpoints
+from service.devices import endpoints as device_endpoints
 from service.health.endpoints import router as health_router
 from service.health.readiness import ReadinessCheck
 from service.maintenance.schema import check_schema
 from service.optuna_store.storage import close_storage, open_storage
 from service.plans.checks import SubmissionChecks
 from service.plans.data_reports.processes import ReportProcesses
-from service.presets import endpoints as catalog_endpoints
+from service.presets import endpoints as preset_endpoints
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
 from service.rest import openapi, problems
@@ -71,8 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
         report_endpoints,
         range_test_endpoints,
         schedule_endpoints,
-        fleet_endpoints,
-        catalog_endpoints,
+        device_endpoints,
+        preset_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
     app.include_router(health_router, responses=problems.declare(422))

@@ -24,7 +24,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 ├── KeyReused                422  the `Idempotency-Key` came with another request before
 ├── LimitReached             429  the owner has as many studies or trials as the server allows
 └── Unavailable              503
-    └── SchemaOutOfDate           the database wants `nightsweep db upgrade`
+    └── SchemaOutOfDate           the tables need `nightsweep db upgrade`
 """
 
 # ruff: noqa: N818  (the names say what happened, as `InvalidDefinition` does)

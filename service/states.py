@@ -33,13 +33,13 @@ class LossCause(StrEnum):
     WORKER_DIED = "worker_died"
     """Its process ended by itself: killed, crashed, out of the host's memory."""
     NODE_DIED = "node_died"
-    """The machine, or Ray on it, went away with everything on it, or nobody was there to see what it was."""
+    """The machine, or Ray on it, went away, or no coordinator ran to see what happened."""
     UNREACHABLE = "unreachable"
-    """The worker has not answered for too long, or was killed because it did not obey."""
+    """The worker has not answered for too long, or was killed because it ignored an order."""
     STALLED = "stalled"
     """The worker answered, but a pass of its training, or what comes before and after one, did not end."""
     NEVER_ARRIVED = "never_arrived"
-    """The worker never got the order, or had no room for it."""
+    """The worker never got the order, or had no free slot for it."""
     STORAGE = "storage"
     """Its artifacts could not be written."""
 
@@ -51,7 +51,7 @@ STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     StudyState.RUNNING: frozenset(
         {StudyState.PAUSED, StudyState.COMPLETED, StudyState.FAILED, StudyState.CANCELLED}
     ),
-    # A study that is resumed waits for a place like any other.
+    # A study that is resumed waits for its turn like any other.
     StudyState.PAUSED: frozenset({StudyState.QUEUED, StudyState.CANCELLED, StudyState.FAILED}),
     StudyState.COMPLETED: frozenset(),
     StudyState.FAILED: frozenset(),

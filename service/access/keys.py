@@ -1,8 +1,8 @@
 """API keys with an owner: made, listed, revoked, and recognised.
 
 Beside the server's one key (`NIGHTSWEEP_API_KEY`, whose owner is `default`) anybody may have a key of their
-own. Only its SHA-256 is stored. All owners are one team: everybody sees and may change everything. What an
-owner is for is to be counted: see `service.studies.limits`.
+own. Only its SHA-256 is stored. All owners are one team: everybody sees and may change everything. Owners
+exist for the limits: see `service.studies.limits`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def find_owner(session: Session, credential: bytes) -> str | None:
     """Whose key this is; None for nobody's, and for a revoked one.
 
     What is looked up is the digest of what was given, so the time it takes tells nothing about any key: a
-    guesser cannot choose digests. It is compared in constant time all the same.
+    guesser cannot choose digests. It is still compared in constant time.
     """
     digest = _digest(credential)
     query = select(ApiKey).where(ApiKey.key_sha256 == digest.hex(), ApiKey.revoked_at.is_(None))
@@ -105,7 +105,7 @@ def find_owner(session: Session, credential: bytes) -> str | None:
 
 
 def any_key(session: Session) -> bool:
-    """Whether anybody ever got a key. From then on the server is open to nobody without one."""
+    """Whether a key was ever made. From then on every request needs one."""
     return bool(session.scalar(select(exists().select_from(ApiKey))))
 
 

@@ -47,8 +47,8 @@ def judgement(
     top_k = 1 if repeats is None else repeats.top_k
     candidates = [
         Candidate(trial_number=trial.number, value=trial.value, runs=runs.get(trial.number, ()))
-        for place, trial in enumerate(ranked)
-        if trial.value is not None and (place < top_k or trial.number in runs)
+        for rank, trial in enumerate(ranked)
+        if trial.value is not None and (rank < top_k or trial.number in runs)
     ]
     return judge(
         candidates,
@@ -59,9 +59,9 @@ def judgement(
 
 
 def _run(trial: TrialValues) -> Run:
-    told = trial.user_attrs.get(OUTCOME_ATTR)
+    outcome = trial.user_attrs.get(OUTCOME_ATTR)
     ended = trial.state not in ("running", "waiting")
-    state = AttemptState(told) if told is not None and ended else AttemptState.RUNNING
+    state = AttemptState(outcome) if outcome is not None and ended else AttemptState.RUNNING
     return Run(trial_number=trial.number, seed=trial.seed, state=state, value=trial.value)
 
 

@@ -76,7 +76,7 @@ class Dashboard:
             response = problems.render_error(NotFound(f"There is nothing at {path}."), path)
             await response(scope, receive, send)
         elif scope["method"] not in _READING:
-            error = ReadOnly(f"{scope['method']} is not possible here: the dashboard is read-only.")
+            error = ReadOnly(f"The method {scope['method']} is not allowed here: the dashboard is read-only.")
             await problems.render_error(error, path)(scope, receive, send)
         elif path == "/":
             # The dashboard's own redirect repeats whatever host the request names.

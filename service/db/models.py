@@ -213,7 +213,7 @@ class Study(Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
-    """When a coordinator removed the artifacts that nobody needs any more, once it had ended."""
+    """When a coordinator removed the artifacts that are no longer needed, after its end."""
     schedule_id: Mapped[str | None] = mapped_column(String(32))
     """No foreign key: a sweep keeps it when its schedule is removed."""
     schedule_name: Mapped[str | None] = mapped_column(String(200), index=True)

@@ -97,7 +97,7 @@ def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEn
 
 
 def put_down(session: Session, study: Study, reason: str) -> None:
-    """queued or running -> paused. Nothing of it may be alive. Whoever held its lease holds it no more."""
+    """queued or running -> paused. None of its attempts may be alive. Its lease ends."""
     _end_wait(session, study)
     advance_study(session, study, StudyState.PAUSED, reason)
     study.pause_requested = False
@@ -107,7 +107,7 @@ def put_down(session: Session, study: Study, reason: str) -> None:
 
 
 def queue_again(session: Session, study: Study, reason: str) -> None:
-    """paused -> queued: it waits for a place like any other, and its pause is over."""
+    """paused -> queued: its pause is over, and it waits for its turn like any other."""
     now = database_now(session)
     if study.paused_at is not None and _clock_runs(session, study):
         study.paused_seconds += max(0.0, (now - study.paused_at).total_seconds())
@@ -124,7 +124,7 @@ def start(session: Session, study: Study, reason: str) -> None:
 
 
 def take_back(session: Session, study: Study) -> None:
-    """What was to be paused goes on. The next pause is reckoned from here, as after any other."""
+    """Take back the request for a pause. `budget.until` counts from here, as after any pause."""
     _end_wait(session, study)
     study.pause_requested = False
     study.resumed_at = database_now(session)

@@ -16,7 +16,7 @@ _DEVICE_ID = re.compile(r"[!-~]{1,200}")
 """What a GPU's id can look like; nothing else is looked up."""
 
 
-def show_fleet(session: Session) -> Fleet:
+def show_workers(session: Session) -> Fleet:
     """Every worker that has a trial, and every GPU that was ever put aside."""
     live = (
         select(Attempt, Study.name)
@@ -28,10 +28,10 @@ def show_fleet(session: Session) -> Fleet:
     for attempt, study in session.execute(live):
         by_worker.setdefault(attempt.worker_id, []).append((attempt, study))
     devices = session.scalars(select(Device).order_by(Device.put_aside_at.desc(), Device.id)).all()
-    aside = sorted(devices, key=lambda device: device.put_aside_at is None)  # stable
+    listed = sorted(devices, key=lambda device: device.put_aside_at is None)  # stable
     return Fleet(
         workers=[_worker(worker_id, attempts) for worker_id, attempts in sorted(by_worker.items())],
-        devices=[show_device(device) for device in aside],
+        devices=[show_device(device) for device in listed],
     )
 
 

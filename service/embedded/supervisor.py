@@ -1,6 +1,6 @@
-"""Everything on one machine: a Ray head, the coordinator and the REST process, as three children.
+"""Everything on one machine: a Ray head, the coordinator and the REST process, as three child processes.
 
-They are separate processes so that none takes another along: the coordinator attaches to Ray by its
+They are separate so that the death of one does not end the others: the coordinator attaches to Ray by its
 address as it would on a cluster, and workers train on while it is started again.
 """
 
@@ -104,7 +104,7 @@ class Supervisor:
     def _start(self) -> None:
         require_free_port(self.settings.host, self.settings.port)
         if self.settings.ray_address is not None:
-            # gRPC, which nobody else needs here. The coordinator itself would end over it again and again.
+            # Imported late for its gRPC. Without this check the coordinator would fail on it again and again.
             from service.coordinator.cluster import ray_authentication
 
             ray_authentication.require(self.settings)
@@ -137,7 +137,7 @@ class Supervisor:
 
     def _ray_environment(self) -> dict[str, str]:
         token = self.settings.home / "ray_token"
-        if not token.exists() or token.stat().st_size == 0:  # empty: whoever made it died over it
+        if not token.exists() or token.stat().st_size == 0:  # empty: its maker was killed
             descriptor = os.open(token, os.O_WRONLY | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32))
@@ -269,7 +269,7 @@ class Supervisor:
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        told_at = time.monotonic()
+        began = time.monotonic()
         for child in (self._coordinator, self._api):
             if child is not None:
                 child.terminate()
@@ -277,7 +277,7 @@ class Supervisor:
             drain = 0.0 if self._ray is None else self.settings.drain_seconds
             self._coordinator.join(drain + STOP_SECONDS)
         if self._api is not None:
-            self._api.join(max(0.0, told_at + STOP_SECONDS - time.monotonic()))
+            self._api.join(max(0.0, began + STOP_SECONDS - time.monotonic()))
         if self._ray is not None:
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
@@ -335,19 +335,19 @@ def run_api(settings: Settings) -> None:
 
 
 def require_artifacts(settings: Settings) -> None:
-    """Refuse to start with a URL for artifacts that nothing here reaches: a child would end over it for ever.
+    """Refuse to start with an artifacts URL that this machine cannot reach: a child would fail on it forever.
 
     Raises:
         Unavailable: its protocol is not known, or its package is not installed.
     """
     if settings.artifacts_url is not None:
-        from service.artifacts.places import open_places  # fsspec, which nobody else needs here
+        from service.artifacts.places import open_places  # imported late: it takes fsspec along
 
         open_places(settings)
 
 
 def require_key(settings: Settings) -> None:
-    """Refuse to listen where others can reach the API while nobody needs a key."""
+    """Refuse to listen on an address that other machines reach while the API requires no key."""
     from service.access import browser_guard  # with all of FastAPI
 
     browser_guard.require_key(settings)

@@ -84,7 +84,7 @@ class ReadinessCheck:
         return found
 
     def _ask(self, part: Part, check: Callable[[], str | None]) -> str | None:
-        """What a check says, in words that tell strangers nothing; the log has the rest, once per cause."""
+        """The result of a check, without details for outsiders; the log has them, once per cause."""
         try:
             trouble = cause = check()
         except ServiceError as error:

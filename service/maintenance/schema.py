@@ -71,7 +71,7 @@ def upgrade(settings: Settings) -> None:
 def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
     if engine.dialect.name == "sqlite":
         url = engine.url.render_as_string(hide_password=False)
-        with sqlite_files.alone(url):
+        with sqlite_files.exclusive(url):
             sqlite_files.use_write_ahead_log(url)
             with engine.execution_options(**{WRITES: True}).connect() as connection:
                 # Alembic changes a table by dropping it for a copy, and its rows' dependants would go along.

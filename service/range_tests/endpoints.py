@@ -37,7 +37,7 @@ from service.rest.problems import declare
 from service.studies.commands import request_cancel
 from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
-from service.studies.limits import Limits, require_room
+from service.studies.limits import Limits, require_within_limits
 from service.studies.parameters import StudyStates
 from service.studies.queries import Filters, list_studies
 
@@ -82,15 +82,15 @@ def submit(
     if dry_run:
         message = "a range test has no plan; plan the study instead: POST /v1/studies?dry_run=true"
         raise Invalid("The request", [Fault(path="query.dry_run", value=True, message=message)])
-    if (kept := change.kept()) is not None:
-        return kept
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
     settings = resources.settings
     definition = accept_definition(document, settings.data_roots)
     unchecked = checks.require_sound(definition)
     sweeps = derive(definition, definition.name)
 
     def work(session: Session) -> Answer:
-        require_room(session, owner, sweeps, Limits.of(settings))
+        require_within_limits(session, owner, sweeps, Limits.of(settings))
         study = commands.make(session, definition, "submitted", owner=owner)
         note_unchecked(session, unchecked, study_id=study.id, what="this range test")
         return _answer(session, storage, study, 201, Location=f"/v1/range-tests/{study.id}")

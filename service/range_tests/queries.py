@@ -66,7 +66,7 @@ def show(session: Session, storage: Storage, study: Study) -> RangeTestView:
     )
     definition = read_definition(study)
     test = None if definition is None else definition.search.learning_rate_range_test
-    if definition is None or test is None:  # of another version: shown all the same
+    if definition is None or test is None:  # of another version: shown without what cannot be read
         return view
     corners = read_corners(session, study, definition)
     view.corners = [_corner(trial, corner) for trial, corner in enumerate(corners)]

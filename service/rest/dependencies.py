@@ -59,8 +59,8 @@ async def _storage(resources: Annotated[Resources, Depends(_resources)]) -> Stor
 
 @asynccontextmanager
 async def changing(resources: Resources) -> AsyncIterator[None]:
-    """Be one of the requests that may change something. The others wait here, without a thread: they must not
-    use up the threads that readers need while a lock on the database lasts.
+    """Be one of the requests that may change something. Others wait here without a thread: they must not use
+    up the threads that readers need while the database is locked.
 
     Raises:
         Unavailable: none of them has ended for `CHANGE_SECONDS`.
@@ -99,7 +99,7 @@ Changing = Annotated[None, Depends(_changing, scope="function")]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Owner = Annotated[str, Depends(_owner)]
 OptunaStorage = Annotated[Storage, Depends(_storage)]
-# scope="function": the transaction ends before the answer is sent. Whoever writes uses `Database.transact`.
+# scope="function": the transaction ends before the answer is sent. Writing endpoints use `Database.transact`.
 Reading = Annotated[Session, Depends(_reading, scope="function")]
 
 

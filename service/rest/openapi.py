@@ -40,7 +40,7 @@ def describe(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's schema. One that may be left out is `X | None` in Python, but nobody can send a null."""
+    """A parameter's schema. An optional one is `X | None` in Python, but a query cannot contain a null."""
     forms = [form for form in schema.get("anyOf", []) if form != {"type": "null"}]
     if len(forms) != 1:
         return schema

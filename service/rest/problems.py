@@ -157,7 +157,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase.capitalize()
     detail = {
         404: f"There is nothing at {request.url.path}.",
-        405: f"{request.method} is not possible on {request.url.path}.",
+        405: f"The method {request.method} is not allowed on {request.url.path}.",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:

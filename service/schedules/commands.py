@@ -22,7 +22,7 @@ from service.schedules import history
 from service.schedules.documents import NewSchedule, ScheduleChange
 from service.schedules.firings import latest_firing, next_firing, sweep_seed
 from service.states import StudyState
-from service.studies.limits import UNLIMITED, Limits, require_room
+from service.studies.limits import UNLIMITED, Limits, require_within_limits
 
 UNDER_WAY = (StudyState.QUEUED, StudyState.RUNNING)
 """States of a sweep that another one would overlap with. One that is paused uses nothing and stays so until a
@@ -115,7 +115,7 @@ def _require_free(session: Session, name: str) -> None:
 
 
 def _taken(name: str) -> NameTaken:
-    return NameTaken(f"There is a schedule {name!r} already; choose another name.")
+    return NameTaken(f"A schedule named {name!r} already exists; choose another name.")
 
 
 def _with_seed(definition: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def run_now(
         )
     definition = _read(schedule)
     if definition is not None:
-        require_room(session, schedule.owner, definition, limits)
+        require_within_limits(session, schedule.owner, definition, limits)
     firing = database_now(session)
     why = f"run on request of {asked_by!r} by the schedule {schedule.name!r}"
     while (study := _sweep(session, schedule, firing, why)) is None:
@@ -334,7 +334,7 @@ def _refusal(session: Session, schedule: Schedule, limits: Limits) -> str | None
     if definition is None:
         return None  # whoever takes the study up says what is wrong with it
     try:
-        require_room(session, schedule.owner, definition, limits)
+        require_within_limits(session, schedule.owner, definition, limits)
     except LimitReached as error:
         return f"over its owner's limits: {error.detail}"
     return None

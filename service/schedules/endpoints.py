@@ -63,8 +63,8 @@ def create(
     document: Document, resources: ServiceResources, checks: Checks, owner: Owner, change: ChangeOnce
 ) -> Response:
     """Make a schedule: a study each time its cron expression fires."""
-    if (kept := change.kept()) is not None:
-        return kept
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
     with resources.database.read() as session:
         now = database_now(session)
     new = read_new(document, resources.settings.data_roots, now)

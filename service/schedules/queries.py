@@ -98,7 +98,7 @@ def _known(session: Session, ref: str, kind: type[Study] | type[ScheduleEvent]) 
             for table in (ScheduleEvent, Study)
         ):
             return belongs(kind)
-    raise NotFound(f"There is no schedule {ref[:200]!r}, and there never was one.")
+    raise NotFound(f"There is no schedule {ref[:200]!r}, and none of that name or id was ever made.")
 
 
 def list_view(session: Session, schedules: Sequence[Schedule]) -> list[ListedSchedule]:

@@ -12,7 +12,7 @@ from service.db.transitions import append_event
 from service.errors import AlreadyEnded, Invalid, NameTaken
 from service.rest.etags import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES
-from service.studies.limits import UNLIMITED, Limits, require_room
+from service.studies.limits import UNLIMITED, Limits, require_within_limits
 from service.studies.queries import get_study
 from service.warm_start.checks import check_warm_start
 
@@ -33,7 +33,7 @@ def submit(
     taken = NameTaken(f"A study named {definition.name!r} already exists; choose another name.")
     if session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None:
         raise taken
-    require_room(session, owner, definition, limits)
+    require_within_limits(session, owner, definition, limits)
     study = Study(
         id=new_id(),
         name=definition.name,

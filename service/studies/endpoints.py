@@ -87,8 +87,8 @@ def submit(
     """
     if dry_run:
         return JSONResponse(plans.dry_run(document, resources, reports).model_dump(mode="json"))
-    if (kept := change.kept()) is not None:
-        return kept
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
     definition = accept_definition(document, resources.settings.data_roots)
     unchecked = checks.require_sound(definition)
     limits = Limits.of(resources.settings)

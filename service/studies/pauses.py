@@ -1,7 +1,7 @@
-"""Pausing and resuming studies, as a person asks for it.
+"""Pausing and resuming studies on request.
 
-A study that nobody holds is paused at once. One that a coordinator holds is told to, and is paused once its
-trials have written their checkpoints. A range test that is a study's first stage is paused and resumed with
+A study without a lease is paused at once. One that a coordinator has leased is paused once its trials have
+written their checkpoints. A range test that is a study's first stage is paused and resumed with
 it.
 """
 
@@ -25,7 +25,7 @@ RESUMED = "resume_requested"
 
 
 def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
-    """Have a study put down so that it can go on later, exactly. Asking again changes nothing.
+    """Have a study paused so that it can be resumed exactly. Asking again changes nothing.
 
     Raises:
         NotFound: there is no such study.
@@ -42,7 +42,7 @@ def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING)
 
 
 def request_resume(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
-    """Have a study go on. One that is not paused, nor about to be, is left as it is.
+    """Have a study resumed. One that is neither paused nor about to be is left as it is.
 
     Raises:
         NotFound: there is no such study.
@@ -81,8 +81,8 @@ def _pause(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED or study.pause_requested:
         return
     leased = select(Study.id).where(Study.id == study.id, is_leased(database_now(session)))
-    held = session.scalars(leased).first() is not None
-    if study.state == StudyState.QUEUED and not held:
+    leased_now = session.scalars(leased).first() is not None
+    if study.state == StudyState.QUEUED and not leased_now:
         put_down(session, study, reason)
         return
     study.pause_requested = True
@@ -93,14 +93,14 @@ def _pause(session: Session, study: Study, reason: str) -> None:
 def _resume(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED:
         queue_again(session, study, reason)
-    elif study.pause_requested or _passed_dawn(session, study):
+    elif study.pause_requested or _is_past_deadline(session, study):
         take_back(session, study)
         study.revision += 1
         append_event(session, study.id, RESUMED, "the pause was cancelled before the study was paused")
 
 
-def _passed_dawn(session: Session, study: Study) -> bool:
-    """Whether its coordinator is putting it down since `budget.until` has come."""
+def _is_past_deadline(session: Session, study: Study) -> bool:
+    """Whether its coordinator is pausing it because `budget.until` has come."""
     definition = read_definition(study)
     if definition is None or definition.budget.until_action != "pause":
         return False

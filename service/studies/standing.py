@@ -1,4 +1,4 @@
-"""How far a study has come, and what it has found: its stage, its best trial, its Pareto front."""
+"""The progress of a study and its results so far: its stage, its best trial, its Pareto front."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
 
 
 def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
-    """Whether no coordinator lives, though some of these studies need one.
+    """Whether no coordinator is alive, although some of these studies need one.
 
-    Not for a moment after anything has happened: `nightsweep serve` answers before its coordinator has begun.
+    False for a moment after any event: `nightsweep serve` answers before its coordinator has begun.
     """
     if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
         return False
@@ -51,7 +51,7 @@ def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
 
 
 def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_test: str | None = None) -> str:
-    """Why a study is in its state, in words; of one that a coordinator has left, that it waits for another.
+    """Why a study is in its state, in words; a study that its coordinator has left waits for another one.
 
     Args:
         study: the study.

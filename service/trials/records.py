@@ -91,17 +91,17 @@ class TrialRecord:
     def _standing(self) -> tuple[TrialState, str]:
         """The latest attempt's state; but a trial can end without an attempt of that state.
 
-        One whose worker was lost too often, or that waited or was paused when its study ended, was told to
-        Optuna only.
+        The end of one whose worker was lost too often, or that waited or was paused when its study ended, is
+        in Optuna alone.
         """
         values, last = self.values, self.last
-        told = values.user_attrs.get(OUTCOME_ATTR)
+        outcome = values.user_attrs.get(OUTCOME_ATTR)
         if (
-            told is not None
+            outcome is not None
             and values.state != "running"
             and (last is None or last.state in UNFINISHED_ATTEMPT_STATES)
         ):
-            return AttemptState(told), str(values.user_attrs.get(REASON_ATTR, ""))
+            return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
         if last is None:
             return "waiting", "waiting for a free slot"
         return AttemptState(last.state), last.reason

@@ -91,7 +91,7 @@ class Reader:
     """An archive whose manifest has been read and whose members are as it says.
 
     Raises:
-        BackupError: it is no backup, or damaged.
+        BackupError: it is not a backup, or is damaged.
     """
 
     def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
@@ -101,7 +101,7 @@ class Reader:
         self._check_members()
 
     def rows(self, name: str) -> Iterator[list[Any]]:
-        """The rows of a member. Raises `BackupError` where one is no list of the manifest's columns."""
+        """The rows of a member. Raises `BackupError` where one is not a list of the manifest's columns."""
         member = self.manifest.members[name]
         for number, line in enumerate(self._lines(name), 1):
             try:

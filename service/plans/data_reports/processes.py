@@ -173,5 +173,5 @@ def _read(answer: bytes) -> Report:
     except ValidationError as error:
         log.warning("a data report cannot be read: %s", error)
         raise ReportUnavailable(
-            "the answer about them cannot be read; are service and workers of one version?"
+            "the report cannot be read; do the service and the workers have the same version?"
         ) from None

@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from click.testing import Result
 from sqlalchemy import create_engine, inspect, text
-from tests.integration.service.db.test_schema import migrate
+from tests.integration.service.maintenance.test_schema import migrate
 from typer.testing import CliRunner
 
 from service.cli.root import app
