@@ -33,6 +33,6 @@ def restore(device: DeviceRef, change: ChangeOnce) -> Response:
     """Allow trials on a GPU again that was put aside."""
 
     def work(session: Session) -> Answer:
-        return Answer(status=200, body=queries.show_device(commands.restore_device(session, device)))
+        return Answer(status=200, body=DeviceView.model_validate(commands.restore_device(session, device)))
 
     return change.answer(work)

@@ -31,7 +31,7 @@ def show_workers(session: Session) -> Fleet:
     listed = sorted(devices, key=lambda device: device.put_aside_at is None)  # stable
     return Fleet(
         workers=[_worker(worker_id, attempts) for worker_id, attempts in sorted(by_worker.items())],
-        devices=[show_device(device) for device in listed],
+        devices=[DeviceView.model_validate(device) for device in listed],
     )
 
 
@@ -45,15 +45,6 @@ def _worker(worker_id: str, attempts: list[tuple[Attempt, str]]) -> WorkerView:
         gpus=first.gpus,
         trials=[WorkerTrial(number=a.trial_number, attempt=a.ordinal, state=a.state) for a, _ in attempts],
         since=min(a.dispatched_at for a, _ in attempts),
-    )
-
-
-def show_device(device: Device) -> DeviceView:
-    return DeviceView(
-        id=device.id,
-        put_aside_at=device.put_aside_at,
-        reason=device.reason,
-        restored_at=device.restored_at,
     )
 
 

@@ -22,7 +22,6 @@ from service.reports.schemas import (
     ConstraintView,
     CostView,
     ImportanceView,
-    ParameterImportanceView,
     ParetoFront,
     ReportView,
 )
@@ -49,7 +48,7 @@ def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
         importance=get_importance(storage, study),
         verdicts=dict(diagnosis.tally(trials.diagnosis(record.number) for record in searched)),
         constraints=_constraints(study, trials.definition, searched),
-        advice=[AdviceView(about=a.about, sentence=a.sentence) for a in _advice(study, trials, winner)],
+        advice=[AdviceView.model_validate(advice) for advice in _advice(study, trials, winner)],
         cost=_cost(trials.records, now),
     )
 
@@ -66,17 +65,7 @@ def get_importance(storage: Storage, study: Study) -> ImportanceView:
         list(definition.search.space.parameters),
         minimize=definition.objective.direction == "minimize",
     )
-    return ImportanceView(
-        parameters=[
-            ParameterImportanceView(
-                name=p.name, importance=p.importance, above_chance=p.above_chance, reason=p.reason
-            )
-            for p in found.parameters
-        ],
-        trials=found.trials,
-        best_trials=found.best_trials,
-        sentence=found.sentence,
-    )
+    return ImportanceView.model_validate(found)
 
 
 def get_pareto_front(storage: Storage, study: Study) -> ParetoFront:

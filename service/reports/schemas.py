@@ -18,7 +18,7 @@ class ParetoFront(BaseModel):
     )
 
 
-class ParameterImportanceView(BaseModel):
+class ParameterImportanceView(BaseModel, from_attributes=True):
     name: str
     importance: float | None = Field(
         description="Share of the sum over all hyperparameters; null if it cannot be computed"
@@ -29,7 +29,7 @@ class ParameterImportanceView(BaseModel):
     reason: str | None = Field(description="Why the importance is null")
 
 
-class ImportanceView(BaseModel):
+class ImportanceView(BaseModel, from_attributes=True):
     """PED-ANOVA: which hyperparameters set the best trials apart."""
 
     parameters: list[ParameterImportanceView] = Field(description="The most important first")
@@ -38,7 +38,7 @@ class ImportanceView(BaseModel):
     sentence: str
 
 
-class AdviceView(BaseModel):
+class AdviceView(BaseModel, from_attributes=True):
     about: str = Field(description="A recipe field, or a section of the definition")
     sentence: str
 

@@ -324,7 +324,4 @@ def list_events(session: Session, study: Study, *, after: int, limit: int) -> li
         .order_by(EventRow.id)
         .limit(limit)
     )
-    return [
-        EventView(id=e.id, at=e.at, trial_number=e.trial_number, kind=e.kind, message=e.message)
-        for e in session.scalars(query)
-    ]
+    return [EventView.model_validate(event) for event in session.scalars(query)]

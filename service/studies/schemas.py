@@ -132,7 +132,7 @@ class StudyPage(BaseModel):
     )
 
 
-class EventView(BaseModel):
+class EventView(BaseModel, from_attributes=True):
     id: int
     at: datetime
     trial_number: int | None

@@ -16,8 +16,8 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_summary
 from service.studies import standing
 from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, TrialPage, TrialView
-from service.trials.views import judgement_view, trial_view
+from service.trials.schemas import BestView, JudgementView, TrialPage, TrialView
+from service.trials.views import trial_view
 
 Which = Literal["best", "last"]
 State = Literal[
@@ -123,7 +123,7 @@ def best_of(storage: Storage, study: Study, trials: StudyTrials) -> BestView | N
         return None
     return BestView(
         **dict(_view(study, trials, record)),
-        judgement=None if judged is None else judgement_view(judged),
+        judgement=None if judged is None else JudgementView.model_validate(judged),
         pareto_front=front,
     )
 

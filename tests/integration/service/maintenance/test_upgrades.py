@@ -16,7 +16,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from click.testing import Result
 from sqlalchemy import create_engine, inspect, text
-from tests.integration.service.maintenance.test_schema import migrate
 from typer.testing import CliRunner
 
 from service.cli.root import app
@@ -25,6 +24,7 @@ from service.db.models import Base
 from service.errors import SchemaOutOfDate
 from service.maintenance import backup, integrity, schema
 from service.settings import Settings
+from tests.integration.service.maintenance.test_schema import migrate
 from tests.support.searches import rows_of
 
 Make = Callable[..., Settings]
