@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Sequence
 
 from sqlalchemy import exists, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from service.db.database import database_now
 from service.db.models import NOBODY, ApiKey
+from service.db.rows import insert
 from service.errors import Conflict, Invalid, NotFound
 
 PREFIX = "nsk_"
@@ -64,11 +64,8 @@ def add(session: Session, owner: str) -> str:
     if row is not None:
         row.key_sha256, row.created_at, row.revoked_at = digest, now, None
         return key
-    try:
-        with session.begin_nested():
-            session.add(ApiKey(owner=owner, key_sha256=digest, created_at=now))
-    except IntegrityError:
-        raise has_one from None  # by a command that ran beside this one
+    if not insert(session, ApiKey(owner=owner, key_sha256=digest, created_at=now)):
+        raise has_one
     return key
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +9,16 @@ from pydantic import ValidationError
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
-from service.db.models import Study
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""What a reference by id or name can look like; nothing else is looked up."""
+from service.db.models import Schedule, Study
 
 
-def read_definition(study: Study) -> StudyDefinition | None:
-    """The study's definition; None when this version cannot read what an older or newer one stored.
+def read_definition(row: Study | Schedule) -> StudyDefinition | None:
+    """The definition of a study or schedule; None if this version cannot read what another one stored.
 
     Such a study is still listed and shown: one of them must not hide all the others.
     """
     try:
-        return StudyDefinition.model_validate(study.definition)
+        return StudyDefinition.model_validate(row.definition)
     except ValidationError:
         return None
 

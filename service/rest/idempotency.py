@@ -24,12 +24,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from service.db.database import Database, database_now
 from service.db.models import IdempotencyKey
+from service.db.rows import insert
 from service.errors import Invalid, KeyReused
 from service.rest.dependencies import Owner, ServiceResources, changing
 
@@ -149,12 +149,8 @@ class Change:
                 body={},
                 created_at=database_now(session),
             )
-            try:
-                with session.begin_nested():
-                    session.add(row)
-            except IntegrityError:
-                continue  # by a request that ran beside this one: its answer is there now
-            return row
+            if insert(session, row):
+                return row
 
 
 def purge(session: Session, keep: timedelta) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from service.db.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
-from service.definitions.stored import NAME
+from service.db.rows import NAME, find
 from service.errors import NotFound
 from service.schedules import history
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
@@ -19,12 +19,7 @@ from service.studies.queries import Page, begins_with, page_of
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
     """The schedule of this name or id. Raises `NotFound`."""
-    query = select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
-    found = None
-    if NAME.fullmatch(ref):
-        if lock:  # and read again what this session read before it had the lock
-            query = query.with_for_update().execution_options(populate_existing=True)
-        found = session.scalars(query).first()
+    found = find(session, Schedule, ref, lock=lock)
     if found is None:
         raise NotFound(f"There is no schedule {ref[:200]!r}.")
     return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service.db.models import NOBODY, Study, new_id
+from service.db.rows import insert
 from service.db.transitions import append_event
 from service.errors import AlreadyEnded, Invalid, NameTaken
 from service.rest.etags import ANYTHING, Precondition
@@ -41,11 +41,8 @@ def submit(
         reason="waiting for a coordinator",
         owner=owner,
     )
-    try:
-        with session.begin_nested():
-            session.add(study)
-    except IntegrityError:
-        raise taken from None  # by a request that ran beside this one
+    if not insert(session, study):
+        raise taken
     append_event(session, study.id, "study_queued", "submitted")
     return study
 

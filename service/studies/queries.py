@@ -13,9 +13,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec
 from service.analysis.best import Goal
+from service.db import rows
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
-from service.definitions.stored import NAME, read_definition
+from service.definitions.stored import read_definition
 from service.errors import NotASearch, NotFound
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_summary, read_trials
@@ -75,12 +76,7 @@ class Filters:
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     """The study of this name or id. Raises `NotFound`."""
-    query = select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
-    found = None
-    if NAME.fullmatch(ref):
-        if lock:  # and read again what this session read before it had the lock
-            query = query.with_for_update().execution_options(populate_existing=True)
-        found = session.scalars(query).first()
+    found = rows.find(session, Study, ref, lock=lock)
     if found is None:
         raise NotFound(f"There is no study {ref[:200]!r}.")
     return found

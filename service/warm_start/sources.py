@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import Preparation
+from service.db import rows
 from service.db.models import Attempt, Schedule, Study, StudyKind
-from service.definitions.stored import NAME, read_definition, read_preparation
+from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials
 from service.optuna_store.values import TrialValues
@@ -47,18 +48,12 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
     The name of a sweep's own schedule always refers to that schedule, even if a study has the same name, and
     even if the schedule was renamed or removed since.
     """
-    if not NAME.fullmatch(ref):
-        return None
-    schedule = session.scalars(
-        select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
-    ).first()
+    schedule = rows.find(session, Schedule, ref)
     schedule_id, name = (schedule.id, schedule.name) if schedule is not None else (None, ref)
     if sweep is not None and sweep.schedule_name == ref:
         schedule_id, name = sweep.schedule_id, ref
     if schedule_id is None or sweep is None or sweep.schedule_id != schedule_id:
-        study = session.scalars(
-            select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
-        ).first()
+        study = rows.find(session, Study, ref)
         if study is not None and (sweep is None or study.id != sweep.id):
             return Source(study=study, words=f"the study {study.name!r}")
     if schedule_id is None:
