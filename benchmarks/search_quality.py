@@ -24,7 +24,8 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.replay import Searcher, Table, recipe_of, regrets, replay
-from service import optuna_store
+from service.optuna_store import asking, reporting, telling
+from service.optuna_store.reporting import should_prune
 from service.states import AttemptState
 
 TABLE = Path(__file__).resolve().parent / "data" / "quickstart.json"
@@ -49,21 +50,21 @@ class Nightsweep:
         if not self._left:
             return None
         self._left -= 1
-        number, params = optuna_store.ask(self._study, self._definition)
+        number, params = asking.ask(self._study, self._definition)
         return number, recipe_of(self._definition, params)
 
     def report(self, number: int, rung: int, value: float, *, last: bool) -> bool:
-        optuna_store.report(self._study, number, rung, value)
+        reporting.report(self._study, number, rung, value)
         if last:
             return False
-        reason = optuna_store.should_prune(self._study, self._definition, number, self._max_examples)
+        reason = should_prune(self._study, self._definition, number, self._max_examples)
         if reason is not None:
-            optuna_store.tell(self._study, number, AttemptState.PRUNED, reason)
+            telling.tell(self._study, number, AttemptState.PRUNED, reason)
         return reason is not None
 
     def tell(self, number: int, value: float | None) -> None:
         outcome = AttemptState.DIVERGED if value is None else AttemptState.COMPLETED
-        optuna_store.tell(self._study, number, outcome, "replayed", value=value)
+        telling.tell(self._study, number, outcome, "replayed", value=value)
 
 
 class Optuna:

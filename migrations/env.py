@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.db.database import VERSION_TABLE
 from service.db.models import Base
+from service.maintenance.schema import VERSION_TABLE
 
 connection = context.config.attributes["connection"]
 context.configure(

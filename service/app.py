@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from importlib import metadata
 from typing import Any
 
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from service import optuna_store
 from service.access.auth import ApiKeyGuard
 from service.access.browser_guard import RequestGuard, is_loopback
-from service.db.database import check_schema, open_database
-from service.definitions.json_schema import definition_schemas
-from service.devices import endpoints as fleet_endpoints
+from service.dashboard.dashboard import Dashboard
+from service.db.database import open_database
+from service.devices import endpoints as device_endpoints
+from service.health.endpoints import router as health_router
+from service.health.readiness import ReadinessCheck
+from service.maintenance.schema import check_schema
+from service.optuna_store.storage import close_storage, open_storage
 from service.plans.checks import SubmissionChecks
-from service.plans.report_process import ReportProcesses
+from service.plans.data_reports.processes import ReportProcesses
 from service.presets import endpoints as preset_endpoints
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
-from service.rest import problems
+from service.rest import openapi, problems
 from service.rest.body_limit import BodyLimit
-from service.rest.dashboard import Dashboard
 from service.rest.dependencies import MAX_CHANGES, THREADS, Resources, check_query
-from service.rest.health import router as health_router
-from service.rest.readiness import ReadinessCheck
 from service.schedules import endpoints as schedule_endpoints
 from service.settings import Settings
 from service.studies import endpoints as study_endpoints
@@ -72,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         report_endpoints,
         range_test_endpoints,
         schedule_endpoints,
-        fleet_endpoints,
+        device_endpoints,
         preset_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
@@ -80,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.
     app.router.default = _fallback
-    app.openapi = lambda: _openapi(app, guarded=settings.api_key is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.describe(app, guarded=settings.api_key is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -95,40 +94,35 @@ def _lifespan(settings: Settings) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         current_default_thread_limiter().total_tokens = THREADS
-        resources, dashboard = await run_in_threadpool(_open, settings)
-        app.state.resources, app.state.dashboard = resources, dashboard
+        with ExitStack() as stack:
+            await run_in_threadpool(_open, app, settings, stack)
+            closing = stack.pop_all()
         try:
             yield
         finally:
-            await run_in_threadpool(_close, resources, dashboard)
+            await run_in_threadpool(closing.close)
 
     return lifespan
 
 
-def _open(settings: Settings) -> tuple[Resources, Dashboard]:
+def _open(app: FastAPI, settings: Settings, stack: ExitStack) -> None:
+    """Open what endpoints use; what the stack holds then closes it, the last first."""
     database = open_database(settings)
-    try:
-        check_schema(database.engine)
-        storage = optuna_store.open_storage(settings)
-    except BaseException:
-        database.dispose()
-        raise
+    stack.callback(database.dispose)
+    check_schema(database.engine)
+    storage = open_storage(settings)
+    stack.callback(close_storage, storage)
     reports = ReportProcesses(settings.plan_timeout_seconds, settings.loading_limits)
+    stack.callback(reports.close)
     if settings.submission_check_seconds:
         reports.warm_up()
-    checks = SubmissionChecks(reports, settings.submission_check_seconds)
-    changes = asyncio.Semaphore(MAX_CHANGES)
     readiness = ReadinessCheck(settings, database, storage)
-    resources = Resources(settings, database, storage, reports, checks, readiness, changes)
-    return resources, Dashboard(storage, database)
-
-
-def _close(resources: Resources, dashboard: Dashboard) -> None:
-    dashboard.close()
-    resources.reports.close()
-    resources.readiness.close()
-    optuna_store.close_storage(resources.storage)
-    resources.database.dispose()
+    stack.callback(readiness.close)
+    dashboard = Dashboard(storage, database)
+    stack.callback(dashboard.close)
+    app.state.resources = Resources(settings, database, storage, asyncio.Semaphore(MAX_CHANGES))
+    app.state.reports, app.state.readiness, app.state.dashboard = reports, readiness, dashboard
+    app.state.checks = SubmissionChecks(reports, settings.submission_check_seconds)
 
 
 async def _fallback(scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,39 +130,3 @@ async def _fallback(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1000})
         return
     await scope["app"].state.dashboard(scope, receive, send)
-
-
-def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
-    """FastAPI's document, with our problems in place of its own shape for 422."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        # Without a key of the server's own, one is needed as soon as anybody has been given one.
-        security: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, *([] if guarded else [{}])]
-        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = document["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        published = definition_schemas()
-        assert not schemas.keys() & published.keys(), "two schemas of one name"
-        schemas |= {**problem.pop("$defs"), "Problem": problem, **published}
-        for path in document["paths"].values():
-            for operation in path.values():
-                if "401" in operation["responses"]:
-                    operation["security"] = security
-                for parameter in operation.get("parameters", []):
-                    parameter["schema"] = _without_null(parameter["schema"])
-        document["components"]["securitySchemes"] = {
-            scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")
-        }
-        app.openapi_schema = document
-    return app.openapi_schema
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's schema. One that may be left out is `X | None` in Python, but nobody can send a null."""
-    forms = [form for form in schema.get("anyOf", []) if form != {"type": "null"}]
-    if len(forms) != 1:
-        return schema
-    return {**{key: value for key, value in schema.items() if key != "anyOf"}, **forms[0]}

@@ -24,7 +24,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 ├── KeyReused                422  the `Idempotency-Key` came with another request before
 ├── LimitReached             429  the owner has as many studies or trials as the server allows
 └── Unavailable              503
-    └── SchemaOutOfDate           the database wants `nightsweep db upgrade`
+    └── SchemaOutOfDate           the tables need `nightsweep db upgrade`
 """
 
 # ruff: noqa: N818  (the names say what happened, as `InvalidDefinition` does)
@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from search_spaces.errors import Fault
+from search_spaces.wording import counted
 
 
 class ServiceError(Exception):
@@ -122,9 +123,10 @@ class Invalid(ServiceError):
     title = "Invalid"
 
     def __init__(self, what: str, faults: Sequence[Fault]) -> None:
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         paths = ", ".join(fault.path for fault in faults if fault.path)
-        super().__init__(f"{what} has {number}{': ' + paths if paths else ''}.", faults=faults)
+        super().__init__(
+            f"{what} has {counted(len(faults), 'fault')}{': ' + paths if paths else ''}.", faults=faults
+        )
 
 
 class Unauthorized(ServiceError):

@@ -1,4 +1,4 @@
-"""The home folder and its files: for their owner alone, whoever made them and whatever the umask said."""
+"""The home folder and its files, which only their owner may read, whatever the umask is."""
 
 from __future__ import annotations
 

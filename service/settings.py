@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8787
     allow_open_api: bool = False
-    """Whether the API may listen where others reach it although nobody needs a key."""
+    """Whether the API may listen on an address that other machines reach while it requires no key."""
     api_key: SecretStr | None = None
     """When set, every path except /healthz and /readyz requires it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
 
     @property
     def loading_limits(self) -> LoadingLimits:
-        """What whoever reads a study's files is allowed."""
+        """What the process that reads a study's files may read, and how much memory it may take."""
         return LoadingLimits(data_roots=tuple(map(str, self.data_roots)), memory_gib=self.loading_memory_gib)
 
     @property
@@ -228,23 +228,23 @@ def _absolute_sqlite(url: URL) -> URL:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables that are meant for the service and that it does not know, such as one without its unit.
+    """Environment variables with our prefix that name no setting, such as one without its unit.
 
     Args:
-        environment: Names and values. An empty value is as good as none.
+        environment: Names and values. Empty values are ignored.
 
     Returns:
         The setting that each most resembles, or None.
     """
     prefix = "NIGHTSWEEP_"
     known = [*(field.upper() for field in Settings.model_fields), "SERVER"]  # the last is the command line's
-    strangers = [
+    unknown = [
         name.upper().removeprefix(prefix)
         for name, value in environment.items()
         if value and name.upper().startswith(prefix)
     ]
     found = {}
-    for name in sorted(set(strangers) - set(known)):
+    for name in sorted(set(unknown) - set(known)):
         longer = [other for other in known if other.startswith(f"{name}_")]
         nearest = longer[0] if len(longer) == 1 else nearest_name(name, known)
         found[prefix + name] = None if nearest is None else prefix + nearest

@@ -1,23 +1,8 @@
-"""The life of a study and of an attempt, as data.
-
-One table of allowed moves each; `advance_study` and `advance_attempt` are the only ways to change a
-state, and each appends an event row that says why in words.
-"""
+"""The life of a study and of an attempt, as data: one table of allowed moves each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-from search_spaces.wording import SENTENCE_CHARACTERS, shortened
-from service.errors import IllegalTransition
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-    from service.db.models import Attempt, Study
 
 
 class StudyState(StrEnum):
@@ -48,13 +33,13 @@ class LossCause(StrEnum):
     WORKER_DIED = "worker_died"
     """Its process ended by itself: killed, crashed, out of the host's memory."""
     NODE_DIED = "node_died"
-    """The machine, or Ray on it, went away with everything on it, or nobody was there to see what it was."""
+    """The machine, or Ray on it, went away, or no coordinator ran to see what happened."""
     UNREACHABLE = "unreachable"
-    """The worker has not answered for too long, or was killed because it did not obey."""
+    """The worker has not answered for too long, or was killed because it ignored an order."""
     STALLED = "stalled"
     """The worker answered, but a pass of its training, or what comes before and after one, did not end."""
     NEVER_ARRIVED = "never_arrived"
-    """The worker never got the order, or had no room for it."""
+    """The worker never got the order, or had no free slot for it."""
     STORAGE = "storage"
     """Its artifacts could not be written."""
 
@@ -66,7 +51,7 @@ STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     StudyState.RUNNING: frozenset(
         {StudyState.PAUSED, StudyState.COMPLETED, StudyState.FAILED, StudyState.CANCELLED}
     ),
-    # A study that is resumed waits for a place like any other.
+    # A study that is resumed waits for its turn like any other.
     StudyState.PAUSED: frozenset({StudyState.QUEUED, StudyState.CANCELLED, StudyState.FAILED}),
     StudyState.COMPLETED: frozenset(),
     StudyState.FAILED: frozenset(),
@@ -108,59 +93,3 @@ READING = "waiting: its data and model are read, to tell whether they have chang
 
 TRIAL_FAILED = f"trial_{AttemptState.FAILED}"
 """The kind of event that ends a trial as failed without an attempt that is."""
-
-
-def advance_study(session: Session, study: Study, to: StudyState, reason: str) -> None:
-    """Move a study, say why, and note when it started or ended.
-
-    Raises `IllegalTransition` when the table has no such move.
-    """
-    came_from = StudyState(study.state)
-    if to not in STUDY_TRANSITIONS[came_from]:
-        raise IllegalTransition(
-            _refusal(f"Study {study.name!r}", came_from, to, STUDY_TRANSITIONS[came_from])
-        )
-    now = datetime.now(UTC)
-    study.state = to
-    study.reason = shortened(reason, SENTENCE_CHARACTERS)
-    study.revision += 1
-    if to is StudyState.RUNNING and study.started_at is None:
-        study.started_at = now
-    if to in TERMINAL_STUDY_STATES:
-        study.ended_at = now
-    append_event(session, study.id, f"study_{to}", reason)
-
-
-def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason: str) -> None:
-    """Move an attempt, say why, and note when it started or ended.
-
-    Raises `IllegalTransition` when the table has no such move.
-    """
-    came_from = AttemptState(attempt.state)
-    if to not in ATTEMPT_TRANSITIONS[came_from]:
-        what = f"Attempt {attempt.ordinal} of trial {attempt.trial_number}"
-        raise IllegalTransition(_refusal(what, came_from, to, ATTEMPT_TRANSITIONS[came_from]))
-    now = datetime.now(UTC)
-    attempt.state = to
-    attempt.reason = shortened(reason, SENTENCE_CHARACTERS)
-    if to is AttemptState.RUNNING:
-        attempt.started_at = now
-    if to in TERMINAL_ATTEMPT_STATES:
-        attempt.ended_at = now
-    append_event(session, attempt.study_id, f"attempt_{to}", reason, trial_number=attempt.trial_number)
-
-
-def append_event(
-    session: Session, study_id: str, kind: str, message: str, *, trial_number: int | None = None
-) -> None:
-    """Add one line to a study's history."""
-    # models.py needs the states for its constraints, so the import has to wait until both are loaded.
-    from service.db.models import EventRow
-
-    message = shortened(message, SENTENCE_CHARACTERS)
-    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))
-
-
-def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEnum]) -> str:
-    ways = ", ".join(sorted(allowed)) or "nothing else, because it has ended"
-    return f"{what} is {came_from} and cannot become {to}; it can become {ways}."

@@ -1,6 +1,6 @@
-"""Who may come in, and as whom: whoever has the server's key or one of their own.
+"""Authentication: a request carries the server's key, or the key of an owner.
 
-A server without any key is open; nobody opens it again by revoking the last one.
+A server for which no key was ever made is open; revoking the last key does not open it again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ApiKeyGuard:
     Accepted are `Authorization: Bearer <key>`, and HTTP Basic with any user name and the key as the
     password, which is what a browser can be asked for. Whose key it is goes into `scope["state"]["owner"]`.
 
-    The table of keys is asked for every request, so that a revoked key stops at once. The server's own key
-    needs no database.
+    The table of keys is read for every request, so that a revoked key stops working at once. The server's
+    own key needs no database.
 
     Args:
-        app: what is guarded; its `state.resources` has the database.
+        app: the application behind it; its `state.resources` has the database.
         key: the server's own; None: it has none.
     """
 
@@ -70,10 +70,10 @@ class ApiKeyGuard:
 
 
 def _look_up(database: Database, given: bytes | None, *, guarded: bool) -> str | None:
-    """The owner of what was given, or `default` where nothing is needed. None: not to be let in.
+    """The owner of what was given, or `default` where no key is required. None: the request is refused.
 
     Raises:
-        Unavailable: the database does not answer. Nobody is let in on the strength of that.
+        Unavailable: the database does not answer; then nobody is let in.
     """
     try:
         with database.read() as session:

@@ -93,10 +93,10 @@ class RequestGuard:
 
     def _check(self, scope: Scope) -> None:
         hosts = _all(scope, b"host")
-        strangers = [host for host in hosts if not is_loopback(_name(host))]
-        if self._local_only and strangers and scope["path"] not in OPEN_PATHS:
+        unknown = [host for host in hosts if not is_loopback(_name(host))]
+        if self._local_only and unknown and scope["path"] not in OPEN_PATHS:
             raise ForeignHost(
-                f"This server has no API key, so it answers only as localhost, not as {strangers[0][:99]!r}. "
+                f"This server has no API key, so it answers only as localhost, not as {unknown[0][:99]!r}. "
                 "Use http://localhost or http://127.0.0.1, or set NIGHTSWEEP_API_KEY."
             )
         if scope["method"] in SAFE_METHODS:

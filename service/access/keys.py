@@ -1,8 +1,8 @@
 """API keys with an owner: made, listed, revoked, and recognised.
 
 Beside the server's one key (`NIGHTSWEEP_API_KEY`, whose owner is `default`) anybody may have a key of their
-own. Only its SHA-256 is stored. All owners are one team: everybody sees and may change everything. What an
-owner is for is to be counted: see `service.studies.limits`.
+own. Only its SHA-256 is stored. All owners are one team: everybody sees and may change everything. Owners
+exist for the limits: see `service.studies.limits`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Sequence
 
 from sqlalchemy import exists, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from service.db.database import database_now
 from service.db.models import NOBODY, ApiKey
+from service.db.rows import insert
 from service.errors import Conflict, Invalid, NotFound
 
 PREFIX = "nsk_"
@@ -64,11 +64,8 @@ def add(session: Session, owner: str) -> str:
     if row is not None:
         row.key_sha256, row.created_at, row.revoked_at = digest, now, None
         return key
-    try:
-        with session.begin_nested():
-            session.add(ApiKey(owner=owner, key_sha256=digest, created_at=now))
-    except IntegrityError:
-        raise has_one from None  # by a command that ran beside this one
+    if not insert(session, ApiKey(owner=owner, key_sha256=digest, created_at=now)):
+        raise has_one
     return key
 
 
@@ -94,7 +91,7 @@ def find_owner(session: Session, credential: bytes) -> str | None:
     """Whose key this is; None for nobody's, and for a revoked one.
 
     What is looked up is the digest of what was given, so the time it takes tells nothing about any key: a
-    guesser cannot choose digests. It is compared in constant time all the same.
+    guesser cannot choose digests. It is still compared in constant time.
     """
     digest = _digest(credential)
     query = select(ApiKey).where(ApiKey.key_sha256 == digest.hex(), ApiKey.revoked_at.is_(None))
@@ -105,7 +102,7 @@ def find_owner(session: Session, credential: bytes) -> str | None:
 
 
 def any_key(session: Session) -> bool:
-    """Whether anybody ever got a key. From then on the server is open to nobody without one."""
+    """Whether a key was ever made. From then on every request needs one."""
     return bool(session.scalar(select(exists().select_from(ApiKey))))
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
 from service.analysis.pareto import front
 from service.analysis.winner import Candidate, Judgement, Run, judge
-from service.optuna_store import OUTCOME_ATTR
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.optuna_store.values import TrialValues
 from service.states import AttemptState
-from service.trials.schemas import ParetoPoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,8 @@ def judgement(
     top_k = 1 if repeats is None else repeats.top_k
     candidates = [
         Candidate(trial_number=trial.number, value=trial.value, runs=runs.get(trial.number, ()))
-        for place, trial in enumerate(ranked)
-        if trial.value is not None and (place < top_k or trial.number in runs)
+        for rank, trial in enumerate(ranked)
+        if trial.value is not None and (rank < top_k or trial.number in runs)
     ]
     return judge(
         candidates,
@@ -60,9 +59,9 @@ def judgement(
 
 
 def _run(trial: TrialValues) -> Run:
-    told = trial.user_attrs.get(OUTCOME_ATTR)
+    outcome = trial.user_attrs.get(OUTCOME_ATTR)
     ended = trial.state not in ("running", "waiting")
-    state = AttemptState(told) if told is not None and ended else AttemptState.RUNNING
+    state = AttemptState(outcome) if outcome is not None and ended else AttemptState.RUNNING
     return Run(trial_number=trial.number, seed=trial.seed, state=state, value=trial.value)
 
 
@@ -76,19 +75,6 @@ def pareto_front(definition: StudyDefinition, trials: Sequence[TrialValues]) -> 
     width = 1 + len(definition.objective.costs)
     found = [t for t in completed(definition, trials) if len(t.values) == width]
     return [found[index] for index in front([(sign * t.values[0], *t.values[1:]) for t in found])]
-
-
-def pareto_points(definition: StudyDefinition, trials: Sequence[TrialValues]) -> list[ParetoPoint]:
-    """The Pareto front as the REST API shows it."""
-    return [
-        ParetoPoint(
-            trial_number=trial.number,
-            value=trial.values[0],
-            costs=costs(definition, trial),
-            params=definition.search.space.decode(trial.params),
-        )
-        for trial in pareto_front(definition, trials)
-    ]
 
 
 def costs(definition: StudyDefinition | None, trial: TrialValues) -> dict[str, float]:

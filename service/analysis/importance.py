@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.sampling.suggest import REPEAT_OF
 from search_spaces.wording import counted
-from service.optuna_store import Storage, find_study_number
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import find_study_number
 
 MIN_TRIALS = 10
 """Completed trials below which nothing is said. Optuna advises 5 trials among the best; with fewer than 10
@@ -100,14 +101,16 @@ def _importance(
         nothing = [_unknown(name, f"fewer than {MIN_TRIALS} trials count") for name in parameters]
         return Importance(parameters=nothing, trials=count, best_trials=0, sentence=sentence)
     best = max(math.ceil(BEST_SHARE * count), BEST_TRIALS)
-    told: list[ParameterImportance] = []
+    skipped: list[ParameterImportance] = []
     judged: list[str] = []
     for name in parameters:
         distributions = [trial.distributions[name] for trial, _ in trials if name in trial.distributions]
         if len(distributions) < MIN_ACTIVE:
-            told.append(_unknown(name, f"it was active in {len(distributions)} of {count} completed trials"))
+            skipped.append(
+                _unknown(name, f"it was active in {len(distributions)} of {count} completed trials")
+            )
         elif all(distribution.single() for distribution in distributions):
-            told.append(_unknown(name, "it has only one value"))
+            skipped.append(_unknown(name, "it has only one value"))
         else:
             judged.append(name)
     if len({value for _, value in trials}) == 1:
@@ -136,7 +139,7 @@ def _importance(
         f"Shows what distinguishes the best {best} of {count} completed trials. Pruned trials, which have no"
         " value, and repeats do not count."
     )
-    return Importance(parameters=[*known, *told], trials=count, best_trials=best, sentence=sentence)
+    return Importance(parameters=[*known, *skipped], trials=count, best_trials=best, sentence=sentence)
 
 
 def _unknown(name: str, reason: str) -> ParameterImportance:

@@ -1,4 +1,7 @@
-"""The trials that no other one beats in everything. Pure."""
+"""The trials that no other one dominates. Pure.
+
+Optuna's `Study.best_trials` would count repeats among the search's trials.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,15 @@ def front(points: Sequence[Sequence[float]]) -> list[int]:
     Args:
         points: coordinates that are better when smaller; all of one length.
     """
-    order = sorted(range(len(points)), key=lambda index: (tuple(points[index]), index))
-    kept: list[int] = []
-    for index in order:
-        # Whatever dominates it is lexicographically smaller, so it has been seen; and what dominated that
-        # one would dominate it too, so it is enough to look at those that were kept.
-        if not any(_dominates(points[other], points[index]) for other in kept):
-            kept.append(index)
-    return kept
+    order = sorted((tuple(point), index) for index, point in enumerate(points))
+    kept: list[tuple[tuple[float, ...], int]] = []
+    for point, index in order:
+        # Whatever dominates it comes before it, and what dominated that one would dominate it too, so it is
+        # enough to look at those that were kept.
+        if not any(other != point and _no_worse(other, point) for other, _ in kept):
+            kept.append((point, index))
+    return [index for _, index in kept]
 
 
-def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    pairs = list(zip(first, second, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+def _no_worse(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(first, second, strict=True))

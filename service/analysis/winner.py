@@ -70,6 +70,11 @@ class Candidate:
         return [run.value for run in self.runs if run.value is not None]
 
     @property
+    def n(self) -> int:
+        """How many of the runs completed."""
+        return len(self.values)
+
+    @property
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 

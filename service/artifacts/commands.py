@@ -19,9 +19,9 @@ from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, Place
 from service.artifacts.retention import kept_trials, referenced, why_removed
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
+from service.definitions.stored import read_definition
 from service.errors import Unavailable
 from service.states import TERMINAL_STUDY_STATES
-from service.studies.queries import read_definition
 
 UNKNOWN_AFTER_SECONDS = 24 * 3600.0
 """A folder of a study that the database does not know is left alone while anything in it is younger."""

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import LONGEST_LEASE_SECONDS, Study, StudyKind, is_leased, lease_in_reach
+from service.db.transitions import append_event
 from service.errors import LeaseLost
-from service.states import StudyState, append_event
+from service.states import StudyState
 from service.studies.limits import startable
 
 log = logging.getLogger(__name__)

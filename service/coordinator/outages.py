@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import machine_fault
 from service import optuna_store
-from service.db.database import Database, is_outage, is_transient
+from service.db.database import Database
+from service.db.errors import is_outage, is_transient
 from service.log_limit import LogLimit, short
 
 log = logging.getLogger(__name__)

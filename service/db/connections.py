@@ -1,8 +1,8 @@
 """How the service connects: the same bounds on waiting for its own tables and for Optuna's.
 
-On PostgreSQL nothing waits for ever. A process that was stopped in the middle of a transaction holds its
-row locks for no longer than a lease lasts; whoever waits for them waits a little longer than that. A peer
-that vanished without a word is noticed within half a minute. Options in the database's URL win over these.
+On PostgreSQL nothing waits forever. A process that was stopped in the middle of a transaction holds its
+row locks for no longer than a lease lasts, and those that wait for them give up a little later. A peer that
+vanished is noticed within half a minute. Options in the database's URL win over these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def engine_options(url: str, settings: Settings, *, application: str) -> dict[st
 
     Args:
         url: the database's.
-        settings: `lease_seconds` bounds how long a transaction may stand still.
+        settings: `lease_seconds` bounds how long a transaction may stay idle.
         application: what PostgreSQL's `pg_stat_activity` calls the connections.
     """
     if make_url(url).get_backend_name() == "sqlite":
@@ -66,7 +66,7 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
 
 
 def _reopen_read_only(context: ExceptionContext) -> None:
-    """Drop connections that were opened while the file could not be written: they stay read-only for ever."""
+    """Drop connections that were opened while the file could not be written: they stay read-only forever."""
     error = context.original_exception
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
         context.is_disconnect = True

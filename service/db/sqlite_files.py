@@ -17,15 +17,15 @@ from sqlalchemy.engine import make_url
 
 
 @contextmanager
-def alone(url: str) -> Iterator[None]:
-    """Held by one process at a time, for the SQLite file of this URL."""
+def exclusive(url: str) -> Iterator[None]:
+    """A lock on the SQLite file of this URL that one process holds at a time."""
     path = _path(url)
     with FileLock(path.with_name(f"{path.name}.upgrade.lock"), mode=0o600):
         yield
 
 
 def use_write_ahead_log(url: str) -> None:
-    """Let readers and a writer of the file work side by side. The caller is `alone`."""
+    """Let readers and a writer of the file work side by side. The caller holds `exclusive`."""
     with closing(sqlite3.connect(_path(url), timeout=60.0)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 

@@ -91,7 +91,7 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
     local = name.startswith((".", "/", "~"))
     found = _locate(name, roots)
     if found is not None and found.is_dir() and _inside(found, roots):
-        return str(found), _stray_link(name, found, roots)
+        return str(found), _link_outside(name, found, roots)
     if not local and is_hub_id(name):
         return name, None
     path = "model.id"
@@ -103,7 +103,7 @@ def _find_model(name: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
     return name, _fault(path, name, "is a file, not a model's folder", "a folder")
 
 
-def _stray_link(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
+def _link_outside(name: str, folder: Path, roots: Sequence[Path]) -> Fault | None:
     """A model's folder may hold links, as the hub's cache does, but only to files in the data roots."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return _fault("model.id", name, "cannot be read by the server", "a readable folder")

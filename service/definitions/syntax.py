@@ -44,7 +44,7 @@ def parse_json(raw: bytes) -> Any:
     except RecursionError:
         raise Unreadable("The JSON is nested too deeply to be read.") from None
     except json.JSONDecodeError as error:
-        raise Unreadable(f"Not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+        raise Unreadable(f"Invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except ValueError as error:  # an integer of more digits than Python reads
         raise Unreadable(f"The JSON cannot be read: {error}.") from None
 
@@ -66,7 +66,7 @@ def parse_yaml(raw: bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise Unreadable(f"Not YAML: {error.problem or error.context}{where}.") from None
+        raise Unreadable(f"Invalid YAML: {error.problem or error.context}{where}.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise Unreadable(f"The YAML cannot be read: {error}.") from None
 
@@ -75,7 +75,7 @@ def _decode(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"Not UTF-8: the byte at offset {error.start} is not part of a character.") from None
+        raise Unreadable(f"Invalid UTF-8: the byte at offset {error.start} is not in a character.") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise Unreadable(f"The key {twice[:100]!r} is given twice in one mapping.")
+        raise Unreadable(f"Duplicate key {twice[:100]!r} in one mapping.")
     return result
 
 
@@ -120,7 +120,7 @@ class _PlainLoader(_SafeLoader):
                 raise Unreadable(f"A YAML key must be text (line {line}).")
             key = self.construct_object(key_node, deep=True)
             if key in result:
-                raise Unreadable(f"The key {str(key)[:100]!r} is given twice in one mapping (line {line}).")
+                raise Unreadable(f"Duplicate key {str(key)[:100]!r} in one mapping (line {line}).")
             result[key] = self.construct_object(value_node, deep=True)
         return result
 

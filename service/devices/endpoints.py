@@ -21,7 +21,7 @@ DeviceRef = Annotated[str, Path(description="The GPU's id; its slash may be writ
 @router.get("", response_model=Fleet)
 def get_fleet(session: Reading) -> Fleet:
     """The workers that have trials now, and the GPUs that get no trials because workers died on them."""
-    return queries.show_fleet(session)
+    return queries.show_workers(session)
 
 
 @router.post(
@@ -33,6 +33,6 @@ def restore(device: DeviceRef, change: ChangeOnce) -> Response:
     """Allow trials on a GPU again that was put aside."""
 
     def work(session: Session) -> Answer:
-        return Answer(status=200, body=queries.show_device(commands.restore_device(session, device)))
+        return Answer(status=200, body=DeviceView.model_validate(commands.restore_device(session, device)))
 
     return change.answer(work)

@@ -16,7 +16,7 @@ _DEVICE_ID = re.compile(r"[!-~]{1,200}")
 """What a GPU's id can look like; nothing else is looked up."""
 
 
-def show_fleet(session: Session) -> Fleet:
+def show_workers(session: Session) -> Fleet:
     """Every worker that has a trial, and every GPU that was ever put aside."""
     live = (
         select(Attempt, Study.name)
@@ -28,10 +28,10 @@ def show_fleet(session: Session) -> Fleet:
     for attempt, study in session.execute(live):
         by_worker.setdefault(attempt.worker_id, []).append((attempt, study))
     devices = session.scalars(select(Device).order_by(Device.put_aside_at.desc(), Device.id)).all()
-    aside = sorted(devices, key=lambda device: device.put_aside_at is None)  # stable
+    listed = sorted(devices, key=lambda device: device.put_aside_at is None)  # stable
     return Fleet(
         workers=[_worker(worker_id, attempts) for worker_id, attempts in sorted(by_worker.items())],
-        devices=[show_device(device) for device in aside],
+        devices=[DeviceView.model_validate(device) for device in listed],
     )
 
 
@@ -45,15 +45,6 @@ def _worker(worker_id: str, attempts: list[tuple[Attempt, str]]) -> WorkerView:
         gpus=first.gpus,
         trials=[WorkerTrial(number=a.trial_number, attempt=a.ordinal, state=a.state) for a, _ in attempts],
         since=min(a.dispatched_at for a, _ in attempts),
-    )
-
-
-def show_device(device: Device) -> DeviceView:
-    return DeviceView(
-        id=device.id,
-        put_aside_at=device.put_aside_at,
-        reason=device.reason,
-        restored_at=device.restored_at,
     )
 
 

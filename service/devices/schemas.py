@@ -27,7 +27,7 @@ class WorkerView(BaseModel):
     since: datetime = Field(description="When the first of its present trials was sent to it")
 
 
-class DeviceView(BaseModel):
+class DeviceView(BaseModel, from_attributes=True):
     """A GPU that is put aside, so that it gets no trials, or once was."""
 
     id: str = Field(description="The machine's name and the GPU's UUID, or its index if it has no known UUID")

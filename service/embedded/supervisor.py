@@ -1,6 +1,6 @@
-"""Everything on one machine: a Ray head, the coordinator and the REST process, as three children.
+"""Everything on one machine: a Ray head, the coordinator and the REST process, as three child processes.
 
-They are separate processes so that none takes another along: the coordinator attaches to Ray by its
+They are separate so that the death of one does not end the others: the coordinator attaches to Ray by its
 address as it would on a cluster, and workers train on while it is started again.
 """
 
@@ -21,13 +21,15 @@ from typing import Self
 import httpx
 
 from service.coordinator.cluster.silence import RAY_IS_SILENT
-from service.db import database
 from service.embedded.child_process import ChildProcess
+from service.embedded.environment import is_ours, settings_environment
 from service.embedded.home_lock import HomeLock
+from service.embedded.ports import free_port, require_free_port
 from service.embedded.ray_folder import RayFolder
 from service.errors import Unavailable
 from service.home_folder import make_home
 from service.log_limit import LogLimit, short
+from service.maintenance import schema
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Supervisor:
         make_home(self.settings)
         self._home_lock.acquire(self.url)
         try:
-            database.upgrade(self.settings)
+            schema.upgrade(self.settings)
             require_key(self.settings)
             self._start()
         except BaseException:
@@ -100,9 +102,9 @@ class Supervisor:
         self.stop()
 
     def _start(self) -> None:
-        _require_free_port(self.settings.host, self.settings.port)
+        require_free_port(self.settings.host, self.settings.port)
         if self.settings.ray_address is not None:
-            # gRPC, which nobody else needs here. The coordinator itself would end over it again and again.
+            # Imported late for its gRPC. Without this check the coordinator would fail on it again and again.
             from service.coordinator.cluster import ray_authentication
 
             ray_authentication.require(self.settings)
@@ -135,7 +137,7 @@ class Supervisor:
 
     def _ray_environment(self) -> dict[str, str]:
         token = self.settings.home / "ray_token"
-        if not token.exists() or token.stat().st_size == 0:  # empty: whoever made it died over it
+        if not token.exists() or token.stat().st_size == 0:  # empty: its maker was killed
             descriptor = os.open(token, os.O_WRONLY | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32))
@@ -164,7 +166,7 @@ class Supervisor:
         ]
         # fmt: on
         # Workers inherit this environment, and they hold no secrets of the service's.
-        inherited = {name: value for name, value in os.environ.items() if not _is_ours(name)}
+        inherited = {name: value for name, value in os.environ.items() if not is_ours(name)}
         return ChildProcess(
             "ray", command, environment={**inherited, **environment}, log_file=self._logs / "ray.log"
         )
@@ -253,8 +255,8 @@ class Supervisor:
             self._unanswered.clear()
         return hangs
 
-    def hurry(self) -> None:
-        """While it ends: wait for no checkpoint any more."""
+    def skip_checkpoints(self) -> None:
+        """While it ends: do not wait for any further checkpoint."""
         if self._coordinator is not None:
             self._coordinator.interrupt()
 
@@ -267,7 +269,7 @@ class Supervisor:
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        told = time.monotonic()
+        began = time.monotonic()
         for child in (self._coordinator, self._api):
             if child is not None:
                 child.terminate()
@@ -275,7 +277,7 @@ class Supervisor:
             drain = 0.0 if self._ray is None else self.settings.drain_seconds
             self._coordinator.join(drain + STOP_SECONDS)
         if self._api is not None:
-            self._api.join(max(0.0, told + STOP_SECONDS - time.monotonic()))
+            self._api.join(max(0.0, began + STOP_SECONDS - time.monotonic()))
         if self._ray is not None:
             self._ray.terminate()
             self._ray.join(STOP_SECONDS)
@@ -302,7 +304,7 @@ def serve(
 
     def end(*_: object) -> None:
         if stop.is_set():
-            server.hurry()
+            server.skip_checkpoints()
         stop.set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -326,71 +328,29 @@ def run_api(settings: Settings) -> None:
     """
     require_artifacts(settings)
     require_key(settings)
-    _require_free_port(settings.host, settings.port)  # said in a sentence; the web server would only log it
-    from service.rest import web_server  # here, because the supervisor itself needs none of it
+    require_free_port(settings.host, settings.port)  # said in a sentence; the web server would only log it
+    from service import web_server  # here, because the supervisor itself needs none of it
 
     web_server.run(settings)
 
 
 def require_artifacts(settings: Settings) -> None:
-    """Refuse to start with a URL for artifacts that nothing here reaches: a child would end over it for ever.
+    """Refuse to start with an artifacts URL that this machine cannot reach: a child would fail on it forever.
 
     Raises:
         Unavailable: its protocol is not known, or its package is not installed.
     """
     if settings.artifacts_url is not None:
-        from service.artifacts.places import open_places  # fsspec, which nobody else needs here
+        from service.artifacts.places import open_places  # imported late: it takes fsspec along
 
         open_places(settings)
 
 
 def require_key(settings: Settings) -> None:
-    """Refuse to listen where others can reach the API while nobody needs a key."""
+    """Refuse to listen on an address that other machines reach while the API requires no key."""
     from service.access import browser_guard  # with all of FastAPI
 
     browser_guard.require_key(settings)
-
-
-def settings_environment(settings: Settings) -> dict[str, str]:
-    """The settings as the environment variables that give them back."""
-    environment = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        if name == "data_roots":
-            text = os.pathsep.join(str(root) for root in value)
-        elif name == "api_key":
-            text = value.get_secret_value()
-        else:
-            text = str(value)
-        environment[f"NIGHTSWEEP_{name.upper()}"] = text
-    return environment
-
-
-def _is_ours(variable: str) -> bool:
-    """Whether it is a setting of the service's (the API key, a database's password), or libpq's password."""
-    return variable.upper().startswith("NIGHTSWEEP_") or variable in ("PGPASSWORD", "PGPASSFILE")
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _require_free_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Unavailable(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Is another Nightsweep running? "
-                "Choose another port with --port."
-            ) from None
 
 
 def _wait_until(condition: Callable[[], bool], child: ChildProcess) -> None:

@@ -10,6 +10,8 @@ studies         Optuna studies and what is in them
 asking          trials from the sampler
 reporting       rungs, and the pruner's word on them
 telling         how trials ended
+
+The names below are those that the coordinator uses; everybody else imports from the modules.
 """
 
 from __future__ import annotations
@@ -28,40 +30,30 @@ from service.optuna_store.reporting import report, should_prune
 from service.optuna_store.storage import (
     Storage,
     StorageInternalError,
-    check_storage,
     close_storage,
-    create_tables,
     open_storage,
     ping,
     remove_session,
 )
 from service.optuna_store.studies import (
-    STUDY_ID_ATTR,
     ensure_study,
     find_study_number,
     load_study,
     read_summary,
     read_trials,
 )
-from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR, tell
-from service.optuna_store.values import StudySummary, TrialValues
+from service.optuna_store.telling import OUTCOME_ATTR, tell
 
 __all__ = [
     "OUTCOME_ATTR",
-    "REASON_ATTR",
-    "STUDY_ID_ATTR",
     "SearchSpaceExhausted",
     "Storage",
     "StorageInternalError",
-    "StudySummary",
-    "TrialValues",
     "ask",
     "ask_repeat",
-    "check_storage",
     "close_storage",
     "complete_ask",
     "conditions",
-    "create_tables",
     "drop_stray",
     "ensure_study",
     "fenced",

@@ -1,10 +1,10 @@
 """Fences: a coordinator whose lease is over cannot write to Optuna's storage either.
 
 The lease lives in the service's database, and Optuna writes to its own. A coordinator that is frozen
-between the two would wake and write all the same. So the fencing number is in Optuna's database, too: one
+between the two would wake and still write. So the fencing number is in Optuna's database, too: one
 row for each study, raised by every taking of its lease before anything is read, and looked at in the very
 transaction of each write. The row is locked until that transaction has ended, so a fence is raised either
-before it, which then fails, or after it, and what it wrote is then seen by whoever raised the fence.
+before it, which then fails, or after it, and what it wrote is then seen by the process that raised the fence.
 
 On PostgreSQL the lock is the row's; a process frozen with it is cut off by the server
 (`service.db.connections`). SQLite has one lock for the whole file, which a fenced transaction takes at its

@@ -62,7 +62,7 @@ def check_storage(storage: Storage) -> None:
     with storage.engine.connect() as connection:
         fences_made = fences.is_made(connection)
     if not fences_made:
-        raise SchemaOutOfDate("Optuna's storage has no table of fences. Run `nightsweep db upgrade`.")
+        raise SchemaOutOfDate("Optuna's storage lacks the table of fences. Run `nightsweep db upgrade`.")
 
 
 def _is_of_this_version(storage: Storage) -> bool:

@@ -23,10 +23,10 @@ from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from service.db.models import EventRow
 from service.errors import Invalid
+from service.plans.data_reports.processes import ReportProcesses
+from service.plans.data_reports.request import path_in, report_request
+from service.plans.data_reports.warm_process import ReportUnavailable
 from service.plans.lengths import rung_fault
-from service.plans.report_process import ReportProcesses
-from service.plans.report_request import path_in, report_request
-from service.plans.warm_process import ReportUnavailable
 
 FIRST_ROWS = 1_000
 """Rows of each data set that are tokenised."""

@@ -9,21 +9,21 @@ from sqlalchemy import select
 
 from search_spaces.data_report import Report
 from search_spaces.definition import StudyDefinition
-from service import warm_start
 from service.db.models import Study
+from service.definitions.acceptance import accept_definition
 from service.devices.cluster import latest
 from service.errors import Invalid
+from service.plans.data_reports.processes import ReportProcesses
+from service.plans.data_reports.request import report_request
+from service.plans.data_reports.warm_process import ReportUnavailable
 from service.plans.history import earlier_trials
 from service.plans.plan import make_plan
-from service.plans.report_process import ReportProcesses
-from service.plans.report_request import report_request
 from service.plans.schemas import PlanView
-from service.plans.warm_process import ReportUnavailable
 from service.rest.dependencies import Resources
-from service.studies import commands as studies
+from service.warm_start.checks import check_warm_start
 
 
-def dry_run(resources: Resources, document: Any) -> PlanView:
+def dry_run(document: Any, resources: Resources, reports: ReportProcesses) -> PlanView:
     """The plan of a study, which is not stored.
 
     No transaction is open while the report is made, which takes seconds.
@@ -32,14 +32,14 @@ def dry_run(resources: Resources, document: Any) -> PlanView:
         Invalid: The definition would not be accepted.
         Unavailable: Too many plans are being made.
     """
-    definition = studies.accept_definition(document, resources.settings.data_roots)
+    definition = accept_definition(document, resources.settings.data_roots)
     with resources.database.read() as session:
-        if faults := warm_start.check(session, definition):
+        if faults := check_warm_start(session, definition):
             raise Invalid("The definition", faults)
         taken = session.scalars(select(Study.id).where(Study.name == definition.name)).first() is not None
         earlier = earlier_trials(session, definition)
         cluster = latest(session)
-    report, unknown = _report(resources.reports, definition)
+    report, unknown = _report(reports, definition)
     return make_plan(definition, report, unknown, earlier, name_taken=taken, cluster=cluster)
 
 
@@ -49,7 +49,7 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
     Raises:
         Invalid: The definition would not be accepted.
     """
-    definition = studies.accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
+    definition = accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
     with ReportProcesses(timeout_seconds) as processes:
         report, unknown = _report(processes, definition)
     return make_plan(definition, report, unknown, None, name_taken=False)

@@ -80,10 +80,5 @@ def _earlier(attempt: Attempt, stored: Mapping[str, Any], wanted: Mapping[str, A
     )
 
 
-def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = document.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], section: str, keys: Sequence[str]) -> bool:
-    return all(_section(one, section).get(key) == _section(other, section).get(key) for key in keys)
+    return all((one.get(section) or {}).get(key) == (other.get(section) or {}).get(key) for key in keys)

@@ -9,14 +9,14 @@ from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster
 from service.plans.cluster import cluster_warnings, plan_cluster
 from service.plans.costs import plan_memory, plan_time
-from service.plans.data_warnings import data_warnings
+from service.plans.data_reports.request import path_in
 from service.plans.history import EarlierTrial
 from service.plans.lengths import rows_of, rung_fault
-from service.plans.report_request import path_in
 from service.plans.schemas import PlanView, PlanWarning, warning
-from service.plans.search_warnings import search_warnings
 from service.plans.training import plan_training, plan_trials, trial_lengths
-from service.plans.training_warnings import training_warnings
+from service.plans.warnings.data import data_warnings
+from service.plans.warnings.search import search_warnings
+from service.plans.warnings.training import training_warnings
 
 
 def make_plan(

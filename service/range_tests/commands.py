@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.range_tests.derivation import derive
 from service.db.models import NOBODY, Study, StudyKind, new_id
-from service.states import append_event
+from service.db.rows import insert
+from service.db.transitions import append_event
 
 SUFFIX = ".range-test"
 _LONGEST_NAME = 128
@@ -42,13 +42,9 @@ def make(session: Session, definition: StudyDefinition, why: str, *, owner: str 
             reason="waiting for a coordinator",
             owner=owner,
         )
-        try:
-            with session.begin_nested():
-                session.add(study)
-        except IntegrityError:
-            continue  # somebody took the name a moment ago
-        append_event(session, study.id, "study_queued", why)
-        return study
+        if insert(session, study):
+            append_event(session, study.id, "study_queued", why)
+            return study
 
 
 def _name(stem: str, number: int) -> str:

@@ -13,11 +13,13 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from search_spaces.range_tests.derivation import derive
-from service import optuna_store
 from service.db.models import Study, StudyKind
+from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid
+from service.optuna_store.storage import Storage
 from service.plans.checks import note_unchecked
+from service.plans.dependencies import Checks
 from service.range_tests import commands, queries
 from service.range_tests.schemas import RangeTestPage, RangeTestView
 from service.rest.dependencies import (
@@ -27,16 +29,16 @@ from service.rest.dependencies import (
     OwnerName,
     Reading,
     ServiceResources,
-    StudyStates,
 )
 from service.rest.documents import Document, request_body
 from service.rest.etags import ETAG_HEADER, IfMatch, etag
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
-from service.studies.commands import accept_definition, request_cancel
+from service.studies.commands import request_cancel
 from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
-from service.studies.limits import Limits, require_room
+from service.studies.limits import Limits, require_within_limits
+from service.studies.parameters import StudyStates
 from service.studies.queries import Filters, list_studies
 
 router = APIRouter(prefix="/v1/range-tests", tags=["range tests"])
@@ -66,6 +68,7 @@ def submit(
     document: Document,
     storage: OptunaStorage,
     resources: ServiceResources,
+    checks: Checks,
     owner: Owner,
     change: ChangeOnce,
     dry_run: Annotated[bool, Query(include_in_schema=False)] = False,
@@ -79,15 +82,15 @@ def submit(
     if dry_run:
         message = "a range test has no plan; plan the study instead: POST /v1/studies?dry_run=true"
         raise Invalid("The request", [Fault(path="query.dry_run", value=True, message=message)])
-    if (kept := change.kept()) is not None:
-        return kept
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
     settings = resources.settings
     definition = accept_definition(document, settings.data_roots)
-    unchecked = resources.checks.require_sound(definition)
+    unchecked = checks.require_sound(definition)
     sweeps = derive(definition, definition.name)
 
     def work(session: Session) -> Answer:
-        require_room(session, owner, sweeps, Limits.of(settings))
+        require_within_limits(session, owner, sweeps, Limits.of(settings))
         study = commands.make(session, definition, "submitted", owner=owner)
         note_unchecked(session, unchecked, study_id=study.id, what="this range test")
         return _answer(session, storage, study, 201, Location=f"/v1/range-tests/{study.id}")
@@ -137,9 +140,7 @@ def cancel(
     return change.answer(work)
 
 
-def _answer(
-    session: Session, storage: optuna_store.Storage, study: Study, status: int, **headers: str
-) -> Answer:
+def _answer(session: Session, storage: Storage, study: Study, status: int, **headers: str) -> Answer:
     """A range test as the answer to a change of it."""
     session.flush()
     shown = queries.show(session, storage, study)

@@ -9,14 +9,16 @@ from sqlalchemy.orm import Session
 
 from search_spaces.range_tests.analysis import Corner
 from search_spaces.wording import counted
-from service import optuna_store
 from service.db.database import database_now
 from service.db.models import Study, StudyKind
-from service.errors import NotASearch, NotFound
+from service.definitions.stored import read_definition
+from service.errors import NotFound
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import find_study_number
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, ListedRangeTest, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState
-from service.studies.queries import get_study, read_definition
+from service.studies.queries import get_study
 from service.studies.standing import coordinator_is_missing, reason
 
 
@@ -28,25 +30,12 @@ def get_range_test(session: Session, ref: str) -> Study:
     return study
 
 
-def get_search(session: Session, ref: str) -> Study:
-    """The study of this name or id. Raises `NotFound`, and `NotASearch` for range tests."""
-    study = get_study(session, ref)
-    if study.kind == StudyKind.RANGE_TEST:
-        raise NotASearch(
-            f"{study.name!r} is a range test and not a search, so it has no best trial and no report."
-            f" See /v1/range-tests/{study.name}."
-        )
-    return study
-
-
-def list_view(
-    session: Session, storage: optuna_store.Storage, tests: Sequence[Study]
-) -> list[ListedRangeTest]:
+def list_view(session: Session, storage: Storage, tests: Sequence[Study]) -> list[ListedRangeTest]:
     """Range tests as lists show them, without definitions and curves."""
     query = select(Study.range_test_id, Study.name).where(Study.range_test_id.in_([t.id for t in tests]))
     parents: dict[str | None, str] = {row.range_test_id: row.name for row in session.execute(query)}
     now, missing = database_now(session), coordinator_is_missing(session, tests)
-    numbers = {test.id: optuna_store.find_study_number(storage, test.name) for test in tests}
+    numbers = {test.id: find_study_number(storage, test.name) for test in tests}
     return [
         ListedRangeTest(
             id=test.id,
@@ -64,7 +53,7 @@ def list_view(
     ]
 
 
-def show(session: Session, storage: optuna_store.Storage, study: Study) -> RangeTestView:
+def show(session: Session, storage: Storage, study: Study) -> RangeTestView:
     """A range test as the API shows it at its own address."""
     view = RangeTestView(
         **dict(list_view(session, storage, [study])[0]),
@@ -77,7 +66,7 @@ def show(session: Session, storage: optuna_store.Storage, study: Study) -> Range
     )
     definition = read_definition(study)
     test = None if definition is None else definition.search.learning_rate_range_test
-    if definition is None or test is None:  # of another version: shown all the same
+    if definition is None or test is None:  # of another version: shown without what cannot be read
         return view
     corners = read_corners(session, study, definition)
     view.corners = [_corner(trial, corner) for trial, corner in enumerate(corners)]

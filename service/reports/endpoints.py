@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.range_tests.queries import get_search
 from service.reports import queries
-from service.reports.schemas import ImportanceView, ReportView
-from service.rest.dependencies import OptunaStorage, Reading, StudyRef
+from service.reports.schemas import ImportanceView, ParetoFront, ReportView
+from service.rest.dependencies import OptunaStorage, Reading
 from service.rest.problems import declare
-from service.trials.schemas import ParetoFront
+from service.studies.parameters import StudyRef
+from service.studies.queries import get_search
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["reports"])
 

@@ -8,11 +8,13 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
-from service.analysis import best, diagnosis, importance, outcomes
+from service.analysis import diagnosis, importance, outcomes
 from service.coordinator.policy.trial_history import gpu_hours
 from service.db.database import database_now
 from service.db.models import Attempt, Study, StudyKind
+from service.definitions.stored import read_definition, read_preparation
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -20,7 +22,7 @@ from service.reports.schemas import (
     ConstraintView,
     CostView,
     ImportanceView,
-    ParameterImportanceView,
+    ParetoFront,
     ReportView,
 )
 from service.states import AttemptState
@@ -28,10 +30,10 @@ from service.studies import queries as study_queries
 from service.studies import standing
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, ParetoFront
+from service.trials.schemas import BestView
 
 
-def get_report(session: Session, storage: optuna_store.Storage, study: Study) -> ReportView:
+def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
     trials = read(session, storage, study)
     now = database_now(session)
@@ -46,14 +48,14 @@ def get_report(session: Session, storage: optuna_store.Storage, study: Study) ->
         importance=get_importance(storage, study),
         verdicts=dict(diagnosis.tally(trials.diagnosis(record.number) for record in searched)),
         constraints=_constraints(study, trials.definition, searched),
-        advice=[AdviceView(about=a.about, sentence=a.sentence) for a in _advice(study, trials, winner)],
+        advice=[AdviceView.model_validate(advice) for advice in _advice(study, trials, winner)],
         cost=_cost(trials.records, now),
     )
 
 
-def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceView:
+def get_importance(storage: Storage, study: Study) -> ImportanceView:
     """Which hyperparameters of a study mattered."""
-    definition = study_queries.read_definition(study)
+    definition = read_definition(study)
     if definition is None:
         text = "This version cannot read the stored definition."
         return ImportanceView(parameters=[], trials=0, best_trials=0, sentence=text)
@@ -63,27 +65,17 @@ def get_importance(storage: optuna_store.Storage, study: Study) -> ImportanceVie
         list(definition.search.space.parameters),
         minimize=definition.objective.direction == "minimize",
     )
-    return ImportanceView(
-        parameters=[
-            ParameterImportanceView(
-                name=p.name, importance=p.importance, above_chance=p.above_chance, reason=p.reason
-            )
-            for p in found.parameters
-        ],
-        trials=found.trials,
-        best_trials=found.best_trials,
-        sentence=found.sentence,
-    )
+    return ImportanceView.model_validate(found)
 
 
-def get_pareto_front(storage: optuna_store.Storage, study: Study) -> ParetoFront:
+def get_pareto_front(storage: Storage, study: Study) -> ParetoFront:
     """The trials of a study that no other one beats in everything."""
-    definition = study_queries.read_definition(study)
+    definition = read_definition(study)
     if definition is None:
         return ParetoFront(objectives=[], items=[])
     return ParetoFront(
         objectives=[definition.objective.metric, *definition.objective.costs],
-        items=best.pareto_points(definition, optuna_store.read_trials(storage, study.name)),
+        items=standing.pareto_points(definition, read_trials(storage, study.name)),
     )
 
 
@@ -94,7 +86,7 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
     return advise(
         trials.definition,
         [facts for record in trials.records if (facts := _facts(record, trials)) is not None],
-        preparation=standing.preparation(study),
+        preparation=read_preparation(study),
         winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
         distinguishable=judged.distinguishable if judged is not None else None,
     )

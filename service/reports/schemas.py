@@ -7,11 +7,18 @@ from datetime import datetime
 from pydantic import BaseModel, Field
 
 from service.analysis.diagnosis import Verdict
-from service.studies.schemas import StudyView
+from service.studies.schemas import ParetoPoint, StudyView
 from service.trials.schemas import BestView
 
 
-class ParameterImportanceView(BaseModel):
+class ParetoFront(BaseModel):
+    objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
+    items: list[ParetoPoint] = Field(
+        description="Trials that no other trial dominates, the best objective first"
+    )
+
+
+class ParameterImportanceView(BaseModel, from_attributes=True):
     name: str
     importance: float | None = Field(
         description="Share of the sum over all hyperparameters; null if it cannot be computed"
@@ -22,7 +29,7 @@ class ParameterImportanceView(BaseModel):
     reason: str | None = Field(description="Why the importance is null")
 
 
-class ImportanceView(BaseModel):
+class ImportanceView(BaseModel, from_attributes=True):
     """PED-ANOVA: which hyperparameters set the best trials apart."""
 
     parameters: list[ParameterImportanceView] = Field(description="The most important first")
@@ -31,7 +38,7 @@ class ImportanceView(BaseModel):
     sentence: str
 
 
-class AdviceView(BaseModel):
+class AdviceView(BaseModel, from_attributes=True):
     about: str = Field(description="A recipe field, or a section of the definition")
     sentence: str
 

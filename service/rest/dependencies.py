@@ -1,4 +1,4 @@
-"""What endpoints ask FastAPI for: settings, sessions, Optuna's storage, the shapes of parameters."""
+"""What endpoints of every resource ask FastAPI for: settings, sessions, Optuna's storage, parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Query, Request
 from fastapi.dependencies.utils import get_flat_params, request_params_to_args
 from fastapi.params import Query as QueryInfo
 from pydantic import BeforeValidator
@@ -17,15 +17,11 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from search_spaces.faults import MAX_FAULTS, nearest_name, shown
-from service import optuna_store
 from service.db.database import Database
 from service.errors import Invalid, Unavailable
-from service.plans.checks import SubmissionChecks
-from service.plans.report_process import ReportProcesses
+from service.optuna_store.storage import Storage
 from service.rest.problems import request_fault
-from service.rest.readiness import ReadinessCheck
 from service.settings import Settings
-from service.states import StudyState
 
 THREADS = 80
 """Of the server: each request but the simplest takes one while it is answered."""
@@ -43,10 +39,7 @@ class Resources:
 
     settings: Settings
     database: Database
-    storage: optuna_store.Storage
-    reports: ReportProcesses
-    checks: SubmissionChecks
-    readiness: ReadinessCheck
+    storage: Storage
     changes: asyncio.Semaphore
     """How many requests may change something at the same time."""
 
@@ -60,14 +53,14 @@ async def _settings(resources: Annotated[Resources, Depends(_resources)]) -> Set
     return resources.settings
 
 
-async def _storage(resources: Annotated[Resources, Depends(_resources)]) -> optuna_store.Storage:
+async def _storage(resources: Annotated[Resources, Depends(_resources)]) -> Storage:
     return resources.storage
 
 
 @asynccontextmanager
 async def changing(resources: Resources) -> AsyncIterator[None]:
-    """Be one of the requests that may change something. The others wait here, without a thread: they must not
-    use up the threads that readers need while a lock on the database lasts.
+    """Be one of the requests that may change something. Others wait here without a thread: they must not use
+    up the threads that readers need while the database is locked.
 
     Raises:
         Unavailable: none of them has ended for `CHANGE_SECONDS`.
@@ -105,13 +98,13 @@ ServiceResources = Annotated[Resources, Depends(_resources)]
 Changing = Annotated[None, Depends(_changing, scope="function")]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Owner = Annotated[str, Depends(_owner)]
-OptunaStorage = Annotated[optuna_store.Storage, Depends(_storage)]
-# scope="function": the transaction ends before the answer is sent. Whoever writes uses `Database.transact`.
+OptunaStorage = Annotated[Storage, Depends(_storage)]
+# scope="function": the transaction ends before the answer is sent. Writing endpoints use `Database.transact`.
 Reading = Annotated[Session, Depends(_reading, scope="function")]
 
 
-def _in_one_spelling(value: object) -> object:
-    """`true` or `false`, as JSON has them: pydantic would read "off" and "0", too, unlike the schema."""
+def _true_or_false(value: object) -> object:
+    """As JSON has them: pydantic would read "off" and "0", too, unlike the schema."""
     if value not in ("true", "false", True, False):
         raise PydanticCustomError("bool_parsing", "must be true or false", {"expected": "true, false"})
     return value
@@ -173,11 +166,8 @@ def _takes_several(annotation: Any) -> bool:
     return get_origin(annotation) is list or any(_takes_several(part) for part in get_args(annotation))
 
 
-DryRun = Annotated[
-    bool,
-    BeforeValidator(_in_one_spelling),
-    Query(description="Check the definition and return a plan of the study; nothing is stored"),
-]
+TrueOrFalse = BeforeValidator(_true_or_false)
+"""For a query parameter that is a `bool`."""
 NamePrefix = Annotated[
     str,
     Query(
@@ -191,22 +181,3 @@ OwnerName = Annotated[
         description="Only those of this owner: the name that an API key was given to, or `default`",
     ),
 ]
-ScheduleName = Annotated[
-    str,
-    Query(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
-        description="Only those that the schedule of this name or id made",
-    ),
-]
-StudyStates = Annotated[
-    list[StudyState] | None,
-    Query(description="Only those in this state; given several times: in any of these"),
-]
-Enabled = Annotated[
-    bool,
-    BeforeValidator(_in_one_spelling),
-    Query(description="`true`: only enabled schedules; `false`: only disabled ones"),
-]
-StudyRef = Annotated[str, Path(description="The study's id or name")]
-ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]
-TrialNumber = Annotated[int, Path(ge=0, le=MAX_ID, description="The trial's number, from 0")]

@@ -2,7 +2,7 @@
 
 An ETag is the revision of a study or schedule, in quotes. A study's is raised by every change of its state
 and every request for one, not by what its trials do; a schedule's by every change that a person makes.
-Whoever sends the ETag along with a change is told, with 412, when somebody was faster.
+A change that is sent with an ETag is answered with 412 if somebody else has changed it first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Precondition:
     tags: frozenset[str] | None = None
 
     def check(self, what: str, revision: int) -> None:
-        """Go on only with the revision that the sender has seen.
+        """Raise `PreconditionFailed` unless the sender has seen the present revision.
 
         Tags are compared strongly, as `If-Match` wants it: a weak one (`W/"3"`) is never the present one.
 

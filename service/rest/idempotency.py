@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a change that was asked for twice is made once, and answered twice alike.
+"""`Idempotency-Key`: a change that is requested twice is made once, and both requests get the same answer.
 
 As in draft-ietf-httpapi-idempotency-key-header. The answer is kept in the transaction that made the change,
-so either both are there or neither, whatever dies when:
+so either both exist or neither, whichever process dies at whatever moment:
 
 - the same key with the same request (method, path, query and body) gets the first answer again, with
   `Idempotent-Replayed: true`;
@@ -24,12 +24,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import delete, select, tuple_
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from service.db.database import Database, database_now
 from service.db.models import IdempotencyKey
+from service.db.rows import insert
 from service.errors import Invalid, KeyReused
 from service.rest.dependencies import Owner, ServiceResources, changing
 
@@ -86,11 +86,11 @@ class Change:
         """
         return self.database.transact(lambda session: self._once(session, work))
 
-    def kept(self) -> Response | None:
+    def earlier_answer(self) -> Response | None:
         """The answer to this request, if it was made before.
 
-        For endpoints that check much before they change something. What was right then need not be right
-        now: a data file may have gone since.
+        For endpoints that check much before they change something: what passed the checks then need not pass
+        them now, since a data file may have been removed.
 
         Raises:
             KeyReused: the key came with another request before.
@@ -136,9 +136,9 @@ class Change:
         SQLite this whole transaction did.
         """
         while True:
-            kept = self._find(session, key)
-            if kept is not None:
-                return kept
+            earlier = self._find(session, key)
+            if earlier is not None:
+                return earlier
             purge(session, self.keep)
             row = IdempotencyKey(
                 owner=self.owner,
@@ -149,16 +149,12 @@ class Change:
                 body={},
                 created_at=database_now(session),
             )
-            try:
-                with session.begin_nested():
-                    session.add(row)
-            except IntegrityError:
-                continue  # by a request that ran beside this one: its answer is there now
-            return row
+            if insert(session, row):
+                return row
 
 
 def purge(session: Session, keep: timedelta) -> None:
-    """Forget answers older than `keep`. What others are forgetting at this moment is left to them."""
+    """Delete answers older than `keep`. Rows that another transaction is deleting are left to it."""
     old = (
         select(IdempotencyKey.owner, IdempotencyKey.key)
         .where(IdempotencyKey.created_at < database_now(session) - keep)

@@ -21,7 +21,7 @@ from search_spaces.faults import nearest_name, shown
 from service.db.errors import disk_trouble, is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
 from service.log_limit import LogLimit, short
-from service.optuna_store import StorageInternalError
+from service.optuna_store.storage import StorageInternalError
 
 log = logging.getLogger(__name__)
 _log_limit = LogLimit()
@@ -157,7 +157,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase.capitalize()
     detail = {
         404: f"There is nothing at {request.url.path}.",
-        405: f"{request.method} is not possible on {request.url.path}.",
+        405: f"The method {request.method} is not allowed on {request.url.path}.",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:

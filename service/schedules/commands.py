@@ -8,20 +8,21 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSimError
-from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
-from search_spaces.definition import StudyDefinition
 from service.db.database import database_now
 from service.db.models import NOBODY, Overlap, Schedule, ScheduleEventKind, Study, new_id
+from service.db.rows import insert
+from service.db.transitions import advance_study, append_event
+from service.definitions.stored import read_definition
 from service.errors import LimitReached, NameTaken, SweepUnderWay
 from service.schedules import history
 from service.schedules.documents import NewSchedule, ScheduleChange
 from service.schedules.firings import latest_firing, next_firing, sweep_seed
-from service.states import StudyState, advance_study, append_event
-from service.studies.limits import UNLIMITED, Limits, require_room
+from service.states import StudyState
+from service.studies.limits import UNLIMITED, Limits, require_within_limits
 
 UNDER_WAY = (StudyState.QUEUED, StudyState.RUNNING)
 """States of a sweep that another one would overlap with. One that is paused uses nothing and stays so until a
@@ -46,11 +47,8 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         owner=owner,
         next_fire_at=next_firing(new.cron, new.timezone, now) if new.enabled else None,
     )
-    try:
-        with session.begin_nested():
-            session.add(schedule)
-    except IntegrityError:
-        raise _taken(new.name) from None  # by a request that ran beside this one
+    if not insert(session, schedule):
+        raise _taken(new.name)
     history.record(session, schedule, ScheduleEventKind.CREATED, "created", asked_by=owner)
     return schedule
 
@@ -114,7 +112,7 @@ def _require_free(session: Session, name: str) -> None:
 
 
 def _taken(name: str) -> NameTaken:
-    return NameTaken(f"There is a schedule {name!r} already; choose another name.")
+    return NameTaken(f"A schedule named {name!r} already exists; choose another name.")
 
 
 def _with_seed(definition: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -242,9 +240,9 @@ def run_now(
             f"The sweep {earlier.name!r} of the schedule {schedule.name!r} is {earlier.state}, and its "
             "sweeps may not overlap. Wait for its end, cancel it, or set the schedule's overlap to allow."
         )
-    definition = _read(schedule)
+    definition = read_definition(schedule)
     if definition is not None:
-        require_room(session, schedule.owner, definition, limits)
+        require_within_limits(session, schedule.owner, definition, limits)
     firing = database_now(session)
     why = f"run on request of {asked_by!r} by the schedule {schedule.name!r}"
     while (study := _sweep(session, schedule, firing, why)) is None:
@@ -315,11 +313,8 @@ def _sweep(session: Session, schedule: Schedule, firing: datetime, why: str) -> 
                 fired_for=firing,
                 base_seed=base_seed,
             )
-            try:
-                with session.begin_nested():
-                    session.add(study)
-            except IntegrityError:
-                continue  # somebody took the name, or made the firing, a moment ago: look again
+            if not insert(session, study):
+                continue  # another transaction took the name, or made the firing: look again
             append_event(session, study.id, "study_queued", why)
             return study
         number += 1
@@ -329,19 +324,11 @@ def _sweep(session: Session, schedule: Schedule, firing: datetime, why: str) -> 
 
 def _refusal(session: Session, schedule: Schedule, limits: Limits) -> str | None:
     """Why the schedule's owner may not have another study; None: they may."""
-    definition = _read(schedule)
+    definition = read_definition(schedule)
     if definition is None:
-        return None  # whoever takes the study up says what is wrong with it
+        return None  # the coordinator that takes the study says what is wrong with it
     try:
-        require_room(session, schedule.owner, definition, limits)
+        require_within_limits(session, schedule.owner, definition, limits)
     except LimitReached as error:
         return f"over its owner's limits: {error.detail}"
     return None
-
-
-def _read(schedule: Schedule) -> StudyDefinition | None:
-    """The schedule's definition; None when this version cannot read what another one stored."""
-    try:
-        return StudyDefinition.model_validate(schedule.definition)
-    except ValidationError:
-        return None

@@ -13,10 +13,10 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown, unknown_keys
 from service.db.models import Overlap
+from service.definitions.acceptance import check_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid
 from service.schedules import firings
-from service.studies.commands import check_definition
 
 MAX_NAME = 100
 """A sweep's name is the schedule's and 14 characters more, and a study's name has at most 128."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import Schedule
+from service.plans.dependencies import Checks
 from service.rest.dependencies import (
     MAX_ID,
     Changing,
-    Enabled,
     NamePrefix,
     OptunaStorage,
     Owner,
     OwnerName,
     Reading,
-    ScheduleRef,
     ServiceResources,
+    TrueOrFalse,
 )
 from service.rest.documents import Document, request_body
 from service.rest.etags import ETAG_HEADER, IfMatch, Precondition, etag
@@ -34,6 +34,13 @@ from service.studies.limits import Limits
 from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
+
+ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]
+Enabled = Annotated[
+    bool,
+    TrueOrFalse,
+    Query(description="`true`: only enabled schedules; `false`: only disabled ones"),
+]
 
 
 @router.post(
@@ -52,14 +59,16 @@ router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
     },
     openapi_extra=request_body(CREATE_SCHEMA, "A schedule, as JSON or YAML"),
 )
-def create(document: Document, resources: ServiceResources, owner: Owner, change: ChangeOnce) -> Response:
+def create(
+    document: Document, resources: ServiceResources, checks: Checks, owner: Owner, change: ChangeOnce
+) -> Response:
     """Make a schedule: a study each time its cron expression fires."""
-    if (kept := change.kept()) is not None:
-        return kept
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
     with resources.database.read() as session:
         now = database_now(session)
     new = read_new(document, resources.settings.data_roots, now)
-    unchecked = resources.checks.require_sound(new.definition, what="The schedule", below="definition")
+    unchecked = checks.require_sound(new.definition, what="The schedule", below="definition")
 
     def work(session: Session) -> Answer:
         schedule = commands.create(session, new, now, owner=owner)
@@ -171,6 +180,7 @@ def change(
     schedule: ScheduleRef,
     document: Document,
     resources: ServiceResources,
+    checks: Checks,
     owner: Owner,
     expected: IfMatch,
     response: Response,
@@ -188,7 +198,7 @@ def change(
     wanted = read_change(document, roots, cron=present.cron, timezone=present.timezone, now=now)
     unchecked = None
     if wanted.definition is not None:
-        unchecked = resources.checks.require_sound(wanted.definition, what="The change", below="definition")
+        unchecked = checks.require_sound(wanted.definition, what="The change", below="definition")
 
     def work(session: Session) -> tuple[ScheduleView, int]:
         found = _expected(session, schedule, expected)

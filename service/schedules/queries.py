@@ -9,21 +9,17 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
 from service.db.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
+from service.db.rows import NAME, find
 from service.errors import NotFound
 from service.schedules import history
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
 from service.states import StudyState
-from service.studies.queries import NAME, Page, begins_with, page_of
+from service.studies.queries import Page, begins_with, page_of
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
     """The schedule of this name or id. Raises `NotFound`."""
-    query = select(Schedule).where(or_(Schedule.id == ref, Schedule.name == ref)).order_by(Schedule.id != ref)
-    found = None
-    if NAME.fullmatch(ref):
-        if lock:  # and read again what this session read before it had the lock
-            query = query.with_for_update().execution_options(populate_existing=True)
-        found = session.scalars(query).first()
+    found = find(session, Schedule, ref, lock=lock)
     if found is None:
         raise NotFound(f"There is no schedule {ref[:200]!r}.")
     return found
@@ -97,7 +93,7 @@ def _known(session: Session, ref: str, kind: type[Study] | type[ScheduleEvent]) 
             for table in (ScheduleEvent, Study)
         ):
             return belongs(kind)
-    raise NotFound(f"There is no schedule {ref[:200]!r}, and there never was one.")
+    raise NotFound(f"There is no schedule {ref[:200]!r}, and none of that name or id was ever made.")
 
 
 def list_view(session: Session, schedules: Sequence[Schedule]) -> list[ListedSchedule]:

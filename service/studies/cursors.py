@@ -1,8 +1,8 @@
-"""Where a page of studies ends: the creation time and the id of its last one, as text.
+"""Where a page of studies ends: the creation time and the id of its last study, as text.
 
-Every text of this form is a place in the list, whether or not a study is there. So a cursor outlives the
-study that it was made of, and the form can be published. It holds none of the list's filters: whoever goes
-on sends them again.
+Every text of this form is a position in the list, whether or not a study is there. So a cursor outlives the
+study that it was made from, and the form can be published. It contains none of the list's filters, which
+are sent again for the next page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Cursor = Annotated[
 
 
 def make_cursor(study: Study) -> str:
-    """The place after this study."""
+    """The position after this study."""
     return f"{(study.created_at - _EPOCH) // timedelta(microseconds=1)}-{study.id}"
 
 

@@ -1,4 +1,4 @@
-"""`budget.until` of a study: when it comes, and what to say then. Pure."""
+"""The deadline of a study, from `budget.until`: when it is, and the reason that is given then. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def deadline(study: Study, budget: BudgetSpec) -> datetime | None:
 
 
 def deadline_reached(study: Study, budget: BudgetSpec, now: datetime) -> str | None:
-    """Why it should be put down now, with the time as it is there; None: the time has not come.
+    """Why it should be paused or ended now, with the local time; None: its deadline has not come.
 
     Args:
         study: its row.

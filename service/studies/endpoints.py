@@ -8,24 +8,22 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from service import optuna_store
 from service.db.models import Study
+from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
+from service.optuna_store.storage import Storage
 from service.plans import commands as plans
 from service.plans.checks import note_unchecked
+from service.plans.dependencies import Checks, DataReports
 from service.plans.schemas import PlanView
 from service.rest.dependencies import (
     MAX_ID,
-    DryRun,
     NamePrefix,
     OptunaStorage,
     Owner,
     OwnerName,
     Reading,
-    ScheduleName,
     ServiceResources,
-    StudyRef,
-    StudyStates,
 )
 from service.rest.documents import Document, request_body
 from service.rest.etags import ETAG_HEADER, IfMatch, etag
@@ -34,6 +32,7 @@ from service.rest.problems import declare
 from service.studies import commands, pauses, queries
 from service.studies.cursors import Cursor
 from service.studies.limits import Limits
+from service.studies.parameters import DryRun, ScheduleName, StudyRef, StudyStates
 from service.studies.schemas import EventPage, StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
@@ -45,9 +44,7 @@ CHANGED: dict[int | str, dict[str, Any]] = {
 """The `responses` of an endpoint that asks a study for something."""
 
 
-def _answer(
-    session: Session, storage: optuna_store.Storage, study: Study, status: int, **headers: str
-) -> Answer:
+def _answer(session: Session, storage: Storage, study: Study, status: int, **headers: str) -> Answer:
     """A study as the answer to a change of it."""
     session.flush()
     shown = queries.show(session, storage, [study])[0]
@@ -74,6 +71,8 @@ def _answer(
 def submit(
     document: Document,
     resources: ServiceResources,
+    reports: DataReports,
+    checks: Checks,
     owner: Owner,
     change: ChangeOnce,
     dry_run: DryRun = False,
@@ -87,11 +86,11 @@ def submit(
     owner's limits and an `Idempotency-Key`.
     """
     if dry_run:
-        return JSONResponse(plans.dry_run(resources, document).model_dump(mode="json"))
-    if (kept := change.kept()) is not None:
-        return kept
-    definition = commands.accept_definition(document, resources.settings.data_roots)
-    unchecked = resources.checks.require_sound(definition)
+        return JSONResponse(plans.dry_run(document, resources, reports).model_dump(mode="json"))
+    if (earlier := change.earlier_answer()) is not None:
+        return earlier
+    definition = accept_definition(document, resources.settings.data_roots)
+    unchecked = checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 
     def work(session: Session) -> Answer:

@@ -1,4 +1,4 @@
-"""How much one owner may have at a time, so that nobody's night is filled by somebody else's.
+"""How much one owner may have at a time, so that no owner's studies crowd out another's.
 
 Three limits, each off unless set. A submission over one of the first two is refused with 429; a sweep over
 one is made as a failed study that says so. The third makes studies wait as `queued`.
@@ -26,22 +26,24 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.suggest import planned_trials
+from search_spaces.wording import counted
 from service.db.database import database_now
 from service.db.models import Study, is_leased
+from service.definitions.stored import read_definition, read_preparation
 from service.errors import LimitReached
 from service.settings import Settings
 from service.states import ACTIVE_STUDY_STATES, StudyState
-from service.studies.queries import count_ended_trials, read_definition
-from service.studies.standing import preparation, repeats_requested
+from service.studies.queries import count_ended_trials
+from service.studies.standing import repeats_requested
 
 _SUBMISSIONS = 0x6E73_0001
 _TAKINGS = 0x6E73_0002
-"""PostgreSQL's advisory locks that those meet at who count first and add then."""
+"""PostgreSQL's advisory locks, each held from counting rows to adding one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one owner may have; None: as much as they like."""
+    """What one owner may have; None: no limit."""
 
     active_studies: int | None = None
     queued_trials: int | None = None
@@ -57,8 +59,8 @@ class Limits:
 UNLIMITED = Limits()
 
 
-def require_room(session: Session, owner: str, definition: StudyDefinition, limits: Limits) -> None:
-    """Go on only if the owner may have one study more.
+def require_within_limits(session: Session, owner: str, definition: StudyDefinition, limits: Limits) -> None:
+    """Raise `LimitReached` unless the owner may have one more study.
 
     Others who ask at the same time wait until this transaction ends, so the limit is exact.
 
@@ -73,14 +75,14 @@ def require_room(session: Session, owner: str, definition: StudyDefinition, limi
     """
     if limits == UNLIMITED:
         return
-    _alone(session, _SUBMISSIONS)
+    _lock_out_others(session, _SUBMISSIONS)
     active = _active_studies(session, owner)
     if limits.active_studies is not None and len(active) >= limits.active_studies:
         raise _reached(
             "max_active_studies_per_owner",
             limits.active_studies,
             len(active) + 1,
-            f"{owner!r} has {_number(len(active), 'study', 'studies')} queued, running or paused, and this "
+            f"{owner!r} has {counted(len(active), 'study', 'studies')} queued, running or paused, and this "
             f"server allows {limits.active_studies} (NIGHTSWEEP_MAX_ACTIVE_STUDIES_PER_OWNER). Wait for one "
             "to end or cancel one, then submit again.",
         )
@@ -89,20 +91,23 @@ def require_room(session: Session, owner: str, definition: StudyDefinition, limi
     waiting = _trials_to_come(session, active)
     asked = _trials(definition, NOTHING)
     if waiting + asked > limits.queued_trials:
-        alone = asked > limits.queued_trials
-        todo = "Ask for fewer" if alone else "Wait for some to end, cancel a study or ask for fewer"
+        todo = (
+            "Ask for fewer"
+            if asked > limits.queued_trials
+            else "Wait for some to end, cancel a study or ask for fewer"
+        )
         raise _reached(
             "max_queued_trials_per_owner",
             limits.queued_trials,
             waiting + asked,
-            f"{owner!r} has {_number(waiting, 'trial', 'trials')} that have not ended, this study needs "
+            f"{owner!r} has {counted(waiting, 'trial')} that have not ended, this study needs "
             f"{asked} more, and this server allows {limits.queued_trials} "
             f"(NIGHTSWEEP_MAX_QUEUED_TRIALS_PER_OWNER). {todo}, then submit again.",
         )
 
 
 def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: int, room: int) -> list[str]:
-    """Ids of the oldest queued studies that may start now, no owner running more than `per_owner` by it.
+    """Ids of the oldest queued studies that may start now, so that no owner runs more than `per_owner`.
 
     Coordinators that ask at the same time wait until this transaction ends, so the limit is exact. Studies
     count from the moment a coordinator takes them.
@@ -113,7 +118,7 @@ def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: i
         per_owner: how many of one owner may run.
         room: how many to choose.
     """
-    _alone(session, _TAKINGS)
+    _lock_out_others(session, _TAKINGS)
     taken = and_(
         Study.state == StudyState.QUEUED,
         is_leased(database_now(session)),
@@ -142,8 +147,8 @@ def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: i
     return chosen
 
 
-def _alone(session: Session, lock: int) -> None:
-    """Wait until nobody else is between counting and adding. On SQLite a writing transaction is alone."""
+def _lock_out_others(session: Session, lock: int) -> None:
+    """Wait until no other transaction is between counting and adding. SQLite has one writer anyway."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(lock)))
 
@@ -159,9 +164,9 @@ def _active_studies(session: Session, owner: str) -> Sequence[Study]:
 def _trials_to_come(session: Session, studies: Sequence[Study]) -> int:
     ended = count_ended_trials(session, studies)
     return sum(
-        max(0, _trials(definition, preparation(study)) - ended[study.id])
+        max(0, _trials(definition, read_preparation(study)) - ended[study.id])
         for study in studies
-        # What this version cannot read runs no trial either.
+        # A study that this version cannot read runs no trials.
         if (definition := read_definition(study)) is not None
     )
 
@@ -177,7 +182,3 @@ def _reached(setting: str, limit: int, wanted: int, detail: str) -> LimitReached
         path=f"limits.{setting}", value=wanted, message="is over the limit", allowed=f"at most {limit}"
     )
     return LimitReached(detail, faults=[fault])
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -1,7 +1,7 @@
-"""Pausing and resuming studies, as a person asks for it.
+"""Pausing and resuming studies on request.
 
-A study that nobody holds is paused at once. One that a coordinator holds is told to, and is paused once its
-trials have written their checkpoints. A range test that is a study's first stage is paused and resumed with
+A study without a lease is paused at once. One that a coordinator has leased is paused once its trials have
+written their checkpoints. A range test that is a study's first stage is paused and resumed with
 it.
 """
 
@@ -12,19 +12,20 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import Study, is_leased
-from service.db.pauses import put_down, queue_again, take_back
+from service.db.transitions import append_event, put_down, queue_again, take_back
+from service.definitions.stored import read_definition
 from service.errors import AlreadyEnded, BeingCancelled
 from service.rest.etags import ANYTHING, Precondition
-from service.states import TERMINAL_STUDY_STATES, StudyState, append_event
+from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.deadlines import deadline_reached
-from service.studies.queries import get_study, read_definition
+from service.studies.queries import get_study
 
 RESUMED = "resume_requested"
 """The kind of event that says that a pause was taken back, or is over."""
 
 
 def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
-    """Have a study put down so that it can go on later, exactly. Asking again changes nothing.
+    """Have a study paused so that it can be resumed exactly. Asking again changes nothing.
 
     Raises:
         NotFound: there is no such study.
@@ -41,7 +42,7 @@ def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING)
 
 
 def request_resume(session: Session, ref: str, expected: Precondition = ANYTHING) -> Study:
-    """Have a study go on. One that is not paused, nor about to be, is left as it is.
+    """Have a study resumed. One that is neither paused nor about to be is left as it is.
 
     Raises:
         NotFound: there is no such study.
@@ -80,8 +81,8 @@ def _pause(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED or study.pause_requested:
         return
     leased = select(Study.id).where(Study.id == study.id, is_leased(database_now(session)))
-    held = session.scalars(leased).first() is not None
-    if study.state == StudyState.QUEUED and not held:
+    leased_now = session.scalars(leased).first() is not None
+    if study.state == StudyState.QUEUED and not leased_now:
         put_down(session, study, reason)
         return
     study.pause_requested = True
@@ -92,14 +93,14 @@ def _pause(session: Session, study: Study, reason: str) -> None:
 def _resume(session: Session, study: Study, reason: str) -> None:
     if study.state == StudyState.PAUSED:
         queue_again(session, study, reason)
-    elif study.pause_requested or _passed_dawn(session, study):
+    elif study.pause_requested or _is_past_deadline(session, study):
         take_back(session, study)
         study.revision += 1
         append_event(session, study.id, RESUMED, "the pause was cancelled before the study was paused")
 
 
-def _passed_dawn(session: Session, study: Study) -> bool:
-    """Whether its coordinator is putting it down since `budget.until` has come."""
+def _is_past_deadline(session: Session, study: Study) -> bool:
+    """Whether its coordinator is pausing it because `budget.until` has come."""
     definition = read_definition(study)
     if definition is None or definition.budget.until_action != "pause":
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,16 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, null, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
-from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
-from service import optuna_store
-from service.analysis import best
+from search_spaces.definition import ObjectiveSpec, RepeatsSpec
 from service.analysis.best import Goal
+from service.db import rows
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
-from service.errors import NotFound
-from service.optuna_store.values import TrialValues
+from service.definitions.stored import read_definition
+from service.errors import NotASearch, NotFound
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_summary, read_trials
+from service.optuna_store.values import StudySummary, TrialValues
 from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_STUDY_STATES,
@@ -33,8 +34,6 @@ from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
 from service.studies.schemas import Counts, EventView, ListedStudy, StudyView
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""What a reference by id or name can look like; nothing else is looked up."""
 LISTED = (defer(Study.definition, raiseload=True), defer(Study.preparation, raiseload=True))
 """Options of a query for studies that are only listed: without the columns that may be large."""
 
@@ -77,31 +76,21 @@ class Filters:
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     """The study of this name or id. Raises `NotFound`."""
-    query = select(Study).where(or_(Study.id == ref, Study.name == ref)).order_by(Study.id != ref)
-    found = None
-    if NAME.fullmatch(ref):
-        if lock:  # and read again what this session read before it had the lock
-            query = query.with_for_update().execution_options(populate_existing=True)
-        found = session.scalars(query).first()
+    found = rows.find(session, Study, ref, lock=lock)
     if found is None:
         raise NotFound(f"There is no study {ref[:200]!r}.")
     return found
 
 
-def read_definition(study: Study) -> StudyDefinition | None:
-    """The study's definition; None when this version cannot read what an older or newer one stored.
-
-    Such a study is still listed and shown: one of them must not hide all the others.
-    """
-    try:
-        return StudyDefinition.model_validate(study.definition)
-    except ValidationError:
-        return None
-
-
-def shown_params(definition: StudyDefinition | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as people wrote them, where the definition says how Optuna holds them."""
-    return dict(params) if definition is None else definition.search.space.decode(params)
+def get_search(session: Session, ref: str) -> Study:
+    """The study of this name or id. Raises `NotFound`, and `NotASearch` for range tests."""
+    study = get_study(session, ref)
+    if study.kind == StudyKind.RANGE_TEST:
+        raise NotASearch(
+            f"{study.name!r} is a range test and not a search, so it has no best trial and no report."
+            f" See /v1/range-tests/{study.name}."
+        )
+    return study
 
 
 def begins_with(column: InstrumentedAttribute[str], prefix: str) -> ColumnElement[bool]:
@@ -126,7 +115,7 @@ def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str |
     return Page(studies=studies[:limit], next_cursor=make_cursor(last) if last else None)
 
 
-def list_view(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[ListedStudy]:
+def list_view(session: Session, storage: Storage, studies: Sequence[Study]) -> list[ListedStudy]:
     """Studies as lists show them. Their definitions are not read: a page of them may have many megabytes."""
     read = _read_all(session, storage, studies)
     return [
@@ -135,7 +124,7 @@ def list_view(session: Session, storage: optuna_store.Storage, studies: Sequence
     ]
 
 
-def show(session: Session, storage: optuna_store.Storage, studies: Sequence[Study]) -> list[StudyView]:
+def show(session: Session, storage: Storage, studies: Sequence[Study]) -> list[StudyView]:
     """Studies as the API shows each at its own address."""
     return [_view(study, found, fields) for study, found, fields in _read_all(session, storage, studies)]
 
@@ -146,13 +135,13 @@ class _Found:
 
     goal: Goal | None
     """None: this version cannot read it."""
-    summary: optuna_store.StudySummary | None
+    summary: StudySummary | None
     trials: Sequence[TrialValues]
     """All of them, where they have to be compared with each other; else three small queries do."""
 
 
 def _read_all(
-    session: Session, storage: optuna_store.Storage, studies: Sequence[Study]
+    session: Session, storage: Storage, studies: Sequence[Study]
 ) -> Iterator[tuple[Study, _Found, dict[str, Any]]]:
     """Each study, what is known of it elsewhere, and what lists and the study's own address both show."""
     ids = [study.id for study in studies]
@@ -161,9 +150,9 @@ def _read_all(
     now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     for study in studies:
         goal = goals.get(study.id)
-        summary = optuna_store.read_summary(storage, study.name)
+        summary = read_summary(storage, study.name)
         compared = goal is not None and (goal.repeats is not None or goal.objective.costs)
-        trials = optuna_store.read_trials(storage, study.name) if compared else []
+        trials = read_trials(storage, study.name) if compared else []
         number = summary.trials if summary is not None else 0
         counts = _counts(session, study, attempts.get(study.id, {}), number)
         counts.repeats = sum(trial.repeat_of is not None for trial in trials)
@@ -293,7 +282,7 @@ def _view(study: Study, found: _Found, fields: Mapping[str, Any]) -> StudyView:
         repeats_requested=standing.repeats_requested(definition, requested),
         preparation=standing.preparation_view(study),
         best=standing.best_trial(study, definition, found.summary, trials),
-        pareto_front=best.pareto_points(definition, trials)
+        pareto_front=standing.pareto_points(definition, trials)
         if definition is not None and definition.objective.costs
         else None,
     )
@@ -331,7 +320,4 @@ def list_events(session: Session, study: Study, *, after: int, limit: int) -> li
         .order_by(EventRow.id)
         .limit(limit)
     )
-    return [
-        EventView(id=e.id, at=e.at, trial_number=e.trial_number, kind=e.kind, message=e.message)
-        for e in session.scalars(query)
-    ]
+    return [EventView.model_validate(event) for event in session.scalars(query)]

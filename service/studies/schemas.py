@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from search_spaces.definition import Direction
 from service.db.models import StudyKind
 from service.states import StudyState
-from service.trials.schemas import ParetoPoint
 
 Stage = Literal["range test", "search", "repeats"]
 
@@ -58,6 +57,13 @@ class PreparationView(BaseModel):
     )
     fingerprints: dict[str, str] = Field(description="What identified the content of its data and model")
     notes: list[str]
+
+
+class ParetoPoint(BaseModel):
+    trial_number: int
+    value: float = Field(description="The objective")
+    costs: dict[str, float]
+    params: dict[str, Any]
 
 
 class ListedStudy(BaseModel):
@@ -126,7 +132,7 @@ class StudyPage(BaseModel):
     )
 
 
-class EventView(BaseModel):
+class EventView(BaseModel, from_attributes=True):
     id: int
     at: datetime
     trial_number: int | None

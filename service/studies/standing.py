@@ -1,4 +1,4 @@
-"""How far a study has come, and what it has found: its stage, its best trial, its Pareto front."""
+"""The progress of a study and its results so far: its stage, its best trial, its Pareto front."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling import suggest
 from service.analysis import best
 from service.analysis.best import Goal
 from service.analysis.winner import Judgement
 from service.db.database import database_now
 from service.db.models import EventRow, Study, StudyKind
+from service.definitions.stored import read_preparation
 from service.devices import heartbeats
-from service.optuna_store import StudySummary
-from service.optuna_store.values import TrialValues
+from service.optuna_store.values import StudySummary, TrialValues
 from service.states import StudyState
-from service.studies.schemas import BestTrial, ListedBest, PreparationView, Stage
+from service.studies.schemas import BestTrial, ListedBest, ParetoPoint, PreparationView, Stage
 
 _START_SECONDS = 10.0
 """How long a coordinator that was started together with the API may take to its first heartbeat."""
@@ -39,9 +38,9 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
 
 
 def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
-    """Whether no coordinator lives, though some of these studies need one.
+    """Whether no coordinator is alive, although some of these studies need one.
 
-    Not for a moment after anything has happened: `nightsweep serve` answers before its coordinator has begun.
+    False for a moment after any event: `nightsweep serve` answers before its coordinator has begun.
     """
     if not any(study.state in (StudyState.QUEUED, StudyState.RUNNING) for study in studies):
         return False
@@ -52,7 +51,7 @@ def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
 
 
 def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_test: str | None = None) -> str:
-    """Why a study is in its state, in words; of one that a coordinator has left, that it waits for another.
+    """Why a study is in its state, in words; a study that its coordinator has left waits for another one.
 
     Args:
         study: the study.
@@ -79,29 +78,24 @@ def reason(study: Study, now: datetime, *, coordinator_missing: bool, paused_tes
     return wait
 
 
-def preparation(study: Study) -> Preparation:
-    """What was settled for a study before its first trial."""
-    return NOTHING if study.preparation is None else Preparation.model_validate(study.preparation)
-
-
 def preparation_view(study: Study) -> PreparationView | None:
     """The same as the REST API shows it."""
     if study.preparation is None:
         return None
-    settled = preparation(study)
+    prepared = read_preparation(study)
     return PreparationView(
-        learning_rate_bounds=settled.learning_rate_bounds,
-        enqueued=len(settled.enqueued),
-        prior=len(settled.prior),
-        evaluated=len(settled.evaluated),
-        fingerprints=dict(settled.fingerprints),
-        notes=list(settled.notes),
+        learning_rate_bounds=prepared.learning_rate_bounds,
+        enqueued=len(prepared.enqueued),
+        prior=len(prepared.prior),
+        evaluated=len(prepared.evaluated),
+        fingerprints=dict(prepared.fingerprints),
+        notes=list(prepared.notes),
     )
 
 
 def trials_requested(study: Study, definition: StudyDefinition | None) -> int | None:
     """How many trials the search has; None where the definition cannot be read."""
-    return None if definition is None else suggest.planned_trials(definition, preparation(study))
+    return None if definition is None else suggest.planned_trials(definition, read_preparation(study))
 
 
 def repeats_requested(definition: StudyDefinition | None, requested: int | None) -> int:
@@ -166,3 +160,16 @@ def _judged(definition: StudyDefinition, judged: Judgement, trials: Sequence[Tri
         n=len(winner.values),
         sentence=judged.sentence,
     )
+
+
+def pareto_points(definition: StudyDefinition, trials: Sequence[TrialValues]) -> list[ParetoPoint]:
+    """The Pareto front as the REST API shows it."""
+    return [
+        ParetoPoint(
+            trial_number=trial.number,
+            value=trial.values[0],
+            costs=best.costs(definition, trial),
+            params=definition.search.space.decode(trial.params),
+        )
+        for trial in best.pareto_front(definition, trials)
+    ]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
-from service.range_tests.queries import get_search
-from service.rest.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings, StudyRef, TrialNumber
+from service.rest.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings
 from service.rest.problems import declare
-from service.studies.queries import get_study
+from service.studies.parameters import StudyRef
+from service.studies.queries import get_search, get_study
 from service.trials import adapters, queries
 from service.trials.schemas import BestView, TrialPage, TrialView
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
+
+TrialNumber = Annotated[int, Path(ge=0, le=MAX_ID, description="The trial's number, from 0")]
 
 
 @router.get("/trials", response_model=TrialPage, responses=declare(404))

@@ -9,13 +9,15 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import optuna_store
 from service.analysis import best
 from service.db.models import Attempt, Study
 from service.errors import NotFound
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_summary
+from service.studies import standing
 from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, TrialPage, TrialView
-from service.trials.views import judgement_view, trial_view
+from service.trials.schemas import BestView, JudgementView, TrialPage, TrialView
+from service.trials.views import trial_view
 
 Which = Literal["best", "last"]
 State = Literal[
@@ -39,7 +41,7 @@ all of them, those without a value last."""
 
 def list_trials(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     *,
     states: Sequence[State] | None,
@@ -86,7 +88,7 @@ def _rank(record: TrialRecord, *, minimize: bool) -> tuple[bool, bool, float]:
     return False, not record.values.feasible, value if minimize else -value
 
 
-def get_trial(session: Session, storage: optuna_store.Storage, study: Study, number: int) -> TrialView:
+def get_trial(session: Session, storage: Storage, study: Study, number: int) -> TrialView:
     """One trial. Raises `NotFound`."""
     trials = read(session, storage, study)
     record = next((r for r in trials.records if r.number == number), None)
@@ -95,7 +97,7 @@ def get_trial(session: Session, storage: optuna_store.Storage, study: Study, num
     return _view(study, trials, record)
 
 
-def get_best(session: Session, storage: optuna_store.Storage, study: Study) -> BestView:
+def get_best(session: Session, storage: Storage, study: Study) -> BestView:
     """The best trial, and how sure that is. Raises `NotFound` while no feasible one has completed."""
     found = best_of(storage, study, read(session, storage, study))
     if found is None:
@@ -104,24 +106,24 @@ def get_best(session: Session, storage: optuna_store.Storage, study: Study) -> B
     return found
 
 
-def best_of(storage: optuna_store.Storage, study: Study, trials: StudyTrials) -> BestView | None:
+def best_of(storage: Storage, study: Study, trials: StudyTrials) -> BestView | None:
     """The best trial with its judgement; None while there is none."""
     definition = trials.definition
     if definition is None:
-        summary = optuna_store.read_summary(storage, study.name)
+        summary = read_summary(storage, study.name)
         winner = summary.best.number if summary is not None and summary.best is not None else None
         judged, front = None, None
     else:
         values = [record.values for record in trials.records]
         judged = best.judgement(definition, values, over=study.ended_at is not None)
         winner = None if judged is None else judged.winner
-        front = best.pareto_points(definition, values) if definition.objective.costs else None
+        front = standing.pareto_points(definition, values) if definition.objective.costs else None
     record = next((r for r in trials.records if r.number == winner), None)
     if record is None:
         return None
     return BestView(
         **dict(_view(study, trials, record)),
-        judgement=None if judged is None else judgement_view(judged),
+        judgement=None if judged is None else JudgementView.model_validate(judged),
         pareto_front=front,
     )
 

@@ -14,13 +14,15 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import SearchSpaceError
 from search_spaces.recipe import Recipe
-from service import optuna_store
 from service.analysis.curves import Curve, Rung
 from service.analysis.diagnosis import Finding, Peers, diagnose
 from service.db.models import Attempt, RungReport, Study, StudyKind
+from service.definitions.stored import read_definition, shown_params
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
+from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR
 from service.optuna_store.values import TrialValues
 from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
-from service.studies.queries import read_definition, shown_params
 
 TrialState = AttemptState | Literal["waiting"]
 
@@ -89,17 +91,17 @@ class TrialRecord:
     def _standing(self) -> tuple[TrialState, str]:
         """The latest attempt's state; but a trial can end without an attempt of that state.
 
-        One whose worker was lost too often, or that waited or was paused when its study ended, was told to
-        Optuna only.
+        The end of one whose worker was lost too often, or that waited or was paused when its study ended, is
+        in Optuna alone.
         """
         values, last = self.values, self.last
-        told = values.user_attrs.get(optuna_store.OUTCOME_ATTR)
+        outcome = values.user_attrs.get(OUTCOME_ATTR)
         if (
-            told is not None
+            outcome is not None
             and values.state != "running"
             and (last is None or last.state in UNFINISHED_ATTEMPT_STATES)
         ):
-            return AttemptState(told), str(values.user_attrs.get(optuna_store.REASON_ATTR, ""))
+            return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
         if last is None:
             return "waiting", "waiting for a free slot"
         return AttemptState(last.state), last.reason
@@ -152,7 +154,7 @@ class StudyTrials:
         return self._diagnoses.get(number, [])
 
 
-def read(session: Session, storage: optuna_store.Storage, study: Study) -> StudyTrials:
+def read(session: Session, storage: Storage, study: Study) -> StudyTrials:
     """All trials of a study."""
     definition = read_definition(study)
     attempts: dict[int, list[Attempt]] = {}
@@ -173,7 +175,7 @@ def read(session: Session, storage: optuna_store.Storage, study: Study) -> Study
                 params=shown_params(definition, values.params),
                 recipe=_recipe(definition, values),
             )
-            for values in optuna_store.read_trials(storage, study.name)
+            for values in read_trials(storage, study.name)
         ],
     )
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from service.analysis.diagnosis import Verdict
 from service.states import AttemptState
+from service.studies.schemas import ParetoPoint
 
 
 class RungView(BaseModel):
@@ -37,7 +38,7 @@ class AdapterView(BaseModel):
     url: str = Field(description="Where to download it as a zip of PEFT files")
 
 
-class AttemptView(BaseModel):
+class AttemptView(BaseModel, from_attributes=True):
     id: int
     ordinal: int
     state: AttemptState
@@ -49,7 +50,7 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
 
 
-class FindingView(BaseModel):
+class FindingView(BaseModel, from_attributes=True):
     verdict: Verdict
     evidence: str = Field(description="The numbers on which the verdict is based")
     rung: int | None = Field(description="Training examples at which it begins, if it begins at some point")
@@ -112,14 +113,14 @@ class TrialPage(BaseModel):
     next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
 
 
-class RunView(BaseModel):
+class RunView(BaseModel, from_attributes=True):
     trial_number: int
     seed: int | None
     state: AttemptState | Literal["waiting"]
     value: float | None = Field(description="The objective; null unless it completed")
 
 
-class CandidateView(BaseModel):
+class CandidateView(BaseModel, from_attributes=True):
     trial_number: int
     value: float = Field(
         description="What the search chose it by. Chosen for its luck as well, so it is not in the mean"
@@ -132,7 +133,7 @@ class CandidateView(BaseModel):
     )
 
 
-class JudgementView(BaseModel):
+class JudgementView(BaseModel, from_attributes=True):
     """Whether the winner is more than luck."""
 
     winner: int = Field(description="Trial number")
@@ -147,20 +148,6 @@ class JudgementView(BaseModel):
         description="Whether p is below 0.05; null if there is nothing to test"
     )
     sentence: str
-
-
-class ParetoPoint(BaseModel):
-    trial_number: int
-    value: float = Field(description="The objective")
-    costs: dict[str, float]
-    params: dict[str, Any]
-
-
-class ParetoFront(BaseModel):
-    objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
-    items: list[ParetoPoint] = Field(
-        description="Trials that no other trial dominates, the best objective first"
-    )
 
 
 class BestView(TrialView):

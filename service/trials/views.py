@@ -8,19 +8,14 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from service.analysis.best import costs
 from service.analysis.diagnosis import Finding
-from service.analysis.winner import Judgement
 from service.db.models import Study
-from service.states import AttemptState
 from service.trials.records import TrialRecord, finite
 from service.trials.schemas import (
     AdapterView,
     AttemptView,
-    CandidateView,
     FindingView,
-    JudgementView,
     ProgressView,
     RungView,
-    RunView,
     TrialView,
 )
 
@@ -48,7 +43,7 @@ def trial_view(
         rungs=_rungs(record),
         metrics=_metrics(outcome.get("metrics")),
         final_metrics=_metrics(outcome.get("final_metrics")),
-        diagnosis=[FindingView(verdict=f.verdict, evidence=f.evidence, rung=f.rung) for f in findings],
+        diagnosis=[FindingView.model_validate(finding) for finding in findings],
         progress=None
         if last is None
         else ProgressView(
@@ -69,45 +64,7 @@ def trial_view(
         adapter=AdapterView(path=adapter, url=f"/v1/studies/{study.id}/trials/{record.number}/adapter")
         if isinstance(adapter, str)
         else None,
-        attempts=[
-            AttemptView(
-                id=a.id,
-                ordinal=a.ordinal,
-                state=AttemptState(a.state),
-                reason=a.reason,
-                worker_id=a.worker_id,
-                device=a.device,
-                dispatched_at=a.dispatched_at,
-                started_at=a.started_at,
-                ended_at=a.ended_at,
-            )
-            for a in record.attempts
-        ],
-    )
-
-
-def judgement_view(judgement: Judgement) -> JudgementView:
-    """Which recipe is the best, and how sure that is."""
-    return JudgementView(
-        winner=judgement.winner,
-        decided_by=judgement.decided_by,
-        candidates=[
-            CandidateView(
-                trial_number=candidate.trial_number,
-                value=candidate.value,
-                runs=[
-                    RunView(trial_number=r.trial_number, seed=r.seed, state=r.state, value=r.value)
-                    for r in candidate.runs
-                ],
-                n=len(candidate.values),
-                mean=candidate.mean,
-                standard_deviation=candidate.standard_deviation,
-            )
-            for candidate in judgement.candidates
-        ],
-        p_value=judgement.p_value,
-        distinguishable=judgement.distinguishable,
-        sentence=judgement.sentence,
+        attempts=[AttemptView.model_validate(attempt) for attempt in record.attempts],
     )
 
 

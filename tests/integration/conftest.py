@@ -12,10 +12,11 @@ import pytest
 from optuna.storages._rdb.models import BaseModel
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.app import create_app
 from service.db import database
 from service.db.models import Base
+from service.maintenance import schema
+from service.optuna_store.storage import Storage, close_storage, open_storage
 from service.settings import Settings
 from tests.support.api import LOCAL
 from tests.support.databases import execute, named
@@ -29,7 +30,7 @@ def migrated_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -
     """The URL of a database with the schema, which tests share one after the other."""
     url = named(postgres, "shared")
     execute(postgres, "CREATE DATABASE shared")
-    database.upgrade(Settings(home=tmp_path_factory.mktemp("home"), database_url=url))
+    schema.upgrade(Settings(home=tmp_path_factory.mktemp("home"), database_url=url))
     return url
 
 
@@ -37,7 +38,7 @@ def migrated_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder with the schema, to make others from."""
     home = tmp_path_factory.mktemp("template") / "home"
-    database.upgrade(Settings(home=home))
+    schema.upgrade(Settings(home=home))
     return home
 
 
@@ -99,11 +100,11 @@ def service_database(settings: Settings) -> Iterator[database.Database]:
 
 
 @pytest.fixture
-def storage(settings: Settings) -> Iterator[optuna_store.Storage]:
+def storage(settings: Settings) -> Iterator[Storage]:
     """Optuna's storage, as an entry point opens it."""
-    opened = optuna_store.open_storage(settings)
+    opened = open_storage(settings)
     yield opened
-    optuna_store.close_storage(opened)
+    close_storage(opened)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from service.db import database
+from service.maintenance import schema
 from service.settings import Settings
 
 
@@ -35,7 +35,7 @@ def upgrade(order: dict[str, Any]) -> int:
     event.listen(Engine, "before_cursor_execute", step)
     event.listen(Engine, "commit", step)
     given = {"database_url": order["database_url"]} if order["database_url"] else {}
-    database.upgrade(Settings(home=Path(order["home"]), **given))
+    schema.upgrade(Settings(home=Path(order["home"]), **given))
     return done
 
 

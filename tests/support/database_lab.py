@@ -8,25 +8,28 @@ from typing import Any
 from optuna import Study as OptunaStudy
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
 from service.db.database import Database
 from service.db.models import Attempt, RungReport, Study
-from service.states import AttemptState, StudyState, advance_attempt, advance_study
+from service.db.transitions import advance_attempt, advance_study
+from service.optuna_store import asking, reporting
+from service.optuna_store.asking import ask_repeat
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study
+from service.optuna_store.telling import tell
+from service.states import AttemptState, StudyState
 
 
 class Lab:
     """One study whose trials a test makes up."""
 
-    def __init__(self, study: dict[str, Any], database: Database, storage: optuna_store.Storage) -> None:
+    def __init__(self, study: dict[str, Any], database: Database, storage: Storage) -> None:
         self.id = study["id"]
         self.definition = StudyDefinition.model_validate(study["definition"])
         self.database = database
-        self.optuna: OptunaStudy = optuna_store.ensure_study(
-            storage, study["name"], self.definition, study_id=self.id
-        )
+        self.optuna: OptunaStudy = ensure_study(storage, study["name"], self.definition, study_id=self.id)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        return optuna_store.ask(self.optuna, self.definition)
+        return asking.ask(self.optuna, self.definition)
 
     def attempt(self, number: int, ordinal: int = 1, end: AttemptState | None = None, **columns: Any) -> None:
         with self.database.write() as session:
@@ -89,9 +92,9 @@ class Lab:
         if repeat_of is None:
             number, _ = self.ask()
         else:
-            number, _ = optuna_store.ask_repeat(self.optuna, self.definition, of=repeat_of, seed=seed)
+            number, _ = ask_repeat(self.optuna, self.definition, of=repeat_of, seed=seed)
         for place, (eval_loss, train_loss) in enumerate(rungs, 1):
-            optuna_store.report(self.optuna, number, 100 * place, eval_loss)
+            reporting.report(self.optuna, number, 100 * place, eval_loss)
             self.report(number, 100 * place, {"eval_loss": eval_loss}, train_loss)
         seen = 100 * len(rungs)
         self.attempt(
@@ -103,7 +106,7 @@ class Lab:
             examples_seen=seen,
         )
         completed = end is AttemptState.COMPLETED
-        optuna_store.tell(
+        tell(
             self.optuna,
             number,
             end,

@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import select
 
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
 from service.coordinator.loop import Coordinator
 from service.db import database as db
 from service.db.models import Study
 from service.maintenance import integrity
 from service.maintenance.backup.sides import read_sides
 from service.maintenance.backup.values import encode
+from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.fake_cluster import FakeCluster
@@ -55,7 +55,7 @@ class Service:
         self.settings = settings.model_copy(update={"poll_seconds": 0.001})
         self.settings.home.mkdir(parents=True, exist_ok=True)
         self.database = db.open_database(self.settings)
-        self.storage = optuna_store.open_storage(self.settings)
+        self.storage = open_storage(self.settings)
         self.cluster = FakeCluster(4, slots=2)
         self.coordinator = Coordinator(self.settings, self.database, self.storage, self.cluster)
 
@@ -79,7 +79,7 @@ class Service:
         raise AssertionError(f"no end after {rounds} rounds: {self.states()}")
 
     def close(self) -> None:
-        optuna_store.close_storage(self.storage)
+        close_storage(self.storage)
         self.database.dispose()
 
 

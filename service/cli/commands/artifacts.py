@@ -51,8 +51,9 @@ def sweep(
         from service import optuna_store
         from service.artifacts import commands, places
         from service.db import database as databases
+        from service.maintenance import schema
 
-        databases.check_schemas(settings)
+        schema.check_schemas(settings)
         database = databases.open_database(settings)
         storage = optuna_store.open_storage(settings)
         try:

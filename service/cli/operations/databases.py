@@ -27,9 +27,9 @@ def upgrade(home: Home = None) -> None:
     """Create the tables of the service and of Optuna, or upgrade them to this version."""
     settings = build_settings(home=home)
     with service_errors_explained():
-        from service.db import database
+        from service.maintenance import schema
 
-        database.upgrade(settings)
+        schema.upgrade(settings)
     say("The database has the tables of this version.")
 
 
@@ -41,10 +41,9 @@ def check(home: Home = None, as_json: Json = False) -> None:
     """
     settings = build_settings(home=home)
     with service_errors_explained():
-        from service.db import database
-        from service.maintenance import integrity
+        from service.maintenance import integrity, schema
 
-        database.check_schemas(settings)
+        schema.check_schemas(settings)
         violations = integrity.find_violations(settings)
     if as_json:
         say_json([asdict(violation) for violation in violations])

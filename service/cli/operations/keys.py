@@ -83,10 +83,11 @@ def _in_database(home: Path | None, work: Callable[[Session], T]) -> T:
     settings = build_settings(home=home)
     with service_errors_explained():
         from service.db import database
+        from service.maintenance import schema
 
         opened = database.open_database(settings)
         try:
-            database.check_schema(opened.engine)
+            schema.check_schema(opened.engine)
             return opened.transact(work)
         finally:
             opened.dispose()

@@ -30,11 +30,11 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     """Run only the REST API and the dashboard. This needs neither torch nor Ray."""
     settings = build_settings(host=host, port=port, home=home)
     with service_errors_explained():
-        from service.db import database
         from service.embedded import supervisor
+        from service.maintenance import schema
 
         supervisor.require_key(settings)  # before the tables, which a newcomer's home does not have either
-        database.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
+        schema.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
         supervisor.run_api(settings)
 
 

@@ -27,19 +27,20 @@ from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import Corner, Narrowed, narrow, propose
 from search_spaces.range_tests.derivation import allowed_bounds
 from search_spaces.sampling.plan import planned_trials, prepared_space
-from service import optuna_store, warm_start
+from service import optuna_store
 from service.coordinator.chores.fingerprints import FingerprintReader, Fingerprints
 from service.coordinator.leases import waits_for_stages
 from service.coordinator.policy.waiting import WAITING
+from service.dashboard.figures import save_figure
 from service.db.database import Database
 from service.db.models import Schedule, Study, StudyKind
-from service.db.pauses import start
+from service.db.transitions import advance_study, append_event, start
 from service.range_tests.commands import make
 from service.range_tests.figure import draw
 from service.range_tests.sweeps import read_corners
-from service.rest.dashboard import save_figure
-from service.schedules.evaluated import Evaluated, best_of_all, find_evaluated
-from service.states import READING, TERMINAL_STUDY_STATES, StudyState, advance_study, append_event
+from service.states import READING, TERMINAL_STUDY_STATES, StudyState
+from service.warm_start.evaluated import Evaluated, best_of_all, find_evaluated
+from service.warm_start.transfer import WarmStartError, resolve
 
 log = logging.getLogger(__name__)
 
@@ -236,8 +237,8 @@ def _prepare(
         if evaluated.digests and planned_trials(definition, prepared) == 0:
             over = _nothing_left(session, storage, study, definition, prepared)
         try:
-            warm = warm_start.resolve(session, storage, study, definition, prepared)
-        except warm_start.WarmStartError as error:
+            warm = resolve(session, storage, study, definition, prepared)
+        except WarmStartError as error:
             warm = None
             reason = str(error)
     if test is not None:

@@ -18,8 +18,9 @@ from service.coordinator.outages import is_trouble
 from service.coordinator.policy import waiting
 from service.db.database import Database, database_now
 from service.db.models import Study, is_leased
+from service.db.transitions import advance_study, append_event
 from service.schedules import commands as schedules
-from service.states import StudyState, advance_study, append_event
+from service.states import StudyState
 from service.studies.limits import UNLIMITED, Limits
 
 log = logging.getLogger(__name__)

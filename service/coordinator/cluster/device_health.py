@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import Attempt, Device, Study
-from service.states import AttemptState, LossCause, append_event
+from service.db.transitions import append_event
+from service.states import AttemptState, LossCause
 
 log = logging.getLogger(__name__)
 

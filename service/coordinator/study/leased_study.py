@@ -24,7 +24,8 @@ from service.coordinator.leases import Lease
 from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study, StudyKind
-from service.states import AttemptState, append_event
+from service.db.transitions import append_event
+from service.states import AttemptState
 
 T = TypeVar("T")
 

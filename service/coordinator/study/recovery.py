@@ -20,9 +20,10 @@ from service import optuna_store
 from service.coordinator.policy.trial_history import END_EVENTS
 from service.coordinator.study.leased_study import HeldStudy
 from service.db.models import Attempt, EventRow
+from service.db.transitions import advance_attempt, append_event
 from service.errors import Torn
 from service.optuna_store.values import TrialCondition
-from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, advance_attempt, append_event
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 
 log = logging.getLogger(__name__)
 

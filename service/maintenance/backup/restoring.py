@@ -13,13 +13,14 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from search_spaces.wording import counted
 from service.db.connections import WRITES
-from service.db.database import VERSION_TABLE, check_schemas, is_outage, is_transient, upgrade
+from service.db.errors import is_outage, is_transient
 from service.db.models import Study
 from service.errors import BackupError
 from service.maintenance.backup.archive import Manifest, Reader, open_archive
 from service.maintenance.backup.sides import Side, read_sides
 from service.maintenance.backup.values import decode
 from service.maintenance.integrity import open_engines
+from service.maintenance.schema import VERSION_TABLE, check_schemas, upgrade
 from service.settings import Settings
 
 _ROWS_AT_A_TIME = 500
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 
 
 def restore(settings: Settings, path: Path) -> Manifest:
-    """Fill the two databases of the settings from a backup. Leases are not restored: nobody holds a study.
+    """Fill the two databases of the settings from a backup. Leases are not restored.
 
     The tables are made where there are none. Nothing is committed unless every row could be taken.
 
@@ -50,11 +51,11 @@ def restore(settings: Settings, path: Path) -> Manifest:
                 for side in sides
             ]
             for side, connection in zip(sides, connections, strict=True):
-                _take_alone(side, connection)
+                _lock_tables(side, connection)
             for side, connection in zip(sides, connections, strict=True):
                 _fill(side, connection, archive, path)
             connections[0].execute(update(Study).values(lease_owner=None, lease_expires_at=None))
-            # Optuna's first: without the service's rows, nobody takes what is there for a restored service.
+            # Optuna's first: without the service's rows nothing looks like a restored service.
             for connection in reversed(connections):
                 connection.commit()
     return archive.manifest
@@ -100,7 +101,7 @@ def _revisions(revisions: dict[str, str]) -> str:
     return ", ".join(f"{name} {revision}" for name, revision in sorted(revisions.items()))
 
 
-def _take_alone(side: Side, connection: Connection) -> None:
+def _lock_tables(side: Side, connection: Connection) -> None:
     """Keep others from writing until the end, and make sure that there is nothing yet."""
     if side.postgresql:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))

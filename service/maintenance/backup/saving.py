@@ -12,13 +12,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, select
 
-from service.db.database import check_schemas
 from service.errors import BackupError
 from service.maintenance.backup.archive import Manifest, Writer
 from service.maintenance.backup.restoring import check_restorable
 from service.maintenance.backup.sides import Side, one_moment, read_sides
 from service.maintenance.backup.values import encode
 from service.maintenance.integrity import open_engines
+from service.maintenance.schema import check_schemas
 from service.settings import Settings
 
 _ROWS_AT_A_TIME = 500

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Engine, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from service.db.connections import WRITES
-from service.db.database import VERSION_TABLE, is_transient
+from service.db.errors import is_transient
 from service.db.models import Base, Coordinator
+from service.maintenance.schema import VERSION_TABLE
 
 _OPTUNAS_VERSIONS = frozenset({"alembic_version", "version_info"})
 """Tables that say of which version Optuna's others are: made with them, never restored."""
@@ -71,21 +72,21 @@ def _revision(engine: Engine, table: str) -> str:
 def one_moment(sides: tuple[Side, Side]) -> Iterator[tuple[Connection, Connection]]:
     """Connections that see both databases as they were at one moment, for as long as they are open.
 
-    For that moment nobody writes to either, so none of the two is ahead of the other by more than the
-    service itself lets it be. It ends before a row is read: writers wait milliseconds, not the backup.
+    For that moment all writers are locked out, so neither is ahead of the other by more than the service
+    itself allows. It ends before a row is read: writers wait milliseconds, not the backup.
     """
     with ExitStack() as stack:
         first, second = (stack.enter_context(side.engine.connect()) for side in sides)
         with ExitStack() as locks:
             for side in sides:
-                locks.enter_context(_writers_kept_out(side))
+                locks.enter_context(_writers_locked_out(side))
             for side, connection in zip(sides, (first, second), strict=True):
                 _begin_snapshot(side, connection)
         yield first, second
 
 
 @contextmanager
-def _writers_kept_out(side: Side) -> Iterator[None]:
+def _writers_locked_out(side: Side) -> Iterator[None]:
     with side.engine.execution_options(**{WRITES: True}).connect() as connection:
         give_up_at = time.monotonic() + _LOCK_TRIES_SECONDS
         while True:

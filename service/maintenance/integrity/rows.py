@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, inspect, text
 
 from search_spaces.sampling.history import DRAWN_FOR_KEY, REPEAT_OF, SEED
-from service.optuna_store import OUTCOME_ATTR, STUDY_ID_ATTR
+from service.optuna_store.studies import STUDY_ID_ATTR
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import LIVE_ATTEMPT_STATES
 
 
@@ -72,7 +73,7 @@ class OptunaTrial:
         return self.state not in ("RUNNING", "WAITING")
 
     @property
-    def stray(self) -> bool:
+    def orphaned(self) -> bool:
         """As `search_spaces.sampling.suggest.is_stray`."""
         return self.drawn_for is not None and self.drawn_for != self.number
 
@@ -153,7 +154,7 @@ def read_optuna(connection: Connection) -> dict[str, OptunaRows]:
         found[names[row.study_id]].study_id = json.loads(row.value_json)
     for row in connection.execute(text("SELECT trial_id, study_id FROM trials")):
         trial = trials[row.trial_id]
-        if not trial.stray:
+        if not trial.orphaned:
             found[names[row.study_id]].trials[trial.number] = trial
     if inspect(connection).has_table(FENCES):
         for row in connection.execute(text(f"SELECT study_name, number FROM {FENCES}")):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from service.db import database
+from service.maintenance import schema
 from service.settings import Settings
 from tests.support.databases import execute, fresh_postgres_database, named
 from tests.support.searches import search
@@ -30,7 +30,7 @@ def searched_postgres(postgres: str, tmp_path_factory: pytest.TempPathFactory) -
     """The URL of a database likewise."""
     execute(postgres, "CREATE DATABASE searched")
     settings = Settings(home=tmp_path_factory.mktemp("home"), database_url=named(postgres, "searched"))
-    database.upgrade(settings)
+    schema.upgrade(settings)
     search(settings)
     return settings.database_url
 

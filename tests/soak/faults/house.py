@@ -23,7 +23,8 @@ from typing import Any, Literal, Self
 
 from sqlalchemy import text
 
-from service.embedded.supervisor import free_port, settings_environment
+from service.embedded.environment import settings_environment
+from service.embedded.ports import free_port
 from service.settings import Settings
 from tests.soak.faults import audit
 from tests.soak.faults.arming import Arming

@@ -122,7 +122,7 @@ POINTS: tuple[Point, ...] = (
     _coordinator(
         "between the verdict and its record",
         "after",
-        f"{_STORE}:should_prune",
+        f"{_STORE}.reporting:should_prune",
         returning=True,
         scenario="pruned",
         passings=2,
@@ -141,7 +141,7 @@ POINTS: tuple[Point, ...] = (
     _coordinator("after a commit", "after", "sqlalchemy.engine.base:Connection._commit_impl", passings=30),
     # Ends.
     _coordinator("between outcome and tell", "before", f"{_HELD}.tell_of", during=f"{_EVENTS}.on_outcome"),
-    _coordinator("in mid tell", "before", "optuna.study:Study.tell", during=f"{_STORE}:tell"),
+    _coordinator("in mid tell", "before", "optuna.study:Study.tell", during=f"{_STORE}.telling:tell"),
     _coordinator("after tell", "after", f"{_HELD}.tell_of", during=f"{_EVENTS}.on_outcome"),
     _coordinator("between end of trials and end of study", "before", f"{_RUN}.end", passings=1),
     _coordinator("after the end of the study", "after", f"{_RUN}.end", passings=1, after_end=True),
@@ -225,8 +225,8 @@ POINTS: tuple[Point, ...] = (
     _upgrade(
         "in mid migration", "after", "alembic.runtime.migration:HeadMaintainer.update_to_step", passings=3
     ),
-    _upgrade("between the two schemas", "before", f"{_STORE}:create_tables", passings=1),
-    _upgrade("after Optuna's tables", "after", f"{_STORE}:create_tables", passings=1),
+    _upgrade("between the two schemas", "before", f"{_STORE}.storage:create_tables", passings=1),
+    _upgrade("after Optuna's tables", "after", f"{_STORE}.storage:create_tables", passings=1),
 )
 
 

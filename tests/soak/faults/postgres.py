@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from service.embedded.supervisor import free_port
+from service.embedded.ports import free_port
 from tests.soak.faults.processes import Process, kill, pids_with, wait_until_gone
 
 READY_SECONDS = 60.0

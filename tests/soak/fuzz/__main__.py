@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from service.db import database
+from service.maintenance import schema
 from service.settings import Settings
 from tests.soak.fuzz.run import fuzz
 from tests.soak.fuzz.world import living_coordinator, make_world
@@ -46,7 +46,7 @@ def _run(backend: str, options: argparse.Namespace) -> bool:
 
 
 def _fuzz(settings: Settings, backend: str, options: argparse.Namespace) -> bool:
-    database.upgrade(settings)
+    schema.upgrade(settings)
     started = time.monotonic()
     with living_coordinator(settings):
         outcome = fuzz(

@@ -16,13 +16,14 @@ from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.app import create_app
 from service.db.database import open_database
 from service.db.models import Device, Study
+from service.db.transitions import advance_study
 from service.devices import heartbeats
+from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
-from service.states import AttemptState, StudyState, advance_study
+from service.states import AttemptState, StudyState
 from tests.soak.fuzz.definitions import sound_definition, sound_schedule
 from tests.support.database_lab import Lab
 
@@ -64,7 +65,7 @@ def make_world(settings: Settings) -> World:
     for name in ("train.jsonl", "eval.jsonl"):
         rows = [{"text": f"Row {i} of {name}, with a few words in it."} for i in range(20)]
         (settings.data_roots[0] / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    database, storage = open_database(settings), optuna_store.open_storage(settings)
+    database, storage = open_database(settings), open_storage(settings)
     studies: list[dict[str, Any]] = []
     with TestClient(create_app(settings), headers={"authorization": f"Bearer {KEY}"}) as client:
 
@@ -98,7 +99,7 @@ def make_world(settings: Settings) -> World:
             ):
                 advance_study(session, row, state, f"it {state}")
             session.add(Device(id="GPU-0b1c", put_aside_at=datetime.now(UTC), reason="three trials failed"))
-    optuna_store.close_storage(storage)
+    close_storage(storage)
     database.dispose()
     return World(
         app=create_app(settings),

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.db import database
 from service.embedded.child_process import ChildProcess
 from service.embedded.supervisor import Supervisor
 from service.home_folder import UnusableHome, make_home
+from service.maintenance import schema
 from service.settings import Settings
 
 
@@ -31,7 +31,7 @@ def mode(path: Path) -> int:
 
 def test_home_and_databases(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    database.upgrade(settings)
+    schema.upgrade(settings)
     assert mode(settings.home) == 0o700
     files = sorted(settings.home.glob("*.db*"))
     assert {"nightsweep.db", "optuna.db"} <= {file.name for file in files}
@@ -40,7 +40,7 @@ def test_home_and_databases(tmp_path: Path) -> None:
 
 def test_databases_in_a_home_that_was_there_before(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    database.upgrade(Settings(home=tmp_path))
+    schema.upgrade(Settings(home=tmp_path))
     assert {mode(file) for file in tmp_path.glob("*.db")} == {0o600}
 
 
@@ -54,7 +54,7 @@ def test_a_home_that_was_open_is_closed_with_its_files_and_one_line(
         (home / name).touch(mode=0o644)
     (home / "logs" / "link.log").symlink_to(home / "notes.txt")
     for _ in range(2):
-        database.upgrade(Settings(home=home))
+        schema.upgrade(Settings(home=home))
     assert mode(home) == 0o700
     closed = ("nightsweep.db", "optuna.db", "ray_token", "serve.json", "logs/api.log")
     assert {name: mode(home / name) for name in closed} == dict.fromkeys(closed, 0o600)

@@ -15,7 +15,6 @@ from sqlalchemy import select, text
 from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
-from service import optuna_store
 from service.access import keys
 from service.access.browser_guard import require_key
 from service.app import create_app
@@ -26,6 +25,7 @@ from service.db.database import Database
 from service.db.models import ApiKey, Study
 from service.embedded.supervisor import Supervisor, run_api
 from service.errors import Conflict, Invalid, NotFound, Unavailable
+from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 from tests.support.api import LOCAL, Make, database_away, expect_problem, on_sqlite
 
@@ -249,9 +249,9 @@ def test_a_range_test_stage_is_its_studys_owners(
     body = definition()
     body["search"]["learning_rate_range_test"] = True
     assert client.post("/v1/studies", json=body, headers=_bearer(key)).status_code == 201
-    storage = optuna_store.open_storage(settings)
+    storage = open_storage(settings)
     advance_stages(service_database, storage, FingerprintReader())
-    optuna_store.close_storage(storage)
+    close_storage(storage)
     with service_database.read() as session:
         owners = {study.name: study.owner for study in session.scalars(select(Study))}
     assert owners == {"support-tone": "alice", "support-tone.range-test": "alice"}

@@ -25,8 +25,10 @@ from service.cli.root import app
 from service.db import database
 from service.db.database import database_now
 from service.db.models import Study
+from service.db.transitions import advance_study
+from service.maintenance import schema
 from service.settings import Settings
-from service.states import StudyState, advance_study
+from service.states import StudyState
 
 DEADLINE_SECONDS = 30.0
 STUDY = """\
@@ -69,7 +71,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         port = probe.getsockname()[1]
     monkeypatch.setenv("NIGHTSWEEP_SERVER", f"http://127.0.0.1:{port}")
     settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,), submission_check_seconds=0)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     return settings
 
 

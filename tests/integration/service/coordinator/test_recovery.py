@@ -22,18 +22,11 @@ from service.coordinator.study.leased_study import HeldStudy
 from service.coordinator.study.recovery import SENTENCES, TABLE, Repair, reconcile
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study
+from service.db.transitions import advance_attempt, advance_study, append_event
 from service.errors import Torn
 from service.maintenance import integrity
 from service.optuna_store.values import TrialCondition
-from service.states import (
-    LIVE_ATTEMPT_STATES,
-    AttemptState,
-    LossCause,
-    StudyState,
-    advance_attempt,
-    advance_study,
-    append_event,
-)
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, StudyState
 
 Make = Callable[..., dict[str, Any]]
 Pair = tuple[TrialCondition, AttemptState | None]

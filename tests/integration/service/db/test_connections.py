@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from service import optuna_store
 from service.db import connections, database
+from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 
 
@@ -22,13 +22,13 @@ def test_both_engines_on_postgresql_wait_no_longer_than_a_lease(
     migrated_postgres: str, tmp_path: Path
 ) -> None:
     settings = Settings(home=tmp_path, database_url=migrated_postgres, lease_seconds=12)
-    opened, storage = database.open_database(settings), optuna_store.open_storage(settings)
+    opened, storage = database.open_database(settings), open_storage(settings)
     for engine, name in ((opened.engine, "nightsweep"), (storage.engine, "nightsweep-optuna")):
         assert shown(engine, "idle_in_transaction_session_timeout") == "12s"
         assert shown(engine, "lock_timeout") == "17s"
         assert shown(engine, "application_name") == name
     assert shown(storage.engine, "search_path") == "optuna"
-    optuna_store.close_storage(storage)
+    close_storage(storage)
     opened.dispose()
 
 

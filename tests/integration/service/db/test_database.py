@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Device, EventRow, Study
+from service.db.transitions import advance_attempt, advance_study, append_event
 from service.errors import IllegalTransition
-from service.states import AttemptState, StudyState, advance_attempt, advance_study, append_event
+from service.states import AttemptState, StudyState
 
 
 def _study(name: str = "a") -> Study:

@@ -12,7 +12,12 @@ from sqlalchemy import event
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
+from service.optuna_store.asking import ask, ask_repeat
+from service.optuna_store.fences import fenced, raise_fence
+from service.optuna_store.reporting import report
+from service.optuna_store.storage import Storage, StorageInternalError
+from service.optuna_store.studies import ensure_study, load_study, read_trials
+from service.optuna_store.telling import tell
 from service.states import AttemptState
 
 Make = Callable[..., dict[str, Any]]
@@ -20,7 +25,7 @@ Asked = tuple[int, dict[str, Any]]
 
 
 @contextmanager
-def losing_an_answer(storage: optuna_store.Storage) -> Iterator[list[str]]:
+def losing_an_answer(storage: Storage) -> Iterator[list[str]]:
     """The first commit of a transaction that wrote succeeds, and its client hears that it failed.
 
     Gives what that transaction wrote.
@@ -61,13 +66,13 @@ def wanted(definition: Make) -> StudyDefinition:
 
 
 @pytest.fixture
-def held(storage: optuna_store.Storage) -> Iterator[Callable[[str], optuna_store.Storage]]:
+def held(storage: Storage) -> Iterator[Callable[[str], Storage]]:
     """A storage as the holder of a study's lease has it."""
     made = []
 
-    def hold(name: str) -> optuna_store.Storage:
-        optuna_store.raise_fence(storage, name, number=1, owner="me")
-        made.append(optuna_store.fenced(storage, name, number=1, owner="me"))
+    def hold(name: str) -> Storage:
+        raise_fence(storage, name, number=1, owner="me")
+        made.append(fenced(storage, name, number=1, owner="me"))
         return made[-1]
 
     yield hold
@@ -76,14 +81,14 @@ def held(storage: optuna_store.Storage) -> Iterator[Callable[[str], optuna_store
 
 
 def ask_three(study: optuna.Study, wanted: StudyDefinition) -> list[Asked]:
-    return [optuna_store.ask(study, wanted) for _ in range(3)]
+    return [ask(study, wanted) for _ in range(3)]
 
 
 def test_a_trial_whose_creation_was_not_answered_is_created_once(
-    storage: optuna_store.Storage, held: Callable[[str], optuna_store.Storage], wanted: StudyDefinition
+    storage: Storage, held: Callable[[str], Storage], wanted: StudyDefinition
 ) -> None:
-    calm = ask_three(optuna_store.ensure_study(held("calm"), "calm", wanted), wanted)
-    study = optuna_store.ensure_study(held("a"), "a", wanted)
+    calm = ask_three(ensure_study(held("calm"), "calm", wanted), wanted)
+    study = ensure_study(held("a"), "a", wanted)
     with losing_an_answer(storage) as lost:
         asked = ask_three(study, wanted)
     assert any("INTO trials" in statement for statement in lost)
@@ -92,49 +97,49 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
 
 
 def test_a_repeat_whose_creation_was_not_answered_is_created_once(
-    storage: optuna_store.Storage, held: Callable[[str], optuna_store.Storage], wanted: StudyDefinition
+    storage: Storage, held: Callable[[str], Storage], wanted: StudyDefinition
 ) -> None:
-    study = optuna_store.ensure_study(held("a"), "a", wanted)
-    optuna_store.ask(study, wanted)
+    study = ensure_study(held("a"), "a", wanted)
+    ask(study, wanted)
     with losing_an_answer(storage) as lost:
-        number, _ = optuna_store.ask_repeat(study, wanted, of=0, seed=43)
+        number, _ = ask_repeat(study, wanted, of=0, seed=43)
     assert lost
     assert number == 1
     assert [trial.number for trial in study.trials] == [0, 1]
 
 
 def test_another_asker_at_the_same_time_makes_no_trial_with_a_number_that_it_was_not_drawn_for(
-    storage: optuna_store.Storage,
-    held: Callable[[str], optuna_store.Storage],
+    storage: Storage,
+    held: Callable[[str], Storage],
     wanted: StudyDefinition,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fence that was raised without need, say: both hold it, and the second one draws for number 0 too."""
     first, second = held("a"), held("a")
-    study = optuna_store.ensure_study(first, "a", wanted)
-    other = optuna_store.load_study(second, "a")
-    expected = optuna_store.ask(study, wanted)
+    study = ensure_study(first, "a", wanted)
+    other = load_study(second, "a")
+    expected = ask(study, wanted)
     stale: list[list[Any]] = [[]]
     read = other.get_trials
     monkeypatch.setattr(other, "get_trials", lambda *a, **k: stale.pop() if stale else read(*a, **k))
-    assert optuna_store.ask(other, wanted) == expected
+    assert ask(other, wanted) == expected
     assert not stale
     assert [trial.number for trial in study.trials] == [0]
 
 
 def test_a_rung_and_an_end_whose_answers_were_lost_are_written_once_when_tried_again(
-    storage: optuna_store.Storage, held: Callable[[str], optuna_store.Storage], wanted: StudyDefinition
+    storage: Storage, held: Callable[[str], Storage], wanted: StudyDefinition
 ) -> None:
-    study = optuna_store.ensure_study(held("a"), "a", wanted)
-    optuna_store.ask(study, wanted)
+    study = ensure_study(held("a"), "a", wanted)
+    ask(study, wanted)
     writes: list[Callable[[], object]] = [
-        lambda: optuna_store.report(study, 0, 100, 0.5),
-        lambda: optuna_store.tell(study, 0, AttemptState.COMPLETED, "done", value=0.5),
+        lambda: report(study, 0, 100, 0.5),
+        lambda: tell(study, 0, AttemptState.COMPLETED, "done", value=0.5),
     ]
     for write in writes:
-        with losing_an_answer(storage) as lost, pytest.raises(optuna_store.StorageInternalError):
+        with losing_an_answer(storage) as lost, pytest.raises(StorageInternalError):
             write()
         assert lost
         write()
-    (trial,) = optuna_store.read_trials(storage, "a")
+    (trial,) = read_trials(storage, "a")
     assert (trial.value, trial.rungs, trial.state) == (0.5, ((100, 0.5),), "complete")

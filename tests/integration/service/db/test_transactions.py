@@ -16,10 +16,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
-from service import optuna_store
 from service.db import connections, database
-from service.db.database import Database, is_outage, is_transient
+from service.db.database import Database
+from service.db.errors import is_outage, is_transient
 from service.db.models import Study
+from service.maintenance import schema
+from service.optuna_store.storage import StorageInternalError, close_storage, open_storage
 from service.settings import Settings
 from tests.soak.faults.postgres import Postgres
 
@@ -241,14 +243,14 @@ def test_a_locked_storage_of_optunas_is_known_as_such(
     monkeypatch.setattr(connections, "SQLITE_BUSY_SECONDS", 0.01)
     home = tmp_path / "home"
     shutil.copytree(migrated_sqlite, home)
-    storage = optuna_store.open_storage(Settings(home=home))
+    storage = open_storage(Settings(home=home))
     with closing(sqlite3.connect(home / "optuna.db", isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(optuna_store.StorageInternalError) as raised:
+        with pytest.raises(StorageInternalError) as raised:
             storage.create_new_study([StudyDirection.MINIMIZE], "a")
         assert is_transient(raised.value)
         assert not is_outage(raised.value)
-    optuna_store.close_storage(storage)
+    close_storage(storage)
 
 
 # -- waited for --------------------------------------------------------------------------------------
@@ -263,8 +265,8 @@ def server() -> Iterator[Postgres]:
 
 def test_a_server_that_stops_and_starts_is_an_outage_and_then_none(server: Postgres, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", database_url=server.new_database())
-    database.upgrade(settings)
-    opened, storage = database.open_database(settings), optuna_store.open_storage(settings)
+    schema.upgrade(settings)
+    opened, storage = database.open_database(settings), open_storage(settings)
     add_studies(opened, "a")
     storage.create_new_study([StudyDirection.MINIMIZE], "a")
     runs: list[int] = []
@@ -280,7 +282,7 @@ def test_a_server_that_stops_and_starts_is_an_outage_and_then_none(server: Postg
         lambda: opened.transact(work),  # cut in the middle
         lambda: opened.transact(lambda session: raise_number(session, "a")),  # refused
         lambda: storage.create_new_study([StudyDirection.MINIMIZE], "b"),
-        lambda: optuna_store.open_storage(settings),
+        lambda: open_storage(settings),
     ):
         with pytest.raises(Exception) as raised:  # noqa: PT011  (what it is, is the question)
             attempt()
@@ -293,7 +295,7 @@ def test_a_server_that_stops_and_starts_is_an_outage_and_then_none(server: Postg
     storage.create_new_study([StudyDirection.MINIMIZE], "b")
     assert numbers(opened) == {"a": 1}
     assert sorted(study.study_name for study in storage.get_all_studies()) == ["a", "b"]
-    optuna_store.close_storage(storage)
+    close_storage(storage)
     opened.dispose()
 
 

@@ -15,12 +15,13 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import select, text
 
-from service import optuna_store
 from service.db import database
 from service.db.models import EventRow, Study
 from service.errors import BackupError, SchemaOutOfDate
-from service.maintenance import backup, integrity
+from service.maintenance import backup, integrity, schema
 from service.maintenance.backup import archive as archives
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.searches import GRID, rows_of, service_of
@@ -69,7 +70,7 @@ def test_a_restored_service_goes_on_where_it_was(
         service.submit({**GRID, "name": "later"})
         service.run()
         assert service.states() == {"grid": "completed", "later": "completed"}
-        assert len(optuna_store.read_trials(service.storage, "grid")) == 4
+        assert len(read_trials(service.storage, "grid")) == 4
     assert integrity.find_violations(restored) == []
 
 
@@ -199,7 +200,7 @@ def test_a_database_with_rows_is_not_restored_into(searched: Settings, saved: Pa
 
 
 def test_a_database_with_rows_of_optunas_only_is_not_restored_into(
-    settings: Settings, storage: optuna_store.Storage, tmp_path: Path
+    settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
     backup.save(settings, tmp_path / "b")
     storage.create_new_study([StudyDirection.MINIMIZE], "by hand")
@@ -221,19 +222,19 @@ def test_a_database_of_another_version_is_not_restored_into(
     settings: Settings, service_database: database.Database, sqlite_backup: Path
 ) -> None:
     with service_database.write() as session:
-        session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '0001'"))
+        session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'"))
     try:
         with pytest.raises(SchemaOutOfDate, match="at revision 0001; this version needs"):
             backup.restore(settings, sqlite_backup)
     finally:
         with service_database.write() as session:
-            session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '0005'"))
+            session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0006'"))
 
 
 def refused(path: Path, make_empty: Make, match: str) -> None:
     """The file is refused, and nothing of it is in the database afterwards."""
     settings = make_empty("sqlite")
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with pytest.raises(BackupError, match=match):
         backup.restore(settings, path)
     assert is_empty(settings)
@@ -338,7 +339,7 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (_other_revision, r"made it at the revisions .*service 0002, this version has .*service 0005"),
+        (_other_revision, r"made it at the revisions .*service 0002, this version has .*service 0006"),
         (_other_format, r"it has the format 2, .* this version reads format 1"),
         (_outside, r"its members differ from its manifest\.json: '\.\./\.\./outside'"),
         (_listed_outside, r"its tables differ from this version's: \['\.\./\.\./outside'\]"),

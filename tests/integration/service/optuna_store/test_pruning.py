@@ -6,26 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
+from service.optuna_store.reporting import report, should_prune
+from service.optuna_store.storage import Storage, close_storage, open_storage
+from service.optuna_store.studies import ensure_study
 from service.settings import Settings
 
 
 def test_a_verdict_outlives_its_coordinator_whatever_was_reported_meanwhile(
-    storage: optuna_store.Storage, settings: Settings, definition: Callable[..., dict[str, Any]]
+    storage: Storage, settings: Settings, definition: Callable[..., dict[str, Any]]
 ) -> None:
     pruning = {"algorithm": "asha", "reduction_factor": 2, "n_min_trials": 1}
     wanted = parse_definition(definition(pruning=pruning, evaluation={"every_examples": 100}))
-    study = optuna_store.ensure_study(storage, "a", wanted)
+    study = ensure_study(storage, "a", wanted)
     verdicts = []
     for value in (2.0, 3.0, 1.0, 0.5):
         number = study.ask().number
-        optuna_store.report(study, number, 100, value)
-        verdicts.append(optuna_store.should_prune(study, wanted, number, 900))
+        report(study, number, 100, value)
+        verdicts.append(should_prune(study, wanted, number, 900))
     # By what was reported in the end the first would be pruned, too.
     assert verdicts == [None, "eval_loss 3 at 100 examples, cut-off 2 of 1 peer", None, None]
-    other = optuna_store.open_storage(settings)
-    again = optuna_store.ensure_study(other, "a", wanted)
+    other = open_storage(settings)
+    again = ensure_study(other, "a", wanted)
     for number, verdict in enumerate(verdicts):
-        assert not optuna_store.report(again, number, 50, 9.0), "not its newest rung"
-        assert optuna_store.should_prune(again, wanted, number, 900) == verdict
-    optuna_store.close_storage(other)
+        assert not report(again, number, 50, 9.0), "not its newest rung"
+        assert should_prune(again, wanted, number, 900) == verdict
+    close_storage(other)

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.db.database import Database
 from service.db.models import Attempt, Base, Study
-from service.optuna_store import Storage
-from service.plans import report_process
+from service.optuna_store.storage import Storage
+from service.plans.data_reports import processes
 from service.settings import Settings
 from service.states import AttemptState
 from tests.support.api import LOCAL, Make, expect_problem, on_sqlite, stored
@@ -28,7 +28,7 @@ DRY_RUN = "/v1/studies?dry_run=true"
 @pytest.fixture
 def no_worker_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a host of the API alone."""
-    monkeypatch.setattr(report_process, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
 
 
 def every_row(database: Database, storage: Storage) -> int:
@@ -142,10 +142,10 @@ def test_the_plan_is_documented(client: TestClient) -> None:
 @pytest.fixture
 def quickstart(tmp_path: Path) -> Iterator[TestClient]:
     """An API that may read the quickstart's files, on SQLite."""
-    from service.db import database
+    from service.maintenance import schema
 
     settings = Settings(home=tmp_path / "home", data_roots=(QUICKSTART,), plan_timeout_seconds=240)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 

@@ -10,13 +10,15 @@ from sqlalchemy import delete
 from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
 from service.coordinator import leases
 from service.coordinator.chores.fingerprints import FingerprintReader
 from service.coordinator.chores.preparation import FIGURE, advance_stages
 from service.db.database import Database
 from service.db.models import Attempt, Study
-from service.states import AttemptState, StudyState, advance_study
+from service.db.transitions import advance_study
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study
+from service.states import AttemptState, StudyState
 from tests.support.api import Make, expect_problem, on_sqlite
 
 
@@ -121,7 +123,7 @@ def test_an_optimizer_that_is_searched_makes_corners_too(client: TestClient, def
 
 
 def test_what_the_sweeps_found_is_shown_with_their_curves(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     test_id = client.post("/v1/range-tests", json=with_a_range(definition)).json()["id"]
     sweep_all(service_database, test_id)
@@ -150,12 +152,12 @@ def test_rates_are_those_that_a_recipe_states_where_they_are_scaled_with_the_bat
 
 
 def test_the_curve_is_on_the_dashboard_s_page(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     """Read back through the dashboard's own API, whose client draws it."""
     test = client.post("/v1/range-tests", json=with_a_range(definition)).json()
     sweep_all(service_database, test["id"])
-    optuna_store.ensure_study(storage, test["name"], StudyDefinition.model_validate(test["definition"]))
+    ensure_study(storage, test["name"], StudyDefinition.model_validate(test["definition"]))
     advance_stages(service_database, storage, FingerprintReader())
     advance_stages(service_database, storage, FingerprintReader())
     path = client.get(f"/v1/range-tests/{test['id']}").json()["dashboard_path"]

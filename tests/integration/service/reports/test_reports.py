@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.db.database import Database
 from service.db.models import Study
+from service.optuna_store.storage import Storage
+from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
 from tests.support.api import Make, expect_problem, on_sqlite
 from tests.support.database_lab import Lab
@@ -21,9 +22,7 @@ STUDY = "/v1/studies/support-tone"
 
 
 @pytest.fixture
-def begin(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
-) -> Begin:
+def begin(client: TestClient, definition: Make, service_database: Database, storage: Storage) -> Begin:
     def make(**sections: Any) -> Lab:
         answer = client.post("/v1/studies", json=definition(**sections))
         assert answer.status_code == 201, answer.text
@@ -143,7 +142,7 @@ def test_importance_needs_trials_and_then_finds_what_matters(client: TestClient,
     for _ in range(16):
         number, params = lab.ask()
         value = abs(math.log10(params["learning_rate"]) + 3)
-        optuna_store.tell(lab.optuna, number, AttemptState.COMPLETED, "done", value=value)
+        tell(lab.optuna, number, AttemptState.COMPLETED, "done", value=value)
     found = client.get(f"{STUDY}/importance").json()
     assert (found["trials"], found["best_trials"]) == (16, 5)
     assert [(p["name"], p["above_chance"]) for p in found["parameters"]] == [

@@ -14,10 +14,13 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
 from service.app import create_app
-from service.db.database import VERSION_TABLE, open_database, upgrade
-from service.rest import readiness
+from service.db.database import open_database
+from service.health import readiness
+from service.maintenance.schema import VERSION_TABLE, upgrade
+from service.optuna_store.asking import ask
+from service.optuna_store.storage import Storage, close_storage, open_storage
+from service.optuna_store.studies import ensure_study
 from service.settings import Settings
 from tests.support.api import LOCAL, database_away, expect_problem
 
@@ -103,13 +106,13 @@ def test_readiness_fails_when_the_schema_is_not_ours(empty_settings: Settings) -
 
 def test_readiness_fails_when_optunas_tables_are_not_ours(empty_settings: Settings) -> None:
     upgrade(empty_settings)
-    storage = optuna_store.open_storage(empty_settings)
+    storage = open_storage(empty_settings)
     with TestClient(create_app(empty_settings), base_url=LOCAL) as client:
         with storage.engine.begin() as connection:
             connection.execute(text("DELETE FROM alembic_version"))
         problem = expect_problem(client.get("/readyz", params=API_ALONE), 503)
         assert [fault["path"] for fault in problem["faults"]] == ["optuna"]
-    optuna_store.close_storage(storage)
+    close_storage(storage)
 
 
 @pytest.mark.parametrize("which", ["database", "storage"])
@@ -155,11 +158,9 @@ def test_search_spaces_are_listed_and_shown(client: TestClient, definition: Make
     assert client.get("/v1/search-spaces/nothing").status_code == 404
 
 
-def test_the_dashboard_shows_a_study(
-    client: TestClient, storage: optuna_store.Storage, definition: Make
-) -> None:
-    study = optuna_store.ensure_study(storage, "support-tone", parse_definition(definition()))
-    optuna_store.ask(study, parse_definition(definition()))
+def test_the_dashboard_shows_a_study(client: TestClient, storage: Storage, definition: Make) -> None:
+    study = ensure_study(storage, "support-tone", parse_definition(definition()))
+    ask(study, parse_definition(definition()))
     listed = client.get("/api/studies").json()["study_summaries"]
     assert [s["study_name"] for s in listed] == ["support-tone"]
     number = listed[0]["study_id"]
@@ -220,9 +221,9 @@ def test_a_query_of_raw_bytes_reaches_the_dashboard_unharmed(client: TestClient)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/api/studies", "/api/studies/1", "/dashboard", "/incompatible-rdb-schema"])
 def test_the_dashboard_is_for_reading_only(
-    client: TestClient, storage: optuna_store.Storage, definition: Make, method: str, path: str
+    client: TestClient, storage: Storage, definition: Make, method: str, path: str
 ) -> None:
-    optuna_store.ensure_study(storage, "support-tone", parse_definition(definition()))
+    ensure_study(storage, "support-tone", parse_definition(definition()))
     answer = client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert answer.headers["content-type"] == "application/problem+json"

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.db.database import Database
 from service.db.models import Schedule
+from service.optuna_store.storage import Storage
 from service.schedules.commands import fire
 from service.states import StudyState
 from tests.support.api import Make, expect_problem, on_sqlite
@@ -30,7 +30,7 @@ def _if_match(tag: str) -> dict[str, str]:
 
 
 def test_a_studys_etag_moves_with_its_state_and_with_requests(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     submitted = client.post("/v1/studies", json=definition())
     tags = [submitted.headers["etag"]]
@@ -54,7 +54,7 @@ def test_a_study_that_was_changed_in_between_is_left_alone(
     client: TestClient,
     definition: Make,
     service_database: Database,
-    storage: optuna_store.Storage,
+    storage: Storage,
     action: str,
 ) -> None:
     submitted = client.post("/v1/studies", json=definition())

@@ -15,8 +15,8 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from service import web_server
 from service.app import create_app
-from service.rest import web_server
 from service.rest.body_limit import BodyLimit
 from service.settings import Settings
 from tests.support.api import LOCAL, Make, expect_problem, stored

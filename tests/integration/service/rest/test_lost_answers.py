@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from service.cli.root import app
 from service.db import database
 from service.db.models import Study
+from service.maintenance import schema
 from service.settings import Settings
 from tests.integration.service.cli.test_cli import STUDY, serving
 
@@ -65,7 +66,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         port = probe.getsockname()[1]
     monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
     settings = Settings(home=tmp_path / "home", port=port, data_roots=(tmp_path,), submission_check_seconds=0)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     return settings
 
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.db.database import Database
 from service.db.models import Schedule, Study
+from service.optuna_store.storage import Storage
 from service.schedules.commands import fire
 from service.states import AttemptState, StudyState
 from service.trials.queries import State
@@ -40,9 +40,7 @@ def numbers(client: TestClient, query: str = "") -> list[int]:
 
 
 @pytest.fixture
-def lab(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
-) -> Lab:
+def lab(client: TestClient, definition: Make, service_database: Database, storage: Storage) -> Lab:
     """A study with six trials: completed at 2, 1 and 3, failed, running, waiting."""
     lab = Lab(client.post("/v1/studies", json=definition()).json(), service_database, storage)
     for value in (2.0, 1.0, 3.0):
@@ -268,7 +266,7 @@ def test_trials_are_sorted_by_the_objective_when_asked(client: TestClient, lab: 
 
 
 def test_the_best_of_a_maximized_objective_is_the_highest(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     body = definition(objective={"metric": "accuracy"})
     lab = Lab(client.post("/v1/studies", json=body).json(), service_database, storage)

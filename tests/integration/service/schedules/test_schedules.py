@@ -13,13 +13,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.coordinator.chores.fingerprints import FingerprintReader
 from service.coordinator.chores.preparation import advance_stages
 from service.coordinator.chores.schedules import fire_schedules, repair_schedules
 from service.db.database import Database
 from service.db.models import Schedule, ScheduleEvent, Study
 from service.errors import LimitReached
+from service.optuna_store.storage import Storage
 from service.rest.idempotency import HEADER
 from service.schedules import commands
 from service.schedules.commands import due, fire
@@ -338,7 +338,7 @@ def test_studies_that_a_person_submits_keep_the_seed_that_they_have(
 
 
 def test_what_a_sweep_leaves_out_is_settled_once(
-    client: TestClient, make: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, make: Make, service_database: Database, storage: Storage
 ) -> None:
     make(overlap="allow")
     for day in (1, 2):

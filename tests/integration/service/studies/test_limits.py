@@ -14,7 +14,6 @@ from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.access import keys
 from service.app import create_app
 from service.coordinator import leases
@@ -23,9 +22,11 @@ from service.coordinator.chores.preparation import advance_stages
 from service.coordinator.chores.schedules import fire_schedules
 from service.db.database import Database, database_now
 from service.db.models import EventRow, Schedule, Study
+from service.db.transitions import advance_study
+from service.optuna_store.storage import Storage
 from service.schedules.commands import fire
 from service.settings import Settings
-from service.states import AttemptState, StudyState, advance_study
+from service.states import AttemptState, StudyState
 from service.studies.limits import Limits
 from tests.support.api import LOCAL, Make, expect_problem
 from tests.support.database_lab import Lab
@@ -107,7 +108,7 @@ def test_a_repeated_request_is_answered_at_the_limit(settings: Settings, search:
 
 
 def test_a_studys_own_range_test_is_no_study_more(
-    settings: Settings, search: Make, service_database: Database, storage: optuna_store.Storage
+    settings: Settings, search: Make, service_database: Database, storage: Storage
 ) -> None:
     body = search("a")
     body["search"]["learning_rate_range_test"] = True
@@ -134,7 +135,7 @@ def test_of_many_at_once_as_many_as_allowed_get_in(settings: Settings, search: M
 
 
 def test_trials_that_have_not_ended_are_counted(
-    settings: Settings, search: Make, service_database: Database, storage: optuna_store.Storage
+    settings: Settings, search: Make, service_database: Database, storage: Storage
 ) -> None:
     with _client(settings, max_queued_trials_per_owner=10) as client:
         study = client.post("/v1/studies", json=search("a", 8)).json()

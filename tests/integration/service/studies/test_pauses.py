@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from service.db.database import Database
 from service.db.models import Study
-from service.db.pauses import put_down
-from service.states import StudyState, advance_study
+from service.db.transitions import advance_study, put_down
+from service.states import StudyState
 from tests.support.api import Make, expect_problem
 
 PAUSE, RESUME = "/v1/studies/support-tone/pause", "/v1/studies/support-tone/resume"

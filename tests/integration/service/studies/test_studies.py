@@ -12,18 +12,15 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
 from service.db.database import Database
 from service.db.models import Attempt, Study
+from service.db.transitions import advance_attempt, advance_study, append_event
+from service.optuna_store.asking import ask
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study
+from service.optuna_store.telling import tell
 from service.settings import Settings
-from service.states import (
-    TRIAL_FAILED,
-    AttemptState,
-    StudyState,
-    advance_attempt,
-    advance_study,
-    append_event,
-)
+from service.states import TRIAL_FAILED, AttemptState, StudyState
 from service.studies import queries
 from tests.support.api import Make, expect_problem, on_sqlite, stored
 
@@ -270,13 +267,13 @@ def test_a_study_that_is_over_cannot_be_cancelled(
 
 
 def test_a_study_counts_its_trials_by_their_latest_attempt(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     study_id = client.post("/v1/studies", json=definition()).json()["id"]
     wanted = StudyDefinition.model_validate(client.get("/v1/studies/support-tone").json()["definition"])
-    optuna_study = optuna_store.ensure_study(storage, "support-tone", wanted, study_id=study_id)
+    optuna_study = ensure_study(storage, "support-tone", wanted, study_id=study_id)
     for _ in range(5):
-        optuna_store.ask(optuna_study, wanted)
+        ask(optuna_study, wanted)
     histories = [
         [AttemptState.COMPLETED],
         [AttemptState.LOST, AttemptState.DIVERGED],
@@ -294,7 +291,7 @@ def test_a_study_counts_its_trials_by_their_latest_attempt(
                 if end is not None:
                     advance_attempt(session, attempt, end, "because")
                     session.flush()
-    optuna_store.tell(optuna_study, 0, AttemptState.COMPLETED, "done", value=1.25)
+    tell(optuna_study, 0, AttemptState.COMPLETED, "done", value=1.25)
     study = client.get("/v1/studies/support-tone").json()
     expected = {"running": 1, "completed": 1, "diverged": 1, "waiting": 2, "total": 5}
     assert _counted(study) == expected
@@ -309,14 +306,14 @@ def _counted(study: dict[str, Any]) -> dict[str, int]:
 
 
 def test_a_lost_trial_counts_as_what_became_of_it(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     """Lost too often: failed. Waiting for its next attempt when the study was cancelled: cancelled."""
     study_id = client.post("/v1/studies", json=definition()).json()["id"]
     wanted = StudyDefinition.model_validate(client.get("/v1/studies/support-tone").json()["definition"])
-    optuna_study = optuna_store.ensure_study(storage, "support-tone", wanted, study_id=study_id)
+    optuna_study = ensure_study(storage, "support-tone", wanted, study_id=study_id)
     for _ in range(2):
-        optuna_store.ask(optuna_study, wanted)
+        ask(optuna_study, wanted)
     with service_database.write() as session:
         for number in range(2):
             attempt = Attempt(
@@ -326,13 +323,13 @@ def test_a_lost_trial_counts_as_what_became_of_it(
             session.flush()
             advance_attempt(session, attempt, AttemptState.LOST, "its worker died")
         append_event(session, study_id, TRIAL_FAILED, "lost 4 times", trial_number=0)
-    optuna_store.tell(optuna_study, 0, AttemptState.FAILED, "lost 4 times")
+    tell(optuna_study, 0, AttemptState.FAILED, "lost 4 times")
     study = client.get("/v1/studies/support-tone").json()
     assert _counted(study) == {"failed": 1, "waiting": 1, "total": 2}
 
     with service_database.write() as session:
         advance_study(session, session.query(Study).one(), StudyState.CANCELLED, "cancelled on request")
-    optuna_store.tell(optuna_study, 1, AttemptState.CANCELLED, "the study ended")
+    tell(optuna_study, 1, AttemptState.CANCELLED, "the study ended")
     study = client.get("/v1/studies/support-tone").json()
     assert _counted(study) == {"failed": 1, "cancelled": 1, "total": 2}
     states = [t["state"] for t in client.get("/v1/studies/support-tone/trials").json()["items"]]
@@ -355,7 +352,7 @@ def test_a_study_whose_definition_this_version_cannot_read_hides_no_other(
 
 
 def test_lists_do_not_read_definitions(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     """A page of the largest definitions has many megabytes."""
     modules = [[f"module_{number:05}_{'x' * 200}"] for number in range(300)]

@@ -14,9 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.db import database
-from service.plans import report_process
+from service.maintenance import schema
 from service.plans.checks import FIRST_ROWS
+from service.plans.data_reports import processes
 from service.settings import Settings
 from tests.support.api import LOCAL, expect_problem
 
@@ -39,7 +39,7 @@ def checking(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator
     """An API that checks, with as much time as the machine may need."""
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home, data_roots=(folder,), submission_check_seconds=240)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 
@@ -48,7 +48,7 @@ def checking(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator
 def hasty(tmp_path: Path, folder: Path) -> Iterator[TestClient]:
     """One that has no time."""
     settings = Settings(home=tmp_path / "home", data_roots=(folder,), submission_check_seconds=0.001)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     with TestClient(create_app(settings), base_url=LOCAL) as opened:
         yield opened
 
@@ -252,7 +252,7 @@ def test_what_takes_too_long_is_accepted_with_an_event(hasty: TestClient, folder
 def test_a_host_without_the_workers_packages_accepts_with_an_event(
     hasty: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_process, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
     sent = definition(folder, ["no json"], name="bare")
     ranged = hasty.post("/v1/range-tests", json=sent).json()
     assert kinds(hasty, hasty.post("/v1/studies", json=sent).json()) == ["study_queued", "data_unchecked"]

@@ -9,8 +9,9 @@ from starlette.testclient import TestClient
 
 from service.db.database import Database, database_now
 from service.db.models import EventRow, Study, StudyKind
+from service.db.transitions import advance_study
 from service.devices import heartbeats
-from service.states import READING, StudyState, advance_study
+from service.states import READING, StudyState
 from tests.support.api import Make
 
 START = (

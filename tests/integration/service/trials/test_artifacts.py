@@ -17,7 +17,6 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from service import optuna_store
 from service.artifacts import commands
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import open_places
@@ -26,6 +25,9 @@ from service.coordinator.chores.artifact_sweeper import Sweeper, unswept
 from service.db.database import Database
 from service.db.models import Attempt, Study
 from service.errors import Unavailable
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
+from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import AttemptState, StudyState
 from tests.support.api import on_sqlite
@@ -53,7 +55,7 @@ class Store:
 
     def trial(self, value: float, **told: Any) -> int:
         """One with a checkpoint and both adapters, that ends."""
-        number = len(optuna_store.read_trials(self.lab.optuna._storage, self.lab.optuna.study_name))
+        number = len(read_trials(self.lab.optuna._storage, self.lab.optuna.study_name))
         self.put(number, 1, "checkpoint")
         places = {f"{which}_adapter_dir": str(self.put(number, 1, which)) for which in ("best", "last")}
         assert self.lab.complete(value, **told, **places) == number
@@ -87,9 +89,7 @@ def behind(*urls: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def lab(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
-) -> Lab:
+def lab(client: TestClient, definition: Make, service_database: Database, storage: Storage) -> Lab:
     return Lab(client.post("/v1/studies", json=definition()).json(), service_database, storage)
 
 
@@ -98,7 +98,7 @@ def store(lab: Lab, settings: Settings) -> Store:
     return Store(lab, settings.artifacts_dir)
 
 
-def sweep(store: Store, settings: Settings, storage: optuna_store.Storage, keep: int | None) -> list[str]:
+def sweep(store: Store, settings: Settings, storage: Storage, keep: int | None) -> list[str]:
     """The reasons, by folder."""
     planned = list(commands.plan(store.lab.database, storage, open_places(settings), keep=keep))
     done = list(commands.carry_out(store.lab.database, planned))
@@ -108,7 +108,7 @@ def sweep(store: Store, settings: Settings, storage: optuna_store.Storage, keep:
 
 
 def test_a_study_that_has_not_ended_is_never_touched(
-    store: Store, settings: Settings, storage: optuna_store.Storage
+    store: Store, settings: Settings, storage: Storage
 ) -> None:
     store.trial(1.0)
     before = store.left()
@@ -119,7 +119,7 @@ def test_a_study_that_has_not_ended_is_never_touched(
 
 
 def test_without_a_number_to_keep_only_checkpoints_and_rubbish_go(
-    store: Store, settings: Settings, storage: optuna_store.Storage
+    store: Store, settings: Settings, storage: Storage
 ) -> None:
     store.trial(1.0)
     store.put(0, 1, f".best-{'0' * 32}")
@@ -133,7 +133,7 @@ def test_without_a_number_to_keep_only_checkpoints_and_rubbish_go(
 
 
 def test_the_best_adapters_are_kept_and_the_others_are_said_to_be_swept(
-    store: Store, settings: Settings, storage: optuna_store.Storage, client: TestClient
+    store: Store, settings: Settings, storage: Storage, client: TestClient
 ) -> None:
     for value in (3.0, 1.0, 2.0, 4.0):
         store.trial(value)
@@ -159,7 +159,7 @@ def test_the_best_adapters_are_kept_and_the_others_are_said_to_be_swept(
     assert sweep(store, settings, storage, 2) == []
 
 
-def test_keeping_none_keeps_none(store: Store, settings: Settings, storage: optuna_store.Storage) -> None:
+def test_keeping_none_keeps_none(store: Store, settings: Settings, storage: Storage) -> None:
     store.trial(1.0)
     store.end()
     sweep(store, settings, storage, 0)
@@ -171,7 +171,7 @@ def test_a_pareto_front_is_kept_whole(
     definition: Make,
     settings: Settings,
     service_database: Database,
-    storage: optuna_store.Storage,
+    storage: Storage,
 ) -> None:
     objective = {"metric": "eval_loss", "direction": "minimize", "costs": ["train_seconds"]}
     alone = {"pruning": {"algorithm": "none"}, "resources": {"trials_per_worker": 1}}
@@ -189,7 +189,7 @@ def test_the_winner_that_repeats_decided_is_the_first_to_be_kept(
     definition: Make,
     settings: Settings,
     service_database: Database,
-    storage: optuna_store.Storage,
+    storage: Storage,
 ) -> None:
     made = client.post("/v1/studies", json=definition(repeats={"top_k": 2, "seeds": 2}))
     store = Store(Lab(made.json(), service_database, storage), settings.artifacts_dir)
@@ -205,7 +205,7 @@ def test_the_winner_that_repeats_decided_is_the_first_to_be_kept(
 
 
 def test_of_several_attempts_the_adapters_that_the_outcome_leads_to_are_kept(
-    store: Store, settings: Settings, storage: optuna_store.Storage
+    store: Store, settings: Settings, storage: Storage
 ) -> None:
     number, _ = store.lab.ask()
     first = store.put(number, 1, "best")
@@ -215,7 +215,7 @@ def test_of_several_attempts_the_adapters_that_the_outcome_leads_to_are_kept(
     store.lab.attempt(number, 1, AttemptState.LOST)
     outcome = {"value": 1.0, "best_adapter_dir": str(first), "last_adapter_dir": str(last)}
     store.lab.attempt(number, 2, AttemptState.COMPLETED, outcome=outcome)
-    optuna_store.tell(store.lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.0)
+    tell(store.lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.0)
     store.end()
     superseded = "a later attempt of its trial saved another adapter"
     assert sweep(store, settings, storage, 1) == [f"0/1/last: {superseded}", f"0/2/best: {superseded}"]
@@ -225,7 +225,7 @@ def test_of_several_attempts_the_adapters_that_the_outcome_leads_to_are_kept(
 def test_a_sweep_that_dies_anywhere_is_finished_by_the_next(
     store: Store,
     settings: Settings,
-    storage: optuna_store.Storage,
+    storage: Storage,
     client: TestClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -263,7 +263,7 @@ def test_a_sweep_that_dies_anywhere_is_finished_by_the_next(
 @on_sqlite
 @pytest.mark.parametrize("level", ["study", "trial", "attempt", "folder", "file"])
 def test_links_lead_a_sweep_nowhere(
-    store: Store, settings: Settings, storage: optuna_store.Storage, tmp_path: Path, level: str
+    store: Store, settings: Settings, storage: Storage, tmp_path: Path, level: str
 ) -> None:
     kept = store.trial(1.0)
     number = store.trial(2.0)
@@ -294,7 +294,7 @@ def test_links_lead_a_sweep_nowhere(
 
 @on_sqlite
 def test_a_folder_that_becomes_a_link_after_it_was_planned_is_not_followed(
-    store: Store, settings: Settings, storage: optuna_store.Storage, tmp_path: Path
+    store: Store, settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
     store.trial(1.0)
     store.end()
@@ -309,9 +309,7 @@ def test_a_folder_that_becomes_a_link_after_it_was_planned_is_not_followed(
 
 
 @on_sqlite
-def test_what_workers_do_not_make_stays(
-    store: Store, settings: Settings, storage: optuna_store.Storage
-) -> None:
+def test_what_workers_do_not_make_stays(store: Store, settings: Settings, storage: Storage) -> None:
     store.trial(1.0)
     notes = store.root / store.lab.id / "0" / "1" / "notes"
     notes.mkdir()
@@ -425,7 +423,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_goes(
 
 
 def test_a_coordinator_sweeps_each_study_once_it_has_ended(
-    store: Store, settings: Settings, storage: optuna_store.Storage
+    store: Store, settings: Settings, storage: Storage
 ) -> None:
     keeping = settings.model_copy(update={"keep_best_adapters": 1})
     sweeper = Sweeper(keeping, store.lab.database, storage)
@@ -452,7 +450,7 @@ def test_a_coordinator_sweeps_each_study_once_it_has_ended(
 def test_a_study_whose_artifacts_cannot_be_removed_is_swept_later_and_that_is_said_once(
     store: Store,
     settings: Settings,
-    storage: optuna_store.Storage,
+    storage: Storage,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -507,7 +505,7 @@ def test_an_adapter_behind_a_url_is_given_out_and_swept(
     client: TestClient,
     lab: Lab,
     settings: Settings,
-    storage: optuna_store.Storage,
+    storage: Storage,
     flaky: type[FlakyFileSystem],
 ) -> None:
     for number, value in enumerate((2.0, 1.0)):

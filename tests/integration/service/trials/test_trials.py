@@ -14,8 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from search_spaces.definition import build_recipe
-from service import optuna_store
 from service.db.database import Database
+from service.optuna_store.reporting import report
+from service.optuna_store.storage import Storage
+from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import AttemptState
 from tests.support.database_lab import Lab
@@ -26,9 +28,7 @@ on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def lab(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
-) -> Lab:
+def lab(client: TestClient, definition: Make, service_database: Database, storage: Storage) -> Lab:
     return Lab(client.post("/v1/studies", json=definition()).json(), service_database, storage)
 
 
@@ -76,8 +76,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "gradient_noise_scale": None,
     }
     for rung, value in ((100, 2.0), (200, 1.5), (400, 1.75)):
-        optuna_store.report(lab.optuna, number, rung, value)
-    optuna_store.tell(lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.5)
+        report(lab.optuna, number, rung, value)
+    tell(lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.5)
 
     trial = client.get("/v1/studies/support-tone/trials/0").json()
     attempts = trial.pop("attempts")
@@ -152,7 +152,7 @@ def test_a_trial_given_up_after_lost_attempts_shows_what_was_told(client: TestCl
     number, _ = lab.ask()
     lab.attempt(number, 1, AttemptState.LOST)
     assert client.get("/v1/studies/support-tone/trials/0").json()["state"] == "lost"
-    optuna_store.tell(lab.optuna, number, AttemptState.FAILED, "its worker was lost 4 times")
+    tell(lab.optuna, number, AttemptState.FAILED, "its worker was lost 4 times")
     trial = client.get("/v1/studies/support-tone/trials/0").json()
     assert (trial["state"], trial["reason"]) == ("failed", "its worker was lost 4 times")
 
@@ -164,7 +164,7 @@ def test_a_completed_trial_shows_its_value_before_optuna_is_told(client: TestCli
 
 
 def test_a_list_of_names_is_shown_as_a_list(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     choices = [["q_proj"], ["q_proj", "v_proj"]]
     search = {"algorithm": "grid", "space": {"target_modules": {"choices": choices}}}

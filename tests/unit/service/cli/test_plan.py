@@ -24,9 +24,9 @@ from service.cli import options
 from service.cli.root import app
 from service.client import Client
 from service.plans import commands
+from service.plans.data_reports.warm_process import ReportUnavailable
 from service.plans.history import EarlierTrial
 from service.plans.plan import make_plan
-from service.plans.warm_process import ReportUnavailable
 from tests.support.fake_api import FakeApi, Reply, problem
 from tests.support.plans import make_data, make_definition, make_split
 

@@ -75,23 +75,27 @@ def test_sections_of_another_shape_are_left_for_the_service_to_judge(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.yaml", "name: tone\nsearch: {trials: 3\n", r"s\.yaml: Not YAML: .* at line 3, column 1"),
+        ("s.yaml", "name: tone\nsearch: {trials: 3\n", r"s\.yaml: Invalid YAML: .* at line 3, column 1"),
         (
             "s.yaml",
             "name: tone\n\ttrials: 3\n",
-            r"s\.yaml: Not YAML: .* at line 2, column 1",
+            r"s\.yaml: Invalid YAML: .* at line 2, column 1",
         ),
         (
             "s.yaml",
             "a: 1\nb:\n  c: 1\n  c: 2\n",
-            r"s\.yaml: The key 'c' is given twice .*line 4",
+            r"s\.yaml: Duplicate key 'c' .*line 4",
         ),
         ("s.yaml", "x: !!python/name:os.system a", r"s\.yaml: YAML tags are not supported; .*line 1"),
         ("s.yaml", "x: \x07", r"s\.yaml: The YAML cannot be read"),
         ("s.yaml", "a: &a [1]\nb: *a", r"s\.yaml: YAML anchors are not supported; .*line 1"),
         ("s.yaml", "", r"s\.yaml is empty"),
         ("s.yaml", "- a", r"s\.yaml holds a list; a study file is a mapping"),
-        ("s.json", '{"name": "tone",\n "x": }', r"s\.json: Not JSON: Expecting value at line 2, column 7"),
+        (
+            "s.json",
+            '{"name": "tone",\n "x": }',
+            r"s\.json: Invalid JSON: Expecting value at line 2, column 7",
+        ),
     ],
 )
 def test_a_file_that_is_no_document_is_named_with_the_place(
@@ -105,5 +109,5 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="No such file or directory"):
         read_study_file(tmp_path / "none.yaml")
     (tmp_path / "model.yaml").write_bytes(b"name: \xff")
-    with pytest.raises(StudyFileError, match="Not UTF-8: the byte at offset 6"):
+    with pytest.raises(StudyFileError, match="Invalid UTF-8: the byte at offset 6"):
         read_study_file(tmp_path / "model.yaml")

@@ -17,7 +17,7 @@ import pytest
 
 from service.coordinator.cluster import ray_authentication
 from service.embedded import supervisor
-from service.embedded.supervisor import free_port
+from service.embedded.ports import free_port
 from service.errors import Unavailable
 from service.settings import Settings
 from tests.unit.service.embedded.test_child_process import wait_for
@@ -126,7 +126,7 @@ def test_a_watcher_that_ends_ends_the_process_with_a_message(tmp_path: Path) -> 
 import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-from service import supervisor
+from service.embedded import supervisor
 from service.cli.operations.servers import service_errors_explained
 from service.settings import Settings
 
@@ -157,7 +157,7 @@ def test_a_child_that_died_while_no_descriptor_was_left_is_started_again(tmp_pat
 import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-from service import child_process, supervisor
+from service.embedded import child_process, supervisor
 from service.embedded.child_process import ChildProcess
 from service.settings import Settings
 

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
 from search_spaces.sampling import suggest
-from service import optuna_store
+from service.optuna_store.reporting import report, should_prune
+from service.optuna_store.telling import tell
 from service.states import AttemptState
 
 LONGEST = 900
@@ -58,17 +59,17 @@ class Searching:
         number = self.study.ask().number
         for rung in rungs:
             if (reason := self.judged(number, rung, loss(rung))) is not None:
-                optuna_store.tell(self.study, number, AttemptState.PRUNED, reason)
+                tell(self.study, number, AttemptState.PRUNED, reason)
                 return reason
-        optuna_store.tell(self.study, number, AttemptState.COMPLETED, "done", value=min(map(loss, rungs)))
+        tell(self.study, number, AttemptState.COMPLETED, "done", value=min(map(loss, rungs)))
         return None
 
     def judged(self, number: int, rung: int, value: float) -> str | None:
-        assert optuna_store.report(self.study, number, rung, value)
+        assert report(self.study, number, rung, value)
         return self.ask_pruner(number)
 
     def ask_pruner(self, number: int) -> str | None:
-        return optuna_store.should_prune(self.study, self.definition, number, LONGEST)
+        return should_prune(self.study, self.definition, number, LONGEST)
 
 
 def good(rung: int) -> float:
@@ -129,7 +130,7 @@ def test_a_pruner_that_is_asked_again_gives_the_same_answer_whatever_was_reporte
         if pruned or done + 1 == len(RUNGS):
             state = AttemptState.PRUNED if pruned else AttemptState.COMPLETED
             value = None if pruned else quality
-            optuna_store.tell(searching.study, number, state, "ended", value=value)
+            tell(searching.study, number, state, "ended", value=value)
             del live[number], answers[number]
     assert min(told.values()) > 0
 
@@ -139,7 +140,7 @@ def test_failed_and_cancelled_trials_and_repeats_are_no_peers() -> None:
     for outcome in (AttemptState.FAILED, AttemptState.CANCELLED):
         number = searching.study.ask().number
         assert searching.judged(number, 100, 0.1) is None
-        optuna_store.tell(searching.study, number, outcome, "ended")
+        tell(searching.study, number, outcome, "ended")
     searching.study.add_trial(_repeat(0.1))
     number = searching.study.ask().number
     assert searching.judged(number, 100, 1.0) is None
@@ -152,7 +153,7 @@ def test_trials_that_diverged_or_broke_a_constraint_are_peers() -> None:
     for value, outcome in ((0.5, AttemptState.OUT_OF_MEMORY), (0.25, AttemptState.DIVERGED)):
         number = searching.study.ask().number
         assert searching.judged(number, 100, value) is None
-        optuna_store.tell(searching.study, number, outcome, "ended")
+        tell(searching.study, number, outcome, "ended")
     number = searching.study.ask().number
     assert searching.judged(number, 100, 1.0) == "eval_loss 1 at 100 examples, cut-off 0.25 of 2 peers"
 

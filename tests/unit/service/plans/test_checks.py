@@ -12,8 +12,8 @@ from search_spaces.data_report import Report, ReportProblem, ReportRequest
 from search_spaces.definition import StudyDefinition
 from service.errors import Invalid
 from service.plans.checks import SubmissionChecks
-from service.plans.report_process import CHECKS, ReportProcesses
-from service.plans.warm_process import ReportUnavailable
+from service.plans.data_reports.processes import CHECKS, ReportProcesses
+from service.plans.data_reports.warm_process import ReportUnavailable
 from tests.support.plans import make_definition
 
 

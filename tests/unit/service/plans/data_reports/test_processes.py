@@ -10,10 +10,10 @@ import pytest
 
 from search_spaces.data_report import Report
 from service.errors import Unavailable
-from service.plans import warm_process
-from service.plans.report_process import AT_ONCE, WAITING, ReportProcesses
-from service.plans.report_request import report_request
-from service.plans.warm_process import ReportUnavailable
+from service.plans.data_reports import warm_process
+from service.plans.data_reports.processes import AT_ONCE, WAITING, ReportProcesses
+from service.plans.data_reports.request import report_request
+from service.plans.data_reports.warm_process import ReportUnavailable
 from tests.support.plans import make_definition
 
 REQUEST = report_request(make_definition())

@@ -11,12 +11,13 @@ from enum import StrEnum
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import optuna_store
-from service.db.database import Database, check_schema
+from service.db.database import Database
 from service.devices import heartbeats
 from service.errors import ServiceError
 from service.home_folder import sqlite_databases, trouble_writing
 from service.log_limit import LogLimit, short
+from service.maintenance.schema import check_schema
+from service.optuna_store.storage import Storage, StorageInternalError, check_storage, remove_session
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ReadinessCheck:
         storage: Optuna's.
     """
 
-    def __init__(self, settings: Settings, database: Database, storage: optuna_store.Storage) -> None:
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self._settings = settings
         self._database = database
         self._storage = storage
@@ -83,12 +84,12 @@ class ReadinessCheck:
         return found
 
     def _ask(self, part: Part, check: Callable[[], str | None]) -> str | None:
-        """What a check says, in words that tell strangers nothing; the log has the rest, once per cause."""
+        """The result of a check, without details for outsiders; the log has them, once per cause."""
         try:
             trouble = cause = check()
         except ServiceError as error:
             trouble, cause = error.title.lower(), error.detail
-        except (SQLAlchemyError, optuna_store.StorageInternalError, OSError) as error:
+        except (SQLAlchemyError, StorageInternalError, OSError) as error:
             trouble, cause = "does not answer; the server's log has the cause", short(error)
         if cause is not None:
             suffix = self._log_limit.suffix(f"{part}: {cause}")
@@ -101,9 +102,9 @@ class ReadinessCheck:
 
     def _optuna_trouble(self) -> None:
         try:
-            optuna_store.check_storage(self._storage)
+            check_storage(self._storage)
         finally:
-            optuna_store.remove_session(self._storage)
+            remove_session(self._storage)
 
     def _disk_trouble(self) -> str | None:
         folders = {database.parent for database in sqlite_databases(self._settings)}

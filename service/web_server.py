@@ -1,7 +1,7 @@
 """The HTTP server of the REST process: uvicorn, with bounds on connections and on the time for a header.
 
-uvicorn waits for ever for the end of a header, so whoever sends half of one holds a connection, and a
-descriptor, before any key is asked for. Its `limit_concurrency` is looked at only when a header is complete.
+uvicorn waits forever for the end of a header, so a client that sends half of one occupies a connection, and
+a descriptor, before any key is checked. Its `limit_concurrency` is looked at only when a header is complete.
 """
 
 from __future__ import annotations

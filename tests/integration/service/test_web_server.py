@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import uvicorn
 
+from service import web_server
 from service.app import create_app
-from service.embedded.supervisor import free_port
-from service.rest import web_server
+from service.embedded.ports import free_port
 from service.settings import Settings
 from tests.support.api import on_sqlite
 

@@ -44,7 +44,7 @@ class WarmProcess:
     """One process that makes reports."""
 
     def __init__(self, command: tuple[str, ...] | None) -> None:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         self._ready = False
         self.is_usable = True
         """Whether it can be asked, as it cannot while it owes an answer."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from search_spaces.errors import Fault
 from service.errors import Unavailable
-from service.rest.dependencies import ServiceResources
+from service.health.readiness import Part, ReadinessCheck
 from service.rest.problems import declare
-from service.rest.readiness import Part
 
 router = APIRouter(tags=["health"])
 
@@ -37,7 +36,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses=declare(503))
 async def readyz(
-    resources: ServiceResources,
+    request: Request,
     exclude: Annotated[
         list[Part] | None,
         Query(description="Parts that need not be ready; given several times: none of these"),
@@ -48,7 +47,8 @@ async def readyz(
     Without a coordinator the API still accepts studies, and they wait for one; `exclude=coordinator` leaves
     it out of the question. Answers are up to two seconds old.
     """
-    found = await resources.readiness.troubles()
+    readiness: ReadinessCheck = request.app.state.readiness
+    found = await readiness.troubles()
     asked = {part: trouble for part, trouble in found.items() if part not in (exclude or ())}
     faults = [
         Fault(path=part, value=None, message=trouble)

@@ -19,12 +19,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from starlette.testclient import TestClient
 
-from service import optuna_store
 from service.app import create_app
 from service.db import database
 from service.db.connections import WRITES
 from service.db.models import Base
 from service.errors import SchemaOutOfDate
+from service.maintenance import schema
+from service.optuna_store.storage import Storage, open_storage
 from service.settings import Settings
 from tests.support.api import LOCAL
 
@@ -34,7 +35,7 @@ def test_migrations_make_exactly_what_the_models_say(service_database: database.
         context = MigrationContext.configure(
             connection,
             opts={
-                "version_table": database.VERSION_TABLE,
+                "version_table": schema.VERSION_TABLE,
                 "compare_type": True,
                 "compare_server_default": True,
             },
@@ -57,7 +58,7 @@ def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> N
 
     def upgrade() -> None:
         try:
-            database.upgrade(empty_settings)
+            schema.upgrade(empty_settings)
         except BaseException as error:  # a thread's error must reach the test
             errors.append(error)
             raise
@@ -69,15 +70,15 @@ def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> N
         thread.join(timeout=60)
     assert errors == []
     engine = database.make_engine(empty_settings)
-    database.check_schema(engine)
+    schema.check_schema(engine)
     engine.dispose()
 
 
 def migrate(settings: Settings, move: Callable[[Config, str], None], revision: str) -> None:
     """Move the service's tables to a revision."""
     engine = database.make_engine(settings)
-    with database._upgrade_lock(engine) as connection:
-        config = database._alembic_config()
+    with schema._upgrade_lock(engine) as connection:
+        config = schema._alembic_config()
         config.attributes["connection"] = connection
         move(config, revision)
     engine.dispose()
@@ -119,7 +120,7 @@ def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> 
             ]
         return [int(count or 0) for count in counts]
 
-    database.upgrade(empty_settings)
+    schema.upgrade(empty_settings)
     assert rows() == [1, 1, 1]
     with engine.connect() as connection:
         stored = connection.scalar(text("SELECT definition FROM studies"))
@@ -159,7 +160,7 @@ def test_sweeps_of_earlier_versions_learn_their_schedules_names(empty_settings: 
             ),
             {"now": now, "said": "fired by the schedule 'gone.by'"},
         )
-    database.upgrade(empty_settings)
+    schema.upgrade(empty_settings)
 
     def known() -> list[tuple[str, str | None, str | None]]:
         query = text("SELECT name, schedule_id, schedule_name FROM studies ORDER BY name")
@@ -188,10 +189,10 @@ def test_the_api_refuses_to_start_without_the_schema(empty_settings: Settings) -
 
 
 def test_the_api_refuses_to_start_on_a_newer_schema(empty_settings: Settings) -> None:
-    database.upgrade(empty_settings)
+    schema.upgrade(empty_settings)
     opened = database.open_database(empty_settings)
     with opened.write() as session:
-        session.execute(text(f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'"))
+        session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'"))
     opened.dispose()
     with (
         pytest.raises(SchemaOutOfDate, match="a newer one upgraded it"),
@@ -202,27 +203,27 @@ def test_the_api_refuses_to_start_on_a_newer_schema(empty_settings: Settings) ->
 
 def test_optuna_storage_is_refused_without_its_tables(empty_settings: Settings) -> None:
     with pytest.raises(SchemaOutOfDate, match="Run `nightsweep db upgrade`"):
-        optuna_store.open_storage(empty_settings)
+        open_storage(empty_settings)
 
 
 def test_optuna_tables_live_apart_from_the_services(
-    settings: Settings, service_database: database.Database, storage: optuna_store.Storage
+    settings: Settings, service_database: database.Database, storage: Storage
 ) -> None:
     ours = set(inspect(service_database.engine).get_table_names())
     theirs = set(inspect(storage.engine).get_table_names())
-    assert ours == {*Base.metadata.tables, database.VERSION_TABLE}
+    assert ours == {*Base.metadata.tables, schema.VERSION_TABLE}
     assert {"studies", "trials", "alembic_version", "version_info"} <= theirs
 
 
 def test_the_home_folder_is_the_owners_alone(empty_settings: Settings) -> None:
-    database.upgrade(empty_settings)
+    schema.upgrade(empty_settings)
     assert stat.S_IMODE(empty_settings.home.stat().st_mode) == 0o700
 
 
 def test_both_sqlite_files_use_a_write_ahead_log(tmp_path: Path) -> None:
     """So that readers never wait for the coordinator; the mode stays with the file."""
     settings = Settings(home=tmp_path)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     for name in ("nightsweep.db", "optuna.db"):
         with closing(sqlite3.connect(tmp_path / name)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -22,9 +22,9 @@ from service.cli.root import app
 from service.db import database
 from service.db.models import Base
 from service.errors import SchemaOutOfDate
-from service.maintenance import backup, integrity
+from service.maintenance import backup, integrity, schema
 from service.settings import Settings
-from tests.integration.service.db.test_schema import migrate
+from tests.integration.service.maintenance.test_schema import migrate
 from tests.support.searches import rows_of
 
 Make = Callable[..., Settings]
@@ -93,7 +93,7 @@ def nothing(settings: Settings) -> None:
 
 def two_versions_behind(settings: Settings) -> None:
     """The service's tables at their first revision with a row each, Optuna's without the fences."""
-    database.upgrade(settings)
+    schema.upgrade(settings)
     migrate(settings, command.downgrade, "0001")
     change(settings, "DROP TABLE nightsweep_fences", of_optuna=True)
     at = (
@@ -118,7 +118,7 @@ def two_versions_behind(settings: Settings) -> None:
 def refusal(settings: Settings) -> str | None:
     """What a process would say in place of starting."""
     try:
-        database.check_schemas(settings)
+        schema.check_schemas(settings)
     except SchemaOutOfDate as error:
         return error.detail
     return None
@@ -127,7 +127,7 @@ def refusal(settings: Settings) -> str | None:
 def assert_as_the_models_say(settings: Settings) -> None:
     engine = database.make_engine(settings)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": database.VERSION_TABLE})
+        context = MigrationContext.configure(connection, opts={"version_table": schema.VERSION_TABLE})
         assert compare_metadata(context, Base.metadata) == []
     engine.dispose()
 
@@ -152,7 +152,7 @@ def test_an_upgrade_killed_anywhere_is_finished_by_the_next(
             assert kill_at > steps / 2  # nothing was missing but the end of the process
         else:
             assert TO_UPGRADE in refused
-            database.upgrade(settings)
+            schema.upgrade(settings)
             assert refusal(settings) is None
         assert rows_of(settings) == expected
         assert_as_the_models_say(settings)
@@ -167,7 +167,7 @@ def test_a_downgrade_and_an_upgrade_keep_what_both_versions_know(searched: Setti
         for table in inspect(engine).get_table_names()
     }
     engine.dispose()
-    database.upgrade(searched)
+    schema.upgrade(searched)
     after = rows_of(searched)
 
     def shared(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -191,7 +191,7 @@ def older(settings: Settings) -> None:
 
 
 def newer(settings: Settings) -> None:
-    change(settings, f"UPDATE {database.VERSION_TABLE} SET version_num = '9999'")
+    change(settings, f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
 
 
 def without_optunas_fences(settings: Settings) -> None:
@@ -203,7 +203,7 @@ def optunas_from_the_future(settings: Settings) -> None:
 
 
 STRANGE = {
-    older: ["is at revision 0002; this version needs 0005", TO_UPGRADE],
+    older: ["is at revision 0002; this version needs 0006", TO_UPGRADE],
     newer: ["is at revision 9999, which this version of Nightsweep does not know", TO_INSTALL],
     without_optunas_fences: ["Optuna's storage", TO_UPGRADE],
     optunas_from_the_future: ["Optuna's tables are at revision v9.0.0.a", TO_INSTALL],
@@ -236,15 +236,15 @@ def test_a_strange_schema_is_known_as_such(
     make_empty: Make, kind: str, make_strange: Callable[[Settings], None]
 ) -> None:
     settings = make_empty(kind)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     make_strange(settings)
     said = refusal(settings) or ""
     assert [word for word in STRANGE[make_strange] if word not in said] == []
     if TO_INSTALL in STRANGE[make_strange]:
         with pytest.raises(SchemaOutOfDate, match=TO_INSTALL):
-            database.upgrade(settings)
+            schema.upgrade(settings)
     else:
-        database.upgrade(settings)
+        schema.upgrade(settings)
         assert refusal(settings) is None
 
 
@@ -261,7 +261,7 @@ def test_no_process_starts_on_a_strange_schema(
     make_empty: Make, process: str, kind: str, make_strange: Callable[[Settings], None]
 ) -> None:
     settings = make_empty(kind)
-    database.upgrade(settings)
+    schema.upgrade(settings)
     make_strange(settings)
     assert_says(run(settings, process), STRANGE[make_strange])
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from search_spaces.data_report import LoadingLimits, Report, ReportRequest
 from service.errors import Unavailable
-from service.plans.warm_process import ReportUnavailable, WarmProcess
+from service.plans.data_reports.warm_process import ReportUnavailable, WarmProcess
 
 log = logging.getLogger(__name__)
 
@@ -173,5 +173,5 @@ def _read(answer: bytes) -> Report:
     except ValidationError as error:
         log.warning("a data report cannot be read: %s", error)
         raise ReportUnavailable(
-            "the answer about them cannot be read; are service and workers of one version?"
+            "the report cannot be read; do the service and the workers have the same version?"
         ) from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.values.artifact_urls import without_password
+from search_spaces.wording import counted
 from service.range_tests.schemas import RangeTestView
 from service.states import TERMINAL_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES
 from service.studies.schemas import StudyView
@@ -27,7 +28,7 @@ def study_note(study: StudyView) -> str:
         lines.append("**Best**: none yet." if study.ended_at is None else "**Best**: no trial completed.")
     else:
         metric = study.definition.get("objective", {}).get("metric", "value")
-        mean = "" if best.mean is None else f", mean of {_repeats(best.n)} {best.mean:.6g}"
+        mean = "" if best.mean is None else f", mean of {counted(best.n, 'repeat')} {best.mean:.6g}"
         lines.append(f"**Best**: trial {best.trial_number}, {_plain(metric)} {best.value:.6g}{mean}.")
         lines.append(_table("hyperparameter", [(name, value) for name, value in best.params.items()]))
         if best.sentence:
@@ -142,7 +143,3 @@ def _plain(text: str) -> str:
 def _code(text: str) -> str:
     """A path, as it is."""
     return _plain(text) if "`" in text or "|" in text else f"`{text}`"
-
-
-def _repeats(number: int) -> str:
-    return "1 repeat" if number == 1 else f"{number} repeats"

@@ -22,16 +22,19 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from service import home_folder, optuna_store
+from service import home_folder
 from service.app import create_app
 from service.coordinator import outages
 from service.coordinator.loop import ALIVE_FILE, Coordinator
-from service.db.database import Database, database_now, is_outage, open_database, upgrade
+from service.db.database import Database, database_now, open_database
+from service.db.errors import is_outage
 from service.db.models import Coordinator as CoordinatorRow
 from service.devices import heartbeats
+from service.health import readiness
+from service.health.readiness import Part, ReadinessCheck
 from service.maintenance import backup
-from service.rest import readiness
-from service.rest.readiness import Part, ReadinessCheck
+from service.maintenance.schema import upgrade
+from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 from tests.support.api import LOCAL, database_away, expect_problem, on_sqlite
 from tests.support.fake_cluster import FakeCluster
@@ -219,9 +222,9 @@ def test_answers_are_given_again_and_a_check_that_hangs_keeps_nobody_waiting(
 
 @pytest.fixture
 def coordinator(settings: Settings, service_database: Database) -> Iterator[Coordinator]:
-    storage = optuna_store.open_storage(settings)
+    storage = open_storage(settings)
     yield Coordinator(settings, service_database, storage, FakeCluster(cpus=2))
-    optuna_store.close_storage(storage)
+    close_storage(storage)
 
 
 def rows(database: Database) -> list[CoordinatorRow]:
@@ -278,21 +281,21 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_outage_that_comes_back_is_logged_once(
     settings: Settings, service_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = optuna_store.open_storage(settings)
+    storage = open_storage(settings)
     waiting = outages.Outages(service_database, storage, write=partial(heartbeats.beat, owner="one"))
     for _ in range(20):
         waiting.sit_out(database_away(settings), threading.Event(), lambda: None)
     messages = [record.message for record in caplog.records if record.name == outages.log.name]
     assert len([message for message in messages if "a database does not answer" in message]) == 1
     assert len([message for message in messages if "the databases answer again" in message]) == 1
-    optuna_store.close_storage(storage)
+    close_storage(storage)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_full_disk_is_sat_out_until_a_row_can_be_written(small_disk: Path) -> None:
     settings = Settings(home=small_disk / "home")
     upgrade(settings)
-    database, storage = open_database(settings), optuna_store.open_storage(settings)
+    database, storage = open_database(settings), open_storage(settings)
     filler = fill(small_disk)
     asked = 0
 
@@ -305,7 +308,7 @@ def test_a_full_disk_is_sat_out_until_a_row_can_be_written(small_disk: Path) -> 
     waiting = outages.Outages(database, storage, write=partial(heartbeats.beat, owner="x" * 90))
     waiting.sit_out(database_away(settings), threading.Event(), each)
     assert asked >= 5
-    optuna_store.close_storage(storage)
+    close_storage(storage)
     database.dispose()
 
 

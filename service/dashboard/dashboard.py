@@ -25,13 +25,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service import optuna_store
 from service.analysis.importance import read_importance
+from service.dashboard import notes
 from service.db.database import Database
 from service.db.models import Study, StudyKind
 from service.errors import MethodNotAllowed, NotFound
+from service.optuna_store.storage import Storage
 from service.range_tests import queries as range_tests
-from service.rest import dashboard_notes as notes
 from service.rest import problems
 from service.studies import queries as studies
 from service.trials import records
@@ -60,7 +60,7 @@ class Dashboard:
         database: the service's tables.
     """
 
-    def __init__(self, storage: optuna_store.Storage, database: Database) -> None:
+    def __init__(self, storage: Storage, database: Database) -> None:
         self._storage = storage
         self._database = database
         self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(storage))
@@ -76,7 +76,7 @@ class Dashboard:
             response = problems.render_error(NotFound(f"There is nothing at {path}."), path)
             await response(scope, receive, send)
         elif scope["method"] not in _READING:
-            error = ReadOnly(f"{scope['method']} is not possible here: the dashboard is read-only.")
+            error = ReadOnly(f"The method {scope['method']} is not allowed here: the dashboard is read-only.")
             await problems.render_error(error, path)(scope, receive, send)
         elif path == "/":
             # The dashboard's own redirect repeats whatever host the request names.
@@ -187,21 +187,6 @@ class Dashboard:
     def close(self) -> None:
         """End its threads."""
         self._wsgi.executor.shutdown()
-
-
-def save_figure(storage: optuna_store.Storage, study: str, figure: Any, name: str) -> None:
-    """Put a `plotly.graph_objects.Figure` on a study's page, in place of an earlier one of this name.
-
-    It is stored with the Optuna study itself, in system attributes; only the coordinator writes those.
-
-    Args:
-        storage: where the Optuna study is.
-        study: its name; it must exist.
-        figure: the figure.
-        name: letters, digits, `-`, `_` and `.`.
-    """
-    loaded = optuna_store.load_study(storage, study)
-    optuna_dashboard.save_plotly_graph_object(loaded, figure, graph_object_id=name)
 
 
 def _with_script(page: bytes) -> bytes:

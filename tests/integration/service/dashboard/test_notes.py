@@ -10,10 +10,13 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from search_spaces.definition import StudyDefinition
-from service import optuna_store
 from service.coordinator.study.leased_study import RANGE_TEST_METRIC
 from service.db.database import Database
 from service.db.models import Attempt
+from service.optuna_store.asking import ask
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study
+from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
 from tests.support.api import Make
 from tests.support.database_lab import Lab
@@ -26,9 +29,7 @@ METRICS = {
 
 
 @pytest.fixture
-def lab(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
-) -> Lab:
+def lab(client: TestClient, definition: Make, service_database: Database, storage: Storage) -> Lab:
     body = definition(repeats={"top_k": 1, "seeds": 2})
     return Lab(client.post("/v1/studies", json=body).json(), service_database, storage)
 
@@ -164,16 +165,16 @@ def test_importance_says_that_there_are_too_few_trials_as_the_report_does(
 
 @on_sqlite
 def test_a_range_test_has_neither_a_best_trial_nor_importance(
-    client: TestClient, definition: Make, service_database: Database, storage: optuna_store.Storage
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
 ) -> None:
     body = definition()
     body["search"]["learning_rate_range_test"] = True
     made = client.post("/v1/range-tests", json=body).json()
     whole = StudyDefinition.model_validate(made["definition"])
-    study = optuna_store.ensure_study(storage, made["name"], whole, metric=RANGE_TEST_METRIC)
+    study = ensure_study(storage, made["name"], whole, metric=RANGE_TEST_METRIC)
     for value in (1.0, 2.0):
-        number, _ = optuna_store.ask(study, whole)
-        optuna_store.tell(study, number, AttemptState.COMPLETED, "swept", value=value)
+        number, _ = ask(study, whole)
+        tell(study, number, AttemptState.COMPLETED, "swept", value=value)
     shown = page(client, made["name"])
     assert shown["best_trials"] == []
     assert "Adapter" not in shown["trials"][0]["note"]["body"]
@@ -186,7 +187,7 @@ def test_a_range_test_has_neither_a_best_trial_nor_importance(
 
 @on_sqlite
 def test_a_study_of_somebody_else_in_the_same_storage_is_shown_as_it_is(
-    client: TestClient, storage: optuna_store.Storage
+    client: TestClient, storage: Storage
 ) -> None:
     number = storage.create_new_study([StudyDirection.MINIMIZE], "theirs")
     storage.create_new_trial(number)

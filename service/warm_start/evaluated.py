@@ -22,13 +22,14 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.plan import prepared_space
 from search_spaces.space.search_space import SearchSpace
-from service import optuna_store
-from service.analysis import recipe_points
 from service.db.models import Study, StudyKind
+from service.definitions.stored import read_definition, read_preparation
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_summary, read_trials
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.optuna_store.values import TrialValues
 from service.states import AttemptState
-from service.studies.queries import read_definition
-from service.studies.standing import preparation
+from service.warm_start import recipe_points
 
 INPUTS = ("model", "data.train", "data.eval")
 """What has to be the same by content."""
@@ -50,7 +51,7 @@ class Evaluated:
 
 def find_evaluated(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,
@@ -76,7 +77,7 @@ def find_evaluated(
     digests: dict[str, None] = {}
     sweeps = others
     if known is not None:
-        digests = dict.fromkeys(preparation(known).evaluated)
+        digests = dict.fromkeys(read_preparation(known).evaluated)
         since = known.created_at - _CLOCKS
         sweeps = others.where(or_(Study.ended_at.is_(None), Study.ended_at >= since))
     alike = [
@@ -101,7 +102,7 @@ def find_evaluated(
 
 def best_of_all(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,
@@ -111,7 +112,7 @@ def best_of_all(
     found = []
     for sweep in session.scalars(_others(study)):
         if _alike(sweep, definition, prepared) is not None:
-            summary = optuna_store.read_summary(storage, sweep.name)
+            summary = read_summary(storage, sweep.name)
             if summary is not None and summary.best is not None and summary.best.value is not None:
                 found.append((sign * summary.best.value, sweep.name, summary.best))
     best = min(found, key=lambda entry: entry[:2], default=None)
@@ -121,7 +122,7 @@ def best_of_all(
 def comparable(sweep: Study, other: Study) -> bool:
     """Whether the numbers of two sweeps mean the same: their data were known, and the same."""
     definition = read_definition(other)
-    return definition is not None and _alike(sweep, definition, preparation(other)) is not None
+    return definition is not None and _alike(sweep, definition, read_preparation(other)) is not None
 
 
 def _others(study: Study) -> Select[Study]:
@@ -137,12 +138,12 @@ def _others(study: Study) -> Select[Study]:
 
 def _fingerprints_before(session: Session, others: Select[Study]) -> Mapping[str, str]:
     latest = session.scalars(others.limit(1)).first()
-    return {} if latest is None else preparation(latest).fingerprints
+    return {} if latest is None else read_preparation(latest).fingerprints
 
 
 def _alike(sweep: Study, now: StudyDefinition, prepared: Preparation) -> StudyDefinition | None:
     """The sweep's definition, if its numbers mean what those of a study of `now` mean."""
-    fingerprints = preparation(sweep).fingerprints
+    fingerprints = read_preparation(sweep).fingerprints
     if any(fingerprints.get(name) != prepared.fingerprints.get(name, "") for name in INPUTS):
         return None
     earlier = read_definition(sweep)
@@ -168,7 +169,7 @@ def _basis(definition: StudyDefinition, prepared: Preparation) -> str:
 
 
 def _points(
-    storage: optuna_store.Storage,
+    storage: Storage,
     sweep: Study,
     earlier: StudyDefinition,
     now: StudyDefinition,
@@ -178,8 +179,8 @@ def _points(
     counted = {AttemptState.COMPLETED, AttemptState.DIVERGED}
     if earlier.pruning == now.pruning:
         counted.add(AttemptState.PRUNED)
-    for trial in optuna_store.read_trials(storage, sweep.name):
-        if trial.repeat_of is not None or trial.user_attrs.get(optuna_store.OUTCOME_ATTR) not in counted:
+    for trial in read_trials(storage, sweep.name):
+        if trial.repeat_of is not None or trial.user_attrs.get(OUTCOME_ATTR) not in counted:
             continue
         recipe = build_recipe(earlier, trial.params)
         values = space.prune_inactive(recipe_points.point_of(recipe, earlier, space))

@@ -1,0 +1,44 @@
+"""Finding a study or schedule by what people call it, and adding rows beside other writers."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+from sqlalchemy import or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.db.models import Base, Schedule, Study
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""What a reference by id or name can look like; nothing else is looked up."""
+
+Named = TypeVar("Named", Study, Schedule)
+
+
+def find(session: Session, kind: type[Named], ref: str, *, lock: bool = False) -> Named | None:
+    """The row with this id, else the one with this name.
+
+    Args:
+        session: reads.
+        kind: `Study` or `Schedule`.
+        ref: an id or a name.
+        lock: lock the row, and read again what this session read before it had the lock.
+    """
+    if not NAME.fullmatch(ref):
+        return None
+    query = select(kind).where(or_(kind.id == ref, kind.name == ref)).order_by(kind.id != ref)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return session.scalars(query).first()
+
+
+def insert(session: Session, row: Base) -> bool:
+    """Add a row; False if one with the same key is there, such as that of a request beside this one."""
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:
+        return False
+    return True

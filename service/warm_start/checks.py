@@ -1,0 +1,51 @@
+"""What is wrong with a submitted definition's `warm_start`."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from search_spaces.definition import StudyDefinition, WarmStartSpec
+from search_spaces.errors import Fault
+from search_spaces.faults import shown
+from service.db.models import Attempt, StudyKind
+from service.definitions.stored import read_definition
+from service.states import AttemptState
+from service.warm_start.sources import differences, find
+
+PATH = "warm_start.from"
+
+
+def check_warm_start(session: Session, definition: StudyDefinition) -> list[Fault]:
+    """What is wrong with a submitted definition's `warm_start`; paths from the definition's root.
+
+    Of a schedule only whether there is one: its sweeps come and go, and are looked at when the study starts.
+    """
+    spec = definition.warm_start
+    if spec is None:
+        return []
+    source = find(session, spec.from_)
+    if source is None:
+        return [_fault(spec, "does not exist", "the name or id of a study, or of a schedule")]
+    if source.schedule:
+        return []
+    found = source.study
+    assert found is not None
+    if found.kind != StudyKind.SEARCH:
+        return [_fault(spec, "is a range test, which has no recipes to start from", "a study or a schedule")]
+    faults = []
+    earlier = read_definition(found)
+    if earlier is None:
+        return [_fault(spec, "was stored by another version and cannot be read by this one")]
+    if spec.as_ == "prior":
+        faults += [_fault(spec, difference) for difference in differences(earlier, definition)]
+    completed = select(func.count()).where(
+        Attempt.study_id == found.id, Attempt.state == AttemptState.COMPLETED
+    )
+    if not session.scalar(completed):
+        faults.append(_fault(spec, f"has no completed trial: it is {found.state}"))
+    return faults
+
+
+def _fault(spec: WarmStartSpec, message: str, allowed: str | None = None) -> Fault:
+    return Fault(path=PATH, value=shown(spec.from_), message=message, allowed=allowed)
