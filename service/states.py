@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.errors import IllegalTransition
@@ -151,14 +151,29 @@ def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason
 
 
 def append_event(
-    session: Session, study_id: str, kind: str, message: str, *, trial_number: int | None = None
+    session: Session,
+    study_id: str,
+    kind: str,
+    message: str,
+    *,
+    trial_number: int | None = None,
+    data: dict[str, Any] | None = None,
 ) -> None:
-    """Add one line to a study's history."""
+    """Add one line to a study's history.
+
+    Args:
+        session: writes.
+        study_id: whose history.
+        kind: of event.
+        message: what happened, for people.
+        trial_number: of the trial that it happened to, if it was one.
+        data: what the message was made from, where the service reads it again.
+    """
     # models.py needs the states for its constraints, so the import has to wait until both are loaded.
     from service.db.models import EventRow
 
     message = shortened(message, SENTENCE_CHARACTERS)
-    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message))
+    session.add(EventRow(study_id=study_id, trial_number=trial_number, kind=kind, message=message, data=data))
 
 
 def _refusal(what: str, came_from: StrEnum, to: StrEnum, allowed: Iterable[StrEnum]) -> str:

@@ -46,6 +46,7 @@ from service.coordinator.cluster.sent_verdicts import Told
 from service.coordinator.cluster.silence import SilenceLimits, Watched
 from service.coordinator.cluster.worker_group import Crew
 from service.coordinator.outages import Outages, insist, is_trouble
+from service.coordinator.policy.waiting import Standing
 from service.coordinator.study.runner import Performer
 from service.coordinator.study.study_run import StudyRun
 from service.db.database import Database, check_schema, database_now, open_database
@@ -368,7 +369,7 @@ def _say_what_is_waited_for(performer: Performer, error: Exception) -> None:
         return
     what = f"this machine: {fault}" if fault is not None else f"the Ray cluster: {first_line(str(error))}"
     with suppress(Exception):
-        performer.run.say(f"waiting for {what}")
+        performer.run.say(Standing(words=f"waiting for {what}", waits=True))
 
 
 def _is_of_one_study(error: Exception) -> bool:

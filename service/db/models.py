@@ -385,7 +385,7 @@ class RungReport(Base):
 
 
 class EventRow(Base):
-    """One thing that happened, in words. Append-only."""
+    """One thing that happened. Append-only."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_study", "study_id", "id"),)
@@ -396,3 +396,6 @@ class EventRow(Base):
     trial_number: Mapped[int | None]
     kind: Mapped[str] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Sentence)
+    """For people. What the service itself reads of an event is in `data`."""
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the message was made from, where the service reads it again."""

@@ -1,6 +1,6 @@
 """What the Ray cluster has, as a coordinator last saw it: the REST process does not ask Ray.
 
-It is in the events, as JSON: a row of no study's each time a coordinator starts or sees a change.
+It is in the events: a row that belongs to no study each time a coordinator starts or sees a change.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from datetime import datetime
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from search_spaces.wording import counted
 from service.db.models import EventRow
 
 CLUSTER_SEEN = "cluster_seen"
-_MOST_KINDS = 30
-"""Of nodes. An event holds no more; further kinds are left out."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,9 +42,10 @@ class Cluster:
 
 def record(session: Session, nodes: Iterable[Node]) -> None:
     """Keep what a coordinator sees now: each kind of node with its number, which is short for any cluster."""
-    kinds = Counter(nodes).most_common(_MOST_KINDS)
-    message = json.dumps([{**asdict(node), "nodes": number} for node, number in kinds])
-    session.add(EventRow(kind=CLUSTER_SEEN, message=message))
+    kinds = [{**asdict(node), "nodes": number} for node, number in Counter(nodes).most_common()]
+    words = [f"{counted(k['nodes'], 'node')} with {k['cpus']:g} CPU and {k['gpus']:g} GPU" for k in kinds]
+    message = "; ".join(words) or "no nodes"
+    session.add(EventRow(kind=CLUSTER_SEEN, message=message, data={"nodes": kinds}))
 
 
 def latest(session: Session) -> Cluster | None:
@@ -69,11 +69,12 @@ def _seen() -> Select[EventRow]:
 def _nodes(row: EventRow) -> tuple[Node, ...] | None:
     """The machines that an event tells of; None: an older version wrote more than an event holds."""
     try:
-        kinds = json.loads(row.message)
+        # A version without `data` wrote the kinds into the message.
+        kinds = json.loads(row.message) if row.data is None else row.data["nodes"]
     except ValueError:
         return None
     nodes: list[Node] = []
     for kind in kinds:
-        number = kind.pop("nodes", 1)  # an older version wrote each node by itself
-        nodes += [Node(**kind)] * number
+        number = kind.get("nodes", 1)  # an older version wrote each node by itself
+        nodes += [Node(cpus=kind["cpus"], gpus=kind["gpus"])] * number
     return tuple(sorted(nodes))

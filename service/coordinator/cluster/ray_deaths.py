@@ -19,6 +19,7 @@ _FULL_BELOW_BYTES = 32 * 2**20
 _GUESSES = re.compile(r"\s*Some common causes include:.*", re.DOTALL)
 """What Ray adds to every death: three things that may have happened, and advice on its own options."""
 _CAUSE = re.compile(r"^\s*(The actor (?:is dead|died) because .*\S)\s*$", re.MULTILINE)
+_PROCESS = re.compile(r" \(pid=[^)]*\)")
 
 
 def read_death(
@@ -67,6 +68,11 @@ def full_disk(folder: str | None = None) -> str | None:
         if free >= _FULL_BELOW_BYTES
         else f"the disk of {folder} is full here: {free / 2**20:.0f} MiB free"
     )
+
+
+def without_process(reason: str) -> str:
+    """A reason without the process that Ray names in it: the next worker's is the same in the same words."""
+    return _PROCESS.sub("", reason)
 
 
 def first_line(message: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from service.coordinator.cluster.orders import base_of
-from service.coordinator.cluster.ray_deaths import full_disk
+from service.coordinator.cluster.ray_deaths import full_disk, without_process
 from service.coordinator.cluster.ray_workers import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.policy import waiting
 from service.coordinator.policy.placement import Place, Room
@@ -389,4 +389,4 @@ class Crew:
             log.warning(
                 "worker %s died while starting, the next one starts in %g s: %s", worker_id, pause, reason
             )
-        self._last_death = reason
+        self._last_death = without_process(reason)

@@ -5,7 +5,7 @@ Words are written down when they change, so they hold nothing that changes from 
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 
 from service.coordinator.cluster.ray_workers import WorkerShape
 from service.states import TRAINING
@@ -14,7 +14,15 @@ WAITING = "waiting"
 """The kind of event that says what a study waits for."""
 STARTING = "starting"
 """The kind of event that says what a worker does before the first trial trains."""
-_PROCESS = re.compile(r" \(pid=[^)]*\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a running study stands."""
+
+    words: str
+    waits: bool
+    """For something, which its history tells of. That trials start or train is told by their own events."""
 
 
 def for_workers(*, started: int, starting: int) -> str:
@@ -30,10 +38,9 @@ def for_workers(*, started: int, starting: int) -> str:
 
 def for_a_worker_that_starts(last_death: str) -> str:
     """For one that does not die while starting, as the last one did."""
-    death = _PROCESS.sub("", last_death).rstrip(".")  # the same words for the next one's
     return (
         "waiting for a worker: another one starts after a pause of up to a minute; the last one died while "
-        f"starting: {death}"
+        f"starting: {last_death.rstrip('.')}"
     )
 
 
@@ -64,7 +71,7 @@ def standing(
     starting: int,
     no_worker: str | None,
     resting: bool,
-) -> str | None:
+) -> Standing | None:
     """How a running study stands.
 
     Args:
@@ -79,22 +86,20 @@ def standing(
     Returns:
         None: nothing that has not been said.
     """
+    waits = not training and not live
     if training:
         words = TRAINING
     elif live:
         words = f"starting: {preparing or 'its trials were sent to their workers'}"
-    elif no_worker is not None or not resting:
-        return no_worker
-    else:
+    elif no_worker is not None:
+        return Standing(words=no_worker, waits=True)
+    elif resting:
         words = "waiting: trials whose workers were lost are tried again after a pause of up to a minute"
-    return words if not starting else f"{words}; {started} of {started + starting} workers started"
-
-
-def event_of(words: str) -> tuple[str, str] | None:
-    """The event that words are worth, as its kind and message; None where others tell as much."""
-    if words.startswith("waiting"):
-        return WAITING, words
-    return None
+    else:
+        return None
+    if starting:
+        words += f"; {started} of {started + starting} workers started"
+    return Standing(words=words, waits=waits)
 
 
 def for_its_turn(running: int, limit: int, *, owner: str | None = None, coordinators: int = 1) -> str:

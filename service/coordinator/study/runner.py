@@ -295,7 +295,7 @@ class Performer:
         self.still_held()  # It ends idle workers, which another holder may have filled meanwhile.
         crew.resize(wanted)
         if snapshot.pause_reason is None:
-            words = waiting.standing(
+            standing = waiting.standing(
                 training=snapshot.training,
                 preparing=snapshot.preparing,
                 live=crew.live,
@@ -304,8 +304,8 @@ class Performer:
                 no_worker=crew.no_worker_reason(wanted),
                 resting=any(t.phase is TrialPhase.WAITING and not t.rested for t in snapshot.trials),
             )
-            if words is not None:
-                run.say(words)
+            if standing is not None:
+                run.say(standing)
 
     def _perform(self, action: Action) -> None:
         match action:

@@ -22,11 +22,11 @@ from service.coordinator.cluster.orders import make_order
 from service.coordinator.cluster.ray_workers import Decision, TrialOrder, WorkerShape
 from service.coordinator.cluster.sent_verdicts import Told
 from service.coordinator.leases import Lease
-from service.coordinator.policy import waiting
 from service.coordinator.policy.placement import Room
 from service.coordinator.policy.retries import loading_is_suspect, storage_trouble
 from service.coordinator.policy.snapshot import Limits, Repeats, Snapshot
 from service.coordinator.policy.trial_history import gpu_hours, has_ended, trial_snapshots
+from service.coordinator.policy.waiting import WAITING, Standing
 from service.coordinator.study import recovery
 from service.coordinator.study.leased_study import HeldStudy
 from service.coordinator.study.worker_events import StudyEvents, rungs_of
@@ -183,17 +183,17 @@ class StudyRun:
 
         self._held.transact(work)
 
-    def say(self, words: str) -> None:
+    def say(self, standing: Standing) -> None:
         """Write down how the study stands while it runs, when that has changed."""
+        words = standing.words
         if words == self._said:
             return
-        event = waiting.event_of(words)
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.RUNNING and study.reason != words:
                 study.reason = words
-                if event is not None:
-                    append_event(session, study.id, *event)
+                if standing.waits:
+                    append_event(session, study.id, WAITING, words)
 
         self._held.transact(work)
         self._said = words

@@ -7,13 +7,13 @@ already changes nothing.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from search_spaces.wording import counted
 from service import optuna_store
 from service.analysis import outcomes
 from service.coordinator.cluster import device_health
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 WORKER_CAPACITY = "worker_capacity"
 """The kind of event that says how many trials a worker wants at once."""
-
-_SLOTS = re.compile(r" wants (\d+) trials? at once")
 
 
 class StudyEvents:
@@ -250,25 +248,24 @@ class StudyEvents:
             self._study.tell_of(attempt)
 
     def on_capacity(self, worker_id: str, event: PackCapacity) -> None:
-        """Write down how many trials a worker wants at once, in words, when it wants more or fewer than ever.
+        """Write down how many trials a worker wants at once, when it wants more or fewer than ever before.
 
         Where recipes differ, nearly every trial that comes or goes changes what fits; only how far that
-        number goes is news. So an event that comes again is none, either.
+        number goes is news. So an event that is delivered again is not written down again.
         """
         study_id = self._study.study_id
-        reason = event.reason.removesuffix(".")  # what follows belongs to the sentence
-        message = f"{worker_id} wants {_trials(event.slots)} at once: {reason}{_memory(event)}"
-        of_worker = select(EventRow.message).where(
+        slots = EventRow.data["slots"].as_integer()
+        range_so_far = select(func.min(slots), func.max(slots)).where(
             EventRow.study_id == study_id,
             EventRow.kind == WORKER_CAPACITY,
-            EventRow.message.startswith(f"{worker_id} ", autoescape=True),
+            EventRow.data["worker_id"].as_string() == worker_id,
         )
+        message, data = _capacity(worker_id, event), {"worker_id": worker_id, "slots": event.slots}
 
         def note(session: Session, _: Study) -> None:
-            found = (_SLOTS.search(said) for said in session.scalars(of_worker))
-            slots = [int(number.group(1)) for number in found if number is not None]
-            if not slots or not min(slots) <= event.slots <= max(slots):
-                append_event(session, study_id, WORKER_CAPACITY, message)
+            fewest, most = session.execute(range_so_far).one()
+            if fewest is None or not fewest <= event.slots <= most:
+                append_event(session, study_id, WORKER_CAPACITY, message, data=data)
 
         self._study.transact(note)
 
@@ -312,11 +309,9 @@ def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: S
         attempt.ended_at = now
 
 
-def _trials(number: int) -> str:
-    return "1 trial" if number == 1 else f"{number} trials"
-
-
-def _memory(event: PackCapacity) -> str:
-    said = (("predicted", event.predicted_bytes), ("measured", event.measured_bytes))
-    known = [f"{name} {size / 2**30:.2f} GiB" for name, size in said if size]
-    return f" (memory: {', '.join(known)})" if known else ""
+def _capacity(worker_id: str, event: PackCapacity) -> str:
+    """How many trials a worker wants at once and why, in words."""
+    sizes = (("predicted", event.predicted_bytes), ("measured", event.measured_bytes))
+    memory = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in sizes if size)
+    words = f"{worker_id} wants {counted(event.slots, 'trial')} at once: {event.reason.removesuffix('.')}"
+    return f"{words} (memory: {memory})" if memory else words

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.coordinator.cluster.ray_deaths import without_process
 from service.coordinator.cluster.ray_workers import Preparing, WorkerShape
 from service.coordinator.policy.waiting import (
     for_a_worker_that_starts,
@@ -73,7 +74,7 @@ def test_workers_that_start_are_counted() -> None:
 
 def test_the_death_of_the_last_worker_is_told_without_what_differs_from_one_to_the_next() -> None:
     deaths = {
-        for_a_worker_that_starts(f"raised in ray::GpuWorker.__init__() (pid={pid}, ip=::1).")
+        for_a_worker_that_starts(without_process(f"raised in ray::GpuWorker.__init__() (pid={pid}, ip=::1)."))
         for pid in (17, 18)
     }
     assert deaths == {
@@ -108,7 +109,9 @@ def test_the_words_follow_what_goes_on(given: dict[str, Any], expected: str | No
         "no_worker": None,
         "resting": False,
     }
-    assert standing(**{**nothing, **given}) == expected
+    found = standing(**{**nothing, **given})
+    assert (None if found is None else found.words) == expected
+    assert found is None or found.waits == found.words.startswith("waiting")
 
 
 def test_a_study_says_how_many_of_its_workers_have_started(make_house: Callable[..., House]) -> None:

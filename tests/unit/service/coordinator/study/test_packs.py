@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from service import optuna_store
 from service.coordinator.cluster.ray_workers import PackCapacity
-from service.db.models import Study
+from service.db.models import EventRow, Study
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 
@@ -132,6 +132,27 @@ def test_only_more_or_fewer_trials_than_ever_are_news(make_house: Callable[..., 
         run.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
     said = [event.split(" trials")[0] for event in house.events("worker_capacity")]
     assert said == ["w1 wants 4", "w1 wants 5", "w1 wants 6", "w1 wants 3", "w1 wants 7", "w11 wants 5"]
+
+
+def test_only_the_data_of_a_capacity_is_read_and_never_its_words(make_house: Callable[..., House]) -> None:
+    """Events of the version before have none: they stay as they are, and say nothing to the coordinator."""
+    house = make_house(cpus=1)
+    study_id = house.submit(search=search(4))
+    house.coordinator.round()
+    with house.database.write() as session:
+        message = "w1 wants 9 trials at once: as measured"
+        session.add(EventRow(study_id=study_id, kind="worker_capacity", message=message))
+    [run] = house.runs
+    for slots in (4, 4):
+        run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
+    with house.database.read() as session:
+        rows = session.scalars(
+            select(EventRow).where(EventRow.kind == "worker_capacity").order_by(EventRow.id)
+        )
+        assert [(row.message, row.data) for row in rows] == [
+            (message, None),
+            ("w1 wants 4 trials at once: as measured", {"worker_id": "w1", "slots": 4}),
+        ]
 
 
 def test_a_pack_that_shrinks_loses_no_order_that_was_on_its_way(make_house: Callable[..., House]) -> None:
