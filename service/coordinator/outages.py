@@ -38,7 +38,7 @@ def is_trouble(error: BaseException) -> bool:
     return is_outage(error) or is_transient(error) or machine_fault(error) is not None
 
 
-def insist(work: Callable[[], T]) -> T:
+def until_it_answers(work: Callable[[], T]) -> T:
     """What `work` returns once the databases it needs answer: for the start of a process.
 
     A wrong address looks like a database that is not there yet, so what it says is logged.

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from service import optuna_store
 from service.analysis import best, diagnosis, importance, outcomes
-from service.coordinator.policy.trial_history import gpu_hours
+from service.analysis.gpu_hours import gpu_hours
 from service.db.database import database_now
 from service.db.models import Attempt, Study, StudyKind
 from service.reports.advice import Advice, TrialFacts, advise

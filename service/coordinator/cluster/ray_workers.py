@@ -25,69 +25,15 @@ from ray.exceptions import (
 )
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.cluster.deliveries import (
-    Delivered,
-    Delivery,
-    Gone,
-    Ready,
-    Refused,
-    Workers,
-    WorkerShape,
-)
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
 from service.coordinator.cluster.ray_deaths import first_line, read_death
 from service.coordinator.cluster.silence import LONG_POLL_SECONDS, Attention, SilenceLimits
+from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.errors import Unavailable
 from service.states import LossCause
-from workers.contract import (
-    DataSummary,
-    Decision,
-    Event,
-    NumberedEvent,
-    OutcomeStatus,
-    PackCapacity,
-    Preparing,
-    Progress,
-    RateSweep,
-    Report,
-    Stalled,
-    TrialOrder,
-    TrialOutcome,
-    TrialStarted,
-    UnusableCheckpoint,
-    Verdict,
-    WorkerInfo,
-)
+from workers.contract import NumberedEvent, PackCapacity, Preparing, Stalled, TrialOrder, Verdict
 from workers.gpu_worker import NAMESPACE, WorkerStage, find_worker, stage_of, start_worker
-
-__all__ = [
-    "ClusterError",
-    "DataSummary",
-    "Decision",
-    "Delivered",
-    "Delivery",
-    "Event",
-    "Gone",
-    "NumberedEvent",
-    "OutcomeStatus",
-    "PackCapacity",
-    "Preparing",
-    "Progress",
-    "RateSweep",
-    "RayWorkers",
-    "Ready",
-    "Refused",
-    "Report",
-    "Stalled",
-    "TrialOrder",
-    "TrialOutcome",
-    "TrialStarted",
-    "UnusableCheckpoint",
-    "Verdict",
-    "WorkerInfo",
-    "WorkerShape",
-    "Workers",
-]
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +128,7 @@ class RayWorkers:
             _fits(node["Resources"], shape) for node in ray.nodes() if node.get("Alive", node.get("alive"))
         )
 
-    def room(self, shape: WorkerShape) -> int:
+    def capacity_left(self, shape: WorkerShape) -> int:
         """How many more such workers fit beside those this coordinator already has."""
         free = dict(self._cluster_resources())
         for worker in self._workers.values():

@@ -67,7 +67,7 @@ class Deaths:
         """Whether the study's model and data have been loaded and a trial has begun to train."""
         self._together = Counter((a.worker_id, a.ended_at) for a in attempts if a.ended_at is not None)
 
-    def alone(self, attempt: Attempt) -> bool:
+    def was_isolated(self, attempt: Attempt) -> bool:
         """Whether a lost attempt had no other beside it on its worker."""
         return attempt.ended_at is None or self._together[attempt.worker_id, attempt.ended_at] <= 1
 
@@ -191,7 +191,7 @@ def _poison(tries: Sequence[Attempt], deaths: Deaths) -> str | None:
     if (
         last.loss_cause == LossCause.WORKER_DIED
         and died >= DEATHS_OF_A_POISONOUS_TRIAL
-        and deaths.alone(last)
+        and deaths.was_isolated(last)
     ):
         return (
             f"poisonous: its worker died {died} times in a row at the same point, {where}, "

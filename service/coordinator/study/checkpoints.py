@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search_spaces.values.artifact_urls import without_password
+from search_spaces.wording import counted
 from service.coordinator.cluster.orders import checkpoint_of
-from service.coordinator.cluster.ray_workers import TrialStarted, UnusableCheckpoint
 from service.db.models import Attempt
 from service.states import AttemptState
+from workers.contract import TrialStarted, UnusableCheckpoint
 
 UNUSABLE = "checkpoint_unusable"
 """The kind of event that says why a checkpoint, or every one, could not be gone on from."""
@@ -46,7 +47,7 @@ def why_anew(
         begins = f"attempt {attempt.ordinal} begins again at 0 examples, since no checkpoint can be used"
     said = [_of(a, found.get(checkpoint_of(a)), first_rung) for a in newest_first[:_MOST_NAMED]]
     if (more := len(newest_first) - _MOST_NAMED) > 0:
-        said.append(f"nor could that of {more} earlier attempt{'s' * (more > 1)} be used")
+        said.append(f"nor could the checkpoints of {counted(more, 'earlier attempt')} be used")
     return f"{begins}: {'; '.join(said)}"
 
 

@@ -17,22 +17,17 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.analysis import outcomes
 from service.coordinator.cluster import device_health
-from service.coordinator.cluster.ray_workers import (
-    PackCapacity,
-    Preparing,
-    Progress,
-    Report,
-    TrialOutcome,
-    TrialStarted,
-)
 from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
 from service.coordinator.study import checkpoints
-from service.coordinator.study.leased_study import HeldStudy
+from service.coordinator.study.attempts import are_live
+from service.coordinator.study.leased_study import LeasedStudy
+from service.coordinator.study.snapshot_reader import rungs_of
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, advance_attempt, append_event
+from workers.contract import PackCapacity, Preparing, Progress, Report, TrialOutcome, TrialStarted
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +35,14 @@ WORKER_CAPACITY = "worker_capacity"
 """The kind of event that says how many trials a worker wants at once."""
 
 
-class StudyEvents:
+class WorkerEvents:
     """Takes in the events of one study's workers.
 
     Args:
         study: the study, whose lease is held.
     """
 
-    def __init__(self, study: HeldStudy) -> None:
+    def __init__(self, study: LeasedStudy) -> None:
         self._study = study
 
     def on_preparing(self, event: Preparing, seq: int) -> None:
@@ -213,13 +208,7 @@ class StudyEvents:
 
         def end(session: Session, _: Study) -> Sequence[Attempt]:
             attempts = session.scalars(
-                select(Attempt)
-                .where(
-                    Attempt.study_id == self._study.study_id,
-                    of_workers,
-                    Attempt.state.in_(LIVE_ATTEMPT_STATES),
-                )
-                .order_by(Attempt.id)
+                select(Attempt).where(*are_live(self._study.study_id), of_workers).order_by(Attempt.id)
             ).all()
             _lose(attempts, reason, cause, session)
             if cause is LossCause.WORKER_DIED:
@@ -282,12 +271,6 @@ class StudyEvents:
         """Training examples of the longest trial the space allows, from what this one sees."""
         epochs = self._study.recipe(number).epochs
         return max(total_examples, round(total_examples / epochs * self._study.definition.max_epochs))
-
-
-def rungs_of(session: Session, study_id: str) -> int:
-    """How many rung reports a study has."""
-    of_study = select(func.count()).select_from(RungReport).where(RungReport.study_id == study_id)
-    return session.scalars(of_study).one()
 
 
 def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: Session) -> None:

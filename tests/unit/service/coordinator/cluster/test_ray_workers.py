@@ -16,8 +16,10 @@ from ray.exceptions import (
 )
 
 from service.coordinator.cluster import ray_workers
-from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone
+from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits
+from service.coordinator.policy.placement import WorkerShape
 from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import NumberedEvent, Preparing, Progress

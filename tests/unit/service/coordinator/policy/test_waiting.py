@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.coordinator.cluster.ray_deaths import without_process
-from service.coordinator.cluster.ray_workers import Preparing, WorkerShape
+from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.waiting import (
     for_a_worker_that_starts,
     for_its_turn,
@@ -18,6 +18,7 @@ from service.coordinator.policy.waiting import (
 )
 from service.states import StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import Preparing
 
 
 def search(trials: int) -> dict[str, Any]:
@@ -191,11 +192,11 @@ def test_what_a_worker_does_before_a_trial_starts_is_told_once_and_is_the_trials
     study_id = house.submit(search=search(1))
     house.rounds(lambda: house.cluster.running == 1)
     [attempt] = house.attempts()
-    [run] = house.runs
+    [runner] = house.runners
     for seq, stage in enumerate(("loading the base b (nf4)", "reading the train data"), start=1):
         event = Preparing(attempt_id=attempt.id, stage=stage)
-        run.events.on_preparing(event, seq)
-        run.events.on_preparing(event, seq)
+        runner.events.on_preparing(event, seq)
+        runner.events.on_preparing(event, seq)
     assert house.attempts()[0].reason == "reading the train data"
     assert house.events("starting") == ["loading the base b (nf4)", "reading the train data"]
     house.coordinator.studies[study_id].advance()

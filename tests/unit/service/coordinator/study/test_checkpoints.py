@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from service.coordinator.cluster.ray_workers import DataSummary, TrialStarted, UnusableCheckpoint
 from service.coordinator.study.checkpoints import why_anew
 from service.db.models import Attempt, utc_now
 from service.states import AttemptState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import DataSummary, TrialStarted, UnusableCheckpoint
 
 ONE_TRIAL = {
     "search": {**DEFINITION["search"], "algorithm": "random", "trials": 1},
@@ -217,9 +217,9 @@ def test_a_running_attempt_that_is_back_at_the_beginning_stays_and_says_why(
         data=ROWS,
         passed_over=(missing,),
     )
-    [run] = house.runs
+    [runner] = house.runners
     for _ in range(2):
-        run.events.on_started(event, present.last_event_seq + 1)
+        runner.events.on_started(event, present.last_event_seq + 1)
     [present] = house.attempts()
     assert (present.state, present.examples_seen) == (AttemptState.RUNNING, 0)
     assert house.events("checkpoint_unusable") == [

@@ -487,11 +487,11 @@ def test_a_drain_ends_in_time_whatever_the_workers_do(
     study_id = house.submit(search=RANDOM)
     house.rounds(lambda: house.cluster.running == 3)
     house.cluster.wedge(*house.cluster.alive)
-    stop, hurry = threading.Event(), threading.Event()
+    stop, cut_short = threading.Event(), threading.Event()
     stop.set()
     if hurried:
-        hurry.set()
-    house.coordinator.run(stop, hurry)
+        cut_short.set()
+    house.coordinator.run(stop, cut_short)
     assert house.study(study_id).lease_owner is None
     assert {a.state for a in house.attempts()} <= {"running", "dispatched"}
 
