@@ -244,7 +244,7 @@ class Coordinator:
             study = LeasedStudy(lease=lease, database=self._database, storage=self._storage)
             limits = limits_of(study)
         except LeaseLost as error:
-            log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
+            log.warning("another coordinator took study %s at once: %s", lease.study_id, error)
             return
         except (ValueError, SearchSpaceError) as error:
             self._refuse(lease, f"this version cannot read the study's definition: {error}")
@@ -275,7 +275,7 @@ class Coordinator:
         try:
             self._database.transact(fail)
         except LeaseLost as error:
-            log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
+            log.warning("another coordinator took study %s at once: %s", lease.study_id, error)
 
     # -- one study at a time -------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class Coordinator:
         meeting it again for ever.
         """
         try:
-            runner.still_held()
+            runner.renew_when_due()
             try:
                 work()
             except LeaseLost:

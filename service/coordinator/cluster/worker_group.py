@@ -309,7 +309,7 @@ class WorkerGroup:
         worker = self.placement.pick(base, isolated=isolated, avoid=avoid)
         return None if worker is None else worker.worker_id
 
-    def make_way(self, bases: Collection[str]) -> None:
+    def reserve_for(self, bases: Collection[str]) -> None:
         """See that a worker is emptied for each of these bases, unless one has it; and for no other."""
         for member in self._members.values():
             if member.reserved_for not in bases:

@@ -31,11 +31,11 @@ class TrialSnapshot:
     lost_attempts: int = 0
     """Those that count against `max_retries`."""
     poison: str | None = None
-    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one place."""
+    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one point."""
     rested: bool = True
     """While it waits: whether the back-off after its last loss is over."""
     suspect: bool = False
-    """It may have killed its last worker, so it trains by itself until it is past that place."""
+    """It may have killed its last worker, so it trains by itself until it is past that point."""
     avoid: str | None = None
     """Of a suspect: the GPU that it does not go back to while there is another."""
     live_attempt_id: int | None = None

@@ -56,10 +56,8 @@ def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
     if capacity > 0:
         return "waiting for a worker: other studies use every machine or GPU that this one could use"
     if shape.num_gpus > gpus:
-        return (
-            f"waiting for a worker: it asks for {_gpus(shape.num_gpus)} per worker, the cluster has {gpus:g}"
-        )
-    return f"waiting for a worker: no machine of the cluster has the {needs(shape)} that one needs"
+        return f"waiting for a worker: each needs {_gpus(shape.num_gpus)}, but the cluster has {gpus:g}"
+    return f"waiting for a worker: no machine of the cluster has {needs(shape)}, which one worker needs"
 
 
 def needs(shape: WorkerShape) -> str:

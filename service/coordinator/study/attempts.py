@@ -14,7 +14,6 @@ from service.coordinator.cluster.orders import make_order
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.retries import loading_is_suspect
-from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Attempt, Study
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, advance_attempt
@@ -117,13 +116,11 @@ def end_disobedient(leased: LeasedStudy, sent: SentVerdicts, worker_id: str, rea
             elif decision is Decision.STOP:
                 advance_attempt(session, attempt, AttemptState.CANCELLED, late)
             else:
-                late += ", so it goes on from its last checkpoint"
+                late += "; the trial resumes from its last checkpoint"
                 advance_attempt(session, attempt, AttemptState.PAUSED, late)
         return attempts
 
-    for attempt in leased.transact(work):
-        if has_ended(attempt):
-            leased.tell_of(attempt)
+    leased.tell_ends(leased.transact(work))
 
 
 def put_down_attempts(leased: LeasedStudy, reason: str) -> None:

@@ -29,7 +29,7 @@ def why_anew(
         earlier: the trial's attempts before it, oldest first.
         first_rung: training examples after which a trial writes its first checkpoint; None: not known.
     """
-    waited = attempt.state == AttemptState.RUNNING  # it began before, and had to wait for room
+    waited = attempt.state == AttemptState.RUNNING  # it began before, and had to wait for a free slot
     sources = [*earlier, *([attempt] if waited else [])]
     if not sources:
         return None
@@ -55,14 +55,14 @@ def _of(attempt: Attempt, passed: UnusableCheckpoint | None, first_rung: int | N
     """What became of one attempt's checkpoint."""
     name = f"attempt {attempt.ordinal}"
     if passed is None:
-        return f"{name} left a checkpoint of which its worker said nothing"
+        return f"{name} left a checkpoint that its worker did not mention"
     if not passed.missing:
         return f"{name}: {passed.reason}"
     if attempt.started_at is None:
         return f"{name} never began to train"
     ended = "was paused" if attempt.state == AttemptState.PAUSED else "was lost"
     if attempt.state == AttemptState.RUNNING:
-        ended = "waited for room"
+        ended = "waited for a free slot"
     if attempt.last_rung > 0 or attempt.state in (AttemptState.PAUSED, AttemptState.RUNNING):
         where = without_password(passed.folder)
         return f"{name} {ended} at {attempt.examples_seen:,} examples, but there is no checkpoint in {where}"

@@ -22,7 +22,7 @@ from service.analysis import outcomes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
-from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd
+from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study, StudyKind
@@ -266,6 +266,12 @@ class LeasedStudy:
         )
         feasible = all(violation <= 0.0 for violation in violations.values())
         self._end(attempt.trial_number, state, outcome["value"], feasible=feasible)
+
+    def tell_ends(self, attempts: Iterable[Attempt]) -> None:
+        """Tell Optuna of those trials that have ended with these attempts."""
+        for attempt in attempts:
+            if has_ended(attempt):
+                self.tell_of(attempt)
 
     def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
         """End a trial that has no live attempt."""

@@ -1,7 +1,7 @@
 """Runs one leased study, events in and actions out: the effectful shell around `decide`.
 
 Nothing here destroys what may be another coordinator's by now: workers are ended only after a look at the
-lease (`still_held`), and let go of, never ended, once it is lost.
+lease (`renew_when_due`), and let go of, never ended, once it is lost.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class StudyRunner:
 
     # -- the lease -----------------------------------------------------------------------------
 
-    def still_held(self) -> None:
+    def renew_when_due(self) -> None:
         """Renew the lease when a third of it has passed. Raises `LeaseLost` when somebody else has it.
 
         Called before every piece of work on the study, so that a coordinator that stood still finds out
@@ -204,11 +204,11 @@ class StudyRunner:
         """Take in what the cluster says of one of the study's workers."""
         workers = self.workers
         match delivery:
-            case Ready(info=info) if not self._is_ours(info):
-                self._send_away(info.worker_id)
+            case Ready(info=info) if not self._knows_orders_of(info):
+                self._end_unknown(info.worker_id)
             case Ready(info=info):
                 workers.on_ready(info, base=attempts.base_of_attempts(self.study, info.running_attempts))
-                self._stop_the_dead(info.worker_id, info.running_attempts)
+                self._drop_ended(info.worker_id, info.running_attempts)
             case Delivered(worker_id=worker_id, events=events):
                 for numbered in events:
                     if isinstance(numbered.event, Stalled):
@@ -238,14 +238,14 @@ class StudyRunner:
             case TrialStarted():
                 self.events.on_started(event, seq)
                 self.workers.on_started(worker_id, event.attempt_id)
-                self._stop_the_dead(worker_id, [event.attempt_id])
+                self._drop_ended(worker_id, [event.attempt_id])
             case Progress():
                 self.events.on_progress(event, seq)
             case Report():
                 reason = self.events.on_report(event, seq)
                 if reason is not None:
                     self._send(worker_id, event.attempt_id, Decision.PRUNE, reason)
-                self._stop_the_dead(worker_id, [event.attempt_id])  # It may not have heard before.
+                self._drop_ended(worker_id, [event.attempt_id])  # It may not have heard before.
             case TrialOutcome():
                 self.events.on_outcome(event, seq)
                 self.workers.on_ended(worker_id, event.attempt_id)
@@ -261,7 +261,7 @@ class StudyRunner:
         self.workers.kill(worker_id)
         self.events.on_lost([worker_id], reason, LossCause.STALLED)
 
-    def _is_ours(self, info: WorkerInfo) -> bool:
+    def _knows_orders_of(self, info: WorkerInfo) -> bool:
         """Whether the service's tables know the worker's last order, which they had before the worker.
 
         If not, they were put back to an earlier moment. The numbers of attempts that are forgotten are given
@@ -271,14 +271,14 @@ class StudyRunner:
             self.study, info.newest_attempt, info.worker_id
         )
 
-    def _send_away(self, worker_id: str) -> None:
-        reason = f"worker {worker_id} has orders that the database does not know, and was ended"
+    def _end_unknown(self, worker_id: str) -> None:
+        reason = f"worker {worker_id} was ended: the database does not know its orders"
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         log.warning("%s", reason)
         self.workers.kill(worker_id)
         self.events.on_lost([worker_id], reason, LossCause.NODE_DIED)
 
-    def _stop_the_dead(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
+    def _drop_ended(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
         """Have a worker drop attempts that have ended here, such as one whose order arrived too late.
 
         They are put down, not stopped: whoever stops deletes the trial's checkpoints, from which another
@@ -306,16 +306,16 @@ class StudyRunner:
         snapshot = replace(snapshot, placement=workers.placement)
         live_before = workers.live
         for action in decide(snapshot):
-            self.still_held()  # A sampler may take its time.
+            self.renew_when_due()  # A sampler may take its time.
             self._perform(action, snapshot)
         if self.over:
             return
-        workers.make_way(starving_bases(snapshot))
+        workers.reserve_for(starving_bases(snapshot))
         unsent = max(0, trials_to_come(snapshot) - (workers.live - live_before))
         wanted = wanted_workers(
             self._limits, unsent, busy=workers.busy, most=study.definition.resources.workers
         )
-        self.still_held()  # It ends idle workers, which another holder may have filled meanwhile.
+        self.renew_when_due()  # It ends idle workers, which another holder may have filled meanwhile.
         workers.resize(wanted)
         if snapshot.pause_reason is None:
             standing = waiting.standing(

@@ -80,7 +80,7 @@ class WorkerEvents:
                 doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
             elif again is not None:
                 doing += "; it begins again at 0 examples"
-            if attempt.state == AttemptState.RUNNING:  # it waited for room, and its checkpoint is gone
+            if attempt.state == AttemptState.RUNNING:  # it waited for a free slot, and its checkpoint is gone
                 attempt.examples_seen, attempt.reason = event.resumed_at_examples, doing
             else:
                 advance_attempt(session, attempt, AttemptState.RUNNING, doing)
@@ -166,10 +166,10 @@ class WorkerEvents:
     def on_outcome(self, event: TrialOutcome, seq: int) -> None:
         """Record the end of an attempt in SQL, then tell Optuna, if it is its trial's end, too."""
 
-        def end(session: Session, _: Study) -> Attempt | None:
+        def end(session: Session, _: Study) -> list[Attempt]:
             attempt = self._live(session, event.attempt_id, seq)
             if attempt is None:
-                return None
+                return []
             outcome = {
                 **asdict(event),
                 "metrics": dict(event.metrics),
@@ -182,7 +182,7 @@ class WorkerEvents:
                 # Its rungs stand, and so does what the pruner said of them; its end was the folder's fault.
                 attempt.outcome = {**outcome, RUNGS_SO_FAR: rungs_of(session, attempt.study_id)}
                 _lose([attempt], event.reason, LossCause.STORAGE, session)
-                return attempt
+                return [attempt]
             state, reason = AttemptState(event.status), event.reason
             missing = None
             if state is AttemptState.COMPLETED:
@@ -193,11 +193,9 @@ class WorkerEvents:
             elif missing is not None:
                 state, reason = AttemptState.FAILED, missing
             advance_attempt(session, attempt, state, reason)
-            return attempt
+            return [attempt]
 
-        attempt = self._study.transact(end)
-        if attempt is not None and has_ended(attempt):
-            self._study.tell_of(attempt)
+        self._study.tell_ends(self._study.transact(end))
 
     def on_lost(self, worker_ids: Iterable[str], reason: str, cause: LossCause) -> list[int]:
         """End the live attempts of workers that are gone; the numbers of the trials that are lost by it.
@@ -217,24 +215,19 @@ class WorkerEvents:
             return attempts
 
         attempts = self._study.transact(end)
-        for attempt in attempts:
-            if has_ended(attempt):
-                self._study.tell_of(attempt)
+        self._study.tell_ends(attempts)
         return [a.trial_number for a in attempts if not has_ended(a)]
 
     def lose(self, attempt_id: int, reason: str, cause: LossCause) -> None:
         """End one attempt as lost while its worker lives."""
 
-        def end(session: Session, _: Study) -> Attempt | None:
+        def end(session: Session, _: Study) -> list[Attempt]:
             attempt = session.get_one(Attempt, attempt_id)
-            if attempt.state not in LIVE_ATTEMPT_STATES:
-                return None
-            _lose([attempt], reason, cause, session)
-            return attempt
+            alive = [attempt] if attempt.state in LIVE_ATTEMPT_STATES else []
+            _lose(alive, reason, cause, session)
+            return alive
 
-        attempt = self._study.transact(end)
-        if attempt is not None and has_ended(attempt):
-            self._study.tell_of(attempt)
+        self._study.tell_ends(self._study.transact(end))
 
     def on_capacity(self, worker_id: str, event: PackCapacity) -> None:
         """Write down how many trials a worker wants at once, when it wants more or fewer than ever before.

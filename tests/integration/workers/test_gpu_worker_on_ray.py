@@ -229,7 +229,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
         [gone] = _said(workers)
         assert isinstance(gone, Gone)
         assert (gone.worker_id, gone.cause) == (worker_id, LossCause.UNREACHABLE)
-        assert gone.reason.startswith("it has not answered for ")
+        assert gone.reason.startswith("it did not answer within ")
         second = workers.start(study_id, shape)
         [ready_again] = _said(workers)
         assert isinstance(ready_again, Ready)

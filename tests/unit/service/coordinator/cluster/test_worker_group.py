@@ -232,7 +232,7 @@ def test_a_worker_is_emptied_for_a_base_that_nobody_has() -> None:
     bench = measured(2, 4, at_once=8)
     for _ in range(3):
         bench.send(NF4)  # w1 two, w2 one
-    bench.group.make_way([INT8])
+    bench.group.reserve_for([INT8])
     assert [bench.send(NF4) for _ in range(3)] == ["w1", "w1", None]
     bench.end_one("w2")
     assert bench.send(NF4) is None  # idle, and kept
@@ -242,9 +242,9 @@ def test_a_worker_is_emptied_for_a_base_that_nobody_has() -> None:
 def test_no_worker_is_kept_for_a_base_that_nothing_waits_for() -> None:
     bench = measured(1, 4, at_once=8)
     bench.send(NF4)
-    bench.group.make_way([INT8])
+    bench.group.reserve_for([INT8])
     assert bench.send(NF4) is None
-    bench.group.make_way([])
+    bench.group.reserve_for([])
     assert bench.send(NF4) == "w1"
 
 

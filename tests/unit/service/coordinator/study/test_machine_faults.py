@@ -1,4 +1,4 @@
-"""A machine that has run out of something: studies wait and say for what, and none fails of it."""
+"""A machine that has run out of a resource: studies wait and say for what, and none fails of it."""
 
 from __future__ import annotations
 
