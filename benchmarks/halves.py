@@ -22,7 +22,7 @@ import httpx
 import psutil
 
 from service.embedded.child_process import ChildProcess
-from service.embedded.supervisor import free_port
+from service.embedded.ports import free_port
 
 HALF_SECONDS = 3 * 3600.0
 """Neither half may take longer."""

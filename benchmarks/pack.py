@@ -39,8 +39,8 @@ import torch
 from benchmarks.alike_trials import ALONE, FORMS, Bench, Row
 from benchmarks.arithmetic import flops_per_token, matrix_product_peak
 from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
-from search_spaces.definition import ModelSpec, Quantization
-from search_spaces.recipe import Recipe
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe
 from workers.base.base_model import LoadedBase, checkpoint_activations, pick_device
 from workers.data.datasets import Example
 from workers.device.memory import is_out_of_memory, release

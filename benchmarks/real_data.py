@@ -27,7 +27,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from service.embedded.supervisor import Supervisor, free_port
+from service.embedded.ports import free_port
+from service.embedded.supervisor import Supervisor
 from service.settings import Settings
 
 TUNING_ROWS = 1_000

@@ -20,7 +20,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from search_spaces.definition import ModelSpec, Quantization
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization
 from workers.base.base_model import LoadedBase, set_training
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain

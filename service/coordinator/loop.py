@@ -39,32 +39,31 @@ from service.coordinator.chores.schedules import (
     repair_schedules,
     say_who_waits,
 )
+from service.coordinator.chores.signs_of_life import SignsOfLife
 from service.coordinator.cluster import ray_authentication
+from service.coordinator.cluster.deliveries import Delivery, Workers
 from service.coordinator.cluster.ray_deaths import first_line
-from service.coordinator.cluster.ray_workers import ClusterError, Delivery, RayWorkers, Workers
-from service.coordinator.cluster.sent_verdicts import Told
+from service.coordinator.cluster.ray_workers import ClusterError, RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits, Watched
-from service.coordinator.cluster.worker_group import Crew
-from service.coordinator.outages import Outages, insist, is_trouble
+from service.coordinator.cluster.worker_group import WorkerGroup
+from service.coordinator.outages import Outages, is_trouble, until_it_answers
+from service.coordinator.policy.placement import trials_at_once
 from service.coordinator.policy.waiting import Standing
-from service.coordinator.study.runner import Performer
-from service.coordinator.study.study_run import StudyRun
+from service.coordinator.study.attempts import live_attempts
+from service.coordinator.study.leased_study import LeasedStudy
+from service.coordinator.study.runner import StudyRunner
+from service.coordinator.study.snapshot_reader import limits_of
 from service.db.database import Database, database_now, open_database
 from service.db.transitions import advance_study
-from service.devices import cluster, heartbeats
+from service.devices import cluster
 from service.devices.cluster import Node
 from service.errors import LeaseLost
-from service.home_folder import trouble_writing
-from service.log_limit import LogLimit
 from service.maintenance.schema import check_schema
 from service.settings import Settings, configure_logging
 from service.states import StudyState
 from service.studies.limits import Limits
 
 log = logging.getLogger(__name__)
-
-ALIVE_FILE = "coordinator.alive"
-"""Touched in every round, in the home folder: what a container's health check looks at."""
 
 SEEN_LATELY = timedelta(days=7)
 """A machine that the cluster had within this time is waited for."""
@@ -104,22 +103,21 @@ class Coordinator:
         self._sweeper = Sweeper(settings, database, storage)
         self._fingerprints = FingerprintReader()
         self.owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.studies: dict[str, Performer] = {}
+        self.studies: dict[str, StudyRunner] = {}
         """Those whose leases it holds, by id."""
         self._chores_at = 0.0
         self._clocks_at = -math.inf
         self._nodes: tuple[Node, ...] | None = None
         self._nodes_at = -math.inf
-        self._beat_at = -math.inf
-        self._log_limit = LogLimit()
-        self._outages = Outages(database, storage, write=self._beat)
+        self._life = SignsOfLife(settings, database, self.owner)
+        self._outages = Outages(database, storage, write=self._life.write)
         self._said: dict[str, tuple[int, str]] = {}
 
-    def run(self, stop: threading.Event, hurry: threading.Event | None = None) -> None:
+    def run(self, stop: threading.Event, cut_short: threading.Event | None = None) -> None:
         """Rounds until `stop` is set, then hand the leases back; the workers train on.
 
-        Where the workers end with this process, their trials write checkpoints before (`drain`); `hurry` cuts
-        that short.
+        Where the workers end with this process, their trials write checkpoints before (`drain`), until
+        `cut_short` is set.
 
         An outage of a database is sat out. Whatever else escapes a round, such as a Ray cluster that does
         not answer, ends the process, whose successor takes up where SQL says.
@@ -129,7 +127,7 @@ class Coordinator:
             while not stop.is_set():
                 self.live_through(self.round, stop)
             if self._settings.workers_end_with_coordinator:
-                self.live_through(lambda: self.drain(hurry or threading.Event()), stop)
+                self.live_through(lambda: self.drain(cut_short or threading.Event()), stop)
         finally:
             self.hand_back()
             self._sweeper.close()
@@ -143,15 +141,14 @@ class Coordinator:
             if not is_trouble(error):
                 raise
             self._let_go_of_all()
-            self._outages.sit_out(error, stop, self._show_life)
+            self._outages.sit_out(error, stop, self._life.touch)
 
     def round(self) -> None:
         """One round; waits up to `poll_seconds` for events."""
         now = time.monotonic()
         if now - self._chores_at >= self._settings.poll_seconds:
             self._chores_at = now
-            self._show_life()
-            self._beat_when_due(now)
+            self._life.show(now)
             self._note_cluster(now)
             cancel_unstarted(self._database)
             if now - self._clocks_at >= CLOCKS_SECONDS:
@@ -169,10 +166,10 @@ class Coordinator:
             self._sweeper.look()
         for delivery in self._cluster.poll(self._settings.poll_seconds):
             self._deliver(delivery)
-        for performer in list(self.studies.values()):
-            self._guarded(performer, performer.advance)
+        for runner in list(self.studies.values()):
+            self._guarded(runner, runner.advance)
 
-    def drain(self, hurry: threading.Event) -> None:
+    def drain(self, cut_short: threading.Event) -> None:
         """Have every live trial put down with a checkpoint, for as long as `drain_seconds` at most.
 
         The studies stay as they are, and whoever takes them up next goes on from there. Trials that do not
@@ -180,77 +177,37 @@ class Coordinator:
         """
         began, limit = time.monotonic(), self._settings.drain_seconds
         log.info("trials write their checkpoints, for up to %g s", limit)
-        while not hurry.is_set() and time.monotonic() - began < limit:
-            self._show_life()
-            self._beat_when_due(time.monotonic())
-            for performer in list(self.studies.values()):
-                self._guarded(performer, performer.put_down)
-            if not any(performer.run.live_attempts() for performer in self.studies.values()):
+        while not cut_short.is_set() and time.monotonic() - began < limit:
+            self._life.show(time.monotonic())
+            for runner in list(self.studies.values()):
+                self._guarded(runner, runner.put_down)
+            if not any(live_attempts(runner.study) for runner in self.studies.values()):
                 log.info("all trials wrote their checkpoints within %.1f s", time.monotonic() - began)
                 return
             for delivery in self._cluster.poll(self._settings.poll_seconds):
                 self._deliver(delivery)
-        left = sum(len(performer.run.live_attempts()) for performer in self.studies.values())
-        why = "a second signal ended the wait" if hurry.is_set() else f"not paused within {limit:g} s"
+        left = sum(len(live_attempts(runner.study)) for runner in self.studies.values())
+        why = "a second signal ended the wait" if cut_short.is_set() else f"not paused within {limit:g} s"
         log.warning("%s will resume from earlier checkpoints: %s", counted(left, "trial"), why)
 
     def hand_back(self) -> None:
         """Give all leases back, so that a successor need not wait for them to run out."""
-        performers = list(self.studies.values())
+        runners = list(self.studies.values())
         self._let_go_of_all()
-        for performer in performers:
-            lease = performer.run.lease
+        for runner in runners:
+            lease = runner.study.lease
             try:
                 self._database.transact(partial(leases.release, lease=lease))
             except Exception as error:
                 if not is_trouble(error):
                     raise
-                log.warning("the lease on study %s was not handed back: %s", performer.run.name, error)
-        try:
-            self._database.transact(partial(heartbeats.end, owner=self.owner))
-        except Exception as error:
-            if not is_trouble(error):
-                raise
-            log.warning("that this coordinator ends was not recorded: %s", error)
+                log.warning("the lease on study %s was not handed back: %s", runner.study.name, error)
+        self._life.end()
 
     def _let_go_of_all(self) -> None:
-        for performer in self.studies.values():
-            performer.detach()
+        for runner in self.studies.values():
+            runner.detach()
         self.studies.clear()
-
-    def _show_life(self) -> None:
-        """Touch the file that a container's health check looks at. A full home does not end the process."""
-        try:
-            (self._settings.home / ALIVE_FILE).touch()
-        except OSError as error:
-            self._warn(f"the home folder cannot be written: {error.strerror}")
-
-    def _warn(self, message: str) -> None:
-        suffix = self._log_limit.suffix(message)
-        if suffix is not None:
-            log.warning("%s%s", message, suffix)
-
-    def _beat_when_due(self, now: float) -> None:
-        if now - self._beat_at >= heartbeats.BEAT_SECONDS:
-            self._beat_at = now
-            self._database.transact(partial(heartbeats.beat, owner=self.owner, trouble=self._trouble()))
-
-    def _beat(self, session: Session) -> None:
-        heartbeats.beat(session, self.owner)
-
-    def _trouble(self) -> str | None:
-        """What keeps trials from being trained here, in words; None: nothing that this process can see."""
-        settings = self._settings
-        folders = {"home folder": settings.home}
-        if settings.artifacts_url is None and settings.artifacts_dir.is_dir():
-            folders["artifacts folder"] = settings.artifacts_dir
-        for what, folder in folders.items():
-            trouble = trouble_writing(folder)
-            if trouble is not None:
-                words = f"the coordinator's {what} cannot be written: {trouble}"
-                self._warn(words)
-                return words
-        return None
 
     def _note_cluster(self, now: float) -> None:
         """Keep what the cluster has, for plans, when it has changed."""
@@ -269,13 +226,13 @@ class Coordinator:
     # -- leases --------------------------------------------------------------------------------
 
     def _take_leases(self) -> None:
-        room = self._settings.max_running_studies - len(self.studies)
+        more = self._settings.max_running_studies - len(self.studies)
         taken = self._database.transact(
             lambda session: leases.take(
                 session,
                 owner=self.owner,
                 seconds=self._settings.lease_seconds,
-                limit=room,
+                limit=more,
                 in_hand=self.studies,
                 per_owner=self._settings.max_running_studies_per_owner,
             )
@@ -286,35 +243,29 @@ class Coordinator:
     def _take_up(self, lease: leases.Lease) -> None:
         settings = self._settings
         try:
-            run = StudyRun(
-                lease=lease,
-                database=self._database,
-                storage=self._storage,
-                artifacts=settings.artifacts_root,
-                limits=settings.loading_limits,
-                told=Told(stop_grace=settings.stop_grace_seconds, pause_grace=settings.pause_grace_seconds),
-            )
+            study = LeasedStudy(lease=lease, database=self._database, storage=self._storage)
+            limits = limits_of(study)
         except LeaseLost as error:
-            log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
+            log.warning("another coordinator took study %s at once: %s", lease.study_id, error)
             return
         except (ValueError, SearchSpaceError) as error:
             self._refuse(lease, f"this version cannot read the study's definition: {error}")
             return
-        log.info("took study %s, lease %d", run.name, run.lease.number)
-        earlier = self.studies.pop(run.study_id, None)
+        log.info("took study %s, lease %d", study.name, study.lease.number)
+        earlier = self.studies.pop(study.study_id, None)
         if earlier is not None:  # its lease ran out in this very round; the workers are the new lease's
             earlier.detach()
-        crew = Crew(
+        workers = WorkerGroup(
             self._cluster,
-            run.study_id,
-            self._cluster.shape(run.definition.resources),
-            at_once=run.trials_at_once,
+            study.study_id,
+            self._cluster.shape(study.definition.resources),
+            at_once=trials_at_once(limits),
             patience=settings.resource_timeout_seconds,
             seen=self._lately_seen,
         )
-        performer = Performer(run, crew, lease_seconds=settings.lease_seconds)
-        self.studies[run.study_id] = performer
-        self._guarded(performer, performer.adopt)
+        runner = StudyRunner(study, limits, workers, settings)
+        self.studies[study.study_id] = runner
+        self._guarded(runner, runner.adopt)
 
     def _refuse(self, lease: leases.Lease, reason: str) -> None:
         """Fail a study that cannot even be taken up, or every coordinator would die of it."""
@@ -326,17 +277,17 @@ class Coordinator:
         try:
             self._database.transact(fail)
         except LeaseLost as error:
-            log.warning("study %s was taken by another coordinator at once: %s", lease.study_id, error)
+            log.warning("another coordinator took study %s at once: %s", lease.study_id, error)
 
     # -- one study at a time -------------------------------------------------------------------
 
     def _deliver(self, delivery: Delivery) -> None:
-        for performer in self.studies.values():
-            if delivery.worker_id in performer.crew.members:
-                self._guarded(performer, partial(performer.apply, delivery))
+        for runner in self.studies.values():
+            if delivery.worker_id in runner.workers.members:
+                self._guarded(runner, partial(runner.apply, delivery))
                 return
 
-    def _guarded(self, performer: Performer, work: Callable[[], None]) -> None:
+    def _guarded(self, runner: StudyRunner, work: Callable[[], None]) -> None:
         """Do something for one study; whatever goes wrong there must not touch the others.
 
         A lost lease means letting go. Trouble with a database, the cluster or this machine is every study's
@@ -345,33 +296,33 @@ class Coordinator:
         meeting it again for ever.
         """
         try:
-            performer.still_held()
+            runner.renew_when_due()
             try:
                 work()
             except LeaseLost:
                 raise
             except Exception as error:
                 if not _is_of_one_study(error):
-                    _say_what_is_waited_for(performer, error)
+                    _say_what_is_waited_for(runner, error)
                     raise
-                log.exception("study %s met an internal error", performer.run.name)
+                log.exception("study %s met an internal error", runner.study.name)
                 what = f"{type(error).__name__}: {error}"
-                performer.abandon(f"internal error, see the coordinator's log: {what}")
+                runner.abandon(f"internal error, see the coordinator's log: {what}")
         except LeaseLost as error:
-            log.warning("gave up study %s: %s", performer.run.name, error)
-            performer.detach()
-        if performer.over:
-            self.studies.pop(performer.run.study_id, None)
+            log.warning("gave up study %s: %s", runner.study.name, error)
+            runner.detach()
+        if runner.over:
+            self.studies.pop(runner.study.study_id, None)
 
 
-def _say_what_is_waited_for(performer: Performer, error: Exception) -> None:
+def _say_what_is_waited_for(runner: StudyRunner, error: Exception) -> None:
     """Write down what keeps a study from going on, where that can be written."""
     fault = machine_fault(error)
     if fault is None and not isinstance(error, ClusterError):
         return
     what = f"this machine: {fault}" if fault is not None else f"the Ray cluster: {first_line(str(error))}"
     with suppress(Exception):
-        performer.run.say(Standing(words=f"waiting for {what}", waits=True))
+        runner.study.say(Standing(words=f"waiting for {what}", waits=True))
 
 
 def _is_of_one_study(error: Exception) -> bool:
@@ -403,8 +354,8 @@ def run(settings: Settings) -> None:
     with ExitStack() as closing:
         database = open_database(settings)
         closing.callback(database.dispose)
-        insist(lambda: check_schema(database.engine))
-        storage = insist(lambda: optuna_store.open_storage(settings))
+        until_it_answers(lambda: check_schema(database.engine))
+        storage = until_it_answers(lambda: optuna_store.open_storage(settings))
         closing.callback(optuna_store.close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
@@ -417,16 +368,16 @@ def run(settings: Settings) -> None:
         patience = 2 * settings.worker_silence_seconds
         workers = Watched(SimpleNamespace(connect=connect), max(CONNECT_SECONDS, patience)).connect()
         closing.callback(workers.close)
-        stop, hurry = threading.Event(), threading.Event()
+        stop, cut_short = threading.Event(), threading.Event()
         parent = os.getppid()
 
         def end(*_: object) -> None:
             # The second time, and where a supervisor has died, whose Ray dies with it, nothing is waited for.
             if stop.is_set() or os.getppid() != parent:
-                hurry.set()
+                cut_short.set()
             stop.set()
 
         for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
             signal.signal(signum, end)
         watched = cast(Workers, Watched(workers, patience))
-        Coordinator(settings, database, storage, watched).run(stop, hurry)
+        Coordinator(settings, database, storage, watched).run(stop, cut_short)

@@ -35,11 +35,11 @@ CALM_SECONDS = 60.0
 
 def is_trouble(error: BaseException) -> bool:
     """Whether to wait: for a database that is away or has been in the hands of others for too long, or for
-    this machine, which has run out of something, such as disk space or descriptors."""
+    this machine, which has run out of a resource, such as disk space or file descriptors."""
     return is_outage(error) or is_transient(error) or machine_fault(error) is not None
 
 
-def insist(work: Callable[[], T]) -> T:
+def until_it_answers(work: Callable[[], T]) -> T:
     """What `work` returns once the databases it needs answer: for the start of a process.
 
     A wrong address looks like a database that is not there yet, so what it says is logged.
@@ -92,7 +92,7 @@ class Outages:
             self._pause = FIRST_PAUSE_SECONDS
         cause = short(error)
         what = (
-            "this machine has run out of something" if machine_fault(error) else "a database does not answer"
+            "this machine has run out of a resource" if machine_fault(error) else "a database does not answer"
         )
         suffix = self._log_limit.suffix(cause)
         if suffix is not None:

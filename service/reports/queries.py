@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service.analysis import diagnosis, importance, outcomes
-from service.coordinator.policy.trial_history import gpu_hours
+from service.analysis.gpu_hours import gpu_hours
 from service.db.database import database_now
 from service.db.models import Attempt, Study, StudyKind
 from service.definitions.stored import read_definition, read_preparation

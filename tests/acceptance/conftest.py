@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.embedded.supervisor import Supervisor, free_port
+from service.embedded.ports import free_port
+from service.embedded.supervisor import Supervisor
 from service.settings import Settings
 from tests.support.data import rows
 from tests.support.databases import fresh_postgres_database

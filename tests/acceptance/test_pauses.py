@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from service.db.database import open_database
 from service.db.models import Attempt
-from service.embedded.supervisor import Supervisor, free_port
+from service.embedded.ports import free_port
+from service.embedded.supervisor import Supervisor
 from service.settings import Settings
 from tests.acceptance.conftest import House
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search_spaces.definition import Quantization
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Quantization, Recipe
 from tests.support.gpu_trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
 from tests.support.trials import Trained, new_run, relative_difference, solo_run, train_together
 from workers.base.base_model import load_base

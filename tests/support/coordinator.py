@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.coordinator.loop import Coordinator
-from service.coordinator.study.study_run import StudyRun
+from service.coordinator.study.runner import StudyRunner
 from service.db import database as db
 from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.settings import Settings
@@ -90,9 +90,9 @@ class House:
         return Coordinator(self.settings, self.database, self.storage, self.cluster)
 
     @property
-    def runs(self) -> list[StudyRun]:
-        """The studies that the coordinator holds."""
-        return [performer.run for performer in self.coordinator.studies.values()]
+    def runners(self) -> list[StudyRunner]:
+        """Those of the studies whose leases the coordinator holds."""
+        return list(self.coordinator.studies.values())
 
     def submit(
         self, columns: dict[str, Any] | None = None, sweep: dict[str, Any] | None = None, **changes: Any

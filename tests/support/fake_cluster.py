@@ -18,15 +18,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.cluster.ray_workers import (
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
+from service.coordinator.policy.placement import WorkerShape
+from service.devices.cluster import Node
+from service.states import LossCause
+from tests.support.fake_training import ROWS, base_of, costs_of, curve_of, loss_of
+from workers.contract import (
     DataSummary,
-    Delivered,
-    Delivery,
-    Gone,
     OutcomeStatus,
     PackCapacity,
-    Ready,
-    Refused,
     Report,
     Stalled,
     TrialOrder,
@@ -35,11 +35,7 @@ from service.coordinator.cluster.ray_workers import (
     UnusableCheckpoint,
     Verdict,
     WorkerInfo,
-    WorkerShape,
 )
-from service.devices.cluster import Node
-from service.states import LossCause
-from tests.support.fake_training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.event_log import EventLog
 
 
@@ -218,7 +214,7 @@ class FakeCluster:
     def capacity(self, shape: WorkerShape) -> int:
         return self.cpus if shape.num_gpus == 0 else self.gpus
 
-    def room(self, shape: WorkerShape) -> int:
+    def capacity_left(self, shape: WorkerShape) -> int:
         return max(0, self.capacity(shape) - len(self._workers))
 
     def gpus_in_all(self) -> float:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from search_spaces.recipe import Recipe
-from service.coordinator.cluster.ray_workers import TrialOrder
+from workers.contract import TrialOrder
 
 ROWS = 100
 

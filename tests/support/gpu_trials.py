@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from search_spaces.definition import ModelSpec, Quantization
-from search_spaces.recipe import Recipe
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe
 from tests.support.trials import Trained, of_type, random_examples, relative_difference
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Event, TrialOrder, TrialOutcome

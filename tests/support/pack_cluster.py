@@ -12,18 +12,10 @@ from dataclasses import dataclass, field
 import torch
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.cluster.ray_workers import (
-    Delivered,
-    Delivery,
-    Ready,
-    TrialOrder,
-    TrialOutcome,
-    Verdict,
-    WorkerInfo,
-    WorkerShape,
-)
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Ready
+from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
-from workers.contract import Event
+from workers.contract import Event, TrialOrder, TrialOutcome, Verdict, WorkerInfo
 from workers.event_log import EventLog
 from workers.pack.pack import Pack
 
@@ -101,7 +93,7 @@ class PackCluster:
     def capacity(self, shape: WorkerShape) -> int:
         return self._cpus
 
-    def room(self, shape: WorkerShape) -> int:
+    def capacity_left(self, shape: WorkerShape) -> int:
         return self._cpus - len(self._workers)
 
     def start(self, study_id: str, shape: WorkerShape) -> str:

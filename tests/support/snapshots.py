@@ -6,8 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from service.coordinator.policy.decide import Limits, Repeats, Snapshot, TrialPhase, TrialSnapshot
-from service.coordinator.policy.placement import Place, Room
+from service.coordinator.policy.limits import Limits, Repeats
+from service.coordinator.policy.placement import Placement, WorkerSlots
+from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 from service.states import AttemptState, StudyState
 
 ENDS = [
@@ -28,14 +29,14 @@ def limits(**changes: object) -> Limits:
 
 
 def snapshot(*trials: TrialSnapshot, free_slots: int = 2, **changes: object) -> Snapshot:
-    """A study of one base with that many free slots, unless `room` says otherwise."""
+    """A study of one base with that many free slots, unless `placement` says otherwise."""
     known: dict[str, object] = {
         "state": StudyState.RUNNING,
         "cancel_requested": False,
         "limits": limits(),
         "running_seconds": 0.0,
         "gpu_hours": 0.0,
-        "room": Room(places=(Place(worker_id="w", free=free_slots),)),
+        "placement": Placement(workers=(WorkerSlots(worker_id="w", free=free_slots),)),
     }
     return Snapshot(trials=trials, **{**known, **changes})  # type: ignore[arg-type]
 
@@ -68,18 +69,18 @@ BASES = ("nf4", "int8", "none")
 
 
 @st.composite
-def rooms(draw: st.DrawFn) -> Room:
+def placements(draw: st.DrawFn) -> Placement:
     """Workers of all bases and of none, with and without free slots."""
     bases = draw(st.lists(st.none() | st.sampled_from(BASES), max_size=4))
-    return Room(
-        places=tuple(
-            Place(
+    return Placement(
+        workers=tuple(
+            WorkerSlots(
                 worker_id=f"w{n}",
                 base=base,
                 loaded=base or draw(st.none() | st.sampled_from(BASES)),
                 free=draw(st.integers(0, 4)),
                 trials=draw(st.integers(0, 2)),
-                kept=draw(st.booleans()),
+                reserved=draw(st.booleans()),
                 spare=draw(st.integers(0, 2)),
             )
             for n, base in enumerate(bases)
@@ -108,7 +109,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         elif phase is TrialPhase.LIVE:
             told = draw(st.sampled_from(["nothing", "stop_requested", "pause_requested"]))
             words = {} if told == "nothing" else {told: True, "overdue": draw(st.booleans())}
-            made.append(live(number, tell_again=bool(words) and draw(st.booleans()), **words))
+            made.append(live(number, send_again=bool(words) and draw(st.booleans()), **words))
         else:
             more = {"end_order": draw(st.integers(0, 9)), "feasible": draw(st.booleans())}
             made.append(ended(number, draw(st.sampled_from(ENDS)), **more))
@@ -119,7 +120,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         made.append(draw(st.sampled_from([waiting(asked, **again), live(asked, **again)])))
     return snapshot(
         *made,
-        room=draw(rooms()),
+        placement=draw(placements()),
         limits=limits(
             trials=trials,
             max_parallel_trials=parallel,

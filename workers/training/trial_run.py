@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from search_spaces.recipe import Recipe
+from search_spaces.trial_length import warmup_steps
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder, TrainingPlan
 from workers.data.datasets import Example
@@ -26,7 +27,7 @@ from workers.training.effective_batch import EffectiveBatch
 from workers.training.evaluation import Totals
 from workers.training.noise_scale import NoiseScale, measured_rows
 from workers.training.optimizers import build_optimizer, moments, restore_moments, set_learning_rate
-from workers.training.schedules import learning_rate_multiplier, warmup_steps
+from workers.training.schedules import learning_rate_multiplier
 
 _FLOAT16_LOSS_SCALE = 65_536.0
 """First loss scale with float16 compute, which loses small gradients otherwise (torch.amp.GradScaler's)."""

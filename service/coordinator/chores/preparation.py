@@ -155,10 +155,10 @@ def _waiting() -> Select[str]:
 def _advance(
     database: Database, storage: optuna_store.Storage, reader: FingerprintReader, study_id: str
 ) -> None:
-    settled = database.transact(lambda session: _settled(session, study_id))
-    if settled is None:
+    start = database.transact(lambda session: _starting_point(session, study_id))
+    if start is None:
         return
-    definition, test = settled
+    definition, test = start
     with database.read() as session:
         study = session.get_one(Study, study_id)
         sweep, reason = study.schedule_id is not None, study.reason
@@ -176,7 +176,7 @@ def _say_what_is_read(session: Session, study_id: str) -> None:
         append_event(session, study.id, WAITING, READING)
 
 
-def _settled(session: Session, study_id: str) -> tuple[StudyDefinition, Study | None] | None:
+def _starting_point(session: Session, study_id: str) -> tuple[StudyDefinition, Study | None] | None:
     """What the study starts from: its definition and its range test, if it has one, which has been read.
 
     None while it waits for the range test, which is made here, or waits no longer.
@@ -218,7 +218,7 @@ def _prepare(
     test: Study | None,
     fingerprints: Fingerprints,
 ) -> None:
-    """Settle what the study starts from, once. The figure comes first: it may be drawn twice."""
+    """Write down what the study starts from, once. The figure comes first: it may be drawn twice."""
     bounds: tuple[float, float] | None = None
     swept: list[str] = []
     with database.read() as session:
@@ -260,8 +260,8 @@ def _prepare(
         for note in warm.notes:
             append_event(session, study.id, WARM_START, note)
         notes = (*swept, *left_out, *warm.notes)
-        settled = {"enqueued": warm.enqueued, "prior": warm.prior, "notes": notes}
-        study.preparation = prepared.model_copy(update=settled).model_dump(mode="json")
+        found = {"enqueued": warm.enqueued, "prior": warm.prior, "notes": notes}
+        study.preparation = prepared.model_copy(update=found).model_dump(mode="json")
         study.reason = "waiting for a coordinator"
         if over is not None:
             start(session, study, "a coordinator has started it")

@@ -70,15 +70,15 @@ def say_who_waits(
 def _words(session: Session, *, limit: int, per_owner: int | None) -> dict[str, tuple[int, str]]:
     """By study that waits for its turn: its revision, and which limit it is that it waits for."""
     now = database_now(session)
-    held = is_leased(now)
+    leased = is_leased(now)
     queued = session.execute(
         select(Study.id, Study.owner, Study.revision).where(
-            Study.state == StudyState.QUEUED, ~held, ~Study.cancel_requested, ~leases.waits_for_stages()
+            Study.state == StudyState.QUEUED, ~leased, ~Study.cancel_requested, ~leases.waits_for_stages()
         )
     ).all()
     if not queued:
         return {}
-    runs = session.execute(select(Study.owner, Study.lease_owner).where(held)).all()
+    runs = session.execute(select(Study.owner, Study.lease_owner).where(leased)).all()
     of_owner, coordinators = Counter(run.owner for run in runs), len({run.lease_owner for run in runs})
     found: dict[str, tuple[int, str]] = {}
     for study in queued:

@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from search_spaces.definition import ResourcesSpec
+from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
 from workers.contract import NumberedEvent, TrialOrder, Verdict, WorkerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerShape:
-    """What one worker reserves on the cluster."""
-
-    num_cpus: float
-    num_gpus: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +56,7 @@ class Workers(Protocol):
     def shape(self, resources: ResourcesSpec) -> WorkerShape: ...
     def nodes(self) -> tuple[Node, ...]: ...
     def capacity(self, shape: WorkerShape) -> int: ...
-    def room(self, shape: WorkerShape) -> int: ...
+    def capacity_left(self, shape: WorkerShape) -> int: ...
     def gpus_in_all(self) -> float: ...
     def start(self, study_id: str, shape: WorkerShape) -> str: ...
     def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]: ...

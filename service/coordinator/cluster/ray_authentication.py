@@ -157,22 +157,22 @@ def _cause(error: grpc.RpcError) -> str:
 def _own_token(address: str, *, named: bool) -> str:
     """The token that Ray finds for this process. Raises `NotLetIn` where it would send none."""
     wants = f"The Ray cluster at {address} asks for a token"
-    token, place = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
+    token, source = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
     if not token:
         given = os.environ.get("RAY_AUTH_TOKEN_PATH")
         path = Path(given) if given else Path.home() / ".ray" / "auth_token"
-        place = f"RAY_AUTH_TOKEN_PATH={given}" if given else str(path)
+        source = f"RAY_AUTH_TOKEN_PATH={given}" if given else str(path)
         try:
             token = path.read_text().strip()
         except (OSError, ValueError) as error:
             if given:
-                raise NotLetIn(f"{wants}, and {place} cannot be read: {error}. {_SAME_TOKEN}") from error
+                raise NotLetIn(f"{wants}, and {source} cannot be read: {error}. {_SAME_TOKEN}") from error
         if given and not token:
-            raise NotLetIn(f"{wants}, and {place} is an empty file. {_SAME_TOKEN}")
+            raise NotLetIn(f"{wants}, and {source} is an empty file. {_SAME_TOKEN}")
     if not token:
         raise NotLetIn(f"{wants}, and this process has none. {_SAME_TOKEN}")
     if os.environ.get("RAY_AUTH_MODE", "" if named else "token").lower() != "token":
         raise NotLetIn(
-            f"{wants}, and this process does not send the one in {place}: RAY_AUTH_MODE=token is not set."
+            f"{wants}, and this process does not send the one in {source}: RAY_AUTH_MODE=token is not set."
         )
     return token

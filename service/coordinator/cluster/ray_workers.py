@@ -25,69 +25,15 @@ from ray.exceptions import (
 )
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.cluster.deliveries import (
-    Delivered,
-    Delivery,
-    Gone,
-    Ready,
-    Refused,
-    Workers,
-    WorkerShape,
-)
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
 from service.coordinator.cluster.ray_deaths import first_line, read_death
 from service.coordinator.cluster.silence import LONG_POLL_SECONDS, Attention, SilenceLimits
+from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.errors import Unavailable
 from service.states import LossCause
-from workers.contract import (
-    DataSummary,
-    Decision,
-    Event,
-    NumberedEvent,
-    OutcomeStatus,
-    PackCapacity,
-    Preparing,
-    Progress,
-    RateSweep,
-    Report,
-    Stalled,
-    TrialOrder,
-    TrialOutcome,
-    TrialStarted,
-    UnusableCheckpoint,
-    Verdict,
-    WorkerInfo,
-)
+from workers.contract import NumberedEvent, PackCapacity, Preparing, Stalled, TrialOrder, Verdict
 from workers.gpu_worker import NAMESPACE, WorkerStage, find_worker, stage_of, start_worker
-
-__all__ = [
-    "ClusterError",
-    "DataSummary",
-    "Decision",
-    "Delivered",
-    "Delivery",
-    "Event",
-    "Gone",
-    "NumberedEvent",
-    "OutcomeStatus",
-    "PackCapacity",
-    "Preparing",
-    "Progress",
-    "RateSweep",
-    "RayWorkers",
-    "Ready",
-    "Refused",
-    "Report",
-    "Stalled",
-    "TrialOrder",
-    "TrialOutcome",
-    "TrialStarted",
-    "UnusableCheckpoint",
-    "Verdict",
-    "WorkerInfo",
-    "WorkerShape",
-    "Workers",
-]
 
 log = logging.getLogger(__name__)
 
@@ -173,16 +119,14 @@ class RayWorkers:
 
     def nodes(self) -> tuple[Node, ...]:
         """What the machines of the cluster have."""
-        alive = [node["Resources"] for node in ray.nodes() if node.get("Alive", node.get("alive"))]
-        return tuple(sorted(Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0)) for has in alive))
+        resources = [node["Resources"] for node in _live_nodes()]
+        return tuple(sorted(Node(cpus=has.get("CPU", 0.0), gpus=has.get("GPU", 0.0)) for has in resources))
 
     def capacity(self, shape: WorkerShape) -> int:
         """How many such workers fit on the cluster if nothing else ran there."""
-        return sum(
-            _fits(node["Resources"], shape) for node in ray.nodes() if node.get("Alive", node.get("alive"))
-        )
+        return sum(_fits(node["Resources"], shape) for node in _live_nodes())
 
-    def room(self, shape: WorkerShape) -> int:
+    def capacity_left(self, shape: WorkerShape) -> int:
         """How many more such workers fit beside those this coordinator already has."""
         free = dict(self._cluster_resources())
         for worker in self._workers.values():
@@ -375,13 +319,13 @@ class RayWorkers:
                 limit = max(limit, self._limits.loading_s)
             if silent <= limit:
                 continue
-            what = "has not answered for"
+            what = "it did not answer within"
             if call.kind == "info":
                 queued = call.stage is WorkerStage.QUEUED
-                what = "was not started by Ray for" if queued else "was not ready after"
-            log.warning("worker %s %s %.0f s and is killed", call.worker_id, what, silent)
+                what = "Ray did not start it within" if queued else "it was not ready within"
+            reason = f"{what} {silent:.0f} s, so it was killed"
+            log.warning("worker %s is given up: %s", call.worker_id, reason)
             self.stop(call.worker_id)
-            reason = f"it {what} {silent:.0f} s, and was killed"
             gone.append(Gone(worker_id=call.worker_id, reason=reason, cause=LossCause.UNREACHABLE))
         return gone
 
@@ -411,9 +355,13 @@ def _prefix(study_id: str) -> str:
     return f"worker-{study_id}-"
 
 
+def _live_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node.get("Alive", node.get("alive"))]
+
+
 def _addresses() -> set[str]:
     """Of the nodes that live."""
-    return {str(node["NodeManagerAddress"]) for node in ray.nodes() if node.get("Alive", node.get("alive"))}
+    return {str(node["NodeManagerAddress"]) for node in _live_nodes()}
 
 
 def _fits(resources: dict[str, float], shape: WorkerShape) -> int:

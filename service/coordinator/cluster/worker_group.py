@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from service.coordinator.cluster.deliveries import Workers
 from service.coordinator.cluster.orders import base_of
 from service.coordinator.cluster.ray_deaths import full_disk, without_process
-from service.coordinator.cluster.ray_workers import TrialOrder, Verdict, WorkerInfo, Workers, WorkerShape
 from service.coordinator.policy import waiting
-from service.coordinator.policy.placement import Place, Room
+from service.coordinator.policy.placement import Placement, WorkerShape, WorkerSlots
 from service.devices.cluster import Node
 from service.states import LossCause
+from workers.contract import TrialOrder, Verdict, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,12 @@ class _Member:
     ready: bool = False
     slots: int = 0
     """Trials it wants at once; they may fall below those it has."""
-    settled: bool = False
+    measured: bool = False
     """It has had a trial, so `slots` is a measurement and no longer a guess."""
     attempts: set[int] = field(default_factory=set)
     base: str | None = None
     """What its trials train on; of an idle worker what it has in memory, if anything."""
-    kept_for: str | None = None
+    reserved_for: str | None = None
     """It gets no trials but those of this base, for which it is being emptied."""
     acknowledged: int = 0
     to_verify: bool = False
@@ -42,13 +43,18 @@ class _Member:
     """Its GPU, once it is ready."""
     put_aside: bool = False
     """Its GPU was put aside: it gets no trials, and stays only so that no other worker gets that GPU."""
-    alone: bool = False
+    isolated: bool = False
     """It has a trial that trains by itself."""
-    kept: bool = False
+    reserved_for_suspect: bool = False
     """It is being emptied for a trial that trains by itself."""
 
+    @property
+    def is_reserved(self) -> bool:
+        """It takes no trial of the others."""
+        return self.isolated or self.reserved_for_suspect or self.reserved_for is not None
 
-class Crew:
+
+class WorkerGroup:
     """Starts, fills and dismisses the workers of one study.
 
     Args:
@@ -100,38 +106,38 @@ class Crew:
         return sum(len(m.attempts) for m in self._members.values())
 
     @property
-    def room(self) -> Room:
+    def placement(self) -> Placement:
         """What the ready workers would take now, each no more than its share while there are others."""
         share = self._share()
         usable = self._usable
-        expecting = any(not (m.ready and m.settled) and self._is_awaited(m) for m in usable.values())
-        places = []
+        expecting = any(not (m.ready and m.measured) and self._is_awaited(m) for m in usable.values())
+        workers = []
         for worker_id, member in usable.items():
-            if not member.ready or member.alone or (member.kept and member.attempts):
+            if not member.ready or member.isolated or (member.reserved_for_suspect and member.attempts):
                 continue
             has = len(member.attempts)
             free = max(0, min(member.slots, share) - has)
             base = member.base if member.attempts else None
-            if member.kept_for is not None and base is None:
-                base = member.kept_for
-            elif member.kept_for not in (None, base):
+            if member.reserved_for is not None and base is None:
+                base = member.reserved_for
+            elif member.reserved_for not in (None, base):
                 continue
             spare = 0 if expecting else max(0, member.slots - has - free)
-            places.append(
-                Place(
+            workers.append(
+                WorkerSlots(
                     worker_id=worker_id,
                     trials=has,
                     free=free,
                     spare=spare,
                     base=base,
                     loaded=member.base,
-                    kept=member.kept,
+                    reserved=member.reserved_for_suspect,
                     device_id=member.device_id,
                 )
             )
         # One that does not come is not waited for by those that avoid the GPUs of the others.
         devices = frozenset(m.device_id for m in usable.values() if self._is_awaited(m))
-        return Room(places=tuple(places), devices=devices)
+        return Placement(workers=tuple(workers), devices=devices)
 
     @property
     def _usable(self) -> dict[str, _Member]:
@@ -156,9 +162,9 @@ class Crew:
         return share
 
     def _limit(self, member: _Member) -> int:
-        if member.alone or member.kept:
+        if member.isolated or member.reserved_for_suspect:
             return 1
-        return member.slots if member.settled else self._at_once
+        return member.slots if member.measured else self._at_once
 
     def attach(self) -> None:
         """Take over the workers that an earlier coordinator of this study left running."""
@@ -194,7 +200,7 @@ class Crew:
             starting = any(not m.ready for m in usable.values())
             missing = min(missing, 0 if starting or time.monotonic() < self._start_again_at else 1)
         if missing > 0:
-            for _ in range(min(missing, self._cluster.room(self.shape))):
+            for _ in range(min(missing, self._cluster.capacity_left(self.shape))):
                 self._members[self._cluster.start(self._study_id, self.shape)] = _Member()
         self._watch_capacity(wanted)
 
@@ -219,9 +225,7 @@ class Crew:
             node.cpus >= self.shape.num_cpus and node.gpus >= self.shape.num_gpus for node in self._seen()
         ):
             return None
-        need = f"{self.shape.num_cpus:g} CPU"
-        if self.shape.num_gpus:
-            need += f" and {self.shape.num_gpus:g} GPU" + ("" if self.shape.num_gpus == 1 else "s")
+        need = waiting.needs(self.shape)
         hint = "; set resources.gpus_per_worker: 0 to train on CPU" if self.shape.num_gpus else ""
         return f"no node of the Ray cluster has {need}, which one worker needs{hint}"
 
@@ -260,7 +264,7 @@ class Crew:
             return False
         workers_per_gpu = max(1, int(1 / self.shape.num_gpus)) if self.shape.num_gpus else 1
         aside = len(self._devices_aside) * workers_per_gpu
-        return self._cluster.room(self.shape) == 0 and self._cluster.capacity(self.shape) <= aside
+        return self._cluster.capacity_left(self.shape) == 0 and self._cluster.capacity(self.shape) <= aside
 
     def stranded_reason(self) -> str | None:
         """Why this study should be paused until somebody has looked at the GPUs; None: it need not."""
@@ -286,44 +290,45 @@ class Crew:
                 least busy. None is while one is starting.
         """
         for member in self._members.values():
-            member.alone = not member.attempts.isdisjoint(attempts)
-            member.kept = False
+            member.isolated = not member.attempts.isdisjoint(attempts)
+            member.reserved_for_suspect = False
         usable = self._usable.values()
-        open_to_it = [m for m in usable if m.ready and not m.alone and m.kept_for is None]
-        room = self.room
-        open_to_it = [m for m in open_to_it if any(room.suits(m.device_id, avoid=gpu) for gpu in waiting)]
+        open_to_it = [m for m in usable if m.ready and not m.is_reserved]
+        placement = self.placement
+        open_to_it = [
+            m for m in open_to_it if any(placement.suits(m.device_id, avoid=gpu) for gpu in waiting)
+        ]
         if not open_to_it:
             return
         least_busy = min(open_to_it, key=lambda m: len(m.attempts))
         starting = any(not m.ready and self._is_awaited(m) for m in usable)
-        least_busy.kept = not (least_busy.attempts and starting)
+        least_busy.reserved_for_suspect = not (least_busy.attempts and starting)
 
-    def pick(self, base: str, *, alone: bool = False, avoid: str | None = None) -> str | None:
-        """A worker for one more trial of a base (`Room.pick`); None: nobody would take it now."""
-        place = self.room.pick(base, alone=alone, avoid=avoid)
-        return None if place is None else place.worker_id
+    def pick(self, base: str, *, isolated: bool = False, avoid: str | None = None) -> str | None:
+        """A worker for one more trial of a base (`Placement.pick`); None: nobody would take it now."""
+        worker = self.placement.pick(base, isolated=isolated, avoid=avoid)
+        return None if worker is None else worker.worker_id
 
-    def make_way(self, bases: Collection[str]) -> None:
+    def reserve_for(self, bases: Collection[str]) -> None:
         """See that a worker is emptied for each of these bases, unless one has it; and for no other."""
         for member in self._members.values():
-            if member.kept_for not in bases:
-                member.kept_for = None
+            if member.reserved_for not in bases:
+                member.reserved_for = None
         for base in bases:
-            if any(base in (m.kept_for, m.base if m.attempts else None) for m in self._members.values()):
+            if any(base in (m.reserved_for, m.base if m.attempts else None) for m in self._members.values()):
                 continue
-            usable = self._usable.items()
-            ready = [w for w, m in usable if m.ready and m.kept_for is None and not (m.kept or m.alone)]
+            ready = [w for w, m in self._usable.items() if m.ready and not m.is_reserved]
             if ready:
                 least_busy = min(ready, key=lambda w: (len(self._members[w].attempts), w))
-                self._members[least_busy].kept_for = base
+                self._members[least_busy].reserved_for = base
 
-    def submit(self, worker_id: str, order: TrialOrder, *, alone: bool = False) -> None:
+    def submit(self, worker_id: str, order: TrialOrder, *, isolated: bool = False) -> None:
         member = self._members[worker_id]
         member.attempts.add(order.attempt_id)
         member.base = base_of(order.model)
-        member.kept_for = None
-        member.alone = alone
-        member.kept = False
+        member.reserved_for = None
+        member.isolated = isolated
+        member.reserved_for_suspect = False
         self._cluster.submit(worker_id, order)
 
     def send(self, worker_id: str, verdict: Verdict) -> None:
@@ -340,7 +345,7 @@ class Crew:
         member.base = base or info.base
         member.ready = not member.to_verify
         member.slots = info.slots
-        member.settled = info.base is not None
+        member.measured = info.base is not None
         member.attempts |= set(info.running_attempts)
         member.device_id = info.device_id
         member.put_aside = info.device_id in self._devices_aside
@@ -368,7 +373,7 @@ class Crew:
         """The worker has measured how many trials it takes at once."""
         member = self._members[worker_id]
         member.slots = slots
-        member.settled = True
+        member.measured = True
 
     def on_started(self, worker_id: str, attempt_id: int) -> None:
         """It has an order, which may have come after it was asked which it has."""
@@ -377,7 +382,7 @@ class Crew:
     def on_ended(self, worker_id: str, attempt_id: int) -> None:
         member = self._members[worker_id]
         member.attempts.discard(attempt_id)
-        member.settled = True
+        member.measured = True
 
     def on_gone(self, worker_id: str, reason: str, cause: LossCause) -> None:
         member = self._members.pop(worker_id)

@@ -10,31 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from service.coordinator.policy.snapshot import Limits, Repeats, Snapshot, TrialPhase, TrialSnapshot
+from search_spaces.wording import counted
+from service.coordinator.policy.limits import Limits
+from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 from service.coordinator.policy.stops import Stop, budget_stop, forced_stop, ranking, search_end
 from service.states import AttemptState, StudyState
-
-__all__ = [
-    "Action",
-    "Ask",
-    "AskRepeat",
-    "Dispatch",
-    "EndStudy",
-    "EndTrial",
-    "KillWorker",
-    "Limits",
-    "PauseAttempt",
-    "PauseStudy",
-    "Repeats",
-    "Snapshot",
-    "StopAttempt",
-    "TrialPhase",
-    "TrialSnapshot",
-    "decide",
-    "starving_bases",
-    "suspects_waiting",
-    "trials_to_come",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +35,7 @@ class Dispatch:
     """Send a waiting trial to a worker, as its next attempt."""
 
     trial_number: int
-    alone: bool = False
+    isolated: bool = False
     """It trains by itself, so the worker must be idle and takes no other meanwhile."""
     avoid: str | None = None
     """The GPU that it does not go back to while there is another."""
@@ -118,9 +98,9 @@ def decide(snapshot: Snapshot) -> list[Action]:
     """The next actions for a study that is queued or running.
 
     Never makes more than `limits.trials` trials of the search, and never lets more than
-    `limits.max_parallel_trials` be alive or waiting for their base, whatever room there is: budgets are
-    reserved here, before anything is dispatched. An ask for which nobody has a place yet keeps its
-    reservation, and goes before any later one.
+    `limits.max_parallel_trials` be alive or waiting for their base, whatever its workers would take: budgets
+    are reserved here, before anything is dispatched. An ask that no worker takes yet keeps its reservation,
+    and goes before any later one.
     """
     return list(_decide(snapshot))
 
@@ -175,7 +155,7 @@ def starving_bases(snapshot: Snapshot) -> tuple[str, ...]:
     newest = max((t.number for t in snapshot.trials), default=0)
     overdue = newest - snapshot.limits.max_parallel_trials
     waiting = [t for t in _waiting(snapshot, snapshot.trials) if t.number <= overdue and not t.suspect]
-    return tuple(dict.fromkeys(t.base for t in waiting if snapshot.room.pick(t.base) is None))
+    return tuple(dict.fromkeys(t.base for t in waiting if snapshot.placement.pick(t.base) is None))
 
 
 def _end(snapshot: Snapshot, stop: Stop) -> EndStudy:
@@ -206,7 +186,7 @@ def _close(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
             continue
         if trial.overdue and trial.stop_requested:
             yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
-        elif trial.tell_again or not trial.stop_requested:
+        elif trial.send_again or not trial.stop_requested:
             yield StopAttempt(attempt_id=trial.live_attempt_id, reason=reason)
     for trial in trials:
         if trial.phase is TrialPhase.WAITING:
@@ -223,7 +203,7 @@ def _put_down(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
             continue
         if trial.overdue:
             yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
-        elif not trial.stop_requested and (trial.tell_again or not trial.pause_requested):
+        elif not trial.stop_requested and (trial.send_again or not trial.pause_requested):
             yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=reason)
     if not any(t.phase is TrialPhase.LIVE for t in trials):
         yield PauseStudy(reason=reason)
@@ -249,16 +229,16 @@ def _why_not_again(trial: TrialSnapshot, limits: Limits) -> str | None:
     if trial.lost_attempts <= limits.max_retries:
         return None
     times = "once" if trial.lost_attempts == 1 else f"{trial.lost_attempts} times"
-    further = "1 further attempt" if limits.max_retries == 1 else f"{limits.max_retries} further attempts"
-    return f"its worker was lost {times}; budget.max_retries allows {further}"
+    allowed = counted(limits.max_retries, "further attempt")
+    return f"its worker was lost {times}; budget.max_retries allows {allowed}"
 
 
 def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Action]:
-    """Fill the room: trials that wait first, the oldest first, then new ones.
+    """Fill the workers: trials that wait first, the oldest first, then new ones.
 
     Of those that wait, suspects go first: they need a worker for themselves, so one that is idle.
     """
-    limits, room = snapshot.limits, snapshot.room
+    limits, placement = snapshot.limits, snapshot.placement
     waiting = _waiting(snapshot, snapshot.trials)
     for trial in snapshot.trials:
         reason = _why_not_again(trial, limits) if trial.phase is TrialPhase.WAITING else None
@@ -268,14 +248,14 @@ def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Ac
     may_start = limits.max_parallel_trials - live
     may_ask = may_start - len(waiting)
     for trial in sorted(waiting, key=lambda t: not t.suspect):
-        place = None
+        worker = None
         if trial.rested:
-            place = room.pick(trial.base, alone=trial.suspect, avoid=trial.avoid)
-        if place is not None and may_start > 0:
-            yield Dispatch(trial_number=trial.number, alone=trial.suspect, avoid=trial.avoid)
-            room = room.filled(place, trial.base, alone=trial.suspect)
+            worker = placement.pick(trial.base, isolated=trial.suspect, avoid=trial.avoid)
+        if worker is not None and may_start > 0:
+            yield Dispatch(trial_number=trial.number, isolated=trial.suspect, avoid=trial.avoid)
+            placement = placement.filled(worker, trial.base, isolated=trial.suspect)
             may_start -= 1
-    yield from to_ask[: max(0, min(may_ask, room.free))]
+    yield from to_ask[: max(0, min(may_ask, placement.free))]
 
 
 # -- repeats -----------------------------------------------------------------------------------------
@@ -326,7 +306,6 @@ def _repeats_in_words(snapshot: Snapshot) -> str:
         return ""
     recipes, seeds = len({w.of for w in wanted}), len({w.seed for w in wanted})
     who = "the best was" if recipes == 1 else f"the {recipes} best were"
-    each = "1 seed" if seeds == 1 else f"{seeds} seeds"
     completed = sum(t.outcome is AttemptState.COMPLETED for t in snapshot.again)
     share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} runs completed"
-    return f"; {who} run again with {each}{' each' if recipes > 1 else ''}{share}"
+    return f"; {who} run again with {counted(seeds, 'seed')}{' each' if recipes > 1 else ''}{share}"

@@ -1,18 +1,29 @@
-"""Where trials may go: what the workers of a study would take now, as a frozen value.
+"""Where trials may go: what the workers of a study would take now, as a frozen value, and how many it needs.
 
 A worker holds one base at a time, so trials of different bases never share one. A trial that may have killed
-its last worker gets one for itself. `decide` counts on a room and the crew sends by it: both see the same
-places.
+its last worker gets one for itself. `decide` counts on a placement and the worker group sends by it: both see
+the same workers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
+
+from service.coordinator.policy.limits import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """One worker, as a trial that looks for a place sees it."""
+class WorkerShape:
+    """What one worker reserves on the cluster."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSlots:
+    """How many trials one worker would take now, and which."""
 
     worker_id: str
     trials: int = 0
@@ -22,34 +33,34 @@ class Place:
     spare: int = 0
     """How many more beyond that."""
     base: str | None = None
-    """What its trials train on, or what it is kept for. None: it is idle, and takes any."""
+    """What its trials train on, or what it is reserved for. None: it is idle, and takes any."""
     loaded: str | None = None
     """The base in its memory, if any. Another one costs loading it."""
-    kept: bool = False
-    """It is kept for a trial that trains by itself."""
+    reserved: bool = False
+    """It is reserved for a trial that trains by itself."""
     device_id: str | None = None
     """Its GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """All places of a study, one for each worker that is ready."""
+class Placement:
+    """Which trials the workers of a study would take now; those that are not ready are left out."""
 
-    places: tuple[Place, ...] = ()
+    workers: tuple[WorkerSlots, ...] = ()
     devices: frozenset[str | None] = frozenset()
     """The GPUs of all workers, those included that take nothing now; none of one that is starting."""
 
     @property
     def free(self) -> int:
-        """Trials that would find a place if their bases were the right ones."""
-        return sum(place.free for place in self.places if not place.kept)
+        """Trials that would find a worker if their bases were the right ones."""
+        return sum(worker.free for worker in self.workers if not worker.reserved)
 
     def suits(self, device_id: str | None, *, avoid: str | None) -> bool:
         """Whether a suspect may go to a GPU: not back to the one it avoids, unless there is no other."""
         return avoid is None or device_id != avoid or self.devices <= {avoid}
 
-    def pick(self, base: str, *, alone: bool = False, avoid: str | None = None) -> Place | None:
-        """The place for one more trial of a base; None: there is none.
+    def pick(self, base: str, *, isolated: bool = False, avoid: str | None = None) -> WorkerSlots | None:
+        """The worker for one more trial of a base; None: none would take it.
 
         A worker that has the base before an idle one that would have to load it, then the least busy. Shares
         spread trials evenly over workers of one base. Where several bases divide the workers, a share may be
@@ -57,30 +68,53 @@ class Room:
 
         Args:
             base: what it trains on.
-            alone: it trains by itself, so it takes an idle worker, one that is kept for such before others.
+            isolated: it trains by itself, so it takes an idle worker, first one that is reserved for such.
             avoid: the GPU that it does not go back to while there is another.
         """
-        if alone:
-            idle = [p for p in self.places if p.trials == 0 and p.free > 0 and p.base in (None, base)]
+        if isolated:
+            idle = [p for p in self.workers if p.trials == 0 and p.free > 0 and p.base in (None, base)]
             idle = [p for p in idle if self.suits(p.device_id, avoid=avoid)]
             return min(
-                idle, key=lambda p: (not p.kept, p.loaded not in (None, base), p.worker_id), default=None
+                idle, key=lambda p: (not p.reserved, p.loaded not in (None, base), p.worker_id), default=None
             )
-        open_to_it = [p for p in self.places if p.base in (None, base) and not p.kept]
+        open_to_it = [p for p in self.workers if p.base in (None, base) and not p.reserved]
         fitting = [p for p in open_to_it if p.free > 0]
-        if not fitting and len(open_to_it) < len(self.places):
+        if not fitting and len(open_to_it) < len(self.workers):
             fitting = [p for p in open_to_it if p.spare > 0]
         return min(fitting, key=lambda p: (p.loaded not in (None, base), p.trials, p.worker_id), default=None)
 
-    def filled(self, place: Place, base: str, *, alone: bool = False) -> Room:
-        """The room that is left when a trial of a base has taken a place."""
+    def filled(self, worker: WorkerSlots, base: str, *, isolated: bool = False) -> Placement:
+        """What is left when a worker has taken a trial of a base."""
         changed = replace(
-            place,
-            trials=place.trials + 1,
-            free=0 if alone else max(0, place.free - 1),
-            spare=0 if alone else place.spare - (place.free == 0),
+            worker,
+            trials=worker.trials + 1,
+            free=0 if isolated else max(0, worker.free - 1),
+            spare=0 if isolated else worker.spare - (worker.free == 0),
             base=base,
             loaded=base,
-            kept=False,
+            reserved=False,
         )
-        return replace(self, places=tuple(changed if p == place else p for p in self.places))
+        return replace(self, workers=tuple(changed if p == worker else p for p in self.workers))
+
+
+def trials_at_once(limits: Limits) -> int:
+    """Trials of a study that are ever alive together, at most."""
+    repeats = limits.repeats
+    again = 0 if repeats is None else repeats.top_k * len(repeats.seeds)
+    return min(limits.max_parallel_trials, max(limits.trials, again))
+
+
+def wanted_workers(limits: Limits, unsent: int, *, busy: int, most: int | Literal["auto"]) -> int:
+    """How many workers have something to do.
+
+    Breadth first: beside those that train, one for each trial that is still to be sent out, since a trial
+    trains faster by itself than in a pack. Packs fill where the cluster has no capacity for more workers.
+
+    Args:
+        limits: of the study.
+        unsent: trials still to be sent out, after what `decide` wanted was done.
+        busy: workers with a trial, likewise.
+        most: `resources.workers` of the definition.
+    """
+    wanted = min(busy + unsent, limits.max_parallel_trials)
+    return wanted if most == "auto" else min(wanted, most)

@@ -1,8 +1,8 @@
 """What the losses of a trial mean for its next attempt (docs/reference/attempts.md): pure, over rows.
 
 A worker that dies takes all trials of its pack along, and nothing tells which of them did it. So each of
-them is under suspicion and trains by itself, on another GPU if there is one, until it is past the place where
-it was lost. Only a trial that was alone at its last death can be called poisonous: no mate pays for it.
+them is under suspicion and trains by itself, on another GPU if there is one, until it is past the point where
+it was lost. Only a trial that was isolated at its last death can be called poisonous: no mate pays for it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COUNTED = frozenset({LossCause.WORKER_DIED, LossCause.UNREACHABLE, LossCause.STA
 """Losses that may be the trial's own doing: they alone count against `budget.max_retries`."""
 
 DEATHS_OF_A_POISONOUS_TRIAL = 2
-"""Deaths of its workers at one place, the last with no other trial beside it."""
+"""Deaths of its workers at one point, the last with no other trial beside it."""
 
 LOSSES_OF_A_POISONOUS_TRIAL = 10
-"""Losses at one place for whatever cause: something there ends machines, too."""
+"""Losses at one point for whatever cause: something there ends machines, too."""
 
 LONGEST_REST_SECONDS = 60.0
 
@@ -45,7 +45,7 @@ class Losses:
     rested: bool = True
     """The back-off after the last loss is over."""
     suspect: bool = False
-    """It may have killed its last worker, and has not got past that place since."""
+    """It may have killed its last worker, and has not got past that point since."""
     avoid: str | None = None
     """Of a suspect: the GPU on which that worker was. It may have been the GPU's doing."""
     poison: str | None = None
@@ -67,7 +67,7 @@ class Deaths:
         """Whether the study's model and data have been loaded and a trial has begun to train."""
         self._together = Counter((a.worker_id, a.ended_at) for a in attempts if a.ended_at is not None)
 
-    def alone(self, attempt: Attempt) -> bool:
+    def was_isolated(self, attempt: Attempt) -> bool:
         """Whether a lost attempt had no other beside it on its worker."""
         return attempt.ended_at is None or self._together[attempt.worker_id, attempt.ended_at] <= 1
 
@@ -93,7 +93,7 @@ def loading_is_suspect(attempts: Sequence[Attempt]) -> bool:
     return not Deaths(attempts).any_began and any(map(died_before_it_began, attempts))
 
 
-def places(tries: Sequence[Attempt]) -> list[int]:
+def points_reached(tries: Sequence[Attempt]) -> list[int]:
     """How far each attempt of a trial is known to have come, in training examples.
 
     That is its last rung, or the checkpoint that it went on from. One that never started is where its
@@ -170,7 +170,7 @@ def _rested(tries: Sequence[Attempt], now: datetime) -> bool:
 
 
 def _is_suspect(tries: Sequence[Attempt]) -> bool:
-    reached = places(tries)
+    reached = points_reached(tries)
     of_deaths = [p for a, p in zip(tries, reached, strict=True) if a.loss_cause == LossCause.WORKER_DIED]
     return bool(of_deaths) and reached[-1] <= of_deaths[-1]
 
@@ -179,10 +179,10 @@ def _poison(tries: Sequence[Attempt], deaths: Deaths) -> str | None:
     last = tries[-1]
     if last.state in LIVE_ATTEMPT_STATES:
         return None
-    reached = places(tries)
+    reached = points_reached(tries)
     here: list[LossCause] = []
-    for attempt, place in zip(reversed(tries), reversed(reached), strict=True):
-        if place != reached[-1]:
+    for attempt, point in zip(reversed(tries), reversed(reached), strict=True):
+        if point != reached[-1]:
             break
         if attempt.loss_cause is not None:
             here.append(LossCause(attempt.loss_cause))
@@ -191,7 +191,7 @@ def _poison(tries: Sequence[Attempt], deaths: Deaths) -> str | None:
     if (
         last.loss_cause == LossCause.WORKER_DIED
         and died >= DEATHS_OF_A_POISONOUS_TRIAL
-        and deaths.alone(last)
+        and deaths.was_isolated(last)
     ):
         return (
             f"poisonous: its worker died {died} times in a row at the same point, {where}, "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
-from service.coordinator.policy.placement import Room
+from service.coordinator.policy.limits import Limits
+from service.coordinator.policy.placement import Placement
 from service.states import AttemptState, StudyState
 
 
@@ -29,11 +31,11 @@ class TrialSnapshot:
     lost_attempts: int = 0
     """Those that count against `max_retries`."""
     poison: str | None = None
-    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one place."""
+    """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one point."""
     rested: bool = True
     """While it waits: whether the back-off after its last loss is over."""
     suspect: bool = False
-    """It may have killed its last worker, so it trains by itself until it is past that place."""
+    """It may have killed its last worker, so it trains by itself until it is past that point."""
     avoid: str | None = None
     """Of a suspect: the GPU that it does not go back to while there is another."""
     live_attempt_id: int | None = None
@@ -41,7 +43,7 @@ class TrialSnapshot:
     """A stop was already sent to the live attempt."""
     pause_requested: bool = False
     """A pause was already sent to the live attempt."""
-    tell_again: bool = False
+    send_again: bool = False
     """It has not obeyed yet, and may not have heard."""
     overdue: bool = False
     """It has not obeyed a stop or a pause within the grace period."""
@@ -62,44 +64,18 @@ class TrialSnapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeats:
-    """Which recipes are run again after the search, and with which seeds."""
-
-    top_k: int
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The part of the definition that bounds a study. Times in seconds."""
-
-    trials: int
-    """Of the search, repeats not counted."""
-    max_parallel_trials: int
-    max_failed_trials: int | None
-    max_retries: int
-    timeout_seconds: float | None
-    max_gpu_hours: float | None
-    metric: str = "eval_loss"
-    minimize: bool = True
-    target_value: float | None = None
-    no_improvement_trials: int | None = None
-    exhausts: str | None = None
-    """What has no further configuration after that many trials: the grid, or the search space."""
-    repeats: Repeats | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     state: StudyState
     cancel_requested: bool
     limits: Limits
     pause_reason: str | None = None
     """Why the study should be paused now: a person's wish, a time of day, artifacts nobody can write."""
+    resumed_at: datetime | None = None
+    """When its last pause ended."""
     deadline_reason: str | None = None
     """Why it should end now: a time of day has come."""
     trials: tuple[TrialSnapshot, ...]
-    room: Room
+    placement: Placement
     running_seconds: float
     """Wall clock since the first trial was dispatched."""
     gpu_hours: float

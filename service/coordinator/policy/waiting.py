@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.coordinator.cluster.ray_workers import WorkerShape
+from search_spaces.wording import counted
+from service.coordinator.policy.placement import WorkerShape
 from service.states import TRAINING
 
 WAITING = "waiting"
@@ -45,7 +46,7 @@ def for_a_worker_that_starts(last_death: str) -> str:
 
 
 def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
-    """For a place on the cluster where there is none.
+    """For a free place on the cluster where there is none.
 
     Args:
         shape: what one worker reserves.
@@ -55,11 +56,13 @@ def for_the_cluster(shape: WorkerShape, *, capacity: int, gpus: float) -> str:
     if capacity > 0:
         return "waiting for a worker: other studies use every machine or GPU that this one could use"
     if shape.num_gpus > gpus:
-        return (
-            f"waiting for a worker: it asks for {_gpus(shape.num_gpus)} per worker, the cluster has {gpus:g}"
-        )
-    needs = f"{shape.num_cpus:g} CPU" + (f" and {_gpus(shape.num_gpus)}" if shape.num_gpus else "")
-    return f"waiting for a worker: no machine of the cluster has the {needs} that one needs"
+        return f"waiting for a worker: each needs {_gpus(shape.num_gpus)}, but the cluster has {gpus:g}"
+    return f"waiting for a worker: no machine of the cluster has {needs(shape)}, which one worker needs"
+
+
+def needs(shape: WorkerShape) -> str:
+    """What one worker reserves, for example `1 CPU and 2 GPUs`."""
+    return f"{shape.num_cpus:g} CPU" + (f" and {_gpus(shape.num_gpus)}" if shape.num_gpus else "")
 
 
 def standing(
@@ -111,9 +114,8 @@ def for_its_turn(running: int, limit: int, *, owner: str | None = None, coordina
         owner: whose they are, where the limit is one of each owner's.
         coordinators: how many run studies, each with that limit.
     """
-    one = running == 1
     whose = "" if owner is None else f" of {owner!r}"
-    are = f"waiting: {running} {'study' if one else 'studies'}{whose} {'is' if one else 'are'} running"
+    are = f"waiting: {counted(running, 'study', 'studies')}{whose} {'is' if running == 1 else 'are'} running"
     if owner is not None:
         return f"{are}, which is the limit for one owner"
     if coordinators > 1:

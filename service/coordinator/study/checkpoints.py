@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search_spaces.values.artifact_urls import without_password
+from search_spaces.wording import counted
 from service.coordinator.cluster.orders import checkpoint_of
-from service.coordinator.cluster.ray_workers import TrialStarted, UnusableCheckpoint
 from service.db.models import Attempt
 from service.states import AttemptState
+from workers.contract import TrialStarted, UnusableCheckpoint
 
 UNUSABLE = "checkpoint_unusable"
 """The kind of event that says why a checkpoint, or every one, could not be gone on from."""
@@ -28,7 +29,7 @@ def why_anew(
         earlier: the trial's attempts before it, oldest first.
         first_rung: training examples after which a trial writes its first checkpoint; None: not known.
     """
-    waited = attempt.state == AttemptState.RUNNING  # it began before, and had to wait for room
+    waited = attempt.state == AttemptState.RUNNING  # it began before, and had to wait for a free slot
     sources = [*earlier, *([attempt] if waited else [])]
     if not sources:
         return None
@@ -46,7 +47,7 @@ def why_anew(
         begins = f"attempt {attempt.ordinal} begins again at 0 examples, since no checkpoint can be used"
     said = [_of(a, found.get(checkpoint_of(a)), first_rung) for a in newest_first[:_MOST_NAMED]]
     if (more := len(newest_first) - _MOST_NAMED) > 0:
-        said.append(f"nor could that of {more} earlier attempt{'s' * (more > 1)} be used")
+        said.append(f"nor could the checkpoints of {counted(more, 'earlier attempt')} be used")
     return f"{begins}: {'; '.join(said)}"
 
 
@@ -54,14 +55,14 @@ def _of(attempt: Attempt, passed: UnusableCheckpoint | None, first_rung: int | N
     """What became of one attempt's checkpoint."""
     name = f"attempt {attempt.ordinal}"
     if passed is None:
-        return f"{name} left a checkpoint of which its worker said nothing"
+        return f"{name} left a checkpoint that its worker did not mention"
     if not passed.missing:
         return f"{name}: {passed.reason}"
     if attempt.started_at is None:
         return f"{name} never began to train"
     ended = "was paused" if attempt.state == AttemptState.PAUSED else "was lost"
     if attempt.state == AttemptState.RUNNING:
-        ended = "waited for room"
+        ended = "waited for a free slot"
     if attempt.last_rung > 0 or attempt.state in (AttemptState.PAUSED, AttemptState.RUNNING):
         where = without_password(passed.folder)
         return f"{name} {ended} at {attempt.examples_seen:,} examples, but there is no checkpoint in {where}"

@@ -1,4 +1,4 @@
-"""A study whose lease is held: what it is, what is known of its trials, and how to write to it.
+"""A study whose lease this coordinator holds: what it is, what is known of its trials, how to write to it.
 
 SQL comes first and Optuna second, and whatever Optuna is told may be told again, so a crash between the
 two repairs itself when the study is next taken (`load`).
@@ -7,6 +7,7 @@ two repairs itself when the study is next taken (`load`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,13 +22,17 @@ from service.analysis import outcomes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
-from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd
+from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
+from service.coordinator.policy.waiting import WAITING, Standing
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study, StudyKind
-from service.db.transitions import append_event
-from service.states import AttemptState
+from service.db.transitions import advance_study, append_event, put_down, start
+from service.states import AttemptState, StudyState
 
 T = TypeVar("T")
+
+STARTED = "a coordinator has started it"
+"""Why a queued study is running."""
 
 _ENDED_AS = {
     "complete": AttemptState.COMPLETED,
@@ -39,7 +44,7 @@ RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
 
 
-class HeldStudy:
+class LeasedStudy:
     """A study while this coordinator holds its lease.
 
     Args:
@@ -78,6 +83,7 @@ class HeldStudy:
         """What Optuna was told of the trials that have ended."""
         self.exhausted = False
         """The sampler has said that the space has no further configuration."""
+        self._said = ""
         self._recipes: dict[int, Recipe] = {}
         self._order: dict[int, int] = {}
 
@@ -109,6 +115,71 @@ class HeldStudy:
         """Extend the lease. Raises `LeaseLost`."""
         self.database.transact(lambda session: leases.renew(session, self.lease, seconds=seconds))
 
+    # -- the study -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """queued -> running."""
+
+        def work(session: Session, study: Study) -> None:
+            if study.state == StudyState.QUEUED:
+                start(session, study, STARTED)
+
+        self.transact(work)
+
+    def say(self, standing: Standing) -> None:
+        """Write down how the study stands while it runs, when that has changed."""
+        words = standing.words
+        if words == self._said:
+            return
+
+        def work(session: Session, study: Study) -> None:
+            if study.state == StudyState.RUNNING and study.reason != words:
+                study.reason = words
+                if standing.waits:
+                    append_event(session, study.id, WAITING, words)
+
+        self.transact(work)
+        self._said = words
+
+    def pause(self, reason: str, *, resumed_at: datetime | None, even_if_resumed: bool = False) -> bool:
+        """running -> paused, and the lease is given back.
+
+        Args:
+            reason: why.
+            resumed_at: when its last pause had ended, as far as was known when this was decided.
+            even_if_resumed: pause it even if somebody has resumed it since.
+
+        Returns:
+            False, with nothing changed, if somebody has resumed it since.
+        """
+
+        def work(session: Session, study: Study) -> bool:
+            if study.resumed_at != resumed_at and not even_if_resumed:
+                return False
+            put_down(session, study, reason)
+            return True
+
+        return self.transact(work)
+
+    def is_to_be_cancelled(self) -> bool:
+        """Whether somebody has asked for its cancellation."""
+        with self.database.read() as session:
+            return session.get_one(Study, self.study_id).cancel_requested
+
+    def end(self, state: StudyState, reason: str) -> None:
+        """Record the study's end, and give the lease back."""
+
+        def work(session: Session, study: Study) -> None:
+            if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
+                advance_study(session, study, StudyState.RUNNING, STARTED)
+            advance_study(session, study, state, reason)
+            study.lease_owner = None
+            study.lease_expires_at = None
+
+        self.transact(work)
+
+    # -- its trials ----------------------------------------------------------------------------
+
     def load(self) -> None:
         """Read all trials and their ends from Optuna. Every ask must be complete (`recovery.reconcile`)."""
         with self.database.read() as session:
@@ -130,10 +201,6 @@ class HeldStudy:
             # Its asker died before it could learn that there was nothing to ask for.
             self.exhausted = True
             self.end_trial(number, AttemptState.CANCELLED, f"it has no configuration: {error}")
-
-    def drop(self, number: int) -> None:
-        """End a trial that is none of the study's."""
-        optuna_store.drop_stray(self.optuna, number)
 
     def ask(self) -> int | None:
         """One more trial from the sampler: its number; None: the space has no further configuration."""
@@ -199,6 +266,12 @@ class HeldStudy:
         )
         feasible = all(violation <= 0.0 for violation in violations.values())
         self._end(attempt.trial_number, state, outcome["value"], feasible=feasible)
+
+    def tell_ends(self, attempts: Iterable[Attempt]) -> None:
+        """Tell Optuna of those trials that have ended with these attempts."""
+        for attempt in attempts:
+            if has_ended(attempt):
+                self.tell_of(attempt)
 
     def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
         """End a trial that has no live attempt."""

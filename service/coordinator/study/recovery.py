@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.coordinator.policy.trial_history import END_EVENTS
-from service.coordinator.study.leased_study import HeldStudy
+from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Attempt, EventRow
 from service.db.transitions import advance_attempt, append_event
 from service.errors import Torn
@@ -139,7 +139,7 @@ class _Recorded:
 _NOT_RECORDED = _Recorded(state=None)
 
 
-def reconcile(study: HeldStudy) -> None:
+def reconcile(study: LeasedStudy) -> None:
     """Bring both sides of a study in line, and read its trials and their ends into `study`.
 
     Raises:
@@ -159,7 +159,7 @@ def reconcile(study: HeldStudy) -> None:
         raise Torn(_torn(torn[0], conditions.get(torn[0], TrialCondition.MISSING), recorded[torn[0]]))
     for number, repair in repairs.items():
         if repair is Repair.DROP:
-            study.drop(number)
+            optuna_store.drop_stray(study.optuna, number)
         elif repair is Repair.COMPLETE:
             study.complete(number)
     study.load()
@@ -174,7 +174,7 @@ def reconcile(study: HeldStudy) -> None:
             log.warning(message, number, study.name, conditions[number], known.state)
 
 
-def close(study: HeldStudy, reason: str) -> None:
+def close(study: LeasedStudy, reason: str) -> None:
     """End every trial that is open in Optuna: as was recorded, else as cancelled."""
     recorded = study.transact(lambda session, _: _recorded(session, study.study_id))
     for trial in optuna_store.unfinished_asks(study.optuna):
@@ -206,14 +206,14 @@ def _recorded(session: Session, study_id: str) -> dict[int, _Recorded]:
     return found
 
 
-def _tell(study: HeldStudy, number: int, known: _Recorded) -> None:
+def _tell(study: LeasedStudy, number: int, known: _Recorded) -> None:
     if known.attempt is not None:
         study.tell_of(known.attempt)
     elif known.state is not None:
         study.tell(number, known.state, known.reason)
 
 
-def _record(study: HeldStudy, number: int, attempt: Attempt | None) -> None:
+def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
     """Write down the end that Optuna was told of a trial, and close the attempt that still lives."""
     told = study.ends[number].outcome
     reason = f"Optuna's storage has it as {told}, but the service had not recorded that"

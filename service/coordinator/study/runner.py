@@ -1,7 +1,7 @@
-"""One held study's events in and actions out: the effectful shell around `decide`.
+"""Runs one leased study, events in and actions out: the effectful shell around `decide`.
 
 Nothing here destroys what may be another coordinator's by now: workers are ended only after a look at the
-lease (`still_held`), and let go of, never ended, once it is lost.
+lease (`renew_when_due`), and let go of, never ended, once it is lost.
 """
 
 from __future__ import annotations
@@ -10,26 +10,12 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 
-from service.coordinator.cluster.ray_workers import (
-    Decision,
-    Delivered,
-    Delivery,
-    Event,
-    Gone,
-    PackCapacity,
-    Preparing,
-    Progress,
-    Ready,
-    Refused,
-    Report,
-    Stalled,
-    TrialOutcome,
-    TrialStarted,
-    Verdict,
-    WorkerInfo,
-)
-from service.coordinator.cluster.worker_group import Crew
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
+from service.coordinator.cluster.device_health import devices_aside
+from service.coordinator.cluster.sent_verdicts import SentVerdicts
+from service.coordinator.cluster.worker_group import WorkerGroup
 from service.coordinator.outages import is_trouble
 from service.coordinator.policy import waiting
 from service.coordinator.policy.decide import (
@@ -48,10 +34,28 @@ from service.coordinator.policy.decide import (
     suspects_waiting,
     trials_to_come,
 )
-from service.coordinator.policy.snapshot import TrialPhase
-from service.coordinator.study.study_run import StudyRun
+from service.coordinator.policy.limits import Limits
+from service.coordinator.policy.placement import wanted_workers
+from service.coordinator.policy.snapshot import Snapshot, TrialPhase
+from service.coordinator.study import attempts, recovery, snapshot_reader
+from service.coordinator.study.leased_study import LeasedStudy
+from service.coordinator.study.worker_events import WorkerEvents
 from service.errors import LeaseLost, Torn
+from service.settings import Settings
 from service.states import LossCause, StudyState
+from workers.contract import (
+    Decision,
+    Event,
+    PackCapacity,
+    Preparing,
+    Progress,
+    Report,
+    Stalled,
+    TrialOutcome,
+    TrialStarted,
+    Verdict,
+    WorkerInfo,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,53 +74,60 @@ def clock() -> float:
     return time.monotonic()
 
 
-class Performer:
-    """A study whose lease is held, with the workers that train its trials.
+class StudyRunner:
+    """Runs one leased study on the workers that train its trials.
 
     Args:
-        run: the study.
-        crew: its workers.
-        lease_seconds: how long its lease lasts unless renewed.
+        study: the study.
+        limits: what bounds it.
+        workers: its workers.
+        settings: how long its lease and its patience last, and what its workers may read.
     """
 
-    def __init__(self, run: StudyRun, crew: Crew, *, lease_seconds: float) -> None:
-        self.run = run
-        self.crew = crew
+    def __init__(self, study: LeasedStudy, limits: Limits, workers: WorkerGroup, settings: Settings) -> None:
+        self.study = study
+        self.workers = workers
+        self.events = WorkerEvents(study)
+        """Takes in what its workers say."""
         self.over = False
         """The lease was given back; nothing of the study is left to do here."""
-        self._lease_seconds = lease_seconds
+        self._limits = limits
+        self._settings = settings
+        self._sent = SentVerdicts(
+            stop_grace=settings.stop_grace_seconds, pause_grace=settings.pause_grace_seconds
+        )
         self._renewed_at = clock()
 
     # -- the lease -----------------------------------------------------------------------------
 
-    def still_held(self) -> None:
+    def renew_when_due(self) -> None:
         """Renew the lease when a third of it has passed. Raises `LeaseLost` when somebody else has it.
 
         Called before every piece of work on the study, so that a coordinator that stood still finds out
         before it does anything.
         """
-        if clock() - self._renewed_at >= self._lease_seconds / 3:
+        if clock() - self._renewed_at >= self._settings.lease_seconds / 3:
             self.renew()
 
     def renew(self) -> None:
         """Extend the lease. Raises `LeaseLost`."""
         began = clock()
-        self.run.renew(self._lease_seconds)
+        self.study.renew(self._settings.lease_seconds)
         self._renewed_at = began
 
     # -- taking it up, letting go --------------------------------------------------------------
 
     def adopt(self) -> None:
         """Repair what a predecessor left half done, and find its workers."""
-        self.run.begin()
+        self.study.begin()
         try:
-            self.run.reconcile()
+            recovery.reconcile(self.study)
         except Torn as error:
             self.halt(str(error))
             return
-        self.crew.attach()
-        for worker_id in set(self.run.live_attempts().values()) - self.crew.members:
-            self.run.events.on_lost(
+        self.workers.attach()
+        for worker_id in set(attempts.live_attempts(self.study).values()) - self.workers.members:
+            self.events.on_lost(
                 [worker_id], f"worker {worker_id} was not found on the cluster", LossCause.NODE_DIED
             )
 
@@ -125,11 +136,11 @@ class Performer:
 
         One that nobody wants any more is cancelled.
         """
-        log.error("study %s cannot go on: %s", self.run.name, reason)
-        self.crew.attach()
-        self.run.put_down_attempts(reason)
-        if self.run.is_to_be_cancelled():
-            self.run.close_trials(CANCELLED)
+        log.error("study %s cannot go on: %s", self.study.name, reason)
+        self.workers.attach()
+        attempts.put_down_attempts(self.study, reason)
+        if self.study.is_to_be_cancelled():
+            recovery.close(self.study, CANCELLED)
             self.end(StudyState.CANCELLED, CANCELLED)
         else:
             self.pause(reason, even_if_resumed=True)
@@ -137,31 +148,31 @@ class Performer:
     def detach(self) -> None:
         """Let go of the study: its workers train on, for whoever has its lease now."""
         self.over = True
-        self.crew.detach()
+        self.workers.detach()
 
     def abandon(self, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
-        self.crew.attach()  # It may have no worker yet, and nobody would look for them any more.
+        self.workers.attach()  # It may have no worker yet, and nobody would look for them any more.
         try:
-            self.run.events.on_lost(self.run.live_attempts().values(), reason, LossCause.UNREACHABLE)
-            self.run.close_trials(reason)
+            self.events.on_lost(attempts.live_attempts(self.study).values(), reason, LossCause.UNREACHABLE)
+            recovery.close(self.study, reason)
         except LeaseLost:
             raise
         except Exception as error:
             if is_trouble(error):
                 raise  # A database that is away now may be back for the end of the study.
             # Whatever keeps a trial from being closed must not keep the study from its end.
-            log.exception("study %s leaves trials open in Optuna", self.run.name)
+            log.exception("study %s leaves trials open in Optuna", self.study.name)
         self.end(StudyState.FAILED, reason)
 
     def end(self, state: StudyState, reason: str) -> None:
         """End the study and its workers."""
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         # Before the end is recorded: nobody would look for the workers of a study that is over.
-        self.crew.dismiss()
-        self.run.end(state, reason)
+        self.workers.dismiss()
+        self.study.end(state, reason)
         self.over = True
-        log.info("study %s %s: %s", self.run.name, state, reason)
+        log.info("study %s %s: %s", self.study.name, state, reason)
 
     def put_down(self) -> None:
         """Have what is alive write a checkpoint, since its workers are about to end.
@@ -169,152 +180,166 @@ class Performer:
         The study stays as it is. May be called again and again: a worker that does not obey is told again now
         and then.
         """
-        for attempt_id in self.run.live_attempts():
-            if self.run.told.is_to_hear(attempt_id):
+        for attempt_id in attempts.live_attempts(self.study):
+            if self._sent.is_due(attempt_id):
                 self.tell(attempt_id, Decision.PAUSE, SERVICE_ENDS)
 
-    def pause(self, reason: str, *, even_if_resumed: bool = False) -> None:
-        """Give the study's workers and its lease back, until somebody resumes it.
+    def pause(
+        self, reason: str, *, resumed_at: datetime | None = None, even_if_resumed: bool = False
+    ) -> None:
+        """Give the study's workers and its lease back, until somebody resumes it (`LeasedStudy.pause`).
 
         Somebody may have done so since this was decided: then it goes on, with other workers.
         """
         self.renew()
-        self.crew.dismiss()
-        if not self.run.pause(reason, even_if_resumed=even_if_resumed):
+        self.workers.dismiss()
+        if not self.study.pause(reason, resumed_at=resumed_at, even_if_resumed=even_if_resumed):
             return
         self.over = True
-        log.info("study %s paused: %s", self.run.name, reason)
+        log.info("study %s paused: %s", self.study.name, reason)
 
     # -- events in -----------------------------------------------------------------------------
 
     def apply(self, delivery: Delivery) -> None:
         """Take in what the cluster says of one of the study's workers."""
-        run, crew = self.run, self.crew
+        workers = self.workers
         match delivery:
-            case Ready(info=info) if not self._is_ours(info):
-                self._send_away(info.worker_id)
+            case Ready(info=info) if not self._knows_orders_of(info):
+                self._end_unknown(info.worker_id)
             case Ready(info=info):
-                crew.on_ready(info, base=run.base_of_attempts(info.running_attempts))
-                self._stop_the_dead(info.worker_id, info.running_attempts)
+                workers.on_ready(info, base=attempts.base_of_attempts(self.study, info.running_attempts))
+                self._drop_ended(info.worker_id, info.running_attempts)
             case Delivered(worker_id=worker_id, events=events):
                 for numbered in events:
                     if isinstance(numbered.event, Stalled):
                         self._end_stalled(worker_id, numbered.event.reason)
                         return
                     self._apply_event(worker_id, numbered.event, numbered.seq)
-                crew.on_delivered(worker_id, max((n.seq for n in events), default=None))
-                for attempt_id in crew.unknown_orders(worker_id, run.live_attempts()):
+                workers.on_delivered(worker_id, max((n.seq for n in events), default=None))
+                for attempt_id in workers.unknown_orders(worker_id, attempts.live_attempts(self.study)):
                     reason = f"its order never reached worker {worker_id}"
-                    run.events.lose(attempt_id, reason, LossCause.NEVER_ARRIVED)
+                    self.events.lose(attempt_id, reason, LossCause.NEVER_ARRIVED)
             case Refused(worker_id=worker_id, attempt_id=attempt_id, reason=reason):
-                crew.on_ended(worker_id, attempt_id)
+                workers.on_ended(worker_id, attempt_id)
                 reason = f"worker {worker_id} refused it: {reason}"
-                run.events.lose(attempt_id, reason, LossCause.NEVER_ARRIVED)
+                self.events.lose(attempt_id, reason, LossCause.NEVER_ARRIVED)
             case Gone(worker_id=worker_id, reason=reason, cause=cause):
-                crew.on_gone(worker_id, reason, cause)
-                for number in run.events.on_lost([worker_id], f"worker {worker_id} is lost: {reason}", cause):
-                    log.warning("trial %d of %s lost its worker: %s", number, run.name, reason)
+                workers.on_gone(worker_id, reason, cause)
+                for number in self.events.on_lost(
+                    [worker_id], f"worker {worker_id} is lost: {reason}", cause
+                ):
+                    log.warning("trial %d of %s lost its worker: %s", number, self.study.name, reason)
 
     def _apply_event(self, worker_id: str, event: Event, seq: int) -> None:
         match event:
             case Preparing():
-                self.run.events.on_preparing(event, seq)
-                self.crew.on_started(worker_id, event.attempt_id)
+                self.events.on_preparing(event, seq)
+                self.workers.on_started(worker_id, event.attempt_id)
             case TrialStarted():
-                self.run.events.on_started(event, seq)
-                self.crew.on_started(worker_id, event.attempt_id)
-                self._stop_the_dead(worker_id, [event.attempt_id])
+                self.events.on_started(event, seq)
+                self.workers.on_started(worker_id, event.attempt_id)
+                self._drop_ended(worker_id, [event.attempt_id])
             case Progress():
-                self.run.events.on_progress(event, seq)
+                self.events.on_progress(event, seq)
             case Report():
-                reason = self.run.events.on_report(event, seq)
+                reason = self.events.on_report(event, seq)
                 if reason is not None:
                     self._send(worker_id, event.attempt_id, Decision.PRUNE, reason)
-                self._stop_the_dead(worker_id, [event.attempt_id])  # It may not have heard before.
+                self._drop_ended(worker_id, [event.attempt_id])  # It may not have heard before.
             case TrialOutcome():
-                self.run.events.on_outcome(event, seq)
-                self.crew.on_ended(worker_id, event.attempt_id)
+                self.events.on_outcome(event, seq)
+                self.workers.on_ended(worker_id, event.attempt_id)
             case PackCapacity():
-                self.run.events.on_capacity(worker_id, event)
-                self.crew.on_capacity(worker_id, event.slots)
+                self.events.on_capacity(worker_id, event)
+                self.workers.on_capacity(worker_id, event.slots)
 
     def _end_stalled(self, worker_id: str, what: str) -> None:
         """End a worker whose training hangs: nothing else ends a call that does not return."""
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         reason = f"worker {worker_id} hung and was killed: {what}"
         log.warning("%s", reason)
-        self.crew.kill(worker_id)
-        self.run.events.on_lost([worker_id], reason, LossCause.STALLED)
+        self.workers.kill(worker_id)
+        self.events.on_lost([worker_id], reason, LossCause.STALLED)
 
-    def _is_ours(self, info: WorkerInfo) -> bool:
+    def _knows_orders_of(self, info: WorkerInfo) -> bool:
         """Whether the service's tables know the worker's last order, which they had before the worker.
 
         If not, they were put back to an earlier moment. The numbers of attempts that are forgotten are given
         out again, and the worker would take those orders for the ones it had.
         """
-        return info.newest_attempt is None or self.run.has_sent(info.newest_attempt, info.worker_id)
+        return info.newest_attempt is None or attempts.has_sent(
+            self.study, info.newest_attempt, info.worker_id
+        )
 
-    def _send_away(self, worker_id: str) -> None:
-        reason = f"worker {worker_id} has orders that the database does not know, and was ended"
+    def _end_unknown(self, worker_id: str) -> None:
+        reason = f"worker {worker_id} was ended: the database does not know its orders"
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         log.warning("%s", reason)
-        self.crew.kill(worker_id)
-        self.run.events.on_lost([worker_id], reason, LossCause.NODE_DIED)
+        self.workers.kill(worker_id)
+        self.events.on_lost([worker_id], reason, LossCause.NODE_DIED)
 
-    def _stop_the_dead(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
+    def _drop_ended(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
         """Have a worker drop attempts that have ended here, such as one whose order arrived too late.
 
         They are put down, not stopped: whoever stops deletes the trial's checkpoints, from which another
         attempt may be about to go on.
         """
-        for attempt_id in set(attempt_ids) - set(self.run.live_attempts()):
+        for attempt_id in set(attempt_ids) - set(attempts.live_attempts(self.study)):
             self._send(worker_id, attempt_id, Decision.PAUSE, NOT_ALIVE)
 
     # -- actions out ---------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Perform what `decide` wants, and see that there are as many workers as have something to do."""
-        run, crew = self.run, self.crew
-        crew.put_aside(run.devices_aside())
-        snapshot = run.snapshot(
-            room=crew.room,
-            unplaceable_reason=crew.unplaceable_reason(),
-            stranded_reason=crew.stranded_reason(),
+        study, workers = self.study, self.workers
+        with study.database.read() as session:
+            workers.put_aside(devices_aside(session))
+        snapshot = snapshot_reader.read_snapshot(
+            study,
+            self._limits,
+            self._sent,
+            placement=workers.placement,
+            unplaceable_reason=workers.unplaceable_reason(),
+            stranded_reason=workers.stranded_reason(),
         )
-        crew.isolate(snapshot.suspects, waiting=[t.avoid for t in suspects_waiting(snapshot)])
-        snapshot = replace(snapshot, room=crew.room)
-        had = crew.live
+        workers.isolate(snapshot.suspects, waiting=[t.avoid for t in suspects_waiting(snapshot)])
+        snapshot = replace(snapshot, placement=workers.placement)
+        live_before = workers.live
         for action in decide(snapshot):
-            self.still_held()  # A sampler may take its time.
-            self._perform(action)
+            self.renew_when_due()  # A sampler may take its time.
+            self._perform(action, snapshot)
         if self.over:
             return
-        crew.make_way(starving_bases(snapshot))
-        unsent = max(0, trials_to_come(snapshot) - (crew.live - had))
-        wanted = run.wanted_workers(unsent, busy=crew.busy)
-        self.still_held()  # It ends idle workers, which another holder may have filled meanwhile.
-        crew.resize(wanted)
+        workers.reserve_for(starving_bases(snapshot))
+        unsent = max(0, trials_to_come(snapshot) - (workers.live - live_before))
+        wanted = wanted_workers(
+            self._limits, unsent, busy=workers.busy, most=study.definition.resources.workers
+        )
+        self.renew_when_due()  # It ends idle workers, which another holder may have filled meanwhile.
+        workers.resize(wanted)
         if snapshot.pause_reason is None:
             standing = waiting.standing(
                 training=snapshot.training,
                 preparing=snapshot.preparing,
-                live=crew.live,
-                started=crew.started,
-                starting=len(crew.members) - crew.started,
-                no_worker=crew.no_worker_reason(wanted),
+                live=workers.live,
+                started=workers.started,
+                starting=len(workers.members) - workers.started,
+                no_worker=workers.no_worker_reason(wanted),
                 resting=any(t.phase is TrialPhase.WAITING and not t.rested for t in snapshot.trials),
             )
             if standing is not None:
-                run.say(standing)
+                study.say(standing)
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action, snapshot: Snapshot) -> None:
         match action:
             case Ask():
-                self._ask()
+                number = self.study.ask()
+                if number is not None:
+                    self._dispatch(number)
             case AskRepeat():
-                self._dispatch(self.run.ask_repeat(action.of, action.seed))
+                self._dispatch(self.study.ask_repeat(action.of, action.seed))
             case Dispatch():
-                self._dispatch(action.trial_number, alone=action.alone, avoid=action.avoid)
+                self._dispatch(action.trial_number, isolated=action.isolated, avoid=action.avoid)
             case StopAttempt():
                 self.tell(action.attempt_id, Decision.STOP, action.reason)
             case PauseAttempt():
@@ -322,42 +347,43 @@ class Performer:
             case KillWorker():
                 self._kill_worker(action)
             case PauseStudy():
-                self.pause(action.reason)
+                self.pause(action.reason, resumed_at=snapshot.resumed_at)
             case EndTrial():
-                self.run.end_trial(action.trial_number, action.outcome, action.reason)
+                self.study.end_trial(action.trial_number, action.outcome, action.reason)
             case EndStudy():
                 self.end(action.state, action.reason)
 
-    def _ask(self) -> None:
-        number = self.run.ask()
-        if number is not None:
-            self._dispatch(number)
-
-    def _dispatch(self, number: int, *, alone: bool = False, avoid: str | None = None) -> None:
+    def _dispatch(self, number: int, *, isolated: bool = False, avoid: str | None = None) -> None:
         """Send a trial to a worker that takes its base; without one it waits."""
-        crew = self.crew
-        worker_id = crew.pick(self.run.base_of(number), alone=alone, avoid=avoid)
+        workers, settings = self.workers, self._settings
+        worker_id = workers.pick(self.study.base(number), isolated=isolated, avoid=avoid)
         if worker_id is not None:
-            order = self.run.open_attempt(
-                number, worker_id=worker_id, shape=crew.shape, device_id=crew.device_of(worker_id)
+            order = attempts.open_attempt(
+                self.study,
+                number,
+                worker_id=worker_id,
+                shape=workers.shape,
+                device_id=workers.device_of(worker_id),
+                artifacts=settings.artifacts_root,
+                limits=settings.loading_limits,
             )
-            crew.submit(worker_id, order, alone=alone)
+            workers.submit(worker_id, order, isolated=isolated)
 
     def tell(self, attempt_id: int, decision: Decision, reason: str) -> None:
         """Have a live attempt stop or pause, and remember since when it should."""
-        worker_id = self.run.live_attempts().get(attempt_id)
+        worker_id = attempts.live_attempts(self.study).get(attempt_id)
         if worker_id is not None:
-            self.run.told.tell(attempt_id, decision)
+            self._sent.note(attempt_id, decision)
             self._send(worker_id, attempt_id, decision, reason)
 
     def _kill_worker(self, action: KillWorker) -> None:
-        worker_id = self.run.live_attempts().get(action.attempt_id)
+        worker_id = attempts.live_attempts(self.study).get(action.attempt_id)
         if worker_id is None:
             return  # It had another overdue attempt, and is dead already.
         self.renew()  # Whoever has lost the lease must leave the workers alone.
-        log.warning("worker %s of %s does not stop its trials and is killed", worker_id, self.run.name)
-        self.crew.kill(worker_id)
-        self.run.end_disobedient(worker_id, action.reason)
+        log.warning("worker %s of %s does not stop its trials and is killed", worker_id, self.study.name)
+        self.workers.kill(worker_id)
+        attempts.end_disobedient(self.study, self._sent, worker_id, action.reason)
 
     def _send(self, worker_id: str, attempt_id: int, decision: Decision, reason: str) -> None:
-        self.crew.send(worker_id, Verdict(attempt_id=attempt_id, decision=decision, reason=reason))
+        self.workers.send(worker_id, Verdict(attempt_id=attempt_id, decision=decision, reason=reason))

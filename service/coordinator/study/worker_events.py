@@ -17,23 +17,18 @@ from search_spaces.wording import counted
 from service import optuna_store
 from service.analysis import outcomes
 from service.coordinator.cluster import device_health
-from service.coordinator.cluster.ray_workers import (
-    PackCapacity,
-    Preparing,
-    Progress,
-    Report,
-    TrialOutcome,
-    TrialStarted,
-)
 from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
 from service.coordinator.study import checkpoints
-from service.coordinator.study.leased_study import HeldStudy
+from service.coordinator.study.attempts import are_live
+from service.coordinator.study.leased_study import LeasedStudy
+from service.coordinator.study.snapshot_reader import rungs_of
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
 from service.db.transitions import advance_attempt, append_event
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
+from workers.contract import PackCapacity, Preparing, Progress, Report, TrialOutcome, TrialStarted
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +36,14 @@ WORKER_CAPACITY = "worker_capacity"
 """The kind of event that says how many trials a worker wants at once."""
 
 
-class StudyEvents:
+class WorkerEvents:
     """Takes in the events of one study's workers.
 
     Args:
         study: the study, whose lease is held.
     """
 
-    def __init__(self, study: HeldStudy) -> None:
+    def __init__(self, study: LeasedStudy) -> None:
         self._study = study
 
     def on_preparing(self, event: Preparing, seq: int) -> None:
@@ -86,7 +81,7 @@ class StudyEvents:
                 doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
             elif again is not None:
                 doing += "; it begins again at 0 examples"
-            if attempt.state == AttemptState.RUNNING:  # it waited for room, and its checkpoint is gone
+            if attempt.state == AttemptState.RUNNING:  # it waited for a free slot, and its checkpoint is gone
                 attempt.examples_seen, attempt.reason = event.resumed_at_examples, doing
             else:
                 advance_attempt(session, attempt, AttemptState.RUNNING, doing)
@@ -172,10 +167,10 @@ class StudyEvents:
     def on_outcome(self, event: TrialOutcome, seq: int) -> None:
         """Record the end of an attempt in SQL, then tell Optuna, if it is its trial's end, too."""
 
-        def end(session: Session, _: Study) -> Attempt | None:
+        def end(session: Session, _: Study) -> list[Attempt]:
             attempt = self._live(session, event.attempt_id, seq)
             if attempt is None:
-                return None
+                return []
             outcome = {
                 **asdict(event),
                 "metrics": dict(event.metrics),
@@ -188,7 +183,7 @@ class StudyEvents:
                 # Its rungs stand, and so does what the pruner said of them; its end was the folder's fault.
                 attempt.outcome = {**outcome, RUNGS_SO_FAR: rungs_of(session, attempt.study_id)}
                 _lose([attempt], event.reason, LossCause.STORAGE, session)
-                return attempt
+                return [attempt]
             state, reason = AttemptState(event.status), event.reason
             missing = None
             if state is AttemptState.COMPLETED:
@@ -199,11 +194,9 @@ class StudyEvents:
             elif missing is not None:
                 state, reason = AttemptState.FAILED, missing
             advance_attempt(session, attempt, state, reason)
-            return attempt
+            return [attempt]
 
-        attempt = self._study.transact(end)
-        if attempt is not None and has_ended(attempt):
-            self._study.tell_of(attempt)
+        self._study.tell_ends(self._study.transact(end))
 
     def on_lost(self, worker_ids: Iterable[str], reason: str, cause: LossCause) -> list[int]:
         """End the live attempts of workers that are gone; the numbers of the trials that are lost by it.
@@ -214,13 +207,7 @@ class StudyEvents:
 
         def end(session: Session, _: Study) -> Sequence[Attempt]:
             attempts = session.scalars(
-                select(Attempt)
-                .where(
-                    Attempt.study_id == self._study.study_id,
-                    of_workers,
-                    Attempt.state.in_(LIVE_ATTEMPT_STATES),
-                )
-                .order_by(Attempt.id)
+                select(Attempt).where(*are_live(self._study.study_id), of_workers).order_by(Attempt.id)
             ).all()
             _lose(attempts, reason, cause, session)
             if cause is LossCause.WORKER_DIED:
@@ -229,24 +216,19 @@ class StudyEvents:
             return attempts
 
         attempts = self._study.transact(end)
-        for attempt in attempts:
-            if has_ended(attempt):
-                self._study.tell_of(attempt)
+        self._study.tell_ends(attempts)
         return [a.trial_number for a in attempts if not has_ended(a)]
 
     def lose(self, attempt_id: int, reason: str, cause: LossCause) -> None:
         """End one attempt as lost while its worker lives."""
 
-        def end(session: Session, _: Study) -> Attempt | None:
+        def end(session: Session, _: Study) -> list[Attempt]:
             attempt = session.get_one(Attempt, attempt_id)
-            if attempt.state not in LIVE_ATTEMPT_STATES:
-                return None
-            _lose([attempt], reason, cause, session)
-            return attempt
+            alive = [attempt] if attempt.state in LIVE_ATTEMPT_STATES else []
+            _lose(alive, reason, cause, session)
+            return alive
 
-        attempt = self._study.transact(end)
-        if attempt is not None and has_ended(attempt):
-            self._study.tell_of(attempt)
+        self._study.tell_ends(self._study.transact(end))
 
     def on_capacity(self, worker_id: str, event: PackCapacity) -> None:
         """Write down how many trials a worker wants at once, when it wants more or fewer than ever before.
@@ -283,12 +265,6 @@ class StudyEvents:
         """Training examples of the longest trial the space allows, from what this one sees."""
         epochs = self._study.recipe(number).epochs
         return max(total_examples, round(total_examples / epochs * self._study.definition.max_epochs))
-
-
-def rungs_of(session: Session, study_id: str) -> int:
-    """How many rung reports a study has."""
-    of_study = select(func.count()).select_from(RungReport).where(RungReport.study_id == study_id)
-    return session.scalars(of_study).one()
 
 
 def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: Session) -> None:

@@ -17,8 +17,10 @@ import ray
 from ray.exceptions import RayActorError, RaySystemError
 
 from search_spaces.recipe import Recipe
-from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, Ready, WorkerShape
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready
+from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits
+from service.coordinator.policy.placement import WorkerShape
 from service.states import LossCause
 from tests.support.packs import Recorder, assert_equal_trials
 from tests.support.trials import of_type, trial_order
@@ -227,7 +229,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
         [gone] = _said(workers)
         assert isinstance(gone, Gone)
         assert (gone.worker_id, gone.cause) == (worker_id, LossCause.UNREACHABLE)
-        assert gone.reason.startswith("it has not answered for ")
+        assert gone.reason.startswith("it did not answer within ")
         second = workers.start(study_id, shape)
         [ready_again] = _said(workers)
         assert isinstance(ready_again, Ready)

@@ -87,10 +87,11 @@ def _upgrade(name: str, when: Literal["before", "after"], target: str, **more: A
     return Point(name=name, process="upgrade", scenario="migration", target=target, when=when, **more)
 
 
-_EVENTS = "service.coordinator.study.worker_events:StudyEvents"
-_RUN = "service.coordinator.study.study_run:StudyRun"
-_CREW = "service.coordinator.cluster.worker_group:Crew"
-_HELD = "service.coordinator.study.leased_study:HeldStudy"
+_EVENTS = "service.coordinator.study.worker_events:WorkerEvents"
+_ATTEMPTS = "service.coordinator.study.attempts"
+_RECOVERY = "service.coordinator.study.recovery"
+_WORKERS = "service.coordinator.cluster.worker_group:WorkerGroup"
+_STUDY = "service.coordinator.study.leased_study:LeasedStudy"
 _LEASES = "service.coordinator.leases"
 _STORE = "service.optuna_store"
 
@@ -103,22 +104,22 @@ POINTS: tuple[Point, ...] = (
         returning=True,
         passings=1,
     ),
-    _coordinator("before the study is begun", "before", f"{_RUN}.begin", passings=1),
-    _coordinator("before the study is reconciled", "before", f"{_RUN}.reconcile", passings=1),
-    _coordinator("after the study was reconciled", "after", f"{_RUN}.reconcile", passings=1),
-    _coordinator("after its workers were found", "after", f"{_CREW}.attach", passings=1),
+    _coordinator("before the study is begun", "before", f"{_STUDY}.begin", passings=1),
+    _coordinator("before the study is reconciled", "before", f"{_RECOVERY}:reconcile", passings=1),
+    _coordinator("after the study was reconciled", "after", f"{_RECOVERY}:reconcile", passings=1),
+    _coordinator("after its workers were found", "after", f"{_WORKERS}.attach", passings=1),
     _coordinator("in a lease renewal", "after", f"{_LEASES}:renew"),
     # Asking and sending out.
-    _coordinator("after ask", "after", f"{_HELD}.ask"),
-    _coordinator("after the attempt row", "after", f"{_RUN}.open_attempt"),
-    _coordinator("after dispatch", "after", f"{_CREW}.submit"),
+    _coordinator("after ask", "after", f"{_STUDY}.ask"),
+    _coordinator("after the attempt row", "after", f"{_ATTEMPTS}:open_attempt"),
+    _coordinator("after dispatch", "after", f"{_WORKERS}.submit"),
     # What the workers say.
     _coordinator("on start recorded", "after", f"{_EVENTS}.on_started"),
     _coordinator(
         "after report to Optuna", "after", "optuna.storages:RDBStorage.set_trial_intermediate_value"
     ),
     _coordinator("after the report's record", "after", f"{_EVENTS}.on_report"),
-    _coordinator("before events are acknowledged", "before", f"{_CREW}.on_delivered"),
+    _coordinator("before events are acknowledged", "before", f"{_WORKERS}.on_delivered"),
     _coordinator(
         "between the verdict and its record",
         "after",
@@ -135,16 +136,16 @@ POINTS: tuple[Point, ...] = (
         scenario="pruned",
         passings=2,
     ),
-    _coordinator("after the verdict is sent", "after", f"{_CREW}.send", scenario="pruned", passings=2),
+    _coordinator("after the verdict is sent", "after", f"{_WORKERS}.send", scenario="pruned", passings=2),
     # Anywhere.
     _coordinator("before a commit", "before", "sqlalchemy.engine.base:Connection._commit_impl", passings=30),
     _coordinator("after a commit", "after", "sqlalchemy.engine.base:Connection._commit_impl", passings=30),
     # Ends.
-    _coordinator("between outcome and tell", "before", f"{_HELD}.tell_of", during=f"{_EVENTS}.on_outcome"),
+    _coordinator("between outcome and tell", "before", f"{_STUDY}.tell_of", during=f"{_EVENTS}.on_outcome"),
     _coordinator("in mid tell", "before", "optuna.study:Study.tell", during=f"{_STORE}.telling:tell"),
-    _coordinator("after tell", "after", f"{_HELD}.tell_of", during=f"{_EVENTS}.on_outcome"),
-    _coordinator("between end of trials and end of study", "before", f"{_RUN}.end", passings=1),
-    _coordinator("after the end of the study", "after", f"{_RUN}.end", passings=1, after_end=True),
+    _coordinator("after tell", "after", f"{_STUDY}.tell_of", during=f"{_EVENTS}.on_outcome"),
+    _coordinator("between end of trials and end of study", "before", f"{_STUDY}.end", passings=1),
+    _coordinator("after the end of the study", "after", f"{_STUDY}.end", passings=1, after_end=True),
     # Workers.
     _worker("on an order's arrival", "after", "workers.gpu_worker:GpuWorker.submit"),
     _worker(
@@ -198,12 +199,12 @@ POINTS: tuple[Point, ...] = (
         passings=2,
     ),
     _coordinator(
-        "after a pause was sent to a worker", "after", f"{_CREW}.send", scenario="paused", passings=2
+        "after a pause was sent to a worker", "after", f"{_WORKERS}.send", scenario="paused", passings=2
     ),
     _worker("before a trial is put down", "before", "workers.pack.pack:Pack._put_down", scenario="paused"),
     _worker("after a trial was put down", "after", "workers.pack.pack:Pack._put_down", scenario="paused"),
-    _coordinator("while pausing", "before", f"{_RUN}.pause", scenario="paused", passings=2),
-    _coordinator("after the pause was recorded", "after", f"{_RUN}.pause", scenario="paused", passings=2),
+    _coordinator("while pausing", "before", f"{_STUDY}.pause", scenario="paused", passings=2),
+    _coordinator("after the pause was recorded", "after", f"{_STUDY}.pause", scenario="paused", passings=2),
     Point(
         name="while resuming",
         process="api",

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
-from search_spaces.definition import ModelSpec, Quantization
-from search_spaces.recipe import Recipe
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe
 from workers.lora.adapters import AdapterHost
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from service.cli.root import app
-from service.coordinator.loop import ALIVE_FILE
+from service.coordinator.chores.signs_of_life import ALIVE_FILE
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[3]

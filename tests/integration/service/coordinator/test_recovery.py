@@ -18,7 +18,7 @@ from search_spaces.sampling.history import DRAWN_FOR_KEY
 from search_spaces.sampling.suggest import SUGGESTION_KEY
 from service import optuna_store
 from service.coordinator import leases
-from service.coordinator.study.leased_study import HeldStudy
+from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.recovery import SENTENCES, TABLE, Repair, reconcile
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study
@@ -59,7 +59,7 @@ class Ruins:
             found.reflect(engine)
             self._tables.append((place, engine, found.sorted_tables))
 
-    def study(self, name: str, pairs: list[Pair], *, by_event: bool = False) -> HeldStudy:
+    def study(self, name: str, pairs: list[Pair], *, by_event: bool = False) -> LeasedStudy:
         """A study whose trial n is in the n-th condition, and its last attempt in the state beside it.
 
         Args:
@@ -103,14 +103,14 @@ class Ruins:
         if state not in LIVE_ATTEMPT_STATES:
             advance_attempt(session, attempt, state, f"it {state}")
 
-    def take(self, study_id: str) -> HeldStudy:
+    def take(self, study_id: str) -> LeasedStudy:
         """Hold a study under a new lease."""
         with self.database.write() as session:
             session.get_one(Study, study_id).lease_owner = None
             session.flush()
             taken = leases.take(session, owner="me", seconds=600, limit=0)
         [lease] = [lease for lease in taken if lease.study_id == study_id]
-        return HeldStudy(lease=lease, database=self.database, storage=self.storage)
+        return LeasedStudy(lease=lease, database=self.database, storage=self.storage)
 
     def rows(self) -> dict[str, list[str]]:
         """Everything in both databases."""
@@ -214,7 +214,7 @@ def test_each_pair_is_repaired_as_its_row_says_and_only_once(ruins: Ruins, condi
     assert {violation.study for violation in found} <= kept, found
 
 
-def _forget(ruins: Ruins, study: HeldStudy) -> None:
+def _forget(ruins: Ruins, study: LeasedStudy) -> None:
     """A study that was halted is torn, as the invariants would say."""
     with ruins.database.write() as session:
         session.delete(session.get_one(Study, study.study_id))
@@ -223,7 +223,7 @@ def _forget(ruins: Ruins, study: HeldStudy) -> None:
 
 def _check(
     ruins: Ruins,
-    study: HeldStudy,
+    study: LeasedStudy,
     repair: Repair,
     state: AttemptState | None,
     changed: set[str],
@@ -316,7 +316,7 @@ def _dying(ruins: Ruins, *, at: int) -> Iterator[None]:
             event.remove(engine, "before_cursor_execute", die)
 
 
-def _outcome(ruins: Ruins, study: HeldStudy) -> tuple[Any, ...]:
+def _outcome(ruins: Ruins, study: LeasedStudy) -> tuple[Any, ...]:
     """What has become of a study, without times and ids."""
     trials = optuna.load_study(study_name=study.name, storage=ruins.storage).trials
     told = [(t.number, t.state, t.values, t.params, t.user_attrs, t.system_attrs) for t in trials]

@@ -25,7 +25,8 @@ from starlette.testclient import TestClient
 from service import home_folder
 from service.app import create_app
 from service.coordinator import outages
-from service.coordinator.loop import ALIVE_FILE, Coordinator
+from service.coordinator.chores.signs_of_life import ALIVE_FILE
+from service.coordinator.loop import Coordinator
 from service.db.database import Database, database_now, open_database
 from service.db.errors import is_outage
 from service.db.models import Coordinator as CoordinatorRow
@@ -254,14 +255,14 @@ def test_a_coordinator_whose_home_cannot_be_written_goes_on_and_says_so(
     blocked = settings.home / f".writable-{os.getpid()}"
     blocked.mkdir()
     for _ in range(3):
-        coordinator._beat_at = coordinator._chores_at = 0.0
+        coordinator._life._beat_at = coordinator._chores_at = 0.0
         coordinator.round()
     (row,) = rows(service_database)
     assert row.trouble is not None
     assert row.trouble.startswith("the coordinator's home folder cannot be written: ")
     assert len([record for record in caplog.records if "cannot be written" in record.message]) <= 2
     blocked.rmdir()
-    coordinator._beat_at = coordinator._chores_at = 0.0
+    coordinator._life._beat_at = coordinator._chores_at = 0.0
     coordinator.round()
     assert [row.trouble for row in rows(service_database)] == [None]
     assert stat.S_ISDIR(alive.stat().st_mode)

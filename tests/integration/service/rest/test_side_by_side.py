@@ -96,8 +96,8 @@ def test_a_coordinator_frozen_beyond_its_lease_leaves_study_and_workers_alone_wh
     assert set(second.studies) == {study_id}
     workers, number = house.cluster.alive, house.study(study_id).lease_number
     attempts = [(a.id, a.state) for a in house.attempts()]
-    [performer] = frozen.studies.values()
-    performer._renewed_at -= house.settings.lease_seconds  # so long has it slept
+    [runner] = frozen.studies.values()
+    runner._renewed_at -= house.settings.lease_seconds  # so long has it slept
     with caplog.at_level(logging.WARNING):
         frozen.round()
     assert "gave up study s" in caplog.text
@@ -127,8 +127,8 @@ def test_a_frozen_coordinator_that_does_not_look_at_the_clock_cannot_write_eithe
     for _ in range(200):
         if not frozen.studies:
             break
-        for performer in frozen.studies.values():
-            performer._renewed_at += 3600  # it believes that it renewed a moment ago
+        for runner in frozen.studies.values():
+            runner._renewed_at += 3600  # it believes that it renewed a moment ago
         frozen.round()
         lost += 1
     assert lost >= 1

@@ -12,12 +12,15 @@ from sqlalchemy.exc import OperationalError
 
 from search_spaces.parsing.document import parse_definition
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import ClusterError, OutcomeStatus, TrialOrder, TrialOutcome
-from service.coordinator.policy.placement import Room
-from service.coordinator.study import study_run
+from service.coordinator.cluster.ray_workers import ClusterError
+from service.coordinator.cluster.sent_verdicts import SentVerdicts
+from service.coordinator.policy.placement import Placement
+from service.coordinator.study import leased_study
+from service.coordinator.study.snapshot_reader import limits_of, read_snapshot
 from service.db.models import Attempt, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, GRID, House, Killed
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 GRID_STUDY = {**DEFINITION, "search": GRID}
 
@@ -192,7 +195,7 @@ def test_trouble_with_the_cluster_fails_no_study(
         raise ClusterError("the head does not answer")
 
     with monkeypatch.context() as broken:
-        broken.setattr(house.cluster, "room", no_answer)
+        broken.setattr(house.cluster, "capacity_left", no_answer)
         with pytest.raises(ClusterError):
             house.coordinator.round()
     house.crash()
@@ -255,7 +258,7 @@ def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[...,
     house = make_house()
     study_id = house.submit(search={**DEFINITION["search"], "trials": 2}, budget={"max_gpu_hours": 1})
     house.rounds(lambda: bool(house.attempts()))
-    [run] = house.runs
+    [runner] = house.runners
     now = datetime.now(UTC)
     spans = [(None, now - timedelta(hours=5)), (now - timedelta(minutes=90), now - timedelta(minutes=30))]
     with house.database.write() as session:
@@ -273,7 +276,8 @@ def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[...,
                     ended_at=ended_at,
                 )
             )
-    snapshot = run.snapshot(room=Room(), unplaceable_reason=None)
+    sent = SentVerdicts(stop_grace=1.0, pause_grace=1.0)
+    snapshot = read_snapshot(runner.study, limits_of(runner.study), sent, placement=Placement())
     assert snapshot.gpu_hours == pytest.approx(1.0)
 
 
@@ -282,7 +286,7 @@ def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
 ) -> None:
     house = make_house()
     study_id = house.submit(search={**DEFINITION["search"], "trials": 2})
-    advance_study = study_run.advance_study
+    advance_study = leased_study.advance_study
 
     def dies(session: Any, study: Any, to: StudyState, reason: str) -> None:
         if to in TERMINAL_STUDY_STATES:
@@ -290,7 +294,7 @@ def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
         advance_study(session, study, to, reason)
 
     with monkeypatch.context() as broken:
-        broken.setattr(study_run, "advance_study", dies)
+        broken.setattr(leased_study, "advance_study", dies)
         with pytest.raises(OperationalError):
             house.run(study_id)
     assert house.cluster.alive == []

@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
-from search_spaces.definition import ModelSpec, Quantization
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization
 from tests.support.models import build_tiny_base, build_tiny_gpt2, build_tiny_tokenizer
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 

@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, set_seed
 
-from search_spaces.definition import ModelSpec, Quantization
-from search_spaces.recipe import Recipe, TargetModules
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe, TargetModules
 from tests.support.models import build_tiny_deepseek
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.base.target_modules import linear_layers

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from search_spaces.definition import ModelSpec, Quantization
-from search_spaces.recipe import Recipe
+from search_spaces.definition import ModelSpec
+from search_spaces.recipe import Quantization, Recipe
 from tests.support.limited_memory import LimitedMemory, Where
 from tests.support.packs import Recorder
 from tests.support.plain_training import plain_loop

@@ -13,7 +13,8 @@ from transformers import get_scheduler
 from transformers.training_args import TrainingArguments
 
 from search_spaces.recipe import Scheduler
-from workers.training.schedules import learning_rate_multiplier, warmup_steps
+from search_spaces.trial_length import warmup_steps
+from workers.training.schedules import learning_rate_multiplier
 
 SCHEDULES = get_args(Scheduler)
 

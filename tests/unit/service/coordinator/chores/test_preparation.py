@@ -19,10 +19,10 @@ from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import in_bounds
 from service import optuna_store
 from service.coordinator.chores import preparation
-from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.db.models import Schedule, Study, StudyKind
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 4}
 TESTED = {**SEARCH, "learning_rate_range_test": True}

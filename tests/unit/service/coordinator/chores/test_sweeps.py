@@ -18,13 +18,13 @@ from search_spaces.preparation import Preparation
 from service import optuna_store
 from service.coordinator.chores import fingerprints, preparation
 from service.coordinator.chores.fingerprints import Fingerprints
-from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.coordinator.policy.waiting import WAITING
 from service.db.models import Schedule, Study
 from service.schedules.commands import fire
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
 from tests.support.coordinator import DEFINITION, GRID, House
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 3}
 THREE_OF_GRID = {**GRID, "trials": 3}

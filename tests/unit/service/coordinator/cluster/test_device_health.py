@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from service.coordinator.cluster.device_health import devices_aside, no_two_explain
-from service.coordinator.cluster.ray_workers import TrialOrder
 from service.db.models import Device
 from service.devices.commands import restore_device
 from service.states import LossCause, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import TrialOrder
 
 
 def search(trials: int) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from ray.exceptions import (
 )
 
 from service.coordinator.cluster import ray_workers
-from service.coordinator.cluster.ray_workers import Delivered, Delivery, Gone, RayWorkers, WorkerShape
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone
+from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits
+from service.coordinator.policy.placement import WorkerShape
 from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import NumberedEvent, Preparing, Progress
@@ -281,7 +283,7 @@ def test_a_worker_that_does_not_answer_a_poll_is_killed_and_given_up(ray: FakeRa
     assert silent_for(workers, clock, 1) == [
         Gone(
             worker_id="worker-s-1",
-            reason="it has not answered for 66 s, and was killed",
+            reason="it did not answer within 66 s, so it was killed",
             cause=LossCause.UNREACHABLE,
         )
     ]
@@ -326,9 +328,9 @@ def test_a_worker_that_loads_has_longer_until_it_trains(ray: FakeRay, clock: Clo
 @pytest.mark.parametrize(
     ("stage", "limit", "what"),
     [
-        (WorkerStage.READY, 60, "it was not ready after "),
-        (WorkerStage.STARTING, 3600, "it was not ready after "),
-        (WorkerStage.QUEUED, 3600, "it was not started by Ray for "),
+        (WorkerStage.READY, 60, "it was not ready within "),
+        (WorkerStage.STARTING, 3600, "it was not ready within "),
+        (WorkerStage.QUEUED, 3600, "Ray did not start it within "),
     ],
 )
 def test_a_worker_has_a_limit_for_each_stage_of_getting_ready(

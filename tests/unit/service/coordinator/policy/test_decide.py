@@ -10,13 +10,12 @@ from service.coordinator.policy.decide import (
     Dispatch,
     EndStudy,
     EndTrial,
-    Snapshot,
     StopAttempt,
-    TrialPhase,
     decide,
     starving_bases,
 )
-from service.coordinator.policy.placement import Place, Room
+from service.coordinator.policy.placement import Placement, WorkerSlots
+from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.states import AttemptState, StudyState
 from tests.support.snapshots import ended, limits, live, snapshot, snapshots, waiting
 
@@ -38,7 +37,7 @@ def test_budgets_hold_whatever_is_free(given_snapshot: Snapshot) -> None:
     assert len(given_snapshot.search) + asks <= limits.trials
     assert dispatches == 0 or alive + dispatches <= limits.max_parallel_trials
     assert made == 0 or alive + held + made <= limits.max_parallel_trials
-    assert made <= given_snapshot.room.free
+    assert made <= given_snapshot.placement.free
     assert asks == 0 or not repeats
     known = {(t.repeat_of, t.seed) for t in given_snapshot.again}
     assert len({*repeats, *known}) == len(repeats) + len(known)
@@ -48,16 +47,16 @@ def test_budgets_hold_whatever_is_free(given_snapshot: Snapshot) -> None:
 
 @given(snapshots())
 def test_only_trials_with_a_place_are_sent(given_snapshot: Snapshot) -> None:
-    """Every dispatch finds the place that it was counted on, in the order in which they come."""
-    room = given_snapshot.room
+    """Every dispatch finds the worker that it was counted on, in the order in which they come."""
+    placement = given_snapshot.placement
     by_number = {t.number: t for t in given_snapshot.trials}
     for action in decide(given_snapshot):
         if isinstance(action, Dispatch):
             base = by_number[action.trial_number].base
-            place = room.pick(base)
-            assert place is not None
-            assert place.base in (None, base)
-            room = room.filled(place, base)
+            worker = placement.pick(base)
+            assert worker is not None
+            assert worker.base in (None, base)
+            placement = placement.filled(worker, base)
 
 
 @given(snapshots())
@@ -154,15 +153,15 @@ def test_one_failed_trial_is_counted_in_the_singular() -> None:
 
 
 def test_a_trial_that_no_worker_takes_keeps_its_reservation_and_holds_up_no_other() -> None:
-    nf4 = Room(places=(Place(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
-    study = {"limits": limits(trials=9, max_parallel_trials=4), "room": nf4}
+    nf4 = Placement(workers=(WorkerSlots(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
+    study = {"limits": limits(trials=9, max_parallel_trials=4), "placement": nf4}
     actions = decide(snapshot(live(0), waiting(1, base="int8"), waiting(2, base="nf4"), **study))
     assert actions == [Dispatch(trial_number=2), Ask()]  # live, waiting, sent, asked: four
 
 
 def test_a_base_starves_when_as_many_newer_trials_as_may_run_have_overtaken_it() -> None:
-    nf4 = Room(places=(Place(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
-    study = {"limits": limits(trials=9, max_parallel_trials=2), "room": nf4}
+    nf4 = Placement(workers=(WorkerSlots(worker_id="w1", base="nf4", loaded="nf4", trials=1, free=3),))
+    study = {"limits": limits(trials=9, max_parallel_trials=2), "placement": nf4}
     assert starving_bases(snapshot(waiting(0, base="int8"), live(1), **study)) == ()
     assert starving_bases(snapshot(waiting(0, base="int8"), ended(1), live(2), **study)) == ("int8",)
     assert starving_bases(snapshot(waiting(0, base="nf4"), ended(1), live(2), **study)) == ()

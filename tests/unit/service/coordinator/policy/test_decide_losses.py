@@ -9,23 +9,25 @@ from service.coordinator.policy.decide import (
     Ask,
     Dispatch,
     EndTrial,
-    Snapshot,
     decide,
     starving_bases,
     suspects_waiting,
     trials_to_come,
 )
-from service.coordinator.policy.placement import Place, Room
+from service.coordinator.policy.placement import Placement, WorkerSlots
+from service.coordinator.policy.snapshot import Snapshot
 from service.states import AttemptState
 from tests.support.snapshots import limits, live, snapshot, snapshots, waiting
 
 
-def place(number: int, *, trials: int = 0, free: int = 4, kept: bool = False) -> Place:
-    return Place(worker_id=f"w{number}", trials=trials, free=free, kept=kept, device_id=f"GPU-{number}")
+def worker(number: int, *, trials: int = 0, free: int = 4, reserved: bool = False) -> WorkerSlots:
+    return WorkerSlots(
+        worker_id=f"w{number}", trials=trials, free=free, reserved=reserved, device_id=f"GPU-{number}"
+    )
 
 
-def room(*places: Place) -> Room:
-    return Room(places=places, devices=frozenset(p.device_id for p in places))
+def placement(*workers: WorkerSlots) -> Placement:
+    return Placement(workers=workers, devices=frozenset(p.device_id for p in workers))
 
 
 LIMITS = limits(trials=8, max_parallel_trials=8)
@@ -59,42 +61,42 @@ def test_a_trial_fails_when_its_losses_are_more_than_allowed() -> None:
 
 def test_a_suspect_goes_first_and_has_its_worker_for_itself() -> None:
     trials = waiting(0), waiting(1), waiting(2, lost=1, suspect=True)
-    actions = decide(snapshot(*trials, limits=LIMITS, room=room(place(1), place(2, free=1))))
+    actions = decide(snapshot(*trials, limits=LIMITS, placement=placement(worker(1), worker(2, free=1))))
     assert actions == [
-        Dispatch(trial_number=2, alone=True),
+        Dispatch(trial_number=2, isolated=True),
         Dispatch(trial_number=0),
     ]
 
 
 def test_a_suspect_joins_no_pack() -> None:
     trials = live(0), waiting(1, lost=1, suspect=True)
-    assert decide(snapshot(*trials, limits=limits(trials=2), room=room(place(1, trials=1)))) == []
+    assert decide(snapshot(*trials, limits=limits(trials=2), placement=placement(worker(1, trials=1)))) == []
 
 
 def test_a_suspect_avoids_its_gpu_while_there_is_another() -> None:
     trial = waiting(0, lost=1, suspect=True, avoid="GPU-1")
 
-    def sent(*places: Place) -> list[bool]:
-        actions = decide(snapshot(trial, limits=limits(trials=1), room=room(*places)))
+    def sent(*workers: WorkerSlots) -> list[bool]:
+        actions = decide(snapshot(trial, limits=limits(trials=1), placement=placement(*workers)))
         return [isinstance(action, Dispatch) and action.avoid == "GPU-1" for action in actions]
 
-    assert sent(place(1), place(2)) == [True]
-    assert sent(place(1), place(2, trials=1)) == []
-    assert sent(place(1)) == [True]
+    assert sent(worker(1), worker(2)) == [True]
+    assert sent(worker(1), worker(2, trials=1)) == []
+    assert sent(worker(1)) == [True]
 
 
 def test_what_is_kept_for_suspects_is_no_room_for_others() -> None:
-    kept = room(place(1, kept=True))
-    assert decide(snapshot(waiting(0), limits=limits(trials=4), room=kept)) == []
+    reserved = placement(worker(1, reserved=True))
+    assert decide(snapshot(waiting(0), limits=limits(trials=4), placement=reserved)) == []
     suspect = waiting(0, lost=1, suspect=True)
-    assert decide(snapshot(suspect, limits=limits(trials=1), room=kept)) == [
-        Dispatch(trial_number=0, alone=True)
+    assert decide(snapshot(suspect, limits=limits(trials=1), placement=reserved)) == [
+        Dispatch(trial_number=0, isolated=True)
     ]
 
 
 def test_a_worker_is_emptied_for_a_suspect_once_and_not_for_its_base_as_well() -> None:
     trials = waiting(0, lost=1, suspect=True, base="int8"), *(live(n) for n in range(1, 8))
-    busy = snapshot(*trials, limits=limits(trials=8), room=room(place(1, trials=4, free=0)))
+    busy = snapshot(*trials, limits=limits(trials=8), placement=placement(worker(1, trials=4, free=0)))
     assert starving_bases(busy) == ()
     assert [t.number for t in suspects_waiting(busy)] == [0]
 
@@ -108,7 +110,7 @@ def test_no_worker_is_emptied_for_a_trial_that_will_not_be_tried_again() -> None
 def test_suspects_are_alone_and_nothing_that_rests_or_is_poisonous_is_sent(given_snapshot: Snapshot) -> None:
     trials = {t.number: t for t in given_snapshot.trials}
     sent = [a for a in decide(given_snapshot) if isinstance(a, Dispatch)]
-    assert all(a.alone is trials[a.trial_number].suspect for a in sent)
+    assert all(a.isolated is trials[a.trial_number].suspect for a in sent)
     assert all(trials[a.trial_number].rested and trials[a.trial_number].poison is None for a in sent)
-    idle = sum(p.trials == 0 and p.free > 0 for p in given_snapshot.room.places)
-    assert sum(a.alone for a in sent) <= idle
+    idle = sum(p.trials == 0 and p.free > 0 for p in given_snapshot.placement.workers)
+    assert sum(a.isolated for a in sent) <= idle

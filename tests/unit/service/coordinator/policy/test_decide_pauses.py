@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from service.coordinator.cluster.ray_workers import Decision
-from service.coordinator.cluster.sent_verdicts import AGAIN_SECONDS, Told
+from service.coordinator.cluster.sent_verdicts import AGAIN_SECONDS, SentVerdicts
 from service.coordinator.policy.decide import (
     Ask,
     AskRepeat,
@@ -18,15 +17,15 @@ from service.coordinator.policy.decide import (
     KillWorker,
     PauseAttempt,
     PauseStudy,
-    Repeats,
-    Snapshot,
     StopAttempt,
-    TrialPhase,
     decide,
     trials_to_come,
 )
+from service.coordinator.policy.limits import Repeats
+from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.states import AttemptState, StudyState
 from tests.support.snapshots import ended, limits, live, snapshot, snapshots, waiting
+from workers.contract import Decision
 
 PAUSED = "paused on request"
 
@@ -56,8 +55,8 @@ def test_a_study_is_paused_only_when_nothing_is_alive_and_then_nothing_else_is_d
 @given(snapshots())
 def test_a_live_attempt_hears_one_thing_at_a_time(given_snapshot: Snapshot) -> None:
     actions = decide(given_snapshot)
-    told = [a.attempt_id for a in actions if isinstance(a, StopAttempt | PauseAttempt | KillWorker)]
-    assert len(told) == len(set(told))
+    sent = [a.attempt_id for a in actions if isinstance(a, StopAttempt | PauseAttempt | KillWorker)]
+    assert len(sent) == len(set(sent))
     by_id = {t.live_attempt_id: t for t in given_snapshot.trials}
     for action in actions:
         if isinstance(action, KillWorker):
@@ -74,9 +73,9 @@ def test_a_pause_is_sent_once_to_what_lives_and_what_waits_keeps_its_place() -> 
 
 
 def test_one_that_has_not_obeyed_is_told_again_and_at_last_killed() -> None:
-    slow = live(0, pause_requested=True, tell_again=True)
+    slow = live(0, pause_requested=True, send_again=True)
     assert decide(snapshot(slow, pause_reason=PAUSED)) == [PauseAttempt(attempt_id=100, reason=PAUSED)]
-    wedged = live(0, pause_requested=True, tell_again=True, overdue=True)
+    wedged = live(0, pause_requested=True, send_again=True, overdue=True)
     assert decide(snapshot(wedged, pause_reason=PAUSED)) == [KillWorker(attempt_id=100, reason=PAUSED)]
 
 
@@ -156,20 +155,20 @@ def test_a_search_that_has_its_result_closes_before_its_repeats_are_paused() -> 
 
 def test_what_was_told_grows_old_and_a_new_word_begins_anew() -> None:
     now = 0.0
-    told = Told(stop_grace=10.0, pause_grace=60.0, clock=lambda: now)
+    sent = SentVerdicts(stop_grace=10.0, pause_grace=60.0, clock=lambda: now)
     trial = live(0)
-    assert told.mark(trial) == trial
-    told.tell(100, Decision.PAUSE)
-    assert told.mark(trial) == live(0, pause_requested=True)
+    assert sent.mark(trial) == trial
+    sent.note(100, Decision.PAUSE)
+    assert sent.mark(trial) == live(0, pause_requested=True)
     now = AGAIN_SECONDS
-    assert told.is_to_hear(100)
-    assert told.mark(trial) == live(0, pause_requested=True, tell_again=True)
-    told.tell(100, Decision.PAUSE)
-    assert not told.is_to_hear(100)
+    assert sent.is_due(100)
+    assert sent.mark(trial) == live(0, pause_requested=True, send_again=True)
+    sent.note(100, Decision.PAUSE)
+    assert not sent.is_due(100)
     now = 60.0
-    assert told.mark(trial) == live(0, pause_requested=True, tell_again=True, overdue=True)
-    told.tell(100, Decision.STOP)
-    assert told.mark(trial) == live(0, stop_requested=True)
+    assert sent.mark(trial) == live(0, pause_requested=True, send_again=True, overdue=True)
+    sent.note(100, Decision.STOP)
+    assert sent.mark(trial) == live(0, stop_requested=True)
     now = 70.0
-    assert told.mark(trial) == live(0, stop_requested=True, tell_again=True, overdue=True)
-    assert told.mark(waiting(0)) == waiting(0)
+    assert sent.mark(trial) == live(0, stop_requested=True, send_again=True, overdue=True)
+    assert sent.mark(waiting(0)) == waiting(0)

@@ -11,12 +11,12 @@ from service.coordinator.policy.decide import (
     Dispatch,
     EndStudy,
     EndTrial,
-    Repeats,
     StopAttempt,
-    TrialSnapshot,
     decide,
     trials_to_come,
 )
+from service.coordinator.policy.limits import Repeats
+from service.coordinator.policy.snapshot import TrialSnapshot
 from service.states import AttemptState, StudyState
 from tests.support.snapshots import ended, limits, live, snapshot, waiting
 

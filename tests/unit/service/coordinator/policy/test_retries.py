@@ -12,7 +12,7 @@ from service.coordinator.policy.retries import (
     Deaths,
     Losses,
     losses,
-    places,
+    points_reached,
     rest_seconds,
     storage_trouble,
 )
@@ -85,7 +85,7 @@ def test_a_trial_without_a_loss_is_as_free_as_one_that_is_new() -> None:
 def test_an_attempt_is_at_its_last_rung_or_where_it_went_on_from(
     tries: list[Attempt], expected: list[int]
 ) -> None:
-    assert places(tries) == expected
+    assert points_reached(tries) == expected
 
 
 # -- back-off ----------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import pytest
 
 from search_spaces.errors import SearchSpaceExhausted
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.db.models import Attempt
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {
     **DEFINITION["search"],

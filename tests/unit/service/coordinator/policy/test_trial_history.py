@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.coordinator.policy.trial_history import gpu_hours
+from service.analysis.gpu_hours import gpu_hours
 from service.db.models import Attempt
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.coordinator.cluster.ray_deaths import without_process
-from service.coordinator.cluster.ray_workers import Preparing, WorkerShape
+from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.waiting import (
     for_a_worker_that_starts,
     for_its_turn,
@@ -18,6 +18,7 @@ from service.coordinator.policy.waiting import (
 )
 from service.states import StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import Preparing
 
 
 def search(trials: int) -> dict[str, Any]:
@@ -51,11 +52,11 @@ def test_a_study_that_waits_for_its_turn_names_the_limit(given: dict[str, Any], 
 @pytest.mark.parametrize(
     ("gpus_wanted", "capacity", "gpus", "expected"),
     [
-        (2.0, 0, 0.0, "it asks for 2 GPUs per worker, the cluster has 0"),
-        (1.0, 0, 0.0, "it asks for 1 GPU per worker, the cluster has 0"),
-        (4.0, 0, 2.0, "it asks for 4 GPUs per worker, the cluster has 2"),
-        (2.0, 0, 4.0, "no machine of the cluster has the 1 CPU and 2 GPUs that one needs"),
-        (0.0, 0, 0.0, "no machine of the cluster has the 1 CPU that one needs"),
+        (2.0, 0, 0.0, "each needs 2 GPUs, but the cluster has 0"),
+        (1.0, 0, 0.0, "each needs 1 GPU, but the cluster has 0"),
+        (4.0, 0, 2.0, "each needs 4 GPUs, but the cluster has 2"),
+        (2.0, 0, 4.0, "no machine of the cluster has 1 CPU and 2 GPUs, which one worker needs"),
+        (0.0, 0, 0.0, "no machine of the cluster has 1 CPU, which one worker needs"),
         (1.0, 2, 2.0, "other studies use every machine or GPU that this one could use"),
     ],
 )
@@ -138,7 +139,7 @@ def test_gpus_that_the_cluster_does_not_have_are_named_while_the_study_waits(
 ) -> None:
     house = make_house(cpus=2, patience=60.0)
     study_id = house.submit(resources={"gpus_per_worker": 2})
-    words = "waiting for a worker: it asks for 2 GPUs per worker, the cluster has 0"
+    words = "waiting for a worker: each needs 2 GPUs, but the cluster has 0"
     house.rounds(lambda: house.study(study_id).reason == words)
     for _ in range(5):
         house.coordinator.round()
@@ -191,11 +192,11 @@ def test_what_a_worker_does_before_a_trial_starts_is_told_once_and_is_the_trials
     study_id = house.submit(search=search(1))
     house.rounds(lambda: house.cluster.running == 1)
     [attempt] = house.attempts()
-    [run] = house.runs
+    [runner] = house.runners
     for seq, stage in enumerate(("loading the base b (nf4)", "reading the train data"), start=1):
         event = Preparing(attempt_id=attempt.id, stage=stage)
-        run.events.on_preparing(event, seq)
-        run.events.on_preparing(event, seq)
+        runner.events.on_preparing(event, seq)
+        runner.events.on_preparing(event, seq)
     assert house.attempts()[0].reason == "reading the train data"
     assert house.events("starting") == ["loading the base b (nf4)", "reading the train data"]
     house.coordinator.studies[study_id].advance()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from service.coordinator.cluster.ray_workers import DataSummary, TrialStarted, UnusableCheckpoint
 from service.coordinator.study.checkpoints import why_anew
 from service.db.models import Attempt, utc_now
 from service.states import AttemptState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import DataSummary, TrialStarted, UnusableCheckpoint
 
 ONE_TRIAL = {
     "search": {**DEFINITION["search"], "algorithm": "random", "trials": 1},
@@ -118,7 +118,7 @@ def test_of_many_attempts_only_the_newest_are_named() -> None:
 
 def test_a_worker_of_an_earlier_version_gives_no_reason() -> None:
     assert said(attempt(1, last_rung=100), passed_over=()) == (
-        f"attempt 2 {AGAIN}attempt 1 left a checkpoint of which its worker said nothing"
+        f"attempt 2 {AGAIN}attempt 1 left a checkpoint that its worker did not mention"
     )
 
 
@@ -147,7 +147,7 @@ def test_a_first_attempt_has_nothing_to_go_on_from() -> None:
 
 def test_an_attempt_that_waited_for_room_says_so_of_its_own_checkpoint() -> None:
     assert said(passed_over=(passed(1),), state=AttemptState.RUNNING) == (
-        f"attempt 1 {AGAIN}attempt 1 waited for room at 70 examples, but there is no checkpoint in "
+        f"attempt 1 {AGAIN}attempt 1 waited for a free slot at 70 examples, but there is no checkpoint in "
         "/a/1/checkpoint"
     )
 
@@ -217,12 +217,12 @@ def test_a_running_attempt_that_is_back_at_the_beginning_stays_and_says_why(
         data=ROWS,
         passed_over=(missing,),
     )
-    [run] = house.runs
+    [runner] = house.runners
     for _ in range(2):
-        run.events.on_started(event, present.last_event_seq + 1)
+        runner.events.on_started(event, present.last_event_seq + 1)
     [present] = house.attempts()
     assert (present.state, present.examples_seen) == (AttemptState.RUNNING, 0)
     assert house.events("checkpoint_unusable") == [
-        f"attempt 1 {AGAIN}attempt 1 waited for room at 50 examples, but there is no checkpoint in "
+        f"attempt 1 {AGAIN}attempt 1 waited for a free slot at 50 examples, but there is no checkpoint in "
         f"{missing.folder}"
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.coordinator.cluster.device_health import devices_aside
-from service.coordinator.cluster.ray_workers import TrialOrder
 from service.db.models import Device
 from service.states import LossCause, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import TrialOrder
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 6}
 GPU = "n1/GPU-0"

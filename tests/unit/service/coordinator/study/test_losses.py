@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import OutcomeStatus, Refused, TrialOrder, TrialOutcome
+from service.coordinator.cluster.deliveries import Refused
 from service.coordinator.policy import retries
 from service.db.models import Study
 from service.states import AttemptState, LossCause, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 RANDOM = {**DEFINITION["search"], "algorithm": "random"}
 

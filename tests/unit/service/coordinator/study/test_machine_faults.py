@@ -1,4 +1,4 @@
-"""A machine that has run out of something: studies wait and say for what, and none fails of it."""
+"""A machine that has run out of a resource: studies wait and say for what, and none fails of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from service.coordinator.chores.schedules import fire_schedules
 from service.coordinator.cluster import ray_deaths
 from service.coordinator.cluster.ray_deaths import full_disk
 from service.coordinator.cluster.ray_workers import ClusterError
+from service.coordinator.study import attempts, recovery, snapshot_reader
+from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Schedule
 from service.schedules import commands
 from service.states import StudyState
@@ -77,22 +79,28 @@ def test_a_study_whose_worker_cannot_be_started_waits_and_says_for_what(
     assert waits == [f"waiting for this machine: {fault(name)}"]
 
 
-@pytest.mark.parametrize("method", ["ask", "open_attempt", "reconcile", "snapshot"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (LeasedStudy, "ask"),
+        (attempts, "open_attempt"),
+        (recovery, "reconcile"),
+        (snapshot_reader, "read_snapshot"),
+    ],
+)
 def test_wherever_a_round_meets_a_full_disk_no_study_fails(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, method: str
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
-    from service.coordinator.study.study_run import StudyRun
-
     house = make_house()
-    real, left = getattr(StudyRun, method), [3]
+    real, left = getattr(owner, name), [3]
 
-    def work(run: StudyRun, *arguments: Any, **named: Any) -> Any:
+    def work(*arguments: Any, **named: Any) -> Any:
         if left[0] > 0:
             left[0] -= 1
             raise fault("ENOSPC")
-        return real(run, *arguments, **named)
+        return real(*arguments, **named)
 
-    monkeypatch.setattr(StudyRun, method, work)
+    monkeypatch.setattr(owner, name, work)
     study_id = house.submit()
     live(house, study_id)
     assert (left, house.study(study_id).state) == ([0], StudyState.COMPLETED)

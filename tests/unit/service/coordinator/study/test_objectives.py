@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from tests.support.fake_training import costs_of, loss_of
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SPACE = {
     "learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"},

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import select
 
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import PackCapacity
 from service.db.models import EventRow, Study
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import PackCapacity
 
 
 def search(trials: int, **changes: Any) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Ca
     house = make_house(cpus=1)
     house.submit(search=search(4))
     house.coordinator.round()
-    [run] = house.runs
+    [runner] = house.runners
     for slots, predicted, measured in ((1, 3 * 2**30, None), (2, 2**30, 2**29), (3, 0, None)):
-        run.events.on_capacity(
+        runner.events.on_capacity(
             "w1",
             PackCapacity(
                 slots=slots, reason="two would not fit.", predicted_bytes=predicted, measured_bytes=measured
@@ -111,10 +111,10 @@ def test_a_capacity_that_is_delivered_twice_is_written_down_once(make_house: Cal
     house.rounds(lambda: house.cluster.running == 1)
     for slots in (3, 2, 3):
         house.cluster.announce("w1", slots)
-        [run] = house.runs
-        run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
+        [runner] = house.runners
+        runner.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
         house.crash()
-        house.rounds(lambda: bool(house.runs))
+        house.rounds(lambda: bool(house.runners))
     house.run(study_id)
     assert [e.split(" trials")[0] for e in house.events("worker_capacity")] == [
         "w1 wants 3",
@@ -127,9 +127,9 @@ def test_only_more_or_fewer_trials_than_ever_are_news(make_house: Callable[..., 
     house = make_house(cpus=1)
     house.submit(search=search(4))
     house.coordinator.round()
-    [run] = house.runs
+    [runner] = house.runners
     for worker_id, slots in [("w1", n) for n in (4, 5, 4, 6, 5, 3, 4, 6, 7)] + [("w11", 5)]:
-        run.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
+        runner.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
     said = [event.split(" trials")[0] for event in house.events("worker_capacity")]
     assert said == ["w1 wants 4", "w1 wants 5", "w1 wants 6", "w1 wants 3", "w1 wants 7", "w11 wants 5"]
 
@@ -142,9 +142,9 @@ def test_only_the_data_of_a_capacity_is_read_and_never_its_words(make_house: Cal
     with house.database.write() as session:
         message = "w1 wants 9 trials at once: as measured"
         session.add(EventRow(study_id=study_id, kind="worker_capacity", message=message))
-    [run] = house.runs
+    [runner] = house.runners
     for slots in (4, 4):
-        run.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
+        runner.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
     with house.database.read() as session:
         rows = session.scalars(
             select(EventRow).where(EventRow.kind == "worker_capacity").order_by(EventRow.id)

@@ -237,7 +237,7 @@ def test_a_wedged_worker_is_killed_and_its_trial_goes_on_from_its_last_checkpoin
     house.rounds(is_in(house, study_id, StudyState.PAUSED), limit=2000)
     [left] = [a for a in house.attempts() if a.worker_id == wedged and a.state == AttemptState.PAUSED]
     assert left.reason == (
-        "paused on request; its worker did not obey within 0.02 s and was killed, so it goes on from its"
+        "paused on request; its worker did not obey within 0.02 s and was killed; the trial resumes from its"
         " last checkpoint"
     )
     assert house.cluster.alive == []
@@ -487,11 +487,11 @@ def test_a_drain_ends_in_time_whatever_the_workers_do(
     study_id = house.submit(search=RANDOM)
     house.rounds(lambda: house.cluster.running == 3)
     house.cluster.wedge(*house.cluster.alive)
-    stop, hurry = threading.Event(), threading.Event()
+    stop, cut_short = threading.Event(), threading.Event()
     stop.set()
     if hurried:
-        hurry.set()
-    house.coordinator.run(stop, hurry)
+        cut_short.set()
+    house.coordinator.run(stop, cut_short)
     assert house.study(study_id).lease_owner is None
     assert {a.state for a in house.attempts()} <= {"running", "dispatched"}
 

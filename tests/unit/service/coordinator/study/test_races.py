@@ -14,16 +14,16 @@ from sqlalchemy.orm import Session
 
 from service import optuna_store
 from service.coordinator import leases
-from service.coordinator.cluster.ray_workers import Decision, TrialOrder, Verdict
-from service.coordinator.cluster.worker_group import Crew
-from service.coordinator.study import runner
-from service.coordinator.study.study_run import StudyRun
+from service.coordinator.cluster.worker_group import WorkerGroup
+from service.coordinator.study import recovery, runner, snapshot_reader
+from service.coordinator.study.leased_study import LeasedStudy
 from service.db import database as db
 from service.db.models import Attempt, Study
 from service.states import LIVE_ATTEMPT_STATES, LossCause, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import Decision, TrialOrder, Verdict
 
 MakeHouse = Callable[..., House]
 RANDOM = {**DEFINITION["search"], "algorithm": "random", "trials": 8}
@@ -54,15 +54,15 @@ def test_a_resume_that_comes_while_the_study_is_being_paused_is_not_lost(
     house = make_house()
     study_id = house.submit(search=RANDOM, budget={"until": "06:00", "max_parallel_trials": 3})
     house.rounds(lambda: house.cluster.running == 3)
-    dismiss, resumed = Crew.dismiss, []
+    dismiss, resumed = WorkerGroup.dismiss, []
 
-    def dismiss_and_hear(crew: Crew) -> None:
-        dismiss(crew)
+    def dismiss_and_hear(group: WorkerGroup) -> None:
+        dismiss(group)
         if not resumed:
             resumed.append(study_id)
             ask_for(house, request_resume, study_id)
 
-    monkeypatch.setattr(Crew, "dismiss", dismiss_and_hear)
+    monkeypatch.setattr(WorkerGroup, "dismiss", dismiss_and_hear)
     if why == "dawn":
         with house.database.write() as session:
             study = session.get_one(Study, study_id)
@@ -141,7 +141,7 @@ def test_an_outage_while_a_study_is_abandoned_leaves_nothing_alive_in_a_study_th
     house = make_house()
     study_id = house.submit()
     house.rounds(lambda: house.cluster.running == 3)
-    lost = house.runs[0].events.on_lost
+    lost = house.runners[0].events.on_lost
     away = OperationalError("COMMIT", {}, sqlite3.OperationalError())
     away.connection_invalidated = True
     answers = iter([away])
@@ -151,11 +151,11 @@ def test_an_outage_while_a_study_is_abandoned_leaves_nothing_alive_in_a_study_th
             raise error
         return lost(*args)  # type: ignore[arg-type]
 
-    def broken(run: StudyRun, **_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(house.runs[0].events, "on_lost", on_lost)
-    monkeypatch.setattr(StudyRun, "snapshot", broken)
+    monkeypatch.setattr(house.runners[0].events, "on_lost", on_lost)
+    monkeypatch.setattr(snapshot_reader, "read_snapshot", broken)
     with pytest.raises(OperationalError):
         house.coordinator.round()
     assert house.study(study_id).state == StudyState.RUNNING
@@ -174,10 +174,10 @@ def test_a_study_that_cannot_be_repaired_leaves_no_worker_behind(
     house.rounds(lambda: house.cluster.running == 3)
     house.crash()
 
-    def broken(run: StudyRun) -> None:
+    def broken(study: LeasedStudy) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(StudyRun, "reconcile", broken)
+    monkeypatch.setattr(recovery, "reconcile", broken)
     house.coordinator.round()
     assert house.study(study_id).state == StudyState.FAILED
     assert house.cluster.alive == []
@@ -208,7 +208,7 @@ def test_a_fence_of_another_owner_with_the_same_number_is_outrun(make_house: Mak
     optuna_store.raise_fence(house.storage, "s", number=1, owner="of a time that was forgotten")
     house.coordinator.round()
     assert house.study(study_id).lease_number == 2
-    assert [run.lease.number for run in house.runs] == [2]
+    assert [runner.study.lease.number for runner in house.runners] == [2]
     house.run(study_id)
 
 
@@ -220,20 +220,20 @@ def test_the_lease_is_looked_after_between_two_actions(
     late = [0.0]
     clock = runner.clock
     monkeypatch.setattr(runner, "clock", lambda: clock() + late[0])
-    ask, renew = StudyRun.ask, StudyRun.renew
+    ask, renew = LeasedStudy.ask, LeasedStudy.renew
     said: list[str] = []
 
-    def slow_ask(run: StudyRun) -> int | None:
+    def slow_ask(study: LeasedStudy) -> int | None:
         late[0] += house.settings.lease_seconds / 2
         said.append("asked")
-        return ask(run)
+        return ask(study)
 
-    def renewed(run: StudyRun, seconds: float) -> None:
+    def renewed(study: LeasedStudy, seconds: float) -> None:
         said.append("renewed")
-        renew(run, seconds)
+        renew(study, seconds)
 
-    monkeypatch.setattr(StudyRun, "ask", slow_ask)
-    monkeypatch.setattr(StudyRun, "renew", renewed)
+    monkeypatch.setattr(LeasedStudy, "ask", slow_ask)
+    monkeypatch.setattr(LeasedStudy, "renew", renewed)
     house.rounds(lambda: said.count("asked") >= 3)
     assert all(pair != ("asked", "asked") for pair in itertools.pairwise(said)), said
     house.run(study_id)
@@ -274,9 +274,9 @@ def test_a_worker_that_did_not_hear_that_its_attempt_is_lost_is_told_again(
     house = make_house()
     study_id = house.submit(search=RANDOM)
     house.rounds(lambda: any(a.last_rung for a in house.attempts()))
-    [run] = house.runs
+    [runner] = house.runners
     attempt = next(a for a in house.attempts() if a.state == "running")
-    run.events.lose(attempt.id, "given up", LossCause.NEVER_ARRIVED)
+    runner.events.lose(attempt.id, "given up", LossCause.NEVER_ARRIVED)
     told: list[Verdict] = []
     send = house.cluster.send
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import RateSweep
 from service.states import StudyState
 from tests.support.coordinator import House
 from tests.support.fake_training import curve_of
+from workers.contract import RateSweep
 
 CORNERS: dict[str, Any] = {
     "search": {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from service import optuna_store
-from service.coordinator.cluster.ray_workers import OutcomeStatus, TrialOrder, TrialOutcome
 from service.db.models import Attempt, Study
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 8}
 REPEATS = {"top_k": 2, "seeds": 3}
