@@ -23,7 +23,9 @@ from workers.data.text_files import PlacedRow
 from workers.data.tokenization import IGNORED, EncodedRow
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.local_files import Roots
-from workers.report.data_statistics import TASK_COLUMNS
+
+TASK_COLUMNS = ("task", "category", "source", "label")
+"""What data sets call the column that says of which part of a mixture a row is. The first found counts."""
 
 _READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *FLAGS, *MEANINGFUL_COLUMNS})
 """Columns of a table that are read, beside those that the definition names."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from workers.data.batches import to_device
+from workers.device.devices import to_device
 from workers.lora.lora_dropout import RowDropout
 
 Form = Literal["looped", "batched", "concatenated"]

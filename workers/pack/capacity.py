@@ -8,10 +8,10 @@ import torch
 
 from workers.device.memory import available_bytes, is_out_of_memory, release
 from workers.pack.attempt import Attempt
-from workers.pack.cost_model import Capacity, Member, adapter_bytes, plan_capacity
+from workers.pack.cost_model import Capacity, Member, plan_capacity
 from workers.pack.loaded import SharedBase
 from workers.pack.probe import probe
-from workers.training.optimizers import moment_names
+from workers.training.optimizers import adapter_bytes
 
 
 def plan(
@@ -79,8 +79,6 @@ def _member(attempt: Attempt) -> Member:
         tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
         longest_tokens=max(lengths),
         adapter_bytes=adapter_bytes(
-            run.adapter.trainable_parameters,
-            accumulates=run.recipe.batch_size > 1,
-            moments=len(moment_names(run.recipe)),
+            run.adapter.trainable_parameters, run.recipe, accumulates=run.recipe.batch_size > 1
         ),
     )

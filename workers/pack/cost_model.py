@@ -98,7 +98,7 @@ class Member:
     longest_tokens: int
     """Of its longest row. A row is not divided, so every pass must be able to hold it."""
     adapter_bytes: int
-    """As `adapter_bytes` counts them."""
+    """As `workers.training.optimizers.adapter_bytes` counts them."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1 or self.longest_tokens < 1 or self.adapter_bytes < 0:
@@ -120,23 +120,11 @@ class Capacity:
     """Why not one trial more, in one sentence with numbers."""
 
 
-def adapter_bytes(trainable_parameters: int, *, accumulates: bool, moments: int = 2) -> int:
-    """What a trial keeps on the device, in float32: weights, gradient and moments of 4 bytes a parameter.
-
-    Args:
-        trainable_parameters: Of its adapter.
-        accumulates: Whether a batch may span passes, as any of several rows may: a second gradient buffer.
-        moments: Numbers that the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with
-            SGD that has momentum, else 0 (`workers.training.optimizers.moment_names`).
-    """
-    return 4 * trainable_parameters * (2 + moments + accumulates)
-
-
 def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: int) -> int:
     """Peak bytes on the device of a pack.
 
     Args:
-        adapters: Bytes of each trial, as `adapter_bytes` counts them.
+        adapters: Bytes of each trial, as `Member.adapter_bytes`.
         pass_tokens: Padded tokens of its largest pass.
     """
     activations = math.ceil(Fraction(memory.bytes_per_token) * pass_tokens)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from workers.base.base_model import set_training
-from workers.data.batches import collate, derive_seed, to_device
+from workers.data.batches import collate
 from workers.data.datasets import Example
-from workers.device.generators import seeded
+from workers.device.devices import to_device
+from workers.device.generators import derive_seed, seeded
 from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from search_spaces.recipe import Recipe
+from search_spaces.trial_length import TrainingPlan
 from workers.contract import OutcomeStatus
-from workers.data.batches import DataOrder, TrainingPlan
+from workers.data.batches import DataOrder
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
