@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from search_spaces.values.artifact_urls import join
 from service import optuna_store
-from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, Place
+from service.artifacts.layout import Folder, Place
 from service.artifacts.retention import kept_trials, referenced, why_removed
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
+from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from service.analysis import best
-from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, folder_of
+from service.artifacts.layout import Folder, folder_of
 from service.optuna_store.values import TrialValues
 
 

@@ -352,9 +352,7 @@ class Attempt:
 
     def _save(self, which: str) -> None:
         name = self.run.adapter.name
-        self._folders[which] = self._artifacts.save_adapter(
-            which, lambda folder: self._host.save(name, folder)
-        )
+        self._folders[which] = self._artifacts.save_adapter(which, lambda: self._host.files(name))
 
 
 def goes_on(outcome: TrialOutcome) -> bool:

@@ -150,7 +150,7 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid checkpoint",
         "before",
-        "workers.artifacts.checkpoints:_write",
+        "workers.artifacts.folders:_write",
         during="workers.artifacts.checkpoints:write_checkpoint",
         nth=2,
     ),
@@ -164,8 +164,8 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid adapter save",
         "before",
-        "workers.lora.adapters:_replace",
-        during="workers.lora.adapters:AdapterHost.save",
+        "workers.artifacts.folders:_move",
+        during="workers.artifacts.folders:ArtifactFolder.save_adapter",
     ),
     _worker(
         "after an outcome was appended, before it is acknowledged",
