@@ -16,7 +16,7 @@ from workers.base.base_model import LoadedBase
 from workers.data.datasets import Example
 from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
 from workers.lora.adapters import AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.pack.cost_model import Capacity, Member, plan_capacity
 from workers.pack.probe import probe
 from workers.training.evaluation import Totals

@@ -17,7 +17,7 @@ from workers.base.base_model import LoadedBase
 from workers.contract import TrialOrder, WorkerSpec
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import StepResult, TrialRun, first_examples
 

@@ -280,12 +280,12 @@ def _shards(index: Path) -> list[str]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is not a safetensors index. Download the model again.") from error
-    strays = sorted(
+    foreign = sorted(
         n for n in names if not (isinstance(n, str) and n.endswith(".safetensors") and Path(n).name == n)
     )
-    if strays:
+    if foreign:
         raise ModelError(
-            f"{index} names {shortened(str(strays[0]))!r}, which is not a safetensors file beside it."
+            f"{index} names {shortened(str(foreign[0]))!r}, which is not a safetensors file beside it."
         )
     return sorted(names)
 

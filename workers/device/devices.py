@@ -1,4 +1,4 @@
-"""Copies to a device, and which GPU a process has: one that fails again and again is told from the others."""
+"""Copies to a device, and which GPU a process has, so that one that fails repeatedly is recognised."""
 
 from __future__ import annotations
 

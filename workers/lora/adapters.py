@@ -28,7 +28,7 @@ from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
 from workers.errors import AdapterError
-from workers.lora.packed_lora import CONCATENATED_SHARE, Form, LayerAdapter, PackedLora, RowGroup
+from workers.lora.multi_lora import CONCATENATED_SHARE, Form, LayerAdapter, MultiLora, RowGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class AdapterHost:
             base: Without adapters.
         """
         self.base = base
-        self.packed = PackedLora(base.compute_dtype)
+        self.multi_lora = MultiLora(base.compute_dtype)
         self._linear = linear_layers(base.model)
         self._head = output_head(base.model)
         self._numbers = {path: number for number, path in enumerate(self._linear)}
@@ -75,7 +75,7 @@ class AdapterHost:
     @property
     def shares_evaluations(self) -> bool:
         """Whether rows of several adapters may be in one forward pass without changing each other."""
-        return self.base.rows_independent and self.packed.rows_kept_apart
+        return self.base.rows_independent and self.multi_lora.rows_separate
 
     @property
     def shares_passes(self) -> bool:
@@ -130,7 +130,7 @@ class AdapterHost:
         return adapter
 
     def activate(self, name: str) -> None:
-        """Lets this adapter alone take part in PEFT's own forward: what a pass outside `packed` uses."""
+        """Makes this the only adapter in PEFT's own forward, which passes outside `MultiLora.running` use."""
         self._live().set_adapter(name)
 
     def remove(self, name: str) -> None:
@@ -173,7 +173,7 @@ class AdapterHost:
             self._peft.add_adapter(name, config)
         for path, module in self.base.model.named_modules():
             if isinstance(module, BaseTunerLayer) and module not in self._taken_over:
-                self.packed.take_over(module, self._numbers[path])
+                self.multi_lora.take_over(module, self._numbers[path])
                 self._taken_over.add(module)
 
     def _extend(self, name: str, config: LoraConfig, layers: dict[str, BaseTunerLayer]) -> None:
@@ -265,7 +265,7 @@ class AdapterHost:
             taken = sorted(set(config.target_modules or ()) - set(converted.target_modules or ()))
             raise AdapterError(
                 f"PEFT takes {', '.join(taken)} of {type(self.base.model).__name__} for its fused experts,"
-                " which cannot be adapted here. Leave them out of target_modules; `attention` does."
+                " which cannot be adapted. Leave them out of target_modules, for example with `attention`."
             )
 
     def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:

@@ -21,7 +21,7 @@ from workers.data.batches import DataOrder
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
-from workers.lora.packed_lora import RowGroup
+from workers.lora.multi_lora import RowGroup
 from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.evaluation import Totals

@@ -200,8 +200,8 @@ POINTS: tuple[Point, ...] = (
     _coordinator(
         "after a pause was sent to a worker", "after", f"{_CREW}.send", scenario="paused", passings=2
     ),
-    _worker("before a trial is put down", "before", "workers.pack.pack:Pack._put_down", scenario="paused"),
-    _worker("after a trial was put down", "after", "workers.pack.pack:Pack._put_down", scenario="paused"),
+    _worker("before a trial is put down", "before", "workers.pack.pack:Pack._pause", scenario="paused"),
+    _worker("after a trial was put down", "after", "workers.pack.pack:Pack._pause", scenario="paused"),
     _coordinator("while pausing", "before", f"{_RUN}.pause", scenario="paused", passings=2),
     _coordinator("after the pause was recorded", "after", f"{_RUN}.pause", scenario="paused", passings=2),
     Point(

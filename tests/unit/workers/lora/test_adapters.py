@@ -26,7 +26,7 @@ from workers.base.base_model import LoadedBase, checkpoint_activations, load_bas
 from workers.base.target_modules import linear_layers
 from workers.errors import AdapterError
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
