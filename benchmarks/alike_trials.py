@@ -16,10 +16,11 @@ from workers.base.base_model import LoadedBase
 from workers.data.datasets import Example
 from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
 from workers.lora.adapters import AdapterHost
-from workers.lora.packed_lora import Form
-from workers.pack.cost_model import Capacity, Member, adapter_bytes, plan_capacity
+from workers.lora.multi_lora import Form
+from workers.pack.cost_model import Capacity, Member, plan_capacity
 from workers.pack.probe import probe
 from workers.training.evaluation import Totals
+from workers.training.optimizers import adapter_bytes
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import TrialRun
 
@@ -170,7 +171,7 @@ class Bench:
             tokens_per_step=max(1, round(sum(lengths) / len(lengths) * self._recipe.batch_size)),
             longest_tokens=max(lengths),
             adapter_bytes=adapter_bytes(
-                run.adapter.trainable_parameters, accumulates=self._recipe.batch_size > 1
+                run.adapter.trainable_parameters, self._recipe, accumulates=self._recipe.batch_size > 1
             ),
         )
         return plan_capacity(

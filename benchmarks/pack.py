@@ -44,7 +44,7 @@ from search_spaces.recipe import Quantization, Recipe
 from workers.base.base_model import LoadedBase, checkpoint_activations, pick_device
 from workers.data.datasets import Example
 from workers.device.memory import is_out_of_memory, release
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 
 EXAMPLES = 64
 GIB = 2**30

@@ -30,7 +30,7 @@ class OutcomeStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     PAUSED = "paused"
-    """Put down with a checkpoint, for another attempt to go on from."""
+    """Ended with a checkpoint, from which another attempt is to resume."""
 
 
 class Decision(StrEnum):
@@ -62,7 +62,7 @@ class RateSweep:
     last: float
     """Of the last one."""
     steps: int
-    """Optimizer steps, whatever the recipe's epochs: the data is gone over as often as they need."""
+    """Optimizer steps, regardless of the recipe's epochs; the data repeats as often as they need it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class Preparing:
 
 @dataclass(frozen=True, kw_only=True)
 class UnusableCheckpoint:
-    """A checkpoint of an earlier attempt that this one could not go on from."""
+    """A checkpoint of an earlier attempt that this one could not resume from."""
 
     folder: str
     """As in `TrialOrder.resume_from`."""
@@ -165,7 +165,7 @@ class UnusableCheckpoint:
 class TrialStarted:
     """The order's data and model are ready; the first optimizer step comes next.
 
-    It comes once more for an attempt that had to wait for room and found no checkpoint to go on from.
+    It comes a second time for an attempt that had to leave the device and found no checkpoint to resume from.
     """
 
     attempt_id: int
@@ -181,7 +181,7 @@ class TrialStarted:
     resumed_at_examples: int = 0
     """Training examples that the checkpoint had seen; 0: from the beginning."""
     passed_over: tuple[UnusableCheckpoint, ...] = ()
-    """Checkpoints newer than the one that it goes on from, newest first, and why none of them was used."""
+    """Checkpoints newer than the one it resumes from, newest first, and why each was not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +309,24 @@ class NumberedEvent:
 
     seq: int
     event: Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """What a worker is started with."""
+
+    name: str
+    """Its id, and that of its Ray actor."""
+    num_cpus: float
+    """CPU cores that are reserved in the cluster; on a CPU, the threads it trains with."""
+    num_gpus: float
+    """GPUs likewise; 0: it trains on the CPU even where there is a GPU."""
+    orphan_timeout_s: float
+    """Seconds without a request for events after which its process ends itself."""
+    training_silence_s: float
+    """Seconds that a pass may always take before the training counts as hung."""
+    loading_silence_s: float
+    """Likewise for all that is not a pass, such as loading a base."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ def faults_of_libraries(
 
     Readers, configurations, chat templates and tokenizers raise whatever their authors chose, over what they
     do not expect. None of it is a trial's: every trial reads the same files. A lack of memory passes, with
-    the place as its note: whoever limits the memory says what that means (`workers.memory_limit`). So do
-    the end of the process and its interruption.
+    the place as its note, because the caller that limits memory explains it
+    (`workers.device.memory.limited_memory`). So do the end of the process and its interruption.
 
     Args:
         where: Asked at a fault: the place, and what was being done.

@@ -33,8 +33,8 @@ class EventLog:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._kept: dict[int, Event] = {}  # by number, in rising order
-        self._newest: dict[_Subject, int] = {}  # number of the kept event on each subject
+        self._events: dict[int, Event] = {}  # by number, in rising order
+        self._newest: dict[_Subject, int] = {}  # number of the newest event on each subject
         self._last = 0
 
     def append(self, event: Event) -> int:
@@ -49,9 +49,9 @@ class EventLog:
             if subject is not None:
                 older = self._newest.get(subject)
                 if older is not None:
-                    del self._kept[older]
+                    del self._events[older]
                 self._newest[subject] = self._last
-            self._kept[self._last] = event
+            self._events[self._last] = event
             self._changed.notify_all()
             return self._last
 
@@ -71,17 +71,17 @@ class EventLog:
             if not 0 <= after <= self._last:
                 raise ValueError(f"cannot acknowledge event {after}: the newest event is {self._last}")
             self._drop(after)
-            while not self._kept and (remaining := deadline - time.monotonic()) > 0:
+            while not self._events and (remaining := deadline - time.monotonic()) > 0:
                 self._changed.wait(remaining)
-            return tuple(NumberedEvent(seq=seq, event=event) for seq, event in self._kept.items())
+            return tuple(NumberedEvent(seq=seq, event=event) for seq, event in self._events.items())
 
     def _drop(self, after: int) -> None:
-        for seq in [seq for seq in self._kept if seq <= after]:
-            subject = _subject(self._kept.pop(seq))
+        for seq in [seq for seq in self._events if seq <= after]:
+            subject = _subject(self._events.pop(seq))
             if subject is not None:
                 del self._newest[subject]
 
     def __len__(self) -> int:
-        """Events kept."""
+        """Events that are not acknowledged yet."""
         with self._changed:
-            return len(self._kept)
+            return len(self._events)

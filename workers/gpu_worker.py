@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import socket
 import threading
@@ -30,6 +29,7 @@ from workers.contract import (
     TrialOutcome,
     Verdict,
     WorkerInfo,
+    WorkerSpec,
 )
 from workers.event_log import EventLog
 from workers.heartbeat import Heartbeat
@@ -52,27 +52,8 @@ _log = logging.getLogger(__name__)
 class GpuWorker:
     """One pack, trained by one background thread, behind thread-safe calls."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        num_cpus: float,
-        num_gpus: float,
-        orphan_timeout_s: float,
-        training_silence_s: float = math.inf,
-        loading_silence_s: float = math.inf,
-    ) -> None:
-        """
-        Args:
-            name: The worker's id.
-            num_cpus: CPU cores it may use; on CPU, the threads it trains with.
-            num_gpus: GPUs it was given; 0: it trains on the CPU even where there is a GPU.
-            orphan_timeout_s: Seconds without a call of `events` after which the process ends itself.
-            training_silence_s: Seconds that a pass may always take before the training counts as hung.
-            loading_silence_s: Likewise for all that is not a pass, such as loading a base.
-        """
-        self._name = name
-        self._orphan_timeout_s = orphan_timeout_s
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
         self._log = EventLog()
         self._wake = threading.Condition()
         self._orders: deque[TrialOrder] = deque()  # taken, and waiting for room in the pack
@@ -82,8 +63,8 @@ class GpuWorker:
         self._most_slots = 0  # ever announced
         self._stopping = False
         self._last_poll = time.monotonic()
-        self._heartbeat = Heartbeat(training_s=training_silence_s, loading_s=loading_silence_s)
-        self._pack = self._make_pack(num_cpus, num_gpus)
+        self._heartbeat = Heartbeat(training_s=spec.training_silence_s, loading_s=spec.loading_silence_s)
+        self._pack = self._make_pack()
         self._training = threading.Thread(target=self._train, name="training", daemon=True)
         self._training.start()
         self._watching = threading.Thread(target=self._watch, name="orphan watch", daemon=True)
@@ -144,7 +125,7 @@ class GpuWorker:
             live, slots = tuple(self._live), self._slots_at_present()
             newest = max(self._known, default=None)
         return WorkerInfo(
-            worker_id=self._name,
+            worker_id=self._spec.name,
             node=socket.gethostname(),
             pid=os.getpid(),
             device=self._device,
@@ -162,7 +143,7 @@ class GpuWorker:
             self._stopping = True
             self._wake.notify_all()
 
-    def _make_pack(self, num_cpus: float, num_gpus: float) -> Pack:
+    def _make_pack(self) -> Pack:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the training's
         import torch
         from transformers.utils import logging as transformers_logging
@@ -179,14 +160,14 @@ class GpuWorker:
         # The libraries' own objects stay to the end: collecting after a trial need not visit them.
         gc.collect()
         gc.freeze()
-        device = pick_device() if num_gpus > 0 else torch.device("cpu")
+        device = pick_device() if self._spec.num_gpus > 0 else torch.device("cpu")
         self._device = str(device)
         self._device_id = device_id(device)
-        self._threads = max(1, int(num_cpus)) if device.type == "cpu" else None
+        self._threads = max(1, int(self._spec.num_cpus)) if device.type == "cpu" else None
         return Pack(self._record, device=device, heartbeat=self._heartbeat)
 
     def _slots_at_present(self) -> int:
-        """What the pack wants now. Whoever is told may act on it later, so the most is remembered."""
+        """What the pack wants now. A coordinator may act on it later, so the most is remembered."""
         slots = self._pack.slots
         self._most_slots = max(self._most_slots, slots)
         return slots
@@ -211,12 +192,12 @@ class GpuWorker:
                 self._heartbeat.beat()
                 # Verdicts first: an order that is wanted no more need not be loaded.
                 for verdict in self._next_verdicts():
-                    self._obey(verdict)
+                    self._apply(verdict)
                 while (order := self._next_order()) is not None:
                     self._pack.admit(order)
                 self._pack.step()
         except BaseException:  # noqa: BLE001 - whatever it is, a worker without its thread must not linger
-            _log.critical("worker %s cannot go on", self._name, exc_info=True)
+            _log.critical("worker %s cannot go on", self._spec.name, exc_info=True)
             _end_process(1)
 
     def _next_verdicts(self) -> list[Verdict]:
@@ -230,7 +211,7 @@ class GpuWorker:
             self._verdicts.clear()
             return verdicts
 
-    def _obey(self, verdict: Verdict) -> None:
+    def _apply(self, verdict: Verdict) -> None:
         """Passes a verdict to the pack, or ends the order that still waits for its turn."""
         with self._wake:
             waiting = next((o for o in self._orders if o.attempt_id == verdict.attempt_id), None)
@@ -242,7 +223,7 @@ class GpuWorker:
             if verdict.decision is not Decision.PAUSE:
                 from workers.artifacts.checkpoints import remove_checkpoints
 
-                remove_checkpoints(waiting.resume_from)  # of attempts before it; nobody goes on from them
+                remove_checkpoints(waiting.resume_from)  # of attempts before it; nobody resumes from them
             self._record(
                 TrialOutcome(
                     attempt_id=verdict.attempt_id, status=verdict.decision.ends_as, reason=verdict.reason
@@ -254,7 +235,7 @@ class GpuWorker:
         with self._wake:
             if not self._orders:
                 return None
-            # An empty pack is not asked: whom it would not take now it would never take.
+            # An empty pack is not asked: an order that it refuses now it would refuse for ever.
             if self._pack.running_attempts and not self._pack.accepts(self._orders[0]):
                 return None
             return self._orders.popleft()
@@ -267,19 +248,19 @@ class GpuWorker:
         stalled = False
         with self._wake:
             while not self._stopping:
-                left = self._last_poll + self._orphan_timeout_s - time.monotonic()
+                left = self._last_poll + self._spec.orphan_timeout_s - time.monotonic()
                 if left <= 0:
                     _log.warning(
                         "worker %s: no coordinator has asked for events for %g seconds; ending",
-                        self._name,
-                        self._orphan_timeout_s,
+                        self._spec.name,
+                        self._spec.orphan_timeout_s,
                     )
                     self._stopping = True
                     self._wake.notify_all()
                     break
                 reason = None if stalled else self._heartbeat.stalled()
                 if reason is not None:
-                    _log.error("worker %s hangs: %s", self._name, reason)
+                    _log.error("worker %s hangs: %s", self._spec.name, reason)
                     self._log.append(Stalled(reason=reason))
                     stalled = True
                 self._wake.wait(min(left, self._heartbeat.asking_interval_s))
@@ -293,19 +274,11 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
-def start_worker(
-    name: str,
-    *,
-    num_cpus: float,
-    num_gpus: float,
-    orphan_timeout_s: float,
-    training_silence_s: float = math.inf,
-    loading_silence_s: float = math.inf,
-) -> Any:
+def start_worker(spec: WorkerSpec) -> Any:
     """Starts a worker and returns its actor handle without waiting for it to be placed or ready.
 
     The actor is detached and never restarted: what ran on it is lost, and the coordinator says what
-    happens next. `num_cpus` and `num_gpus` are reserved in the cluster.
+    happens next.
 
     Raises:
         ValueError: A worker of that name is alive.
@@ -315,23 +288,16 @@ def start_worker(
 
     _require_session_folder()
     actor = ray.remote(GpuWorker).options(
-        name=name,
+        name=spec.name,
         namespace=NAMESPACE,
         lifetime="detached",
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=_CONCURRENT_CALLS,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
+        num_cpus=spec.num_cpus,
+        num_gpus=spec.num_gpus,
     )
-    return actor.remote(
-        name,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        orphan_timeout_s=orphan_timeout_s,
-        training_silence_s=training_silence_s,
-        loading_silence_s=loading_silence_s,
-    )
+    return actor.remote(spec)
 
 
 def _require_session_folder() -> None:

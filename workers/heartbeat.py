@@ -92,8 +92,8 @@ class Heartbeat:
     def stalled(self) -> str | None:
         """Why the training thread counts as hung; None: it does not.
 
-        Time in which the asking thread stood still itself, because the process or the machine did, is not
-        held against the other one.
+        Time in which the asking thread stood still itself, because the process or the machine did, does not
+        count.
         """
         now, moved = self._clock(), self._bytes_moved()
         with self._lock:
@@ -113,7 +113,7 @@ class Heartbeat:
             if silent <= limit:
                 return None
             if self._pass is None:
-                return f"no sign of life from the training thread for {silent:.0f} s, outside a pass"
+                return f"the training thread made no progress for {silent:.0f} s outside a pass"
             what = f"no {self._pass} pass ended for {silent:.0f} s"
             return what if longest is None else f"{what}; the longest before took {longest:.3g} s"
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from search_spaces.values.artifact_urls import join
 from service import optuna_store
-from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, Place
-from service.artifacts.retention import kept_trials, referenced, why_removed
+from service.artifacts.layout import Folder, Place
+from service.artifacts.retention import referenced, trials_to_keep, why_removed
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition
@@ -151,7 +152,7 @@ def _plan_study(
         keep = None  # another version's: this one cannot say which are the best
     trials, adapters = frozenset[int](), set[Folder]()
     if keep is not None and definition is not None:
-        trials = kept_trials(definition, optuna_store.read_trials(storage, study.name), keep)
+        trials = trials_to_keep(definition, optuna_store.read_trials(storage, study.name), keep)
         for number in trials:
             rows = session.scalars(
                 select(Attempt.outcome)

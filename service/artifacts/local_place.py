@@ -2,7 +2,7 @@
 
 A worker's account may plant a symbolic link anywhere below, and swap a folder for one at any moment. So a
 folder is opened step by step from the top, without following links, and what is in it is listed and removed
-by its descriptor.
+by its descriptor. fsspec opens by paths only, so this does not go through it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import errno
 import os
 import shutil
 import stat
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from service.artifacts.layout import NUMBER, STUDY, Folder, is_ours
+from service.artifacts.layout import STUDY, Entry, Folder, Place
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # a link is refused by the last two
 
 
-class LocalPlace:
+class LocalPlace(Place):
     """A `Place` on this machine, or on a disk that the machines share.
 
     Args:
@@ -31,25 +30,26 @@ class LocalPlace:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
-
-    @property
-    def shown(self) -> str:
-        return str(self.root)
+        self.shown = str(self.root)
 
     def studies(self) -> list[str]:
         with _opened(self.root) as top:
             return [] if top is None else [name for name in _subfolders(top) if STUDY.fullmatch(name)]
 
-    def folders(self, study_id: str) -> dict[Folder, int]:
-        found = {}
+    def entries(self, study_id: str) -> Iterator[Entry]:
         with _opened(self.root, study_id) as study:
-            for trial in _numbers(study):
-                with _opened(str(trial), within=study) as attempts:
-                    for ordinal in _numbers(attempts):
-                        with _opened(str(ordinal), within=attempts) as attempt:
-                            for name in filter(is_ours, [] if attempt is None else _subfolders(attempt)):
-                                found[Folder(trial, ordinal, name)] = _measure(name, attempt)[0]
-        return found
+            if study is None:
+                return
+            for below, folders, files, descriptor in os.fwalk(".", dir_fd=study, follow_symlinks=False):
+                path = Path(below).parts
+                yield Entry(path, 0, os.fstat(descriptor).st_mtime, is_folder=True)
+                for name in (*folders, *files):
+                    try:
+                        found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # gone meanwhile
+                    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+                    yield Entry((*path, name), size, found.st_mtime)
 
     def remove(self, study_id: str, folder: Folder) -> None:
         trial, ordinal = str(folder.trial), str(folder.ordinal)
@@ -62,13 +62,6 @@ class LocalPlace:
                 if parent is None or not _remove_if_empty(above[-1], parent):
                     return
 
-    def size_and_age(self, study_id: str) -> tuple[int, float | None]:
-        with _opened(self.root) as top:
-            if top is None:
-                return 0, None
-            size, changed = _measure(study_id, top)
-        return size, None if changed is None else time.time() - changed
-
     def remove_study(self, study_id: str) -> None:
         with _opened(self.root) as top:
             if top is not None:
@@ -76,17 +69,14 @@ class LocalPlace:
 
 
 @contextmanager
-def _opened(first: str | Path, *more: str, within: int | None = None) -> Iterator[int | None]:
+def _opened(*names: str | Path) -> Iterator[int | None]:
     """The descriptor of a folder, reached without following a link; None when it is not there as a folder."""
-    held: list[int] = []
-    try:
-        yield _descend((first, *more), within, held)
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
+    with ExitStack() as stack:
+        yield _descend(names, stack)
 
 
-def _descend(names: Iterable[str | Path], within: int | None, held: list[int]) -> int | None:
+def _descend(names: Sequence[str | Path], stack: ExitStack) -> int | None:
+    within = None
     for name in names:
         try:
             within = os.open(name, _OPEN, dir_fd=within)
@@ -94,35 +84,13 @@ def _descend(names: Iterable[str | Path], within: int | None, held: list[int]) -
             if error.errno not in _ABSENT:
                 raise
             return None
-        held.append(within)
+        stack.callback(os.close, within)
     return within
 
 
 def _subfolders(folder: int) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-
-
-def _numbers(folder: int | None) -> list[int]:
-    names = [] if folder is None else _subfolders(folder)
-    # As `str` writes them, so that the number leads back to the folder.
-    return sorted(int(name) for name in names if NUMBER.fullmatch(name) and str(int(name)) == name)
-
-
-def _measure(name: str, within: int | None) -> tuple[int, float | None]:
-    """Bytes of the files below a folder, and when anything there changed last."""
-    size, changed = 0, None
-    for _, folders, files, descriptor in os.fwalk(name, dir_fd=within, follow_symlinks=False):
-        moments = [os.fstat(descriptor).st_mtime]
-        for entry in (*folders, *files):
-            try:
-                found = os.stat(entry, dir_fd=descriptor, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # gone meanwhile
-            moments.append(found.st_mtime)
-            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
-        changed = max(*moments, changed or 0.0)
-    return size, changed
 
 
 def _remove(name: str, within: int) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
+from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from service.analysis import best
-from service.artifacts.layout import ADAPTERS, CHECKPOINT, Folder, folder_of
+from service.artifacts.layout import Folder, folder_of
 from service.optuna_store.values import TrialValues
 
 
-def kept_trials(definition: StudyDefinition, trials: Sequence[TrialValues], keep: int) -> frozenset[int]:
+def trials_to_keep(definition: StudyDefinition, trials: Sequence[TrialValues], keep: int) -> frozenset[int]:
     """Trials whose adapters are kept.
 
     Args:
@@ -27,10 +28,10 @@ def kept_trials(definition: StudyDefinition, trials: Sequence[TrialValues], keep
     judged = best.judgement(definition, trials, over=True)
     if judged is not None:
         ranked.sort(key=lambda number: number != judged.winner)
-    kept = set(ranked[:keep])
+    numbers = set(ranked[:keep])
     if definition.objective.costs:
-        kept.update(trial.number for trial in best.pareto_front(definition, trials))
-    return frozenset(kept)
+        numbers.update(trial.number for trial in best.pareto_front(definition, trials))
+    return frozenset(numbers)
 
 
 def referenced(study_id: str, outcomes: Iterable[Mapping[str, Any] | None]) -> frozenset[Folder]:

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from search_spaces.values.artifact_layout import ADAPTER_FILES
 from search_spaces.values.artifact_urls import is_url
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import place_behind
 from service.errors import NotFound
 from service.settings import Settings
 
-PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What `PeftModel.from_pretrained` reads, and all that is given out."""
+_FILES = sorted(ADAPTER_FILES)
+"""All that is given out."""
 
 _CHUNK = 1 << 20
 _ZIP64 = 0x7FFF_FFFF
@@ -59,10 +60,9 @@ def _open_local(folder: str, root: Path, stack: ExitStack) -> list[_File]:
     real = Path(os.path.realpath(folder))
     if not real.is_relative_to(os.path.realpath(root)):
         raise NotFound(_ELSEWHERE)
-    files = [stack.enter_context(_open_regular(real / name)) for name in PEFT_FILES]
+    files = [stack.enter_context(_open_regular(real / name)) for name in _FILES]
     return [
-        _File(name, file, os.fstat(file.fileno()).st_size)
-        for name, file in zip(PEFT_FILES, files, strict=True)
+        _File(name, file, os.fstat(file.fileno()).st_size) for name, file in zip(_FILES, files, strict=True)
     ]
 
 
@@ -77,7 +77,7 @@ def _open_remote(folder: str, root: str | None, stack: ExitStack) -> list[_File]
     if isinstance(place, LocalPlace):
         return _open_local(str(place.root / within), place.root, stack)
     files = []
-    for name in PEFT_FILES:
+    for name in _FILES:
         file, size = place.open(f"{within}/{name}")
         files.append(_File(name, stack.enter_context(file), size))
     return files

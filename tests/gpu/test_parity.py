@@ -11,7 +11,7 @@ from tests.support.trials import Trained, new_run, relative_difference, solo_run
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost
 from workers.lora.lora_dropout import keep_scale, row_keys
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses
 
 FORMS: tuple[Form, ...] = ("looped", "batched", "concatenated")

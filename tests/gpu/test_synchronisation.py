@@ -12,7 +12,7 @@ from search_spaces.recipe import Recipe
 from tests.support.gpu_trials import TRAIN, Bases
 from tests.support.trials import UNLIMITED, new_run
 from workers.lora.adapters import AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses
 
 

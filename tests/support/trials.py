@@ -14,10 +14,10 @@ import torch
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
-from workers.contract import TrialOrder
+from workers.contract import TrialOrder, WorkerSpec
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import StepResult, TrialRun, first_examples
 
@@ -241,3 +241,22 @@ def trial_order(
 def of_type(events: Sequence[object], kind: type) -> list[Any]:
     """The events of one type, in order."""
     return [event for event in events if isinstance(event, kind)]
+
+
+def worker_spec(
+    name: str,
+    *,
+    num_cpus: float = 1,
+    orphan_timeout_s: float = 600,
+    training_silence_s: float = 600,
+    loading_silence_s: float = 600,
+) -> WorkerSpec:
+    """A worker on the CPU, with limits that no test reaches by chance."""
+    return WorkerSpec(
+        name=name,
+        num_cpus=num_cpus,
+        num_gpus=0,
+        orphan_timeout_s=orphan_timeout_s,
+        training_silence_s=training_silence_s,
+        loading_silence_s=loading_silence_s,
+    )

@@ -70,7 +70,8 @@ def decode(document: bytes, read_tensors: Callable[[int], bytes]) -> Checkpoint:
 
     Args:
         document: The contents of `state.json`.
-        read_tensors: Gives those of `tensors.safetensors`; it is called with the bytes that they must be.
+        read_tensors: Called with the number of bytes that `tensors.safetensors` must have; returns them, or
+            at least one byte more if there are more.
 
     Raises:
         CheckpointError: They are not what was written.
@@ -80,7 +81,8 @@ def decode(document: bytes, read_tensors: Callable[[int], bytes]) -> Checkpoint:
         written = stated["tensors"]
         data = read_tensors(written["bytes"])
         if len(data) != written["bytes"]:
-            raise CheckpointError(f"{TENSORS} has {len(data):,} bytes; {written['bytes']:,} were written")
+            found = "more bytes" if len(data) > written["bytes"] else f"{len(data):,} bytes"
+            raise CheckpointError(f"{TENSORS} has {found}; {written['bytes']:,} were written")
         if hashlib.sha256(data).hexdigest() != written["sha256"]:
             raise CheckpointError(f"{TENSORS} was changed or damaged: its SHA-256 differs")
         tensors = load(data)

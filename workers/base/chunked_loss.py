@@ -235,8 +235,8 @@ def head_is_plain(model: PreTrainedModel) -> bool:
 
     def replace(_head: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         taken.append(inputs[0])
-        spread = torch.linspace(-50, 50, output.numel(), device=output.device)
-        given.append(spread.view(output.shape).to(output.dtype))
+        values = torch.linspace(-50, 50, output.numel(), device=output.device)
+        given.append(values.view(output.shape).to(output.dtype))
         return given[-1]
 
     with seeded(0, model.device):

@@ -26,6 +26,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from search_spaces.definition import ModelSpec
+from search_spaces.values.artifact_layout import ADAPTER_CONFIG
 from search_spaces.values.hub_ids import is_hub_id, is_revision
 from search_spaces.wording import shortened
 from workers.errors import ModelError, faults_of_libraries, without_values
@@ -157,7 +158,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         adapter = (
             " It holds a PEFT adapter; model.id must name the base model."
-            if (folder / "adapter_config.json").is_file()
+            if (folder / ADAPTER_CONFIG).is_file()
             else ""
         )
         raise ModelError(
@@ -209,9 +210,9 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
 
 def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:
     """Refuses what makes transformers load an adapter, other weights, or compiled code from the hub."""
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise ModelError(
-            f"The folder of the model {name} holds an adapter beside the base model (adapter_config.json), "
+            f"The folder of the model {name} holds an adapter beside the base model ({ADAPTER_CONFIG}), "
             "and transformers would load both. Merge it into the model, or remove it."
         )
     if "transformers_weights" in config:
@@ -279,12 +280,12 @@ def _shards(index: Path) -> list[str]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is not a safetensors index. Download the model again.") from error
-    strays = sorted(
+    foreign = sorted(
         n for n in names if not (isinstance(n, str) and n.endswith(".safetensors") and Path(n).name == n)
     )
-    if strays:
+    if foreign:
         raise ModelError(
-            f"{index} names {shortened(str(strays[0]))!r}, which is not a safetensors file beside it."
+            f"{index} names {shortened(str(foreign[0]))!r}, which is not a safetensors file beside it."
         )
     return sorted(names)
 

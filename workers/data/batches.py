@@ -6,27 +6,16 @@ neighbours: step k of a trial is a function of (seed, batch size, k), so a curso
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from search_spaces.trial_length import TrainingPlan as TrainingPlan  # for those who import it from here
+from search_spaces.trial_length import TrainingPlan
 from workers.data.datasets import Example
-
-IGNORED = -100
-"""The label of a token that is not supervised, as everywhere in Hugging Face's libraries."""
-
-
-def derive_seed(seed: int, purpose: str, number: int = 0) -> int:
-    """An independent 32-bit seed for one purpose of one trial.
-
-    Torch's CPU generator keeps only the low 32 bits of a seed, so seeds are hashed, not shifted or added:
-    two trials, two purposes or two epochs share no random numbers.
-    """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+from workers.data.tokenization import IGNORED
+from workers.device.devices import to_device
+from workers.device.generators import derive_seed
 
 
 def epoch_order(examples: int, seed: int, epoch: int) -> list[int]:
@@ -81,11 +70,6 @@ class MicroBatch:
         """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
         fields = (self.input_ids, self.attention_mask, self.positions, self.targets)
         return MicroBatch(*(to_device(tensor, device) for tensor in fields))
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on a device; to CUDA through pinned memory, without waiting for the copy."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:

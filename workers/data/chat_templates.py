@@ -154,9 +154,9 @@ def _with_clock(template: str, now: datetime | None) -> str:
         return template  # rendering says what is wrong with it
     literals = (text for _, kind, text in tokens if kind == "string" and "%" in text)
     formats = [text[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape") for text in literals]
-    told = json.dumps({format_: now.strftime(format_) for format_ in formats})
+    dates = json.dumps({format_: now.strftime(format_) for format_ in formats})
     return (
-        f"{{% set clock = {told} %}}{{% macro strftime_now(format) %}}{{{{ clock[format] if format in clock"
+        f"{{% set clock = {dates} %}}{{% macro strftime_now(format) %}}{{{{ clock[format] if format in clock"
         " else raise_exception('strftime_now is given a format that is not written out') }}{% endmacro %}"
         f"\n{template}"  # jinja drops the line's end after a block
     )

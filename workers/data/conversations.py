@@ -14,7 +14,6 @@ What the template leaves out, cuts or rewrites of a row is found by `workers.dat
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,7 +33,16 @@ from workers.data.rendered_parts import (
     parts_of_tools,
     parts_of_turn,
 )
-from workers.data.tokenization import IGNORED, EncodedRow, Segment, check_text, encode_segments, is_special
+from workers.data.tokenization import (
+    EncodedRow,
+    Segment,
+    check_text,
+    encode_segments,
+    encode_with_offsets,
+    label_spans,
+    overlap,
+    without_trailing_space,
+)
 from workers.data.tool_calls import in_the_templates_form
 from workers.errors import DataError, RowError
 
@@ -185,14 +193,14 @@ def _turns(
             known[i] = span
     if not known.keys() >= set(supervised):
         return _turns_by_markers(template, messages, supervised, whole, marks)
-    stray = any(_outside(mark, known.values(), whole) for mark in marks)
+    marks_beyond = any(_outside(mark, known.values(), whole) for mark in marks)
     all_known = len(known) == len(assistant)
     known = {i: known[i] for i in supervised}
-    if stray and all_known:
+    if marks_beyond and all_known:
         return _Turns(known, None, "prefixes_despite_markers")
     if first:
         return _Turns(known, None, "prefixes")
-    inner = [part for mark in marks for span in known.values() if (part := _overlap(mark, span)) is not None]
+    inner = [part for mark in marks for span in known.values() if (part := overlap(mark, span)) is not None]
     return _Turns(known, inner, "markers")
 
 
@@ -205,16 +213,11 @@ def _span(template: ChatTemplate, messages: Sequence[Message], whole: str, i: in
     return None
 
 
-def _overlap(one: Span, other: Span) -> Span | None:
-    start, end = max(one[0], other[0]), min(one[1], other[1])
-    return (start, end) if start < end else None
-
-
 def _outside(mark: Span, spans: Iterable[Span], whole: str) -> bool:
     """Whether more than white space of it is outside of all spans."""
     start = mark[0]
     for span in sorted(spans):
-        if (inner := _overlap((start, mark[1]), span)) is not None:
+        if (inner := overlap((start, mark[1]), span)) is not None:
             if whole[start : inner[0]].strip():
                 return True
             start = inner[1]
@@ -248,7 +251,7 @@ def _turns_by_markers(
             closing = _shared(text[so_far[end - 1][1] :], whole[mine[-1][1] :])
             start = mine[0][0] + len(_opening(template, messages, whole[mine[0][0] : mine[0][1]], i))
             spans[i] = (start, mine[-1][1] + len(closing))
-    inner = [part for mark in marks for span in spans.values() if (part := _overlap(mark, span)) is not None]
+    inner = [part for mark in marks for span in spans.values() if (part := overlap(mark, span)) is not None]
     return _Turns(spans, inner, "markers_unverified")
 
 
@@ -298,69 +301,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, whole: str, turns: _Turns) -> En
             for number, (start, end) in enumerate(pairwise(edges))
         ]
         row = encode_segments(tokenizer, [s for s in segments if s.text] or segments)
-        return replace(_without_trailing_space(tokenizer, row), found_by=turns.found_by)
-    input_ids, offsets = _tokens(tokenizer, whole, [edge for span in spans for edge in span])
-    whole_turns = _labelled(tokenizer, input_ids, offsets, spans, spans)
+        return replace(without_trailing_space(tokenizer, row), found_by=turns.found_by)
+    input_ids, offsets = encode_with_offsets(tokenizer, whole, [edge for span in spans for edge in span])
+    whole_turns = label_spans(tokenizer, input_ids, offsets, spans, spans)
     if turns.marks is None:
         return replace(whole_turns, found_by=turns.found_by)
-    marked = _labelled(tokenizer, input_ids, offsets, turns.marks, spans)
+    marked = label_spans(tokenizer, input_ids, offsets, turns.marks, spans)
     both = turns.found_by == "markers" and marked.labels == whole_turns.labels
     return replace(marked, found_by="both" if both else turns.found_by)
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, text: str, edges: Sequence[int]
-) -> tuple[list[int], list[Span]]:
-    """The tokens of a text and where each is in it. None spans an edge, as none does at inference."""
-    encoding = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    input_ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    starts = [start for start, _ in offsets]
-    spanned = [edge for edge in edges if (i := bisect_left(starts, edge)) and offsets[i - 1][1] > edge]
-    if not spanned:
-        return input_ids, offsets
-    input_ids, offsets = [], []
-    for start, end in pairwise([0, *spanned, len(text)]):
-        ids, inner = _tokens(tokenizer, text[start:end], [])
-        input_ids += ids
-        offsets += [(start + one, start + other) for one, other in inner]
-    return input_ids, offsets
-
-
-def _labelled(
-    tokenizer: PreTrainedTokenizerBase,
-    input_ids: list[int],
-    offsets: list[Span],
-    marks: Sequence[Span],
-    turns: Sequence[Span],
-) -> EncodedRow:
-    """Labels the tokens in `marks`, and the special token that ends each one, within the turns."""
-
-    def ends_turn(token: int) -> bool:
-        return token != tokenizer.bos_token_id and is_special(tokenizer, token)
-
-    labels = [IGNORED] * len(input_ids)
-    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-    for number, mark in enumerate(marks, start=1):
-        turn = next(turn for turn in turns if _overlap(mark, turn) is not None)
-        closes = number == len(marks) or _overlap(marks[number], turn) is None
-        first, last = bisect_right(ends, mark[0]), bisect_left(starts, mark[1]) - 1
-        if first > last:
-            continue
-        if not ends_turn(input_ids[last]):
-            # Markers that stop short of the end-of-turn token would leave a model that never stops.
-            following = last + 1
-            while (
-                closes and following < len(input_ids) and not tokenizer.decode([input_ids[following]]).strip()
-            ):
-                following += 1
-            if (
-                following < len(input_ids)
-                and _overlap(offsets[following], turn) is not None
-                and ends_turn(input_ids[following])
-            ):
-                last = following
-        labels[first : last + 1] = input_ids[first : last + 1]
-    return _without_trailing_space(tokenizer, EncodedRow(input_ids, labels))
 
 
 def _rendered_before(template: ChatTemplate, messages: Sequence[Message], i: int) -> str:
@@ -391,33 +339,10 @@ def _shared(one: str, other: str) -> str:
     return "".join(character for character, _ in pairs)
 
 
-def _without_trailing_space(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:
-    """Unsupervises the white space that a template writes after an end-of-turn token.
-
-    Generation has stopped by then, so the model never writes it. White space after a special token *within*
-    a turn stays supervised.
-    """
-    labels = list(row.labels)
-    blanks: list[int] | None = []  # white space at the end of a turn; None while in the turn itself
-    for i in reversed(range(len(labels))):
-        if labels[i] == IGNORED:
-            blanks = []
-        elif blanks is None:
-            continue
-        elif not tokenizer.decode([labels[i]]).strip():
-            blanks.append(i)
-        else:
-            if is_special(tokenizer, labels[i]):
-                for blank in blanks:
-                    labels[blank] = IGNORED
-            blanks = None
-    return EncodedRow(row.input_ids, labels)
-
-
 def _inconsistent(number: int, count: int) -> str:
     return (
         f"The tokenizer's chat template renders assistant message {number} of {count} differently when other "
-        "messages follow or when it is asked for, so which tokens are the assistant's cannot be told. Use a "
+        "messages follow or when it is asked for, so the assistant's tokens cannot be identified. Use a "
         "chat template with {% generation %} markers, end every conversation with its only assistant "
         "message, or give the data as prompt_completion."
     )

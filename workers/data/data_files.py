@@ -93,8 +93,8 @@ def _read_parquet(opened: BinaryIO, path: Path, needed: Collection[str]) -> Iter
             used = [name for name in names if name in needed]
             if twice := sorted({name for name in used if used.count(name) > 1}):
                 raise DataError(
-                    f"{path}: the file has the column {shortened(twice[0])!r} more than once, so a row's "
-                    "value of it cannot be told. Rename or remove the repeated columns."
+                    f"{path}: the file has the column {shortened(twice[0])!r} more than once, so a "
+                    "row has several values of it. Rename or remove the repeated columns."
                 )
             number = 0
             for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=used):
@@ -132,7 +132,7 @@ def _values(column: pyarrow.Array) -> list[Any]:
     """A column's values in Python; `Unread` where Python has none, as for a time in the year 200,000."""
     try:
         values = column.to_pylist(maps_as_pydicts="strict")
-    except Exception:  # noqa: BLE001 - whatever it is, it is told of the value
+    except Exception:  # noqa: BLE001 - whatever it is, the fault is stored with the value
         values = [_value(scalar) for scalar in column]
     return [_with_json(value, column.type) for value in values] if _holds_json(column.type) else values
 
@@ -142,7 +142,7 @@ def _value(scalar: pyarrow.Scalar) -> Any:
         return scalar.as_py(maps_as_pydicts="strict")
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - told where the value is used
+    except Exception as error:  # noqa: BLE001 - raised where the value is used
         if isinstance(scalar, pyarrow.StructScalar):
             return {name: _value(part) for name, part in scalar.items()}
         if isinstance(scalar, pyarrow.ListScalar):
@@ -216,15 +216,15 @@ def _check_builder(builder: Any, hub: str, name: str) -> None:
             f"{', '.join(sorted(_HUB_READERS - {'cache'}))} files."
         )
     files = getattr(builder.config, "data_files", None) or {}
-    strays = sorted(
+    foreign = sorted(
         str(path)
         for paths in files.values()
         for path in paths
         if not str(path).startswith(f"hf://datasets/{hub}@") or "::" in str(path)
     )
-    if strays:
+    if foreign:
         raise DataError(
-            f"The {name} names {shortened(strays[0])!r} as its data, which is not a file of its own."
+            f"The {name} names {shortened(foreign[0])!r} as its data, which is not a file of its own."
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.definition import DATA_FIELDS, DataSpec, HubData, ModelSpec
+from search_spaces.wording import counted
 from workers.data.chat_templates import PLAIN, Rendering
 from workers.data.data_files import describe_source, read_rows
 from workers.data.formats import FORMATS, Format, column_list, detect_format
@@ -23,7 +24,9 @@ from workers.data.text_files import PlacedRow
 from workers.data.tokenization import IGNORED, EncodedRow
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.local_files import Roots
-from workers.report.data_statistics import TASK_COLUMNS
+
+TASK_COLUMNS = ("task", "category", "source", "label")
+"""What data sets call the column that says of which part of a mixture a row is. The first found counts."""
 
 _READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *FLAGS, *MEANINGFUL_COLUMNS})
 """Columns of a table that are read, beside those that the definition names."""
@@ -171,7 +174,7 @@ def open_rows(
         source: What is read.
         columns: As in a definition's data.
         limit: Most rows; None: all.
-        format_: None: told by the first row's columns.
+        format_: None: decided by the first row's columns.
         roots: As in `load_data`.
 
     Raises:
@@ -288,8 +291,8 @@ def renamed_row(
                 f"{place}: the row has no column {column!r}, which data.columns gives as {field!r}. It has: "
                 f"{column_list(row)}."
             )
-    kept = {name: value for name, value in row.items() if name not in columns.values()}
-    renamed = {**kept, **{field: row[column] for field, column in columns.items()}}
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    renamed = {**others, **{field: row[column] for field, column in columns.items()}}
     if format_ is None:
         return renamed
     if "messages" in format_.fields and renamed.get("messages") is None and CONVERSATIONS in renamed:
@@ -315,21 +318,21 @@ def nothing_usable(name: str, rows: int, format_: Format, max_length: int, short
         name: Of the data.
         rows: Read.
         format_: Of the rows.
-        max_length: Tokens that are kept of each.
+        max_length: Tokens that remain of each.
         shortest_cut: Of the rows that lost all supervised tokens to `max_length`, the fewest tokens before
             the first supervised one; None: no row did.
     """
+    none = f"No row of {name} is usable ({counted(rows, 'row')} read)"
     if shortest_cut is not None:
         return (
-            f"Of the {rows} rows of {name} none is usable: data.max_length of {max_length} tokens cuts away "
-            f"everything that carries loss. The shortest prompt has {shortest_cut} tokens; raise "
-            "data.max_length above that."
+            f"{none}: data.max_length of {max_length} tokens cuts away everything that carries loss. The "
+            f"shortest prompt has {shortest_cut} tokens; raise data.max_length above that."
         )
     if format_.name == "messages":
         hint = "Each conversation needs an assistant message, and the chat template must render it."
     else:
         hint = "Each row needs at least two tokens."
     return (
-        f"Of the {rows} rows of {name} none is usable: every token is masked, so there is no loss. {hint} "
-        "What says 'weight': 0 or 'train': false carries none."
+        f"{none}: every token is masked, so there is no loss. {hint} Messages and rows with 'weight': 0 or "
+        "'train': false carry no loss."
     )

@@ -65,13 +65,13 @@ def parts_of_turn(message: Message, number: int) -> list[Part]:
 
 def parts_of_context(message: Message, number: int) -> list[Part]:
     """What a message says that carries no loss: its content and calls. Templates leave out old thoughts."""
-    kept = dict(message)
+    rest = dict(message)
     if message.get("role") == "assistant" and isinstance(content := message.get("content"), str):
-        kept["content"] = _THOUGHT.sub("", content)
+        rest["content"] = _THOUGHT.sub("", content)
     return [
         Part(key, text, number)
         for key in ("content", "tool_calls", "function_call")
-        for text in _texts(key, kept.get(key))
+        for text in _texts(key, rest.get(key))
     ]
 
 

@@ -298,4 +298,4 @@ def _plain(value: Any, place: _Place, *, strict: bool = True, keep_null: bool = 
     if isinstance(value, float) and math.isfinite(value):
         return value
     what = str(value) if isinstance(value, float) else f"of type {type(value).__name__}"
-    raise RowError(f"{place} is {what}, which JSON has no form for. Store it as a text.")
+    raise RowError(f"{place} is {what}, which JSON cannot represent. Store it as text.")

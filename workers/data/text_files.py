@@ -214,7 +214,7 @@ def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
             if twice := sorted({name for name in header if header.count(name) > 1}):
                 raise DataError(
                     f"{path}:1: the header names the column {shortened(twice[0])!r} more than once, so a "
-                    "record's value of it cannot be told. Rename or remove the repeated columns."
+                    "record has several values of it. Rename or remove the repeated columns."
                 )
             end = reader.line_num
             for row in reader:

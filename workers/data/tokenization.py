@@ -8,12 +8,15 @@ that is written in the text already is not doubled.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import TurnsFoundBy
+from workers.data.chat_templates import Span
 from workers.errors import ModelError, RowError
 
 IGNORED = -100
@@ -27,7 +30,7 @@ class EncodedRow:
     input_ids: list[int]
     labels: list[int]
     found_by: TurnsFoundBy | None = None
-    """How the assistant's turns were told, of a conversation that has any."""
+    """How the assistant's turns were found, of a conversation that has any."""
     unrendered: tuple[str, ...] = ()
     """What of the row is not in its text, where that is allowed: `assistant.reasoning_content`, `tools`."""
 
@@ -74,6 +77,90 @@ def encode_segments(
     if suffix and input_ids[-len(suffix) :] == list(suffix):
         suffix = ()
     return EncodedRow([*input_ids, *suffix], [*labels, *suffix])
+
+
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str, edges: Sequence[int]
+) -> tuple[list[int], list[Span]]:
+    """The tokens of a text and where each is in it. None spans an edge, as none does at inference."""
+    encoding = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    input_ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    starts = [start for start, _ in offsets]
+    spanned = [edge for edge in edges if (i := bisect_left(starts, edge)) and offsets[i - 1][1] > edge]
+    if not spanned:
+        return input_ids, offsets
+    input_ids, offsets = [], []
+    for start, end in pairwise([0, *spanned, len(text)]):
+        ids, inner = encode_with_offsets(tokenizer, text[start:end], [])
+        input_ids += ids
+        offsets += [(start + one, start + other) for one, other in inner]
+    return input_ids, offsets
+
+
+def label_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: list[int],
+    offsets: list[Span],
+    marks: Sequence[Span],
+    turns: Sequence[Span],
+) -> EncodedRow:
+    """Labels the tokens in `marks`, and the special token that ends each one, within the turns."""
+
+    def ends_turn(token: int) -> bool:
+        return token != tokenizer.bos_token_id and is_special(tokenizer, token)
+
+    labels = [IGNORED] * len(input_ids)
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    for number, mark in enumerate(marks, start=1):
+        turn = next(turn for turn in turns if overlap(mark, turn) is not None)
+        closes = number == len(marks) or overlap(marks[number], turn) is None
+        first, last = bisect_right(ends, mark[0]), bisect_left(starts, mark[1]) - 1
+        if first > last:
+            continue
+        if not ends_turn(input_ids[last]):
+            # Markers that stop short of the end-of-turn token would leave a model that never stops.
+            following = last + 1
+            while (
+                closes and following < len(input_ids) and not tokenizer.decode([input_ids[following]]).strip()
+            ):
+                following += 1
+            if (
+                following < len(input_ids)
+                and overlap(offsets[following], turn) is not None
+                and ends_turn(input_ids[following])
+            ):
+                last = following
+        labels[first : last + 1] = input_ids[first : last + 1]
+    return without_trailing_space(tokenizer, EncodedRow(input_ids, labels))
+
+
+def without_trailing_space(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> EncodedRow:
+    """Unsupervises the white space that a template writes after an end-of-turn token.
+
+    Generation has stopped by then, so the model never writes it. White space after a special token *within*
+    a turn stays supervised.
+    """
+    labels = list(row.labels)
+    blanks: list[int] | None = []  # white space at the end of a turn; None while in the turn itself
+    for i in reversed(range(len(labels))):
+        if labels[i] == IGNORED:
+            blanks = []
+        elif blanks is None:
+            continue
+        elif not tokenizer.decode([labels[i]]).strip():
+            blanks.append(i)
+        else:
+            if is_special(tokenizer, labels[i]):
+                for blank in blanks:
+                    labels[blank] = IGNORED
+            blanks = None
+    return EncodedRow(row.input_ids, labels)
+
+
+def overlap(one: Span, other: Span) -> Span | None:
+    """What two spans share; None: nothing."""
+    start, end = max(one[0], other[0]), min(one[1], other[1])
+    return (start, end) if start < end else None
 
 
 def check_text(text: str, what: str) -> str:

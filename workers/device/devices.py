@@ -1,4 +1,4 @@
-"""Which GPU a process has, so that one that fails again and again can be told from the others."""
+"""Copies to a device, and which GPU a process has, so that one that fails repeatedly is recognised."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def device_id(device: torch.device) -> str | None:
     index = device.index or 0
     uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", "") or "").removeprefix("GPU-")
     return f"{socket.gethostname()}/{f'GPU-{uuid}' if uuid else _own_index(index)}"
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device; to CUDA through pinned memory, without waiting for the copy."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _own_index(index: int) -> str:

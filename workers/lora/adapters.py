@@ -8,9 +8,7 @@ last adapter goes, its wrappers are taken off too, and the model's modules are t
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +23,12 @@ from safetensors.torch import save
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.recipe import Recipe
+from search_spaces.values.artifact_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
 from workers.errors import AdapterError
-from workers.lora.packed_lora import CONCATENATED_SHARE, Form, LayerAdapter, PackedLora, RowGroup
+from workers.lora.multi_lora import CONCATENATED_SHARE, Form, LayerAdapter, MultiLora, RowGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,7 @@ class AdapterHost:
             base: Without adapters.
         """
         self.base = base
-        self.packed = PackedLora(base.compute_dtype)
+        self.multi_lora = MultiLora(base.compute_dtype)
         self._linear = linear_layers(base.model)
         self._head = output_head(base.model)
         self._numbers = {path: number for number, path in enumerate(self._linear)}
@@ -76,7 +75,7 @@ class AdapterHost:
     @property
     def shares_evaluations(self) -> bool:
         """Whether rows of several adapters may be in one forward pass without changing each other."""
-        return self.base.rows_independent and self.packed.rows_kept_apart
+        return self.base.rows_independent and self.multi_lora.rows_separate
 
     @property
     def shares_passes(self) -> bool:
@@ -131,7 +130,7 @@ class AdapterHost:
         return adapter
 
     def activate(self, name: str) -> None:
-        """Lets this adapter alone take part in PEFT's own forward: what a pass outside `packed` uses."""
+        """Makes this the only adapter in PEFT's own forward, which passes outside `MultiLora.running` use."""
         self._live().set_adapter(name)
 
     def remove(self, name: str) -> None:
@@ -145,15 +144,8 @@ class AdapterHost:
         else:
             self._unwrap(peft)
 
-    def save(self, name: str, folder: Path) -> None:
-        """Saves an adapter so that `PeftModel.from_pretrained(base, folder)` reads it.
-
-        `folder` appears whole or not at all: the files are written beside it and moved into place, over
-        whatever was there before. Its parent is made if need be.
-
-        Raises:
-            OSError: It cannot be written; what was there before remains.
-        """
+    def files(self, name: str) -> dict[str, bytes]:
+        """The contents of the files that `PeftModel.from_pretrained` reads, by their names."""
         peft = self._live()
         config = copy.copy(peft.peft_config[name])
         config.base_model_name_or_path = self.base.spec.id
@@ -163,22 +155,14 @@ class AdapterHost:
         weights = get_peft_model_state_dict(
             peft, state_dict=self._parameters(name), adapter_name=name, save_embedding_layers=False
         )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        fresh.mkdir()
-        try:
-            # In memory first: safetensors' own writer has an error of its own kind for a full disk.
-            data = save(
-                {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
-                metadata={"format": "pt"},
-            )
-            (fresh / "adapter_model.safetensors").write_bytes(data)
-            config.save_pretrained(str(fresh))
-            for file in fresh.iterdir():
-                _flush(file)
-            _replace(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        # In memory: safetensors' own writer has an error of its own kind for a full disk.
+        data = save(
+            {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
+            metadata={"format": "pt"},
+        )
+        with tempfile.TemporaryDirectory(prefix="nightsweep-") as scratch:
+            config.save_pretrained(scratch)
+            return {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: (Path(scratch) / ADAPTER_CONFIG).read_bytes()}
 
     def _wrap(self, name: str, config: LoraConfig) -> None:
         """Has PEFT make the adapter, and takes over the layers that it wraps for it."""
@@ -189,7 +173,7 @@ class AdapterHost:
             self._peft.add_adapter(name, config)
         for path, module in self.base.model.named_modules():
             if isinstance(module, BaseTunerLayer) and module not in self._taken_over:
-                self.packed.take_over(module, self._numbers[path])
+                self.multi_lora.take_over(module, self._numbers[path])
                 self._taken_over.add(module)
 
     def _extend(self, name: str, config: LoraConfig, layers: dict[str, BaseTunerLayer]) -> None:
@@ -281,7 +265,7 @@ class AdapterHost:
             taken = sorted(set(config.target_modules or ()) - set(converted.target_modules or ()))
             raise AdapterError(
                 f"PEFT takes {', '.join(taken)} of {type(self.base.model).__name__} for its fused experts,"
-                " which cannot be adapted here. Leave them out of target_modules; `attention` does."
+                " which cannot be adapted. Leave them out of target_modules, for example with `attention`."
             )
 
     def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
@@ -297,24 +281,3 @@ class AdapterHost:
         if self._peft is None:
             raise RuntimeError("the base has no adapter")
         return self._peft
-
-
-def _flush(file: Path) -> None:
-    """Onto the disk, before a rename makes it the adapter that people rely on."""
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _replace(fresh: Path, folder: Path) -> None:
-    """Moves `fresh` to `folder`. A folder cannot be renamed over another, so the older one steps aside."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    older = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    folder.rename(older)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        older.rename(folder)
-        raise
-    shutil.rmtree(older)

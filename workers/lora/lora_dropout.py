@@ -30,7 +30,7 @@ from functools import lru_cache
 
 import torch
 
-from workers.data.batches import derive_seed
+from workers.device.generators import derive_seed
 
 _WORDS = 2**32
 _SIGN = 2**31

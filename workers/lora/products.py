@@ -1,4 +1,4 @@
-"""The LoRA product of a layer in its three forms, forwards and backwards: see `workers.lora.packed_lora`."""
+"""The LoRA product of a layer in its three forms, forwards and backwards: see `workers.lora.multi_lora`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from typing import Any
 
 import torch
 
-from workers.lora.packed_pass import PackedPass
+from workers.lora.multi_lora_pass import MultiLoraPass
 
 
-class PackedProduct(torch.autograd.Function):
+class MultiLoraProduct(torch.autograd.Function):
     """base + LoRA. The matrices are no inputs: their gradients are added where the adapters keep them."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, x: torch.Tensor, base: torch.Tensor, packed: PackedPass, layer: int
+        ctx: Any,
+        anchor: torch.Tensor,
+        x: torch.Tensor,
+        base: torch.Tensor,
+        lora_pass: MultiLoraPass,
+        layer: int,
     ) -> torch.Tensor:
-        keep = packed.keep(layer, x)
-        dropped = x.to(packed.dtype) if keep is None else x.to(packed.dtype) * keep
-        ctx.packed, ctx.layer, ctx.dtypes = packed, layer, (x.dtype, base.dtype)
-        if packed.form == "looped":
-            output, z = _looped_forward(packed, layer, dropped, base)
+        keep = lora_pass.keep(layer, x)
+        dropped = x.to(lora_pass.dtype) if keep is None else x.to(lora_pass.dtype) * keep
+        ctx.lora_pass, ctx.layer, ctx.dtypes = lora_pass, layer, (x.dtype, base.dtype)
+        if lora_pass.form == "looped":
+            output, z = _looped_forward(lora_pass, layer, dropped, base)
         else:
-            output, z = _stacked_forward(packed, layer, dropped, base)
+            output, z = _stacked_forward(lora_pass, layer, dropped, base)
         ctx.save_for_backward(dropped, *z)  # the mask is cheaper to make again than to keep
         return output
 
@@ -31,22 +36,22 @@ class PackedProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dropped, *z = ctx.saved_tensors
-        packed: PackedPass = ctx.packed
-        g = gradient.to(packed.dtype)
-        backward = _looped_backward if packed.form == "looped" else _stacked_backward
-        grad_x = backward(packed, ctx.layer, dropped, z, g, needs_x=ctx.needs_input_grad[1])
+        lora_pass: MultiLoraPass = ctx.lora_pass
+        g = gradient.to(lora_pass.dtype)
+        backward = _looped_backward if lora_pass.form == "looped" else _stacked_backward
+        grad_x = backward(lora_pass, ctx.layer, dropped, z, g, needs_x=ctx.needs_input_grad[1])
         if grad_x is not None:
-            keep = packed.keep(ctx.layer, dropped)
+            keep = lora_pass.keep(ctx.layer, dropped)
             grad_x = (grad_x if keep is None else grad_x.mul_(keep)).to(ctx.dtypes[0])
         return None, grad_x, gradient if ctx.needs_input_grad[2] else None, None, None
 
 
 def _looped_forward(
-    packed: PackedPass, layer: int, x: torch.Tensor, base: torch.Tensor
+    lora_pass: MultiLoraPass, layer: int, x: torch.Tensor, base: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     output = torch.empty_like(base, memory_format=torch.contiguous_format)  # written through flat views
     products = []
-    for group, (start, end) in zip(packed.groups, packed.spans, strict=True):
+    for group, (start, end) in zip(lora_pass.groups, lora_pass.spans, strict=True):
         mine = group.layers.get(layer)
         if mine is None:
             output[start:end] = base[start:end]
@@ -62,7 +67,7 @@ def _looped_forward(
 
 
 def _looped_backward(
-    packed: PackedPass,
+    lora_pass: MultiLoraPass,
     layer: int,
     x: torch.Tensor,
     products: Sequence[torch.Tensor],
@@ -72,7 +77,7 @@ def _looped_backward(
 ) -> torch.Tensor | None:
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
     remaining = iter(products)
-    for group, (start, end) in zip(packed.groups, packed.spans, strict=True):
+    for group, (start, end) in zip(lora_pass.groups, lora_pass.spans, strict=True):
         mine = group.layers.get(layer)
         if mine is None:
             if grad_x is not None:
@@ -92,12 +97,12 @@ def _looped_backward(
 
 
 def _stacked_forward(
-    packed: PackedPass, layer: int, x: torch.Tensor, base: torch.Tensor
+    lora_pass: MultiLoraPass, layer: int, x: torch.Tensor, base: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    stack = packed.stack(layer)
+    stack = lora_pass.stack(layer)
     assert stack is not None
     count = len(stack.adapters)
-    if packed.form == "concatenated":
+    if lora_pass.form == "concatenated":
         z = (x @ stack.a[:count].flatten(0, 1).t()).mul_(stack.mask())
         return (base + z @ stack.b[:count].flatten(0, 1)).to(base.dtype), [z]
     a, b, x, part = stack.a, stack.b, x, base
@@ -116,7 +121,7 @@ def _stacked_forward(
 
 
 def _stacked_backward(
-    packed: PackedPass,
+    lora_pass: MultiLoraPass,
     layer: int,
     x: torch.Tensor,
     products: Sequence[torch.Tensor],
@@ -124,12 +129,12 @@ def _stacked_backward(
     *,
     needs_x: bool,
 ) -> torch.Tensor | None:
-    stack = packed.stack(layer)
+    stack = lora_pass.stack(layer)
     assert stack is not None
     count, shape = len(stack.adapters), x.shape
     (z,) = products
     all_a, all_b = stack.gradients()
-    if packed.form == "concatenated":
+    if lora_pass.form == "concatenated":
         a, b = stack.a[:count].flatten(0, 1), stack.b[:count].flatten(0, 1)
         grad_z = (gradient @ b.t()).mul_(stack.mask())
         all_a[:count].flatten(0, 1).add_(grad_z.flatten(0, 1).t() @ x.flatten(0, 1))

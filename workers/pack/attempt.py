@@ -82,7 +82,7 @@ class Attempt:
         self._final: Mapping[str, float] = {}
         self._folders: dict[str, str] = {}
         self._artifacts = ArtifactFolder(order.artifact_dir)
-        self._uninsured = False
+        self._checkpoint_failed = False
         self._overfitting = OverfitWatch(order.evaluation.overfit_rungs)
 
     @property
@@ -147,7 +147,7 @@ class Attempt:
         )
 
     def checkpoint(self) -> None:
-        """Writes all that is needed to go on elsewhere.
+        """Writes all that is needed to resume elsewhere.
 
         Raises:
             ArtifactError: It cannot be written.
@@ -172,10 +172,10 @@ class Attempt:
             write_checkpoint(self.checkpoint_dir, tensors, state)
 
     def checkpoint_if_possible(self) -> None:
-        """The same, but where it cannot be written that costs the insurance, not the trial.
+        """Writes a checkpoint, or logs why it cannot be written: the trial goes on without one.
 
-        Disk or memory may be full; or the loss that the trial started from is not finite, for which JSON has
-        no number. That is said once, until one can be written again.
+        Disk or memory may be full, or the loss that the trial started from is not finite, for which JSON has
+        no number. It is logged once, until a checkpoint can be written again.
         """
         try:
             self.checkpoint()
@@ -186,10 +186,10 @@ class Attempt:
                 raise
             reason = f"out of memory: {error}"
         else:
-            self._uninsured = False
+            self._checkpoint_failed = False
             return
-        if not self._uninsured:
-            self._uninsured = True
+        if not self._checkpoint_failed:
+            self._checkpoint_failed = True
             _log.warning("no checkpoint of attempt %d: %s", self.order.attempt_id, reason)
 
     def objection_to(self, checkpoint: Checkpoint) -> str | None:
@@ -264,7 +264,7 @@ class Attempt:
 
     @property
     def finished(self) -> bool:
-        """Whether the trial has come to its end, or need not go there because it overfits."""
+        """Whether the trial is trained to the end, or ends early because it overfits."""
         return self.run.finished or self._overfitting.overfits
 
     def complete(self, device: torch.device) -> TrialOutcome:
@@ -352,16 +352,14 @@ class Attempt:
 
     def _save(self, which: str) -> None:
         name = self.run.adapter.name
-        self._folders[which] = self._artifacts.save_adapter(
-            which, lambda folder: self._host.save(name, folder)
-        )
+        self._folders[which] = self._artifacts.save_adapter(which, lambda: self._host.files(name))
 
 
-def goes_on(outcome: TrialOutcome) -> bool:
-    """Whether another attempt is to go on from this one's checkpoint."""
+def is_resumed(outcome: TrialOutcome) -> bool:
+    """Whether another attempt is to resume from this one's checkpoint."""
     return outcome.status is OutcomeStatus.PAUSED or outcome.storage_fault
 
 
 def forget_checkpoints(order: TrialOrder) -> None:
-    """Once a trial has ended nobody goes on from it, and optimizer states are large."""
+    """Removes the checkpoints of a trial that has ended: optimizer states are large."""
     remove_checkpoints((ArtifactFolder(order.artifact_dir).checkpoint, *order.resume_from))

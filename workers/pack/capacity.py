@@ -8,10 +8,47 @@ import torch
 
 from workers.device.memory import available_bytes, is_out_of_memory, release
 from workers.pack.attempt import Attempt
-from workers.pack.cost_model import Capacity, Member, adapter_bytes, plan_capacity
+from workers.pack.cost_model import MOST_TRIALS, Capacity, Member, plan_capacity
 from workers.pack.loaded import SharedBase
 from workers.pack.probe import probe
-from workers.training.optimizers import moment_names
+from workers.training.optimizers import adapter_bytes
+
+_SLIGHT_CHANGE = 0.25
+"""Share of the slots that a new count must differ by. The count depends on the trials present, so it changes
+as they come and go, and everybody who watches the study reads of each change."""
+
+
+class Slots:
+    """How many trials a pack wants, and how many it takes.
+
+    It takes more than it wants where throughput alone limits those: an order may have been sent before they
+    became fewer, and a trial that waits while other workers are idle loses more than a pack that is one too
+    large.
+
+    Attributes:
+        count: Trials that are wanted at once.
+        most: Trials that are taken at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = self.most = count
+        self._announced = False
+
+    def take(self, capacity: Capacity) -> bool:
+        """Takes in a new capacity.
+
+        Returns:
+            Whether the count is announced: the first one is, and later ones that differ by more than
+            `_SLIGHT_CHANGE` or whose limit is not throughput.
+        """
+        by_throughput = capacity.limited_by == "throughput"
+        change = abs(capacity.trials - self.count)
+        slight = by_throughput and change <= self.count * _SLIGHT_CHANGE
+        announce = not self._announced or not (slight or change == 0)
+        if announce:
+            self._announced, self.count = True, capacity.trials
+        self.most = max(self.count, MOST_TRIALS if by_throughput else capacity.trials)
+        return announce
 
 
 def plan(
@@ -40,17 +77,17 @@ def plan(
             pass_tokens=members[0].longest_tokens,
             predicted_bytes=0,
             limited_by="memory",
-            reason="1 trial at a time: the pass that measures the memory did not fit",
+            reason="1 trial at a time: the pass that measures memory use did not fit",
         )
     limits = [attempt.order.trials_per_worker for attempt in attempts] + [most]
     if not base.host.shares_passes:
         limits.append(1)  # passes of one trial each: nothing is gained by holding several
-    held = sum(member.adapter_bytes for member in members)
+    adapters = sum(member.adapter_bytes for member in members)
     capacity = plan_capacity(
         base.costs.time,
         base.costs.memory,
         members=members,
-        available_bytes=available_bytes(device) + held + base.costs.memory.base_bytes,
+        available_bytes=available_bytes(device) + adapters + base.costs.memory.base_bytes,
         most=min((limit for limit in limits if limit is not None), default=None),
     )
     base.passes.set_token_budget(capacity.pass_tokens)
@@ -79,8 +116,6 @@ def _member(attempt: Attempt) -> Member:
         tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
         longest_tokens=max(lengths),
         adapter_bytes=adapter_bytes(
-            run.adapter.trainable_parameters,
-            accumulates=run.recipe.batch_size > 1,
-            moments=len(moment_names(run.recipe)),
+            run.adapter.trainable_parameters, run.recipe, accumulates=run.recipe.batch_size > 1
         ),
     )

@@ -28,10 +28,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
+
+import numpy as np
+from scipy.optimize import nnls
 
 from search_spaces.wording import counted
 
@@ -49,8 +52,9 @@ LimitedBy = Literal["throughput", "memory", "limit"]
 """What keeps one trial more out: it would gain too little, it or a pass worth its while would not fit into
 memory, or the user's limit (or `MOST_TRIALS`) is reached."""
 
-_SUPPORTS = ((1,), (0,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
-"""Which of fixed, per_token and per_trial may not be 0; of equally good fits the first is taken."""
+_PREFERENCE = np.array([1.0, 1.0 - 1e-9, 1.0 - 2e-9])
+"""Scales of per_token, fixed and per_trial in the fit. Of costs that explain the passes equally well,
+`scipy.optimize.nnls` then takes the first: it frees that one whose column promises the steepest descent."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Member:
     longest_tokens: int
     """Of its longest row. A row is not divided, so every pass must be able to hold it."""
     adapter_bytes: int
-    """As `adapter_bytes` counts them."""
+    """As `workers.training.optimizers.adapter_bytes` counts them."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1 or self.longest_tokens < 1 or self.adapter_bytes < 0:
@@ -120,23 +124,11 @@ class Capacity:
     """Why not one trial more, in one sentence with numbers."""
 
 
-def adapter_bytes(trainable_parameters: int, *, accumulates: bool, moments: int = 2) -> int:
-    """What a trial keeps on the device, in float32: weights, gradient and moments of 4 bytes a parameter.
-
-    Args:
-        trainable_parameters: Of its adapter.
-        accumulates: Whether a batch may span passes, as any of several rows may: a second gradient buffer.
-        moments: Numbers that the optimizer remembers of each parameter: 2 with AdamW, 1 with RMSprop and with
-            SGD that has momentum, else 0 (`workers.training.optimizers.moment_names`).
-    """
-    return 4 * trainable_parameters * (2 + moments + accumulates)
-
-
 def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: int) -> int:
     """Peak bytes on the device of a pack.
 
     Args:
-        adapters: Bytes of each trial, as `adapter_bytes` counts them.
+        adapters: Bytes of each trial, as `Member.adapter_bytes`.
         pass_tokens: Padded tokens of its largest pass.
     """
     activations = math.ceil(Fraction(memory.bytes_per_token) * pass_tokens)
@@ -146,13 +138,12 @@ def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: i
 def fit_pass_cost(samples: Sequence[tuple[int, int, float]]) -> PassCost:
     """The costs that explain measured passes best, none of them negative.
 
-    Least squares of the *relative* error: a clock's noise grows with what it measures, and the small passes,
-    which tell the fixed cost, would not count otherwise. Passes of the same size enter as their median, so
-    that one that was held up does no harm. With three unknowns the best fit without negative costs is that of
-    one of the seven sets of costs left free (Lawson and Hanson 1974, chapter 23), so all are tried, exactly.
+    Least squares of the *relative* error under non-negative costs (Lawson and Hanson 1974, chapter 23): a
+    clock's noise grows with what it measures, and the small passes, which tell the fixed cost, would not
+    count otherwise. Passes of the same size enter as their median, so that one slow outlier does no harm.
 
-    What samples cannot tell apart is put down to the first that explains it of: tokens, the fixed cost,
-    trials. So from two passes with tokens in proportion to trials, or one trial each, come `fixed_s` and
+    Where samples cannot tell two costs apart, the first of these explains the time: tokens, the fixed cost,
+    trials. So two passes with tokens in proportion to trials, or of one trial each, give `fixed_s` and
     `per_token_s`; and passes all of one size say that nothing is gained by larger ones.
 
     Args:
@@ -165,13 +156,16 @@ def fit_pass_cost(samples: Sequence[tuple[int, int, float]]) -> PassCost:
         raise ValueError(f"at least two passes must be measured, not {len(samples)}")
     by_size: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
     for tokens, trials, seconds in samples:
-        if tokens < 1 or trials < 1 or not 0 < seconds < math.inf or 1 / seconds == math.inf:
+        if min(tokens, trials) < 1 or not 0 < seconds < math.inf or max(tokens, trials) / seconds == math.inf:
             raise ValueError(f"no pass has {tokens} tokens of {trials} trials in {seconds} s")
         by_size[tokens, trials].append(seconds)
-    points = [((1, *size), statistics.median(seconds)) for size, seconds in by_size.items()]
-    fits = [fit for support in _SUPPORTS if (fit := _least_squares(points, support)) is not None]
-    _error, costs = min(fits, key=lambda fit: fit[0])
-    return PassCost(*(float(costs.get(index, 0)) for index in range(3)))
+    sizes = np.array([(tokens, 1, trials) for tokens, trials in by_size])
+    medians = np.array([[statistics.median(seconds)] for seconds in by_size.values()])
+    relative = sizes / medians
+    scale = relative.max(axis=0) / _PREFERENCE
+    solution, _residual = nnls(relative / scale, np.ones(len(sizes)))
+    per_token, fixed, per_trial = (solution / scale).tolist()
+    return PassCost(fixed, per_token, per_trial)
 
 
 def plan_capacity(
@@ -284,49 +278,6 @@ class _Plan:
             f"{fault}: {_size(self.predicted_bytes(trials, self.longest))} with a pass of the longest row,"
             f" {self.longest:,} tokens, but {_size(self._available)} are available."
         )
-
-
-def _least_squares(
-    points: Sequence[tuple[tuple[int, int, int], float]], support: tuple[int, ...]
-) -> tuple[Fraction, Mapping[int, Fraction]] | None:
-    """The costs of the least sum of squared relative errors, all but `support` being 0, and that sum.
-
-    Args:
-        points: 1, tokens and trials of a pass, and its seconds.
-        support: Indices into (fixed, per_token, per_trial).
-
-    Returns:
-        None when a cost would be negative, or the points do not determine it.
-    """
-    rows = []  # of the equations sizes x costs = seconds, both sides divided by the seconds
-    for sizes, seconds in points:
-        weight = Fraction(1 / seconds)
-        rows.append([*(weight * sizes[index] for index in support), weight * Fraction(seconds)])
-    unknowns = range(len(support))
-    normal = [[sum((row[i] * row[j] for row in rows), Fraction()) for j in (*unknowns, -1)] for i in unknowns]
-    costs = _solve(normal)
-    if costs is None or min(costs) < 0:
-        return None
-    errors = (sum((row[i] * costs[i] for i in unknowns), -row[-1]) for row in rows)
-    return sum((error**2 for error in errors), Fraction()), dict(zip(support, costs, strict=True))
-
-
-def _solve(rows: list[list[Fraction]]) -> list[Fraction] | None:
-    """Solves normal equations, each row its coefficients and its right side; None when they are singular.
-
-    Gauss and Jordan's elimination. Pivots of normal equations are 0 only where these are singular.
-    """
-    for column in range(len(rows)):
-        pivot = rows[column][column]
-        if not pivot:
-            return None
-        rows[column] = [value / pivot for value in rows[column]]
-        for index, row in enumerate(rows):
-            if index != column:
-                rows[index] = [
-                    value - row[column] * other for value, other in zip(row, rows[column], strict=True)
-                ]
-    return [row[-1] for row in rows]
 
 
 def _trials(count: int) -> str:

@@ -22,8 +22,8 @@ from workers.report.loading_check import check_loading
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4
-"""Lengths that train data stays cut to while no running trial needs it: the next one may, where `max_length`
-is a choice of a few, and no end of copies is kept where it is one of many."""
+"""Copies of the train data, cut to different lengths, that stay while no running trial needs them: the next
+trial may, where `max_length` is a choice of a few lengths. Where it is one of many, memory stays bounded."""
 
 
 @dataclass
@@ -37,14 +37,14 @@ class SharedBase:
     """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
     """Trials that fit together, where one more left no room to train a single row."""
-    beside: dict[int, int] = field(default_factory=dict)
-    """By its attempt, a trial that was found not to fit beside more: how many fit as long as it is there."""
+    limits_by_attempt: dict[int, int] = field(default_factory=dict)
+    """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 
     @property
     def limit(self) -> int | None:
         """Trials that fit together now, if more were found not to."""
         known = [] if self.most is None else [self.most]
-        return min([*known, *self.beside.values()], default=None)
+        return min([*known, *self.limits_by_attempt.values()], default=None)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Loaded:
     evaluation: TokenizedData
 
     def made_of(self, order: TrialOrder) -> dict[str, str]:
-        """The parts of `recipe_key`, so that a person can be told which of them has changed."""
+        """The parts of `recipe_key`, so that a message can name what has changed."""
         parts = {
             "recipe": order.recipe.model_dump_json().encode(),
             "base": order.model.model_dump_json().encode(),
@@ -114,7 +114,7 @@ class LoadedStudies:
         Args:
             order: The trial about to start.
             running: Orders of the trials that use what is loaded; all on the order's own base.
-            emit: Is told of each part that takes its time, when it begins.
+            emit: Called when a part that takes its time begins.
 
         Raises:
             ModelError: The base cannot be loaded.

@@ -30,18 +30,14 @@ from workers.contract import (
 from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.pack.admission import prepare
-from workers.pack.attempt import Attempt, forget_checkpoints, goes_on
-from workers.pack.capacity import limited, plan
-from workers.pack.cost_model import MOST_TRIALS, Capacity
+from workers.pack.attempt import Attempt, forget_checkpoints, is_resumed
+from workers.pack.capacity import Slots, limited, plan
+from workers.pack.cost_model import Capacity
 from workers.pack.endings import Ending, does_not_fit, ending
 from workers.pack.loaded import LoadedStudies, SharedBase
 from workers.training.shared_pass import Advance, DoesNotFitError
 
 _log = logging.getLogger(__name__)
-
-_SLIGHT_CHANGE = 0.25
-"""Share of the slots that a new count must differ by. It is made of the trials present, so it swings with
-who happens to be there, and everybody who watches the study reads of each change."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,13 @@ class Pack:
             emit: Receives every event, in order.
             device: Where the base and its adapters live.
             slots: Places for trials; None: as many as memory and throughput allow, which is measured with
-                the first trial and told by a `PackCapacity` whenever it changes.
+                the first trial and announced by a `PackCapacity` whenever it changes.
             progress_interval_s: Seconds between two `Progress` events of a trial, so that whoever waits
                 for events is not woken at every step.
-            heartbeat: Is told of each pass.
+            heartbeat: Notified of each pass.
         """
-        self.slots = slots or 1
         self._wanted = slots
-        self._announced = False
-        self._room = 0
+        self._slots = Slots(slots or 1)
         self._emit = emit
         self._device = device
         self._progress_interval_s = progress_interval_s
@@ -101,18 +95,18 @@ class Pack:
         return (*self._running, *self._parked)
 
     @property
+    def slots(self) -> int:
+        """Trials that it wants at once."""
+        return self._slots.count
+
+    @property
     def base(self) -> str | None:
         """Model id and quantization of the loaded base, if any."""
         return self._loaded.description
 
     def accepts(self, order: TrialOrder) -> bool:
-        """Whether there is room and the trials that have it use the same base.
-
-        There is more room than slots where throughput alone limits those: an order may have been sent
-        before they became fewer, and a trial that waits here while other workers are idle loses more than
-        a pack that is one too large.
-        """
-        if self._parked or len(self._running) >= max(self.slots, self._room):
+        """Whether one more trial may join, and those that are there use the same base."""
+        if self._parked or len(self._running) >= self._slots.most:
             return False
         return all(other.model == order.model for other in self._orders())
 
@@ -133,9 +127,9 @@ class Pack:
             reset_peak(self._device)  # loading and probing are not the trial's own
 
     def apply(self, verdict: Verdict) -> None:
-        """Takes a verdict; it has its effect at the next `step`. One for an ended attempt has none.
+        """Takes a verdict, which takes effect at the next `step`.
 
-        A trial that is to end is not put down in place of it.
+        A verdict for an ended attempt has no effect, and a pause does not replace an earlier verdict.
         """
         before = self._verdicts.get(verdict.attempt_id)
         if before is not None and verdict.decision is Decision.PAUSE:
@@ -173,8 +167,8 @@ class Pack:
             end = ending(error)
         else:
             self._running[order.attempt_id] = attempt
-            if order.attempt_id in loaded.base.beside:
-                loaded.base.beside[order.attempt_id] = len(self._running)
+            if order.attempt_id in loaded.base.limits_by_attempt:
+                loaded.base.limits_by_attempt[order.attempt_id] = len(self._running)
             if not trial.started or attempt.run.examples_seen == 0 < trial.last.examples_seen:
                 self._emit(attempt.started(loaded, self._device))
                 for report in attempt.reports:  # whoever has heard of a rung before passes over it
@@ -184,30 +178,30 @@ class Pack:
         release(self._device)
         if end.status is OutcomeStatus.OUT_OF_MEMORY and self._running:
             self._parked[order.attempt_id] = trial
-            self._shared.beside[order.attempt_id] = len(self._running)
+            self._shared.limits_by_attempt[order.attempt_id] = len(self._running)
             self._announce(limited(len(self._running), end.reason))
             return
         self._end(trial, end)
 
     def _end(self, trial: _Parked, end: Ending) -> None:
-        """Lets the outcome of a trial that holds no slot be known."""
+        """Emits the outcome of a trial that has no slot."""
         if self._loaded.base is not None:
-            self._loaded.base.beside.pop(trial.order.attempt_id, None)
+            self._loaded.base.limits_by_attempt.pop(trial.order.attempt_id, None)
         outcome = replace(trial.last, **end._asdict())
-        if not goes_on(outcome):
+        if not is_resumed(outcome):
             forget_checkpoints(trial.order)
         self._emit(outcome)
         self._plan_capacity()
 
     def _plan_capacity(self) -> None:
-        """Counts the slots anew, and tells when they have changed."""
+        """Computes the slots again, and announces a change."""
         if not self._running:
             return
         base = self._shared
         if self._wanted is not None:
             trials = min(self._wanted, base.limit or self._wanted)
             if trials != self.slots:
-                self._announce(limited(trials, f"no more of the {self._wanted} trials wanted fit"))
+                self._announce(limited(trials, f"no more of the {self._wanted} requested trials fit"))
             return
         if base.costs is None:
             stage = "measuring how much memory and time a trial takes"
@@ -225,14 +219,8 @@ class Pack:
         self._announce(capacity)
 
     def _announce(self, capacity: Capacity) -> None:
-        """Tells the first measurement, and later ones that differ by more than trials come and go."""
-        self._room = MOST_TRIALS if capacity.limited_by == "throughput" else capacity.trials
-        change = abs(capacity.trials - self.slots)
-        slight = capacity.limited_by == "throughput" and change <= self.slots * _SLIGHT_CHANGE
-        if self._announced and (slight or change == 0):
+        if not self._slots.take(capacity):
             return
-        self._announced = True
-        self.slots = capacity.trials
         self._emit(
             PackCapacity(
                 slots=capacity.trials,
@@ -245,18 +233,18 @@ class Pack:
     # -- training ----------------------------------------------------------------------------------
 
     def _train(self, attempts: Sequence[Attempt]) -> None:
-        """One pass of these trials; a fault that one of them brings is found by training each alone."""
+        """One pass of these trials. If it fails, each trains by itself, which shows whose fault it is."""
         try:
             advances = self._shared.passes.train([attempt.run for attempt in attempts])
         except DoesNotFitError as error:
             misfit = error
         except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
-            self._take_apart(attempts, error, self._train)
+            self._isolate(attempts, error, self._train)
             return
         else:
             self._take(advances)
             return
-        self._make_room(misfit)
+        self._train_without_others(misfit)
 
     def _take(self, advances: Sequence[Advance]) -> None:
         by_run = {id(attempt.run): attempt for attempt in self._running.values()}
@@ -271,12 +259,12 @@ class Pack:
                     self._say(attempt.took(advance.step))
             except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
                 if is_out_of_memory(error) and len(self._running) > 1:
-                    self._go_back(attempt, str(error))
+                    self._resume_later(attempt, str(error))
                 else:
                     self._retire(attempt, ending(error))
 
     def _say(self, progress: Progress) -> None:
-        """Lets progress be known, unless it was a moment ago."""
+        """Emits progress, at most once in `progress_interval_s`."""
         now = time.monotonic()
         if now - self._last_progress.get(progress.attempt_id, -math.inf) >= self._progress_interval_s:
             self._last_progress[progress.attempt_id] = now
@@ -294,7 +282,7 @@ class Pack:
         except DoesNotFitError as error:
             misfit = error
         except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
-            self._take_apart(attempts, error, self._evaluate)
+            self._isolate(attempts, error, self._evaluate)
             return
         else:
             for attempt, total in zip(attempts, totals, strict=True):
@@ -305,20 +293,20 @@ class Pack:
                     self._retire(attempt, ending(error))
                     continue
                 if outcome is not None:
-                    self._let_go(attempt, outcome)
+                    self._finish(attempt, outcome)
             return
-        self._make_room(misfit)
+        self._train_without_others(misfit)
 
-    def _take_apart(
+    def _isolate(
         self, attempts: Sequence[Attempt], error: Exception, work: Callable[[Sequence[Attempt]], None]
     ) -> None:
-        """What broke for several trials is done for each alone, and shows whose fault it is."""
+        """Repeats what failed for several trials with each by itself, which shows whose fault it is."""
         if len(attempts) == 1:
             self._retire(attempts[0], ending(error))
         elif is_device_fault(error):
             raise error
         else:
-            _log.warning("a pass of %d trials broke, so each has its own: %r", len(attempts), error)
+            _log.warning("a pass of %d trials failed, so each is tried by itself: %r", len(attempts), error)
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the broken pass
             for attempt in attempts:
                 if attempt.order.attempt_id in self._running:  # not parked for one before it
@@ -332,30 +320,30 @@ class Pack:
                 del self._verdicts[attempt_id]
                 self._end(self._parked.pop(attempt_id), Ending(verdict.decision.ends_as, verdict.reason))
             elif verdict.decision is Decision.PAUSE:
-                self._put_down(self._running[attempt_id], verdict.reason)
+                self._pause(self._running[attempt_id], verdict.reason)
             else:
                 self._retire(self._running[attempt_id], Ending(verdict.decision.ends_as, verdict.reason))
 
-    def _put_down(self, attempt: Attempt, reason: str) -> None:
+    def _pause(self, attempt: Attempt, reason: str) -> None:
         """Ends the attempt with a checkpoint of where its trial is, between two passes."""
-        attempt.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
-        self._let_go(attempt, attempt.outcome(OutcomeStatus.PAUSED, reason, self._device))
+        attempt.checkpoint_if_possible()  # if not, it resumes from the one before, or restarts
+        self._finish(attempt, attempt.outcome(OutcomeStatus.PAUSED, reason, self._device))
 
     def _retire(self, attempt: Attempt, end: Ending) -> None:
         """Ends a trial that was training, so the study's model and data are not at fault."""
         outcome = attempt.outcome(end.status, end.reason, self._device)
-        self._let_go(attempt, replace(outcome, storage_fault=end.storage_fault))
+        self._finish(attempt, replace(outcome, storage_fault=end.storage_fault))
 
-    def _let_go(self, attempt: Attempt, outcome: TrialOutcome) -> None:
-        """Frees the slot and everything the trial held, then lets the outcome be known.
+    def _finish(self, attempt: Attempt, outcome: TrialOutcome) -> None:
+        """Frees the slot and the memory of the trial, then emits the outcome.
 
-        By now nothing else may refer to the attempt's tensors, or their memory would outlive it.
+        Nothing else may refer to the attempt's tensors by now, or their memory would not be freed.
         """
         attempt_id = attempt.order.attempt_id
         del self._running[attempt_id]
-        self._shared.beside.pop(attempt_id, None)
+        self._shared.limits_by_attempt.pop(attempt_id, None)
         attempt.leave()
-        if not goes_on(outcome):
+        if not is_resumed(outcome):
             forget_checkpoints(attempt.order)
         self._verdicts.pop(attempt_id, None)
         self._last_progress.pop(attempt_id, None)
@@ -366,32 +354,32 @@ class Pack:
 
     # -- out of memory -----------------------------------------------------------------------------
 
-    def _make_room(self, misfit: DoesNotFitError) -> None:
-        """A single row did not fit. Whether it fits alone shows once the other trials are out of the way."""
+    def _train_without_others(self, misfit: DoesNotFitError) -> None:
+        """A single row did not fit. Parks the other trials, to see whether it fits without them."""
         attempt = next(a for a in self._running.values() if a.run is misfit.run)
         others = [other for other in self._running.values() if other is not attempt]
         if not others:
-            if attempt.order.attempt_id in self._shared.beside:
+            if attempt.order.attempt_id in self._shared.limits_by_attempt:
                 self._shared.most = self._most_before  # it was not the others' fault
             reason = does_not_fit(attempt.run, misfit.what, self._device)
             self._retire(attempt, Ending(OutcomeStatus.OUT_OF_MEMORY, reason))
             return
         for other in others:
-            other.checkpoint_if_possible()  # if not, it goes on from the one before, or starts anew
+            other.checkpoint_if_possible()  # if not, it resumes from the one before, or restarts
             self._park(other)
         base, count = self._shared, len(others)
         self._most_before, base.most = base.most, count
-        base.beside[attempt.order.attempt_id] = 1
+        base.limits_by_attempt[attempt.order.attempt_id] = 1
         del others, other, attempt
         release(self._device)
         waiting = f"{counted(count, 'other trial')}, which now {'waits' if count == 1 else 'wait'}"
         self._announce(limited(1, f"out of memory {misfit.what} beside {waiting}"))
 
-    def _go_back(self, attempt: Attempt, reason: str) -> None:
-        """An optimizer step ran out of memory halfway: the trial waits, to go on from its last checkpoint."""
+    def _resume_later(self, attempt: Attempt, reason: str) -> None:
+        """Parks a trial whose optimizer step ran out of memory: it resumes from its last checkpoint."""
         self._park(attempt)
         release(self._device)
-        self._shared.beside[attempt.order.attempt_id] = len(self._running)
+        self._shared.limits_by_attempt[attempt.order.attempt_id] = len(self._running)
         self._announce(limited(len(self._running), f"out of memory outside a forward pass: {reason}"))
 
     def _park(self, attempt: Attempt) -> None:

@@ -93,13 +93,13 @@ def _pass(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], part
     size, more = divmod(len(examples), parts)
     groups = [adapter.rows(size + (part < more)) for part in range(parts)]
     weights = torch.full((batch.supervised_tokens,), 1e-6, device=base.device)
-    with host.packed.running(
+    with host.multi_lora.running(
         groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
-    ) as packed:
+    ) as lora_pass:
         losses = batch_losses(base, batch, weights)
         assert losses.objective is not None
         losses.objective.backward()  # type: ignore[no-untyped-call]
-        packed.add_stacked_gradients()
+        lora_pass.add_stacked_gradients()
 
 
 def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[Example]) -> int:
@@ -110,17 +110,17 @@ def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[Example]) -> 
         torch.cuda.reset_peak_memory_stats(device)
         _pass(host, adapter, examples, 1)
         return torch.cuda.max_memory_allocated(device) - before
-    held: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # itself would refer to the graph that holds it, and a broken pass never end
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _pass(host, adapter, examples, 1)
     weights = {parameter.untyped_storage().data_ptr() for parameter in host.base.model.parameters()}
-    return sum(size for pointer, size in held.items() if pointer not in weights)
+    return sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
 def _time(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], parts: int) -> float:

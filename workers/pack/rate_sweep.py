@@ -136,7 +136,7 @@ class RateSweepRun(TrialRun):
         if self.curve:
             return TrialEndedError(OutcomeStatus.COMPLETED, f"The range test ended {where}: {what}")
         return TrialEndedError(
-            OutcomeStatus.FAILED, f"The range test could not take a single step; {where}: {what}"
+            OutcomeStatus.FAILED, f"The range test failed before its first step, {where}: {what}"
         )
 
 

@@ -17,8 +17,7 @@ from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
 from workers.base.base_model import build_without_weights, faults_of_loading
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
-from workers.pack.cost_model import adapter_bytes
-from workers.training.optimizers import moment_names
+from workers.training.optimizers import adapter_bytes
 
 _BLOCK = 64
 """Weights that share one quantization constant (QLoRA, section 3; the default of bitsandbytes)."""
@@ -83,7 +82,7 @@ class BaseGeometry:
             target_modules=shape.target_modules,
             optimizer=shape.optimizer,
             trainable_parameters=parameters,
-            bytes=adapter_bytes(parameters, accumulates=True, moments=len(moment_names(recipe))),
+            bytes=adapter_bytes(parameters, recipe, accumulates=True),
         )
 
     def _sides(self, targets: TargetModules) -> int:

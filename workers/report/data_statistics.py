@@ -13,14 +13,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
+from workers.data.datasets import TASK_COLUMNS
 from workers.data.formats import Format
 from workers.data.row_structures import Unread
 from workers.data.tokenization import IGNORED, EncodedRow
 
 MOST_LABELS = 50
 """Distinct values above which a column is not shown as a distribution."""
-TASK_COLUMNS = ("task", "category", "source", "label")
-"""What data sets call the column that says of which part of a mixture a row is. The first found counts."""
 _SHOWN = 10
 _MOST_UNREAD = 50
 _LONGEST_VALUE = 80

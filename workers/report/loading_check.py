@@ -45,7 +45,7 @@ _CODE = "import sys; sys.path.append(sys.argv[1]); from workers.report.loading_c
 def check_loading(order: TrialOrder) -> None:
     """Returns where loading the order's tokenizer and data does not end a process.
 
-    What is wrong with them otherwise is not told: loading them tells it.
+    Whatever else is wrong with them shows when they are loaded.
 
     Raises:
         DataError: It ended the process, every time.
@@ -68,11 +68,11 @@ def check_loading(order: TrialOrder) -> None:
     if said := _NO_MEMORY.search(complaints):
         how += f", {said.group()}"
     raise DataError(
-        f"A worker ended before the study's first step, and a process that only loads its tokenizer and data "
-        f"ended {_RUNS} times, too, while {_STAGES.get(stage, 'it started')} ({how}). "
+        f"A worker died before the study's first step. A process that only loads its tokenizer and data died "
+        f"as well, {_RUNS} times, while {_STAGES.get(stage, 'it started')} ({how}). "
         f"A library cannot work with the tokenizer of {order.model.id} or with this data. Use another "
-        "tokenizer or shorter rows, or raise NIGHTSWEEP_LOADING_MEMORY_GIB if it is memory that was lacking; "
-        "the worker's log has what the library said."
+        "tokenizer or shorter rows, or raise NIGHTSWEEP_LOADING_MEMORY_GIB if memory ran out. The "
+        "worker's log has the library's own message."
     )
 
 

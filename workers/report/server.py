@@ -23,7 +23,7 @@ from search_spaces.data_report import ReportRequest
 from workers.report.data_report import make_report
 
 _LONGEST = 300
-"""Characters of an error that are told."""
+"""Characters of an error in the answer."""
 IDLE_SECONDS = 600.0
 """The server ends when nobody has asked for so long: half a gigabyte is much to hold for nothing."""
 

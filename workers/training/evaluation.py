@@ -13,7 +13,7 @@ from workers.data.batches import collate
 from workers.data.datasets import Example
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import RowsUnknownError
+from workers.lora.multi_lora import RowsUnknownError
 from workers.training.forward import batch_losses
 
 
@@ -88,7 +88,7 @@ def evaluate(
         examples: Each with at least one supervised token, in any order; the result does not depend on it
             beyond rounding.
         token_budget: Padded tokens per forward pass.
-        heartbeat: Is told of each pass.
+        heartbeat: Notified of each pass.
 
     Returns:
         The totals of each adapter.
@@ -138,7 +138,7 @@ def _evaluate(
         groups = [adapter.rows(len(indices)) for adapter in adapters]
         with (
             heartbeat.passing("evaluation"),
-            host.packed.running(
+            host.multi_lora.running(
                 groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
             ),
         ):

@@ -30,6 +30,18 @@ def moment_names(recipe: Recipe) -> tuple[str, ...]:
             return ("square_avg",)
 
 
+def adapter_bytes(parameters: int, recipe: Recipe, *, accumulates: bool) -> int:
+    """What a trial keeps on the device, in float32: weights, gradient and moments of 4 bytes a parameter.
+
+    Args:
+        parameters: Trainable ones, of its adapter.
+        recipe: Its optimizer remembers 2 numbers of each parameter (AdamW), 1 (RMSprop, SGD with momentum) or
+            none.
+        accumulates: Whether a batch may span passes, as any of several rows may: a second gradient buffer.
+    """
+    return 4 * parameters * (2 + len(moment_names(recipe)) + accumulates)
+
+
 def build_optimizer(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over an adapter's LoRA matrices, its moments made and 0.
 

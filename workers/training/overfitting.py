@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from search_spaces.wording import counted
+
 
 class OverfitWatch:
     """Follows the losses from rung to rung: a trial overfits when eval loss rises while train loss falls.
@@ -50,7 +52,7 @@ class OverfitWatch:
         assert self._before is not None
         assert self._last is not None
         (eval_before, train_before), (eval_last, train_last) = self._before, self._last
-        at = "1 rung" if self._rises == 1 else f"{self._rises} rungs in a row"
+        at = counted(self._rises, "rung") + " in a row" * (self._rises > 1)
         return (
             f"eval_loss rose at {at}, {eval_before:.4g} → {eval_last:.4g},"
             f" while train loss fell {train_before:.4g} → {train_last:.4g}"

@@ -38,7 +38,7 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, *, overhead_tokens:
     Every trial contributes at least one row, as far as the budget goes, in the order given (the first
     always does: a row that is longer than the budget makes a pass of its own). What is left of the budget
     is shared out evenly, and bounded by what the trial with the smallest batch can take, so that a trial with
-    a batch of 1, which steps after every pass, is not held up by long passes for those with a batch of 32.
+    a batch of 1, which steps after every pass, need not wait for long passes for those with a batch of 32.
 
     A wide pass takes more rows and pads the short ones; a narrow one leaves the long rows for a further
     pass. Of some widths the one is taken that trains most tokens for its cost, counted in tokens: those of
@@ -96,12 +96,12 @@ def _fill(trials: Sequence[Waiting], width: int, token_budget: int, overhead_tok
     fitting = [bisect_right(trial.lengths, width) for trial in trials]
     efficient = _EFFICIENT * overhead_tokens / width / len(trials)
     fair = max(_FAIR * min(trial.batch for trial in trials), math.ceil(efficient))
-    rooms = [min(fits, trial.most or fits, fair) for fits, trial in zip(fitting, trials, strict=True)]
+    limits = [min(fits, trial.most or fits, fair) for fits, trial in zip(fitting, trials, strict=True)]
     left = max(len(trials), token_budget // width)
     counts = [0] * len(trials)
-    # Evenly: those with little room first, each at most its share of what is left.
-    order = sorted(range(len(trials)), key=lambda number: rooms[number])
+    # Evenly: those with low limits first, each at most its share of what is left.
+    order = sorted(range(len(trials)), key=lambda number: limits[number])
     for place, number in enumerate(order):
-        counts[number] = min(rooms[number], left // (len(trials) - place))
+        counts[number] = min(limits[number], left // (len(trials) - place))
         left -= counts[number]
     return [range(fits - count, fits) for fits, count in zip(fitting, counts, strict=True)]

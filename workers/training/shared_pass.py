@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from workers.base.base_model import set_training
-from workers.data.batches import collate, derive_seed, to_device
+from workers.data.batches import collate
 from workers.data.datasets import Example
-from workers.device.generators import seeded
+from workers.device.devices import to_device
+from workers.device.generators import derive_seed, seeded
 from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import Form, RowsUnknownError
+from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.training.evaluation import Totals, evaluate
 from workers.training.forward import batch_losses
 from workers.training.pass_planning import Waiting, plan_pass
@@ -80,7 +81,7 @@ class SharedPasses:
             host: The base, and the adapters of all the trials.
             token_budget: Padded tokens a pass may hold.
             form: How the LoRA products are taken; None: as `AdapterHost.choose_form` says.
-            heartbeat: Is told of each pass.
+            heartbeat: Notified of each pass.
         """
         self.host = host
         self._heartbeat = heartbeat
@@ -225,14 +226,14 @@ class SharedPasses:
         owners, batch, shape = to_device(owners, device), batch.to(device), batch.input_ids.shape
         with (
             self._own_dropout(parts),
-            self.host.packed.running(
+            self.host.multi_lora.running(
                 groups, tokens=shape[1], form=form or self.host.choose_form(groups), device=device
-            ) as packed,
+            ) as lora_pass,
         ):
             losses = batch_losses(base, batch, to_device(weights, device))
             assert losses.objective is not None
             losses.objective.backward()  # type: ignore[no-untyped-call]
-            packed.add_stacked_gradients()
+            lora_pass.add_stacked_gradients()
         sums = torch.zeros(len(parts), dtype=torch.float64, device=device)
         sums.index_add_(0, owners, losses.losses.double())
         norms = torch.stack([part.run.gather() for part in parts])

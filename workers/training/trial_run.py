@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from search_spaces.recipe import Recipe
-from search_spaces.trial_length import warmup_steps
+from search_spaces.trial_length import TrainingPlan, warmup_steps
 from workers.contract import OutcomeStatus
-from workers.data.batches import DataOrder, TrainingPlan
+from workers.data.batches import DataOrder
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
-from workers.lora.packed_lora import RowGroup
+from workers.lora.multi_lora import RowGroup
 from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.evaluation import Totals

@@ -15,12 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
+from search_spaces.values.artifact_layout import ADAPTER_FILES
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
 from service.cli.views.output import say, say_note
 from service.client import Trial, UnexpectedAnswerError
-
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class ExportFormat(StrEnum):
@@ -144,9 +143,9 @@ def _unpack(files: zipfile.ZipFile, folder: Path) -> None:
     """
     entries = files.infolist()
     for entry in entries:
-        if entry.filename not in _ADAPTER_FILES or entry.compress_type != zipfile.ZIP_STORED:
+        if entry.filename not in ADAPTER_FILES or entry.compress_type != zipfile.ZIP_STORED:
             raise zipfile.BadZipFile(f"an adapter's archive has no {entry.filename[:200]!r}")
-    if sorted(entry.filename for entry in entries) != sorted(_ADAPTER_FILES):
+    if sorted(entry.filename for entry in entries) != sorted(ADAPTER_FILES):
         raise zipfile.BadZipFile("an adapter's archive has each of its files once")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as scratch:

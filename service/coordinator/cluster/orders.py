@@ -7,11 +7,11 @@ from datetime import datetime
 
 from search_spaces.definition import ModelSpec, StudyDefinition
 from search_spaces.recipe import Recipe
+from search_spaces.values.artifact_layout import CHECKPOINT
 from search_spaces.values.artifact_urls import join
 from service.db.models import Attempt, StudyKind
 from workers.contract import RateSweep, TrialOrder
 
-CHECKPOINT = "checkpoint"
 """Where an attempt keeps its checkpoint, in its own folder."""
 
 

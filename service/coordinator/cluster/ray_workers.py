@@ -32,7 +32,15 @@ from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.errors import Unavailable
 from service.states import LossCause
-from workers.contract import NumberedEvent, PackCapacity, Preparing, Stalled, TrialOrder, Verdict
+from workers.contract import (
+    NumberedEvent,
+    PackCapacity,
+    Preparing,
+    Stalled,
+    TrialOrder,
+    Verdict,
+    WorkerSpec,
+)
 from workers.gpu_worker import NAMESPACE, WorkerStage, find_worker, stage_of, start_worker
 
 log = logging.getLogger(__name__)
@@ -149,12 +157,14 @@ class RayWorkers:
         """Start a worker for one study; `poll` says `Ready` once it can take orders."""
         worker_id = f"{_prefix(study_id)}{uuid.uuid4().hex[:8]}"
         handle = start_worker(
-            worker_id,
-            num_cpus=shape.num_cpus,
-            num_gpus=shape.num_gpus,
-            orphan_timeout_s=self._orphan_timeout_s,
-            training_silence_s=self._limits.training_s,
-            loading_silence_s=self._limits.loading_s,
+            WorkerSpec(
+                name=worker_id,
+                num_cpus=shape.num_cpus,
+                num_gpus=shape.num_gpus,
+                orphan_timeout_s=self._orphan_timeout_s,
+                training_silence_s=self._limits.training_s,
+                loading_silence_s=self._limits.loading_s,
+            )
         )
         self._add(worker_id, handle, shape)
         return worker_id

@@ -23,7 +23,7 @@ from service.coordinator.cluster.silence import SilenceLimits
 from service.coordinator.policy.placement import WorkerShape
 from service.states import LossCause
 from tests.support.packs import Recorder, assert_equal_trials
-from tests.support.trials import of_type, trial_order
+from tests.support.trials import of_type, trial_order, worker_spec
 from workers.contract import (
     Decision,
     Event,
@@ -67,7 +67,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture
 def worker(cluster: None) -> Iterator[Any]:
     name = f"worker-{uuid.uuid4().hex}"
-    handle = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    handle = start_worker(worker_spec(name))
     yield handle
     ray.kill(handle)
 
@@ -184,7 +184,7 @@ def test_nobody_has_that_name() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_shutdown_ends_the_process_and_frees_the_name() -> None:
     name = f"worker-{uuid.uuid4().hex}"
-    worker = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    worker = start_worker(worker_spec(name))
     assert ray.get(worker.shutdown.remote(), timeout=DEADLINE_S) is None
     assert_gone(name, worker)
 
@@ -192,7 +192,7 @@ def test_shutdown_ends_the_process_and_frees_the_name() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_nobody_polls_ends_itself() -> None:
     name = f"worker-{uuid.uuid4().hex}"
-    worker = start_worker(name, num_cpus=1, num_gpus=0, orphan_timeout_s=0.5)
+    worker = start_worker(worker_spec(name, orphan_timeout_s=0.5))
     assert_gone(name, worker)
 
 
@@ -243,8 +243,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
 
 def test_ray_says_how_far_it_has_come_with_a_worker(cluster: None) -> None:
     first, waiting = (
-        start_worker(f"worker-{uuid.uuid4().hex}", num_cpus=cpus, num_gpus=0, orphan_timeout_s=600)
-        for cpus in (1, 99)
+        start_worker(worker_spec(f"worker-{uuid.uuid4().hex}", num_cpus=cpus)) for cpus in (1, 99)
     )
     seen = {stage_of(first)}
     deadline = time.monotonic() + DEADLINE_S
@@ -262,7 +261,7 @@ def test_a_ray_whose_folder_was_removed_is_asked_for_no_worker(
 ) -> None:
     monkeypatch.setattr(os.path, "isdir", lambda path: "session_" not in str(path))
     with pytest.raises(RaySystemError, match="was removed, so Ray starts no more processes"):
-        start_worker(f"worker-{uuid.uuid4().hex}", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+        start_worker(worker_spec(f"worker-{uuid.uuid4().hex}"))
 
 
 def _said(workers: RayWorkers) -> list[Delivery]:

@@ -151,7 +151,7 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid checkpoint",
         "before",
-        "workers.artifacts.checkpoints:_write",
+        "workers.artifacts.folders:_write",
         during="workers.artifacts.checkpoints:write_checkpoint",
         nth=2,
     ),
@@ -165,8 +165,8 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "in mid adapter save",
         "before",
-        "workers.lora.adapters:_replace",
-        during="workers.lora.adapters:AdapterHost.save",
+        "workers.artifacts.folders:_move",
+        during="workers.artifacts.folders:ArtifactFolder.save_adapter",
     ),
     _worker(
         "after an outcome was appended, before it is acknowledged",
@@ -201,8 +201,8 @@ POINTS: tuple[Point, ...] = (
     _coordinator(
         "after a pause was sent to a worker", "after", f"{_WORKERS}.send", scenario="paused", passings=2
     ),
-    _worker("before a trial is put down", "before", "workers.pack.pack:Pack._put_down", scenario="paused"),
-    _worker("after a trial was put down", "after", "workers.pack.pack:Pack._put_down", scenario="paused"),
+    _worker("before a trial is put down", "before", "workers.pack.pack:Pack._pause", scenario="paused"),
+    _worker("after a trial was put down", "after", "workers.pack.pack:Pack._pause", scenario="paused"),
     _coordinator("while pausing", "before", f"{_STUDY}.pause", scenario="paused", passings=2),
     _coordinator("after the pause was recorded", "after", f"{_STUDY}.pause", scenario="paused", passings=2),
     Point(

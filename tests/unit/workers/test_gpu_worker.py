@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_pack import FakePack
-from tests.support.trials import of_type, trial_order
+from tests.support.trials import of_type, trial_order, worker_spec
 from workers import gpu_worker
 from workers.contract import (
     Decision,
@@ -53,7 +53,7 @@ def worker(ended: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         return FakePack(worker._record)
 
     monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
-    worker = GpuWorker("w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    worker = GpuWorker(worker_spec("w1"))
     yield worker
     worker.shutdown()
     assert has_ended(worker, ended)
@@ -106,7 +106,7 @@ def test_an_order_is_trained_to_its_outcome_and_frees_the_slot(
     ended: threading.Event, tmp_path: Path, tiny_base_dir: Path
 ) -> None:
     """With the real pack."""
-    worker = GpuWorker("w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600)
+    worker = GpuWorker(worker_spec("w1"))
     assert worker.info().free_slots == 1
     assert worker.submit(trial_order(tmp_path, tiny_base_dir)) is True
     assert worker.info().running_attempts == (1,)
@@ -259,12 +259,12 @@ def test_a_worker_that_shuts_down_refuses_orders(worker: GpuWorker, order: Make)
 
 
 def test_a_worker_that_nobody_polls_ends_itself(ended: threading.Event) -> None:
-    worker = GpuWorker("orphan", num_cpus=1, num_gpus=0, orphan_timeout_s=0.1)
+    worker = GpuWorker(worker_spec("orphan", orphan_timeout_s=0.1))
     assert has_ended(worker, ended)
 
 
 def test_a_worker_that_is_polled_does_not_end_itself(ended: threading.Event) -> None:
-    worker = GpuWorker("kept", num_cpus=1, num_gpus=0, orphan_timeout_s=1.0)
+    worker = GpuWorker(worker_spec("polled", orphan_timeout_s=1.0))
     deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
         worker.events(0, timeout_s=0.2)
@@ -317,9 +317,7 @@ def test_a_training_thread_that_hangs_is_told_while_the_worker_answers(
         return pack
 
     monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
-    worker = GpuWorker(
-        "w1", num_cpus=1, num_gpus=0, orphan_timeout_s=600, training_silence_s=0.2, loading_silence_s=600
-    )
+    worker = GpuWorker(worker_spec("w1", training_silence_s=0.2))
     assert worker.submit(order(1)) is True
     (stalled,) = of_type(follow(worker, Stalled), Stalled)
     assert stalled.reason.startswith("no training pass ended for ")

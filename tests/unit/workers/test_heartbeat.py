@@ -82,7 +82,7 @@ def test_outside_a_pass_the_limit_is_that_of_loading() -> None:
     bench = Bench()
     bench.passes("training", 1.0)
     assert bench.ask_for(3600) is None
-    assert bench.ask_for(10) == "no sign of life from the training thread for 3610 s, outside a pass"
+    assert bench.ask_for(10) == "the training thread made no progress for 3610 s outside a pass"
 
 
 def test_an_event_is_a_sign_of_life() -> None:

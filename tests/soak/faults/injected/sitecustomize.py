@@ -126,9 +126,9 @@ def _passing(point: dict[str, Any], original: Callable[..., Any]) -> Callable[..
 
 def _naming(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def named(self: Any, name: str, **kwargs: Any) -> Any:
-        (Path(str(_FOLDER)) / "workers" / str(os.getpid())).write_text(name)
-        return original(self, name, **kwargs)
+    def named(self: Any, spec: Any) -> Any:
+        (Path(str(_FOLDER)) / "workers" / str(os.getpid())).write_text(spec.name)
+        return original(self, spec)
 
     return named
 

@@ -6,19 +6,20 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from search_spaces.recipe import Recipe
+from search_spaces.values.artifact_layout import ADAPTERS
 from tests.scripts.train_orders import train_elsewhere
 from tests.support.fake_storage import Cut, FlakyFileSystem, failing, flaky_storage
 from tests.support.packs import Recorder
 from tests.support.trials import trial_order
+from workers.artifacts.folders import LocalFolder
 from workers.contract import OutcomeStatus, Report, TrialOrder, TrialOutcome, TrialStarted
-from workers.lora.adapters import AdapterHost
 from workers.pack.attempt import Attempt
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -82,11 +83,15 @@ def test_an_adapter_that_cannot_be_written_is_trouble_of_the_storage_and_the_tri
     recorder.pack.admit(order)
     recorder.run_until(lambda: len(recorder.of(1, Report)) == 1)
 
-    def refuse(self: AdapterHost, name: str, folder: Path) -> None:
-        raise OSError(number, os.strerror(number), str(folder))
+    put_folder = LocalFolder.put_folder
+
+    def refuse(self: LocalFolder, name: str, files: Mapping[str, bytes]) -> None:
+        if name in ADAPTERS:
+            raise OSError(number, os.strerror(number), str(self.path / name))
+        put_folder(self, name, files)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdapterHost, "save", refuse)
+        patch.setattr(LocalFolder, "put_folder", refuse)
         recorder.run()
     outcome = recorder.outcomes()[1]
     assert (outcome.status, outcome.storage_fault, outcome.fatal_to_study) == (

@@ -296,7 +296,7 @@ def test_values_that_json_has_no_form_for_are_named_in_arguments(
     path = write_parquet(tmp_path / "d.parquet", [{"messages": [ASK, call({"a": value})]}])
     assert refusal(path) == (
         f"{path}, row 1: Message 2 of 'messages' (tool_calls.1.function.arguments.a) is of type {kind}, "
-        "which JSON has no form for. Store it as a text."
+        "which JSON cannot represent. Store it as text."
     )
 
 

@@ -185,7 +185,7 @@ def test_all_loss_cut_away_is_an_error_that_says_how_long_prompts_are(
     rows = [{"prompt": "!" * n, "completion": "?"} for n in (30, 20)]
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     assert refusal(path, base, max_length=8) == (
-        f"Of the 2 rows of {path} none is usable: data.max_length of 8 tokens cuts away everything that "
+        f"No row of {path} is usable (2 rows read): data.max_length of 8 tokens cuts away everything that "
         "carries loss. The shortest prompt has 20 tokens; raise data.max_length above that."
     )
 
@@ -194,8 +194,8 @@ def test_all_tokens_masked_is_an_error(tmp_path: Path, base: LoadedBase) -> None
     """Conversations without an assistant have no loss."""
     path = write_jsonl(tmp_path / "d.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}] * 2)
     assert (
-        "none is usable: every token is masked, so there is no loss. Each conversation needs an assistant"
-        in (refusal(path, base))
+        "is usable (2 rows read): every token is masked, so there is no loss. Each conversation needs an"
+        " assistant" in (refusal(path, base))
     )
 
 

@@ -90,7 +90,7 @@ def test_a_turn_that_asks_for_loss_carries_it(
         ({"loss_mask": [0, 1]}, "'loss_mask' of message 2"),
         (
             {"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": False}]},
-            "asks for parts of a turn",
+            "selects parts of a turn",
         ),
         ({"ignore": True}, "'ignore' of message 2"),
         ({"weight": 0, "train": True}, "'weight' and 'train' of message 2 contradict each other"),

@@ -281,7 +281,7 @@ def test_arguments_in_pythons_notation_are_refused(
         ({"messages": [ASK, DONE], "tools": ["search"]}, "Tool 1 of 'tools' is of type str"),
         (
             {"messages": [ASK, call({"a": float("nan")})]},
-            r"\(tool_calls.1.function.arguments.a\) is nan, which JSON has no form for",
+            r"\(tool_calls.1.function.arguments.a\) is nan, which JSON cannot represent",
         ),
     ],
 )

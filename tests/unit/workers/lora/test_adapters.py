@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +21,12 @@ from transformers import AutoModelForCausalLM, set_seed
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
 from tests.support.models import build_tiny_deepseek
+from workers.artifacts.folders import LocalFolder
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.base.target_modules import linear_layers
 from workers.errors import AdapterError
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -35,6 +37,10 @@ IDS = torch.arange(8, 40).reshape(2, 16)
 
 def load(folder: Path, quantization: Quantization = "nf4") -> LoadedBase:
     return load_base(ModelSpec(id=str(folder), quantization=quantization), CPU)
+
+
+def save(host: AdapterHost, name: str, folder: Path) -> None:
+    LocalFolder(folder.parent).put_folder(folder.name, host.files(name))
 
 
 def logits(base: LoadedBase) -> torch.Tensor:
@@ -128,7 +134,7 @@ def test_an_adapter_on_layers_that_have_some_is_the_one_that_peft_adds(
         if way == "PEFT's":
             host._extend = lambda name, config, _layers, host=host: host._wrap(name, config)  # type: ignore[method-assign]
         adapter = host.add("second", recipe)
-        host.save("second", tmp_path / way)
+        save(host, "second", tmp_path / way)
         states.append((peft_state(base), adapter.master.tolist(), list(adapter.layers)))
         saved.append({file.name: file.read_bytes() for file in (tmp_path / way).iterdir()})
     assert states[0] == states[1]
@@ -305,7 +311,7 @@ def test_a_saved_adapter_is_what_peft_reads_and_computes_the_same(
     disturb(host.add("mine", recipe))
     host.activate("mine")
     expected = logits_in_eval(base)
-    host.save("mine", tmp_path / "deep" / "best")
+    save(host, "mine", tmp_path / "deep" / "best")
     host.remove("mine")
     host.remove("other")
     assert sorted(p.name for p in (tmp_path / "deep").rglob("*")) == [
@@ -341,10 +347,10 @@ def logits_in_eval(base: LoadedBase) -> torch.Tensor:
 def test_saving_again_replaces_the_whole_folder(base: LoadedBase, tmp_path: Path) -> None:
     host = AdapterHost(base)
     adapter = host.add("first", Recipe(lora_r=2))
-    host.save("first", tmp_path / "best")
+    save(host, "first", tmp_path / "best")
     (tmp_path / "best" / "stale").touch()
     disturb(adapter)
-    host.save("first", tmp_path / "best")
+    save(host, "first", tmp_path / "best")
     assert sorted(p.name for p in tmp_path.rglob("*")) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -360,16 +366,16 @@ def test_a_save_that_fails_leaves_the_older_adapter_and_no_debris(
 ) -> None:
     host = AdapterHost(base)
     host.add("first", Recipe(lora_r=2))
-    host.save("first", tmp_path / "best")
+    save(host, "first", tmp_path / "best")
     before = {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()}
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="no space left"):
-            host.save("first", tmp_path / "best")
+            save(host, "first", tmp_path / "best")
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == before
     host.remove("first")
@@ -380,7 +386,7 @@ def test_a_save_that_cannot_be_moved_into_place_leaves_the_older_adapter(
 ) -> None:
     host = AdapterHost(base)
     host.add("first", Recipe(lora_r=2))
-    host.save("first", tmp_path / "best")
+    save(host, "first", tmp_path / "best")
     before = {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()}
     rename = Path.rename
     calls: list[Path] = []
@@ -393,7 +399,7 @@ def test_a_save_that_cannot_be_moved_into_place_leaves_the_older_adapter(
 
     monkeypatch.setattr(Path, "rename", rename_but_once)
     with pytest.raises(OSError, match="no such device"):
-        host.save("first", tmp_path / "best")
+        save(host, "first", tmp_path / "best")
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == before
     host.remove("first")
@@ -477,7 +483,7 @@ def test_the_saved_adapter_fits_the_unquantized_base_too(
 ) -> None:
     host = AdapterHost(base)
     disturb(host.add("first", Recipe(lora_r=4)))
-    host.save("first", tmp_path / "best")
+    save(host, "first", tmp_path / "best")
     host.remove("first")
     plain = AutoModelForCausalLM.from_pretrained(tiny_base_dir)
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "best"))

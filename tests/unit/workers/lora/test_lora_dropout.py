@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.data.batches import derive_seed
+from workers.device.generators import derive_seed
 from workers.lora.lora_dropout import RowDropout, keep_scale, row_keys
 
 RATES = [0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 0.999]

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from search_spaces.recipe import Recipe
 from workers.pack.cost_model import (
     Capacity,
     Member,
     MemoryCost,
     PassCost,
-    adapter_bytes,
     fit_pass_cost,
     plan_capacity,
     predict_bytes,
 )
+from workers.training.optimizers import adapter_bytes
 
 MIB, GIB = 2**20, 2**30
 ROOMY = 10**18
@@ -200,7 +201,7 @@ def test_impossible_costs_are_refused(values: tuple[float, float, float]) -> Non
 
 
 def test_a_trial_takes_16_bytes_a_parameter_and_20_when_it_accumulates() -> None:
-    assert [adapter_bytes(1_000, accumulates=flag) for flag in (False, True)] == [16_000, 20_000]
+    assert [adapter_bytes(1_000, Recipe(), accumulates=flag) for flag in (False, True)] == [16_000, 20_000]
 
 
 def test_bytes_are_base_adapters_tokens_and_one_chunk() -> None:

@@ -35,7 +35,7 @@ from tests.support.trials import (
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Decision, OutcomeStatus, Progress, Report, TrialOrder, Verdict
 from workers.lora.adapters import AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.pack import loaded
 from workers.training.shared_pass import SharedPasses
 

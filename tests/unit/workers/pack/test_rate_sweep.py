@@ -152,7 +152,7 @@ def test_what_is_not_finite_ends_a_sweep_and_is_not_in_its_curve(
         host.remove("trial")
     assert (len(run.curve), run.steps) == (steps, steps)
     assert end.value.status is (OutcomeStatus.COMPLETED if steps else OutcomeStatus.FAILED)
-    assert ("could not take a single step" in end.value.reason) is not bool(steps)
+    assert ("failed before its first step" in end.value.reason) is not bool(steps)
 
 
 def test_a_sweep_shares_a_pack_with_a_training_and_both_are_as_alone(

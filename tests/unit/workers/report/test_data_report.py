@@ -273,7 +273,7 @@ def test_a_deeply_nested_column_that_nothing_reads_is_listed(report: Any) -> Non
 
 def test_rows_that_all_ask_for_no_loss_are_told_why_none_is_left(report: Any) -> None:
     made = report([{**PAIRS[0], "weight": 0}])
-    assert "What says 'weight': 0 or 'train': false carries none." in made.problems[0].message
+    assert "Messages and rows with 'weight': 0 or 'train': false carry no loss." in made.problems[0].message
 
 
 def test_what_the_template_loses_is_a_problem_or_counted(report: Any) -> None:

@@ -119,8 +119,8 @@ def test_a_tokenizer_that_aborts_ends_the_worker_once_and_then_the_study(tmp_pat
     assert first.returncode == -signal.SIGABRT
     assert second.returncode == 0, second.stderr
     assert second.stdout.startswith(
-        "True A worker ended before the study's first step, and a process that only loads its tokenizer and "
-        "data ended 2 times, too, while reading and tokenising the train data (SIGABRT, memory allocation of "
+        "True A worker died before the study's first step. A process that only loads its tokenizer and "
+        "data died as well, 2 times, while reading and tokenising the train data (SIGABRT, memory allocation "
     )
     assert "aaaa" not in second.stdout
 

@@ -19,7 +19,7 @@ from search_spaces.recipe import Recipe
 from tests.support.trials import random_examples
 from workers.base.base_model import LoadedBase, load_base, set_training
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.packed_lora import RowsUnknownError
+from workers.lora.multi_lora import RowsUnknownError
 from workers.training.evaluation import Totals, evaluate, length_batches
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -159,14 +159,14 @@ def test_where_a_layer_does_not_know_its_rows_adapters_are_evaluated_one_at_a_ti
     """It shows in the first shared pass; from then on the host knows."""
     examples = random_examples(4)
     expected = evaluate(host, adapters, examples, token_budget=1000)
-    by_rows = type(host.packed)._by_rows
+    by_rows = type(host.multi_lora)._by_rows
 
-    def forget_rows(self: Any, x: torch.Tensor, packed: Any) -> torch.Tensor:
-        if len(packed.groups) > 1:
-            return by_rows(self, x.flatten(0, 1)[1:], packed)
-        return by_rows(self, x, packed)
+    def forget_rows(self: Any, x: torch.Tensor, lora_pass: Any) -> torch.Tensor:
+        if len(lora_pass.groups) > 1:
+            return by_rows(self, x.flatten(0, 1)[1:], lora_pass)
+        return by_rows(self, x, lora_pass)
 
-    monkeypatch.setattr(type(host.packed), "_by_rows", forget_rows)
+    monkeypatch.setattr(type(host.multi_lora), "_by_rows", forget_rows)
     with Passes(host.base.model) as passes:
         found = evaluate(host, adapters, examples, token_budget=1000)
         evaluate(host, adapters, examples, token_budget=1000)
@@ -179,10 +179,10 @@ def test_a_layer_that_does_not_even_know_the_rows_of_one_trial_is_an_error(
 ) -> None:
     """Else it would be tried for ever."""
 
-    def refuse(_self: Any, _x: torch.Tensor, _packed: Any) -> torch.Tensor:
+    def refuse(_self: Any, _x: torch.Tensor, _lora_pass: Any) -> torch.Tensor:
         raise RowsUnknownError("no rows")
 
-    monkeypatch.setattr(type(host.packed), "_by_rows", refuse)
+    monkeypatch.setattr(type(host.multi_lora), "_by_rows", refuse)
     with pytest.raises(RowsUnknownError):
         evaluate(host, adapters[:1], random_examples(2), token_budget=100)
 
@@ -226,7 +226,7 @@ def test_running_out_of_memory_is_for_the_caller_to_mend(
     monkeypatch.setattr("workers.training.evaluation.batch_losses", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(host, adapters, random_examples(2), token_budget=100)
-    assert host.packed._running is None
+    assert host.multi_lora._running is None
 
 
 def test_perplexity_of_a_huge_loss_is_infinite_rather_than_an_error() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
+from search_spaces.trial_length import TrainingPlan
 from tests.support.packs import Recorder
 from tests.support.plain_training import mean_loss, plain_peft
 from tests.support.trials import (
@@ -26,7 +27,7 @@ from tests.support.trials import (
 )
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Report
-from workers.data.batches import TrainingPlan, epoch_order
+from workers.data.batches import epoch_order
 from workers.lora.adapters import AdapterHost
 from workers.training import trial_run
 from workers.training.noise_scale import NoiseScale, measured_rows

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.data.batches import TrainingPlan
+from search_spaces.trial_length import TrainingPlan
 from workers.training.rungs import rung_reached
 
 

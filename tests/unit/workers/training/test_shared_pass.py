@@ -31,7 +31,7 @@ from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
 from workers.data.datasets import Example
 from workers.lora.adapters import AdapterHost
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.shared_pass import DoesNotFitError, SharedPasses
 from workers.training.trial_run import TrialEndedError, TrialRun
 

@@ -17,7 +17,7 @@ from tests.support.trials import Trained, random_examples, relative_difference, 
 from workers.base.base_model import load_base
 from workers.data.batches import epoch_order
 from workers.data.datasets import Example
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 
 # PEFT 0.21 and accelerate 1.15 use properties that transformers 5.23 and torch 2.13 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

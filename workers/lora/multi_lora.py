@@ -1,4 +1,4 @@
-"""Many LoRA adapters in one forward and backward pass of one base.
+"""Multi-LoRA: many adapters in one forward and backward pass of one base.
 
 Each row of a pass belongs to exactly one adapter, and the rows of an adapter stand together. A target
 layer computes, for the rows X_i of adapter i,
@@ -28,15 +28,15 @@ from typing import Any
 
 import torch
 
-from workers.lora.packed_pass import Form, LayerAdapter, PackedPass, RowGroup
-from workers.lora.products import PackedProduct
+from workers.lora.multi_lora_pass import Form, LayerAdapter, MultiLoraPass, RowGroup
+from workers.lora.products import MultiLoraProduct
 
 __all__ = [
     "CONCATENATED_SHARE",
     "Form",
     "LayerAdapter",
-    "PackedLora",
-    "PackedPass",
+    "MultiLora",
+    "MultiLoraPass",
     "RowGroup",
     "RowsUnknownError",
 ]
@@ -45,18 +45,18 @@ CONCATENATED_SHARE = 0.05
 """Largest share of a layer's own arithmetic that the masked products of `concatenated` may add."""
 
 
-class PackedLora:
+class MultiLora:
     """Takes the place of the forward of PEFT's LoRA layers, and knows the pass that is running."""
 
     def __init__(self, compute_dtype: torch.dtype) -> None:
         self._dtype = compute_dtype
-        self._running: PackedPass | None = None
+        self._running: MultiLoraPass | None = None
         self._anchor = torch.zeros((), requires_grad=True)
-        self.rows_kept_apart = True
+        self.rows_separate = True
         """Whether all layers were given [rows, tokens, features], so that a row's adapter is known."""
 
     def take_over(self, layer: Any, number: int) -> None:
-        """Gives a PEFT LoRA layer the packed forward. Without a running pass, PEFT's own is used.
+        """Gives a PEFT LoRA layer the forward for rows of many adapters. PEFT's own runs outside passes.
 
         Args:
             layer: A `peft.tuners.lora.LoraLayer`.
@@ -65,47 +65,49 @@ class PackedLora:
         own = layer.forward
 
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            packed = self._running
-            if packed is None:
+            lora_pass = self._running
+            if lora_pass is None:
                 output: torch.Tensor = own(x, *args, **kwargs)
                 return output
-            return self._forward(packed, number, x, layer.base_layer(x, *args, **kwargs))
+            return self._forward(lora_pass, number, x, layer.base_layer(x, *args, **kwargs))
 
         layer.forward = forward
 
     @contextmanager
     def running(
         self, groups: Sequence[RowGroup], *, tokens: int, form: Form, device: torch.device
-    ) -> Iterator[PackedPass]:
+    ) -> Iterator[MultiLoraPass]:
         """Inside, forward passes are over these rows; the backward pass must come inside, too."""
-        self._running = PackedPass(groups, tokens=tokens, form=form, device=device, dtype=self._dtype)
+        self._running = MultiLoraPass(groups, tokens=tokens, form=form, device=device, dtype=self._dtype)
         try:
             yield self._running
         finally:
             self._running = None
 
-    def _forward(self, packed: PackedPass, number: int, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        if not any(number in group.layers for group in packed.groups):
+    def _forward(
+        self, lora_pass: MultiLoraPass, number: int, x: torch.Tensor, base: torch.Tensor
+    ) -> torch.Tensor:
+        if not any(number in group.layers for group in lora_pass.groups):
             return base
-        rows = self._by_rows(x, packed)
-        adapted: torch.Tensor = PackedProduct.apply(
-            self._anchor, rows, base.reshape(*rows.shape[:2], -1), packed, number
+        rows = self._by_rows(x, lora_pass)
+        adapted: torch.Tensor = MultiLoraProduct.apply(
+            self._anchor, rows, base.reshape(*rows.shape[:2], -1), lora_pass, number
         )  # type: ignore[no-untyped-call]
         return adapted.view(base.shape)
 
-    def _by_rows(self, x: torch.Tensor, packed: PackedPass) -> torch.Tensor:
+    def _by_rows(self, x: torch.Tensor, lora_pass: MultiLoraPass) -> torch.Tensor:
         """The input as [B, T, d_in]. Some architectures flatten it, as OPT does before its MLP.
 
         Where it is neither (the tokens routed to an expert), one adapter alone takes it as one long row.
         """
-        if x.dim() == 3 and x.shape[0] == packed.rows:
+        if x.dim() == 3 and x.shape[0] == lora_pass.rows:
             return x
-        if x.dim() == 2 and x.shape[0] == packed.rows * packed.tokens:
-            return x.view(packed.rows, packed.tokens, -1)
-        self.rows_kept_apart = False
-        if len(packed.groups) == 1:
+        if x.dim() == 2 and x.shape[0] == lora_pass.rows * lora_pass.tokens:
+            return x.view(lora_pass.rows, lora_pass.tokens, -1)
+        self.rows_separate = False
+        if len(lora_pass.groups) == 1:
             return x.reshape(1, -1, x.shape[-1])
-        raise RowsUnknownError(f"a layer was given {list(x.shape)} in a pass of {packed.rows} rows")
+        raise RowsUnknownError(f"a layer was given {list(x.shape)} in a pass of {lora_pass.rows} rows")
 
 
 class RowsUnknownError(Exception):

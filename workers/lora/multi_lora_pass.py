@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from workers.data.batches import to_device
+from workers.device.devices import to_device
 from workers.lora.lora_dropout import RowDropout
 
 Form = Literal["looped", "batched", "concatenated"]
-"""How the LoRA products of a pass are taken: see `workers.lora.packed_lora`."""
+"""How the LoRA products of a pass are taken: see `workers.lora.multi_lora`."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class RowGroup:
     """One key per row (`lora_dropout.row_keys`), when there is dropout."""
 
 
-class PackedPass:
-    """What a target layer must know of the pass it takes part in. In force inside `PackedLora.running`."""
+class MultiLoraPass:
+    """A forward and backward pass over rows of several adapters, as a target layer must know it.
+
+    In force inside `MultiLora.running`.
+    """
 
     def __init__(
         self,
@@ -159,19 +162,21 @@ class AdapterStack:
     """float32, like `a` and `b`; made in the backward pass, as an evaluation needs none."""
 
     @classmethod
-    def of(cls, packed: PackedPass, layer: int) -> AdapterStack | None:
-        adapters = [group.layers[layer] for group in packed.groups if layer in group.layers]
+    def of(cls, lora_pass: MultiLoraPass, layer: int) -> AdapterStack | None:
+        adapters = [group.layers[layer] for group in lora_pass.groups if layer in group.layers]
         if not adapters:
             return None
         ranks = tuple(adapter.rank for adapter in adapters)
-        spare = len(adapters) < len(packed.groups)
+        spare = len(adapters) < len(lora_pass.groups)
         a, b = (
-            _stacked([getattr(adapter, name) for adapter in adapters], ranks, spare=spare, dtype=packed.dtype)
+            _stacked(
+                [getattr(adapter, name) for adapter in adapters], ranks, spare=spare, dtype=lora_pass.dtype
+            )
             for name in ("a", "b")
         )
-        rows, scale = packed.index(layer)
-        if packed.form == "batched" and packed.even and not spare:
-            return cls(adapters, ranks, a, b, None, scale[:: packed.groups[0].rows])
+        rows, scale = lora_pass.index(layer)
+        if lora_pass.form == "batched" and lora_pass.even and not spare:
+            return cls(adapters, ranks, a, b, None, scale[:: lora_pass.groups[0].rows])
         return cls(adapters, ranks, a, b, rows, scale)
 
     def parts(self, stacked: torch.Tensor) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Packed LoRA on one layer: every form gives the numbers of a naive reference, each row its own adapter's.
+"""Multi-LoRA on one layer: every form gives the numbers of a naive reference, each row its own adapter's.
 
 One file, since every test is about the same randomly drawn layer and its naive reference.
 """
@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.lora.lora_dropout import keep_scale, row_keys
-from workers.lora.packed_lora import Form, LayerAdapter, PackedLora, PackedPass, RowGroup, RowsUnknownError
+from workers.lora.multi_lora import Form, LayerAdapter, MultiLora, MultiLoraPass, RowGroup, RowsUnknownError
 
 CPU = torch.device("cpu")
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -175,9 +175,9 @@ def run(
     compute: torch.dtype = torch.float32,
     adapters: dict[int, LayerAdapter] | None = None,
     shape: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-    look: Callable[[PackedPass], None] = lambda _packed: None,
+    look: Callable[[MultiLoraPass], None] = lambda _lora_pass: None,
 ) -> Tensors:
-    """Output and gradients of the packed pass, by the names of `reference`."""
+    """Output and gradients of a multi-LoRA pass, by the names of `reference`."""
     adapters = layer_adapters(problem, tensors) if adapters is None else adapters
     groups = [
         RowGroup(
@@ -190,13 +190,13 @@ def run(
     ]
     x, base = (tensors[name].detach().requires_grad_() for name in ("x", "base"))
     layer = Given(shape(base))
-    lora = PackedLora(compute)
+    lora = MultiLora(compute)
     lora.take_over(layer, problem.number)
-    with lora.running(groups, tokens=problem.tokens, form=form, device=CPU) as packed:
+    with lora.running(groups, tokens=problem.tokens, form=form, device=CPU) as lora_pass:
         output = layer.forward(shape(x))
         output.backward(shape(tensors["g"]))
-        look(packed)
-        packed.add_stacked_gradients()
+        look(lora_pass)
+        lora_pass.add_stacked_gradients()
     found = {"output": output.detach(), "base": base.grad}
     found["x"] = torch.zeros_like(x) if x.grad is None else x.grad
     for k, adapter in adapters.items():
@@ -250,14 +250,14 @@ def test_passes_add_to_the_gradients_that_are_there(form: Form, problem: Problem
 def test_a_trials_numbers_do_not_depend_on_its_pack_mates(form: Form, problem: Problem, order: Any) -> None:
     """Alone, and anywhere among any others, to rounding; dropout is by the row's key."""
     tensors = problem.tensors()
-    packed = run(problem, tensors, form)
+    lora_pass = run(problem, tensors, form)
     k, trial, span = order.choice(list(problem.spans()))
     alone = replace(problem, trials=(trial,), seed=problem.seed + k)
     names = {"a0": f"a{k}", "b0": f"b{k}"} if trial.rank is not None else {}
     mine = {name: tensors[name][span] for name in ("x", "base", "g")}
     mine |= {own: tensors[name] for own, name in names.items()}
-    found = {name: packed[name][span] for name in ("output", "x", "base")}
-    found |= {own: packed[name] for own, name in names.items()}
+    found = {name: lora_pass[name][span] for name in ("output", "x", "base")}
+    found |= {own: lora_pass[name] for own, name in names.items()}
     assert_equal(found, alone, mine)
 
 
@@ -268,8 +268,8 @@ def test_what_ranks_are_padded_with_stays_exactly_zero(form: Form, problem: Prob
     """A smaller rank's unused rows get no gradient, so no optimizer could ever make them count."""
     largest = max(trial.rank or 0 for trial in problem.trials)
 
-    def look(packed: PackedPass) -> None:
-        stack = packed.stack(problem.number)
+    def look(lora_pass: MultiLoraPass) -> None:
+        stack = lora_pass.stack(problem.number)
         assert stack is not None
         assert stack.a.shape[1] == stack.b.shape[1] == largest
         assert stack.grads is not None
@@ -291,8 +291,8 @@ def test_adapters_with_as_many_rows_each_need_no_look_up(
     problem = Problem(trials, number=3, permuted=permuted)
     looked_up = []
 
-    def look(packed: PackedPass) -> None:
-        stack = packed.stack(problem.number)
+    def look(lora_pass: MultiLoraPass) -> None:
+        stack = lora_pass.stack(problem.number)
         assert stack is not None
         looked_up.append(stack.rows is not None)
 
@@ -327,17 +327,17 @@ def test_layers_of_one_pass_are_kept_apart(form: Form) -> None:
         RowGroup({n: own[k] for n, own in enumerate(adapters) if k in own}, trial.rows)
         for k, trial in enumerate(trials)
     ]
-    lora = PackedLora(torch.float32)
+    lora = MultiLora(torch.float32)
     xs = [own["x"].requires_grad_() for own in tensors]
     bases = [own["base"].requires_grad_() for own in tensors]
     outputs = []
-    with lora.running(groups, tokens=4, form=form, device=CPU) as packed:
+    with lora.running(groups, tokens=4, form=form, device=CPU) as lora_pass:
         for number, (x, base) in enumerate(zip(xs, bases, strict=True)):
             layer = Given(base)
             lora.take_over(layer, number)
             outputs.append(layer.forward(x))
         torch.autograd.backward(outputs, [own["g"] for own in tensors])
-        packed.add_stacked_gradients()
+        lora_pass.add_stacked_gradients()
     for number, layer in enumerate(layers):
         found = {"output": outputs[number].detach(), "x": xs[number].grad, "base": bases[number].grad}
         for k, own in adapters[number].items():
@@ -422,14 +422,14 @@ def some_tokens(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(0, 1)[:5]
 
 
-def routed(trials: Sequence[Trial]) -> tuple[PackedLora, Callable[[], Tensors], Problem, Tensors]:
+def routed(trials: Sequence[Trial]) -> tuple[MultiLora, Callable[[], Tensors], Problem, Tensors]:
     """A layer that is given some of the tokens of a pass."""
     problem = Problem(tuple(trials), seed=3)
     tensors = problem.tensors()
     adapters = layer_adapters(problem, tensors)
     x, base = (some_tokens(tensors[name]).requires_grad_() for name in ("x", "base"))
     layer = Given(base)
-    lora = PackedLora(torch.float32)
+    lora = MultiLora(torch.float32)
     lora.take_over(layer, 0)
     groups = [
         RowGroup({0: adapters[k]}, trial.rows, trial.dropout, problem.keys(k))
@@ -448,10 +448,10 @@ def routed(trials: Sequence[Trial]) -> tuple[PackedLora, Callable[[], Tensors], 
 
 def test_tokens_of_several_trials_whose_rows_are_unknown_are_refused() -> None:
     lora, forward, _, _ = routed([Trial(2, 3), Trial(1, 2)])
-    assert lora.rows_kept_apart is True
+    assert lora.rows_separate is True
     with pytest.raises(RowsUnknownError, match=r"given \[5, 6\] in a pass of 3 rows"):
         forward()
-    assert lora.rows_kept_apart is False
+    assert lora.rows_separate is False
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -462,7 +462,7 @@ def test_one_trial_alone_needs_no_rows_but_the_layer_is_remembered(dropout: floa
     mine = {name: some_tokens(tensors[name])[None] for name in ("x", "base", "g")}
     alone = replace(problem, trials=(replace(problem.trials[0], rows=1),), tokens=5)
     assert_equal(found, alone, mine | {name: tensors[name] for name in ("a0", "b0")})
-    assert lora.rows_kept_apart is False
+    assert lora.rows_separate is False
 
 
 @every_form

@@ -1,4 +1,4 @@
-"""Packed LoRA on whole bases: PEFT's own numbers for every trial, and nothing kept that was not there."""
+"""Multi-LoRA on whole bases: PEFT's own numbers for every trial, and nothing kept that was not there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.data.batches import collate
 from workers.data.datasets import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.lora_dropout import row_keys
-from workers.lora.packed_lora import Form
+from workers.lora.multi_lora import Form
 from workers.training.forward import batch_losses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -100,11 +100,11 @@ def backward(
     set_training(base.model, True)
     for adapter in adapters if zero else ():
         adapter.gradient.zero_()
-    with host.packed.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU) as packed:
+    with host.multi_lora.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU) as lora_pass:
         found = batch_losses(base, batch, 0.1 + trials.float())
         assert found.objective is not None
         found.objective.backward()
-        packed.add_stacked_gradients()
+        lora_pass.add_stacked_gradients()
     return [found.losses[trials == k] for k in range(len(examples))]
 
 
@@ -158,7 +158,7 @@ def test_each_trial_of_a_pack_gets_what_pefts_own_forward_gives(
     """
     host, adapters, examples = pack(load(folders[name], quantization))
     losses = backward(host, adapters, examples, form)
-    assert host.packed.rows_kept_apart is True
+    assert host.multi_lora.rows_separate is True
     for k, adapter in enumerate(adapters):
         expected_losses, expected_gradient = peft_alone(host, adapter, examples[k], 0.1 + k)
         assert_close(losses[k], expected_losses, 1e-5)
@@ -262,13 +262,15 @@ def test_no_dequantized_copy_of_the_base_outlives_its_product(
     set_training(wide.model, True)
     checkpoint_activations(wide.model, checkpointed)
     with LiveTensors() as watch:
-        with host.packed.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU) as packed:
+        with host.multi_lora.running(
+            groups, tokens=batch.input_ids.shape[1], form=form, device=CPU
+        ) as lora_pass:
             found = batch_losses(wide, batch, torch.ones(batch.supervised_tokens))
             between = watch.live
             assert found.objective is not None
             found.objective.backward()
-            packed.add_stacked_gradients()
-        del found, packed
+            lora_pass.add_stacked_gradients()
+        del found, lora_pass
         gc.collect()
         after = watch.live
     checkpoint_activations(wide.model, False)
