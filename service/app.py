@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from service import optuna_store
 from service.access.auth import ApiKeyGuard
 from service.access.browser_guard import RequestGuard, is_loopback
+from service.answers import Problem
 from service.db.database import check_schema, open_database
 from service.definitions.json_schema import definition_schemas
 from service.devices import endpoints as fleet_endpoints
@@ -146,7 +147,7 @@ def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
         )
         # Without a key of the server's own, one is needed as soon as anybody has been given one.
         security: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, *([] if guarded else [{}])]
-        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)

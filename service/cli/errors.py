@@ -14,9 +14,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from search_spaces.errors import MANY_NAMES
+from search_spaces.errors import MANY_NAMES, Fault
+from service.answers import ProblemFault
 from service.cli.views.output import say_error
-from service.client import ClientError, Fault, RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
 
 REFUSED = 1
 """The service refused, or the study failed or was cancelled."""
@@ -39,7 +40,7 @@ class StudyFileError(CommandError):
     """A study file that cannot be read as a document."""
 
 
-def fault_lines(faults: Sequence[Fault]) -> Iterator[str]:
+def fault_lines(faults: Sequence[Fault | ProblemFault]) -> Iterator[str]:
     """Each fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`.
 
     A long list of names is left out where the one that was meant is known, and is said once for all faults.
@@ -67,11 +68,10 @@ def fault_lines(faults: Sequence[Fault]) -> Iterator[str]:
 def explain(error: ClientError) -> tuple[int, list[str]]:
     """The exit code for a client's error, and the lines that tell a person."""
     if isinstance(error, RefusedError):
-        problem = error.problem
-        lines = [f"{problem.title} ({error.status})"]
-        if problem.detail:
-            lines.append(problem.detail)
-        lines += [f"  {line}" for line in fault_lines(problem.faults)]
+        lines = [f"{error.title} ({error.status})"]
+        if error.detail:
+            lines.append(error.detail)
+        lines += [f"  {line}" for line in fault_lines(error.faults)]
         if error.status == 401:
             lines.append(
                 "Set NIGHTSWEEP_API_KEY to your API key, or to the one that the server was started with."

@@ -5,13 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from service.analysis.diagnosis import Verdict
-from service.states import AttemptState
+from service.answers import Answer, Open
+from service.states import LIVE_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES, AttemptState
+
+WAITING = "waiting"
+"""The state of a trial that has no attempt yet."""
+_UNFINISHED_STATES = frozenset({WAITING, *UNFINISHED_ATTEMPT_STATES, *LIVE_ATTEMPT_STATES})
 
 
-class RungView(BaseModel):
+class RungView(Answer):
     rung: int = Field(description="Training examples")
     value: float | None = Field(description="The objective; null if it was not finite")
     examples_seen: int | None = Field(description="The rung's examples, rounded up to a whole optimizer step")
@@ -25,22 +30,22 @@ class RungView(BaseModel):
     )
 
 
-class ProgressView(BaseModel):
+class ProgressView(Answer):
     examples_seen: int
     total_examples: int | None
     step: int = Field(description="Optimizer steps")
     train_loss: float | None = Field(description="Nats per supervised token, over the last batch")
 
 
-class AdapterView(BaseModel):
+class AdapterView(Answer):
     path: str = Field(description="The folder on the worker's file system")
     url: str = Field(description="Where to download it as a zip of PEFT files")
 
 
-class AttemptView(BaseModel):
+class AttemptView(Answer):
     id: int
     ordinal: int
-    state: AttemptState
+    state: Open[AttemptState]
     reason: str
     worker_id: str
     device: str | None
@@ -49,15 +54,15 @@ class AttemptView(BaseModel):
     ended_at: datetime | None
 
 
-class FindingView(BaseModel):
-    verdict: Verdict
+class FindingView(Answer):
+    verdict: Open[Verdict]
     evidence: str = Field(description="The numbers on which the verdict is based")
     rung: int | None = Field(description="Training examples at which it begins, if it begins at some point")
 
 
-class TrialView(BaseModel):
+class TrialView(Answer):
     number: int
-    state: AttemptState | Literal["waiting"] = Field(
+    state: Open[AttemptState | Literal["waiting"]] = Field(
         description="The state of the latest attempt; waiting if there is no attempt"
     )
     reason: str
@@ -106,20 +111,31 @@ class TrialView(BaseModel):
     adapter: AdapterView | None
     attempts: list[AttemptView]
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended. A lost or paused attempt is followed by another, so it is not the end."""
+        return self.state not in _UNFINISHED_STATES
 
-class TrialPage(BaseModel):
+    @property
+    def examples_seen(self) -> int:
+        """Training examples, as far as is known."""
+        seen = self.progress.examples_seen if self.progress else 0
+        return max(seen, self.rungs[-1].rung if self.rungs else 0)
+
+
+class TrialPage(Answer):
     items: list[TrialView]
     next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
 
 
-class RunView(BaseModel):
+class RunView(Answer):
     trial_number: int
     seed: int | None
-    state: AttemptState | Literal["waiting"]
+    state: Open[AttemptState | Literal["waiting"]]
     value: float | None = Field(description="The objective; null unless it completed")
 
 
-class CandidateView(BaseModel):
+class CandidateView(Answer):
     trial_number: int
     value: float = Field(
         description="What the search chose it by. Chosen for its luck as well, so it is not in the mean"
@@ -132,7 +148,7 @@ class CandidateView(BaseModel):
     )
 
 
-class JudgementView(BaseModel):
+class JudgementView(Answer):
     """Whether the winner is more than luck."""
 
     winner: int = Field(description="Trial number")
@@ -149,14 +165,14 @@ class JudgementView(BaseModel):
     sentence: str
 
 
-class ParetoPoint(BaseModel):
+class ParetoPoint(Answer):
     trial_number: int
     value: float = Field(description="The objective")
     costs: dict[str, float]
     params: dict[str, Any]
 
 
-class ParetoFront(BaseModel):
+class ParetoFront(Answer):
     objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
     items: list[ParetoPoint] = Field(
         description="Trials that no other trial dominates, the best objective first"

@@ -8,7 +8,7 @@ import typer
 
 from service.cli.options import DEFAULT_SERVER, Json, Server, connect
 from service.cli.views.output import say, say_json, setting, settings_line, table
-from service.client import NamedSpace
+from service.presets.schemas import SearchSpaceView
 
 
 def search_spaces(
@@ -19,14 +19,14 @@ def search_spaces(
     """List the search spaces that come with the service, or show one with the sources of its values."""
     with connect(server) as client:
         if name is None:
-            spaces = client.search_spaces()
+            spaces = client.presets()
             if as_json:
                 say_json([space.document() for space in spaces])
                 return
             rows = [(space.name, ", ".join(space.parameters), space.description) for space in spaces]
             table(("name", "searches", "description"), rows, empty="No presets.")
             return
-        space = client.search_space(name)
+        space = client.preset(name)
     if as_json:
         say_json(space.document())
         return
@@ -40,5 +40,5 @@ def search_spaces(
             say(f"  {key}: {setting(value)}", *_source(space, key))
 
 
-def _source(space: NamedSpace, field: str) -> list[str]:
+def _source(space: SearchSpaceView, field: str) -> list[str]:
     return [f"    {space.sources[field]}"] if field in space.sources else []

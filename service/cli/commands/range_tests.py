@@ -15,8 +15,8 @@ from service.cli.errors import INTERRUPTED, REFUSED
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
 from service.cli.views.output import console, one_line, say, say_json, say_note, table
-from service.client import AWAY, Client, RangeTest, RefusedError, UnreachableError
-from service.client.answers import Bounds
+from service.client import AWAY, Client, RefusedError, UnreachableError
+from service.range_tests.schemas import BoundsView, RangeTestView
 from service.states import StudyState
 
 _POLL_SECONDS = 1.0
@@ -61,8 +61,8 @@ def range_test(
 
 
 def wait(
-    client: Client, test: RangeTest, screen: Console, *, sleep: Callable[[float], None] = time.sleep
-) -> RangeTest:
+    client: Client, test: RangeTestView, screen: Console, *, sleep: Callable[[float], None] = time.sleep
+) -> RangeTestView:
     """Shows how far the range test is until it ends: one changing line on a terminal, else a line per change.
 
     A server that does not answer is asked again, as `watch` does.
@@ -101,13 +101,13 @@ class _Lines:
             self._screen.print(line, soft_wrap=True)
 
 
-def _progress(test: RangeTest) -> str:
+def _progress(test: RangeTestView) -> str:
     swept = sum(bool(corner.curve) for corner in test.corners)
     line = f"range test {test.name} {test.state}: {swept} of {len(test.corners)} corners swept"
     return f"{line} ({one_line(test.reason)})" if test.ended else line
 
 
-def _say(client: Client, test: RangeTest) -> None:
+def _say(client: Client, test: RangeTestView) -> None:
     say("")
     table(
         ("corner", "steepest", "lowest", "diverged", "train loss, from the lowest rate to the highest"),
@@ -131,7 +131,7 @@ def _say(client: Client, test: RangeTest) -> None:
     say("", f"The curves: {client.server}{test.dashboard_path or '/dashboard'}")
 
 
-def study_line(bounds: Bounds) -> str:
+def study_line(bounds: BoundsView) -> str:
     """The line of a study's space, as YAML 1.1 reads numbers: with a dot before the exponent."""
     low, high = (f"{bound:.2e}" for bound in (bounds.min, bounds.max))
     return f"learning_rate: {{min: {low}, max: {high}, scale: log}}"
@@ -153,5 +153,5 @@ def _rate(rate: float | None) -> str:
     return "-" if rate is None else in_rate(rate)
 
 
-def _address(client: Client, test: RangeTest) -> str:
+def _address(client: Client, test: RangeTestView) -> str:
     return f"{client.server}/v1/range-tests/{test.name}"

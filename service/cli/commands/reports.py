@@ -32,7 +32,8 @@ from service.cli.views.report_text import (
     share,
     show,
 )
-from service.client import Best, Study, Trial
+from service.studies.schemas import StudyView
+from service.trials.schemas import BestView, TrialView
 
 
 def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
@@ -65,7 +66,7 @@ def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     say("Its study in the dashboard:", f"  {dashboard}")
 
 
-def recipe_parts(study: Study, trial: Trial) -> list[tuple[str, dict[str, str]]]:
+def recipe_parts(study: StudyView, trial: TrialView) -> list[tuple[str, dict[str, str]]]:
     """Every hyperparameter of a trial as text, by where its value comes from."""
     recipe = {**(trial.recipe or {}), **trial.params}
     fixed = {"quantization", "max_length", *(study.definition.get("recipe") or {})} - set(trial.params)
@@ -139,7 +140,7 @@ def report(
     say_note(f"The report is in {file}")
 
 
-def _say_judgement(trial: Best, metric: str, out: Console) -> None:
+def _say_judgement(trial: BestView, metric: str, out: Console) -> None:
     judged = trial.judgement
     if judged is None:
         return
@@ -153,7 +154,7 @@ def _say_judgement(trial: Best, metric: str, out: Console) -> None:
     say(*indented(judged.sentence, out, 0))
 
 
-def _say_front(trial: Best, metric: str) -> None:
+def _say_front(trial: BestView, metric: str) -> None:
     if not trial.pareto_front:
         return
     costs = list(trial.pareto_front[0].costs)

@@ -18,7 +18,8 @@ import typer
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
 from service.cli.views.output import say, say_note
-from service.client import Trial, UnexpectedAnswerError
+from service.client import UnexpectedAnswerError
+from service.trials.schemas import TrialView
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -97,7 +98,7 @@ def adapter(
     say(str(folder))
 
 
-def trials_as_csv(trials: Sequence[Trial]) -> str:
+def trials_as_csv(trials: Sequence[TrialView]) -> str:
     """One row per trial.
 
     Searched hyperparameters are in `params.NAME`, fixed ones in `recipe.NAME`, metrics at the best rung in

@@ -12,7 +12,8 @@ from service.cli.errors import CommandError, Commands
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
 from service.cli.views.output import moment, number, one_line, say, say_json, setting, table
-from service.client import ListedStudy, Schedule, ScheduleEvent
+from service.schedules.schemas import ScheduleEventView, ScheduleView
+from service.studies.schemas import ListedStudy
 
 schedules = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."
@@ -195,7 +196,7 @@ def runs(
         events = client.schedule_history(schedule)
         # Far enough back for as many as can be shown.
         oldest = sweeps[-1].created_at if len(sweeps) == limit else None
-        missed: list[ScheduleEvent] = []
+        missed: list[ScheduleEventView] = []
         for event in events:
             if (oldest is not None and event.at < oldest) or len(missed) == limit:
                 break
@@ -251,7 +252,7 @@ def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
     say(f"Schedule {schedule} removed.")
 
 
-def _say(schedule: Schedule, as_json: bool) -> None:
+def _say(schedule: ScheduleView, as_json: bool) -> None:
     if as_json:
         say_json(schedule.document())
         return
@@ -271,13 +272,13 @@ def _say(schedule: Schedule, as_json: bool) -> None:
     )
 
 
-def _repeats(schedule: Schedule) -> str:
+def _repeats(schedule: ScheduleView) -> str:
     if schedule.repeat_configurations:
         return "configurations are evaluated again in each sweep"
     return "no configuration is evaluated again on the same data"
 
 
-def _skip(schedule: Schedule) -> str:
+def _skip(schedule: ScheduleView) -> str:
     skip = schedule.last_skipped
     return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
 
@@ -288,11 +289,11 @@ def _run(study: ListedStudy) -> tuple[object, ...]:
     return study.name, moment(study.fired_for), study.state, trials, best, study.reason
 
 
-def _missed(event: ScheduleEvent) -> tuple[object, ...]:
+def _missed(event: ScheduleEventView) -> tuple[object, ...]:
     return "-", moment(event.fired_for), event.kind, "-", "-", event.message
 
 
-def _what(event: ScheduleEvent) -> str:
+def _what(event: ScheduleEventView) -> str:
     if not event.changes:
         return event.message
     return "; ".join(
@@ -301,7 +302,7 @@ def _what(event: ScheduleEvent) -> str:
     )
 
 
-def _sweep(schedule: Schedule) -> str:
+def _sweep(schedule: ScheduleView) -> str:
     sweep = schedule.last_sweep
     if sweep is None:
         return "-"

@@ -26,8 +26,9 @@ from service.cli.views.output import (
     table,
 )
 from service.cli.views.summary import summary
-from service.client import Client, Study
+from service.client import Client
 from service.states import StudyState
+from service.studies.schemas import StudyView
 
 
 def submit(
@@ -159,7 +160,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     say(f"The whole definition: nightsweep show {found.name} --json")
 
 
-def _requested(study: Study) -> object:
+def _requested(study: StudyView) -> object:
     return "all" if study.trials_requested is None else study.trials_requested
 
 
@@ -252,7 +253,7 @@ def events(
     )
 
 
-def cloned_definition(study: Study, name: str) -> dict[str, Any]:
+def cloned_definition(study: StudyView, name: str) -> dict[str, Any]:
     """A study's accepted definition under a new name.
 
     An accepted definition holds the space that its preset stood for. The clone keeps that space and drops
@@ -263,7 +264,7 @@ def cloned_definition(study: Study, name: str) -> dict[str, Any]:
     return definition
 
 
-def watch_to_the_end(client: Client, study: Study, *, as_json: bool) -> int:
+def watch_to_the_end(client: Client, study: StudyView, *, as_json: bool) -> int:
     """Follows a study and prints its summary. Returns the command's exit code."""
     try:
         ended = follow(client, study.id, console(sys.stderr if as_json else None))
@@ -277,7 +278,7 @@ def watch_to_the_end(client: Client, study: Study, *, as_json: bool) -> int:
     return 0 if ended.study.state == StudyState.COMPLETED else REFUSED
 
 
-def _say_submitted(client: Client, study: Study) -> None:
+def _say_submitted(client: Client, study: StudyView) -> None:
     say(
         f"Study {study.name} submitted",
         f"  Id          {study.id}",

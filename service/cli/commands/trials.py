@@ -21,12 +21,12 @@ from service.cli.views.output import (
     settings_line,
     table,
 )
-from service.client import Study, Trial
-from service.client.answers import WAITING
 from service.states import AttemptState
+from service.studies.schemas import StudyView
+from service.trials.schemas import WAITING, TrialView
 
 _STATES = (WAITING, *AttemptState)
-_PROGRESS: Mapping[str, Callable[[Trial], float | None]] = {
+_PROGRESS: Mapping[str, Callable[[TrialView], float | None]] = {
     "number": lambda trial: trial.number,
     "examples": lambda trial: trial.examples_seen,
     "time": lambda trial: trial.train_seconds,
@@ -82,20 +82,20 @@ def trials(
         say("* the best trial")
 
 
-def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
+def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) -> None:
     """Writes a table of trials to stdout, with a column for each hyperparameter where a line has the room."""
     best = study.best.trial_number if study.best else None
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     first = ("trial", "state", _heading(study.metric or "value"))
 
-    def cells(trial: Trial) -> list[object]:
+    def cells(trial: TrialView) -> list[object]:
         mark = " *" if trial.number == best else ""
         return [f"{trial.number}{mark}", trial.state, number(trial.value)]
 
-    def values(trial: Trial) -> list[str]:
+    def values(trial: TrialView) -> list[str]:
         return [setting(trial.params[name]) if name in trial.params else "-" for name in names]
 
-    def progress(trial: Trial) -> list[object]:
+    def progress(trial: TrialView) -> list[object]:
         seconds, rung = trial.train_seconds, trial.best_rung
         return [
             trial.examples_seen,
@@ -103,7 +103,7 @@ def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
             "-" if rung is None else rung,
         ]
 
-    def notes(trial: Trial) -> list[str]:
+    def notes(trial: TrialView) -> list[str]:
         return [verdicts_line(trial), "-" if trial.state == AttemptState.COMPLETED else trial.reason]
 
     columns: tuple[str, ...] = (*first, *map(_heading, names), "examples")
@@ -124,13 +124,13 @@ def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
     )
 
 
-def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:
+def best_first(study: StudyView, trials: Iterable[TrialView]) -> list[TrialView]:
     """The search's completed trials that break no constraint, the best first. Repeats are left out."""
     ranked = [t for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
     return in_order(study, ranked, "value")
 
 
-def in_order(study: Study, trials: Sequence[Trial], key: str) -> list[Trial]:
+def in_order(study: StudyView, trials: Sequence[TrialView], key: str) -> list[TrialView]:
     """The trials by `key`: those without a value for it last, equal ones by number.
 
     Raises:
@@ -145,7 +145,9 @@ def in_order(study: Study, trials: Sequence[Trial], key: str) -> list[Trial]:
     return [t for _, t in sorted(present, key=lambda pair: pair[0], reverse=largest_first)] + absent
 
 
-def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[[Trial], Any], bool]:
+def _reading(
+    study: StudyView, trials: Sequence[TrialView], key: str
+) -> tuple[Callable[[TrialView], Any], bool]:
     """What a trial is sorted by, and whether the largest comes first."""
     from search_spaces.definition import DIRECTIONS
     from search_spaces.recipe import SYNONYMS
@@ -165,14 +167,14 @@ def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[
     raise CommandError(_unknown("--sort", key, known, meant))
 
 
-def settings(trial: Trial) -> str:
+def settings(trial: TrialView) -> str:
     """A trial's hyperparameters, or what a repeat runs again in place of those it shares."""
     if trial.repeat_of is not None:
         return f"trial {trial.repeat_of} again, seed={trial.seed}"
     return settings_line(trial.params)
 
 
-def verdicts_line(trial: Trial) -> str:
+def verdicts_line(trial: TrialView) -> str:
     """The verdicts on a trial in short; `-` where its curves say nothing."""
     told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
     broke = [] if trial.feasible else ["breaks a constraint"]

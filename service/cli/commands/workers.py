@@ -22,7 +22,7 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
     if context.invoked_subcommand is not None:
         return
     with connect(server) as client:
-        fleet = client.fleet()
+        fleet = client.workers()
     if as_json:
         say_json(fleet.document())
         return

@@ -23,8 +23,9 @@ from service.cli.study_file import read_study_file
 from service.cli.views.changes import Snapshot
 from service.cli.views.output import console, say, say_error, say_note
 from service.cli.views.summary import best_trial, comparison, summary
-from service.client import Client, ClientError, Study, UnreachableError
+from service.client import Client, ClientError, UnreachableError
 from service.states import StudyState
+from service.studies.schemas import StudyView
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -90,7 +91,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _follow_or_cancel(client: Client, study: Study) -> Snapshot:
+def _follow_or_cancel(client: Client, study: StudyView) -> Snapshot:
     """Follows the study; on Ctrl-C cancels it, or the next demo in this home would train it as well."""
     try:
         return follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from service.cli.views.live_table import counts_line, standstill
 from service.cli.views.output import number, one_line, settings_line
-from service.client import Study, Trial
 from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A study and its trials at one moment."""
 
-    study: Study
-    trials: Sequence[Trial]
+    study: StudyView
+    trials: Sequence[TrialView]
 
 
 def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
@@ -46,7 +47,7 @@ def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
     return of_trials + lines if study.ended else lines + of_trials
 
 
-def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Study) -> list[str]:
+def _trial_changes(state: str | None, rungs_told: int, trial: TrialView, study: StudyView) -> list[str]:
     """What is new about a trial that was in `state` and whose first `rungs_told` rungs are known."""
     name = f"trial {trial.number}"
     running = trial.state == AttemptState.RUNNING
@@ -60,7 +61,7 @@ def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Stud
     return lines
 
 
-def _end_line(name: str, trial: Trial, study: Study) -> list[str]:
+def _end_line(name: str, trial: TrialView, study: StudyView) -> list[str]:
     if trial.state == AttemptState.COMPLETED:
         return [f"{name} completed {study.metric} {number(trial.value)}"]
     if trial.finished or trial.state in UNFINISHED_ATTEMPT_STATES:

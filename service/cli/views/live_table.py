@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.views.output import duration, number, one_line, setting, settings_line
-from service.client import ListedStudy, Study, Trial
 from service.states import TRAINING, AttemptState, StudyState
+from service.studies.schemas import ListedStudy, StudyView
+from service.trials.schemas import TrialView
 
 _BAR_WIDTH = 8
 _TABLE_HEADER = 2
@@ -34,14 +35,14 @@ def counts_line(study: ListedStudy) -> str:
     return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trial yet"
 
 
-def elapsed(study: Study, now: datetime) -> float:
+def elapsed(study: StudyView, now: datetime) -> float:
     """Seconds since the study started, until it ended or was paused; 0 before it starts."""
     if study.started_at is None:
         return 0.0
     return max(0.0, ((study.ended_at or study.paused_at or now) - study.started_at).total_seconds())
 
 
-def standstill(study: Study) -> str:
+def standstill(study: StudyView) -> str:
     """Why nothing goes on, and what to do about it; empty where something does."""
     if study.ended:
         return ""
@@ -50,13 +51,13 @@ def standstill(study: Study) -> str:
     return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
 
 
-def waits_for(study: Study) -> str:
+def waits_for(study: StudyView) -> str:
     """What an active study waits for; empty where it trains, or is paused."""
     active = study.state in (StudyState.QUEUED, StudyState.RUNNING)
     return study.reason if active and study.reason != TRAINING else ""
 
 
-def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]:
+def choose_rows(study: StudyView, trials: Sequence[TrialView], rows: int) -> list[TrialView]:
     """The trials to show when there is room for `rows`, by number.
 
     Unfinished trials come first; then the best trial; then the others, newest end first.
@@ -76,7 +77,7 @@ def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]
 
 
 def render(
-    study: Study, trials: Sequence[Trial], now: datetime, height: int, *, message: str = ""
+    study: StudyView, trials: Sequence[TrialView], now: datetime, height: int, *, message: str = ""
 ) -> RenderableType:
     """The study as a table at most `height` lines high, one line per trial.
 
@@ -102,7 +103,7 @@ def render(
     return Group(*lines, *below)
 
 
-def _header(study: Study, now: datetime) -> Text:
+def _header(study: StudyView, now: datetime) -> Text:
     ended = sum(getattr(study.counts, state) for state in _FINISHED)
     # Repeats are planned for; until the search has ended they are not certain to come.
     planned = study.trials_requested or 0
@@ -117,7 +118,7 @@ def _header(study: Study, now: datetime) -> Text:
     return line
 
 
-def _best(study: Study) -> Text:
+def _best(study: StudyView) -> Text:
     if study.best is None:
         return _line(study.reason if study.ended else f"best {study.metric}: none yet", "dim")
     best = study.best
@@ -127,7 +128,7 @@ def _best(study: Study) -> Text:
     return _line(f"{value}: trial {best.trial_number}  {settings_line(best.params)}", "green")
 
 
-def _table(study: Study, trials: Sequence[Trial]) -> Table:
+def _table(study: StudyView, trials: Sequence[TrialView]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     # Only the hyperparameters' columns give way when the terminal is narrow.
     table.add_column("#", justify="right", no_wrap=True)
@@ -159,7 +160,7 @@ def _heading(name: str) -> Text:
     return Text(name.replace("_", "\n", 1), no_wrap=True, overflow="ellipsis")
 
 
-def _bar(trial: Trial) -> RenderableType:
+def _bar(trial: TrialView) -> RenderableType:
     if trial.finished or trial.progress is None:
         return ""
     return ProgressBar(
@@ -167,12 +168,12 @@ def _bar(trial: Trial) -> RenderableType:
     )
 
 
-def _examples(trial: Trial) -> str:
+def _examples(trial: TrialView) -> str:
     total = trial.progress.total_examples if trial.progress else None
     return f"{trial.examples_seen}/{total}" if total else "-"
 
 
-def _last_rung(trial: Trial) -> str:
+def _last_rung(trial: TrialView) -> str:
     if not trial.rungs:
         return "-"
     last = trial.rungs[-1]

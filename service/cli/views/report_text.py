@@ -22,8 +22,9 @@ from service.cli.views.output import (
     settings_line,
     table,
 )
-from service.client import Report, Study, Trial
-from service.client.reports import Candidate, ParameterImportance
+from service.reports.schemas import ParameterImportanceView, ReportView
+from service.studies.schemas import StudyView
+from service.trials.schemas import CandidateView, TrialView
 
 _TOP = 5
 """Trials in the list of the best."""
@@ -63,7 +64,7 @@ class Section:
     blocks: Sequence[str | Grid | Point]
 
 
-def sections(report: Report, trials: Sequence[Trial], server: str) -> list[Section]:
+def sections(report: ReportView, trials: Sequence[TrialView], server: str) -> list[Section]:
     """The whole report.
 
     Args:
@@ -125,7 +126,7 @@ def markdown(parts: Sequence[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mean_and_spread(candidate: Candidate) -> str:
+def mean_and_spread(candidate: CandidateView) -> str:
     """`0.412 ± 0.008`; `-` without a run."""
     if candidate.mean is None:
         return "-"
@@ -138,19 +139,19 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def chance(parameter: ParameterImportance) -> str:
+def chance(parameter: ParameterImportanceView) -> str:
     """Whether an importance is above what chance gives, or why there is none."""
     if parameter.above_chance is None:
         return parameter.reason or "-"
     return "yes" if parameter.above_chance else "no"
 
 
-def download_command(study: Study) -> str:
+def download_command(study: StudyView) -> str:
     """What downloads the best adapter; with the study's id where its name would not fit a line."""
     return f"nightsweep adapter {study.name if len(study.name) <= _LONGEST_NAME else study.id}"
 
 
-def _head(report: Report, server: str) -> Iterator[Point]:
+def _head(report: ReportView, server: str) -> Iterator[Point]:
     study = report.study
     ended = f", ended {moment(study.ended_at)}" if study.ended_at else f", as of {moment(report.made_at)}"
     stage = f" ({study.stage})" if study.stage else ""
@@ -174,7 +175,7 @@ def _head(report: Report, server: str) -> Iterator[Point]:
     yield Point(label="Dashboard", text=f"{server}{study.dashboard_path or '/dashboard'}")
 
 
-def _best(report: Report) -> Iterator[str | Grid | Point]:
+def _best(report: ReportView) -> Iterator[str | Grid | Point]:
     best, metric = report.best, report.study.metric
     if best is None:
         broken = any(constraint.broken for constraint in report.constraints)
@@ -194,7 +195,7 @@ def _best(report: Report) -> Iterator[str | Grid | Point]:
         yield Point(label="Download", text=download_command(report.study))
 
 
-def _top(report: Report, trials: Sequence[Trial]) -> Iterator[Grid]:
+def _top(report: ReportView, trials: Sequence[TrialView]) -> Iterator[Grid]:
     found = best_first(report.study, trials)[:_TOP]
     if len(found) > 1:
         yield Grid(
@@ -203,7 +204,7 @@ def _top(report: Report, trials: Sequence[Trial]) -> Iterator[Grid]:
         )
 
 
-def _front(report: Report) -> Iterator[str | Grid]:
+def _front(report: ReportView) -> Iterator[str | Grid]:
     front = report.study.pareto_front
     if not front:
         return
@@ -223,7 +224,7 @@ def _front(report: Report) -> Iterator[str | Grid]:
     )
 
 
-def _importance(report: Report) -> Iterator[str | Grid]:
+def _importance(report: ReportView) -> Iterator[str | Grid]:
     found = report.importance
     if any(p.importance is not None for p in found.parameters):
         yield Grid(
@@ -233,7 +234,7 @@ def _importance(report: Report) -> Iterator[str | Grid]:
     yield found.sentence
 
 
-def _verdicts(report: Report) -> Iterator[Grid]:
+def _verdicts(report: ReportView) -> Iterator[Grid]:
     if report.verdicts:
         yield Grid(
             columns=("verdict", "trials", "meaning"),
@@ -244,7 +245,7 @@ def _verdicts(report: Report) -> Iterator[Grid]:
         )
 
 
-def _advice(report: Report) -> Iterator[Point]:
+def _advice(report: ReportView) -> Iterator[Point]:
     for advice in report.advice:
         yield Point(text=advice.sentence)
     for constraint in report.constraints:
@@ -253,7 +254,7 @@ def _advice(report: Report) -> Iterator[Point]:
             yield Point(text=f"constraint {constraint.name}: broken by {count} completed trials.")
 
 
-def _cost(report: Report) -> Iterator[Point]:
+def _cost(report: ReportView) -> Iterator[Point]:
     cost = report.cost
     yield Point(text=f"{cost.gpu_hours:.3g} GPU-hours, {cost.worker_hours:.3g} worker-hours")
     saved = cost.examples_saved_by_pruning, cost.examples_saved_by_divergence

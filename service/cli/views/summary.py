@@ -7,18 +7,18 @@ from datetime import UTC, datetime
 from service.cli.views.changes import Snapshot
 from service.cli.views.live_table import counts_line, elapsed
 from service.cli.views.output import duration, number, one_line, setting
-from service.client import Trial
 from service.states import AttemptState, StudyState
+from service.trials.schemas import TrialView
 
 
-def best_trial(snapshot: Snapshot) -> Trial | None:
+def best_trial(snapshot: Snapshot) -> TrialView | None:
     best = snapshot.study.best
     if best is None:
         return None
     return next((trial for trial in snapshot.trials if trial.number == best.trial_number), None)
 
 
-def worst_completed_trial(snapshot: Snapshot) -> Trial | None:
+def worst_completed_trial(snapshot: Snapshot) -> TrialView | None:
     """The search's completed trial with the worst value, by the study's direction."""
     completed = [
         (trial.value, trial)

@@ -15,13 +15,15 @@ from service.cli.operations import demo
 from service.cli.operations.demo import demo_settings, ending, free_port, sigterm_as_interrupt
 from service.cli.views.changes import Snapshot
 from service.cli.views.summary import comparison, summary
-from service.client import Study, Trial
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 
 def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
     return Snapshot(
-        study=Study.model_validate(study_json(**study)), trials=[Trial.model_validate(one) for one in trials]
+        study=StudyView.model_validate(study_json(**study)),
+        trials=[TrialView.model_validate(one) for one in trials],
     )
 
 
@@ -57,7 +59,7 @@ def test_the_demo_has_a_home_of_its_own_and_may_read_the_quickstart(
 
 def test_the_demo_ends_with_all_that_it_found(tmp_path: Path) -> None:
     settings = demo_settings(tmp_path, tmp_path / "my home", 4711)
-    best = trial_json(0, value=0.4, adapter={"path": "/home/a/best", "url": None})
+    best = trial_json(0, value=0.4, adapter={"path": "/home/a/best", "url": "/v1/adapter"})
     ended = snapshot(
         best,
         trial_json(1, value=1.6),
@@ -133,15 +135,15 @@ def test_an_interrupted_demo_waits_until_its_study_is_cancelled(monkeypatch: pyt
         def cancel(self, study: str) -> None:
             asked.append("cancel")
 
-        def study(self, study: str) -> Study:
+        def study(self, study: str) -> StudyView:
             asked.append("study")
             state = "running" if asked.count("study") == 1 else "cancelled"
-            return Study.model_validate(study_json(state=state))
+            return StudyView.model_validate(study_json(state=state))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo._follow_or_cancel(FakeClient(), Study.model_validate(study_json()))  # type: ignore[arg-type]
+        demo._follow_or_cancel(FakeClient(), StudyView.model_validate(study_json()))  # type: ignore[arg-type]
     assert asked == ["cancel", "study", "study"]

@@ -15,7 +15,9 @@ from service.cli import options
 from service.cli.root import app
 from service.cli.views.changes import Snapshot
 from service.cli.views.summary import comparison, summary
-from service.client import Client, Study, Trial
+from service.client import Client
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import FakeApi, Reply, study_json, trial_json
 
 JUDGEMENT = {
@@ -180,7 +182,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
 
 
 def test_a_report_is_text_for_people_in_a_pipe_too(run: Any) -> None:
-    adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": None}
+    adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": "/v1/adapter"}
     found = answer(REPORT | {"best": BEST | {"adapter": adapter}})
     lines = run(replies() | {"GET /v1/studies/tone/report": found}, "report", "tone").stdout.splitlines()
     assert max(len(line) for line in lines) <= 80
@@ -244,7 +246,7 @@ def test_trials_show_verdicts_and_what_repeats_repeat(run: Any) -> None:
 
 
 def test_a_summary_says_what_repeats_and_front_came_to() -> None:
-    ended = Study.model_validate(
+    ended = StudyView.model_validate(
         study_json(
             state="completed",
             best=study_json()["best"] | {"sentence": "Trial 0 and trial 1 are distinguishable (p = 0.01)."},
@@ -252,7 +254,7 @@ def test_a_summary_says_what_repeats_and_front_came_to() -> None:
         )
     )
     trials = [
-        Trial.model_validate(document)
+        TrialView.model_validate(document)
         for document in (
             trial_json(0, value=0.412),
             trial_json(1, value=0.5),

@@ -10,22 +10,23 @@ import pytest
 from rich.console import Console
 
 from service.cli.views.live_table import choose_rows, counts_line, elapsed, render
-from service.client import Study, Trial
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 NOW = datetime(2026, 7, 1, 22, 5, 5, tzinfo=UTC)
 
 
-def study(**changes: Any) -> Study:
-    return Study.model_validate(study_json(**changes))
+def study(**changes: Any) -> StudyView:
+    return StudyView.model_validate(study_json(**changes))
 
 
-def trial(number: int, state: str = "completed", **changes: Any) -> Trial:
-    return Trial.model_validate(trial_json(number, state, **changes))
+def trial(number: int, state: str = "completed", **changes: Any) -> TrialView:
+    return TrialView.model_validate(trial_json(number, state, **changes))
 
 
 def text(
-    study: Study, trials: list[Trial], *, width: int = 120, height: int = 40, message: str = ""
+    study: StudyView, trials: list[TrialView], *, width: int = 120, height: int = 40, message: str = ""
 ) -> list[str]:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(render(study, trials, NOW, height, message=message))
