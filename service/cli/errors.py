@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from search_spaces.errors import MANY_NAMES, Fault
+from search_spaces.faults import translate
 from service.answers import ProblemFault
 from service.cli.views.output import say_error
 from service.client import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
@@ -24,12 +26,6 @@ REFUSED = 1
 WRONG_USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_WORDS = {
-    "Value error, ": "",
-    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
-    "Input should be greater than or equal to": "must be at least",
-    "Input should be less than or equal to": "must be at most",
-}
 
 
 class CommandError(Exception):
@@ -87,20 +83,14 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
     raise error
 
 
-def _in_our_words(message: str) -> str:
-    """What pydantic says of an option's value, in the words of the service's own faults."""
-    for theirs, ours in _WORDS.items():
-        message = message.replace(theirs, ours)
-    return message
-
-
 @contextmanager
 def errors_explained() -> Iterator[None]:
     """Turns a person's mistakes and a server's answers into sentences on stderr and an exit code."""
     try:
         yield
     except typer.BadParameter as error:
-        error.message = _in_our_words(error.message)
+        if isinstance(error.__cause__, ValidationError):
+            error.message = translate(error.__cause__)[0].message
         raise
     except CommandError as error:
         say_error(str(error))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.errors import REFUSED
+from service.cli.in_process import build_settings
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
 from service.cli.views.output import one_line, say_error, say_json
@@ -61,7 +62,6 @@ def _planned_there(server: str, definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planned_here(definition: dict[str, Any]) -> dict[str, Any]:
-    from service.cli.operations.servers import build_settings
     from service.errors import ServiceError
     from service.plans.commands import local_plan
 

@@ -11,9 +11,9 @@ import typer
 from service.cli.errors import CommandError, Commands
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
-from service.cli.views.output import moment, number, one_line, say, say_json, setting, table
+from service.cli.views.output import moment, say, say_json, table
+from service.cli.views.schedules import show_runs, show_schedule, what_changed
 from service.schedules.schemas import ScheduleEventView, ScheduleView
-from service.studies.schemas import ListedStudy
 
 schedules = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."
@@ -202,13 +202,7 @@ def runs(
                 break
             if event.kind in ("skipped", "failed"):
                 missed.append(event)
-    rows = [*((study.created_at, _run(study)) for study in sweeps), *((e.at, _missed(e)) for e in missed)]
-    newest = sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
-    table(
-        ("study", "for", "state", "trials", "best", "reason"),
-        [row for _, row in newest],
-        empty="No sweeps.",
-    )
+    show_runs(sweeps, missed, limit)
 
 
 @schedules.command()
@@ -223,7 +217,7 @@ def history(
         return
     table(
         ("at", "by", "what"),
-        [(moment(event.at), event.asked_by or "-", _what(event)) for event in events],
+        [(moment(event.at), event.asked_by or "-", what_changed(event)) for event in events],
         empty="No history: an earlier version of Nightsweep made this schedule.",
     )
 
@@ -255,55 +249,5 @@ def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
 def _say(schedule: ScheduleView, as_json: bool) -> None:
     if as_json:
         say_json(schedule.document())
-        return
-    say(
-        f"Schedule {schedule.name} ({'enabled' if schedule.enabled else 'disabled'})",
-        f"  Id            {schedule.id}",
-        f"  Cron          {schedule.cron} ({schedule.timezone})",
-        f"  Next firing   {moment(schedule.next_fire_at)}",
-        f"  Last firing   {moment(schedule.last_fired_for)}",
-        f"  Seed          {schedule.definition.get('search', {}).get('seed', '-')}",
-        f"  Overlap       {schedule.overlap}",
-        f"  Repeats       {_repeats(schedule)}",
-        f"  Studies       {schedule.studies}",
-        f"  Last sweep    {_sweep(schedule)}",
-        f"  Last skipped  {_skip(schedule)}",
-        f"  Owner         {schedule.owner or '-'}",
-    )
-
-
-def _repeats(schedule: ScheduleView) -> str:
-    if schedule.repeat_configurations:
-        return "configurations are evaluated again in each sweep"
-    return "no configuration is evaluated again on the same data"
-
-
-def _skip(schedule: ScheduleView) -> str:
-    skip = schedule.last_skipped
-    return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
-
-
-def _run(study: ListedStudy) -> tuple[object, ...]:
-    best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
-    trials = study.counts.total - study.counts.repeats
-    return study.name, moment(study.fired_for), study.state, trials, best, study.reason
-
-
-def _missed(event: ScheduleEventView) -> tuple[object, ...]:
-    return "-", moment(event.fired_for), event.kind, "-", "-", event.message
-
-
-def _what(event: ScheduleEventView) -> str:
-    if not event.changes:
-        return event.message
-    return "; ".join(
-        f"{key}: {setting(change.get('from'))} -> {setting(change.get('to'))}"
-        for key, change in event.changes.items()
-    )
-
-
-def _sweep(schedule: ScheduleView) -> str:
-    sweep = schedule.last_sweep
-    if sweep is None:
-        return "-"
-    return f"{sweep.name} {sweep.state}" + (f": {one_line(sweep.reason)}" if sweep.reason else "")
+    else:
+        show_schedule(schedule)

@@ -8,24 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.commands.watch import follow
 from service.cli.errors import INTERRUPTED, REFUSED, CommandError
+from service.cli.follow import follow
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, StudyName, connect
 from service.cli.study_file import read_study_file
-from service.cli.views.live_table import counts_line
-from service.cli.views.output import (
-    console,
-    indented,
-    moment,
-    number,
-    one_line,
-    say,
-    say_json,
-    say_note,
-    settings_line,
-    table,
-)
-from service.cli.views.summary import summary
+from service.cli.views.output import console, moment, number, one_line, say, say_json, say_note, table
+from service.cli.views.standing import counts_line
+from service.cli.views.studies import show_study, summary
 from service.client import Client
 from service.states import StudyState
 from service.studies.schemas import StudyView
@@ -121,47 +110,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     if as_json:
         say_json(found.document())
         return
-    definition = found.definition
-    rows: list[tuple[str, object]] = [
-        ("name", found.name),
-        ("id", found.id),
-        ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
-        ("trials", f"{counts_line(found)}; {_requested(found)} requested"),
-        ("owner", found.owner or "-"),
-        ("created", moment(found.created_at)),
-        ("started", moment(found.started_at)),
-        ("ended", moment(found.ended_at)),
-        ("schedule", f"{found.schedule}, for {moment(found.fired_for)}" if found.schedule else "-"),
-        ("objective", f"{definition['objective']['direction']} {found.metric}"),
-        ("model", definition["model"]["id"]),
-    ]
-    if found.base_seed is not None:
-        seed = definition.get("search", {}).get("seed")
-        rows.append(("seed", f"{seed}, which follows from the schedule's {found.base_seed} and the firing"))
-    if found.stage:
-        rows.insert(3, ("stage", found.stage))
-    if found.paused_at:
-        rows.append(("paused", moment(found.paused_at)))
-    elif found.deadline and not found.ended:
-        rows.append(("until", moment(found.deadline)))
-    if found.preparation:
-        rows += [("prepared", one_line(note)) for note in found.preparation.notes]
-    if found.best:
-        best = found.best
-        rows.append(
-            ("best", f"{number(best.value)}, trial {best.trial_number}: {settings_line(best.params)}")
-        )
-        if best.sentence:
-            rows.append(("repeats", one_line(best.sentence)))
-    rows.append(("dashboard", dashboard))
-    out = console()
-    for label, value in rows:
-        say(*indented(str(value), out, 0, first=f"{label:<10}  "))
-    say(f"The whole definition: nightsweep show {found.name} --json")
-
-
-def _requested(study: StudyView) -> object:
-    return "all" if study.trials_requested is None else study.trials_requested
+    show_study(found, dashboard)
 
 
 def watch(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:

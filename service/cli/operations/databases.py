@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from search_spaces.wording import counted
 from service.cli.errors import REFUSED, Commands
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import say, say_error, say_json
 
@@ -53,7 +54,7 @@ def check(home: Home = None, as_json: Json = False) -> None:
             say_error(str(violation))
         say(
             f"The database has the tables of this version; {len(integrity.SENTENCES)} rules were checked, "
-            f"{_counted(len(violations), 'violation')} found."
+            f"{counted(len(violations), 'violation')} found."
         )
     if violations:
         raise typer.Exit(REFUSED)
@@ -91,8 +92,4 @@ def restore(file: BackupFile, home: Home = None) -> None:
 
 
 def _contents(studies: int, rows: int) -> str:
-    return f"{_counted(studies, 'study', 'studies')}, {_counted(rows, 'row')}"
-
-
-def _counted(number: int, one: str, more: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
+    return f"{counted(studies, 'study', 'studies')}, {counted(rows, 'row')}"

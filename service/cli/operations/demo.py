@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.commands.watch import follow
 from service.cli.errors import INTERRUPTED, REFUSED, CommandError
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.follow import follow
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Port
 from service.cli.study_file import read_study_file
-from service.cli.views.changes import Snapshot
 from service.cli.views.output import console, say, say_error, say_note
-from service.cli.views.summary import best_trial, comparison, summary
+from service.cli.views.standing import StudySnapshot, best_trial
+from service.cli.views.studies import comparison, summary
 from service.client import Client, ClientError, UnreachableError
 from service.states import StudyState
 from service.studies.schemas import StudyView
@@ -91,7 +91,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _follow_or_cancel(client: Client, study: StudyView) -> Snapshot:
+def _follow_or_cancel(client: Client, study: StudyView) -> StudySnapshot:
     """Follows the study; on Ctrl-C cancels it, or the next demo in this home would train it as well."""
     try:
         return follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)
@@ -147,7 +147,7 @@ def free_port(host: str, wanted: int) -> int:
     raise CommandError(f"no port is free at {host}")
 
 
-def ending(snapshot: Snapshot, dashboard_url: str, settings: Settings) -> list[str]:
+def ending(snapshot: StudySnapshot, dashboard_url: str, settings: Settings) -> list[str]:
     """What the demo prints last."""
     lines = summary(snapshot, dashboard_url)
     home = shlex.quote(str(settings.home))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from service.cli.errors import Commands
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import moment, say, say_json, say_note, table
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from service.cli.views.live_table import counts_line, standstill
 from service.cli.views.output import number, one_line, settings_line
+from service.cli.views.standing import StudySnapshot, counts_line, standstill
 from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 
 
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A study and its trials at one moment."""
-
-    study: StudyView
-    trials: Sequence[TrialView]
-
-
-def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
+def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:
     """The lines that lead from `before` to `after`, trials by number.
 
     Without a `before`, the lines say where everything stands and leave out how it came there.

@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.views.output import duration, number, one_line, setting, settings_line
-from service.states import TRAINING, AttemptState, StudyState
-from service.studies.schemas import ListedStudy, StudyView
+from service.cli.views.output import duration, heading, number, one_line, setting, settings_line
+from service.cli.views.standing import ENDED_STATES, counts_line, elapsed, standstill, waits_for
+from service.states import AttemptState, StudyState
+from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 
 _BAR_WIDTH = 8
@@ -25,36 +26,6 @@ _STATE_STYLES: dict[str, str] = {
     AttemptState.OUT_OF_MEMORY: "red",
     AttemptState.FAILED: "red",
 }
-_FINISHED = ("completed", "pruned", "diverged", "out_of_memory", "failed", "cancelled")
-
-
-def counts_line(study: ListedStudy) -> str:
-    """How many trials are in each state, in words, leaving out the states that none is in."""
-    counts = study.counts.model_dump()
-    parts = [f"{counts[state]} {state.replace('_', ' ')}" for state in ("running", "waiting", *_FINISHED)]
-    return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trial yet"
-
-
-def elapsed(study: StudyView, now: datetime) -> float:
-    """Seconds since the study started, until it ended or was paused; 0 before it starts."""
-    if study.started_at is None:
-        return 0.0
-    return max(0.0, ((study.ended_at or study.paused_at or now) - study.started_at).total_seconds())
-
-
-def standstill(study: StudyView) -> str:
-    """Why nothing goes on, and what to do about it; empty where something does."""
-    if study.ended:
-        return ""
-    if study.state == StudyState.PAUSED:
-        return f"resume it with: nightsweep resume {study.name}"
-    return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
-
-
-def waits_for(study: StudyView) -> str:
-    """What an active study waits for; empty where it trains, or is paused."""
-    active = study.state in (StudyState.QUEUED, StudyState.RUNNING)
-    return study.reason if active and study.reason != TRAINING else ""
 
 
 def choose_rows(study: StudyView, trials: Sequence[TrialView], rows: int) -> list[TrialView]:
@@ -104,7 +75,7 @@ def render(
 
 
 def _header(study: StudyView, now: datetime) -> Text:
-    ended = sum(getattr(study.counts, state) for state in _FINISHED)
+    ended = sum(getattr(study.counts, state) for state in ENDED_STATES)
     # Repeats are planned for; until the search has ended they are not certain to come.
     planned = study.trials_requested or 0
     if study.counts.repeats:
@@ -156,8 +127,7 @@ def _table(study: StudyView, trials: Sequence[TrialView]) -> Table:
 
 
 def _heading(name: str) -> Text:
-    """A name in two lines, which is narrower."""
-    return Text(name.replace("_", "\n", 1), no_wrap=True, overflow="ellipsis")
+    return Text(heading(name), no_wrap=True, overflow="ellipsis")
 
 
 def _bar(trial: TrialView) -> RenderableType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, SplitReport
+from search_spaces.wording import counted
 from service.cli.views.output import duration, moment, number, one_line
 from service.plans.cluster import quantity
 from service.plans.schemas import (
@@ -33,13 +34,13 @@ def trial_lines(trials: TrialsPlan) -> Iterator[Line]:
     space = "in a continuous space"
     if trials.space_size is not None:
         space = f"of {trials.space_size:,} {'points' if trials.algorithm == 'grid' else 'configurations'}"
-    yield "search", f"{count(trials.search, 'trial')} by {trials.algorithm}, {space}"
+    yield "search", f"{counted(trials.search, 'trial')} by {trials.algorithm}, {space}"
     if trials.range_test:
-        yield "range test", f"{count(trials.range_test, 'sweep')} of the learning rate before it"
+        yield "range test", f"{counted(trials.range_test, 'sweep')} of the learning rate before it"
     if trials.repeats:
         yield (
             "repeats",
-            f"up to {count(trials.repeats, 'run')} of the best recipes with other seeds after it",
+            f"up to {counted(trials.repeats, 'run')} of the best recipes with other seeds after it",
         )
 
 
@@ -82,8 +83,8 @@ def training_lines(training: TrainingPlan) -> Iterator[Line]:
         yield (
             name,
             (
-                f"{trial.examples:,} examples, {trial.tokens:,} tokens, {count(trial.steps, 'step')} of"
-                f" batch {trial.batch_size}, {count(trial.evaluations, 'evaluation')}"
+                f"{trial.examples:,} examples, {trial.tokens:,} tokens, {counted(trial.steps, 'step')} of"
+                f" batch {trial.batch_size}, {counted(trial.evaluations, 'evaluation')}"
             ),
         )
     if training.range_test is not None or training.repeats is not None:
@@ -133,7 +134,7 @@ def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
     peak = memory.earlier_peak
     if peak is not None:
         devices = f" on {', '.join(peak.devices)}" if peak.devices else ""
-        yield "measured", f"{_size(peak.bytes)} at most, of {count(peak.trials, 'earlier trial')}{devices}"
+        yield "measured", f"{_size(peak.bytes)} at most, of {counted(peak.trials, 'earlier trial')}{devices}"
     else:
         yield "measured", f"unknown: {memory.earlier_peak_unknown}"
 
@@ -148,7 +149,7 @@ def time_lines(time: TimePlan) -> Iterator[Line]:
             (
                 f"{number(time.examples_per_second)} examples a second"
                 f" ({'evaluation included' if time.includes_evaluation else 'evaluation left out'}),"
-                f" median of {count(time.earlier_trials, 'earlier trial')} on {data}{devices}"
+                f" median of {counted(time.earlier_trials, 'earlier trial')} on {data}{devices}"
             ),
         )
     if time.shortest_trial is not None and time.longest_trial is not None:
@@ -167,22 +168,17 @@ def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
     if cluster.unknown is not None or cluster.nodes is None:
         yield "unknown", cluster.unknown or ""
         return
-    has = f"{count(cluster.nodes, 'node')}, {quantity(cluster.cpus, 'CPU')}, {quantity(cluster.gpus, 'GPU')}"
+    has = (
+        f"{counted(cluster.nodes, 'node')}, {quantity(cluster.cpus, 'CPU')}, {quantity(cluster.gpus, 'GPU')}"
+    )
     yield "machines", f"{has}, unchanged since {moment(cluster.seen_at)}"
     each = quantity(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
-    yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
-
-
-def count(number_of: int, what: str) -> str:
-    """`3 rows`, `1 row`."""
-    return f"{number_of:,} {what}{'s' * (number_of != 1)}"
+    yield "room for", f"{counted(cluster.workers or 0, 'worker')} of {each} each"
 
 
 def span(ends: Span) -> str:
     """`3 to 5`; one number where it is certain."""
-    if ends.at_least == ends.at_most:
-        return f"{ends.at_least:,}"
-    return f"{ends.at_least:,} to {ends.at_most:,}"
+    return _between(f"{ends.at_least:,}", f"{ends.at_most:,}")
 
 
 def _amount(amount: Amount) -> str:
@@ -209,10 +205,12 @@ def _size(count: int) -> str:
 
 
 def _sizes(span: Span) -> str:
-    low, high = _size(span.at_least), _size(span.at_most)
-    return low if low == high else f"{low} to {high}"
+    return _between(_size(span.at_least), _size(span.at_most))
 
 
 def _durations(seconds: Seconds) -> str:
-    low, high = duration(seconds.at_least), duration(seconds.at_most)
+    return _between(duration(seconds.at_least), duration(seconds.at_most))
+
+
+def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.data_report import DataReport, DecodedExample
+from search_spaces.wording import counted
 from service.cli.views.output import console, one_line, printable, say
 from service.cli.views.plan_lines import (
     Line,
     balance_line,
     cluster_lines,
-    count,
     memory_lines,
     span,
     split_lines,
@@ -84,7 +84,7 @@ def _show_data(out: Console, data: DataReport) -> None:
             table.add_row(label, *(split.get(label, "-") for split in cells))
         out.print(Padding(table, (0, 0, 0, 2), expand=False))
         if data.overlap_rows is not None:
-            _lines(out, [("overlap", f"{count(data.overlap_rows, 'eval row')} found in the train data")])
+            _lines(out, [("overlap", f"{counted(data.overlap_rows, 'eval row')} found in the train data")])
         for name, split in splits:
             for what, balance in (("labels", split.labels), ("tasks", split.tasks)):
                 if balance is not None:
@@ -102,7 +102,7 @@ def _show_data(out: Console, data: DataReport) -> None:
 
 def _show_example(out: Console, example: DecodedExample) -> None:
     place = printable(example.place.rpartition("/")[2])
-    out.print(Padding(Text(f"{place}, {count(example.tokens, 'token')}"), (0, 0, 0, 2), expand=False))
+    out.print(Padding(Text(f"{place}, {counted(example.tokens, 'token')}"), (0, 0, 0, 2), expand=False))
     text = Text()
     for segment in example.segments:
         if out.is_terminal:

@@ -13,15 +13,15 @@ import pytest
 from service.cli.errors import CommandError
 from service.cli.operations import demo
 from service.cli.operations.demo import demo_settings, ending, free_port, sigterm_as_interrupt
-from service.cli.views.changes import Snapshot
-from service.cli.views.summary import comparison, summary
+from service.cli.views.standing import StudySnapshot
+from service.cli.views.studies import comparison, summary
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 
-def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
-    return Snapshot(
+def snapshot(*trials: dict[str, Any], **study: Any) -> StudySnapshot:
+    return StudySnapshot(
         study=StudyView.model_validate(study_json(**study)),
         trials=[TrialView.model_validate(one) for one in trials],
     )

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from service.cli import options
 from service.cli.root import app
-from service.cli.views.changes import Snapshot
-from service.cli.views.summary import comparison, summary
+from service.cli.views.standing import StudySnapshot
+from service.cli.views.studies import comparison, summary
 from service.client import Client
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
@@ -261,7 +261,7 @@ def test_a_summary_says_what_repeats_and_front_came_to() -> None:
             trial_json(2, value=0.9, repeat_of=1, seed=43),
         )
     ]
-    snapshot = Snapshot(study=ended, trials=trials)
+    snapshot = StudySnapshot(study=ended, trials=trials)
     lines = summary(snapshot, "http://d")
     assert "  Repeats     Trial 0 and trial 1 are distinguishable (p = 0.01)." in lines
     assert "  Pareto      trials 3, 1" in lines

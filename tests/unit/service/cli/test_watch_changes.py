@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from service.cli.views.changes import Snapshot, changes
+from service.cli.views.changes import changes
+from service.cli.views.standing import StudySnapshot
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 
-def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
-    return Snapshot(
+def snapshot(*trials: dict[str, Any], **study: Any) -> StudySnapshot:
+    return StudySnapshot(
         study=StudyView.model_validate(study_json(**study)),
         trials=[TrialView.model_validate(one) for one in trials],
     )

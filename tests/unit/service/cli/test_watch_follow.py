@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from service.cli.commands.watch import follow
+from service.cli.follow import follow
 from service.client import Client, RefusedError, UnreachableError
 from tests.support.fake_api import FakeApi, Reply, problem, refused, study_json, trial_json
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.views.live_table import choose_rows, counts_line, elapsed, render
+from service.cli.views.live_table import choose_rows, render
+from service.cli.views.standing import counts_line, elapsed
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
