@@ -183,8 +183,10 @@ def same_version(server: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{error.title}.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        raise UnexpectedAnswerError(server, f"{what}; do client and server have one version?") from error
+        raise UnexpectedAnswerError(
+            server, f"{what}; client and server may be of different versions"
+        ) from error
 
 
 def _cause(error: httpx.RequestError) -> str:
-    return "it took too long" if isinstance(error, httpx.TimeoutException) else str(error) or "it hung up"
+    return "timed out" if isinstance(error, httpx.TimeoutException) else str(error) or "connection closed"

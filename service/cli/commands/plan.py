@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search_spaces.wording import counted
 from service.cli.errors import REFUSED
 from service.cli.in_process import build_settings
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
@@ -31,7 +32,7 @@ def plan(
 ) -> None:
     """Show what a study would do and what it would take, with warnings. Nothing is stored.
 
-    Exits with 1 and one line that says why, if every trial would fail or the data or model cannot be read.
+    If every trial would fail, or the data or the model cannot be read, it says why and exits with 1.
     """
     definition = read_study_file(file)
     document = _planned_here(definition) if local else _planned_there(server, definition)
@@ -52,7 +53,7 @@ def plan(
 
 def _why(view: PlanView) -> str:
     first, *others = view.reasons or ["The server found it not acceptable."]
-    more = f" (and {len(others)} more: see the plan)" if others else ""
+    more = f" ({counted(len(others), 'more reason')} in the plan)" if others else ""
     return one_line(first) + more
 
 

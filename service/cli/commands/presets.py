@@ -1,4 +1,4 @@
-"""The command about the catalog of search spaces."""
+"""The command about presets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def search_spaces(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """List the search spaces that come with the service, or show one with the sources of its values."""
+    """List the presets of search presets, or show one with the sources of its values."""
     with connect(server) as client:
         if name is None:
-            spaces = client.presets()
+            presets = client.presets()
             if as_json:
-                say_json([space.document() for space in spaces])
+                say_json([space.document() for space in presets])
                 return
-            rows = [(space.name, ", ".join(space.parameters), space.description) for space in spaces]
+            rows = [(space.name, ", ".join(space.parameters), space.description) for space in presets]
             table(("name", "searches", "description"), rows, empty="No presets.")
             return
         space = client.preset(name)

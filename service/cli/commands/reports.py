@@ -16,7 +16,7 @@ from service.cli.views.trials import show_best
 
 
 def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Show the best completed trial: its value, recipe and adapter, and whether its lead is real."""
+    """Show the best completed trial: value, recipe, adapter, and whether its lead is more than luck."""
     with connect(server) as client:
         trial = client.best(study)
         found = client.study(study)
@@ -28,7 +28,7 @@ def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
 
 
 def importance(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Show which hyperparameters set the best trials apart, by PED-ANOVA."""
+    """Show how important each hyperparameter is, by PED-ANOVA."""
     with connect(server) as client:
         found = client.importance(study)
     if as_json:
@@ -53,9 +53,9 @@ def report(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Report on a study: its best trials, what mattered, what the curves say, advice and cost."""
+    """Report on a study: best trials, hyperparameter importance, diagnoses, advice and cost."""
     if file is not None and as_json:
-        raise CommandError("--markdown and --json exclude each other")
+        raise CommandError("--markdown and --json cannot be used together")
     with connect(server) as client:
         found = client.report(study)
         trials = [] if as_json else client.trials(found.study.id)

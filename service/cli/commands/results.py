@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from search_spaces.wording import counted
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
 from service.cli.views.output import say, say_note
@@ -56,7 +57,7 @@ def export(
         output.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from error
-    say_note(f"{len(all_trials)} trials written to {output}")
+    say_note(f"{counted(len(all_trials), 'trial')} written to {output}")
 
 
 def adapter(
@@ -82,7 +83,7 @@ def adapter(
         chosen = client.best(found.id).number if trial_number is None else trial_number
         folder = output or Path(f"{found.name}-{chosen}-{which}")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CommandError(f"{folder} exists already; name another folder with -o")
+            raise CommandError(f"{folder} already exists; choose another folder with --output")
         client.download_adapter(found.id, chosen, archive, which=which.value)
         archive.seek(0)
         try:

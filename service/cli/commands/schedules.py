@@ -40,7 +40,7 @@ Repeat = Annotated[
     bool | None,
     typer.Option(
         "--repeat-configurations/--no-repeat-configurations",
-        help="Evaluate again what earlier sweeps have evaluated on the same data, or leave it out.",
+        help="Evaluate again what earlier sweeps evaluated on the same data, or leave it out.",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ def list_schedules(
         str | None, typer.Option(help="Only schedules whose names begin with this.", show_default=False)
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(help="Only schedules of this API key's owner.", show_default=False)
+        str | None, typer.Option(help="Only schedules of this owner of an API key.", show_default=False)
     ] = None,
     enabled: Annotated[
         bool | None,
@@ -111,7 +111,7 @@ def add(
 ) -> None:
     """Add a schedule: each firing submits the study once.
 
-    --repeat-configurations lets sweeps evaluate again what earlier ones have evaluated on the same data.
+    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
     """
     definition = read_study_file(file)
     with connect(server) as client:
@@ -155,7 +155,7 @@ def edit(
 ) -> None:
     """Change a schedule. The sweeps that it has made stay as they are; `history` shows the change.
 
-    --repeat-configurations repeats what earlier sweeps evaluated; --no-repeat-configurations does not.
+    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
     """
     changes: dict[str, Any] = given(
         cron=cron, timezone=timezone, name=name, seed=seed, overlap=overlap, repeat_configurations=repeat

@@ -39,12 +39,12 @@ def submit(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Submit a study. Relative paths in the file are looked up beside it first.
+    """Submit a study. Relative paths in the file are looked up in the file's folder first.
 
-    If the answer is lost on the way, the request is sent again; the study is still submitted only once.
+    If the connection breaks, the request is sent again; the study is still submitted only once.
     """
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
-        raise CommandError("--idempotency-key: only printable ASCII characters")
+        raise CommandError("--idempotency-key: must be printable ASCII characters")
     definition = read_study_file(file)
     if name is not None:
         definition["name"] = name
@@ -69,7 +69,7 @@ def studies(
         str | None, typer.Option(help="Only studies whose names begin with this.", show_default=False)
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(help="Only studies of this API key's owner.", show_default=False)
+        str | None, typer.Option(help="Only studies of this owner of an API key.", show_default=False)
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Only studies that this schedule made.", show_default=False)
@@ -131,7 +131,7 @@ def cancel(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
     elif found.ended:
         say(f"Study {found.name} is {found.state}.")
     else:
-        say(f"Study {found.name} is being cancelled; see how it ends with: nightsweep watch {found.name}")
+        say(f"Study {found.name} is being cancelled. Watch it with: nightsweep watch {found.name}")
 
 
 def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
@@ -142,7 +142,7 @@ def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fal
         say_json(found.document())
         return
     if found.pause_requested:
-        say(f"Study {found.name} is being paused: its trials write their checkpoints.")
+        say(f"Study {found.name} is being paused: its trials are writing checkpoints.")
     else:
         say(f"Study {found.name} is {found.state}.")
     say(f"Resume it with: nightsweep resume {found.name}")

@@ -25,18 +25,18 @@ BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, 
 
 @db.command()
 def upgrade(home: Home = None) -> None:
-    """Create the tables of the service and of Optuna, or upgrade them to this version."""
+    """Create the tables of the service and of Optuna, or upgrade them to this version's schema."""
     settings = build_settings(home=home)
     with service_errors_explained():
         from service.db import database
 
         database.upgrade(settings)
-    say("The database has the tables of this version.")
+    say("The database schema is up to date.")
 
 
 @db.command()
 def check(home: Home = None, as_json: Json = False) -> None:
-    """Check the tables, and look for rows that contradict each other; exit 1 if there are any.
+    """Check the database schema, and look for rows that contradict each other; exit 1 if there are any.
 
     The service may be running.
     """
@@ -53,7 +53,7 @@ def check(home: Home = None, as_json: Json = False) -> None:
         for violation in violations:
             say_error(str(violation))
         say(
-            f"The database has the tables of this version; {len(integrity.SENTENCES)} rules were checked, "
+            f"The database schema is up to date; {len(integrity.SENTENCES)} rules were checked, "
             f"{counted(len(violations), 'violation')} found."
         )
     if violations:
@@ -76,7 +76,7 @@ def backup(file: BackupFile, home: Home = None) -> None:
 
 @db.command()
 def restore(file: BackupFile, home: Home = None) -> None:
-    """Restore a backup into an empty database, SQLite or PostgreSQL, whichever it was made from.
+    """Restore a backup into an empty database. SQLite and PostgreSQL read each other's backups.
 
     Studies that had not ended continue as soon as a coordinator runs.
     """

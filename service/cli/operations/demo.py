@@ -65,7 +65,7 @@ def demo(
                 ended = _follow_or_cancel(client, study)
                 say("", *ending(ended, client.dashboard_url(ended.study), settings))
                 if keep_serving:
-                    say("", f"Serving at {server.url} until Ctrl-C.")
+                    say("", f"The service is still running at {server.url}. Press Ctrl-C to stop it.")
                     _wait_for_interrupt()
     except UnreachableError as error:
         say_error(f"the demo's service stopped answering; its logs are in {settings.home / 'logs'}")
@@ -74,7 +74,7 @@ def demo(
         say_note("The demo was stopped.")
         raise typer.Exit(INTERRUPTED) from interrupt
     if ended.study.state != StudyState.COMPLETED or best_trial(ended) is None:
-        say_error(f"the demo's study ended as {ended.study.state}: {ended.study.reason}")
+        say_error(f"the demo's study is {ended.study.state}: {ended.study.reason}")
         raise typer.Exit(REFUSED)
 
 
@@ -141,10 +141,10 @@ def free_port(host: str, wanted: int) -> int:
                 probe.bind((host, port))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise CommandError(f"cannot listen at {host}:{port}: {error.strerror}") from error
+                    raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from error
                 continue
             return int(probe.getsockname()[1])
-    raise CommandError(f"no port is free at {host}")
+    raise CommandError(f"no port is free on {host}")
 
 
 def ending(snapshot: StudySnapshot, dashboard_url: str, settings: Settings) -> list[str]:

@@ -23,7 +23,7 @@ def serve(host: Host = None, port: Port = None, home: Home = None, ray_address: 
 
 
 def api(host: Host = None, port: Port = None, home: Home = None) -> None:
-    """Run only the REST API and the dashboard. This needs neither torch nor Ray."""
+    """Run only the REST API and the dashboard. They need neither torch nor Ray."""
     settings = build_settings(host=host, port=port, home=home)
     with service_errors_explained():
         from service.db import database
@@ -45,7 +45,7 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
 
 def _say_ready(url: str) -> None:
     say(
-        f"Nightsweep serves at {url} until Ctrl-C.",
+        f"Nightsweep is running at {url}. Press Ctrl-C to stop it.",
         f"  Dashboard   {url}/dashboard",
         f"  API         {url}/docs",
     )
@@ -53,5 +53,7 @@ def _say_ready(url: str) -> None:
 
 def _say_ending(settings: Settings) -> None:
     if settings.ray_address is None:
-        limit = f"up to {settings.drain_seconds:g} s"
-        say(f"Stopping. Running trials write their checkpoints first, for {limit}. Ctrl-C again skips that.")
+        say(
+            f"Stopping. Running trials write checkpoints first, for up to {settings.drain_seconds:g} s;"
+            " press Ctrl-C again to skip this."
+        )

@@ -42,9 +42,9 @@ def _trial_changes(state: str | None, rungs_told: int, trial: TrialView, study: 
     running = trial.state == AttemptState.RUNNING
     lines: list[str] = []
     if running and state != trial.state:
-        lines.append(f"{name} running {settings_line(trial.params)}".rstrip())
+        lines.append(f"{name} running: {settings_line(trial.params)}" if trial.params else f"{name} running")
     for rung in trial.rungs[rungs_told:]:
-        lines.append(f"{name} at {rung.rung} examples {study.metric} {number(rung.value)}")
+        lines.append(f"{name} at {rung.rung} examples: {study.metric} {number(rung.value)}")
     if not running and state != trial.state:
         lines.extend(_end_line(name, trial, study))
     return lines
@@ -52,7 +52,7 @@ def _trial_changes(state: str | None, rungs_told: int, trial: TrialView, study: 
 
 def _end_line(name: str, trial: TrialView, study: StudyView) -> list[str]:
     if trial.state == AttemptState.COMPLETED:
-        return [f"{name} completed {study.metric} {number(trial.value)}"]
+        return [f"{name} completed: {study.metric} {number(trial.value)}"]
     if trial.finished or trial.state in UNFINISHED_ATTEMPT_STATES:
         where = f" at {trial.examples_seen} examples" if trial.examples_seen else ""
         reason = f": {one_line(trial.reason)}" if trial.reason else ""

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search_spaces.wording import counted
 from service.cli.views.output import duration, heading, number, one_line, setting, settings_line
 from service.cli.views.standing import ENDED_STATES, counts_line, elapsed, standstill, waits_for
 from service.states import AttemptState, StudyState
@@ -70,7 +71,7 @@ def render(
     if shown:
         lines.append(_table(study, shown))
     if hidden := len(trials) - len(shown):
-        lines.append(_line(f"{hidden} more not shown; all: nightsweep trials {study.name}", "dim"))
+        lines.append(_line(f"{counted(hidden, 'more trial')}: nightsweep trials {study.name}", "dim"))
     return Group(*lines, *below)
 
 
@@ -95,7 +96,7 @@ def _best(study: StudyView) -> Text:
     best = study.best
     value = f"best {study.metric} {number(best.value)}"
     if best.mean is not None:
-        value += f" (mean of {best.n} repeats {number(best.mean)})"
+        value += f" (mean of {counted(best.n, 'repeat')}: {number(best.mean)})"
     return _line(f"{value}: trial {best.trial_number}  {settings_line(best.params)}", "green")
 
 

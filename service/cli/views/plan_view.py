@@ -32,8 +32,8 @@ _EVERY = "Problem. Every trial would fail"
 _WHO = {
     "model": _EVERY,
     "data": _EVERY,
-    "recipe": "Warning. Trials with such a recipe would fail",
-    "host": "Unknown. The machine that made the plan could not read it, though workers may",
+    "recipe": "Warning. Trials with these recipes would fail",
+    "host": "Unknown. The machine that made this plan cannot read it, but the workers may be able to",
 }
 _PLAIN_WIDTH = 100
 """Columns where the output is no terminal."""
@@ -59,7 +59,7 @@ def _show(out: Console, plan: PlanView) -> None:
     if plan.report_unknown is not None:
         _section(out, "Data and model", [("unknown", plan.report_unknown)])
     if plan.training is not None:
-        _section(out, "Training, if nothing ends early", training_lines(plan.training))
+        _section(out, "Training, if no trial ends early", training_lines(plan.training))
         _show_steps(out, plan.training)
     elif plan.report_unknown is None:
         _section(out, "Training", [("unknown", plan.training_unknown or "")])
@@ -74,7 +74,7 @@ def _show_data(out: Console, data: DataReport) -> None:
         (name, split) for name, split in (("train", data.train), ("eval", data.eval)) if split is not None
     ]
     if splits:
-        _heading(out, f"Data, {data.format or 'of no known format'}")
+        _heading(out, f"Data (format: {data.format or 'unknown'})")
         table = Table(box=None, pad_edge=False, show_header=True, header_style="", padding=(0, 2, 0, 0))
         table.add_column("", min_width=_LABEL - 2)
         for name, _ in splits:

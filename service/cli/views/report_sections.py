@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from search_spaces.wording import counted
 from service.cli.views.output import Grid, duration, moment, number, settings_line
 from service.cli.views.standing import best_first, counts_line
 from service.reports.schemas import ImportanceView, ParameterImportanceView, ReportView
@@ -16,7 +17,7 @@ _TOP = 5
 _LONGEST_NAME = 45
 _VERDICT_MEANINGS = {
     "diverged": "the loss or a gradient was not finite, or the loss exploded",
-    "learning_rate_too_high": "the loss went up and down, or a gentler recipe did much better",
+    "learning_rate_too_high": "the loss went up and down, or a trial with a gentler recipe did much better",
     "learning_rate_too_low": "the loss was still falling about as fast as at first",
     "overfitting": "the eval loss rose while the train loss fell",
     "plateaued_early": "the second half of the training brought almost no improvement",
@@ -109,7 +110,7 @@ def _head(report: ReportView, server: str) -> Iterator[Point]:
     yield Point(label="State", text=f"{study.state}{stage}" + (f": {study.reason}" if study.reason else ""))
     if report.seconds is not None:
         yield Point(label="Time", text=f"{duration(report.seconds)}{ended}")
-    repeats = f", of which {study.counts.repeats} repeats" if study.counts.repeats else ""
+    repeats = f", of which {counted(study.counts.repeats, 'repeat')}" if study.counts.repeats else ""
     yield Point(label="Trials", text=f"{counts_line(study)}{repeats}")
     yield Point(label="Model", text=str(study.definition["model"]["id"]))
     yield Point(label="Objective", text=f"{study.definition['objective']['direction']} {study.metric}")
@@ -119,10 +120,11 @@ def _head(report: ReportView, server: str) -> Iterator[Point]:
         test = f" of the range test {study.range_test}" if study.range_test else ""
         yield Point(label="Learning rate", text=f"searched from {low:.3g} to {high:.3g}, the bounds{test}")
     if prepared is not None and (prepared.enqueued or prepared.prior):
-        counts = f"{prepared.enqueued} recipes evaluated first, {prepared.prior} earlier results"
-        yield Point(label="Warm start", text=counts)
+        first, known = counted(prepared.enqueued, "recipe"), counted(prepared.prior, "result")
+        text = f"{first} of an earlier study evaluated first, {known} given to the sampler"
+        yield Point(label="Warm start", text=text)
     for note in prepared.notes if prepared is not None else ():
-        yield Point(label="Prepared", text=note)
+        yield Point(label="Preparation", text=note)
     yield Point(label="Dashboard", text=f"{server}{study.dashboard_path or '/dashboard'}")
 
 
@@ -130,7 +132,7 @@ def _best(report: ReportView) -> Iterator[str | Grid | Point]:
     best, metric = report.best, report.study.metric
     if best is None:
         broken = any(constraint.broken for constraint in report.constraints)
-        yield "None has completed within the constraints." if broken else "None has completed."
+        yield "No completed trial meets the constraints." if broken else "No trial has completed."
         return
     yield f"Trial {best.number}, {metric} {number(best.value)}: {settings_line(best.params)}"
     judged = best.judgement
@@ -156,7 +158,7 @@ def _front(report: ReportView) -> Iterator[str | Grid]:
     front = report.study.pareto_front
     if not front:
         return
-    yield "No other trial is at least as good in all of these and better in one."
+    yield "For each of these trials, no other one is at least as good in all columns and better in one."
     yield front_grid(front, report.study.metric or "value")
 
 
@@ -184,7 +186,7 @@ def _advice(report: ReportView) -> Iterator[Point]:
     for constraint in report.constraints:
         if constraint.broken:
             count = f"{constraint.broken} of {constraint.completed}"
-            yield Point(text=f"constraint {constraint.name}: broken by {count} completed trials.")
+            yield Point(text=f"{count} completed trials break the constraint {constraint.name}.")
 
 
 def _cost(report: ReportView) -> Iterator[Point]:

@@ -29,7 +29,7 @@ def counts_line(study: ListedStudy) -> str:
     """How many trials are in each state, in words, leaving out the states that none is in."""
     counts = study.counts.model_dump()
     parts = [f"{counts[state]} {state.replace('_', ' ')}" for state in ("running", "waiting", *ENDED_STATES)]
-    return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trial yet"
+    return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trials yet"
 
 
 def elapsed(study: StudyView, now: datetime) -> float:
@@ -45,7 +45,7 @@ def standstill(study: StudyView) -> str:
         return ""
     if study.state == StudyState.PAUSED:
         return f"resume it with: nightsweep resume {study.name}"
-    return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
+    return "it is being paused: its trials are writing checkpoints" if study.pause_requested else ""
 
 
 def waits_for(study: StudyView) -> str:

@@ -40,7 +40,7 @@ def show_study(found: StudyView, dashboard_url: str) -> None:
     ]
     if found.base_seed is not None:
         seed = definition.get("search", {}).get("seed")
-        rows.append(("seed", f"{seed}, which follows from the schedule's {found.base_seed} and the firing"))
+        rows.append(("seed", f"{seed}, derived from the schedule's seed {found.base_seed} and its time"))
     if found.stage:
         rows.insert(3, ("stage", found.stage))
     if found.paused_at:
@@ -100,7 +100,7 @@ def summary(snapshot: StudySnapshot, dashboard_url: str) -> list[str]:
     ]
     best = best_trial(snapshot)
     if best is None:
-        lines.append("  Best trial  none completed")
+        lines.append("  Best trial  no trial has completed")
     else:
         lines.append(f"  Best trial  {best.number}  {study.metric} {number(best.value)}")
         width = max((len(name) for name in best.params), default=0)

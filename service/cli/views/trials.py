@@ -99,7 +99,7 @@ def show_best(study: StudyView, trial: BestView, dashboard_url: str) -> None:
             say(*indented(text, out, 2, first=f"  {name:<{width}}  "))
     say("")
     for finding in trial.diagnosis:
-        say(*indented(f"Its curves: {finding.verdict.replace('_', ' ')}: {finding.evidence}", out, 0))
+        say(*indented(f"Diagnosis: {finding.verdict.replace('_', ' ')}: {finding.evidence}", out, 0))
     if judged := trial.judgement:
         if any(candidate.runs for candidate in judged.candidates):
             say_grid(judgement_grid(judged, study.metric or "value"))
@@ -108,9 +108,9 @@ def show_best(study: StudyView, trial: BestView, dashboard_url: str) -> None:
         say("Pareto front:")
         say_grid(front_grid(trial.pareto_front, study.metric or "value"))
     if trial.adapter:
-        say("Its adapter, on the server:", f"  {trial.adapter.path}")
+        say("The adapter on the server:", f"  {trial.adapter.path}")
         say("Download it with:", f"  {download_command(study)}")
-    say("Its study in the dashboard:", f"  {dashboard_url}")
+    say("The study in the dashboard:", f"  {dashboard_url}")
 
 
 def _recipe_parts(study: StudyView, trial: TrialView) -> list[tuple[str, dict[str, str]]]:

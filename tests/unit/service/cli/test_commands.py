@@ -417,7 +417,7 @@ def test_pause_says_whether_it_is_done_or_on_its_way_and_how_to_go_on(run: Any) 
     on_its_way = run({route: httpx.Response(202, json=study_json(pause_requested=True))}, "pause", "tone")
     done = run({route: httpx.Response(202, json=study_json(state="paused"))}, "pause", "tone")
     go_on = "Resume it with: nightsweep resume tone\n"
-    assert on_its_way.stdout == (f"Study tone is being paused: its trials write their checkpoints.\n{go_on}")
+    assert on_its_way.stdout == (f"Study tone is being paused: its trials are writing checkpoints.\n{go_on}")
     assert done.stdout == f"Study tone is paused.\n{go_on}"
 
 
@@ -517,7 +517,7 @@ def test_an_adapter_never_overwrites_what_is_there(run: Any, tmp_path: Path) -> 
     (tmp_path / "mine.txt").write_text("precious")
     result = run(adapter_replies(archive(x="y")), "adapter", "tone", "7", "-o", str(tmp_path))
     assert result.exit_code == 2
-    assert "exists already" in result.stderr
+    assert "already exists" in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 

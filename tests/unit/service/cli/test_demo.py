@@ -38,7 +38,7 @@ def test_a_port_that_is_free_is_taken_and_one_that_is_not_is_replaced() -> None:
 
 
 def test_an_address_that_is_not_this_machines_is_said() -> None:
-    with pytest.raises(CommandError, match=r"cannot listen at 192\.0\.2\.1:8787"):
+    with pytest.raises(CommandError, match=r"cannot listen on 192\.0\.2\.1:8787"):
         free_port("192.0.2.1", 8787)
 
 
@@ -115,7 +115,7 @@ def test_a_failed_study_shows_why_its_trials_failed() -> None:
         counts={"failed": 2},
     )
     lines = summary(failed, "http://127.0.0.1:4711/dashboard")
-    assert "  Best trial  none completed" in lines
+    assert "  Best trial  no trial has completed" in lines
     assert [line for line in lines if "Failure" in line] == ["  Failure     train.jsonl:3: no prompt"]
 
 

@@ -127,7 +127,7 @@ def test_json_is_the_servers_answer(run: Any, command: str, document: dict[str, 
 def test_best_shows_the_repeats_the_test_and_the_front(run: Any) -> None:
     lines = [" ".join(line.split()) for line in run(replies(), "best", "tone").stdout.splitlines()]
     assert "Trial 3 eval_loss 0.412" in lines
-    assert "Its curves: under trained: 32% of its average slope" in lines
+    assert "Diagnosis: under trained: 32% of its average slope" in lines
     assert "3 0.412 0.4213 ± 0.00801 3" in lines
     assert "0 0.41 0.5 1" in lines
     assert JUDGEMENT["sentence"] in lines
@@ -162,7 +162,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "- **State**: completed: all 24 trials have ended",
         "- **Trials**: 20 completed, 8 pruned, of which 4 repeats",
         "- **Learning rate**: searched from 0.0001 to 0.005, the bounds of the range test tone.range-test",
-        "- **Prepared**: 3 corners",
+        "- **Preparation**: 3 corners",
         "- **Dashboard**: http://sweeps.example/dashboard/studies/3",
         "| 3 | 0.412 | 0.4213 ± 0.00801 | 3 |",
         JUDGEMENT["sentence"],
@@ -173,7 +173,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "| learning_rate | 91% | yes |",
         "| under trained | 11 | the loss was still falling when the training ended |",
         "- epochs: search more \\| than 3.",
-        "- constraint peak_memory_gb: broken by 2 of 20 completed trials.",
+        "- 2 of 20 completed trials break the constraint peak_memory_gb.",
         "- 1.25 GPU-hours, 1.25 worker-hours",
         "- 40,000 training examples; 10,000 more were saved, 20% of all: 10,000 by pruning and 0 by stopping"
         " trials that diverged",
@@ -216,13 +216,13 @@ def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) 
     printed = run(none, "report", "tone", "--markdown", "-").stdout
     headings = [line for line in printed.splitlines() if line.startswith("#")]
     assert headings == ["# tone", "## Best trial", "## Which hyperparameters mattered", "## Cost"]
-    assert "None has completed." in printed
+    assert "No trial has completed." in printed
 
 
 def test_one_form_of_a_report_at_a_time(run: Any, tmp_path: Path) -> None:
     result = run(replies(), "report", "tone", "--json", "--markdown", str(tmp_path / "r.md"))
     assert result.exit_code == 2
-    assert "--markdown and --json exclude each other" in result.stderr
+    assert "--markdown and --json cannot be used together" in result.stderr
 
 
 def test_trials_show_verdicts_and_what_repeats_repeat(run: Any) -> None:

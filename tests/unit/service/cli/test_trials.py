@@ -192,11 +192,11 @@ def test_best_shows_every_value_of_the_recipe_by_where_it_comes_from(run: Any) -
     assert "  sgd_momentum              0.9 (not used with optimizer adamw)" in defaults
     assert [line for line in lines if line.split()[1:2] == ["-"]] == []
     assert lines[-6:] == [
-        "Its adapter, on the server:",
+        "The adapter on the server:",
         f"  {adapter['path']}",
         "Download it with:",
         "  nightsweep adapter tone",
-        "Its study in the dashboard:",
+        "The study in the dashboard:",
         "  http://sweeps.example/dashboard/studies/3",
     ]
 

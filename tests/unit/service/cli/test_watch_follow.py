@@ -69,8 +69,8 @@ def test_a_pipe_gets_one_line_per_change_and_no_control_codes() -> None:
     )
     assert output == (
         "study tone running\n"
-        "trial 0 running learning_rate=0.000312, lora_r=8\n"
-        "trial 0 completed eval_loss 0.5\n"
+        "trial 0 running: learning_rate=0.000312, lora_r=8\n"
+        "trial 0 completed: eval_loss 0.5\n"
         "study tone completed: 1 completed\n"
     )
 
