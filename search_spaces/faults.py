@@ -167,7 +167,9 @@ _WORDS: dict[str, Callable[[dict[str, Any]], tuple[str, str | None]]] = {
     "string_too_short": lambda _: ("must not be empty", None),
     "bool_type": _type_words("true or false"),
     "int_type": _type_words("a whole number"),
+    "int_parsing": _type_words("a whole number"),
     "float_type": _type_words("a number"),
+    "float_parsing": _type_words("a number"),
     "finite_number": _type_words("a finite number"),
     "greater_than": _bound("greater than", "gt"),
     "greater_than_equal": _bound("at least", "ge"),
@@ -178,6 +180,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], tuple[str, str | None]]] = {
     "tuple_type": _type_words("a list"),
     "list_type": _type_words("a list"),
     "too_short": lambda _: ("must not be empty", None),
+    "value_error": lambda c: (str(c["error"]), None),
     "one_of_several": lambda c: (f"must be {c['allowed']}", str(c["allowed"])),
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
-from service.db.models import StudyKind
+from service.db.kinds import StudyKind
 
 BYTES_PER_GB = 1e9
 

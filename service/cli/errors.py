@@ -12,23 +12,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from search_spaces.errors import MANY_NAMES
+from search_spaces.errors import MANY_NAMES, Fault
+from search_spaces.faults import translate
+from service.answers import ProblemFault
 from service.cli.views.output import say_error
-from service.client import ClientError, Fault, RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
 
 REFUSED = 1
 """The service refused, or the study failed or was cancelled."""
 WRONG_USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_WORDS = {
-    "Value error, ": "",
-    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
-    "Input should be greater than or equal to": "must be at least",
-    "Input should be less than or equal to": "must be at most",
-}
 
 
 class CommandError(Exception):
@@ -39,7 +36,7 @@ class StudyFileError(CommandError):
     """A study file that cannot be read as a document."""
 
 
-def fault_lines(faults: Sequence[Fault]) -> Iterator[str]:
+def fault_lines(faults: Sequence[Fault | ProblemFault]) -> Iterator[str]:
     """Each fault in one line: `path: message (got VALUE; allowed: ...; did you mean NEAREST?)`.
 
     A long list of names is left out where the one that was meant is known, and is said once for all faults.
@@ -67,11 +64,10 @@ def fault_lines(faults: Sequence[Fault]) -> Iterator[str]:
 def explain(error: ClientError) -> tuple[int, list[str]]:
     """The exit code for a client's error, and the lines that tell a person."""
     if isinstance(error, RefusedError):
-        problem = error.problem
-        lines = [f"{problem.title} ({error.status})"]
-        if problem.detail:
-            lines.append(problem.detail)
-        lines += [f"  {line}" for line in fault_lines(problem.faults)]
+        lines = [f"{error.title} ({error.status})"]
+        if error.detail:
+            lines.append(error.detail)
+        lines += [f"  {line}" for line in fault_lines(error.faults)]
         if error.status == 401:
             lines.append(
                 "Set NIGHTSWEEP_API_KEY to your API key, or to the one that the server was started with."
@@ -87,20 +83,14 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
     raise error
 
 
-def _in_our_words(message: str) -> str:
-    """What pydantic says of an option's value, in the words of the service's own faults."""
-    for theirs, ours in _WORDS.items():
-        message = message.replace(theirs, ours)
-    return message
-
-
 @contextmanager
 def errors_explained() -> Iterator[None]:
     """Turns a person's mistakes and a server's answers into sentences on stderr and an exit code."""
     try:
         yield
     except typer.BadParameter as error:
-        error.message = _in_our_words(error.message)
+        if isinstance(error.__cause__, ValidationError):
+            error.message = translate(error.__cause__)[0].message
         raise
     except CommandError as error:
         say_error(str(error))

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import (
-    artifacts,
     plan,
     presets,
     range_tests,
@@ -20,7 +19,7 @@ from service.cli.commands import (
     workers,
 )
 from service.cli.errors import Commands
-from service.cli.operations import databases, demo, keys, servers
+from service.cli.operations import artifacts, databases, demo, keys, servers
 from service.cli.views.output import say, say_note
 
 app = typer.Typer(

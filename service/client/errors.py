@@ -1,14 +1,17 @@
 """What can go wrong between the client and a Nightsweep server.
 
 ClientError
-├── RefusedError            the service answered and said no: an RFC 9457 problem
+├── RefusedError            the service refused the request: an RFC 9457 problem
 ├── UnreachableError        nobody answered at that address
 └── UnexpectedAnswerError   somebody answered, but not as a Nightsweep server does
 """
 
 from __future__ import annotations
 
-from service.client.answers import Problem
+from collections.abc import Sequence
+
+from search_spaces.errors import Fault
+from service.answers import ProblemFault
 
 
 class ClientError(Exception):
@@ -16,12 +19,16 @@ class ClientError(Exception):
 
 
 class RefusedError(ClientError):
-    """The service said no. `problem` says why, with one fault per wrong key of a definition."""
+    """The service refused the request. `faults` name each wrong key of a definition."""
 
-    def __init__(self, status: int, problem: Problem) -> None:
-        super().__init__(f"{problem.title} ({status}): {problem.detail}")
+    def __init__(
+        self, status: int, title: str, detail: str, faults: Sequence[Fault | ProblemFault] = ()
+    ) -> None:
+        super().__init__(f"{title} ({status}): {detail}")
         self.status = status
-        self.problem = problem
+        self.title = title
+        self.detail = detail
+        self.faults = faults
 
 
 class UnreachableError(ClientError):

@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
-from service.db.models import LONGEST_LEASE_SECONDS, Study, StudyKind, is_leased, lease_in_reach
+from service.db.kinds import StudyKind
+from service.db.models import LONGEST_LEASE_SECONDS, Study, is_leased, lease_in_reach
 from service.db.transitions import append_event
 from service.errors import LeaseLost
 from service.states import StudyState

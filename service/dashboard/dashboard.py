@@ -28,7 +28,8 @@ from starlette.types import Message, Receive, Scope, Send
 from service.analysis.importance import read_importance
 from service.dashboard import notes
 from service.db.database import Database
-from service.db.models import Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Study
 from service.errors import MethodNotAllowed, NotFound
 from service.optuna_store.storage import Storage
 from service.range_tests import queries as range_tests

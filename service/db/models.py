@@ -33,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
+from service.db.kinds import Overlap, StudyKind
 from service.states import AttemptState, StudyState
 
 
@@ -107,23 +108,6 @@ NOBODY = "default"
 """The owner of what was made without a key of its own: with the server's one key, or without any."""
 
 
-class Overlap(StrEnum):
-    """What a schedule does at its time when an earlier sweep of it is queued or running still."""
-
-    SKIP = "skip"
-    ALLOW = "allow"
-
-
-class ScheduleEventKind(StrEnum):
-    CREATED = "created"
-    CHANGED = "changed"
-    REMOVED = "removed"
-    UNCHECKED = "unchecked"
-    SKIPPED = "skipped"
-    FAILED = "failed"
-    REPAIRED = "repaired"
-
-
 class Schedule(Base):
     """A cron expression, a timezone and a definition. Each firing makes one study, a sweep."""
 
@@ -169,14 +153,6 @@ class ScheduleEvent(Base):
     """What was changed: key -> {"from": ..., "to": ...}."""
     fired_for: Mapped[datetime | None]
     """The cron instant of a firing that was skipped or failed."""
-
-
-class StudyKind(StrEnum):
-    """What the trials of a study are."""
-
-    SEARCH = "search"
-    RANGE_TEST = "range_test"
-    """Sweeps of the learning rate, one trial for each (batch size, rank) corner of a definition's space."""
 
 
 class Study(Base):

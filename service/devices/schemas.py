@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from service.answers import Answer
 
 
-class WorkerTrial(BaseModel):
+class WorkerTrial(Answer):
     number: int
     attempt: int = Field(description="1 for the trial's first attempt, and so on")
     state: str
 
 
-class WorkerView(BaseModel):
+class WorkerView(Answer):
     """A worker that has a trial. Workers without a trial are not listed."""
 
     id: str
@@ -27,7 +29,7 @@ class WorkerView(BaseModel):
     since: datetime = Field(description="When the first of its present trials was sent to it")
 
 
-class DeviceView(BaseModel, from_attributes=True):
+class DeviceView(Answer):
     """A GPU that is put aside, so that it gets no trials, or once was."""
 
     id: str = Field(description="The machine's name and the GPU's UUID, or its index if it has no known UUID")
@@ -40,6 +42,6 @@ class DeviceView(BaseModel, from_attributes=True):
     )
 
 
-class Fleet(BaseModel):
+class Fleet(Answer):
     workers: list[WorkerView]
     devices: list[DeviceView] = Field(description="GPUs that are or once were put aside, the latest first")

@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from service.db.models import Attempt, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, Study
 from service.states import AttemptState
 
 RECENT_STUDIES = 200

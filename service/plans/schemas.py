@@ -8,9 +8,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from search_spaces.data_report import AdapterBytes, BaseBytes, DataReport, ModelReport, ReportProblem
+from service.answers import Answer
 
 WarningCode = Literal[
     "name_taken",
@@ -46,19 +47,19 @@ WarningCode = Literal[
 Evidence = int | float | str | list[int]
 
 
-class Span(BaseModel):
+class Span(Answer):
     """Whole numbers that a value lies between; both ends alike where it is certain."""
 
     at_least: int
     at_most: int
 
 
-class Seconds(BaseModel):
+class Seconds(Answer):
     at_least: float
     at_most: float
 
 
-class TrialsPlan(BaseModel):
+class TrialsPlan(Answer):
     """How many trials the study has if nothing ends it early."""
 
     algorithm: str
@@ -73,7 +74,7 @@ class TrialsPlan(BaseModel):
     total: int
 
 
-class TrialLength(BaseModel):
+class TrialLength(Answer):
     """A trial that does not end early."""
 
     batch_size: int
@@ -85,7 +86,7 @@ class TrialLength(BaseModel):
     evaluations: int = Field(description="Rungs, including the end")
 
 
-class StepsPlan(BaseModel):
+class StepsPlan(Answer):
     """Optimizer steps at one batch size."""
 
     batch_size: int
@@ -93,7 +94,7 @@ class StepsPlan(BaseModel):
     warmup_steps: Span
 
 
-class RungsPlan(BaseModel):
+class RungsPlan(Answer):
     """Where trials are evaluated and may be pruned, in training examples seen."""
 
     every_examples: int | None = Field(description="null: only at the end")
@@ -110,7 +111,7 @@ class RungsPlan(BaseModel):
     pruning_count: int
 
 
-class Amount(BaseModel):
+class Amount(Answer):
     """What several trials train on and evaluate in total, if none of them ends early."""
 
     examples: Span = Field(description="Training examples seen")
@@ -118,7 +119,7 @@ class Amount(BaseModel):
     evaluation_examples: Span = Field(description="Eval rows times rungs")
 
 
-class TrainingPlan(BaseModel):
+class TrainingPlan(Answer):
     """What is trained and evaluated if nothing is pruned, diverges or ends early in another way."""
 
     examples_per_epoch: Span = Field(
@@ -145,7 +146,7 @@ class TrainingPlan(BaseModel):
     rungs: RungsPlan
 
 
-class EarlierPeak(BaseModel):
+class EarlierPeak(Answer):
     """The largest amount of memory that completed trials of the same model used on this server."""
 
     bytes: int
@@ -153,7 +154,7 @@ class EarlierPeak(BaseModel):
     devices: list[str]
 
 
-class MemoryPlan(BaseModel):
+class MemoryPlan(Answer):
     """The memory that is certainly needed. Activations, which depend on device and pack, come on top."""
 
     bases: list[BaseBytes]
@@ -169,7 +170,7 @@ class MemoryPlan(BaseModel):
     earlier_peak_unknown: str | None
 
 
-class TimePlan(BaseModel):
+class TimePlan(Answer):
     """How long workers are busy, estimated from earlier trials of the same model on this server."""
 
     earlier_trials: int
@@ -192,7 +193,7 @@ class TimePlan(BaseModel):
     unknown: str | None
 
 
-class ClusterPlan(BaseModel):
+class ClusterPlan(Answer):
     """What the Ray cluster has for the study's workers, as a coordinator saw it last."""
 
     nodes: int | None
@@ -204,7 +205,7 @@ class ClusterPlan(BaseModel):
     unknown: str | None
 
 
-class PlanWarning(BaseModel):
+class PlanWarning(Answer):
     """Something that is allowed but probably not intended."""
 
     code: WarningCode
@@ -217,7 +218,7 @@ def warning(code: WarningCode, message: str, **evidence: Evidence) -> PlanWarnin
     return PlanWarning(code=code, message=message, evidence=evidence)
 
 
-class PlanView(BaseModel):
+class PlanView(Answer):
     name: str
     acceptable: bool = Field(
         description="Whether a submission would be accepted, the data and the model could be looked at, and"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from service.answers import Answer
 
 
-class SearchSpaceView(BaseModel):
+class SearchSpaceView(Answer):
     name: str
     description: str
     parameters: dict[str, Any] = Field(description="As in a definition's search.space")
@@ -15,5 +17,5 @@ class SearchSpaceView(BaseModel):
     sources: dict[str, str] = Field(description="Recipe field to where its range or value comes from")
 
 
-class SearchSpaceList(BaseModel):
+class SearchSpaceList(Answer):
     items: list[SearchSpaceView]

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.range_tests.derivation import derive
-from service.db.models import NOBODY, Study, StudyKind, new_id
+from service.db.kinds import StudyKind
+from service.db.models import NOBODY, Study, new_id
 from service.db.rows import insert
 from service.db.transitions import append_event
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import Fault
 from search_spaces.range_tests.derivation import derive
-from service.db.models import Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Study
 from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from search_spaces.range_tests.analysis import Corner
 from search_spaces.wording import counted
 from service.db.database import database_now
-from service.db.models import Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Study
 from service.definitions.stored import read_definition
 from service.errors import NotFound
 from service.optuna_store.storage import Storage

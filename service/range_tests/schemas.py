@@ -5,18 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from service.states import StudyState
+from service.answers import Answer, Open
+from service.states import TERMINAL_STUDY_STATES, StudyState
 
 
-class CurvePointView(BaseModel):
+class CurvePointView(Answer):
     learning_rate: float
     loss: float = Field(description="Train loss before the step, in nats per supervised token")
     smoothed: float
 
 
-class CornerView(BaseModel):
+class CornerView(Answer):
     """One sweep."""
 
     trial_number: int
@@ -28,17 +29,17 @@ class CornerView(BaseModel):
     note: str
 
 
-class BoundsView(BaseModel):
+class BoundsView(Answer):
     min: float
     max: float
 
 
-class ListedRangeTest(BaseModel):
+class ListedRangeTest(Answer):
     """A range test in a list. What it found is at its own address."""
 
     id: str
     name: str
-    state: StudyState
+    state: Open[StudyState]
     reason: str = Field(description="Why it is in this state, in words")
     owner: str = Field(description="The owner of the API key that submitted it or its study")
     created_at: datetime
@@ -48,6 +49,10 @@ class ListedRangeTest(BaseModel):
         description="The study of which it is the first stage; null: it was submitted alone"
     )
     dashboard_path: str | None = Field(description="null until its first sweep exists")
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_STUDY_STATES
 
 
 class RangeTestView(ListedRangeTest):
@@ -68,7 +73,7 @@ class RangeTestView(ListedRangeTest):
     notes: list[str]
 
 
-class RangeTestPage(BaseModel):
+class RangeTestPage(Answer):
     items: list[ListedRangeTest]
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page"

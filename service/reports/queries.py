@@ -11,7 +11,8 @@ from search_spaces.definition import StudyDefinition
 from service.analysis import diagnosis, importance, outcomes
 from service.analysis.gpu_hours import gpu_hours
 from service.db.database import database_now
-from service.db.models import Attempt, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials

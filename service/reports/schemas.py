@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from service.analysis.diagnosis import Verdict
+from service.answers import Answer, Open
 from service.studies.schemas import ParetoPoint, StudyView
 from service.trials.schemas import BestView
 
 
-class ParetoFront(BaseModel):
+class ParetoFront(Answer):
     objectives: list[str] = Field(description="The metric, then the costs, which are minimized")
     items: list[ParetoPoint] = Field(
         description="Trials that no other trial dominates, the best objective first"
     )
 
 
-class ParameterImportanceView(BaseModel, from_attributes=True):
+class ParameterImportanceView(Answer):
     name: str
     importance: float | None = Field(
         description="Share of the sum over all hyperparameters; null if it cannot be computed"
@@ -29,7 +30,7 @@ class ParameterImportanceView(BaseModel, from_attributes=True):
     reason: str | None = Field(description="Why the importance is null")
 
 
-class ImportanceView(BaseModel, from_attributes=True):
+class ImportanceView(Answer):
     """PED-ANOVA: which hyperparameters set the best trials apart."""
 
     parameters: list[ParameterImportanceView] = Field(description="The most important first")
@@ -38,12 +39,12 @@ class ImportanceView(BaseModel, from_attributes=True):
     sentence: str
 
 
-class AdviceView(BaseModel, from_attributes=True):
+class AdviceView(Answer):
     about: str = Field(description="A recipe field, or a section of the definition")
     sentence: str
 
 
-class CostView(BaseModel):
+class CostView(Answer):
     gpu_hours: float = Field(
         description="Hours in which GPUs had trials; trials that share a GPU share its time"
     )
@@ -60,19 +61,19 @@ class CostView(BaseModel):
     )
 
 
-class ConstraintView(BaseModel):
+class ConstraintView(Answer):
     name: str
     broken: int = Field(description="Completed trials that broke the constraint")
     completed: int
 
 
-class ReportView(BaseModel):
+class ReportView(Answer):
     made_at: datetime
     study: StudyView
     seconds: float | None = Field(description="Seconds from the study's start to its end, or until now")
     best: BestView | None
     importance: ImportanceView
-    verdicts: dict[Verdict, int] = Field(description="How many trials of the search got each verdict")
+    verdicts: dict[Open[Verdict], int] = Field(description="How many trials of the search got each verdict")
     constraints: list[ConstraintView]
     advice: list[AdviceView]
     cost: CostView

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.answers import Problem
 from service.definitions.json_schema import definition_schemas
-from service.rest import problems
 
 
 def describe(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def describe(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
         )
         # Without a key of the server's own, one is needed as soon as anybody has been given one.
         security: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, *([] if guarded else [{}])]
-        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)

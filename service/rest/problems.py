@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -18,6 +17,7 @@ from starlette.routing import compile_path
 
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown
+from service.answers import problem
 from service.db.errors import disk_trouble, is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
 from service.log_limit import LogLimit, short
@@ -49,29 +49,6 @@ _NUMBERS = {
 }
 
 
-class ProblemFault(BaseModel):
-    """One thing that is wrong, at one place in a document or in the query."""
-
-    path: str = Field(description="Dotted: search.space.learning_rate.min")
-    value: Any = None
-    message: str
-    allowed: str | None = None
-    nearest: str | None = Field(
-        default=None, description="The known name that is most similar to a misspelt one"
-    )
-
-
-class Problem(BaseModel):
-    """RFC 9457. `faults` names everything that is wrong at once."""
-
-    type: str = Field(description="The kind of problem, such as urn:nightsweep:problem:name-already-taken")
-    title: str
-    status: int
-    detail: str
-    instance: str = Field(description="The path of the request")
-    faults: list[ProblemFault] = []
-
-
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an endpoint that answers with these problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
@@ -91,19 +68,8 @@ def render(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A problem as a response."""
-    slug = "-".join(title.lower().split())
-    problem = Problem(
-        type=f"urn:nightsweep:problem:{slug}",
-        title=title,
-        status=status,
-        detail=detail,
-        instance=path.encode("utf-8", "replace").decode(),
-        faults=[
-            ProblemFault(path=f.path, value=f.value, message=f.message, allowed=f.allowed, nearest=f.nearest)
-            for f in faults
-        ],
-    )
-    return JSONResponse(problem.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
+    answer = problem(status, title, detail, path, faults)
+    return JSONResponse(answer.model_dump(), status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def render_error(error: ServiceError, path: str) -> Response:

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
 from service.db.database import database_now
-from service.db.models import NOBODY, Overlap, Schedule, ScheduleEventKind, Study, new_id
+from service.db.kinds import Overlap, ScheduleEventKind
+from service.db.models import NOBODY, Schedule, Study, new_id
 from service.db.rows import insert
 from service.db.transitions import advance_study, append_event
 from service.definitions.stored import read_definition

@@ -12,7 +12,7 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown, unknown_keys
-from service.db.models import Overlap
+from service.db.kinds import Overlap
 from service.definitions.acceptance import check_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid

@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from search_spaces.faults import shown
-from service.db.models import Schedule, ScheduleEvent, ScheduleEventKind
+from service.db.kinds import ScheduleEventKind
+from service.db.models import Schedule, ScheduleEvent
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Key, dotted within the definition -> `from` and `to`, each left out where there is no value."""

@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
 from sqlalchemy.orm import Session, defer
 
-from service.db.models import Overlap, Schedule, ScheduleEvent, ScheduleEventKind, Study
+from service.db.kinds import Overlap, ScheduleEventKind
+from service.db.models import Schedule, ScheduleEvent, Study
 from service.db.rows import NAME, find
 from service.errors import NotFound
 from service.schedules import history

@@ -5,28 +5,29 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from service.db.models import Overlap, ScheduleEventKind
+from service.answers import Answer, Open
+from service.db.kinds import Overlap, ScheduleEventKind
 from service.states import StudyState
 
 
-class SweepView(BaseModel):
+class SweepView(Answer):
     """The latest study of a schedule, in short."""
 
     name: str
-    state: StudyState
+    state: Open[StudyState]
     reason: str = Field(description="Why it is in this state, in words")
 
 
-class SkipView(BaseModel):
+class SkipView(Answer):
     """A firing that made no sweep."""
 
     fired_for: datetime | None = Field(description="The cron instant")
     reason: str
 
 
-class ListedSchedule(BaseModel):
+class ListedSchedule(Answer):
     """A schedule in a list. Its definition is at its own address."""
 
     id: str
@@ -35,7 +36,7 @@ class ListedSchedule(BaseModel):
     timezone: str
     enabled: bool
     owner: str = Field(description="Whose API key made it; its sweeps count for this owner")
-    overlap: Overlap = Field(
+    overlap: Open[Overlap] = Field(
         description="What a firing does while an earlier sweep is queued or running: `skip` makes none"
     )
     repeat_configurations: bool = Field(
@@ -59,16 +60,16 @@ class ScheduleView(ListedSchedule):
     )
 
 
-class ScheduleList(BaseModel):
+class ScheduleList(Answer):
     items: list[ListedSchedule]
 
 
-class ScheduleEventView(BaseModel):
+class ScheduleEventView(Answer):
     id: int
     at: datetime
     schedule: str = Field(description="The schedule's name at that time")
     schedule_id: str
-    kind: ScheduleEventKind
+    kind: Open[ScheduleEventKind]
     asked_by: str | None = Field(description="Whose API key asked for it; null: a coordinator, at its time")
     message: str
     changes: dict[str, dict[str, Any]] | None = Field(
@@ -78,5 +79,5 @@ class ScheduleEventView(BaseModel):
     fired_for: datetime | None = Field(description="Of `skipped` and `failed`: the cron instant")
 
 
-class ScheduleHistory(BaseModel):
+class ScheduleHistory(Answer):
     items: list[ScheduleEventView]

@@ -15,7 +15,8 @@ from search_spaces.definition import ObjectiveSpec, RepeatsSpec
 from service.analysis.best import Goal
 from service.db import rows
 from service.db.database import database_now
-from service.db.models import Attempt, EventRow, Schedule, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, EventRow, Schedule, Study
 from service.definitions.stored import read_definition
 from service.errors import NotASearch, NotFound
 from service.optuna_store.storage import Storage

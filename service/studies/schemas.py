@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from search_spaces.definition import Direction
-from service.db.models import StudyKind
-from service.states import StudyState
+from service.answers import Answer, Open
+from service.db.kinds import StudyKind
+from service.states import TERMINAL_STUDY_STATES, StudyState
 
+Direction = Literal["minimize", "maximize"]
+"""As in `search_spaces.definition`, which is slow to import for a client."""
 Stage = Literal["range test", "search", "repeats"]
 
 
-class Counts(BaseModel):
+class Counts(Answer):
     """The study's trials by state. A trial that was paused, or that lost its worker, is waiting for its next
     attempt."""
 
@@ -30,7 +32,7 @@ class Counts(BaseModel):
     repeats: int = Field(default=0, description="How many of them are repeats of one of the best recipes")
 
 
-class ListedBest(BaseModel):
+class ListedBest(Answer):
     trial_number: int
     value: float = Field(description="The objective at the trial's best rung, in the search itself")
 
@@ -45,7 +47,7 @@ class BestTrial(ListedBest):
     )
 
 
-class PreparationView(BaseModel):
+class PreparationView(Answer):
     """What was decided before the first trial."""
 
     learning_rate_bounds: tuple[float, float] | None = Field(description="Bounds that the range test found")
@@ -59,20 +61,22 @@ class PreparationView(BaseModel):
     notes: list[str]
 
 
-class ParetoPoint(BaseModel):
+class ParetoPoint(Answer):
     trial_number: int
     value: float = Field(description="The objective")
     costs: dict[str, float]
     params: dict[str, Any]
 
 
-class ListedStudy(BaseModel):
+class ListedStudy(Answer):
     """A study in a list. The rest, with its definition, is at the study's own address."""
 
     id: str
     name: str
-    kind: StudyKind = Field(description="search, or range_test: its trials are sweeps of the learning rate")
-    state: StudyState
+    kind: Open[StudyKind] = Field(
+        description="search, or range_test: its trials are sweeps of the learning rate"
+    )
+    state: Open[StudyState]
     reason: str = Field(description="Why it is in this state, in words")
     owner: str = Field(
         description="The owner of the API key that submitted it, or of the schedule that made it"
@@ -96,16 +100,26 @@ class ListedStudy(BaseModel):
     metric: str | None = Field(
         description="The objective's metric; null if this version cannot read the stored definition"
     )
-    direction: Direction | None = Field(description="Likewise whether it is minimized or maximized")
+    direction: Open[Direction] | None = Field(description="Likewise whether it is minimized or maximized")
     counts: Counts
     best: ListedBest | None
     dashboard_path: str | None = Field(description="null until its first trial exists")
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL_STUDY_STATES
+
+    @property
+    def maximizes(self) -> bool:
+        return self.direction == "maximize"
 
 
 class StudyView(ListedStudy):
     """A study with all that is known of it."""
 
-    stage: Stage | None = Field(description="What it is doing; null before it starts and after it has ended")
+    stage: Open[Stage] | None = Field(
+        description="What it is doing; null before it starts and after it has ended"
+    )
     definition: dict[str, Any] = Field(
         description="The accepted definition, with defaults, preset and paths resolved"
     )
@@ -125,14 +139,14 @@ class StudyView(ListedStudy):
     pareto_front: list[ParetoPoint] | None = Field(description="Only with several objectives")
 
 
-class StudyPage(BaseModel):
+class StudyPage(Answer):
     items: list[ListedStudy]
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page"
     )
 
 
-class EventView(BaseModel, from_attributes=True):
+class EventView(Answer):
     id: int
     at: datetime
     trial_number: int | None
@@ -140,5 +154,5 @@ class EventView(BaseModel, from_attributes=True):
     message: str
 
 
-class EventPage(BaseModel):
+class EventPage(Answer):
     items: list[EventView]

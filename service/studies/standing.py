@@ -14,7 +14,8 @@ from service.analysis import best
 from service.analysis.best import Goal
 from service.analysis.winner import Judgement
 from service.db.database import database_now
-from service.db.models import EventRow, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import EventRow, Study
 from service.definitions.stored import read_preparation
 from service.devices import heartbeats
 from service.optuna_store.values import StudySummary, TrialValues

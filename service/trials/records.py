@@ -16,7 +16,8 @@ from search_spaces.errors import SearchSpaceError
 from search_spaces.recipe import Recipe
 from service.analysis.curves import Curve, Rung
 from service.analysis.diagnosis import Finding, Peers, diagnose
-from service.db.models import Attempt, RungReport, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, RungReport, Study
 from service.definitions.stored import read_definition, shown_params
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials

@@ -5,14 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from service.analysis.diagnosis import Verdict
-from service.states import AttemptState
+from service.answers import Answer, Open
+from service.states import LIVE_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.schemas import ParetoPoint
 
+WAITING = "waiting"
+"""The state of a trial that has no attempt yet."""
+_UNFINISHED_STATES = frozenset({WAITING, *UNFINISHED_ATTEMPT_STATES, *LIVE_ATTEMPT_STATES})
 
-class RungView(BaseModel):
+
+class RungView(Answer):
     rung: int = Field(description="Training examples")
     value: float | None = Field(description="The objective; null if it was not finite")
     examples_seen: int | None = Field(description="The rung's examples, rounded up to a whole optimizer step")
@@ -26,22 +31,22 @@ class RungView(BaseModel):
     )
 
 
-class ProgressView(BaseModel):
+class ProgressView(Answer):
     examples_seen: int
     total_examples: int | None
     step: int = Field(description="Optimizer steps")
     train_loss: float | None = Field(description="Nats per supervised token, over the last batch")
 
 
-class AdapterView(BaseModel):
+class AdapterView(Answer):
     path: str = Field(description="The folder on the worker's file system")
     url: str = Field(description="Where to download it as a zip of PEFT files")
 
 
-class AttemptView(BaseModel, from_attributes=True):
+class AttemptView(Answer):
     id: int
     ordinal: int
-    state: AttemptState
+    state: Open[AttemptState]
     reason: str
     worker_id: str
     device: str | None
@@ -50,15 +55,15 @@ class AttemptView(BaseModel, from_attributes=True):
     ended_at: datetime | None
 
 
-class FindingView(BaseModel, from_attributes=True):
-    verdict: Verdict
+class FindingView(Answer):
+    verdict: Open[Verdict]
     evidence: str = Field(description="The numbers on which the verdict is based")
     rung: int | None = Field(description="Training examples at which it begins, if it begins at some point")
 
 
-class TrialView(BaseModel):
+class TrialView(Answer):
     number: int
-    state: AttemptState | Literal["waiting"] = Field(
+    state: Open[AttemptState | Literal["waiting"]] = Field(
         description="The state of the latest attempt; waiting if there is no attempt"
     )
     reason: str
@@ -107,20 +112,31 @@ class TrialView(BaseModel):
     adapter: AdapterView | None
     attempts: list[AttemptView]
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended. A lost or paused attempt is followed by another, so it is not the end."""
+        return self.state not in _UNFINISHED_STATES
 
-class TrialPage(BaseModel):
+    @property
+    def examples_seen(self) -> int:
+        """Training examples, as far as is known."""
+        seen = self.progress.examples_seen if self.progress else 0
+        return max(seen, self.rungs[-1].rung if self.rungs else 0)
+
+
+class TrialPage(Answer):
     items: list[TrialView]
     next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
 
 
-class RunView(BaseModel, from_attributes=True):
+class RunView(Answer):
     trial_number: int
     seed: int | None
-    state: AttemptState | Literal["waiting"]
+    state: Open[AttemptState | Literal["waiting"]]
     value: float | None = Field(description="The objective; null unless it completed")
 
 
-class CandidateView(BaseModel, from_attributes=True):
+class CandidateView(Answer):
     trial_number: int
     value: float = Field(
         description="What the search chose it by. Chosen for its luck as well, so it is not in the mean"
@@ -133,7 +149,7 @@ class CandidateView(BaseModel, from_attributes=True):
     )
 
 
-class JudgementView(BaseModel, from_attributes=True):
+class JudgementView(Answer):
     """Whether the winner is more than luck."""
 
     winner: int = Field(description="Trial number")

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition, WarmStartSpec
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
-from service.db.models import Attempt, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt
 from service.definitions.stored import read_definition
 from service.states import AttemptState
 from service.warm_start.sources import differences, find

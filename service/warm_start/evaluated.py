@@ -22,7 +22,8 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.plan import prepared_space
 from search_spaces.space.search_space import SearchSpace
-from service.db.models import Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_summary, read_trials

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import Preparation
 from service.db import rows
-from service.db.models import Attempt, Schedule, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, Schedule, Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials

@@ -17,7 +17,8 @@ from search_spaces.definition import StudyDefinition, WarmStartSpec, build_recip
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.plan import prepared_space
 from search_spaces.wording import counted, shortened
-from service.db.models import Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Study
 from service.definitions.stored import read_definition
 from service.optuna_store.storage import Storage
 from service.warm_start import recipe_points

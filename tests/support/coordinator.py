@@ -20,7 +20,8 @@ from service import optuna_store
 from service.coordinator.loop import Coordinator
 from service.coordinator.study.runner import StudyRunner
 from service.db import database as db
-from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, EventRow, RungReport, Study
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.fake_cluster import FakeCluster

@@ -58,11 +58,13 @@ def refused() -> httpx.ConnectError:
 
 def study_json(**changes: Any) -> dict[str, Any]:
     """A study as the API answers it."""
-    return {
+    study = {
         "id": "5" * 32,
         "name": "tone",
+        "kind": "search",
         "state": "running",
         "reason": "",
+        "owner": "operator",
         "definition": {
             "name": "tone",
             "model": {"id": "/models/base"},
@@ -72,37 +74,102 @@ def study_json(**changes: Any) -> dict[str, Any]:
         "created_at": "2026-07-01T22:00:00Z",
         "started_at": "2026-07-01T22:00:05Z",
         "ended_at": None,
+        "pause_requested": False,
+        "paused_at": None,
+        "deadline": None,
+        "stage": None,
         "schedule": None,
+        "schedule_id": None,
         "fired_for": None,
+        "base_seed": None,
+        "range_test": None,
         "trials_requested": 12,
+        "repeats_requested": 0,
         "metric": "eval_loss",
         "direction": "minimize",
         "counts": {"running": 1, "completed": 1, "pruned": 0, "total": 2},
+        "preparation": None,
         "best": {"trial_number": 0, "value": 0.412, "params": {"learning_rate": 3.123e-4, "lora_r": 8}},
+        "pareto_front": None,
         "dashboard_path": "/dashboard/studies/3",
     } | changes
+    if study["preparation"]:
+        study["preparation"] = {"evaluated": 0, "fingerprints": {}} | study["preparation"]
+    return study
 
 
 def trial_json(number: int, state: str = "completed", **changes: Any) -> dict[str, Any]:
-    """A trial as the API answers it."""
-    return {
+    """A trial as the API answers it. Of progress, rungs and findings a test gives what it is about."""
+    trial = {
         "number": number,
         "state": state,
         "reason": "",
         "params": {"learning_rate": 3.123e-4, "lora_r": 8},
         "recipe": {"learning_rate": 3.123e-4, "lora_r": 8, "epochs": 1.0},
+        "repeat_of": None,
+        "seed": None,
         "value": None,
+        "costs": {},
+        "feasible": True,
         "best_rung": None,
         "rungs": [],
         "metrics": {},
         "final_metrics": {},
+        "diagnosis": [],
         "progress": {"examples_seen": 0, "total_examples": 960, "step": 0, "train_loss": None},
         "train_seconds": None,
         "peak_memory_bytes": None,
         "predicted_memory_bytes": None,
         "useful_token_share": None,
+        "trainable_parameters": None,
+        "gradient_noise_scale": None,
+        "critical_batch_size": None,
         "started_at": None,
         "ended_at": None,
         "adapter": None,
         "attempts": [],
+    } | changes
+    rung = {
+        "examples_seen": None,
+        "metrics": {},
+        "train_loss": None,
+        "train_seconds": None,
+        "gradient_noise_scale": None,
+    }
+    if trial["progress"]:
+        trial["progress"] = {"step": 0, "train_loss": None} | trial["progress"]
+    trial["rungs"] = [rung | given for given in trial["rungs"]]
+    trial["diagnosis"] = [{"rung": None} | given for given in trial["diagnosis"]]
+    return trial
+
+
+def best_json(number: int, **changes: Any) -> dict[str, Any]:
+    """The best trial as the API answers it."""
+    return trial_json(number, **changes) | {"judgement": None, "pareto_front": None}
+
+
+def event_json(number: int, **changes: Any) -> dict[str, Any]:
+    """An event of a study as the API answers it."""
+    event = {"id": number, "at": "2026-07-01T22:00:00Z", "trial_number": None, "kind": "x", "message": "m"}
+    return event | changes
+
+
+def schedule_json(**changes: Any) -> dict[str, Any]:
+    """A schedule as the API answers it."""
+    return {
+        "id": "7" * 32,
+        "name": "nightly",
+        "cron": "0 22 * * *",
+        "timezone": "UTC",
+        "enabled": True,
+        "owner": "alice",
+        "overlap": "skip",
+        "repeat_configurations": False,
+        "definition": {"name": "tone"},
+        "created_at": "2026-07-01T00:00:00Z",
+        "next_fire_at": None,
+        "last_fired_for": None,
+        "studies": 3,
+        "last_sweep": None,
+        "last_skipped": None,
     } | changes

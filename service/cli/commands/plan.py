@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
+from search_spaces.wording import counted
 from service.cli.errors import REFUSED
+from service.cli.in_process import build_settings
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
 from service.cli.views.output import one_line, say_error, say_json
-from service.client import Problem, RefusedError, UnexpectedAnswerError
+from service.client import RefusedError
+from service.client.connection import same_version
 
 if TYPE_CHECKING:
     from service.plans.schemas import PlanView
@@ -30,11 +32,14 @@ def plan(
 ) -> None:
     """Show what a study would do and what it would take, with warnings. Nothing is stored.
 
-    Exits with 1 and one line that says why, if every trial would fail or the data or model cannot be read.
+    If every trial would fail, or the data or the model cannot be read, it says why and exits with 1.
     """
     definition = read_study_file(file)
     document = _planned_here(definition) if local else _planned_there(server, definition)
-    view = _read(document, "this machine" if local else server)
+    from service.plans.schemas import PlanView
+
+    with same_version("this machine" if local else server):
+        view = PlanView.read(document)
     if as_json:
         say_json(document)
     else:
@@ -48,7 +53,7 @@ def plan(
 
 def _why(view: PlanView) -> str:
     first, *others = view.reasons or ["The server found it not acceptable."]
-    more = f" (and {len(others)} more: see the plan)" if others else ""
+    more = f" ({counted(len(others), 'more reason')} in the plan)" if others else ""
     return one_line(first) + more
 
 
@@ -58,7 +63,6 @@ def _planned_there(server: str, definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planned_here(definition: dict[str, Any]) -> dict[str, Any]:
-    from service.cli.operations.servers import build_settings
     from service.errors import ServiceError
     from service.plans.commands import local_plan
 
@@ -67,28 +71,4 @@ def _planned_here(definition: dict[str, Any]) -> dict[str, Any]:
         return local_plan(definition, settings.plan_timeout_seconds).model_dump(mode="json")
     except ServiceError as error:
         # In the words of a server, which would have said the same.
-        faults = [
-            {
-                "path": f.path,
-                "message": f.message,
-                "value": f.value,
-                "allowed": f.allowed,
-                "nearest": f.nearest,
-            }
-            for f in error.faults
-        ]
-        problem = Problem.model_validate(
-            {"title": error.title, "detail": error.detail, "status": error.status, "faults": faults}
-        )
-        raise RefusedError(error.status, problem) from error
-
-
-def _read(document: dict[str, Any], server: str) -> PlanView:
-    from service.plans.schemas import PlanView
-
-    try:
-        return PlanView.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"Plan.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        raise UnexpectedAnswerError(server, f"{what}; do client and server have one version?") from error
+        raise RefusedError(error.status, error.title, error.detail, error.faults) from error

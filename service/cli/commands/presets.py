@@ -1,4 +1,4 @@
-"""The command about the catalog of search spaces."""
+"""The command about presets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from service.cli.options import DEFAULT_SERVER, Json, Server, connect
 from service.cli.views.output import say, say_json, setting, settings_line, table
-from service.client import NamedSpace
+from service.presets.schemas import SearchSpaceView
 
 
 def search_spaces(
@@ -16,17 +16,17 @@ def search_spaces(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """List the search spaces that come with the service, or show one with the sources of its values."""
+    """List the presets of search presets, or show one with the sources of its values."""
     with connect(server) as client:
         if name is None:
-            spaces = client.search_spaces()
+            presets = client.presets()
             if as_json:
-                say_json([space.document() for space in spaces])
+                say_json([space.document() for space in presets])
                 return
-            rows = [(space.name, ", ".join(space.parameters), space.description) for space in spaces]
+            rows = [(space.name, ", ".join(space.parameters), space.description) for space in presets]
             table(("name", "searches", "description"), rows, empty="No presets.")
             return
-        space = client.search_space(name)
+        space = client.preset(name)
     if as_json:
         say_json(space.document())
         return
@@ -40,5 +40,5 @@ def search_spaces(
             say(f"  {key}: {setting(value)}", *_source(space, key))
 
 
-def _source(space: NamedSpace, field: str) -> list[str]:
+def _source(space: SearchSpaceView, field: str) -> list[str]:
     return [f"    {space.sources[field]}"] if field in space.sources else []

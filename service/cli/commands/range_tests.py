@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from search_spaces.range_tests.analysis import corner_label, in_rate
 from service.cli.errors import INTERRUPTED, REFUSED
+from service.cli.follow import poll
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
-from service.cli.views.output import console, one_line, say, say_json, say_note, table
-from service.client import AWAY, Client, RangeTest, RefusedError, UnreachableError
-from service.client.answers import Bounds
-from service.states import StudyState
-
-_POLL_SECONDS = 1.0
-_WIDTH = 36
-"""Columns of a curve."""
-_LEVELS = " .:-=+*#%@"
-"""Ten heights of a loss, the lowest first."""
+from service.cli.views.output import console, say, say_json, say_note
+from service.cli.views.range_tests import progress_line, show_range_test
+from service.client import Client
+from service.range_tests.schemas import RangeTestView
 
 
 def range_test(
@@ -55,31 +49,27 @@ def range_test(
         if as_json:
             say_json(test.document())
         else:
-            _say(client, test)
+            show_range_test(test, client.server)
     if test.bounds is None:
         raise typer.Exit(REFUSED)
 
 
 def wait(
-    client: Client, test: RangeTest, screen: Console, *, sleep: Callable[[float], None] = time.sleep
-) -> RangeTest:
+    client: Client, test: RangeTestView, screen: Console, *, sleep: Callable[[float], None] = time.sleep
+) -> RangeTestView:
     """Shows how far the range test is until it ends: one changing line on a terminal, else a line per change.
 
     A server that does not answer is asked again, as `watch` does.
     """
     terminal = screen.is_terminal and not screen.is_dumb_terminal
-    with screen.status(_progress(test)) if terminal else _Lines(screen) as display:
-        while True:
-            display.update(_progress(test))
-            if test.ended:
-                return test
-            sleep(_POLL_SECONDS)
-            try:
-                test = client.range_test(test.id)
-            except (UnreachableError, RefusedError) as error:
-                if isinstance(error, RefusedError) and error.status not in AWAY:
-                    raise
-                display.update(f"trying again: {error}")
+    with screen.status(progress_line(test)) if terminal else _Lines(screen) as display:
+        display.update(progress_line(test))
+        return poll(
+            lambda: client.range_test(test.id),
+            lambda found: display.update(progress_line(found)),
+            display.update,
+            sleep=sleep,
+        )
 
 
 class _Lines:
@@ -101,57 +91,5 @@ class _Lines:
             self._screen.print(line, soft_wrap=True)
 
 
-def _progress(test: RangeTest) -> str:
-    swept = sum(bool(corner.curve) for corner in test.corners)
-    line = f"range test {test.name} {test.state}: {swept} of {len(test.corners)} corners swept"
-    return f"{line} ({one_line(test.reason)})" if test.ended else line
-
-
-def _say(client: Client, test: RangeTest) -> None:
-    say("")
-    table(
-        ("corner", "steepest", "lowest", "diverged", "train loss, from the lowest rate to the highest"),
-        [
-            (
-                corner_label(corner.values),
-                _rate(corner.steepest),
-                _rate(corner.minimum),
-                _rate(corner.divergence),
-                sketch([point.smoothed for point in corner.curve]) if corner.curve else corner.note,
-            )
-            for corner in test.corners
-        ],
-        empty="No corners.",
-    )
-    say("", *(one_line(note) for note in test.notes[:1]))
-    if test.state != StudyState.COMPLETED:
-        say(f"Range test {test.name} {test.state}: {one_line(test.reason)}")
-    if test.bounds is not None:
-        say("", "To search within these bounds, write in the study:", f"  {study_line(test.bounds)}")
-    say("", f"The curves: {client.server}{test.dashboard_path or '/dashboard'}")
-
-
-def study_line(bounds: Bounds) -> str:
-    """The line of a study's space, as YAML 1.1 reads numbers: with a dot before the exponent."""
-    low, high = (f"{bound:.2e}" for bound in (bounds.min, bounds.max))
-    return f"learning_rate: {{min: {low}, max: {high}, scale: log}}"
-
-
-def sketch(levels: Sequence[float]) -> str:
-    """A curve in one line of ASCII: the darker, the higher. What is above the start is as dark as can be."""
-    ceiling, low = levels[0], min(levels)
-    span = ceiling - low
-    width = min(_WIDTH, len(levels))
-    columns = [levels[column * len(levels) // width] for column in range(width)]
-    if span <= 0:
-        return _LEVELS[-1] * width
-    top = len(_LEVELS) - 1
-    return "".join(_LEVELS[min(top, int((level - low) / span * top + 0.5))] for level in columns)
-
-
-def _rate(rate: float | None) -> str:
-    return "-" if rate is None else in_rate(rate)
-
-
-def _address(client: Client, test: RangeTest) -> str:
+def _address(client: Client, test: RangeTestView) -> str:
     return f"{client.server}/v1/range-tests/{test.name}"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from search_spaces.values.artifact_layout import ADAPTER_FILES
+from search_spaces.wording import counted
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
 from service.cli.views.output import say, say_note
-from service.client import Trial, UnexpectedAnswerError
+from service.cli.views.trials import trials_as_csv
+from service.client import UnexpectedAnswerError
 
 
 class ExportFormat(StrEnum):
@@ -57,7 +56,7 @@ def export(
         output.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from error
-    say_note(f"{len(all_trials)} trials written to {output}")
+    say_note(f"{counted(len(all_trials), 'trial')} written to {output}")
 
 
 def adapter(
@@ -83,7 +82,7 @@ def adapter(
         chosen = client.best(found.id).number if trial_number is None else trial_number
         folder = output or Path(f"{found.name}-{chosen}-{which}")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CommandError(f"{folder} exists already; name another folder with -o")
+            raise CommandError(f"{folder} already exists; choose another folder with --output")
         client.download_adapter(found.id, chosen, archive, which=which.value)
         archive.seek(0)
         try:
@@ -94,45 +93,6 @@ def adapter(
         except OSError as error:
             raise CommandError(f"cannot write {folder}: {error.strerror}") from error
     say(str(folder))
-
-
-def trials_as_csv(trials: Sequence[Trial]) -> str:
-    """One row per trial.
-
-    Searched hyperparameters are in `params.NAME`, fixed ones in `recipe.NAME`, metrics at the best rung in
-    `metrics.NAME`.
-    """
-    params = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    recipes = dict.fromkeys(name for trial in trials for name in trial.recipe or {})
-    fixed = [name for name in recipes if name not in params]
-    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics or {}))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["number", "state", "value", "best_rung", "repeat_of", "seed", "feasible"]
-        + [f"params.{name}" for name in params]
-        + [f"recipe.{name}" for name in fixed]
-        + [f"metrics.{name}" for name in metrics]
-        + ["examples_seen", "train_seconds", "peak_memory_bytes", "predicted_memory_bytes"]
-        + ["useful_token_share", "gradient_noise_scale", "diagnosis"]
-        + ["started_at", "ended_at", "adapter", "reason"]
-    )
-    for trial in trials:
-        cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
-        cells += [trial.repeat_of, trial.seed, _cell(trial.feasible)]
-        cells += [_cell(trial.params.get(name)) for name in params]
-        cells += [_cell((trial.recipe or {}).get(name)) for name in fixed]
-        cells += [(trial.metrics or {}).get(name) for name in metrics]
-        cells += [trial.examples_seen, trial.train_seconds, trial.peak_memory_bytes]
-        cells += [trial.predicted_memory_bytes, trial.useful_token_share, trial.gradient_noise_scale]
-        cells += [" ".join(finding.verdict for finding in trial.diagnosis)]
-        cells += [at.isoformat() if at else None for at in (trial.started_at, trial.ended_at)]
-        writer.writerow([*cells, trial.adapter.path if trial.adapter else None, trial.reason])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict | bool) else value
 
 
 def _unpack(files: zipfile.ZipFile, folder: Path) -> None:

@@ -11,8 +11,9 @@ import typer
 from service.cli.errors import CommandError, Commands
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
-from service.cli.views.output import moment, number, one_line, say, say_json, setting, table
-from service.client import ListedStudy, Schedule, ScheduleEvent
+from service.cli.views.output import moment, say, say_json, table
+from service.cli.views.schedules import show_runs, show_schedule, what_changed
+from service.schedules.schemas import ScheduleEventView, ScheduleView
 
 schedules = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."
@@ -39,7 +40,7 @@ Repeat = Annotated[
     bool | None,
     typer.Option(
         "--repeat-configurations/--no-repeat-configurations",
-        help="Evaluate again what earlier sweeps have evaluated on the same data, or leave it out.",
+        help="Evaluate again what earlier sweeps evaluated on the same data, or leave it out.",
         show_default=False,
     ),
 ]
@@ -52,7 +53,7 @@ def list_schedules(
         str | None, typer.Option(help="Only schedules whose names begin with this.", show_default=False)
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(help="Only schedules of this API key's owner.", show_default=False)
+        str | None, typer.Option(help="Only schedules of this owner of an API key.", show_default=False)
     ] = None,
     enabled: Annotated[
         bool | None,
@@ -110,7 +111,7 @@ def add(
 ) -> None:
     """Add a schedule: each firing submits the study once.
 
-    --repeat-configurations lets sweeps evaluate again what earlier ones have evaluated on the same data.
+    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
     """
     definition = read_study_file(file)
     with connect(server) as client:
@@ -154,7 +155,7 @@ def edit(
 ) -> None:
     """Change a schedule. The sweeps that it has made stay as they are; `history` shows the change.
 
-    --repeat-configurations repeats what earlier sweeps evaluated; --no-repeat-configurations does not.
+    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
     """
     changes: dict[str, Any] = given(
         cron=cron, timezone=timezone, name=name, seed=seed, overlap=overlap, repeat_configurations=repeat
@@ -195,19 +196,13 @@ def runs(
         events = client.schedule_history(schedule)
         # Far enough back for as many as can be shown.
         oldest = sweeps[-1].created_at if len(sweeps) == limit else None
-        missed: list[ScheduleEvent] = []
+        missed: list[ScheduleEventView] = []
         for event in events:
             if (oldest is not None and event.at < oldest) or len(missed) == limit:
                 break
             if event.kind in ("skipped", "failed"):
                 missed.append(event)
-    rows = [*((study.created_at, _run(study)) for study in sweeps), *((e.at, _missed(e)) for e in missed)]
-    newest = sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
-    table(
-        ("study", "for", "state", "trials", "best", "reason"),
-        [row for _, row in newest],
-        empty="No sweeps.",
-    )
+    show_runs(sweeps, missed, limit)
 
 
 @schedules.command()
@@ -222,7 +217,7 @@ def history(
         return
     table(
         ("at", "by", "what"),
-        [(moment(event.at), event.asked_by or "-", _what(event)) for event in events],
+        [(moment(event.at), event.asked_by or "-", what_changed(event)) for event in events],
         empty="No history: an earlier version of Nightsweep made this schedule.",
     )
 
@@ -251,58 +246,8 @@ def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
     say(f"Schedule {schedule} removed.")
 
 
-def _say(schedule: Schedule, as_json: bool) -> None:
+def _say(schedule: ScheduleView, as_json: bool) -> None:
     if as_json:
         say_json(schedule.document())
-        return
-    say(
-        f"Schedule {schedule.name} ({'enabled' if schedule.enabled else 'disabled'})",
-        f"  Id            {schedule.id}",
-        f"  Cron          {schedule.cron} ({schedule.timezone})",
-        f"  Next firing   {moment(schedule.next_fire_at)}",
-        f"  Last firing   {moment(schedule.last_fired_for)}",
-        f"  Seed          {schedule.definition.get('search', {}).get('seed', '-')}",
-        f"  Overlap       {schedule.overlap}",
-        f"  Repeats       {_repeats(schedule)}",
-        f"  Studies       {schedule.studies}",
-        f"  Last sweep    {_sweep(schedule)}",
-        f"  Last skipped  {_skip(schedule)}",
-        f"  Owner         {schedule.owner or '-'}",
-    )
-
-
-def _repeats(schedule: Schedule) -> str:
-    if schedule.repeat_configurations:
-        return "configurations are evaluated again in each sweep"
-    return "no configuration is evaluated again on the same data"
-
-
-def _skip(schedule: Schedule) -> str:
-    skip = schedule.last_skipped
-    return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
-
-
-def _run(study: ListedStudy) -> tuple[object, ...]:
-    best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
-    trials = study.counts.total - study.counts.repeats
-    return study.name, moment(study.fired_for), study.state, trials, best, study.reason
-
-
-def _missed(event: ScheduleEvent) -> tuple[object, ...]:
-    return "-", moment(event.fired_for), event.kind, "-", "-", event.message
-
-
-def _what(event: ScheduleEvent) -> str:
-    if not event.changes:
-        return event.message
-    return "; ".join(
-        f"{key}: {setting(change.get('from'))} -> {setting(change.get('to'))}"
-        for key, change in event.changes.items()
-    )
-
-
-def _sweep(schedule: Schedule) -> str:
-    sweep = schedule.last_sweep
-    if sweep is None:
-        return "-"
-    return f"{sweep.name} {sweep.state}" + (f": {one_line(sweep.reason)}" if sweep.reason else "")
+    else:
+        show_schedule(schedule)

@@ -8,26 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.commands.watch import follow
 from service.cli.errors import INTERRUPTED, REFUSED, CommandError
+from service.cli.follow import follow
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, StudyName, connect
 from service.cli.study_file import read_study_file
-from service.cli.views.live_table import counts_line
-from service.cli.views.output import (
-    console,
-    indented,
-    moment,
-    number,
-    one_line,
-    say,
-    say_json,
-    say_note,
-    settings_line,
-    table,
-)
-from service.cli.views.summary import summary
-from service.client import Client, Study
+from service.cli.views.output import console, moment, number, one_line, say, say_json, say_note, table
+from service.cli.views.standing import counts_line
+from service.cli.views.studies import show_study, summary
+from service.client import Client
 from service.states import StudyState
+from service.studies.schemas import StudyView
 
 
 def submit(
@@ -49,12 +39,12 @@ def submit(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Submit a study. Relative paths in the file are looked up beside it first.
+    """Submit a study. Relative paths in the file are looked up in the file's folder first.
 
-    If the answer is lost on the way, the request is sent again; the study is still submitted only once.
+    If the connection breaks, the request is sent again; the study is still submitted only once.
     """
     if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
-        raise CommandError("--idempotency-key: only printable ASCII characters")
+        raise CommandError("--idempotency-key: must be printable ASCII characters")
     definition = read_study_file(file)
     if name is not None:
         definition["name"] = name
@@ -79,7 +69,7 @@ def studies(
         str | None, typer.Option(help="Only studies whose names begin with this.", show_default=False)
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(help="Only studies of this API key's owner.", show_default=False)
+        str | None, typer.Option(help="Only studies of this owner of an API key.", show_default=False)
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Only studies that this schedule made.", show_default=False)
@@ -120,47 +110,7 @@ def show(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fals
     if as_json:
         say_json(found.document())
         return
-    definition = found.definition
-    rows: list[tuple[str, object]] = [
-        ("name", found.name),
-        ("id", found.id),
-        ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
-        ("trials", f"{counts_line(found)}; {_requested(found)} requested"),
-        ("owner", found.owner or "-"),
-        ("created", moment(found.created_at)),
-        ("started", moment(found.started_at)),
-        ("ended", moment(found.ended_at)),
-        ("schedule", f"{found.schedule}, for {moment(found.fired_for)}" if found.schedule else "-"),
-        ("objective", f"{definition['objective']['direction']} {found.metric}"),
-        ("model", definition["model"]["id"]),
-    ]
-    if found.base_seed is not None:
-        seed = definition.get("search", {}).get("seed")
-        rows.append(("seed", f"{seed}, which follows from the schedule's {found.base_seed} and the firing"))
-    if found.stage:
-        rows.insert(3, ("stage", found.stage))
-    if found.paused_at:
-        rows.append(("paused", moment(found.paused_at)))
-    elif found.deadline and not found.ended:
-        rows.append(("until", moment(found.deadline)))
-    if found.preparation:
-        rows += [("prepared", one_line(note)) for note in found.preparation.notes]
-    if found.best:
-        best = found.best
-        rows.append(
-            ("best", f"{number(best.value)}, trial {best.trial_number}: {settings_line(best.params)}")
-        )
-        if best.sentence:
-            rows.append(("repeats", one_line(best.sentence)))
-    rows.append(("dashboard", dashboard))
-    out = console()
-    for label, value in rows:
-        say(*indented(str(value), out, 0, first=f"{label:<10}  "))
-    say(f"The whole definition: nightsweep show {found.name} --json")
-
-
-def _requested(study: Study) -> object:
-    return "all" if study.trials_requested is None else study.trials_requested
+    show_study(found, dashboard)
 
 
 def watch(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
@@ -181,7 +131,7 @@ def cancel(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fa
     elif found.ended:
         say(f"Study {found.name} is {found.state}.")
     else:
-        say(f"Study {found.name} is being cancelled; see how it ends with: nightsweep watch {found.name}")
+        say(f"Study {found.name} is being cancelled. Watch it with: nightsweep watch {found.name}")
 
 
 def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
@@ -192,7 +142,7 @@ def pause(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = Fal
         say_json(found.document())
         return
     if found.pause_requested:
-        say(f"Study {found.name} is being paused: its trials write their checkpoints.")
+        say(f"Study {found.name} is being paused: its trials are writing checkpoints.")
     else:
         say(f"Study {found.name} is {found.state}.")
     say(f"Resume it with: nightsweep resume {found.name}")
@@ -252,7 +202,7 @@ def events(
     )
 
 
-def cloned_definition(study: Study, name: str) -> dict[str, Any]:
+def cloned_definition(study: StudyView, name: str) -> dict[str, Any]:
     """A study's accepted definition under a new name.
 
     An accepted definition holds the space that its preset stood for. The clone keeps that space and drops
@@ -263,7 +213,7 @@ def cloned_definition(study: Study, name: str) -> dict[str, Any]:
     return definition
 
 
-def watch_to_the_end(client: Client, study: Study, *, as_json: bool) -> int:
+def watch_to_the_end(client: Client, study: StudyView, *, as_json: bool) -> int:
     """Follows a study and prints its summary. Returns the command's exit code."""
     try:
         ended = follow(client, study.id, console(sys.stderr if as_json else None))
@@ -277,7 +227,7 @@ def watch_to_the_end(client: Client, study: Study, *, as_json: bool) -> int:
     return 0 if ended.study.state == StudyState.COMPLETED else REFUSED
 
 
-def _say_submitted(client: Client, study: Study) -> None:
+def _say_submitted(client: Client, study: StudyView) -> None:
     say(
         f"Study {study.name} submitted",
         f"  Id          {study.id}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,23 +10,15 @@ import typer
 from search_spaces.faults import nearest_name
 from service.cli.errors import CommandError
 from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
-from service.cli.views.output import (
-    PAGE_WIDTH,
-    duration,
-    fits,
-    number,
-    say,
-    say_json,
-    setting,
-    settings_line,
-    table,
-)
-from service.client import Study, Trial
-from service.client.answers import WAITING
+from service.cli.views.output import say, say_json, setting
+from service.cli.views.standing import best_first
+from service.cli.views.trials import show_trials
 from service.states import AttemptState
+from service.studies.schemas import StudyView
+from service.trials.schemas import WAITING, TrialView
 
 _STATES = (WAITING, *AttemptState)
-_PROGRESS: Mapping[str, Callable[[Trial], float | None]] = {
+_PROGRESS: Mapping[str, Callable[[TrialView], float | None]] = {
     "number": lambda trial: trial.number,
     "examples": lambda trial: trial.examples_seen,
     "time": lambda trial: trial.train_seconds,
@@ -82,55 +74,7 @@ def trials(
         say("* the best trial")
 
 
-def show_trials(study: Study, trials: Sequence[Trial], *, empty: str) -> None:
-    """Writes a table of trials to stdout, with a column for each hyperparameter where a line has the room."""
-    best = study.best.trial_number if study.best else None
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    first = ("trial", "state", _heading(study.metric or "value"))
-
-    def cells(trial: Trial) -> list[object]:
-        mark = " *" if trial.number == best else ""
-        return [f"{trial.number}{mark}", trial.state, number(trial.value)]
-
-    def values(trial: Trial) -> list[str]:
-        return [setting(trial.params[name]) if name in trial.params else "-" for name in names]
-
-    def progress(trial: Trial) -> list[object]:
-        seconds, rung = trial.train_seconds, trial.best_rung
-        return [
-            trial.examples_seen,
-            "-" if seconds is None else duration(seconds),
-            "-" if rung is None else rung,
-        ]
-
-    def notes(trial: Trial) -> list[str]:
-        return [verdicts_line(trial), "-" if trial.state == AttemptState.COMPLETED else trial.reason]
-
-    columns: tuple[str, ...] = (*first, *map(_heading, names), "examples")
-    rows = [[*cells(trial), *values(trial), *progress(trial)] for trial in trials]
-    repeated = any(trial.repeat_of is not None for trial in trials)
-    if repeated or not fits(columns, rows, pipe_width=PAGE_WIDTH):
-        columns = (*first, "examples")
-        rows = [[*cells(trial), *progress(trial), settings(trial)] for trial in trials]
-        last: tuple[str, ...] = ("time", "best rung", "hyperparameters", "diagnosis", "note")
-    else:
-        last = ("time", "best rung", "diagnosis", "note")
-    table(
-        (*columns, *last),
-        [[*row, *notes(trial)] for row, trial in zip(rows, trials, strict=True)],
-        empty=empty,
-        optional=("time", "best rung"),
-        pipe_width=PAGE_WIDTH,
-    )
-
-
-def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:
-    """The search's completed trials that break no constraint, the best first. Repeats are left out."""
-    ranked = [t for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
-    return in_order(study, ranked, "value")
-
-
-def in_order(study: Study, trials: Sequence[Trial], key: str) -> list[Trial]:
+def in_order(study: StudyView, trials: Sequence[TrialView], key: str) -> list[TrialView]:
     """The trials by `key`: those without a value for it last, equal ones by number.
 
     Raises:
@@ -145,7 +89,9 @@ def in_order(study: Study, trials: Sequence[Trial], key: str) -> list[Trial]:
     return [t for _, t in sorted(present, key=lambda pair: pair[0], reverse=largest_first)] + absent
 
 
-def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[[Trial], Any], bool]:
+def _reading(
+    study: StudyView, trials: Sequence[TrialView], key: str
+) -> tuple[Callable[[TrialView], Any], bool]:
     """What a trial is sorted by, and whether the largest comes first."""
     from search_spaces.definition import DIRECTIONS
     from search_spaces.recipe import SYNONYMS
@@ -154,34 +100,15 @@ def _reading(study: Study, trials: Sequence[Trial], key: str) -> tuple[Callable[
         return (lambda trial: trial.value), study.maximizes
     if key in _PROGRESS:
         return _PROGRESS[key], key != "number"
-    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics or {}))
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     if key in metrics:
-        return (lambda trial: (trial.metrics or {}).get(key)), DIRECTIONS.get(key) == "maximize"
+        return (lambda trial: trial.metrics.get(key)), DIRECTIONS.get(key) == "maximize"
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
     if key in params:
         return (lambda trial: trial.params.get(key)), False
     known = ("value", *_PROGRESS, *metrics, *params)
     meant = {synonym: name for synonym, name in SYNONYMS.items() if name in known}
     raise CommandError(_unknown("--sort", key, known, meant))
-
-
-def settings(trial: Trial) -> str:
-    """A trial's hyperparameters, or what a repeat runs again in place of those it shares."""
-    if trial.repeat_of is not None:
-        return f"trial {trial.repeat_of} again, seed={trial.seed}"
-    return settings_line(trial.params)
-
-
-def verdicts_line(trial: Trial) -> str:
-    """The verdicts on a trial in short; `-` where its curves say nothing."""
-    told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
-    broke = [] if trial.feasible else ["breaks a constraint"]
-    return ", ".join([*broke, *told]) or "-"
-
-
-def _heading(name: str) -> str:
-    """A name in two lines, which is narrower."""
-    return name.replace("_", "\n", 1)
 
 
 def _known_state(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands about workers and GPUs: what they do, which GPUs were put aside, and giving one back."""
+"""Commands about workers and GPUs: what they do, which GPUs were put aside, and restoring one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.cli.views.output import moment, say, say_json, table
 
 workers = typer.Typer(
     cls=Commands,
-    help="Show the workers that are training and the GPUs that were put aside, or give a GPU back.",
+    help="Show the workers that are training and the GPUs that were put aside, or restore a GPU.",
 )
 
 
@@ -22,7 +22,7 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
     if context.invoked_subcommand is not None:
         return
     with connect(server) as client:
-        fleet = client.fleet()
+        fleet = client.workers()
     if as_json:
         say_json(fleet.document())
         return
@@ -44,7 +44,7 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
     if fleet.devices:
         say("")
         table(
-            ("gpu", "put aside", "given back", "reason"),
+            ("gpu", "put aside", "restored", "reason"),
             [(d.id, moment(d.put_aside_at), moment(d.restored_at), d.reason) for d in fleet.devices],
             empty="",
         )
@@ -56,10 +56,10 @@ def restore(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Give a GPU that was put aside back to the workers, so that it is used again."""
+    """Restore a GPU that was put aside, so that it gets trials again."""
     with connect(server) as client:
         found = client.restore_device(device)
     if as_json:
         say_json(found.document())
     else:
-        say(f"The GPU {found.id} is used again.")
+        say(f"GPU {found.id} gets trials again.")

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from search_spaces.wording import counted
 from service.cli.errors import REFUSED, Commands
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import say, say_error, say_json
 
@@ -24,18 +25,18 @@ BackupFile = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, 
 
 @db.command()
 def upgrade(home: Home = None) -> None:
-    """Create the tables of the service and of Optuna, or upgrade them to this version."""
+    """Create the tables of the service and of Optuna, or upgrade them to this version's schema."""
     settings = build_settings(home=home)
     with service_errors_explained():
         from service.maintenance import schema
 
         schema.upgrade(settings)
-    say("The database has the tables of this version.")
+    say("The database schema is up to date.")
 
 
 @db.command()
 def check(home: Home = None, as_json: Json = False) -> None:
-    """Check the tables, and look for rows that contradict each other; exit 1 if there are any.
+    """Check the database schema, and look for rows that contradict each other; exit 1 if there are any.
 
     The service may be running.
     """
@@ -51,8 +52,8 @@ def check(home: Home = None, as_json: Json = False) -> None:
         for violation in violations:
             say_error(str(violation))
         say(
-            f"The database has the tables of this version; {len(integrity.SENTENCES)} rules were checked, "
-            f"{_counted(len(violations), 'violation')} found."
+            f"The database schema is up to date; {len(integrity.SENTENCES)} rules were checked, "
+            f"{counted(len(violations), 'violation')} found."
         )
     if violations:
         raise typer.Exit(REFUSED)
@@ -74,7 +75,7 @@ def backup(file: BackupFile, home: Home = None) -> None:
 
 @db.command()
 def restore(file: BackupFile, home: Home = None) -> None:
-    """Restore a backup into an empty database, SQLite or PostgreSQL, whichever it was made from.
+    """Restore a backup into an empty database. SQLite and PostgreSQL read each other's backups.
 
     Studies that had not ended continue as soon as a coordinator runs.
     """
@@ -90,8 +91,4 @@ def restore(file: BackupFile, home: Home = None) -> None:
 
 
 def _contents(studies: int, rows: int) -> str:
-    return f"{_counted(studies, 'study', 'studies')}, {_counted(rows, 'row')}"
-
-
-def _counted(number: int, one: str, more: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
+    return f"{counted(studies, 'study', 'studies')}, {counted(rows, 'row')}"

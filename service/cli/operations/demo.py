@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.commands.watch import follow
 from service.cli.errors import INTERRUPTED, REFUSED, CommandError
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.follow import follow
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Port
 from service.cli.study_file import read_study_file
-from service.cli.views.changes import Snapshot
 from service.cli.views.output import console, say, say_error, say_note
-from service.cli.views.summary import best_trial, comparison, summary
-from service.client import Client, ClientError, Study, UnreachableError
+from service.cli.views.standing import StudySnapshot, best_trial
+from service.cli.views.studies import comparison, summary
+from service.client import Client, ClientError, UnreachableError
 from service.states import StudyState
+from service.studies.schemas import StudyView
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -64,7 +65,7 @@ def demo(
                 ended = _follow_or_cancel(client, study)
                 say("", *ending(ended, client.dashboard_url(ended.study), settings))
                 if keep_serving:
-                    say("", f"Serving at {server.url} until Ctrl-C.")
+                    say("", f"The service is still running at {server.url}. Press Ctrl-C to stop it.")
                     _wait_for_interrupt()
     except UnreachableError as error:
         say_error(f"the demo's service stopped answering; its logs are in {settings.home / 'logs'}")
@@ -73,7 +74,7 @@ def demo(
         say_note("The demo was stopped.")
         raise typer.Exit(INTERRUPTED) from interrupt
     if ended.study.state != StudyState.COMPLETED or best_trial(ended) is None:
-        say_error(f"the demo's study ended as {ended.study.state}: {ended.study.reason}")
+        say_error(f"the demo's study is {ended.study.state}: {ended.study.reason}")
         raise typer.Exit(REFUSED)
 
 
@@ -90,7 +91,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _follow_or_cancel(client: Client, study: Study) -> Snapshot:
+def _follow_or_cancel(client: Client, study: StudyView) -> StudySnapshot:
     """Follows the study; on Ctrl-C cancels it, or the next demo in this home would train it as well."""
     try:
         return follow(client, study.id, console(), give_up_after=_GIVE_UP_SECONDS)
@@ -140,13 +141,13 @@ def free_port(host: str, wanted: int) -> int:
                 probe.bind((host, port))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise CommandError(f"cannot listen at {host}:{port}: {error.strerror}") from error
+                    raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from error
                 continue
             return int(probe.getsockname()[1])
-    raise CommandError(f"no port is free at {host}")
+    raise CommandError(f"no port is free on {host}")
 
 
-def ending(snapshot: Snapshot, dashboard_url: str, settings: Settings) -> list[str]:
+def ending(snapshot: StudySnapshot, dashboard_url: str, settings: Settings) -> list[str]:
     """What the demo prints last."""
     lines = summary(snapshot, dashboard_url)
     home = shlex.quote(str(settings.home))

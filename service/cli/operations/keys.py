@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from service.cli.errors import Commands
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import moment, say, say_json, say_note, table
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 keys = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Make, list and revoke API keys. Run these commands where the database is.",
+    help="Create, list and revoke API keys, on a machine that can reach the database.",
 )
 
 Owner = Annotated[
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @keys.command()
 def add(owner: Owner, home: Home = None, as_json: Json = False) -> None:
-    """Make an API key and print it; it is never shown again. Once there is a key, every request needs one."""
+    """Create an API key and print it, this once. As soon as there is a key, every request needs one."""
     from service.access import keys as commands
 
     key = _in_database(home, lambda session: commands.add(session, owner))

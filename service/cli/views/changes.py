@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from service.cli.views.live_table import counts_line, standstill
 from service.cli.views.output import number, one_line, settings_line
-from service.client import Study, Trial
+from service.cli.views.standing import StudySnapshot, counts_line, standstill
 from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 
 
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A study and its trials at one moment."""
-
-    study: Study
-    trials: Sequence[Trial]
-
-
-def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
+def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:
     """The lines that lead from `before` to `after`, trials by number.
 
     Without a `before`, the lines say where everything stands and leave out how it came there.
@@ -46,23 +36,23 @@ def changes(before: Snapshot | None, after: Snapshot) -> list[str]:
     return of_trials + lines if study.ended else lines + of_trials
 
 
-def _trial_changes(state: str | None, rungs_told: int, trial: Trial, study: Study) -> list[str]:
+def _trial_changes(state: str | None, rungs_told: int, trial: TrialView, study: StudyView) -> list[str]:
     """What is new about a trial that was in `state` and whose first `rungs_told` rungs are known."""
     name = f"trial {trial.number}"
     running = trial.state == AttemptState.RUNNING
     lines: list[str] = []
     if running and state != trial.state:
-        lines.append(f"{name} running {settings_line(trial.params)}".rstrip())
+        lines.append(f"{name} running: {settings_line(trial.params)}" if trial.params else f"{name} running")
     for rung in trial.rungs[rungs_told:]:
-        lines.append(f"{name} at {rung.rung} examples {study.metric} {number(rung.value)}")
+        lines.append(f"{name} at {rung.rung} examples: {study.metric} {number(rung.value)}")
     if not running and state != trial.state:
         lines.extend(_end_line(name, trial, study))
     return lines
 
 
-def _end_line(name: str, trial: Trial, study: Study) -> list[str]:
+def _end_line(name: str, trial: TrialView, study: StudyView) -> list[str]:
     if trial.state == AttemptState.COMPLETED:
-        return [f"{name} completed {study.metric} {number(trial.value)}"]
+        return [f"{name} completed: {study.metric} {number(trial.value)}"]
     if trial.finished or trial.state in UNFINISHED_ATTEMPT_STATES:
         where = f" at {trial.examples_seen} examples" if trial.examples_seen else ""
         reason = f": {one_line(trial.reason)}" if trial.reason else ""

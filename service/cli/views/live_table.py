@@ -10,9 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.views.output import duration, number, one_line, setting, settings_line
-from service.client import ListedStudy, Study, Trial
-from service.states import TRAINING, AttemptState, StudyState
+from search_spaces.wording import counted
+from service.cli.views.output import duration, heading, number, one_line, setting, settings_line
+from service.cli.views.standing import ENDED_STATES, counts_line, elapsed, standstill, waits_for
+from service.states import AttemptState, StudyState
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 
 _BAR_WIDTH = 8
 _TABLE_HEADER = 2
@@ -24,39 +27,9 @@ _STATE_STYLES: dict[str, str] = {
     AttemptState.OUT_OF_MEMORY: "red",
     AttemptState.FAILED: "red",
 }
-_FINISHED = ("completed", "pruned", "diverged", "out_of_memory", "failed", "cancelled")
 
 
-def counts_line(study: ListedStudy) -> str:
-    """How many trials are in each state, in words, leaving out the states that none is in."""
-    counts = study.counts.model_dump()
-    parts = [f"{counts[state]} {state.replace('_', ' ')}" for state in ("running", "waiting", *_FINISHED)]
-    return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trial yet"
-
-
-def elapsed(study: Study, now: datetime) -> float:
-    """Seconds since the study started, until it ended or was paused; 0 before it starts."""
-    if study.started_at is None:
-        return 0.0
-    return max(0.0, ((study.ended_at or study.paused_at or now) - study.started_at).total_seconds())
-
-
-def standstill(study: Study) -> str:
-    """Why nothing goes on, and what to do about it; empty where something does."""
-    if study.ended:
-        return ""
-    if study.state == StudyState.PAUSED:
-        return f"resume it with: nightsweep resume {study.name}"
-    return "it is being paused: its trials write their checkpoints" if study.pause_requested else ""
-
-
-def waits_for(study: Study) -> str:
-    """What an active study waits for; empty where it trains, or is paused."""
-    active = study.state in (StudyState.QUEUED, StudyState.RUNNING)
-    return study.reason if active and study.reason != TRAINING else ""
-
-
-def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]:
+def choose_rows(study: StudyView, trials: Sequence[TrialView], rows: int) -> list[TrialView]:
     """The trials to show when there is room for `rows`, by number.
 
     Unfinished trials come first; then the best trial; then the others, newest end first.
@@ -76,7 +49,7 @@ def choose_rows(study: Study, trials: Sequence[Trial], rows: int) -> list[Trial]
 
 
 def render(
-    study: Study, trials: Sequence[Trial], now: datetime, height: int, *, message: str = ""
+    study: StudyView, trials: Sequence[TrialView], now: datetime, height: int, *, message: str = ""
 ) -> RenderableType:
     """The study as a table at most `height` lines high, one line per trial.
 
@@ -98,12 +71,12 @@ def render(
     if shown:
         lines.append(_table(study, shown))
     if hidden := len(trials) - len(shown):
-        lines.append(_line(f"{hidden} more not shown; all: nightsweep trials {study.name}", "dim"))
+        lines.append(_line(f"{counted(hidden, 'more trial')}: nightsweep trials {study.name}", "dim"))
     return Group(*lines, *below)
 
 
-def _header(study: Study, now: datetime) -> Text:
-    ended = sum(getattr(study.counts, state) for state in _FINISHED)
+def _header(study: StudyView, now: datetime) -> Text:
+    ended = sum(getattr(study.counts, state) for state in ENDED_STATES)
     # Repeats are planned for; until the search has ended they are not certain to come.
     planned = study.trials_requested or 0
     if study.counts.repeats:
@@ -117,17 +90,17 @@ def _header(study: Study, now: datetime) -> Text:
     return line
 
 
-def _best(study: Study) -> Text:
+def _best(study: StudyView) -> Text:
     if study.best is None:
         return _line(study.reason if study.ended else f"best {study.metric}: none yet", "dim")
     best = study.best
     value = f"best {study.metric} {number(best.value)}"
     if best.mean is not None:
-        value += f" (mean of {best.n} repeats {number(best.mean)})"
+        value += f" (mean of {counted(best.n, 'repeat')}: {number(best.mean)})"
     return _line(f"{value}: trial {best.trial_number}  {settings_line(best.params)}", "green")
 
 
-def _table(study: Study, trials: Sequence[Trial]) -> Table:
+def _table(study: StudyView, trials: Sequence[TrialView]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     # Only the hyperparameters' columns give way when the terminal is narrow.
     table.add_column("#", justify="right", no_wrap=True)
@@ -155,11 +128,10 @@ def _table(study: Study, trials: Sequence[Trial]) -> Table:
 
 
 def _heading(name: str) -> Text:
-    """A name in two lines, which is narrower."""
-    return Text(name.replace("_", "\n", 1), no_wrap=True, overflow="ellipsis")
+    return Text(heading(name), no_wrap=True, overflow="ellipsis")
 
 
-def _bar(trial: Trial) -> RenderableType:
+def _bar(trial: TrialView) -> RenderableType:
     if trial.finished or trial.progress is None:
         return ""
     return ProgressBar(
@@ -167,12 +139,12 @@ def _bar(trial: Trial) -> RenderableType:
     )
 
 
-def _examples(trial: Trial) -> str:
+def _examples(trial: TrialView) -> str:
     total = trial.progress.total_examples if trial.progress else None
     return f"{trial.examples_seen}/{total}" if total else "-"
 
 
-def _last_rung(trial: Trial) -> str:
+def _last_rung(trial: TrialView) -> str:
     if not trial.rungs:
         return "-"
     last = trial.rungs[-1]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -69,6 +70,19 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(printable(text).split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table of a page."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+def say_grid(grid: Grid) -> None:
+    """Writes a page's table to stdout."""
+    table(grid.columns, grid.rows, empty="", pipe_width=PAGE_WIDTH)
 
 
 def table(
@@ -167,6 +181,11 @@ def setting(value: object) -> str:
 
 def settings_line(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={setting(value)}" for name, value in params.items())
+
+
+def heading(name: str) -> str:
+    """A column's name in two lines, which is narrower."""
+    return name.replace("_", "\n", 1)
 
 
 def duration(seconds: float) -> str:

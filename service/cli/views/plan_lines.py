@@ -33,13 +33,13 @@ def trial_lines(trials: TrialsPlan) -> Iterator[Line]:
     space = "in a continuous space"
     if trials.space_size is not None:
         space = f"of {trials.space_size:,} {'points' if trials.algorithm == 'grid' else 'configurations'}"
-    yield "search", f"{count(trials.search, 'trial')} by {trials.algorithm}, {space}"
+    yield "search", f"{counted(trials.search, 'trial')} by {trials.algorithm}, {space}"
     if trials.range_test:
-        yield "range test", f"{count(trials.range_test, 'sweep')} of the learning rate before it"
+        yield "range test", f"{counted(trials.range_test, 'sweep')} of the learning rate before it"
     if trials.repeats:
         yield (
             "repeats",
-            f"up to {count(trials.repeats, 'run')} of the best recipes with other seeds after it",
+            f"up to {counted(trials.repeats, 'run')} of the best recipes with other seeds after it",
         )
 
 
@@ -58,9 +58,9 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
         yield f"tokens{at}", f"{cut.tokens:,}"
         yield f"carry loss{at}", _share(cut.supervised_tokens, cut.tokens)
     if split.median_tokens is not None:
-        yield "tokens per row", f"{split.median_tokens:,} median"
-        yield "", f"{split.p95_tokens:,} at 95 %"
-        yield " ", f"{split.longest_tokens:,} longest"
+        yield "tokens per row", f"{split.median_tokens:,} (median)"
+        yield "", f"{split.p95_tokens:,} (95th percentile)"
+        yield " ", f"{split.longest_tokens:,} (longest)"
     yield "duplicates", f"{split.duplicate_rows:,}"
     for found in split.turns_found_by:
         yield f"turns by {_FOUND_BY.get(found.value, found.value)}", f"{found.rows:,}"
@@ -77,13 +77,13 @@ def balance_line(balance: Balance) -> str:
 def training_lines(training: TrainingPlan) -> Iterator[Line]:
     """What is trained and evaluated."""
     about = "about " if training.estimated else ""
-    yield "an epoch", f"{about}{span(training.examples_per_epoch)} examples"
+    yield "one epoch", f"{about}{span(training.examples_per_epoch)} examples"
     for name, trial in (("shortest trial", training.shortest), ("longest trial", training.longest)):
         yield (
             name,
             (
-                f"{trial.examples:,} examples, {trial.tokens:,} tokens, {count(trial.steps, 'step')} of"
-                f" batch {trial.batch_size}, {count(trial.evaluations, 'evaluation')}"
+                f"{trial.examples:,} examples, {trial.tokens:,} tokens, {counted(trial.steps, 'step')} at"
+                f" batch size {trial.batch_size}, {counted(trial.evaluations, 'evaluation')}"
             ),
         )
     if training.range_test is not None or training.repeats is not None:
@@ -102,8 +102,8 @@ def training_lines(training: TrainingPlan) -> Iterator[Line]:
         yield "rungs", f"every {rungs.every_examples:,} examples, and at the end"
         if rungs.shared_count is None:
             yield (
-                "in every trial",
-                "unknown: a batch that is larger than the distance between two rungs skips some",
+                "common rungs",
+                "unknown: a batch larger than the distance between two rungs skips some of them",
             )
         else:
             yield "common rungs", _listed(rungs.shared, rungs.shared_count)
@@ -123,17 +123,20 @@ def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
         # Alike in rank, they may differ in their modules or their optimizer.
         ranks = span(Span(at_least=small.lora_r, at_most=large.lora_r))
         size = _sizes(Span(at_least=small.bytes, at_most=large.bytes))
-        yield "an adapter", f"{size} with gradient and optimizer state, rank {ranks}"
+        yield "one adapter", f"{size} with gradient and optimizer state, rank {ranks}"
     if memory.one_trial_bytes is not None:
         yield "one trial", f"at least {_sizes(memory.one_trial_bytes)}, without activations"
     if memory.parallel_bytes is not None and memory.parallel_trials > 1:
-        yield f"{memory.parallel_trials} together", f"at least {_sizes(memory.parallel_bytes)}, on one base"
+        yield (
+            f"{memory.parallel_trials} trials",
+            f"at least {_sizes(memory.parallel_bytes)}, on one base",
+        )
     if memory.unknown is not None:
         yield "unknown", memory.unknown
     peak = memory.earlier_peak
     if peak is not None:
         devices = f" on {', '.join(peak.devices)}" if peak.devices else ""
-        yield "measured", f"{_size(peak.bytes)} at most, of {count(peak.trials, 'earlier trial')}{devices}"
+        yield "measured", f"at most {_size(peak.bytes)} in {counted(peak.trials, 'earlier trial')}{devices}"
     else:
         yield "measured", f"unknown: {memory.earlier_peak_unknown}"
 
@@ -146,16 +149,16 @@ def time_lines(time: TimePlan) -> Iterator[Line]:
         yield (
             "measured",
             (
-                f"{number(time.examples_per_second)} examples a second"
-                f" ({'evaluation included' if time.includes_evaluation else 'evaluation left out'}),"
-                f" median of {count(time.earlier_trials, 'earlier trial')} on {data}{devices}"
+                f"{number(time.examples_per_second)} examples per second"
+                f" ({'with evaluation' if time.includes_evaluation else 'without evaluation'}),"
+                f" median of {counted(time.earlier_trials, 'earlier trial')} on {data}{devices}"
             ),
         )
     if time.shortest_trial is not None and time.longest_trial is not None:
         trial = Seconds(at_least=time.shortest_trial, at_most=time.longest_trial)
-        yield "a trial", f"{_durations(trial)} of a worker's time"
+        yield "one trial", f"{_durations(trial)} of one worker"
     if time.worker_seconds is not None:
-        yield "whole study", f"{_durations(time.worker_seconds)} of one worker, if nothing ends early"
+        yield "whole study", f"{_durations(time.worker_seconds)} of one worker, if no trial ends early"
     if time.wall_seconds is not None:
         yield "wall clock", _durations(time.wall_seconds)
     if time.unknown is not None:
@@ -169,21 +172,14 @@ def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
         return
     has = f"{counted(cluster.nodes, 'node')}, {counted(cluster.cpus or 0, 'CPU')}"
     has = f"{has}, {counted(cluster.gpus or 0, 'GPU')}"
-    yield "machines", f"{has}, unchanged since {moment(cluster.seen_at)}"
+    yield "nodes", f"{has}, unchanged since {moment(cluster.seen_at)}"
     each = counted(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
-    yield "room for", f"{count(cluster.workers or 0, 'worker')} of {each} each"
-
-
-def count(number_of: int, what: str) -> str:
-    """`3 rows`, `1 row`."""
-    return f"{number_of:,} {what}{'s' * (number_of != 1)}"
+    yield "room for", f"{counted(cluster.workers or 0, 'worker')} of {each} each"
 
 
 def span(ends: Span) -> str:
     """`3 to 5`; one number where it is certain."""
-    if ends.at_least == ends.at_most:
-        return f"{ends.at_least:,}"
-    return f"{ends.at_least:,} to {ends.at_most:,}"
+    return _between(f"{ends.at_least:,}", f"{ends.at_most:,}")
 
 
 def _amount(amount: Amount) -> str:
@@ -193,7 +189,7 @@ def _amount(amount: Amount) -> str:
 def _listed(rungs: Sequence[int], in_all: int) -> str:
     if not in_all:
         return "none"
-    more = f" ... {in_all:,} in all" if in_all > len(rungs) else ""
+    more = f", ... ({in_all:,} in total)" if in_all > len(rungs) else ""
     return ", ".join(f"{rung:,}" for rung in rungs) + more
 
 
@@ -210,10 +206,12 @@ def _size(count: int) -> str:
 
 
 def _sizes(span: Span) -> str:
-    low, high = _size(span.at_least), _size(span.at_most)
-    return low if low == high else f"{low} to {high}"
+    return _between(_size(span.at_least), _size(span.at_most))
 
 
 def _durations(seconds: Seconds) -> str:
-    low, high = duration(seconds.at_least), duration(seconds.at_most)
+    return _between(duration(seconds.at_least), duration(seconds.at_most))
+
+
+def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.data_report import DataReport, DecodedExample
+from search_spaces.wording import counted
 from service.cli.views.output import console, one_line, printable, say
 from service.cli.views.plan_lines import (
     Line,
     balance_line,
     cluster_lines,
-    count,
     memory_lines,
     span,
     split_lines,
@@ -32,8 +32,8 @@ _EVERY = "Problem. Every trial would fail"
 _WHO = {
     "model": _EVERY,
     "data": _EVERY,
-    "recipe": "Warning. Trials with such a recipe would fail",
-    "host": "Unknown. The machine that made the plan could not read it, though workers may",
+    "recipe": "Warning. Trials with these recipes would fail",
+    "host": "Unknown. The machine that made this plan cannot read it, but the workers may be able to",
 }
 _PLAIN_WIDTH = 100
 """Columns where the output is no terminal."""
@@ -59,7 +59,7 @@ def _show(out: Console, plan: PlanView) -> None:
     if plan.report_unknown is not None:
         _section(out, "Data and model", [("unknown", plan.report_unknown)])
     if plan.training is not None:
-        _section(out, "Training, if nothing ends early", training_lines(plan.training))
+        _section(out, "Training, if no trial ends early", training_lines(plan.training))
         _show_steps(out, plan.training)
     elif plan.report_unknown is None:
         _section(out, "Training", [("unknown", plan.training_unknown or "")])
@@ -74,7 +74,7 @@ def _show_data(out: Console, data: DataReport) -> None:
         (name, split) for name, split in (("train", data.train), ("eval", data.eval)) if split is not None
     ]
     if splits:
-        _heading(out, f"Data, {data.format or 'of no known format'}")
+        _heading(out, f"Data (format: {data.format or 'unknown'})")
         table = Table(box=None, pad_edge=False, show_header=True, header_style="", padding=(0, 2, 0, 0))
         table.add_column("", min_width=_LABEL - 2)
         for name, _ in splits:
@@ -84,7 +84,7 @@ def _show_data(out: Console, data: DataReport) -> None:
             table.add_row(label, *(split.get(label, "-") for split in cells))
         out.print(Padding(table, (0, 0, 0, 2), expand=False))
         if data.overlap_rows is not None:
-            _lines(out, [("overlap", f"{count(data.overlap_rows, 'eval row')} found in the train data")])
+            _lines(out, [("overlap", f"{counted(data.overlap_rows, 'eval row')} found in the train data")])
         for name, split in splits:
             for what, balance in (("labels", split.labels), ("tasks", split.tasks)):
                 if balance is not None:
@@ -102,7 +102,7 @@ def _show_data(out: Console, data: DataReport) -> None:
 
 def _show_example(out: Console, example: DecodedExample) -> None:
     place = printable(example.place.rpartition("/")[2])
-    out.print(Padding(Text(f"{place}, {count(example.tokens, 'token')}"), (0, 0, 0, 2), expand=False))
+    out.print(Padding(Text(f"{place}, {counted(example.tokens, 'token')}"), (0, 0, 0, 2), expand=False))
     text = Text()
     for segment in example.segments:
         if out.is_terminal:

@@ -1,92 +1,16 @@
-"""A study's report in sections, and these as text for a terminal and as Markdown."""
+"""A report's sections as text for a terminal or a page, and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich.text import Text
 
-from service.cli.commands.trials import best_first
-from service.cli.views.live_table import counts_line
-from service.cli.views.output import (
-    PAGE_WIDTH,
-    console,
-    duration,
-    indented,
-    moment,
-    number,
-    one_line,
-    say,
-    setting,
-    settings_line,
-    table,
-)
-from service.client import Report, Study, Trial
-from service.client.reports import Candidate, ParameterImportance
-
-_TOP = 5
-"""Trials in the list of the best."""
-_LONGEST_NAME = 45
-_VERDICT_MEANINGS = {
-    "diverged": "the loss or a gradient was not finite, or the loss exploded",
-    "learning_rate_too_high": "the loss went up and down, or a gentler recipe did much better",
-    "learning_rate_too_low": "the loss was still falling about as fast as at first",
-    "overfitting": "the eval loss rose while the train loss fell",
-    "plateaued_early": "the second half of the training brought almost no improvement",
-    "under_trained": "the loss was still falling when the training ended",
-    "not_enough_rungs": "too few evaluations to judge the curve",
-}
+from service.cli.views.output import PAGE_WIDTH, Grid, console, indented, one_line, say, say_grid, setting
+from service.cli.views.report_sections import Point, Section
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A table."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One point of a list."""
-
-    label: str = ""
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a report: sentences, points with or without a label, and tables, in this order of reading."""
-
-    title: str
-    blocks: Sequence[str | Grid | Point]
-
-
-def sections(report: Report, trials: Sequence[Trial], server: str) -> list[Section]:
-    """The whole report.
-
-    Args:
-        report: What the study has taught.
-        trials: Its trials.
-        server: The server's address, for links.
-    """
-    study = report.study
-    found = [
-        (study.name, _head(report, server)),
-        ("Best trial", _best(report)),
-        ("The best trials", _top(report, trials)),
-        ("Pareto front", _front(report)),
-        ("Which hyperparameters mattered", _importance(report)),
-        ("What the curves say", _verdicts(report)),
-        ("Advice", _advice(report)),
-        ("Cost", _cost(report)),
-    ]
-    whole = [Section(title=title, blocks=list(blocks)) for title, blocks in found]
-    return [section for section in whole if section.blocks]
-
-
-def show(parts: Sequence[Section]) -> None:
+def show_report(parts: Sequence[Section]) -> None:
     """Writes a report to stdout, for people, in lines that fit the terminal or a page."""
     out = console(pipe_width=PAGE_WIDTH)
     for index, section in enumerate(parts):
@@ -96,7 +20,7 @@ def show(parts: Sequence[Section]) -> None:
         labels = max((len(block.label) for block in section.blocks if isinstance(block, Point)), default=0)
         for block in section.blocks:
             if isinstance(block, Grid):
-                table(block.columns, block.rows, empty="", pipe_width=PAGE_WIDTH)
+                say_grid(block)
             elif isinstance(block, Point):
                 label = f"{block.label:<{labels}}  " if labels else "- "
                 say(*indented(block.text, out, 2, first=f"  {label}"))
@@ -123,145 +47,6 @@ def markdown(parts: Sequence[Section]) -> str:
                 lines.append(_text(block))
             before = block
     return "\n".join(lines) + "\n"
-
-
-def mean_and_spread(candidate: Candidate) -> str:
-    """`0.412 ± 0.008`; `-` without a run."""
-    if candidate.mean is None:
-        return "-"
-    spread = candidate.standard_deviation
-    return number(candidate.mean) + (f" ± {number(spread)}" if spread is not None else "")
-
-
-def share(value: float | None) -> str:
-    """A share in per cent; `-` for none."""
-    return "-" if value is None else f"{value:.0%}"
-
-
-def chance(parameter: ParameterImportance) -> str:
-    """Whether an importance is above what chance gives, or why there is none."""
-    if parameter.above_chance is None:
-        return parameter.reason or "-"
-    return "yes" if parameter.above_chance else "no"
-
-
-def download_command(study: Study) -> str:
-    """What downloads the best adapter; with the study's id where its name would not fit a line."""
-    return f"nightsweep adapter {study.name if len(study.name) <= _LONGEST_NAME else study.id}"
-
-
-def _head(report: Report, server: str) -> Iterator[Point]:
-    study = report.study
-    ended = f", ended {moment(study.ended_at)}" if study.ended_at else f", as of {moment(report.made_at)}"
-    stage = f" ({study.stage})" if study.stage else ""
-    yield Point(label="State", text=f"{study.state}{stage}" + (f": {study.reason}" if study.reason else ""))
-    if report.seconds is not None:
-        yield Point(label="Time", text=f"{duration(report.seconds)}{ended}")
-    repeats = f", of which {study.counts.repeats} repeats" if study.counts.repeats else ""
-    yield Point(label="Trials", text=f"{counts_line(study)}{repeats}")
-    yield Point(label="Model", text=str(study.definition["model"]["id"]))
-    yield Point(label="Objective", text=f"{study.definition['objective']['direction']} {study.metric}")
-    prepared = study.preparation
-    if prepared is not None and prepared.learning_rate_bounds is not None:
-        low, high = prepared.learning_rate_bounds
-        test = f" of the range test {study.range_test}" if study.range_test else ""
-        yield Point(label="Learning rate", text=f"searched from {low:.3g} to {high:.3g}, the bounds{test}")
-    if prepared is not None and (prepared.enqueued or prepared.prior):
-        counts = f"{prepared.enqueued} recipes evaluated first, {prepared.prior} earlier results"
-        yield Point(label="Warm start", text=counts)
-    for note in prepared.notes if prepared is not None else ():
-        yield Point(label="Prepared", text=note)
-    yield Point(label="Dashboard", text=f"{server}{study.dashboard_path or '/dashboard'}")
-
-
-def _best(report: Report) -> Iterator[str | Grid | Point]:
-    best, metric = report.best, report.study.metric
-    if best is None:
-        broken = any(constraint.broken for constraint in report.constraints)
-        yield "None has completed within the constraints." if broken else "None has completed."
-        return
-    yield f"Trial {best.number}, {metric} {number(best.value)}: {settings_line(best.params)}"
-    judged = best.judgement
-    if judged is not None:
-        if any(candidate.runs for candidate in judged.candidates):
-            yield Grid(
-                columns=("trial", f"{metric} in the search", "mean ± sd with fresh seeds", "runs"),
-                rows=[(c.trial_number, number(c.value), mean_and_spread(c), c.n) for c in judged.candidates],
-            )
-        yield judged.sentence
-    if best.adapter is not None:
-        yield Point(label="Adapter", text=best.adapter.path)
-        yield Point(label="Download", text=download_command(report.study))
-
-
-def _top(report: Report, trials: Sequence[Trial]) -> Iterator[Grid]:
-    found = best_first(report.study, trials)[:_TOP]
-    if len(found) > 1:
-        yield Grid(
-            columns=("trial", report.study.metric or "value", "examples", "hyperparameters"),
-            rows=[(t.number, number(t.value), t.examples_seen, settings_line(t.params)) for t in found],
-        )
-
-
-def _front(report: Report) -> Iterator[str | Grid]:
-    front = report.study.pareto_front
-    if not front:
-        return
-    costs = list(front[0].costs)
-    yield "No other trial is at least as good in all of these and better in one."
-    yield Grid(
-        columns=("trial", report.study.metric or "value", *costs, "hyperparameters"),
-        rows=[
-            (
-                point.trial_number,
-                number(point.value),
-                *(number(point.costs.get(cost)) for cost in costs),
-                settings_line(point.params),
-            )
-            for point in front
-        ],
-    )
-
-
-def _importance(report: Report) -> Iterator[str | Grid]:
-    found = report.importance
-    if any(p.importance is not None for p in found.parameters):
-        yield Grid(
-            columns=("hyperparameter", "importance", "above chance"),
-            rows=[(p.name, share(p.importance), chance(p)) for p in found.parameters],
-        )
-    yield found.sentence
-
-
-def _verdicts(report: Report) -> Iterator[Grid]:
-    if report.verdicts:
-        yield Grid(
-            columns=("verdict", "trials", "meaning"),
-            rows=[
-                (name.replace("_", " "), count, _VERDICT_MEANINGS.get(name, ""))
-                for name, count in report.verdicts.items()
-            ],
-        )
-
-
-def _advice(report: Report) -> Iterator[Point]:
-    for advice in report.advice:
-        yield Point(text=advice.sentence)
-    for constraint in report.constraints:
-        if constraint.broken:
-            count = f"{constraint.broken} of {constraint.completed}"
-            yield Point(text=f"constraint {constraint.name}: broken by {count} completed trials.")
-
-
-def _cost(report: Report) -> Iterator[Point]:
-    cost = report.cost
-    yield Point(text=f"{cost.gpu_hours:.3g} GPU-hours, {cost.worker_hours:.3g} worker-hours")
-    saved = cost.examples_saved_by_pruning, cost.examples_saved_by_divergence
-    of_all = f", {share(cost.saved_share)} of all" if cost.saved_share else ""
-    yield Point(
-        text=f"{cost.examples_trained:,} training examples; {sum(saved):,} more were saved{of_all}:"
-        f" {saved[0]:,} by pruning and {saved[1]:,} by stopping trials that diverged"
-    )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

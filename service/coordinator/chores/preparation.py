@@ -33,7 +33,8 @@ from service.coordinator.leases import waits_for_stages
 from service.coordinator.policy.waiting import WAITING
 from service.dashboard.figures import save_figure
 from service.db.database import Database
-from service.db.models import Schedule, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Schedule, Study
 from service.db.transitions import advance_study, append_event, start
 from service.range_tests.commands import make
 from service.range_tests.figure import draw

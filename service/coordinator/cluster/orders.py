@@ -9,7 +9,8 @@ from search_spaces.definition import ModelSpec, StudyDefinition
 from search_spaces.recipe import Recipe
 from search_spaces.values.artifact_layout import CHECKPOINT
 from search_spaces.values.artifact_urls import join
-from service.db.models import Attempt, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt
 from workers.contract import RateSweep, TrialOrder
 
 """Where an attempt keeps its checkpoint, in its own folder."""

@@ -25,7 +25,8 @@ from service.coordinator.leases import Lease
 from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
 from service.db.database import Database
-from service.db.models import Attempt, EventRow, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, EventRow, Study
 from service.db.transitions import advance_study, append_event, put_down, start
 from service.states import AttemptState, StudyState
 

@@ -25,7 +25,8 @@ from service.coordinator.study.attempts import are_live
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
 from service.db.database import database_now
-from service.db.models import Attempt, EventRow, RungReport, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Attempt, EventRow, RungReport, Study
 from service.db.transitions import advance_attempt, append_event
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 from workers.contract import PackCapacity, Preparing, Progress, Report, TrialOutcome, TrialStarted

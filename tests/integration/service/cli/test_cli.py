@@ -226,7 +226,7 @@ def test_watch_follows_a_study_over_a_restart_of_the_server(settings: Settings, 
             watching.wait_for_line("the server answers again")
             assert watching.wait_for_line("study tone") == "study tone running (it has begun)\n"
             move(settings, StudyState.FAILED, "the model is gone")
-            watching.wait_for_line("study tone failed: no trial yet (the model is gone)")
+            watching.wait_for_line("study tone failed: no trials yet (the model is gone)")
             assert watching.wait_for_line("Study tone failed in").endswith(": the model is gone\n")
             watching.wait_for_line("Dashboard   http://127.0.0.1:")
             assert watching.wait() == 1

@@ -8,7 +8,8 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from service.db.database import Database, database_now
-from service.db.models import EventRow, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import EventRow, Study
 from service.db.transitions import advance_study
 from service.devices import heartbeats
 from service.states import READING, StudyState

@@ -21,7 +21,17 @@ from typer.testing import CliRunner, Result
 from service.cli import options
 from service.cli.root import app
 from service.client import Client
-from tests.support.fake_api import FakeApi, Reply, problem, refused, study_json, trial_json
+from tests.support.fake_api import (
+    FakeApi,
+    Reply,
+    best_json,
+    event_json,
+    problem,
+    refused,
+    schedule_json,
+    study_json,
+    trial_json,
+)
 
 SERVER = "http://sweeps.example"
 
@@ -49,18 +59,19 @@ def items(*documents: dict[str, Any]) -> httpx.Response:
 
 
 TRIALS = f"GET /v1/studies/{'5' * 32}/trials"
-SCHEDULE = {
-    "id": "7" * 32,
-    "name": "nightly",
-    "cron": "0 22 * * *",
-    "timezone": "Europe/Berlin",
-    "enabled": True,
-    "definition": {"name": "tone"},
-    "created_at": "2026-07-01T00:00:00Z",
-    "next_fire_at": "2026-07-01T20:00:00Z",
-    "last_fired_for": None,
-    "studies": 3,
+SCHEDULE = schedule_json(timezone="Europe/Berlin", next_fire_at="2026-07-01T20:00:00Z")
+HISTORY = {
+    "id": 1,
+    "at": "2026-07-01T22:00:00Z",
+    "schedule": "nightly",
+    "schedule_id": SCHEDULE["id"],
+    "kind": "changed",
+    "asked_by": None,
+    "message": "m",
+    "changes": None,
+    "fired_for": None,
 }
+"""An event of a schedule."""
 SPACE = {
     "name": "qlora-quick",
     "description": "Two dials.",
@@ -88,20 +99,20 @@ READS: dict[str, tuple[list[str], dict[str, Reply | list[Reply]], Any]] = {
     "best": (
         ["best", "tone"],
         {
-            "GET /v1/studies/tone/best": httpx.Response(200, json=trial_json(0)),
+            "GET /v1/studies/tone/best": httpx.Response(200, json=best_json(0)),
             "GET /v1/studies/tone": study(),
         },
-        trial_json(0),
+        best_json(0),
     ),
     "events": (
         ["events", "tone"],
         {
             "GET /v1/studies/tone/events": [
-                items({"id": 1, "at": "2026-07-01T22:00:00Z", "kind": "x", "message": "m"}),
+                items(event_json(1)),
                 items(),
             ]
         },
-        [{"id": 1, "at": "2026-07-01T22:00:00Z", "kind": "x", "message": "m"}],
+        [event_json(1)],
     ),
     "schedules list": (["schedules", "list"], {"GET /v1/schedules": items(SCHEDULE)}, [SCHEDULE]),
     "schedules show": (
@@ -155,7 +166,7 @@ def test_submit_watch_exits_by_how_the_study_ended_and_prints_the_summary(
     run: Any, tmp_path: Path, state: str, exit_code: int
 ) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
-    trial = trial_json(0, value=0.412, adapter={"path": "/home/a/best", "url": None})
+    trial = trial_json(0, value=0.412, adapter={"path": "/home/a/best", "url": "/v1/adapter"})
     result = run(
         {
             "POST /v1/studies": httpx.Response(201, json=study_json()),
@@ -406,7 +417,7 @@ def test_pause_says_whether_it_is_done_or_on_its_way_and_how_to_go_on(run: Any) 
     on_its_way = run({route: httpx.Response(202, json=study_json(pause_requested=True))}, "pause", "tone")
     done = run({route: httpx.Response(202, json=study_json(state="paused"))}, "pause", "tone")
     go_on = "Resume it with: nightsweep resume tone\n"
-    assert on_its_way.stdout == (f"Study tone is being paused: its trials write their checkpoints.\n{go_on}")
+    assert on_its_way.stdout == (f"Study tone is being paused: its trials are writing checkpoints.\n{go_on}")
     assert done.stdout == f"Study tone is paused.\n{go_on}"
 
 
@@ -487,7 +498,7 @@ def adapter_replies(reply: httpx.Response) -> dict[str, Reply | list[Reply]]:
     best = f"GET /v1/studies/{'5' * 32}/best"
     return {
         "GET /v1/studies/tone": study(),
-        best: httpx.Response(200, json=trial_json(7)),
+        best: httpx.Response(200, json=best_json(7)),
         f"GET /v1/studies/{'5' * 32}/trials/7/adapter": reply,
     }
 
@@ -506,7 +517,7 @@ def test_an_adapter_never_overwrites_what_is_there(run: Any, tmp_path: Path) -> 
     (tmp_path / "mine.txt").write_text("precious")
     result = run(adapter_replies(archive(x="y")), "adapter", "tone", "7", "-o", str(tmp_path))
     assert result.exit_code == 2
-    assert "exists already" in result.stderr
+    assert "already exists" in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -617,7 +628,7 @@ def test_the_runs_of_a_schedule_are_its_sweeps_and_the_firings_that_made_none(ru
     def event(day: int, kind: str) -> dict[str, Any]:
         at = f"2026-07-0{day}T20:00:00Z"
         words = f"{kind}: it is still running"
-        return {"id": day, "at": at, "schedule": "n", "kind": kind, "message": words, "fired_for": at}
+        return HISTORY | {"id": day, "at": at, "kind": kind, "message": words, "fired_for": at}
 
     replies = {
         "GET /v1/schedules/nightly/studies": items(sweep(4), sweep(2), sweep(1)),
@@ -632,7 +643,6 @@ def test_the_runs_of_a_schedule_are_its_sweeps_and_the_firings_that_made_none(ru
 
 
 def test_the_history_of_a_schedule_says_who_changed_what(run: Any) -> None:
-    common = {"at": "2026-07-01T22:00:00Z", "schedule": "nightly"}
     changes = {
         "definition.search.seed": {"from": 7, "to": 8},
         "name": {"from": "a", "to": "b"},
@@ -640,8 +650,8 @@ def test_the_history_of_a_schedule_says_who_changed_what(run: Any) -> None:
     }
     replies = {
         "GET /v1/schedules/nightly/history": items(
-            {"id": 2, "kind": "changed", "asked_by": "alice", "message": "m", "changes": changes, **common},
-            {"id": 1, "kind": "created", "asked_by": "bob", "message": "created", **common},
+            HISTORY | {"kind": "changed", "asked_by": "alice", "changes": changes},
+            HISTORY | {"kind": "created", "asked_by": "bob", "message": "created"},
         )
     }
     lines = run(replies, "schedules", "history", "nightly").stdout.splitlines()

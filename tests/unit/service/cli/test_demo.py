@@ -13,15 +13,17 @@ import pytest
 from service.cli.errors import CommandError
 from service.cli.operations import demo
 from service.cli.operations.demo import demo_settings, ending, free_port, sigterm_as_interrupt
-from service.cli.views.changes import Snapshot
-from service.cli.views.summary import comparison, summary
-from service.client import Study, Trial
+from service.cli.views.standing import StudySnapshot
+from service.cli.views.studies import comparison, summary
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 
-def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
-    return Snapshot(
-        study=Study.model_validate(study_json(**study)), trials=[Trial.model_validate(one) for one in trials]
+def snapshot(*trials: dict[str, Any], **study: Any) -> StudySnapshot:
+    return StudySnapshot(
+        study=StudyView.model_validate(study_json(**study)),
+        trials=[TrialView.model_validate(one) for one in trials],
     )
 
 
@@ -36,7 +38,7 @@ def test_a_port_that_is_free_is_taken_and_one_that_is_not_is_replaced() -> None:
 
 
 def test_an_address_that_is_not_this_machines_is_said() -> None:
-    with pytest.raises(CommandError, match=r"cannot listen at 192\.0\.2\.1:8787"):
+    with pytest.raises(CommandError, match=r"cannot listen on 192\.0\.2\.1:8787"):
         free_port("192.0.2.1", 8787)
 
 
@@ -57,7 +59,7 @@ def test_the_demo_has_a_home_of_its_own_and_may_read_the_quickstart(
 
 def test_the_demo_ends_with_all_that_it_found(tmp_path: Path) -> None:
     settings = demo_settings(tmp_path, tmp_path / "my home", 4711)
-    best = trial_json(0, value=0.4, adapter={"path": "/home/a/best", "url": None})
+    best = trial_json(0, value=0.4, adapter={"path": "/home/a/best", "url": "/v1/adapter"})
     ended = snapshot(
         best,
         trial_json(1, value=1.6),
@@ -113,7 +115,7 @@ def test_a_failed_study_shows_why_its_trials_failed() -> None:
         counts={"failed": 2},
     )
     lines = summary(failed, "http://127.0.0.1:4711/dashboard")
-    assert "  Best trial  none completed" in lines
+    assert "  Best trial  no trial has completed" in lines
     assert [line for line in lines if "Failure" in line] == ["  Failure     train.jsonl:3: no prompt"]
 
 
@@ -133,15 +135,15 @@ def test_an_interrupted_demo_waits_until_its_study_is_cancelled(monkeypatch: pyt
         def cancel(self, study: str) -> None:
             asked.append("cancel")
 
-        def study(self, study: str) -> Study:
+        def study(self, study: str) -> StudyView:
             asked.append("study")
             state = "running" if asked.count("study") == 1 else "cancelled"
-            return Study.model_validate(study_json(state=state))
+            return StudyView.model_validate(study_json(state=state))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo._follow_or_cancel(FakeClient(), Study.model_validate(study_json()))  # type: ignore[arg-type]
+        demo._follow_or_cancel(FakeClient(), StudyView.model_validate(study_json()))  # type: ignore[arg-type]
     assert asked == ["cancel", "study", "study"]

@@ -13,19 +13,7 @@ from typer.testing import CliRunner, Result
 from service.cli import options
 from service.cli.root import app
 from service.client import Client
-from tests.support.fake_api import FakeApi, Reply, problem, study_json
-
-SCHEDULE = {
-    "id": "7" * 32,
-    "name": "nightly",
-    "cron": "0 22 * * *",
-    "timezone": "UTC",
-    "enabled": True,
-    "owner": "alice",
-    "definition": {"name": "tone"},
-    "created_at": "2026-07-01T00:00:00Z",
-    "studies": 3,
-}
+from tests.support.fake_api import FakeApi, Reply, problem, schedule_json, study_json
 
 
 @pytest.fixture
@@ -98,7 +86,7 @@ def test_a_limit_is_said_in_full(run: Any, file: str) -> None:
 def test_a_schedule_shows_what_became_of_its_last_sweep(
     run: Any, sweep: dict[str, str] | None, line: str
 ) -> None:
-    answer = httpx.Response(200, json=SCHEDULE | {"last_sweep": sweep})
+    answer = httpx.Response(200, json=schedule_json(last_sweep=sweep))
     lines = run(FakeApi({"GET /v1/schedules/nightly": answer}), "schedules", "show", "nightly").stdout
     assert f"  {line}\n" in lines
     assert "  Owner         alice\n" in lines

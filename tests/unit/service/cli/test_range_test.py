@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from service.cli import options
+from service.cli import follow, options
 from service.cli.commands import range_tests
 from service.cli.root import app
-from service.client import Client, RangeTest
-from service.client.answers import Bounds
+from service.cli.views.range_tests import sketch, study_line
+from service.client import Client
 from service.definitions.syntax import parse_yaml
+from service.range_tests.schemas import BoundsView, RangeTestView
 from tests.support.fake_api import FakeApi, Reply, problem, refused
 
 ID = "8" * 32
@@ -40,6 +41,10 @@ def answer(**changes: Any) -> dict[str, Any]:
         "name": "tone.range-test",
         "state": "queued",
         "reason": "",
+        "owner": "operator",
+        "created_at": "2026-07-01T22:00:00Z",
+        "started_at": None,
+        "ended_at": None,
         "definition": {},
         "study": None,
         "corners": [WAITING],
@@ -66,7 +71,7 @@ FOUND = answer(
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the command on a study file, against a fake API."""
     monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
-    monkeypatch.setattr(range_tests, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "_POLL_SECONDS", 0.0)
     study = tmp_path / "study.yaml"
     study.write_text("name: tone\n")
 
@@ -136,17 +141,17 @@ def test_a_terminal_gets_one_changing_line() -> None:
     api = FakeApi(submitted(FOUND))
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
     with Client("http://sweeps.example", transport=api.transport) as client:
-        ended = range_tests.wait(client, RangeTest.model_validate(answer()), screen, sleep=lambda _: None)
+        ended = range_tests.wait(client, RangeTestView.model_validate(answer()), screen, sleep=lambda _: None)
     assert ended.state == "completed"
     assert "1 of 1 corners swept" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_line_for_the_study_is_read_back_as_numbers() -> None:
-    line = range_tests.study_line(Bounds(min=2.2e-4, max=1.0))
+    line = study_line(BoundsView(min=2.2e-4, max=1.0))
     assert parse_yaml(line.encode())["learning_rate"] == {"min": 2.2e-4, "max": 1.0, "scale": "log"}
 
 
 def test_a_curve_is_drawn_darker_where_it_is_higher() -> None:
-    assert range_tests.sketch([9.0, 9.0, 4.5, 0.0, 90.0]) == "@@+ @"
-    assert range_tests.sketch([1.0, 1.0]) == "@@"
-    assert len(range_tests.sketch([1.0 / step for step in range(1, 1000)])) == 36
+    assert sketch([9.0, 9.0, 4.5, 0.0, 90.0]) == "@@+ @"
+    assert sketch([1.0, 1.0]) == "@@"
+    assert len(sketch([1.0 / step for step in range(1, 1000)])) == 36

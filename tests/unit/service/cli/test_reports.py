@@ -13,9 +13,11 @@ from typer.testing import CliRunner, Result
 
 from service.cli import options
 from service.cli.root import app
-from service.cli.views.changes import Snapshot
-from service.cli.views.summary import comparison, summary
-from service.client import Client, Study, Trial
+from service.cli.views.standing import StudySnapshot
+from service.cli.views.studies import comparison, summary
+from service.client import Client
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import FakeApi, Reply, study_json, trial_json
 
 JUDGEMENT = {
@@ -125,7 +127,7 @@ def test_json_is_the_servers_answer(run: Any, command: str, document: dict[str, 
 def test_best_shows_the_repeats_the_test_and_the_front(run: Any) -> None:
     lines = [" ".join(line.split()) for line in run(replies(), "best", "tone").stdout.splitlines()]
     assert "Trial 3 eval_loss 0.412" in lines
-    assert "Its curves: under trained: 32% of its average slope" in lines
+    assert "Diagnosis: under trained: 32% of its average slope" in lines
     assert "3 0.412 0.4213 ± 0.00801 3" in lines
     assert "0 0.41 0.5 1" in lines
     assert JUDGEMENT["sentence"] in lines
@@ -160,7 +162,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "- **State**: completed: all 24 trials have ended",
         "- **Trials**: 20 completed, 8 pruned, of which 4 repeats",
         "- **Learning rate**: searched from 0.0001 to 0.005, the bounds of the range test tone.range-test",
-        "- **Prepared**: 3 corners",
+        "- **Preparation**: 3 corners",
         "- **Dashboard**: http://sweeps.example/dashboard/studies/3",
         "| 3 | 0.412 | 0.4213 ± 0.00801 | 3 |",
         JUDGEMENT["sentence"],
@@ -171,7 +173,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "| learning_rate | 91% | yes |",
         "| under trained | 11 | the loss was still falling when the training ended |",
         "- epochs: search more \\| than 3.",
-        "- constraint peak_memory_gb: broken by 2 of 20 completed trials.",
+        "- 2 of 20 completed trials break the constraint peak_memory_gb.",
         "- 1.25 GPU-hours, 1.25 worker-hours",
         "- 40,000 training examples; 10,000 more were saved, 20% of all: 10,000 by pruning and 0 by stopping"
         " trials that diverged",
@@ -180,7 +182,7 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
 
 
 def test_a_report_is_text_for_people_in_a_pipe_too(run: Any) -> None:
-    adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": None}
+    adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": "/v1/adapter"}
     found = answer(REPORT | {"best": BEST | {"adapter": adapter}})
     lines = run(replies() | {"GET /v1/studies/tone/report": found}, "report", "tone").stdout.splitlines()
     assert max(len(line) for line in lines) <= 80
@@ -214,13 +216,13 @@ def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) 
     printed = run(none, "report", "tone", "--markdown", "-").stdout
     headings = [line for line in printed.splitlines() if line.startswith("#")]
     assert headings == ["# tone", "## Best trial", "## Which hyperparameters mattered", "## Cost"]
-    assert "None has completed." in printed
+    assert "No trial has completed." in printed
 
 
 def test_one_form_of_a_report_at_a_time(run: Any, tmp_path: Path) -> None:
     result = run(replies(), "report", "tone", "--json", "--markdown", str(tmp_path / "r.md"))
     assert result.exit_code == 2
-    assert "--markdown and --json exclude each other" in result.stderr
+    assert "--markdown and --json cannot be used together" in result.stderr
 
 
 def test_trials_show_verdicts_and_what_repeats_repeat(run: Any) -> None:
@@ -244,7 +246,7 @@ def test_trials_show_verdicts_and_what_repeats_repeat(run: Any) -> None:
 
 
 def test_a_summary_says_what_repeats_and_front_came_to() -> None:
-    ended = Study.model_validate(
+    ended = StudyView.model_validate(
         study_json(
             state="completed",
             best=study_json()["best"] | {"sentence": "Trial 0 and trial 1 are distinguishable (p = 0.01)."},
@@ -252,14 +254,14 @@ def test_a_summary_says_what_repeats_and_front_came_to() -> None:
         )
     )
     trials = [
-        Trial.model_validate(document)
+        TrialView.model_validate(document)
         for document in (
             trial_json(0, value=0.412),
             trial_json(1, value=0.5),
             trial_json(2, value=0.9, repeat_of=1, seed=43),
         )
     ]
-    snapshot = Snapshot(study=ended, trials=trials)
+    snapshot = StudySnapshot(study=ended, trials=trials)
     lines = summary(snapshot, "http://d")
     assert "  Repeats     Trial 0 and trial 1 are distinguishable (p = 0.01)." in lines
     assert "  Pareto      trials 3, 1" in lines

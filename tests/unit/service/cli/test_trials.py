@@ -15,7 +15,7 @@ from search_spaces.recipe import Recipe
 from service.cli import options
 from service.cli.root import app
 from service.client import Client
-from tests.support.fake_api import FakeApi, study_json, trial_json
+from tests.support.fake_api import FakeApi, best_json, study_json, trial_json
 
 PARAMS = {
     "learning_rate": 2.8095464e-3,
@@ -52,7 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         api = FakeApi(
             {
                 "GET /v1/studies/tone": httpx.Response(200, json=found),
-                "GET /v1/studies/tone/best": httpx.Response(200, json=next(iter(trials), {})),
+                "GET /v1/studies/tone/best": httpx.Response(200, json=best_json(0) | next(iter(trials), {})),
                 f"GET /v1/studies/{'5' * 32}/trials": httpx.Response(
                     200, json={"items": trials, "next_cursor": None}
                 ),
@@ -165,7 +165,7 @@ def test_no_trials_are_told_apart_from_none_that_fit(run: Any) -> None:
 
 def test_best_shows_every_value_of_the_recipe_by_where_it_comes_from(run: Any) -> None:
     recipe = Recipe(**FEW, warmup_ratio=0.1).in_force(quantization="nf4", max_length=96)
-    adapter = {"path": f"/home/me/artifacts/{'5' * 32}/12/1/best", "url": None}
+    adapter = {"path": f"/home/me/artifacts/{'5' * 32}/12/1/best", "url": "/v1/adapter"}
     definition = study_json()["definition"] | {"recipe": {"warmup_ratio": 0.1}}
     trial = trial_json(12, value=0.412, params=FEW, recipe=recipe, adapter=adapter)
     result = run([trial], "best", "tone", definition=definition)
@@ -192,11 +192,11 @@ def test_best_shows_every_value_of_the_recipe_by_where_it_comes_from(run: Any) -
     assert "  sgd_momentum              0.9 (not used with optimizer adamw)" in defaults
     assert [line for line in lines if line.split()[1:2] == ["-"]] == []
     assert lines[-6:] == [
-        "Its adapter, on the server:",
+        "The adapter on the server:",
         f"  {adapter['path']}",
         "Download it with:",
         "  nightsweep adapter tone",
-        "Its study in the dashboard:",
+        "The study in the dashboard:",
         "  http://sweeps.example/dashboard/studies/3",
     ]
 
@@ -211,7 +211,7 @@ def test_an_alpha_that_was_given_explains_the_ratio(run: Any) -> None:
 
 
 def test_the_best_trial_of_a_study_with_a_long_name_fits_the_width(run: Any) -> None:
-    adapter = {"path": f"/home/me/artifacts/{'5' * 32}/12/1/best", "url": None}
+    adapter = {"path": f"/home/me/artifacts/{'5' * 32}/12/1/best", "url": "/v1/adapter"}
     trial = trial_json(12, value=0.412, params=PARAMS, recipe=PARAMS, adapter=adapter)
     lines = run([trial], "best", "tone", name=NAME).stdout.splitlines()
     assert max(len(line) for line in lines) <= 80

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from service.cli.views.changes import Snapshot, changes
-from service.client import Study, Trial
+from service.cli.views.changes import changes
+from service.cli.views.standing import StudySnapshot
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 
-def snapshot(*trials: dict[str, Any], **study: Any) -> Snapshot:
-    return Snapshot(
-        study=Study.model_validate(study_json(**study)), trials=[Trial.model_validate(one) for one in trials]
+def snapshot(*trials: dict[str, Any], **study: Any) -> StudySnapshot:
+    return StudySnapshot(
+        study=StudyView.model_validate(study_json(**study)),
+        trials=[TrialView.model_validate(one) for one in trials],
     )
 
 
@@ -24,8 +27,8 @@ def test_the_first_look_tells_where_the_study_stands() -> None:
     )
     assert changes(None, first) == [
         "study tone running",
-        "trial 0 completed eval_loss 0.4123",
-        "trial 1 running learning_rate=0.000312, lora_r=8",
+        "trial 0 completed: eval_loss 0.4123",
+        "trial 1 running: learning_rate=0.000312, lora_r=8",
     ]
 
 
@@ -40,7 +43,7 @@ def test_a_rung_and_an_end_that_came_together_are_told_in_order() -> None:
     rungs = [{"rung": 250, "value": 2.5}, {"rung": 500, "value": 2.4}]
     after = snapshot(trial_json(5, "pruned", rungs=rungs, reason="worse than\nthe median of 4 trials"))
     assert changes(before, after) == [
-        "trial 5 at 500 examples eval_loss 2.4",
+        "trial 5 at 500 examples: eval_loss 2.4",
         "trial 5 pruned at 500 examples: worse than the median of 4 trials",
     ]
 
@@ -55,21 +58,21 @@ def test_every_other_end_is_told_with_its_reason(state: str) -> None:
 def test_a_trial_that_began_and_reported_between_two_looks_is_told_from_its_start() -> None:
     after = snapshot(trial_json(5, "running", rungs=[{"rung": 250, "value": 2.5}]))
     assert changes(snapshot(), after) == [
-        "trial 5 running learning_rate=0.000312, lora_r=8",
-        "trial 5 at 250 examples eval_loss 2.5",
+        "trial 5 running: learning_rate=0.000312, lora_r=8",
+        "trial 5 at 250 examples: eval_loss 2.5",
     ]
 
 
 def test_a_lost_trial_that_goes_on_is_told_again() -> None:
     lost, running = snapshot(trial_json(5, "lost")), snapshot(trial_json(5, "running"))
-    assert changes(lost, running) == ["trial 5 running learning_rate=0.000312, lora_r=8"]
+    assert changes(lost, running) == ["trial 5 running: learning_rate=0.000312, lora_r=8"]
 
 
 def test_a_pause_is_told_with_how_to_go_on_and_once() -> None:
     running = snapshot(trial_json(0, "running"))
     asked = snapshot(trial_json(0, "running"), pause_requested=True)
     paused = snapshot(trial_json(0, "paused"), state="paused", reason="paused on request")
-    assert changes(running, asked) == ["study tone: it is being paused: its trials write their checkpoints"]
+    assert changes(running, asked) == ["study tone: it is being paused: its trials are writing checkpoints"]
     assert changes(asked, paused)[:2] == [
         "study tone paused (paused on request)",
         "study tone: resume it with: nightsweep resume tone",
@@ -84,7 +87,7 @@ def test_the_studys_end_comes_after_its_trials_ends() -> None:
         trial_json(0, value=0.5), state="completed", reason="all trials ended", counts={"completed": 1}
     )
     assert changes(before, after) == [
-        "trial 0 completed eval_loss 0.5",
+        "trial 0 completed: eval_loss 0.5",
         "study tone completed: 1 completed (all trials ended)",
     ]
 

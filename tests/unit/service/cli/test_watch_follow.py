@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from service.cli.commands.watch import follow
+from service.cli.follow import follow
 from service.client import Client, RefusedError, UnreachableError
 from tests.support.fake_api import FakeApi, Reply, problem, refused, study_json, trial_json
 
@@ -69,8 +69,8 @@ def test_a_pipe_gets_one_line_per_change_and_no_control_codes() -> None:
     )
     assert output == (
         "study tone running\n"
-        "trial 0 running learning_rate=0.000312, lora_r=8\n"
-        "trial 0 completed eval_loss 0.5\n"
+        "trial 0 running: learning_rate=0.000312, lora_r=8\n"
+        "trial 0 completed: eval_loss 0.5\n"
         "study tone completed: 1 completed\n"
     )
 

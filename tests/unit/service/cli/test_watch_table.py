@@ -9,23 +9,25 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.cli.views.live_table import choose_rows, counts_line, elapsed, render
-from service.client import Study, Trial
+from service.cli.views.live_table import choose_rows, render
+from service.cli.views.standing import counts_line, elapsed
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 from tests.support.fake_api import study_json, trial_json
 
 NOW = datetime(2026, 7, 1, 22, 5, 5, tzinfo=UTC)
 
 
-def study(**changes: Any) -> Study:
-    return Study.model_validate(study_json(**changes))
+def study(**changes: Any) -> StudyView:
+    return StudyView.model_validate(study_json(**changes))
 
 
-def trial(number: int, state: str = "completed", **changes: Any) -> Trial:
-    return Trial.model_validate(trial_json(number, state, **changes))
+def trial(number: int, state: str = "completed", **changes: Any) -> TrialView:
+    return TrialView.model_validate(trial_json(number, state, **changes))
 
 
 def text(
-    study: Study, trials: list[Trial], *, width: int = 120, height: int = 40, message: str = ""
+    study: StudyView, trials: list[TrialView], *, width: int = 120, height: int = 40, message: str = ""
 ) -> list[str]:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(render(study, trials, NOW, height, message=message))
@@ -66,7 +68,7 @@ def test_the_table_never_fills_the_terminal(height: int, message: str) -> None:
     trials = [trial(n, "running" if n > 90 else "pruned", value=0.5) for n in range(100)]
     lines = text(study(), trials, height=height, message=message)
     assert len(lines) == height - 1
-    assert any(line.endswith("more not shown; all: nightsweep trials tone") for line in lines)
+    assert any(line.endswith("more trials: nightsweep trials tone") for line in lines)
     assert [message] == lines[-1:] or not message
 
 
@@ -114,7 +116,7 @@ def test_time_runs_from_the_start_to_the_end_and_never_backwards() -> None:
 def test_counts_leave_out_the_states_that_no_trial_is_in() -> None:
     assert counts_line(study()) == "1 running, 1 completed"
     assert counts_line(study(counts={"pruned": 10, "out_of_memory": 2})) == "10 pruned, 2 out of memory"
-    assert counts_line(study(counts={})) == "no trial yet"
+    assert counts_line(study(counts={})) == "no trials yet"
 
 
 def test_a_study_without_a_best_trial_says_so_or_why_it_ended() -> None:
@@ -135,7 +137,7 @@ def test_repeats_are_counted_named_and_averaged() -> None:
     )
     lines = text(repeated, [trial(0, value=0.412), trial(12, value=0.44, repeat_of=0, seed=43)])
     assert lines[0].startswith("tone  running (repeats)  13/15 trials ended")
-    assert lines[1].startswith("best eval_loss 0.412 (mean of 2 repeats 0.45): trial 0")
+    assert lines[1].startswith("best eval_loss 0.412 (mean of 2 repeats: 0.45): trial 0")
     assert lines[-1].split()[:3] == ["12", "(=0)", "completed"]
 
 

@@ -61,7 +61,7 @@ def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -
         ["worker", "study", "trials", "device", "gpu", "since"],
         ["worker-5-1", "tone", "3, 4", "cuda:0", "node-7/GPU-2f1c9b52", "2026-07-01 22:00:00Z"],
         [],
-        ["gpu", "put aside", "given back", "reason"],
+        ["gpu", "put aside", "restored", "reason"],
         ["node-7/GPU-2f1c9b52", "2026-07-02 03:00:00Z", "-", "3 workers died on it"],
     ]
 
@@ -79,7 +79,7 @@ def test_restore_gives_a_gpu_back_by_its_whole_name(run: Any) -> None:
     route = "POST /v1/workers/devices/node-7%2FGPU-2f1c9b52/restore"
     replies = {route: httpx.Response(200, json={**DEVICE, "put_aside_at": None})}
     result = run(replies, "workers", "restore", "node-7/GPU-2f1c9b52")
-    assert (result.exit_code, result.stdout) == (0, "The GPU node-7/GPU-2f1c9b52 is used again.\n")
+    assert (result.exit_code, result.stdout) == (0, "GPU node-7/GPU-2f1c9b52 gets trials again.\n")
     as_json = run(replies, "workers", "restore", "node-7/GPU-2f1c9b52", "--json")
     assert json.loads(as_json.stdout) == {**DEVICE, "put_aside_at": None}
 

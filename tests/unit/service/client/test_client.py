@@ -7,16 +7,20 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
-from service.client import (
-    Client,
-    RefusedError,
-    Study,
-    Trial,
-    UnexpectedAnswerError,
-    UnreachableError,
+from service.client import Client, RefusedError, UnexpectedAnswerError, UnreachableError
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
+from tests.support.fake_api import (
+    FakeApi,
+    event_json,
+    problem,
+    refused,
+    schedule_json,
+    study_json,
+    trial_json,
 )
-from tests.support.fake_api import FakeApi, problem, refused, study_json, trial_json
 
 
 def client_of(api: FakeApi, **options: Any) -> Client:
@@ -81,10 +85,10 @@ def test_lists_are_asked_for_with_the_filters_that_are_given() -> None:
 
 
 def test_events_are_read_until_there_are_no_more() -> None:
-    def event(number: int) -> dict[str, Any]:
-        return {"id": number, "at": "2026-07-01T22:00:00Z", "kind": "x", "message": "m"}
-
-    pages = [httpx.Response(200, json={"items": found}) for found in ([event(4), event(6)], [event(7)], [])]
+    pages = [
+        httpx.Response(200, json={"items": found})
+        for found in ([event_json(4), event_json(6)], [event_json(7)], [])
+    ]
     api = FakeApi({"GET /v1/studies/tone/events": [*pages]})
     with client_of(api) as client:
         assert [one.id for one in client.events("tone", after=3)] == [4, 6, 7]
@@ -95,6 +99,21 @@ def test_an_answer_keeps_what_a_newer_server_adds_and_prints_it_again() -> None:
     api = FakeApi({"GET /v1/studies/tone": httpx.Response(200, json=study_json(colour="blue"))})
     with client_of(api) as client:
         assert client.study("tone").document() == study_json(colour="blue")
+
+
+def test_states_and_verdicts_of_a_newer_server_are_read_and_printed_again() -> None:
+    finding = {"verdict": "memorized", "evidence": "0 loss", "rung": None, "since": 4}
+    trial = trial_json(0, "hibernating", diagnosis=[finding])
+    api = FakeApi({"GET /v1/studies/tone/trials/0": httpx.Response(200, json=trial)})
+    with client_of(api) as client:
+        found = client.trial("tone", 0)
+    assert (found.state, found.diagnosis[0].verdict) == ("hibernating", "memorized")
+    assert found.document() == trial
+
+
+def test_the_server_itself_answers_with_no_name_that_is_not_in_its_document() -> None:
+    with pytest.raises(ValidationError, match="hibernating"):
+        TrialView.model_validate(trial_json(0, "hibernating"))
 
 
 def test_a_name_is_one_segment_of_the_path_whatever_is_in_it() -> None:
@@ -108,9 +127,9 @@ def test_a_problem_is_raised_with_its_faults() -> None:
     api = FakeApi({"POST /v1/studies": problem(422, "Invalid", "The definition has 1 fault.", [fault])})
     with client_of(api) as client, pytest.raises(RefusedError) as caught:
         client.submit({})
-    assert (caught.value.status, caught.value.problem.title) == (422, "Invalid")
-    assert caught.value.problem.faults[0].path == "search.trials"
-    assert caught.value.problem.faults[0].nearest is None
+    assert (caught.value.status, caught.value.title) == (422, "Invalid")
+    assert caught.value.faults[0].path == "search.trials"
+    assert caught.value.faults[0].nearest is None
 
 
 def test_a_refusal_that_is_no_problem_document_is_named_by_its_status() -> None:
@@ -133,7 +152,7 @@ def test_silence_is_unreachable(error: httpx.RequestError) -> None:
     [
         (httpx.Response(200, text="<html>"), "the answer is not JSON"),
         (httpx.Response(200, json=["x"]), "the answer is not a JSON object"),
-        (httpx.Response(200, json={"id": "5"}), r"Study\.name: Field required"),
+        (httpx.Response(200, json={"id": "5"}), r"StudyView\.name: Field required"),
         (httpx.Response(307, headers={"Location": "https://login"}), "it redirects to https://login"),
     ],
 )
@@ -166,15 +185,7 @@ def test_an_adapter_that_is_not_there_is_a_problem_like_any_other() -> None:
 
 
 def test_a_schedule_is_changed_by_what_changes() -> None:
-    schedule = {
-        "id": "7",
-        "name": "nightly",
-        "cron": "0 22 * * *",
-        "timezone": "UTC",
-        "enabled": False,
-        "definition": {},
-        "created_at": "2026-07-01T00:00:00Z",
-    }
+    schedule = schedule_json(enabled=False)
     api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=schedule)})
     with client_of(api) as client:
         assert not client.change_schedule("nightly", enabled=False).enabled
@@ -184,8 +195,8 @@ def test_a_schedule_is_changed_by_what_changes() -> None:
 def test_the_dashboard_address_is_the_studys_page_once_there_is_one() -> None:
     with client_of(FakeApi({})) as client:
         here = "http://sweeps.example:8787/dashboard"
-        assert client.dashboard_url(Study.model_validate(study_json())) == f"{here}/studies/3"
-        assert client.dashboard_url(Study.model_validate(study_json(dashboard_path=None))) == here
+        assert client.dashboard_url(StudyView.model_validate(study_json())) == f"{here}/studies/3"
+        assert client.dashboard_url(StudyView.model_validate(study_json(dashboard_path=None))) == here
         assert client.dashboard_url() == here
 
 
@@ -197,4 +208,4 @@ def test_the_dashboard_address_is_the_studys_page_once_there_is_one() -> None:
     ],
 )
 def test_a_trial_is_finished_unless_another_attempt_may_follow(state: str, finished: bool) -> None:
-    assert finished == Trial.model_validate(trial_json(0, state)).finished
+    assert finished == TrialView.model_validate(trial_json(0, state)).finished

@@ -19,7 +19,8 @@ from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import in_bounds
 from service import optuna_store
 from service.coordinator.chores import preparation
-from service.db.models import Schedule, Study, StudyKind
+from service.db.kinds import StudyKind
+from service.db.models import Schedule, Study
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome

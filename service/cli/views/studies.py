@@ -1,24 +1,69 @@
-"""What a person wants to know when a study has ended."""
+"""One study for people: its page, and its summary when it has ended."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from service.cli.views.changes import Snapshot
-from service.cli.views.live_table import counts_line, elapsed
-from service.cli.views.output import duration, number, one_line, setting
-from service.client import Trial
+from service.cli.views.output import (
+    console,
+    duration,
+    indented,
+    moment,
+    number,
+    one_line,
+    say,
+    setting,
+    settings_line,
+)
+from service.cli.views.standing import StudySnapshot, best_trial, counts_line, elapsed
 from service.states import AttemptState, StudyState
+from service.studies.schemas import StudyView
+from service.trials.schemas import TrialView
 
 
-def best_trial(snapshot: Snapshot) -> Trial | None:
-    best = snapshot.study.best
-    if best is None:
-        return None
-    return next((trial for trial in snapshot.trials if trial.number == best.trial_number), None)
+def show_study(found: StudyView, dashboard_url: str) -> None:
+    """Writes a study's page to stdout."""
+    definition = found.definition
+    requested = "all" if found.trials_requested is None else found.trials_requested
+    rows: list[tuple[str, object]] = [
+        ("name", found.name),
+        ("id", found.id),
+        ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
+        ("trials", f"{counts_line(found)}; {requested} requested"),
+        ("owner", found.owner or "-"),
+        ("created", moment(found.created_at)),
+        ("started", moment(found.started_at)),
+        ("ended", moment(found.ended_at)),
+        ("schedule", f"{found.schedule}, for {moment(found.fired_for)}" if found.schedule else "-"),
+        ("objective", f"{definition['objective']['direction']} {found.metric}"),
+        ("model", definition["model"]["id"]),
+    ]
+    if found.base_seed is not None:
+        seed = definition.get("search", {}).get("seed")
+        rows.append(("seed", f"{seed}, derived from the schedule's seed {found.base_seed} and its time"))
+    if found.stage:
+        rows.insert(3, ("stage", found.stage))
+    if found.paused_at:
+        rows.append(("paused", moment(found.paused_at)))
+    elif found.deadline and not found.ended:
+        rows.append(("until", moment(found.deadline)))
+    if found.preparation:
+        rows += [("prepared", one_line(note)) for note in found.preparation.notes]
+    if found.best:
+        best = found.best
+        rows.append(
+            ("best", f"{number(best.value)}, trial {best.trial_number}: {settings_line(best.params)}")
+        )
+        if best.sentence:
+            rows.append(("repeats", one_line(best.sentence)))
+    rows.append(("dashboard", dashboard_url))
+    out = console()
+    for label, value in rows:
+        say(*indented(str(value), out, 0, first=f"{label:<10}  "))
+    say(f"The whole definition: nightsweep show {found.name} --json")
 
 
-def worst_completed_trial(snapshot: Snapshot) -> Trial | None:
+def _worst_completed_trial(snapshot: StudySnapshot) -> TrialView | None:
     """The search's completed trial with the worst value, by the study's direction."""
     completed = [
         (trial.value, trial)
@@ -31,9 +76,9 @@ def worst_completed_trial(snapshot: Snapshot) -> Trial | None:
     return choose(completed, key=lambda pair: pair[0])[1]
 
 
-def comparison(snapshot: Snapshot) -> str | None:
+def comparison(snapshot: StudySnapshot) -> str | None:
     """How the worst completed trial compares with the best one; None when fewer than two completed."""
-    best, worst = best_trial(snapshot), worst_completed_trial(snapshot)
+    best, worst = best_trial(snapshot), _worst_completed_trial(snapshot)
     if best is None or worst is None or best.number == worst.number:
         return None
     if best.value is None or worst.value is None:
@@ -45,7 +90,7 @@ def comparison(snapshot: Snapshot) -> str | None:
     return f"{line}: the best is {share:.1%} {'higher' if best.value > worst.value else 'lower'}"
 
 
-def summary(snapshot: Snapshot, dashboard_url: str) -> list[str]:
+def summary(snapshot: StudySnapshot, dashboard_url: str) -> list[str]:
     """How the study ended, its best trial with its hyperparameters, and where to find the rest."""
     study = snapshot.study
     took = f" in {duration(elapsed(study, datetime.now(UTC)))}" if study.started_at else ""
@@ -55,7 +100,7 @@ def summary(snapshot: Snapshot, dashboard_url: str) -> list[str]:
     ]
     best = best_trial(snapshot)
     if best is None:
-        lines.append("  Best trial  none completed")
+        lines.append("  Best trial  no trial has completed")
     else:
         lines.append(f"  Best trial  {best.number}  {study.metric} {number(best.value)}")
         width = max((len(name) for name in best.params), default=0)
@@ -73,7 +118,7 @@ def summary(snapshot: Snapshot, dashboard_url: str) -> list[str]:
     return lines
 
 
-def _failures(snapshot: Snapshot) -> list[str]:
+def _failures(snapshot: StudySnapshot) -> list[str]:
     """The distinct reasons why trials failed, which a failed study's own reason may only count."""
     reasons = dict.fromkeys(
         one_line(trial.reason)

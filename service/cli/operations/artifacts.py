@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from search_spaces.wording import counted
 from service.cli.errors import REFUSED, Commands
-from service.cli.operations.servers import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import say, say_error, say_json, table
 
@@ -90,8 +91,8 @@ def sweep(
         )
         if freed:
             total = sum(removal.bytes for removal in freed)
-            folders = "1 folder" if len(freed) == 1 else f"{len(freed):,} folders"
-            say(f"{folders}, {total:,} bytes {'would be removed' if dry_run else 'removed'}.")
+            done_or_not = "would be removed" if dry_run else "removed"
+            say(f"{counted(len(freed), 'folder')}, {total:,} bytes {done_or_not}.")
     for removal, why in refused:
         say_error(f"{removal.place} could not be removed: {why}")
     if refused:

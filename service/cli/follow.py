@@ -6,23 +6,34 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from service.cli.views.changes import Snapshot, changes
+from service.cli.views.changes import changes
 from service.cli.views.live_table import render
+from service.cli.views.standing import StudySnapshot
 from service.client import AWAY, Client, RefusedError, UnreachableError
 
 _POLL_SECONDS = 1.0
 
 
+class Ending(Protocol):
+    """What goes on for a while and then has ended."""
+
+    @property
+    def ended(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Ending)
+
+
 class Display(Protocol):
     """Shows a study's snapshots, and that the server does not answer."""
 
-    def show(self, snapshot: Snapshot) -> None: ...
+    def show(self, snapshot: StudySnapshot) -> None: ...
 
     def trouble(self, message: str) -> None: ...
 
@@ -32,9 +43,9 @@ class LiveTable:
 
     def __init__(self, live: Live) -> None:
         self._live = live
-        self._last: Snapshot | None = None
+        self._last: StudySnapshot | None = None
 
-    def show(self, snapshot: Snapshot, message: str = "") -> None:
+    def show(self, snapshot: StudySnapshot, message: str = "") -> None:
         self._last = snapshot
         height = self._live.console.size.height
         self._live.update(
@@ -53,10 +64,10 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last: Snapshot | None = None
+        self._last: StudySnapshot | None = None
         self._in_trouble = False
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: StudySnapshot) -> None:
         if self._in_trouble:
             self._in_trouble = False
             self._print("the server answers again")
@@ -74,12 +85,6 @@ class Lines:
         self._console.file.flush()
 
 
-def look(client: Client, study: str) -> Snapshot:
-    """The study and its trials now. The study is read first, so a study that ended has all its ends."""
-    found = client.study(study)
-    return Snapshot(study=found, trials=client.trials(found.id))
-
-
 def follow(
     client: Client,
     study: str,
@@ -88,7 +93,7 @@ def follow(
     give_up_after: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Snapshot:
+) -> StudySnapshot:
     """Shows the study on `console` until it ends, and returns how it ended.
 
     A server that does not answer is asked again: it may be restarting, and the study goes on without it.
@@ -105,26 +110,55 @@ def follow(
         RefusedError: The service said no, for example because the study is gone.
         UnreachableError: The silence lasted longer than `give_up_after`.
     """
-    silent_since: float | None = None
     with ExitStack() as stack:
         display: Display
         if console.is_terminal and not console.is_dumb_terminal:
             display = LiveTable(stack.enter_context(Live(console=console, auto_refresh=False)))
         else:
             display = Lines(console)
-        while True:
-            try:
-                snapshot = look(client, study)
-            except (UnreachableError, RefusedError) as error:
-                if isinstance(error, RefusedError) and error.status not in AWAY:
-                    raise
-                silent_since = clock() if silent_since is None else silent_since
-                if give_up_after is not None and clock() - silent_since > give_up_after:
-                    raise
-                display.trouble(f"trying again: {error}")
-            else:
-                silent_since = None
-                display.show(snapshot)
-                if snapshot.study.ended:
-                    return snapshot
-            sleep(_POLL_SECONDS)
+        return poll(
+            lambda: _look(client, study),
+            display.show,
+            display.trouble,
+            give_up_after=give_up_after,
+            sleep=sleep,
+            clock=clock,
+        )
+
+
+def poll(
+    ask: Callable[[], T],
+    show: Callable[[T], None],
+    trouble: Callable[[str], None],
+    *,
+    give_up_after: float | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Asks every second and shows each answer, until one has ended; that one is returned.
+
+    A server that does not answer is asked again, and `trouble` is told. Arguments and errors as in `follow`.
+    """
+    silent_since: float | None = None
+    while True:
+        try:
+            found = ask()
+        except (UnreachableError, RefusedError) as error:
+            if isinstance(error, RefusedError) and error.status not in AWAY:
+                raise
+            silent_since = clock() if silent_since is None else silent_since
+            if give_up_after is not None and clock() - silent_since > give_up_after:
+                raise
+            trouble(f"trying again: {error}")
+        else:
+            silent_since = None
+            show(found)
+            if found.ended:
+                return found
+        sleep(_POLL_SECONDS)
+
+
+def _look(client: Client, study: str) -> StudySnapshot:
+    """The study and its trials now. The study is read first, so a study that ended has all its ends."""
+    found = client.study(study)
+    return StudySnapshot(study=found, trials=client.trials(found.id))

@@ -1,0 +1,76 @@
+"""Schedules for people: their pages and what became of their firings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.cli.views.output import moment, number, one_line, say, setting, table
+from service.schedules.schemas import ScheduleEventView, ScheduleView
+from service.studies.schemas import ListedStudy
+
+
+def show_schedule(schedule: ScheduleView) -> None:
+    """Writes a schedule's page to stdout."""
+    say(
+        f"Schedule {schedule.name} ({'enabled' if schedule.enabled else 'disabled'})",
+        f"  Id            {schedule.id}",
+        f"  Cron          {schedule.cron} ({schedule.timezone})",
+        f"  Next firing   {moment(schedule.next_fire_at)}",
+        f"  Last firing   {moment(schedule.last_fired_for)}",
+        f"  Seed          {schedule.definition.get('search', {}).get('seed', '-')}",
+        f"  Overlap       {schedule.overlap}",
+        f"  Repeats       {_repeats(schedule)}",
+        f"  Studies       {schedule.studies}",
+        f"  Last sweep    {_sweep(schedule)}",
+        f"  Last skipped  {_skip(schedule)}",
+        f"  Owner         {schedule.owner or '-'}",
+    )
+
+
+def show_runs(sweeps: Sequence[ListedStudy], missed: Sequence[ScheduleEventView], limit: int) -> None:
+    """Writes a table of sweeps and of the firings that made none to stdout, newest first."""
+    rows = [*((study.created_at, _run(study)) for study in sweeps), *((e.at, _missed(e)) for e in missed)]
+    newest = sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
+    table(
+        ("study", "for", "state", "trials", "best", "reason"),
+        [row for _, row in newest],
+        empty="No sweeps.",
+    )
+
+
+def what_changed(event: ScheduleEventView) -> str:
+    """What an event of a schedule was, in one line."""
+    if not event.changes:
+        return event.message
+    return "; ".join(
+        f"{key}: {setting(change.get('from'))} -> {setting(change.get('to'))}"
+        for key, change in event.changes.items()
+    )
+
+
+def _repeats(schedule: ScheduleView) -> str:
+    if schedule.repeat_configurations:
+        return "configurations are evaluated again in each sweep"
+    return "no configuration is evaluated again on the same data"
+
+
+def _skip(schedule: ScheduleView) -> str:
+    skip = schedule.last_skipped
+    return "-" if skip is None else f"{moment(skip.fired_for)}: {one_line(skip.reason)}"
+
+
+def _run(study: ListedStudy) -> tuple[object, ...]:
+    best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
+    trials = study.counts.total - study.counts.repeats
+    return study.name, moment(study.fired_for), study.state, trials, best, study.reason
+
+
+def _missed(event: ScheduleEventView) -> tuple[object, ...]:
+    return "-", moment(event.fired_for), event.kind, "-", "-", event.message
+
+
+def _sweep(schedule: ScheduleView) -> str:
+    sweep = schedule.last_sweep
+    if sweep is None:
+        return "-"
+    return f"{sweep.name} {sweep.state}" + (f": {one_line(sweep.reason)}" if sweep.reason else "")
