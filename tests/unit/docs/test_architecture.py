@@ -54,3 +54,11 @@ def test_the_tree_has_every_folder_and_no_other() -> None:
     named = set(re.findall(r"`([\w/]+/)`", table))
     assert folders() | tests <= named
     assert {name for name in named if not (ROOT / name).is_dir()} == set()
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted(f for f in folders() if (ROOT / f / "__init__.py").is_file() and not f.startswith("tests")),
+)
+def test_every_package_says_what_is_in_it(folder: str) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
