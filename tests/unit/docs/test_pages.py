@@ -1,4 +1,4 @@
-"""Every link, anchor and path in the pages leads somewhere."""
+"""Every link, anchor and path in the pages leads somewhere, and no page has words of our own."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_path_exists(page: Path) -> None:
     paths = set(re.findall(rf"`((?:{FOLDERS})/[\w./-]*)", page.read_text())) - BUILT
     assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+TEAM_WORDS = re.compile(
+    r"\b(crew|fleet|mended|desperate|sat out|stood still|ever more|for ever)\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_a_word_of_the_team_s_own(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    assert TEAM_WORDS.findall(prose) == []
