@@ -1,0 +1,1 @@
+"""REST, SQL, the coordinator and the command line."""

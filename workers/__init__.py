@@ -1,0 +1,1 @@
+"""What runs on a device. Knows a recipe and a report callback; only `gpu_worker` knows Ray."""

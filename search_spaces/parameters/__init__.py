@@ -1,0 +1,1 @@
+"""What one recipe field is searched over: a range or choices."""

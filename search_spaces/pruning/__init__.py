@@ -1,0 +1,1 @@
+"""Pruning: what a definition may say, and the rules as pure functions of reports."""

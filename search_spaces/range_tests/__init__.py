@@ -1,0 +1,1 @@
+"""Learning-rate range tests: what a sweep's loss shows, and the study that a definition's range test is."""

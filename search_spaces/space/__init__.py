@@ -1,0 +1,1 @@
+"""Search spaces: reading their parameters, conditions between them, counting configurations."""

@@ -1,0 +1,1 @@
+"""The coordinator: the one writer of the studies whose leases it holds."""

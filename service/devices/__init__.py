@@ -1,0 +1,1 @@
+"""The cluster's machines and GPUs, and the coordinators' heartbeats."""

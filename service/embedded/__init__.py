@@ -1,0 +1,1 @@
+"""`nightsweep serve`: Ray, the coordinator and the API as supervised child processes."""

@@ -1,0 +1,1 @@
+"""Backups of both databases, and checks of what must hold between their rows."""

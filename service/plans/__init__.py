@@ -1,0 +1,1 @@
+"""Plans of studies, and the checks of data and model before a submission is accepted."""

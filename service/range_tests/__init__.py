@@ -1,0 +1,1 @@
+"""Range tests as studies of their own."""

@@ -1,0 +1,1 @@
+"""Reports: what a study found, what it cost, and what to change."""

@@ -1,0 +1,1 @@
+"""What all endpoints share: problems, dependencies, idempotency, ETags, limits, health, the dashboard."""

@@ -1,0 +1,1 @@
+"""Schedules: cron expressions, their firings and sweeps."""

@@ -1,0 +1,1 @@
+"""Studies: submitting, reading, pausing and cancelling them, and their limits."""

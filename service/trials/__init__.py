@@ -1,0 +1,1 @@
+"""Trials: what both databases say of them, together."""

@@ -1,0 +1,1 @@
+"""Adapters and checkpoints, in a folder or behind a URL."""

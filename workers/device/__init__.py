@@ -1,0 +1,1 @@
+"""The device: its memory, its id, its random generators."""

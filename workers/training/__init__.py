@@ -1,0 +1,4 @@
+"""Training: one trial's run, the passes that trials share, evaluation, optimizers, schedules.
+
+Knows no pack.
+"""

@@ -1,0 +1,1 @@
+"""One leased study: events in, actions out, and the repairs when its lease is taken."""

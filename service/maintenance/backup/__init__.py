@@ -1,7 +1,7 @@
 """One portable file of both databases: made while the service runs, restored into an empty database.
 
-It holds rows, not files of a database, so what SQLite gave PostgreSQL takes, and the other way round.
-Adapters and checkpoints are not in it: they are files already.
+It contains rows and not a database's files, so a backup of SQLite can be restored into PostgreSQL and the
+other way round. It does not contain adapters and checkpoints, which are files already.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What must hold between the rows of both databases, whatever has been killed: looked at from outside.
+"""Rules that the rows of both databases must keep, whatever was killed, checked from outside.
 
-The rules know nothing of how the coordinator works, only what it may never leave behind. Most are plain SQL
-on one of the two databases (`rules`); the others compare the two (`comparison`). `nightsweep db check` runs
-them, beside a running service, too.
+The rules do not know how the coordinator works, only what it must never leave behind. Most are plain SQL on
+one of the two databases (`rules`); the others compare the two (`comparison`). `nightsweep db check` runs
+them, also while the service is running.
 """
 
 from __future__ import annotations
