@@ -1,4 +1,4 @@
-"""Hypothesis strategies for valid search spaces."""
+"""The smallest valid definition, and Hypothesis strategies for valid search spaces."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from hypothesis import strategies as st
 
 from search_spaces.space.search_space import SearchSpace
 from search_spaces.values.numbers import significant
+
+DOCUMENT: dict[str, Any] = {
+    "name": "tone",
+    "model": {"id": "org/base"},
+    "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+    "search": {
+        "algorithm": "tpe",
+        "trials": 12,
+        "seed": 7,
+        "space": {
+            "learning_rate": {"min": 1.0e-5, "max": 1.0e-3, "scale": "log"},
+            "lora_r": {"choices": [4, 8, 16]},
+        },
+    },
+}
 
 # Field -> an interval that lies inside the recipe's bounds.
 _FLOATS = {

@@ -1,4 +1,4 @@
-"""A valid document to bend, and a strategy for valid search spaces."""
+"""Fixtures that make definitions, and the faults of those that are refused."""
 
 from __future__ import annotations
 
@@ -10,21 +10,7 @@ import pytest
 
 from search_spaces.definition import StudyDefinition, parse_definition
 from search_spaces.errors import Fault, InvalidDefinition
-
-DOCUMENT: dict[str, Any] = {
-    "name": "tone",
-    "model": {"id": "org/base"},
-    "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
-    "search": {
-        "algorithm": "tpe",
-        "trials": 12,
-        "seed": 7,
-        "space": {
-            "learning_rate": {"min": 1.0e-5, "max": 1.0e-3, "scale": "log"},
-            "lora_r": {"choices": [4, 8, 16]},
-        },
-    },
-}
+from tests.support.spaces import DOCUMENT
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.pruning.specs import AshaPruning, NoPruning
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import preset_names, presets
-
-from .conftest import DOCUMENT
+from tests.support.spaces import DOCUMENT
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 Define = Callable[..., StudyDefinition]

@@ -16,9 +16,7 @@ from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.parameters.kinds import Choice, Float
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import get_preset, preset_names
-
-from .conftest import DOCUMENT
-from .spaces import raw_conditional_spaces
+from tests.support.spaces import DOCUMENT, raw_conditional_spaces
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 

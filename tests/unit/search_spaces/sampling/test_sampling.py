@@ -22,8 +22,7 @@ from search_spaces.sampling.model_based import GP_TRIALS, learned_by_gp
 from search_spaces.sampling.nearest import nearest_unused
 from search_spaces.sampling.study_copy import Finding, Shadow, parameter_distribution
 from search_spaces.space.search_space import SearchSpace
-
-from .spaces import conditional_spaces, spaces
+from tests.support.spaces import conditional_spaces, spaces
 
 SPACE = SearchSpace.model_validate(
     {

@@ -30,8 +30,7 @@ from search_spaces.sampling.suggest import (
     suggest,
     suggest_repeat,
 )
-
-from .asked_studies import (
+from tests.support.asked_studies import (
     ALGORITHMS,
     CONDITIONAL,
     FINITE_CONDITIONAL,

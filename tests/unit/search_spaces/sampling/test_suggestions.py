@@ -18,8 +18,7 @@ from search_spaces.errors import InvalidDefinition, SearchSpaceExhausted, Sugges
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.suggest import planned_trials, suggest
 from search_spaces.space.search_space import SearchSpace
-
-from .asked_studies import (
+from tests.support.asked_studies import (
     ALGORITHMS,
     CONDITIONAL,
     FINITE_CONDITIONAL,
@@ -30,8 +29,7 @@ from .asked_studies import (
     ask_and_tell,
     loss,
 )
-from .conftest import DOCUMENT
-from .spaces import conditional_spaces, spaces
+from tests.support.spaces import DOCUMENT, conditional_spaces, spaces
 
 Define = Callable[..., StudyDefinition]
 
