@@ -1,8 +1,8 @@
 """Reads a submitted document section by section, collecting every fault before giving up.
 
-Pydantic stops at a section's first cross-field error and reports unions member by member; so sections
-are read one at a time, unions are told apart by hand, and what one section demands of another is checked
-on whatever was readable.
+Pydantic stops at a section's first cross-field error and reports a union member by member. So sections are
+read one at a time, the member of a union that was meant is found here, and what one section demands of
+another is checked on whatever was readable.
 """
 
 from __future__ import annotations
@@ -120,23 +120,8 @@ class _Reader:
         self._drop_repeats()
         if self.faults or draft.search is None or header is None:
             return None
-        return StudyDefinition.model_validate(
-            {
-                "name": header.name,
-                "model": model,
-                "data": data,
-                "search": draft.search,
-                "recipe": draft.recipe,
-                "objective": draft.objective,
-                "pruning": draft.pruning,
-                "evaluation": draft.evaluation,
-                "budget": draft.budget,
-                "resources": draft.resources,
-                "constraints": draft.constraints,
-                "warm_start": draft.warm_start,
-                "repeats": draft.repeats,
-            }
-        )
+        sections = {**vars(header), "model": model, "data": data, **vars(draft)}
+        return StudyDefinition.model_validate({name: sections[name] for name in StudyDefinition.model_fields})
 
     def _draft(self) -> Draft:
         raw_search = self._required("search", SearchSpec)

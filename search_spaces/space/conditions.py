@@ -87,12 +87,12 @@ def _check(
     choices = frozenset(searched.choices) if searched.type == "choice" else None
     for value in values:
         try:
-            held = canonical(parent, value)
+            stored = canonical(parent, value)
         except InvalidRecipe:
             misfits.append(value)
             continue
-        if held in choices if choices is not None else searched.contains(held):
-            read[held] = None
+        if stored in choices if choices is not None else searched.contains(stored):
+            read[stored] = None
         else:
             misfits.append(value)
     if misfits:
