@@ -1,8 +1,7 @@
-"""What is known of a study's data and base model before anything trains.
+"""What is known about a study's data and base model before anything trains.
 
-The service asks for it and the workers' package makes it, in a process of its own; neither imports the
-other, so the words that cross the line between them are here. Everything is read from files: no weight is
-loaded.
+The service requests a report and the package `workers` makes it, in a process of its own. Neither imports the
+other, so the models that both use are here. Everything is read from files; no weight is loaded.
 """
 
 from __future__ import annotations
@@ -216,8 +215,8 @@ class ReportProblem(_Part):
     )
 
 
-class Report(_Part):
-    """All of it. What a problem made impossible is null."""
+class FilesReport(_Part):
+    """What was found in a study's model and data files. What a problem made impossible is null."""
 
     model: ModelReport | None
     data: DataReport | None

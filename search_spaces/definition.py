@@ -140,7 +140,7 @@ class RangeTestSpec(Section):
         if self.max <= self.min:
             message = f"must be more than min ({self.min:g})"
             raise problems(
-                [Fault(path="max", value=self.max, message=message, allowed=f"more than {self.min:g}")]
+                Fault(path="max", value=self.max, message=message, allowed=f"more than {self.min:g}")
             )
         return self
 
@@ -180,11 +180,11 @@ class Bound(Section):
     def _check(self) -> Bound:
         if self.min is None and self.max is None:
             message = "has no bound; give min, max or both"
-            raise problems([Fault(path="", value={}, message=message, allowed="{min: ...}, {max: ...}")])
+            raise problems(Fault(path="", value={}, message=message, allowed="{min: ...}, {max: ...}"))
         if self.min is not None and self.max is not None and self.min > self.max:
             message = f"is above max ({self.max:g}), so no trial can meet both"
             allowed = f"at most {self.max:g}"
-            raise problems([Fault(path="min", value=self.min, message=message, allowed=allowed)])
+            raise problems(Fault(path="min", value=self.min, message=message, allowed=allowed))
         return self
 
 
@@ -247,12 +247,11 @@ class ObjectiveSpec(Section):
         right = DIRECTIONS[self.metric]
         if self.direction != right:
             message = f"contradicts the metric: use {right} with {self.metric}"
-            raise problems([Fault(path="direction", value=self.direction, message=message, allowed=right)])
+            raise problems(Fault(path="direction", value=self.direction, message=message, allowed=right))
         twice = [i for i, cost in enumerate(self.costs) if cost in self.costs[:i]]
         if twice:
-            raise problems(
-                [Fault(path=f"costs.{i}", value=self.costs[i], message="is listed twice") for i in twice]
-            )
+            faults = (Fault(path=f"costs.{i}", value=self.costs[i], message="is listed twice") for i in twice)
+            raise problems(*faults)
         return self
 
 

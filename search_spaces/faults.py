@@ -2,7 +2,7 @@
 
 A pydantic error is one sentence about one union member; a `Fault` names the place, the value, what is
 allowed and the nearest known name. Validators of this package that find several things wrong at once
-raise `problems(faults)`, which `translate` unfolds again.
+raise `problems(*faults)`, which `translate` unfolds again.
 """
 
 from __future__ import annotations
@@ -132,11 +132,10 @@ def name_fault(
     )
 
 
-def problems(faults: Iterable[Fault]) -> PydanticCustomError:
+def problems(*faults: Fault) -> PydanticCustomError:
     """What a validator raises to report several faults at once; paths are relative to the validated value."""
-    found = tuple(faults)
-    text = "; ".join(str(fault) for fault in found)
-    return PydanticCustomError(_PROBLEMS, "{text}", {"text": text, "faults": found})
+    text = "; ".join(map(str, faults))
+    return PydanticCustomError(_PROBLEMS, "{text}", {"text": text, "faults": faults})
 
 
 def one_error(allowed: str) -> WrapValidator:

@@ -1,7 +1,7 @@
-"""What was settled for a study before its first trial: narrowed bounds, and what earlier studies left.
+"""What is decided for a study before its first trial: narrowed bounds, and what earlier studies contribute.
 
-Settled once, stored with the study, and never changed: suggestions depend on it, so a study that is taken
-up again after a crash must find it as it was.
+It is decided once, stored with the study and never changed: suggestions depend on it, so a study that is
+resumed after a crash must find it unchanged.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Preparation(BaseModel):
     evaluated_basis: str | None = None
     """What `evaluated` was worked out for: equal for sweeps of which the later may build on the earlier."""
     notes: tuple[str, ...] = ()
-    """What was done and what was left out, in words."""
+    """What was done and what was left out, in sentences."""
 
 
 NOTHING = Preparation()
-"""Of a study that nothing comes before."""
+"""The preparation of a study without any."""

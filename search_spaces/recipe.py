@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
@@ -205,14 +206,6 @@ def canonical(name: str, value: Any) -> Any:
     try:
         return getattr(Recipe.model_validate({name: value}), name)
     except ValidationError as error:
-        faults = translate(error)
         raise InvalidRecipe(
-            Fault(
-                path=fault.path.removeprefix(name).removeprefix("."),
-                value=fault.value,
-                message=fault.message,
-                allowed=fault.allowed,
-                nearest=fault.nearest,
-            )
-            for fault in faults
+            replace(fault, path=fault.path.removeprefix(name).removeprefix(".")) for fault in translate(error)
         ) from None

@@ -33,13 +33,13 @@ def read_when(raw: Any) -> dict[str, Values]:
         return {}
     if not isinstance(raw, Mapping):
         message = "must be a mapping of searched fields to their values"
-        raise problems([Fault(path="", value=shown(raw), message=message, allowed=_FORM)])
+        raise problems(Fault(path="", value=shown(raw), message=message, allowed=_FORM))
     when: dict[str, Values] = {}
     faults = []
     for field, given in raw.items():
         listed = given if isinstance(given, (list, tuple)) else [given]
         values = tuple(tuple(item) if isinstance(item, list) else item for item in listed)
-        bad = [value for value in values if not _is_value(value)]
+        bad = [value for value in values if not is_value(value)]
         if bad or not isinstance(field, str):
             message = "must be a value of that field, or a list of its values"
             faults.append(Fault(path=str(shown(field)), value=shown(given), message=message, allowed=_FORM))
@@ -49,11 +49,12 @@ def read_when(raw: Any) -> dict[str, Values]:
         else:
             when[field] = values
     if faults:
-        raise problems(faults)
+        raise problems(*faults)
     return when
 
 
-def _is_value(value: Any) -> bool:
+def is_value(value: Any) -> bool:
+    """Whether a parameter may have this value: a finite scalar, or a tuple of names."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(item, str) for item in value)
     if isinstance(value, float):

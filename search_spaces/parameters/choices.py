@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from pydantic import field_validator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import problems, shown
-from search_spaces.parameters.base import Conditional
+from search_spaces.parameters.base import Conditional, is_value
 from search_spaces.values.numbers import significant
 
 Scalar = None | bool | int | float | str
@@ -23,7 +22,7 @@ def encode_choice(value: Any) -> Scalar:
     return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value
 
 
-def _told_apart_by(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     """Equal for choices that make equal trials: names in another order, or beyond the digits that count."""
     if isinstance(value, tuple):
         return frozenset(value)
@@ -40,35 +39,24 @@ class Choice(Conditional):
     @classmethod
     def _check(cls, raw: Any) -> tuple[Any, ...]:
         if not isinstance(raw, (list, tuple)):
-            raise problems([Fault(path="", value=shown(raw), message="must be a list", allowed="a list")])
+            raise problems(Fault(path="", value=shown(raw), message="must be a list", allowed="a list"))
         if not raw:
-            raise problems(
-                [Fault(path="", value=[], message="must not be empty", allowed="a list of values")]
-            )
+            raise problems(Fault(path="", value=[], message="must not be empty", allowed="a list of values"))
         values = [tuple(item) if isinstance(item, list) else item for item in raw]
         faults = []
         seen: set[Any] = set()
         for index, value in enumerate(values):
             path = str(index)
-            if isinstance(value, tuple):
-                fits = bool(value) and all(isinstance(item, str) for item in value)
-            else:
-                fits = value is None or isinstance(value, (bool, int, float, str))
-            if not fits or (isinstance(value, float) and not math.isfinite(value)):
-                faults.append(
-                    Fault(
-                        path=path,
-                        value=shown(value),
-                        message="must be a finite number, text, true, false, null or a list of names",
-                    )
-                )
+            if not is_value(value):
+                message = "must be a finite number, text, true, false, null or a list of names"
+                faults.append(Fault(path=path, value=shown(value), message=message))
             # Optuna finds a choice by equality, so 1, 1.0 and true are the same choice to it.
-            elif _told_apart_by(value) in seen:
+            elif _identity(value) in seen:
                 faults.append(Fault(path=path, value=shown(value), message="is listed twice"))
             else:
-                seen.add(_told_apart_by(value))
+                seen.add(_identity(value))
         if faults:
-            raise problems(faults)
+            raise problems(*faults)
         return tuple(values)
 
     @property

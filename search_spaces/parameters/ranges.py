@@ -146,7 +146,7 @@ class Float(Conditional):
             message = "is more than the number of 12-digit values between min and max"
             faults.append(Fault(path="points", value=self.points, message=message))
         if faults:
-            raise problems(faults)
+            raise problems(*faults)
         return self
 
     @property
@@ -228,7 +228,7 @@ class Int(Conditional):
             allowed = f"at most {self.size}"
             faults.append(Fault(path="points", value=self.points, message=message, allowed=allowed))
         if faults:
-            raise problems(faults)
+            raise problems(*faults)
         return self
 
     @property

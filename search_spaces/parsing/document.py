@@ -1,8 +1,8 @@
 """Reads a submitted document section by section, collecting every fault before giving up.
 
-Pydantic stops at a section's first cross-field error and reports unions member by member; so sections
-are read one at a time, unions are told apart by hand, and what one section demands of another is checked
-on whatever was readable.
+Pydantic stops at a section's first cross-field error and reports a union member by member. So sections are
+read one at a time, the member of a union that was meant is found here, and what one section demands of
+another is checked on whatever was readable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from search_spaces.parameters.kinds import Parameter
 from search_spaces.parsing import recipe_rules, search_rules, study_rules
 from search_spaces.parsing.draft import Draft
 from search_spaces.parsing.plain import plain
-from search_spaces.parsing.preset_overrides import Chosen, choose_space, fix_recipe, pinned_faults
+from search_spaces.parsing.preset_overrides import Chosen, choose_space, doubled_faults, fix_recipe
 from search_spaces.pruning.reading import read_pruning
 from search_spaces.recipe import RECIPE_FIELDS, SEARCHABLE_FIELDS, recipe_faults
 from search_spaces.space.reading import read_parameters
@@ -54,7 +54,7 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     search_rules.conditions_lie_on_the_grid,
     search_rules.algorithm_fits_the_space,
     search_rules.range_test_has_a_range,
-    recipe_rules.nothing_searched_in_vain,
+    recipe_rules.searched_fields_have_an_effect,
     recipe_rules.one_alpha,
     study_rules.rungs_are_there,
     study_rules.several_objectives,
@@ -120,23 +120,8 @@ class _Reader:
         self._drop_repeats()
         if self.faults or draft.search is None or header is None:
             return None
-        return StudyDefinition.model_validate(
-            {
-                "name": header.name,
-                "model": model,
-                "data": data,
-                "search": draft.search,
-                "recipe": draft.recipe,
-                "objective": draft.objective,
-                "pruning": draft.pruning,
-                "evaluation": draft.evaluation,
-                "budget": draft.budget,
-                "resources": draft.resources,
-                "constraints": draft.constraints,
-                "warm_start": draft.warm_start,
-                "repeats": draft.repeats,
-            }
-        )
+        sections = {**vars(header), "model": model, "data": data, **vars(draft)}
+        return StudyDefinition.model_validate({name: sections[name] for name in StudyDefinition.model_fields})
 
     def _draft(self) -> Draft:
         raw_search = self._required("search", SearchSpec)
@@ -154,8 +139,8 @@ class _Reader:
         recipe = None
         if raw_recipe is not None:
             names = chosen.space if isinstance(chosen.space, Mapping) else {}
-            unread = frozenset(name for name in names if name in SEARCHABLE_FIELDS) - parameters.keys()
-            self.faults += pinned_faults(raw_recipe, parameters, unread)
+            faulty = frozenset(name for name in names if name in SEARCHABLE_FIELDS) - parameters.keys()
+            self.faults += doubled_faults(raw_recipe, parameters, faulty)
             found = recipe_faults(raw_recipe, "recipe")
             self.faults += found
             recipe = None if found else fix_recipe(chosen, parameters, raw_recipe)

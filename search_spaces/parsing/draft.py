@@ -55,7 +55,7 @@ class Draft:
         """The number of search trials; None if it is not known."""
         if self.search is None or self.space is None:
             return None
-        grid = self.search.algorithm == "grid"
-        points = self.space.grid_size() if grid else self.space.size()
-        known = [number for number in (self.search.trials, points) if number is not None]
-        return min(known, default=None)
+        try:
+            return self.search.total_trials
+        except ValueError:
+            return None

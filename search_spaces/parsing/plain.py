@@ -17,7 +17,6 @@ MAX_DEPTH = 12
 MAX_VALUES = 50_000
 """A grid's choices need at most 10,000; YAML aliases can make a small file describe billions."""
 
-
 LONGEST_TEXT = 256
 """Characters of a key or a text: a name, a revision, a column, a module."""
 LONGEST_PATH = 4_096
@@ -46,7 +45,7 @@ class _Walk:
     def plain(self, value: Any, path: str, depth: int) -> Any:
         self._values += 1
         if self._values > MAX_VALUES:
-            self.give_up("", "holds too many values", f"at most {MAX_VALUES:,}")
+            self.give_up("", "contains too many values", f"at most {MAX_VALUES:,}")
         if depth > MAX_DEPTH:
             self.give_up(path, "is nested too deeply", f"at most {MAX_DEPTH} levels")
         if isinstance(value, Mapping):
@@ -77,7 +76,9 @@ class _Walk:
     def _text(self, text: str, path: str) -> str:
         if "\x00" in text or any("\ud800" <= char <= "\udfff" for char in text):
             # PostgreSQL refuses both, and neither is in any name or path.
-            self.fault(path, text, "holds a NUL character or half a surrogate pair", "valid Unicode text")
+            self.fault(
+                path, text, "contains a NUL character or half of a surrogate pair", "valid Unicode text"
+            )
             return str(shown(text))
         longest = LONGEST_PATH if path in _PATHS else LONGEST_TEXT
         if len(text) > longest:

@@ -1,9 +1,8 @@
 """What a preset, a space beside it and a fixed recipe make together.
 
-The user's own words win, parameter by parameter: a parameter given beside a preset stands in place of the
-preset's, null takes it out of the space, and so does a value under `recipe`. What was taken out and has no
-value yet gets its default, in words, so that an accepted definition says everything and, submitted again,
-is accepted as it is.
+What the user gives wins, parameter by parameter: a parameter given beside a preset replaces the preset's,
+null removes it from the space, and so does a value under `recipe`. A removed field without a value gets its
+default, so that an accepted definition states everything and, submitted again, is accepted unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.presets import Preset, get_preset, preset_names
 
 _TWINS = {"lora_alpha": "lora_alpha_ratio", "lora_alpha_ratio": "lora_alpha"}
-"""Two ways to say the same: what the user says in one displaces what a preset says in the other."""
+"""Two fields that set the same value: one that the user gives displaces the other one of a preset."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Chosen:
     space: Any
     """Not yet read; None if there is none."""
     preset: Preset | None = None
-    taken_out: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     """Fields that the preset searches and this study does not."""
 
 
@@ -94,35 +93,35 @@ def fix_recipe(
     """
     under: dict[str, Any] = {}
     if chosen.preset is not None:
-        defaults = {field: Recipe.model_fields[field].default for field in chosen.taken_out}
+        defaults = {field: Recipe.model_fields[field].default for field in chosen.removed}
         under = {
             field: value
             for field, value in {**defaults, **chosen.preset.recipe}.items()
             # A conditional parameter leaves the preset's value for where it is inactive.
             if (field not in parameters or parameters[field].when)
-            and not _settled(_TWINS.get(field), parameters, recipe)
+            and not _has_value(_TWINS.get(field), parameters, recipe)
         }
     merged = {**under, **recipe}
     # As the recipe holds them, so that 8 and 8.0 are stored alike.
     return Recipe.build(merged).model_dump(mode="json", include=set(merged))
 
 
-def _settled(field: str | None, parameters: Mapping[str, Parameter], recipe: Mapping[str, Any]) -> bool:
+def _has_value(field: str | None, parameters: Mapping[str, Parameter], recipe: Mapping[str, Any]) -> bool:
     """Whether a field has a value of the user's in every trial."""
     if field is None:
         return False
     return recipe.get(field) is not None or (field in parameters and not parameters[field].when)
 
 
-def pinned_faults(
-    recipe: Mapping[str, Any], parameters: Mapping[str, Parameter], unread: frozenset[str]
+def doubled_faults(
+    recipe: Mapping[str, Any], parameters: Mapping[str, Parameter], faulty: frozenset[str]
 ) -> list[Fault]:
     """A field is fixed or searched; only one that is not always searched may be both.
 
     Args:
         recipe: As submitted.
         parameters: The space as it was read.
-        unread: Fields that are searched too, but have faults of their own.
+        faulty: Fields that are searched too, but have faults of their own.
     """
     return [
         Fault(
@@ -132,5 +131,5 @@ def pinned_faults(
             " (when): the fixed value then applies where the condition does not hold",
         )
         for name, value in recipe.items()
-        if (name in parameters and not parameters[name].when) or name in unread
+        if (name in parameters and not parameters[name].when) or name in faulty
     ]

@@ -8,10 +8,10 @@ from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.recipe import DEPENDENT_FIELDS
-from search_spaces.space.conditions import kept_apart
+from search_spaces.space.conditions import never_together
 
 
-def nothing_searched_in_vain(draft: Draft) -> Iterator[Fault]:
+def searched_fields_have_an_effect(draft: Draft) -> Iterator[Fault]:
     """A field that only one optimizer reads is searched only where that optimizer may be used."""
     if draft.recipe is None:
         return
@@ -48,7 +48,7 @@ def one_alpha(draft: Draft) -> Iterator[Fault]:
     elif alpha is None:
         clash = False
     elif ratio is not None:
-        clash = draft.space is None or not kept_apart(parameters, "lora_alpha", "lora_alpha_ratio")
+        clash = draft.space is None or not never_together(parameters, "lora_alpha", "lora_alpha_ratio")
     else:
         clash = ratio_fixed and not alpha.when
     if clash:

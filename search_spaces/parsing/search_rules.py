@@ -112,8 +112,8 @@ def range_test_has_a_range(draft: Draft) -> Iterator[Fault]:
     test = draft.search.learning_rate_range_test
     path = "search.learning_rate_range_test"
     if test.within is not None:
-        message = "is set by the service, from the space"
-        yield Fault(path=f"{path}.within", value=shown(test.within), message=message, allowed="nothing")
+        message = "is set by the service, so it cannot be given"
+        yield Fault(path=f"{path}.within", value=shown(test.within), message=message)
     if draft.algorithm == "grid":
         message = "cannot be combined with a grid, whose points are fixed before the study runs; run the"
         message += " range test separately (nightsweep range-test) and write its bounds into the space"
@@ -122,7 +122,7 @@ def range_test_has_a_range(draft: Draft) -> Iterator[Fault]:
     rate = draft.parameters.get("learning_rate")
     if rate is None:
         if draft.space is not None:
-            message = "finds bounds for the learning rate, which is not searched"
+            message = "needs a range of learning rates to narrow, and learning_rate is not searched"
             allowed = "search.space.learning_rate: {min: ..., max: ..., scale: log}"
             yield Fault(path=path, value=shown(test), message=message, allowed=allowed)
         return

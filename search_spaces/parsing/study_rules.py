@@ -24,7 +24,7 @@ _LIMITS: Mapping[str, tuple[float, str]] = {
 }
 """The best value that a metric can have."""
 _MAX_SEED = 2**32 - 1
-_DAWN = '"06:00"'
+_EXAMPLE_TIME = '"06:00"'
 
 
 def rungs_are_there(draft: Draft) -> Iterator[Fault]:
@@ -125,7 +125,7 @@ def deadline_is_known(draft: Draft) -> Iterator[Fault]:
     # An accepted definition has both keys, with what they are when left out.
     for key, value, default in (("until_timezone", zone, "UTC"), ("until_action", action, "pause")):
         if value != default:
-            message = f"needs budget.until, which is missing; give a time of day, such as {_DAWN}"
+            message = f"needs budget.until, which is missing; give a time of day, such as {_EXAMPLE_TIME}"
             yield Fault(
                 path=f"budget.{key}", value=shown(value), message=message, allowed="with budget.until"
             )
@@ -151,7 +151,7 @@ def repeats_are_possible(draft: Draft) -> Iterator[Fault]:
         path = "repeats.top_k"
         yield Fault(path=path, value=draft.repeats.top_k, message=message, allowed=f"at most {total}")
     if draft.recipe is not None and draft.fixed("seed") + draft.repeats.seeds > _MAX_SEED:
-        message = f"would need seeds above the largest seed, counted from recipe.seed ({draft.fixed('seed')})"
+        message = f"needs seeds above the largest seed: they follow recipe.seed ({draft.fixed('seed')})"
         allowed = f"at most {_MAX_SEED - draft.fixed('seed')}"
         yield Fault(path="repeats.seeds", value=draft.repeats.seeds, message=message, allowed=allowed)
 

@@ -71,5 +71,5 @@ class NoImprovement:
     wrapped_algorithm: str | None = None
 
 
-Finding: TypeAlias = Immediate | NoImprovement
+PruningFinding: TypeAlias = Immediate | NoImprovement
 """Why a trial is to be pruned."""

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+import numpy as np
+
 from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
-    Finding,
     Immediate,
     NoImprovement,
+    PruningFinding,
     TooEarly,
     WorseThanBest,
 )
@@ -35,8 +37,8 @@ from search_spaces.pruning.specs import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What a trial has reported."""
+class RungCurve:
+    """What a trial has reported at its rungs."""
 
     number: int
     rungs: tuple[tuple[int, float], ...]
@@ -69,7 +71,7 @@ class Judge:
     max_examples: int
     seed: int = 0
 
-    def judge(self, trial: Curve, peers: Callable[[], Sequence[Curve]]) -> Finding | None:
+    def judge(self, trial: RungCurve, peers: Callable[[], Sequence[RungCurve]]) -> PruningFinding | None:
         """Whether the trial is to be pruned at its latest rung.
 
         Args:
@@ -83,7 +85,7 @@ class Judge:
         return self._rule(spec, trial, peers, standing=False)
 
     def _rule(
-        self, spec: Pruning, trial: Curve, peers: Callable[[], Sequence[Curve]], *, standing: bool
+        self, spec: Pruning, trial: RungCurve, peers: Callable[[], Sequence[RungCurve]], *, standing: bool
     ) -> Immediate | None:
         """Every rule but `patient`. Standing: what successive halving says of the trial's latest level also
         holds at the rungs after it."""
@@ -103,7 +105,7 @@ class Judge:
         return self._percentile(spec, trial, peers())
 
     def _percentile(
-        self, spec: MedianPruning | PercentilePruning, trial: Curve, peers: Sequence[Curve]
+        self, spec: MedianPruning | PercentilePruning, trial: RungCurve, peers: Sequence[RungCurve]
     ) -> BehindPeers | None:
         rung, _ = trial.rungs[-1]
         completed = [peer for peer in peers if peer.value is not None]
@@ -111,7 +113,7 @@ class Judge:
         if len(completed) < spec.n_startup_trials or len(at_rung) < spec.n_min_trials:
             return None
         share = spec.percentile if isinstance(spec, PercentilePruning) else 50.0
-        cut_off = _percentile(at_rung, share if self.minimize else 100.0 - share)
+        cut_off = float(np.percentile(at_rung, share if self.minimize else 100.0 - share))
         best = self._best(value for _, value in trial.rungs)
         if not self._worse(best, cut_off):
             return None
@@ -120,8 +122,8 @@ class Judge:
     def _halving(
         self,
         spec: AshaPruning | HyperbandPruning,
-        trial: Curve,
-        peers: Callable[[], Sequence[Curve]],
+        trial: RungCurve,
+        peers: Callable[[], Sequence[RungCurve]],
         *,
         standing: bool,
     ) -> BehindPeers | TooEarly | None:
@@ -146,7 +148,7 @@ class Judge:
             return None
         return BehindPeers(rung=rung, value=value, cut_off=cut_off, peers=len(others))
 
-    def _bracket(self, spec: AshaPruning | HyperbandPruning, trial: Curve) -> int:
+    def _bracket(self, spec: AshaPruning | HyperbandPruning, trial: RungCurve) -> int:
         """Levels that a trial's bracket leaves out at the beginning: 0 but for Hyperband.
 
         A bracket is the likelier the more trials it takes to give each the same budget, as in Optuna.
@@ -166,7 +168,9 @@ class Judge:
             bracket += 1
         return bracket
 
-    def _wilcoxon(self, spec: WilcoxonPruning, trial: Curve, peers: Sequence[Curve]) -> WorseThanBest | None:
+    def _wilcoxon(
+        self, spec: WilcoxonPruning, trial: RungCurve, peers: Sequence[RungCurve]
+    ) -> WorseThanBest | None:
         done = [(peer.value, peer) for peer in peers if peer.value is not None and peer.feasible]
         if not done:
             return None
@@ -194,7 +198,7 @@ class Judge:
         )
 
     def _patient(
-        self, spec: PatientPruning, trial: Curve, peers: Callable[[], Sequence[Curve]]
+        self, spec: PatientPruning, trial: RungCurve, peers: Callable[[], Sequence[RungCurve]]
     ) -> NoImprovement | None:
         rung, value = trial.rungs[-1]
         if not spec.min_examples <= rung <= (spec.max_examples or math.inf):
@@ -231,7 +235,7 @@ class Judge:
         return value > other if self.minimize else value < other
 
 
-def _threshold(spec: ThresholdPruning, trial: Curve) -> BeyondThreshold | None:
+def _threshold(spec: ThresholdPruning, trial: RungCurve) -> BeyondThreshold | None:
     rung, value = trial.rungs[-1]
     if spec.lower is not None and value < spec.lower:
         return BeyondThreshold(rung=rung, value=value, threshold=spec.lower, side="below")
@@ -240,21 +244,12 @@ def _threshold(spec: ThresholdPruning, trial: Curve) -> BeyondThreshold | None:
     return None
 
 
-def _is_look(spec: MedianPruning | PercentilePruning | ThresholdPruning, trial: Curve) -> bool:
+def _is_look(spec: MedianPruning | PercentilePruning | ThresholdPruning, trial: RungCurve) -> bool:
     """Whether the latest rung is the trial's first in its interval (Optuna's rule)."""
     rung, _ = trial.rungs[-1]
     start = spec.min_examples + (rung - spec.min_examples) // spec.interval_examples * spec.interval_examples
     return len(trial.rungs) == 1 or trial.rungs[-2][0] < start
 
 
-def _values_at(curves: Sequence[Curve], rung: int) -> list[float]:
+def _values_at(curves: Sequence[RungCurve], rung: int) -> list[float]:
     return [value for curve in curves if (value := curve.at(rung)) is not None]
-
-
-def _percentile(values: Sequence[float], share: float) -> float:
-    """The percentile with linear interpolation, to the last bit as numpy and so Optuna compute it."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * (share / 100.0)
-    low = int(place)
-    a, b, t = ordered[low], ordered[min(low + 1, len(ordered) - 1)], place - low
-    return a + (b - a) * t if t < 0.5 else b - (b - a) * (1.0 - t)

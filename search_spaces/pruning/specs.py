@@ -38,7 +38,7 @@ class _FromTheFirst(_Bounded):
     @model_validator(mode="after")
     def _check_order(self) -> _FromTheFirst:
         if self.max_examples is not None and self.max_examples < self.min_examples:
-            raise problems([_too_low("max_examples", self.max_examples, "min_examples", self.min_examples)])
+            raise problems(_too_low("max_examples", self.max_examples, "min_examples", self.min_examples))
         return self
 
 
@@ -91,7 +91,7 @@ class _Halving(_Bounded):
         if low is not None and high is not None and high <= low:
             message = f"must be more than min_examples ({low})"
             raise problems(
-                [Fault(path="max_examples", value=high, message=message, allowed=f"more than {low}")]
+                Fault(path="max_examples", value=high, message=message, allowed=f"more than {low}")
             )
         return self
 
@@ -137,9 +137,9 @@ class ThresholdPruning(_AtIntervals):
     def _check(self) -> ThresholdPruning:
         if self.lower is None and self.upper is None:
             message = "is required unless lower is given, because without a limit nothing is pruned"
-            raise problems([Fault(path="upper", value=None, message=message, allowed="a number")])
+            raise problems(Fault(path="upper", value=None, message=message, allowed="a number"))
         if self.lower is not None and self.upper is not None and self.upper < self.lower:
-            raise problems([_too_low("upper", self.upper, "lower", self.lower)])
+            raise problems(_too_low("upper", self.upper, "lower", self.lower))
         return self
 
 
@@ -187,15 +187,11 @@ class PatientPruning(_FromTheFirst):
         if (self.patience is None) == (self.patience_examples is None):
             given = self.patience is not None
             message = "cannot be combined with patience" if given else "is required unless patience is given"
+            message += "; give one of the two"
+            allowed = "patience_examples (examples) or patience (rungs)"
+            given_examples = self.patience_examples
             raise problems(
-                [
-                    Fault(
-                        path="patience_examples",
-                        value=self.patience_examples,
-                        message=f"{message}; give one of the two",
-                        allowed="patience_examples (examples) or patience (rungs)",
-                    )
-                ]
+                Fault(path="patience_examples", value=given_examples, message=message, allowed=allowed)
             )
         return self
 

@@ -68,8 +68,7 @@ class Axis:
         """
         parameter = self.parameter
         if self.cells:
-            index = min(int(unit * self.cells), self.cells - 1)
-            return self.choices[index] if isinstance(parameter, Choice) else parameter.value_at(index)
+            return self._at(min(int(unit * self.cells), self.cells - 1))
         assert not isinstance(parameter, Choice)
         low, high = self._ends
         number = low + unit * (high - low)
@@ -78,11 +77,7 @@ class Axis:
     def to_unit(self, value: Any) -> float:
         """Where a value lies in the unit interval: of those that take up an interval, its middle."""
         if self.cells:
-            if isinstance(self.parameter, Choice):
-                index = self.choices.index(value)
-            else:
-                index = round((value - self.parameter.min) / (self.parameter.step or 1))
-            return (index + 0.5) / self.cells
+            return (self._index(value) + 0.5) / self.cells
         low, high = self._ends
         number = math.log(value) if self._log else float(value)
         return min(max((number - low) / (high - low), 0.0), 1.0)
@@ -92,20 +87,25 @@ class Axis:
 
         Of finite parameters only.
         """
-        parameter = self.parameter
         size = self.size
         assert size is not None
         if not self.ordered:
             yield from ((other, 1.0) for other in self.choices if other != value)
             return
-        if isinstance(parameter, Choice):
-            index = self.choices.index(value)
-        else:
-            index = round((value - parameter.min) / (parameter.step or 1))
+        index = self._index(value)
         for other in (index - 1, index + 1):
             if 0 <= other < size:
-                found = self.choices[other] if isinstance(parameter, Choice) else parameter.value_at(other)
+                found = self._at(other)
                 yield found, self._distance(value, found, size)
+
+    def _index(self, value: Any) -> int:
+        if isinstance(self.parameter, Choice):
+            return self.choices.index(value)
+        index: int = round((value - self.parameter.min) / (self.parameter.step or 1))
+        return index
+
+    def _at(self, index: int) -> Any:
+        return self.choices[index] if isinstance(self.parameter, Choice) else self.parameter.value_at(index)
 
     def _distance(self, one: Any, other: Any, size: int) -> float:
         if self._log:

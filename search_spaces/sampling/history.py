@@ -21,10 +21,10 @@ SEED = "seed"
 """User attribute of a repeat: the recipe's seed."""
 
 
-def is_stray(trial: FrozenTrial) -> bool:
-    """Whether the trial got another number than it was drawn for, since two asked at once.
+def is_orphaned(trial: FrozenTrial) -> bool:
+    """Whether the trial got another number than it was drawn for, because two processes asked at once.
 
-    It is no trial of the study: whoever asked for it has asked again, or has died before.
+    Such a trial is not part of the study: the process that asked for it has asked again, or has died.
     """
     return bool(trial.system_attrs.get(DRAWN_FOR_KEY, trial.number) != trial.number)
 
@@ -43,7 +43,7 @@ class PastTrial:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a study's search, by number; repeats and strays are not part of it."""
+    """The trials of a study's search, by number; without repeats and orphaned trials."""
 
     trials: tuple[PastTrial, ...]
 
@@ -59,7 +59,7 @@ class History:
         for trial in trials:
             # A trial whose asker died half-way has the parameters that were written down for it.
             params = trial.params | trial.system_attrs.get(SUGGESTION_KEY, {})
-            if params and REPEAT_OF not in trial.user_attrs and not is_stray(trial):
+            if params and REPEAT_OF not in trial.user_attrs and not is_orphaned(trial):
                 values = space.decode(params)
                 past.append(PastTrial(trial, values, space.configuration_key(values)))
         return cls(tuple(past))

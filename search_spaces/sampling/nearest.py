@@ -11,13 +11,13 @@ from search_spaces.sampling.axes import Axes
 from search_spaces.space.search_space import SearchSpace
 
 
-def nearest_unused(
+def nearest_untried(
     space: SearchSpace, axes: Axes, used: Container[Hashable], start: Mapping[str, Any], seed: int
 ) -> dict[str, Any] | None:
-    """The unused configuration that the fewest and smallest steps lead to; None if all are used.
+    """The untried configuration that is the fewest and smallest steps away; None if all have been tried.
 
     A step moves one active parameter: a number to its neighbour, which costs the step's share of the range,
-    or any other choice to another one, which costs 1. Equal costs are settled by the seed. The search
+    or any other choice to another one, which costs 1. The seed decides between equal costs. The search
     (Dijkstra's) goes out from `start` and looks at used configurations and their neighbours only, so its
     cost grows with the number of trials, not with the size of the space.
 

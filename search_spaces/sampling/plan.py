@@ -1,4 +1,4 @@
-"""What is settled before the first trial: the space that is searched, and the points that come first."""
+"""What is fixed before the first trial: the space that is searched, and the points that come first."""
 
 from __future__ import annotations
 

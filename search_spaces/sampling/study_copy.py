@@ -1,9 +1,9 @@
-"""A study as Optuna's samplers see it: its trials, translated.
+"""The copy of a study that Optuna's samplers see: its trials, translated.
 
-Optuna's samplers never see the study itself. They get the trials that there is something to learn from: the
-preparation's prior, then finished and running ones by number, without those that failed and without
-repeats; with choices among numbers as ordered positions (`search_spaces.sampling.axes`). A shadow is made
-anew for every suggestion, from what the storage holds, so that a restart cannot change it.
+Optuna's samplers never see the study itself. They get the trials from which something can be learned: the
+prior trials of the preparation, then finished and running ones by number, without failed ones and
+repeats; with choices among numbers as ordered positions (`search_spaces.sampling.axes`). The copy is made
+anew for every suggestion from what the storage holds, so that a restart cannot change it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _position_distribution(axis: Axis) -> BaseDistribution:
 
 
 @dataclass(frozen=True)
-class Finding:
+class PriorResult:
     """An earlier study's result, taken as one of this study."""
 
     values: Values
@@ -77,13 +77,13 @@ class _GivenTrials(InMemoryStorage):
 
 
 @dataclass(frozen=True)
-class Shadow:
+class StudyCopy:
     """What a model may learn from."""
 
     axes: Axes
     """Of the parameters that have more than one value."""
     history: History
-    prior: Sequence[Finding]
+    prior: Sequence[PriorResult]
     """Results of an earlier study; none where there are several objectives."""
     directions: Sequence[StudyDirection]
     conditional: bool
@@ -122,8 +122,12 @@ class Shadow:
                 continue
             # Optuna ranks pruned trials by their rungs, and cannot where there are several objectives.
             rungs = frozen.intermediate_values if len(self.directions) == 1 else {}
-            told = {"values": frozen.values, "intermediate_values": rungs, "constraints": frozen.constraints}
-            found.append(self._translate(past.values, state=frozen.state, **told))
+            results = {
+                "values": frozen.values,
+                "intermediate_values": rungs,
+                "constraints": frozen.constraints,
+            }
+            found.append(self._translate(past.values, state=frozen.state, **results))
         return found
 
     @cached_property
@@ -132,8 +136,8 @@ class Shadow:
 
         A pruned trial counts as completed with its last value, but as no better than the median and no
         worse than the worst completed one; without a value (and with several objectives) as the worst. A
-        constraint that some trials were not measured for counts as kept by those, by as much as the largest
-        violation: memory that sufficed is not measured, memory that did not is.
+        constraint for which some trials were not measured counts as satisfied by them, by as much as the
+        largest violation: memory that sufficed is not measured, memory that did not is.
         """
         done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
         if not done:
@@ -145,7 +149,7 @@ class Shadow:
         for trial in self.trials:
             for key, violation in trial.constraints.items():
                 known[key] = max(known.get(key, 0.0), abs(violation))
-        kept = {key: -most for key, most in sorted(known.items())}
+        satisfied = {key: -most for key, most in sorted(known.items())}
 
         found = []
         for trial in self.trials:
@@ -155,10 +159,10 @@ class Shadow:
                 low, high = sorted((median, worst[0]))
                 values = [min(max(last, low), high)] if math.isfinite(last) else worst
             state = trial.state if trial.state is TrialState.RUNNING else TrialState.COMPLETE
-            constraints = kept | {key: trial.constraints[key] for key in trial.constraints}
-            told = {"values": values, "constraints": constraints if state.is_finished() else None}
+            constraints = satisfied | {key: trial.constraints[key] for key in trial.constraints}
+            results = {"values": values, "constraints": constraints if state.is_finished() else None}
             found.append(
-                create_trial(params=trial.params, distributions=trial.distributions, state=state, **told)
+                create_trial(params=trial.params, distributions=trial.distributions, state=state, **results)
             )
         return found
 
@@ -168,7 +172,7 @@ class Shadow:
             for found in self.prior
         ]
 
-    def _translate(self, config: Mapping[str, Any], **told: Any) -> FrozenTrial:
+    def _translate(self, config: Mapping[str, Any], **results: Any) -> FrozenTrial:
         params = {name: axis.position(config[name]) for name, axis in self.axes.items() if name in config}
         distributions = {name: self.distributions[name] for name in params}
-        return create_trial(params=params, distributions=distributions, **told)
+        return create_trial(params=params, distributions=distributions, **results)

@@ -10,8 +10,9 @@ die and leave half of one. Its number is known before, because there is one aske
 the study's lease. Parameters that are inactive in its configuration are not among them.
 
 No configuration gets two trials, unless the first one failed or was cancelled and there is no other left;
-none that `Preparation.evaluated` names gets any. A draw that has been used is drawn again a few times, and
-where the space is finite replaced by the nearest configuration that is unused.
+none that `Preparation.evaluated` names gets any. A configuration that was tried before is drawn again a few
+times. After that, in a finite space, the nearest untried configuration takes its place.
+
 Grid: trial n is grid point n, after the enqueued points. Optuna's GridSampler is never used: it picks among
 unvisited points at random, and so repeats some under concurrent asks.
 """
@@ -39,9 +40,9 @@ from search_spaces.sampling.history import (
     SUGGESTION_KEY,
     Avoided,
     History,
-    is_stray,
+    is_orphaned,
 )
-from search_spaces.sampling.nearest import nearest_unused
+from search_spaces.sampling.nearest import nearest_untried
 from search_spaces.sampling.plan import (
     Values,
     enqueued_points,
@@ -49,7 +50,7 @@ from search_spaces.sampling.plan import (
     planned_trials,
     prepared_space,
 )
-from search_spaces.sampling.study_copy import Finding, Shadow, parameter_distribution
+from search_spaces.sampling.study_copy import PriorResult, StudyCopy, parameter_distribution
 from search_spaces.sampling.uninformed import derive_seed, draw_random, draw_sobol
 from search_spaces.space.search_space import SearchSpace
 
@@ -61,7 +62,7 @@ __all__ = [
     "complete_suggestion",
     "distributions",
     "is_complete",
-    "is_stray",
+    "is_orphaned",
     "n_startup_trials",
     "planned_trials",
     "suggest",
@@ -69,13 +70,13 @@ __all__ = [
 ]
 
 REDRAWS = 4
-"""How often a used configuration is drawn again before the nearest unused one is taken.
+"""How often a configuration that was tried before is drawn again before the nearest untried one is taken.
 
 Tried on a prototype of this sampler, searching 20 % of a table of 384 fine-tunes
 (benchmarks/data/quickstart.json) for its one best: found with 51 of 60 seeds with 4 redraws and 52 with 10;
 and, while the first trials were still random ones, with 20 of 24 seeds with 10 redraws and 16 with none."""
-DESPERATE_REDRAWS = 1000
-"""The same where the space is infinite, uniformly at random: some corner of it may still be finite."""
+RANDOM_REDRAWS = 1000
+"""The same in an infinite space, uniformly at random: a condition may still leave a finite part of it."""
 RACES = 3
 """How often an ask may find that another asker got its number, before it gives up."""
 
@@ -123,8 +124,8 @@ def suggest(
         trials = study.get_trials(deepcopy=False)
         number = len(trials)
         values = _Suggester(study, definition, preparation, trials).values(number)
-        held = distributions(prepared_space(definition, preparation))
-        made = _create(study, values, held, number)
+        by_name = distributions(prepared_space(definition, preparation))
+        made = _create(study, values, by_name, number)
         if made is not None:
             return made
         first = next((t for t in _running(study) if t.number >= number), None)
@@ -140,7 +141,7 @@ def complete_suggestion(
 
     A trial made by `suggest` or `suggest_repeat` has them all and is left as it is. Another one gets what
     `suggest` would suggest for its number; that is written down first, so that dying half-way and coming
-    back after other trials were told makes no difference.
+    back after other trials have finished makes no difference.
 
     Raises:
         SearchSpaceExhausted: Every configuration has had its trial.
@@ -153,11 +154,11 @@ def complete_suggestion(
             others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
             params = _encoded(_Suggester(study, definition, preparation, others).values(trial.number))
             storage.set_trial_system_attr(trial._trial_id, SUGGESTION_KEY, params)
-        held = distributions(prepared_space(definition, preparation))
+        by_name = distributions(prepared_space(definition, preparation))
         for name, value in params.items():
             if name not in trial.params:
-                internal = held[name].to_internal_repr(value)
-                storage.set_trial_param(trial._trial_id, name, internal, held[name])
+                internal = by_name[name].to_internal_repr(value)
+                storage.set_trial_param(trial._trial_id, name, internal, by_name[name])
     return Trial(study, trial._trial_id)
 
 
@@ -185,7 +186,7 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
         SuggestionError: There is no such trial, or it is a repeat itself.
     """
     trials = study.get_trials(deepcopy=False)
-    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs or is_stray(trials[of]):
+    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs or is_orphaned(trials[of]):
         raise SuggestionError(f"study {definition.name} has no trial {of} that can be repeated")
     repeated = trials[of]
     values = definition.search.space.decode(repeated.params)
@@ -202,9 +203,9 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
 
 
 def _running(study: Study) -> list[FrozenTrial]:
-    """Trials that run, by number, without strays."""
+    """Trials that run, by number, without orphaned ones."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial for trial in running if not is_stray(trial)]
+    return [trial for trial in running if not is_orphaned(trial)]
 
 
 class _Suggester:
@@ -236,9 +237,9 @@ class _Suggester:
         for point in enqueued:
             if self._space.configuration_key(point) not in handed_out:
                 return point
-        return self._unused(number)
+        return self._untried(number)
 
-    def _unused(self, number: int) -> Values:
+    def _untried(self, number: int) -> Values:
         space, size = self._space, self._space.size()
         avoided = self._avoided(size)
         draw = self._drawer(number)
@@ -248,9 +249,9 @@ class _Suggester:
             if space.configuration_key(drawn) not in avoided:
                 return space.prune_inactive(drawn)
         if size is None:
-            return self._somewhere_unused(number)
+            return self._random_untried(number)
         seed = derive_seed(self._definition.search.seed, number, "nearest")
-        nearest = nearest_unused(space, self._axes, avoided, first, seed)
+        nearest = nearest_untried(space, self._axes, avoided, first, seed)
         assert nearest is not None, "fewer keys than configurations"
         return space.prune_inactive(nearest)
 
@@ -269,17 +270,17 @@ class _Suggester:
             f"{what}, {len(evaluated)} of them in earlier sweeps" if evaluated else what
         )
 
-    def _somewhere_unused(self, number: int) -> Values:
+    def _random_untried(self, number: int) -> Values:
         avoided = self._avoided(None)
-        for attempt in range(DESPERATE_REDRAWS):
+        for attempt in range(RANDOM_REDRAWS):
             drawn = draw_random(self._axes, self._definition.search.seed, number, "anywhere", attempt)
             if self._space.configuration_key(drawn) not in avoided:
                 return self._space.prune_inactive(drawn)
-        raise SearchSpaceExhausted(f"{DESPERATE_REDRAWS} draws found no unused configuration")
+        raise SearchSpaceExhausted(f"{RANDOM_REDRAWS:,} random draws found no configuration without a trial")
 
     def _drawer(self, number: int) -> Callable[[int], Values]:
         """Draws a value for every parameter, inactive ones too, by attempt."""
-        search, axes, shadow = self._definition.search, self._axes, self._shadow
+        search, axes, study_copy = self._definition.search, self._axes, self._study_copy
 
         def random(attempt: int) -> Values:
             return draw_random(axes, search.seed, number, attempt)
@@ -288,9 +289,9 @@ class _Suggester:
             # Another attempt is the same point of another sequence.
             return draw_sobol(axes, number, search.seed, "sobol", attempt)
 
-        if search.algorithm == "random" or not shadow.axes:
+        if search.algorithm == "random" or not study_copy.axes:
             return random
-        if search.algorithm == "qmc" or shadow.finished < self._startup:
+        if search.algorithm == "qmc" or study_copy.finished < self._startup:
             return sobol
         informed = self._informed_drawer(number)
         # What a model does not draw, because there is one value only or it saw no trial with it, is random.
@@ -300,11 +301,11 @@ class _Suggester:
         # Imported when used: they load scipy and PyTorch.
         from search_spaces.sampling import cmaes, model_based
 
-        search, shadow = self._definition.search, self._shadow
+        search, study_copy = self._definition.search, self._study_copy
         if search.algorithm == "cmaes":
-            return cmaes.cmaes_drawer(shadow, search.seed, number)
+            return cmaes.cmaes_drawer(study_copy, search.seed, number)
         draw = model_based.draw_tpe if search.algorithm == "tpe" else model_based.draw_gp
-        return lambda attempt: draw(shadow, derive_seed(search.seed, number, search.algorithm, attempt))
+        return lambda attempt: draw(study_copy, derive_seed(search.seed, number, search.algorithm, attempt))
 
     @property
     def _startup(self) -> int:
@@ -314,13 +315,13 @@ class _Suggester:
         return n_startup_trials(planned_trials(self._definition, self._preparation))
 
     @cached_property
-    def _shadow(self) -> Shadow:
+    def _study_copy(self) -> StudyCopy:
         prior = []
         for earlier in self._preparation.prior:
             values = self._space.decode(earlier.params)
             if self._space.contains(values):
-                prior.append(Finding(values, earlier.value))
-        return Shadow(
+                prior.append(PriorResult(values, earlier.value))
+        return StudyCopy(
             axes={name: axis for name, axis in self._axes.items() if axis.size != 1},
             history=self._history,
             prior=prior if len(self._study.directions) == 1 else [],
@@ -332,7 +333,7 @@ class _Suggester:
 def _create(
     study: Study,
     values: Values,
-    held: Mapping[str, BaseDistribution],
+    by_name: Mapping[str, BaseDistribution],
     number: int,
     user_attrs: dict[str, Any] | None = None,
 ) -> Trial | None:
@@ -343,7 +344,7 @@ def _create(
     template = create_trial(
         state=TrialState.RUNNING,
         params=params,
-        distributions={name: held[name] for name in params},
+        distributions={name: by_name[name] for name in params},
         user_attrs=user_attrs,
         system_attrs={SUGGESTION_KEY: params, DRAWN_FOR_KEY: number},
     )

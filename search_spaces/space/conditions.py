@@ -19,16 +19,16 @@ from search_spaces.recipe import DEPENDENT_FIELDS, SYNONYMS, canonical
 
 
 def resolve(
-    parameters: Mapping[str, Parameter], unread: frozenset[str], faults: list[Fault]
+    parameters: Mapping[str, Parameter], faulty: frozenset[str], faults: list[Fault]
 ) -> dict[str, Parameter]:
     """The parameters with their conditions as they hold, appending a fault for each that cannot.
 
     Values become what the recipe field holds, and a field that only some values of another make use of
-    (`search_spaces.recipe.DEPENDENT_FIELDS`) gets the condition that it has by nature.
+    (`search_spaces.recipe.DEPENDENT_FIELDS`) gets its implied condition.
 
     Args:
         parameters: All that were read, by field.
-        unread: Fields that are searched too, but have faults of their own.
+        faulty: Fields that are searched too, but have faults of their own.
         faults: Found so far; paths are relative to the space.
     """
     found: list[Fault] = []
@@ -36,14 +36,14 @@ def resolve(
     for name, parameter in parameters.items():
         when: dict[str, Values] = {}
         for parent, values in parameter.when.items():
-            checked = _check(name, parent, values, parameters, unread, found)
+            checked = _check(name, parent, values, parameters, faulty, found)
             if checked is not None:
                 when[parent] = checked
         _imply(name, when, parameters, found)
         resolved[name] = parameter if when == parameter.when else parameter.model_copy(update={"when": when})
     if not found:
         found += _cycles(resolved)
-    if not found and not unread:
+    if not found and not faulty:
         found += _impossible(resolved)
     faults += found
     return resolved
@@ -54,7 +54,7 @@ def _check(
     parent: str,
     values: Values,
     parameters: Mapping[str, Parameter],
-    unread: frozenset[str],
+    faulty: frozenset[str],
     faults: list[Fault],
 ) -> Values | None:
     """The values as the parent's field holds them; None, with a fault, where they cannot be."""
@@ -67,7 +67,7 @@ def _check(
     if parent == name:
         fault("makes the parameter depend on itself", "other searched fields")
         return None
-    if parent in unread:
+    if parent in faulty:
         return None
     if parent not in parameters:
         others = [field for field in parameters if field != name]
@@ -87,12 +87,12 @@ def _check(
     choices = frozenset(searched.choices) if searched.type == "choice" else None
     for value in values:
         try:
-            held = canonical(parent, value)
+            stored = canonical(parent, value)
         except InvalidRecipe:
             misfits.append(value)
             continue
-        if held in choices if choices is not None else searched.contains(held):
-            read[held] = None
+        if stored in choices if choices is not None else searched.contains(stored):
+            read[stored] = None
         else:
             misfits.append(value)
     if misfits:
@@ -103,7 +103,7 @@ def _check(
         else:
             allowed, nearest = _range_in_words(searched), None
         words = ", ".join(str(shown(value)) for value in misfits[:5])
-        fault(f"can never be {words}, because {parent} is searched over other values", allowed, nearest)
+        fault(f"lists values that {parent} never has: {words}", allowed, nearest)
         return None
     return tuple(read)
 
@@ -116,7 +116,7 @@ def _range_in_words(parameter: Float | Int) -> str:
 def _imply(
     name: str, when: dict[str, Values], parameters: Mapping[str, Parameter], faults: list[Fault]
 ) -> None:
-    """Adds the condition that a field has by nature, where the field that it depends on is searched."""
+    """Adds the implied condition of a field, where the field that it depends on is searched."""
     if name not in DEPENDENT_FIELDS:
         return
     parent, users = DEPENDENT_FIELDS[name]
@@ -129,7 +129,7 @@ def _imply(
         message = f"is used only if {parent} is {words}, which is not among its choices"
         faults.append(Fault(path=name, value=shown(parameters[name]), message=message))
     elif any(value not in users for value in when.get(parent, ())):
-        message = f"allows {name} to be searched when it is not used"
+        message = f"includes values of {parent} with which {name} has no effect"
         value = shown(when[parent])
         path = f"{name}.when.{parent}"
         faults.append(Fault(path=path, value=value, message=message, allowed=words))
@@ -172,7 +172,7 @@ def _impossible(parameters: Mapping[str, Parameter]) -> Iterator[Fault]:
         for field, values in needs(parameters, name).items():
             # Only where every condition on the way can hold does the fault lie with this one.
             if not values and all(all(needs(parameters, parent).values()) for parent in parameter.when):
-                message = f"can never hold: it would need {field} to have two values at once"
+                message = f"can never hold: it requires {field} to have two values at once"
                 yield Fault(path=f"{name}.when", value=shown(parameter.when), message=message)
                 break
 
@@ -180,21 +180,21 @@ def _impossible(parameters: Mapping[str, Parameter]) -> Iterator[Fault]:
 def needs(parameters: Mapping[str, Parameter], name: str) -> dict[str, frozenset[Any]]:
     """What must hold for `name` to be active, through all conditions on the way.
 
-    No field's values hinge on another's, so all of it can hold at once if no set is empty. Conditions must
-    be free of circles.
+    The values of one field do not depend on another's, so all of it can hold at once if no set is empty.
+    The conditions must not form a circle.
     """
-    held: dict[str, frozenset[Any]] = {}
+    required: dict[str, frozenset[Any]] = {}
     waiting = [name]
     while waiting:
         for parent, values in parameters[waiting.pop()].when.items():
-            if parent not in held:
+            if parent not in required:
                 waiting.append(parent)
             allowed = frozenset(values)
-            held[parent] = held.get(parent, allowed) & allowed
-    return held
+            required[parent] = required.get(parent, allowed) & allowed
+    return required
 
 
-def kept_apart(parameters: Mapping[str, Parameter], one: str, other: str) -> bool:
+def never_together(parameters: Mapping[str, Parameter], one: str, other: str) -> bool:
     """Whether two fields are never active together."""
     first, second = needs(parameters, one), needs(parameters, other)
     return any(not first[field] & second[field] for field in first.keys() & second.keys())

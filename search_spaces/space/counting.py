@@ -140,7 +140,7 @@ def _children(dimensions: Dimensions) -> list[list[tuple[int, frozenset[int]]]]:
 def _parents_first(dimensions: Dimensions) -> list[int]:
     """An order in which each comes after those it depends on, and as soon as it may.
 
-    The sooner a child is settled, the fewer combinations are open at once.
+    The sooner a child is decided, the fewer combinations are open at once.
     """
     children = _children(dimensions)
     left = set(range(len(dimensions)))

@@ -49,10 +49,10 @@ def read_parameters(raw: Any) -> tuple[dict[str, Parameter], list[Fault]]:
             parameter = _read_parameter(name, raw[name], faults)
             if parameter is not None:
                 parameters[name] = parameter
-    unread = frozenset(name for name in raw if name in SEARCHABLE_FIELDS and name not in parameters)
+    faulty = frozenset(name for name in raw if name in SEARCHABLE_FIELDS and name not in parameters)
     before = len(faults)
-    parameters = resolve(parameters, unread, faults)
-    if len(faults) == before and not unread:
+    parameters = resolve(parameters, faulty, faults)
+    if len(faults) == before and not faulty:
         faults += uncountable(parameters)
     return parameters, faults
 
@@ -87,7 +87,12 @@ def _kind_of(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> type[Flo
     ranged = [key for key in ("min", "max", "step", "scale", "points") if key in raw]
     if "choices" in raw and ranged:
         faults.append(
-            Fault(path=name, value=shown(raw), message="has both choices and a range", allowed=_FORMS)
+            Fault(
+                path=name,
+                value=shown(raw),
+                message="has both choices and a range; give one of the two",
+                allowed=_FORMS,
+            )
         )
         return None
     if stated is None:
@@ -104,7 +109,7 @@ def _kind_of(name: str, raw: Mapping[str, Any], faults: list[Fault]) -> type[Flo
         faults.append(Fault(path=name, value=shown(raw), message=message, allowed="{choices: [...]}"))
         return None
     if stated == "float" and name in INT_FIELDS:
-        message = f"{name} is a whole number"
+        message = f"must be int or choice, because {name} is a whole number"
         faults.append(Fault(path=f"{name}.type", value=stated, message=message, allowed="int, choice"))
         return None
     return _KINDS[stated]
@@ -118,7 +123,7 @@ def _fit(name: str, parameter: Parameter) -> tuple[Parameter, list[Fault]]:
         for index, choice in enumerate(parameter.choices):
             path = join_path(name, "choices", str(index))
             if choice is None and name in NULL_MEANS_STUDY:
-                message = f"stands for {NULL_MEANS_STUDY[name]}; list that value itself"
+                message = f"is null, which means {NULL_MEANS_STUDY[name]}; list that value instead"
                 faults.append(Fault(path=path, value=None, message=message))
                 continue
             try:

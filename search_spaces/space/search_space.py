@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 from pydantic import ConfigDict, RootModel, model_validator
@@ -50,7 +51,7 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
             return raw
         parameters, faults = read_parameters(raw)
         if faults:
-            raise problems(faults[:MAX_FAULTS])
+            raise problems(*faults[:MAX_FAULTS])
         return parameters
 
     @property
@@ -104,17 +105,10 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         Raises:
             ValueError: The space has a continuous range.
         """
-        dimensions = self._all
-        if dimensions is None:
+        if self._all is None:
             raise ValueError("a search space with a continuous range has no countable points")
-        names = list(self.root)
-        for digits in configurations(dimensions):
-            active = activity(dimensions, digits)
-            yield {
-                name: self.root[name].value_at(digit)
-                for name, digit, is_active in zip(names, digits, active, strict=True)
-                if is_active
-            }
+        for digits in configurations(self._all):
+            yield {name: self.root[name].value_at(digit) for name, digit in self._active(self._all, digits)}
 
     def active(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The fields that are searched where the others have these values, in the order of the space.
@@ -193,12 +187,11 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
 
     def _grid_values(self, digits: tuple[int, ...]) -> dict[str, Any]:
         assert self._grid is not None
-        active = activity(self._grid, digits)
-        return {
-            name: parameter.grid_value(digit)
-            for (name, parameter), digit, is_active in zip(self.root.items(), digits, active, strict=True)
-            if is_active
-        }
+        return {name: self.root[name].grid_value(digit) for name, digit in self._active(self._grid, digits)}
+
+    def _active(self, dimensions: Dimensions, digits: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+        """The fields that are active in a configuration, each with its digit."""
+        return compress(zip(self.root, digits, strict=True), activity(dimensions, digits))
 
 
 def key_digest(key: Hashable) -> str:

@@ -44,14 +44,14 @@ def ask_repeat(
 def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
     """Trials that were asked for and not told of: running, or left by a coordinator that died."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [values_of(trial) for trial in running if not suggest.is_stray(trial)]
+    return [values_of(trial) for trial in running if not suggest.is_orphaned(trial)]
 
 
 def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
     """How each trial stands. Without strays that have been dropped, and without what others have enqueued."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
-        if suggest.is_stray(trial):
+        if suggest.is_orphaned(trial):
             if trial.state is TrialState.RUNNING:
                 found[trial.number] = TrialCondition.STRAY
         elif trial.state is TrialState.RUNNING and not suggest.is_complete(trial):

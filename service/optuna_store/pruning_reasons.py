@@ -5,15 +5,15 @@ from __future__ import annotations
 from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
-    Finding,
     NoImprovement,
+    PruningFinding,
     TooEarly,
     WorseThanBest,
 )
 from search_spaces.wording import counted
 
 
-def describe(metric: str, finding: Finding) -> str:
+def describe(metric: str, finding: PruningFinding) -> str:
     """For example `eval_loss 2.31 at 1,000 examples, cut-off 1.87 of 9 peers`.
 
     Args:

@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.pruning.rules import Curve, Judge
+from search_spaces.pruning.rules import Judge, RungCurve
 from search_spaces.pruning.specs import NoPruning
 from search_spaces.sampling import suggest
 from service.optuna_store import pruning_reasons
@@ -73,7 +73,7 @@ def should_prune(
     return reason
 
 
-def _peers(study: optuna.Study, number: int) -> list[Curve]:
+def _peers(study: optuna.Study, number: int) -> list[RungCurve]:
     """All other trials but those that failed or were cancelled, and repeats."""
     return [
         _curve(trial)
@@ -84,8 +84,8 @@ def _peers(study: optuna.Study, number: int) -> list[Curve]:
     ]
 
 
-def _curve(trial: FrozenTrial) -> Curve:
-    return Curve(
+def _curve(trial: FrozenTrial) -> RungCurve:
+    return RungCurve(
         number=trial.number,
         rungs=tuple(sorted(trial.intermediate_values.items())),
         value=trial.value if trial.state is TrialState.COMPLETE else None,

@@ -87,7 +87,7 @@ def read_trials(storage: Storage, name: str) -> list[TrialValues]:
     if number is None:
         return []
     trials = storage.get_all_trials(number, deepcopy=False)
-    return [values_of(trial) for trial in trials if not suggest.is_stray(trial)]
+    return [values_of(trial) for trial in trials if not suggest.is_orphaned(trial)]
 
 
 def values_of(trial: FrozenTrial) -> TrialValues:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from search_spaces.data_report import Report, ReportRequest
+from search_spaces.data_report import FilesReport, ReportRequest
 from search_spaces.definition import HubData, StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
@@ -38,7 +38,7 @@ _SECONDS, _HUB_SECONDS = 600.0, 60.0
 
 @dataclass(frozen=True)
 class _Remembered:
-    report: Future[Report]
+    report: Future[FilesReport]
     until: float
     """By the monotonic clock."""
 
@@ -86,7 +86,7 @@ class SubmissionChecks:
             raise Invalid(what, [fault.below(below) for fault in faults])
         return next((problem.message for problem in report.problems if problem.about == "host"), None)
 
-    def _report(self, request: ReportRequest) -> Report:
+    def _report(self, request: ReportRequest) -> FilesReport:
         """The report, which is made once for those that ask for the same one while its files are the same."""
         key, now = _key(request), time.monotonic()
         with self._lock:
@@ -109,7 +109,7 @@ class SubmissionChecks:
             raise
         return found.report.result()
 
-    def _of_another(self, report: Future[Report]) -> Report:
+    def _of_another(self, report: Future[FilesReport]) -> FilesReport:
         with self._reports.waiting():
             try:
                 return report.result(self._seconds)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from search_spaces.data_report import Report
+from search_spaces.data_report import FilesReport
 from search_spaces.definition import StudyDefinition
 from service.db.models import Study
 from service.definitions.acceptance import accept_definition
@@ -55,7 +55,7 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
     return make_plan(definition, report, unknown, None, name_taken=False)
 
 
-def _report(processes: ReportProcesses, definition: StudyDefinition) -> tuple[Report | None, str | None]:
+def _report(processes: ReportProcesses, definition: StudyDefinition) -> tuple[FilesReport | None, str | None]:
     try:
         return processes.make(report_request(definition)), None
     except ReportUnavailable as error:

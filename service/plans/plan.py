@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from search_spaces.data_report import Report, ReportProblem
+from search_spaces.data_report import FilesReport, ReportProblem
 from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster
 from service.plans.cluster import cluster_warnings, plan_cluster
@@ -21,7 +21,7 @@ from service.plans.warnings.training import training_warnings
 
 def make_plan(
     definition: StudyDefinition,
-    report: Report | None,
+    report: FilesReport | None,
     report_unknown: str | None,
     earlier: Sequence[EarlierTrial] | None,
     *,

@@ -1,4 +1,4 @@
-"""`python -m workers.report.data_report`: a `ReportRequest` on stdin, a `Report` on stdout, both JSON.
+"""`python -m workers.report.data_report`: a `ReportRequest` on stdin, a `FilesReport` on stdout, both JSON.
 
 A process of its own, because the service's must never import torch, and so that a file that takes too long
 can be given up. Rows go through the same functions as in a trial, so a fault reads as a trial would put it;
@@ -22,9 +22,9 @@ from search_spaces.data_report import (
     AdapterBytes,
     DataReport,
     DecodedExample,
+    FilesReport,
     LoadingLimits,
     ModelReport,
-    Report,
     ReportRequest,
     SplitReport,
 )
@@ -58,14 +58,14 @@ class BaseReader:
     max_positions: int | None
 
 
-def make_report(request: ReportRequest) -> Report:
+def make_report(request: ReportRequest) -> FilesReport:
     """The report. Faults of the model, the data and the recipes become its problems."""
     problems = Problems()
     try:
         geometry, reader = read_base(request.model, request.limits)
     except (ModelError, DataError) as error:
         problems.add(error, "model.id", from_hub=not is_local(request.model))
-        return Report(model=None, data=None, problems=problems.all())
+        return FilesReport(model=None, data=None, problems=problems.all())
     model = _model_report(request, geometry, problems)
     data = None
     try:
@@ -76,7 +76,7 @@ def make_report(request: ReportRequest) -> Report:
             data = _DataReader(request, reader, problems).report()
     except DataError as error:
         problems.add(error, "data")
-    return Report(model=model, data=data, problems=problems.all(request.max_lengths))
+    return FilesReport(model=model, data=data, problems=problems.all(request.max_lengths))
 
 
 def read_base(spec: ModelSpec, limits: LoadingLimits) -> tuple[BaseGeometry, BaseReader]:

@@ -1,9 +1,9 @@
 """Makes one report after the other for the service, without importing torch again for each.
 
 It says `{"ready": true}` on standard output once everything is imported. Then a line of JSON comes in on
-standard input, `{"seconds": ..., "request": ...}` with a `ReportRequest`, and up to two go out: the `Report`
-or `{"failed": ...}`, and `{"code": ...}`, how its process ended. Each report is made in a fork, so that
-neither memory nor anything a file did to a library lives on, and is given up after `seconds`.
+standard input, `{"seconds": ..., "request": ...}` with a `ReportRequest`, and up to two go out: a
+`FilesReport` or `{"failed": ...}`, and `{"code": ...}`, how its process ended. Each report is made in a fork,
+so that neither memory nor anything a file did to a library lives on, and is given up after `seconds`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from search_spaces.data_report import LoadingLimits, Report, ReportRequest
+from search_spaces.data_report import FilesReport, LoadingLimits, ReportRequest
 from service.errors import Unavailable
 from service.plans.data_reports.warm_process import ReportUnavailable, WarmProcess
 
@@ -80,7 +80,7 @@ class ReportProcesses:
             self._require_packages()
             self._keep(WarmProcess(self._command))
 
-    def make(self, request: ReportRequest) -> Report:
+    def make(self, request: ReportRequest) -> FilesReport:
         """The report of a plan. Blocks the calling thread until it is there.
 
         Raises:
@@ -97,7 +97,7 @@ class ReportProcesses:
         finally:
             self._planning.release()
 
-    def check(self, request: ReportRequest, seconds: float) -> Report:
+    def check(self, request: ReportRequest, seconds: float) -> FilesReport:
         """The report for a submission, in so many seconds, those that it waits for its turn included.
 
         Raises:
@@ -135,7 +135,7 @@ class ReportProcesses:
                 f"the packages that read data ({', '.join(missing)}) are not installed beside the API"
             )
 
-    def _make(self, request: ReportRequest, deadline: float, limit: str) -> Report:
+    def _make(self, request: ReportRequest, deadline: float, limit: str) -> FilesReport:
         """The report by a moment of the monotonic clock; `limit` says in words how long that was."""
         request = request.model_copy(update={"limits": self._limits})
         while True:
@@ -167,9 +167,9 @@ class ReportProcesses:
         process.end()
 
 
-def _read(answer: bytes) -> Report:
+def _read(answer: bytes) -> FilesReport:
     try:
-        return Report.model_validate_json(answer)
+        return FilesReport.model_validate_json(answer)
     except ValidationError as error:
         log.warning("a data report cannot be read: %s", error)
         raise ReportUnavailable(

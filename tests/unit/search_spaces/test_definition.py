@@ -449,7 +449,7 @@ def test_a_document_that_aliases_make_astronomic_is_refused_quickly(faults_of: F
     bomb: Any = "x"
     for _ in range(10):
         bomb = [bomb] * 10
-    assert [fault.message for fault in faults_of({"name": bomb}).values()] == ["holds too many values"]
+    assert [fault.message for fault in faults_of({"name": bomb}).values()] == ["contains too many values"]
 
 
 def test_a_hundred_thousand_unknown_keys_are_not_all_reported() -> None:

@@ -265,7 +265,7 @@ def test_what_the_service_sets_is_no_hint(client: TestClient, definition: Make) 
     assert (fault["nearest"], fault["allowed"]) == (None, "min, max, steps, widen")
     body = with_a_range(definition, learning_rate_range_test={"within": [1e-5, 1e-3]})
     (fault,) = expect_problem(client.post("/v1/studies", json=body), 422)["faults"]
-    assert fault["message"] == "is set by the service, from the space"
+    assert fault["message"] == "is set by the service, so it cannot be given"
 
 
 # -- warm starts at submission ---------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_a_study_of_this_form_is_accepted_and_accepted_again(
             {"learning_rate_range_test": True, "space": {"lora_r": {"choices": [4, 8]}}},
             {},
             "search.learning_rate_range_test",
-            "which is not searched",
+            "learning_rate is not searched",
         ),
         (
             {"learning_rate_range_test": True, "space": {"learning_rate": {"choices": [1e-4, 1e-3]}}},

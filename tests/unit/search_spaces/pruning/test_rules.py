@@ -26,12 +26,12 @@ from optuna.trial import TrialState
 from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
-    Finding,
     NoImprovement,
+    PruningFinding,
     TooEarly,
     WorseThanBest,
 )
-from search_spaces.pruning.rules import Curve, Judge
+from search_spaces.pruning.rules import Judge, RungCurve
 from search_spaces.pruning.specs import PRUNING_SPECS
 from workers.training.rungs import rung_reached
 
@@ -50,16 +50,18 @@ def judge(
     )
 
 
-def curve(number: int, *rungs: tuple[int, float], value: float | None = None, feasible: bool = True) -> Curve:
-    return Curve(number=number, rungs=rungs, value=value, feasible=feasible)
+def curve(
+    number: int, *rungs: tuple[int, float], value: float | None = None, feasible: bool = True
+) -> RungCurve:
+    return RungCurve(number=number, rungs=rungs, value=value, feasible=feasible)
 
 
-def at(number: int, value: float, *, completed: bool = False, rungs: Iterable[int] = (100,)) -> Curve:
+def at(number: int, value: float, *, completed: bool = False, rungs: Iterable[int] = (100,)) -> RungCurve:
     """A trial with the same value at each rung."""
     return curve(number, *((rung, value) for rung in rungs), value=value if completed else None)
 
 
-def asked(of: Judge, trial: Curve, peers: Sequence[Curve]) -> Finding | None:
+def asked(of: Judge, trial: RungCurve, peers: Sequence[RungCurve]) -> PruningFinding | None:
     return of.judge(trial, lambda: peers)
 
 
@@ -72,9 +74,9 @@ class Both:
         self.rules = rules
         self.verdicts: list[tuple[bool, bool]] = []
 
-    def curves(self) -> list[Curve]:
+    def curves(self) -> list[RungCurve]:
         return [
-            Curve(
+            RungCurve(
                 number=trial.number,
                 rungs=tuple(sorted(trial.intermediate_values.items())),
                 value=trial.value if trial.state is TrialState.COMPLETE else None,

@@ -1,4 +1,4 @@
-"""The parts of a suggestion: axes, the translated study, CMA-ES, the nearest unused configuration."""
+"""The parts of a suggestion: axes, the translated study, CMA-ES, the nearest untried configuration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from search_spaces.sampling.axes import axes_of
 from search_spaces.sampling.cmaes import cmaes_drawer
 from search_spaces.sampling.history import REPEAT_OF, History
 from search_spaces.sampling.model_based import GP_TRIALS, learned_by_gp
-from search_spaces.sampling.nearest import nearest_unused
-from search_spaces.sampling.study_copy import Finding, Shadow, parameter_distribution
+from search_spaces.sampling.nearest import nearest_untried
+from search_spaces.sampling.study_copy import PriorResult, StudyCopy, parameter_distribution
 from search_spaces.space.search_space import SearchSpace
 from tests.support.spaces import conditional_spaces, spaces
 
@@ -48,8 +48,10 @@ def trial(
     return create_trial(state=state, params=params, distributions=held, **told)
 
 
-def shadow(trials: Iterable[FrozenTrial], prior: Iterable[Finding] = (), objectives: int = 1) -> Shadow:
-    return Shadow(
+def study_copy(
+    trials: Iterable[FrozenTrial], prior: Iterable[PriorResult] = (), objectives: int = 1
+) -> StudyCopy:
+    return StudyCopy(
         axes={name: axis for name, axis in axes_of(SPACE).items() if axis.size != 1},
         history=History.read(SPACE, trials),
         prior=tuple(prior),
@@ -96,18 +98,18 @@ def test_each_choice_takes_an_equal_part_of_the_unit_interval() -> None:
     assert [axis.from_unit(unit) for unit in (0.0, 0.33, 0.34, 0.66, 0.67, 0.99)] == [4, 4, 8, 8, 16, 16]
 
 
-# -- the shadow --------------------------------------------------------------------------------------
+# -- the study copy --------------------------------------------------------------------------------------
 
 
 def test_choices_among_numbers_become_ordered_positions() -> None:
-    (translated,) = shadow([trial(batch=8, value=1.0)]).trials
+    (translated,) = study_copy([trial(batch=8, value=1.0)]).trials
     assert translated.params == {"learning_rate": 1e-4, "batch_size": 1, "target_modules": 0}
     assert translated.distributions == {
         "learning_rate": FloatDistribution(1e-5, 1e-3, log=True),
         "batch_size": IntDistribution(0, 2),
         "target_modules": CategoricalDistribution((0, 1)),
     }
-    assert shadow([]).values({"batch_size": 2, "target_modules": 1}) == {
+    assert study_copy([]).values({"batch_size": 2, "target_modules": 1}) == {
         "batch_size": 16,
         "target_modules": ("q_proj", "v_proj"),
     }
@@ -121,8 +123,8 @@ def test_failed_trials_and_repeats_are_left_out_and_the_prior_comes_first() -> N
         trial(state=TrialState.RUNNING),
         trial(state=TrialState.PRUNED, intermediate_values={100: 3.0}, constraints={"out_of_memory": 1.0}),
     ]
-    prior = [Finding({"learning_rate": 2e-4, "batch_size": 4, "target_modules": "attention"}, 0.5)]
-    seen = shadow(study, prior)
+    prior = [PriorResult({"learning_rate": 2e-4, "batch_size": 4, "target_modules": "attention"}, 0.5)]
+    seen = study_copy(study, prior)
     assert [(t.state.name, t.values) for t in seen.trials] == [
         ("COMPLETE", [0.5]),
         ("COMPLETE", [1.0]),
@@ -140,7 +142,7 @@ def test_a_model_of_values_takes_pruned_trials_for_bad_ones() -> None:
         study.append(trial(state=TrialState.PRUNED, intermediate_values={50: 0.1, 100: last}))
     study.append(trial(state=TrialState.PRUNED, constraints={"out_of_memory": 1.0}))
     study.append(trial(state=TrialState.RUNNING))
-    taken = shadow(study).completed
+    taken = study_copy(study).completed
     assert [t.value for t in taken[5:]] == [3.0, 3.5, 5.0, 5.0, 5.0, None]
     assert [t.constraints.get("out_of_memory") for t in taken] == [-1.0] * 9 + [1.0, None]
 
@@ -148,7 +150,7 @@ def test_a_model_of_values_takes_pruned_trials_for_bad_ones() -> None:
 def test_a_gaussian_process_of_a_long_study_is_fitted_to_its_best_and_its_latest_trials() -> None:
     study = [trial(value=float(abs(number - 50))) for number in range(3 * GP_TRIALS)]
     study[10] = trial(state=TrialState.RUNNING)
-    values = [t.value for t in learned_by_gp(shadow(study))]
+    values = [t.value for t in learned_by_gp(study_copy(study))]
     half = GP_TRIALS // 2
     assert values[-1] is None
     assert values[half:-1] == [float(abs(n - 50)) for n in range(3 * GP_TRIALS - half, 3 * GP_TRIALS)]
@@ -174,7 +176,7 @@ def evolved(told: list[tuple[float, dict[str, Any]]], space: SearchSpace = NUMBE
     for rate, what in told:
         params = {name: {"learning_rate": rate, **rest}[name] for name in held}
         trials.append(create_trial(params=params, distributions=held, **what))
-    seen = Shadow(axes_of(space), History.read(space, trials), (), [StudyDirection.MINIMIZE], False)
+    seen = StudyCopy(axes_of(space), History.read(space, trials), (), [StudyDirection.MINIMIZE], False)
     draw = cmaes_drawer(seen, 1, 2)
     return [draw(attempt) for attempt in range(20)]
 
@@ -211,7 +213,7 @@ def test_cmaes_can_search_one_parameter_alone() -> None:
     assert all(set(draw) == {"learning_rate"} for draw in draws)
 
 
-# -- the nearest unused configuration ----------------------------------------------------------------
+# -- the nearest untried configuration ---------------------------------------------------------------
 
 
 @given(conditional_spaces(finite=True), st.integers(0, 2**32 - 1))
@@ -224,7 +226,7 @@ def test_all_configurations_are_reached_one_after_the_other(space: SearchSpace, 
     start = {name: axis.from_unit(random.Random(seed).random()) for name, axis in axes.items()}
     used: set[Any] = set()
     for number in range(min(size, 20)):
-        found = nearest_unused(space, axes, used, start, number)
+        found = nearest_untried(space, axes, used, start, number)
         assert found is not None
         assert space.contains(space.prune_inactive(found))
         key = space.configuration_key(found)
@@ -233,10 +235,10 @@ def test_all_configurations_are_reached_one_after_the_other(space: SearchSpace, 
     everything = {space.configuration_key(point) for point in space.points()} if size <= 200 else set()
     if everything:
         (last,) = random.Random(seed).sample(sorted(everything, key=repr), 1)
-        found = nearest_unused(space, axes, everything - {last}, start, seed)
+        found = nearest_untried(space, axes, everything - {last}, start, seed)
         assert found is not None
         assert space.configuration_key(found) == last
-        assert nearest_unused(space, axes, everything, start, seed) is None
+        assert nearest_untried(space, axes, everything, start, seed) is None
 
 
 def test_the_nearest_is_as_near_as_brute_force_finds_it() -> None:
@@ -263,7 +265,7 @@ def test_the_nearest_is_as_near_as_brute_force_finds_it() -> None:
         start = lots.choice(points)
         free = lots.sample(points, lots.randint(1, 12))
         used = {space.configuration_key(point) for point in points if point not in free}
-        found = nearest_unused(space, axes, used, start, seed)
+        found = nearest_untried(space, axes, used, start, seed)
         assert found in free
         assert math.isclose(distance(start, found), min(distance(start, point) for point in free))
 
@@ -282,7 +284,7 @@ def test_a_huge_space_is_not_enumerated() -> None:
             asked.append(key)
             return super().__contains__(key)
 
-    found = nearest_unused(space, axes_of(space), Counted(used), start, 3)
+    found = nearest_untried(space, axes_of(space), Counted(used), start, 3)
     assert found is not None
     assert sum(abs(found[name] - start[name]) for name in start) == 1
     assert len(asked) == 2

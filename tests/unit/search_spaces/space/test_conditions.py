@@ -305,7 +305,7 @@ def test_counting_gives_up_on_conditions_that_are_all_open_at_once() -> None:
                 "optimizer": {"choices": ["adamw", "sgd"]},
             },
             "lora_r.when.optimizer",
-            "can never be adam",
+            "lists values that optimizer never has: adam",
         ),
         (
             {
@@ -313,7 +313,7 @@ def test_counting_gives_up_on_conditions_that_are_all_open_at_once() -> None:
                 "batch_size": {"min": 2, "max": 8, "step": 2},
             },
             "lora_r.when.batch_size",
-            "can never be 9",
+            "never has: 9",
         ),
         (
             {
@@ -354,7 +354,7 @@ def test_counting_gives_up_on_conditions_that_are_all_open_at_once() -> None:
                 "sgd_momentum": {"min": 0, "max": 0.9, "when": {"optimizer": ["adamw", "sgd"]}},
             },
             "sgd_momentum.when.optimizer",
-            "searched when it is not used",
+            "sgd_momentum has no effect",
         ),
         (
             {

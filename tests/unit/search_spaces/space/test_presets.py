@@ -1,3 +1,5 @@
+"""Presets are valid, cite their sources and are found by name."""
+
 from __future__ import annotations
 
 import pytest

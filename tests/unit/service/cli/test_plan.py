@@ -15,8 +15,8 @@ from search_spaces.data_report import (
     AdapterBytes,
     BaseBytes,
     DecodedExample,
+    FilesReport,
     ModelReport,
-    Report,
     ReportProblem,
     Segment,
 )
@@ -46,7 +46,7 @@ EXAMPLE = DecodedExample(
 def plan_json(sections: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     data = make_data(make_split(duplicate_rows=2), examples=(EXAMPLE,))
     model, earlier = changes.pop("model", None), changes.pop("earlier", [])
-    report = Report(model=model, data=data, problems=changes.pop("problems", ()))
+    report = FilesReport(model=model, data=data, problems=changes.pop("problems", ()))
     view = make_plan(make_definition(**sections or {}), report, None, earlier, name_taken=False)
     return view.model_dump(mode="json")
 

@@ -7,8 +7,8 @@ import pytest
 from search_spaces.pruning.findings import (
     BehindPeers,
     BeyondThreshold,
-    Finding,
     NoImprovement,
+    PruningFinding,
     TooEarly,
     WorseThanBest,
 )
@@ -52,5 +52,5 @@ STALE = {"rung": 1500, "value": 2.31, "best": 1.87, "best_rung": 600}
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
-def test_a_finding_is_told_with_its_numbers(finding: Finding, words: str) -> None:
+def test_a_finding_is_told_with_its_numbers(finding: PruningFinding, words: str) -> None:
     assert describe("eval_loss", finding) == words

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.data_report import Report, ReportProblem, ReportRequest
+from search_spaces.data_report import FilesReport, ReportProblem, ReportRequest
 from search_spaces.definition import StudyDefinition
 from service.errors import Invalid
 from service.plans.checks import SubmissionChecks
@@ -25,10 +25,10 @@ class Reports(ReportProcesses):
         self.asked: list[ReportRequest] = []
         self.began, self.go = threading.Event(), threading.Event()
         self.go.set()
-        self._report = Report(model=None, data=None, problems=problems)
+        self._report = FilesReport(model=None, data=None, problems=problems)
         self._away = away
 
-    def check(self, request: ReportRequest, seconds: float) -> Report:
+    def check(self, request: ReportRequest, seconds: float) -> FilesReport:
         self.asked.append(request)
         self.began.set()
         self.go.wait(60)

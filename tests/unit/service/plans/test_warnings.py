@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.data_report import Count, DataReport, Report, ReportProblem
+from search_spaces.data_report import Count, DataReport, FilesReport, ReportProblem
 from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster, Node
 from service.plans.plan import make_plan
@@ -18,7 +18,7 @@ from tests.support.plans import make_data, make_definition, make_split
 def plan(
     definition: StudyDefinition | None = None, data: DataReport | None = None, **changes: Any
 ) -> PlanView:
-    report = Report(model=None, data=data or make_data(), problems=changes.pop("problems", ()))
+    report = FilesReport(model=None, data=data or make_data(), problems=changes.pop("problems", ()))
     return make_plan(
         definition or make_definition(recipe={"batch_size": 4}, search=rate(1e-4, 1e-3)),
         report,
@@ -239,7 +239,7 @@ def test_a_cluster_that_nobody_has_seen_is_unknown() -> None:
 def on(nodes: tuple[Node, ...], resources: dict[str, Any]) -> PlanView:
     return make_plan(
         make_definition(recipe={"batch_size": 4}, search=rate(1e-4, 1e-3), resources=resources),
-        Report(model=None, data=make_data(), problems=()),
+        FilesReport(model=None, data=make_data(), problems=()),
         None,
         [],
         name_taken=False,

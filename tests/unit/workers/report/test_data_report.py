@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.data_report import Report, ReportRequest
+from search_spaces.data_report import FilesReport, ReportRequest
 from search_spaces.definition import DataSpec, ModelSpec
 from workers.base.base_model import load_base
 from workers.data.datasets import load_data
@@ -33,7 +33,7 @@ def write(path: Path, rows: list[Any]) -> str:
 def report(tmp_path: Path, tiny_base_dir: Path) -> Any:
     """Makes the report of rows."""
 
-    def make(train: list[Any], evaluation: list[Any] | None = None, **changes: Any) -> Report:
+    def make(train: list[Any], evaluation: list[Any] | None = None, **changes: Any) -> FilesReport:
         data = {
             "train": write(tmp_path / "train.jsonl", train),
             "eval": write(tmp_path / "eval.jsonl", evaluation or PAIRS[:1]),
@@ -259,7 +259,7 @@ def test_message_keys_that_nothing_reads_are_listed(report: Any) -> None:
 def test_half_a_surrogate_pair_in_what_is_told_does_not_end_the_report(report: Any) -> None:
     """JSON can escape one, and no report can be written with it."""
     made = report([{**PAIRS[0], "\ud83d": "x", "category": "\ud83d"}] * 2, [{"\ud83d": "a"}])
-    split = Report.model_validate_json(made.model_dump_json()).data.train
+    split = FilesReport.model_validate_json(made.model_dump_json()).data.train
     assert (counts(split.unread_columns), counts(split.tasks.most_frequent)) == (
         [(r"\ud83d", 2), ("category", 2)],
         [(r"\ud83d", 2)],
@@ -320,7 +320,7 @@ def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
         check=True,
         cwd=Path(__file__).parents[4],
     )
-    made = Report.model_validate_json(done.stdout)
+    made = FilesReport.model_validate_json(done.stdout)
     assert made.problems == ()
     assert made.data is not None
     assert made.data.train is not None

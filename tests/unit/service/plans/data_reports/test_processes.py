@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.data_report import Report
+from search_spaces.data_report import FilesReport
 from service.errors import Unavailable
 from service.plans.data_reports import warm_process
 from service.plans.data_reports.processes import AT_ONCE, WAITING, ReportProcesses
@@ -160,4 +160,4 @@ def test_no_more_than_a_few_are_made_or_wait_at_once(tmp_path: Path) -> None:
         thread.join(60)
     makers.close()
     assert refused == ["6 plans are being made already; ask again in a minute."]
-    assert reports == [Report(model=None, data=None, problems=())] * (AT_ONCE + WAITING)
+    assert reports == [FilesReport(model=None, data=None, problems=())] * (AT_ONCE + WAITING)
