@@ -1,4 +1,4 @@
-"""Log lines that come again and again: written the first time, and then ever more rarely.
+"""Limits repeated log lines: each is written the first time, and then ever more rarely.
 
 A disk that is full or a table of descriptors that is full is the same news each time, and a log that says it
 several times a second fills what is left of the disk.

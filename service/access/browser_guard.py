@@ -1,4 +1,4 @@
-"""What a browser can be tricked into, refused before anything else looks at a request.
+"""Refuses requests that a web page made a browser send, before anything else looks at them.
 
 A page on another site can make a visitor's browser send requests to this server, with the password that
 the browser keeps for it; and a name that its owner points to 127.0.0.1 (DNS rebinding) lets such a page read

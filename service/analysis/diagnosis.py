@@ -1,4 +1,4 @@
-"""What a trial's curves say of it: plain verdicts with evidence in numbers. Pure.
+"""Diagnosis of a trial from its curves: plain verdicts, each with the numbers behind it. Pure.
 
 A verdict is a reading of curves, not a proof. Every threshold is a constant below, with its reason;
 docs/how-to/read-a-report.md repeats them.

@@ -1,4 +1,4 @@
-"""What a finished training amounts to under its study's definition: its values and what it violates. Pure.
+"""The values, costs and constraint violations of a finished training under its study's definition. Pure.
 
 It is computed from the outcome as SQL keeps it, so a coordinator that takes a study over comes to the same.
 """

@@ -1,4 +1,4 @@
-"""Figures of ours on the dashboard's pages."""
+"""Figures of the service on the dashboard's pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the dashboard says of a study and of its trials beyond what Optuna knows: notes, in Markdown. Pure."""
+"""The notes that the dashboard shows on a study and its trials, in Markdown. Pure."""
 
 from __future__ import annotations
 

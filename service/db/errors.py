@@ -1,4 +1,4 @@
-"""What a database's error says about trying again: at once, when it is back, or not at all.
+"""Sorts errors of a database: try again at once, wait until it is back, or give up.
 
 Optuna wraps the database's errors in its own, so both questions are asked of the whole chain of causes.
 """

@@ -1,4 +1,4 @@
-"""Accepting a definition: its paths resolved, and either the whole of it valid or every fault named."""
+"""Accepting a definition: its paths are resolved, and it is valid or all of its faults are named."""
 
 from __future__ import annotations
 

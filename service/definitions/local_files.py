@@ -1,4 +1,4 @@
-"""The files and folders a definition names: found, resolved and confined, before it is accepted.
+"""The local files that a definition names: found, resolved and confined before it is accepted.
 
 Workers read what a definition names with the rights of the service, so every local path must lie in
 `NIGHTSWEEP_DATA_ROOTS`, after symbolic links and `..` are followed. The accepted definition holds the

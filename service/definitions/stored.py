@@ -1,4 +1,4 @@
-"""What a study's row holds as documents: its definition, and what was decided before its first trial."""
+"""The documents in a study's row: its definition, and what was decided before its first trial."""
 
 from __future__ import annotations
 

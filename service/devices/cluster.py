@@ -1,6 +1,6 @@
-"""What the Ray cluster has, as a coordinator last saw it: the REST process does not ask Ray.
+"""The nodes of the Ray cluster as a coordinator last saw them: the REST process does not ask Ray.
 
-It is in the events: a row that belongs to no study each time a coordinator starts or sees a change.
+They are in the events: a row that belongs to no study each time a coordinator starts or sees a change.
 """
 
 from __future__ import annotations

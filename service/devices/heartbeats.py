@@ -1,4 +1,4 @@
-"""Which coordinators live: each says so in the database every few seconds, by the database's clock.
+"""Which coordinators are alive: each writes so every few seconds, by the database's clock.
 
 In the database and not in the home folder, which the API and the coordinators of a cluster do not share.
 """

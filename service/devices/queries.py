@@ -1,4 +1,4 @@
-"""Reading what the workers do, as far as the database knows, and which GPUs were put aside."""
+"""Reading which workers have trials, and which GPUs were put aside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child process that is looked after: started, watched, started again, and never left behind."""
+"""A supervised child process: started, watched, started again, and never left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /readyz answers: which parts of the service work, checked at most every other second."""
+"""Which parts of the service work, for /readyz; checked at most every other second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pruner found against a trial, in one sentence with the numbers that it judged by. Pure."""
+"""Why a trial was pruned, in one sentence with the numbers that the pruner judged by. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial reports on its way, and the pruner's word on it."""
+"""Reporting a trial's rungs, and asking the pruner about the trial."""
 
 from __future__ import annotations
 

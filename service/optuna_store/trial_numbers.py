@@ -1,4 +1,4 @@
-"""A trial gets the number that it was drawn for, or is not created.
+"""A trial gets the number that it was drawn for, or it is not created.
 
 Optuna's storage tries a creation again when the connection broke while it waited for the commit's answer,
 up to five times (optuna 5.0). If the database had committed, the second try would create a second trial

@@ -1,4 +1,4 @@
-"""What Optuna knows of one trial, as a frozen value: for those who must not know Optuna."""
+"""Optuna's trials and studies as frozen values, for code that must not import Optuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a submission is refused for beyond its definition: data and a model that every trial would fail at.
+"""Checks of a submission's data and model: a study whose trials would all fail is refused.
 
 Only the first rows are read, so that it takes a second whatever the data's size; workers read the others.
 What cannot be checked here in time is accepted, and its history says so.

@@ -1,4 +1,4 @@
-"""What the cluster has for a study's workers. Pure."""
+"""The workers of a study that the cluster has room for. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier trials of the same model took on this server."""
+"""The time and memory that earlier trials of the same model took on this server."""
 
 from __future__ import annotations
 

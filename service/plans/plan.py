@@ -97,7 +97,7 @@ def _reasons(
 ) -> Iterator[str]:
     """Why the study is not acceptable."""
     if name_taken:
-        yield f"There is a study {definition.name!r} already."
+        yield f"A study named {definition.name!r} already exists."
     for problem in problems:
         if problem.every_trial:
             yield f"Every trial would fail: {problem.message}"

@@ -1,4 +1,4 @@
-"""What a study trains, from its definition and its rows. Pure."""
+"""The training that a study would do, from its definition and its rows. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sweeps of a range test have brought so far, read from its attempts."""
+"""The sweeps of a range test so far, read from its attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to change in the next study, each with the numbers that say so. Pure."""
+"""Advice for the next study, each piece with the numbers behind it. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the best trials crowd at an end of a hyperparameter's range. Pure."""
+"""Whether the best trials gather at an end of a hyperparameter's range. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study has cost, and what pruning has saved. Pure."""
+"""The cost of a study, and the part that pruning saved. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading what a study's report is made of."""
+"""Reading the parts of a study's report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuses large and slow request bodies before they are in memory, announced or not."""
+"""Refuses request bodies that are too large or too slow, with or without a Content-Length."""
 
 from __future__ import annotations
 

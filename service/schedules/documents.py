@@ -1,4 +1,4 @@
-"""What a person may send about a schedule, checked whole: every fault is reported at once."""
+"""Documents about schedules as people send them, checked whole: every fault is reported at once."""
 
 from __future__ import annotations
 

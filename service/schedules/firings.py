@@ -1,4 +1,4 @@
-"""When a cron expression fires, in its own timezone, and the seed of a firing: pure.
+"""The times at which a cron expression fires in its timezone, and the seed of a firing. Pure.
 
 Daylight saving follows Debian's cron, as cronsim does: a job at a fixed hour that the clock skips runs
 at once after the gap, and one in the repeated hour runs once; jobs of every hour or minute follow real

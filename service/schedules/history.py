@@ -1,4 +1,4 @@
-"""What happened to schedules: who changed what, which firings made no sweep, and why."""
+"""The history of schedules: who changed what, which firings made no sweep, and why."""
 
 from __future__ import annotations
 

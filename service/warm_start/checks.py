@@ -1,4 +1,4 @@
-"""What is wrong with a submitted definition's `warm_start`."""
+"""Checks of the `warm_start` section of a submitted definition."""
 
 from __future__ import annotations
 

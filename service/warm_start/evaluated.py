@@ -1,4 +1,4 @@
-"""What earlier sweeps of a schedule have evaluated already, so that a night does not do it again.
+"""The configurations that earlier sweeps of a schedule have evaluated, which a sweep leaves out.
 
 A configuration counts as evaluated where its number would mean the same today: the model, data, objective
 and evaluation are the same, data and local models by content, and so is every field of its recipe, the seed

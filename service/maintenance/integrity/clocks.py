@@ -1,4 +1,4 @@
-"""Times that no right clock can have set: they lie further in the future than they can have been put.
+"""Times that a wrong clock must have set, because they lie too far in the future.
 
 Coordinators repair them when they see them (`service.coordinator.leases`, `service.schedules.commands`).
 """

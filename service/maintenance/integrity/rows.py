@@ -1,4 +1,4 @@
-"""What the comparison of the two databases looks at, read by plain SQL."""
+"""The rows that the comparison of the two databases looks at, read by plain SQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is asked about a study. Pure."""
+"""The request for a report on a study's data and base model. Pure."""
 
 from __future__ import annotations
 

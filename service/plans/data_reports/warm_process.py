@@ -1,4 +1,4 @@
-"""One process that makes reports, over a pair of sockets: see `workers.report.server` for what is said."""
+"""One process that makes data reports, over a pair of sockets; `workers.report.server` is the other end."""
 
 from __future__ import annotations
 

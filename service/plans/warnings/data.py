@@ -1,4 +1,4 @@
-"""What rows show that their author may not know. Pure."""
+"""Warnings about the data of a study. Pure."""
 
 from __future__ import annotations
 

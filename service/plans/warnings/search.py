@@ -1,4 +1,4 @@
-"""What a search allows and its author probably does not want. Pure."""
+"""Warnings about the search of a study. Pure."""
 
 from __future__ import annotations
 

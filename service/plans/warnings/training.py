@@ -1,4 +1,4 @@
-"""What the lengths of trials show that their author probably does not want. Pure."""
+"""Warnings about the lengths of a study's trials. Pure."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_restored_service_goes_on_where_it_was(
     restored = make_empty(target)
     backup.restore(restored, tmp_path / "b")
     with service_of(restored) as service:
-        with service.db.database.read() as session:
+        with service.database.read() as session:
             assert session.scalars(select(Study.lease_owner)).all() == [None]
         service.submit({**GRID, "name": "later"})
         service.run()
