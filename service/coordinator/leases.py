@@ -52,9 +52,9 @@ def take(
     A queued study that waits for its range test or its warm start, or as a sweep for what earlier ones have
     evaluated, is not taken.
 
-    A running study is never left waiting, whatever the limit: workers that its dead coordinator started
-    still hold what the studies taken in its place would wait for. Nor is one that is paused, or was resumed,
-    and is to be cancelled: it has open trials, and takes a moment.
+    Running studies are taken whatever the limit: the workers that their dead coordinators started still hold
+    the GPUs that other studies would wait for. So are paused and resumed studies that are to be cancelled:
+    they only have to end their open trials.
 
     Args:
         session: a writing transaction; the caller commits it.

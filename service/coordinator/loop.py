@@ -290,10 +290,9 @@ class Coordinator:
     def _guarded(self, runner: StudyRunner, work: Callable[[], None]) -> None:
         """Do something for one study; whatever goes wrong there must not touch the others.
 
-        A lost lease means letting go. Trouble with a database, the cluster or this machine is every study's
-        (`run`).
-        Anything else is a fault of ours that this study has met: it fails with the reason, in place of
-        meeting it again for ever.
+        A study whose lease is lost is let go of. A database, a cluster or a machine that fails concerns every
+        study, so `run` deals with it. Anything else is an internal error: the study fails with the reason, so
+        that it does not meet the error again in every round.
         """
         try:
             runner.renew_when_due()

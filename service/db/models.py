@@ -331,6 +331,5 @@ class EventRow(Base):
     trial_number: Mapped[int | None]
     kind: Mapped[str] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Sentence)
-    """For people. What the service itself reads of an event is in `data`."""
     data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    """What the message was made from, where the service reads it again."""
+    """What the message was made from, where the service reads that again; words are never read."""

@@ -77,7 +77,7 @@ def advance_stages(database: Database, storage: optuna_store.Storage, reader: Fi
 
 
 def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> None:
-    """One study's step; a fault of ours that one meets fails it and must not touch the others."""
+    """Run one study's step. An internal error fails that study and leaves the others alone."""
     try:
         step(study_id)
     except (SQLAlchemyError, optuna_store.StorageInternalError):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def cancel_unstarted(database: Database) -> None:
-    """Cancel studies that wait for a free place, without one."""
+    """Cancel queued studies that are to be cancelled: they need not start first."""
 
     def cancel(session: Session) -> None:
         for study in leases.cancelled_while_queued(session):

@@ -1,7 +1,7 @@
 """GPUs on which workers die again and again: found by the attempts that were lost there, and put aside.
 
-A death alone says little: it may be the trial's doing. It is the GPU's as soon as no two trials can explain
-all the deaths on it since it last trained a trial to its end.
+A single death may be the trial's fault. The GPU is at fault as soon as no two trials can explain all the
+deaths on it since it last trained a trial to its end.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def put_aside_if_bad(session: Session, device_id: str, *, study_id: str) -> bool
 def no_two_explain(deaths: Sequence[frozenset[_Trial]]) -> bool:
     """Whether there are no two trials such that one of them was there at every death.
 
-    Three trials that each killed a worker alone are more than two. A pack that died is one death, whoever of
-    it did it, and does not speak against the GPU once more when its culprit dies alone.
+    Three trials that each killed a worker by themselves are more than two. A pack that dies is one death,
+    whichever of its trials caused it. If that trial dies again by itself, it explains both deaths.
 
     Args:
         deaths: the trials that each of the workers had that died.

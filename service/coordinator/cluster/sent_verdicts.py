@@ -1,7 +1,7 @@
-"""Which verdicts the live attempts of a study were sent, and when: who does not obey, who is sent his again.
+"""The verdicts that a study's live attempts were sent: which have not been obeyed, which are sent again.
 
-Kept in memory by whoever holds the study's lease. Its successor tells them once more, which changes nothing
-for those that have obeyed, and counts from then on.
+Whoever holds the study's lease has them in memory. A successor sends them once more, which changes nothing
+for attempts that have obeyed, and counts from then on.
 """
 
 from __future__ import annotations

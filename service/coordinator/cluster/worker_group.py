@@ -135,7 +135,7 @@ class WorkerGroup:
                     device_id=member.device_id,
                 )
             )
-        # One that does not come is not waited for by those that avoid the GPUs of the others.
+        # Trials that avoid the GPUs of the others do not wait for a worker that does not come.
         devices = frozenset(m.device_id for m in usable.values() if self._is_awaited(m))
         return Placement(workers=tuple(workers), devices=devices)
 
@@ -189,7 +189,7 @@ class WorkerGroup:
         self._members.pop(worker_id, None)
 
     def resize(self, wanted: int) -> None:
-        """Start workers while fewer than wanted and the cluster has room; end idle ones beyond it."""
+        """Start the workers that are wanted, as far as the cluster has capacity; end idle ones beyond."""
         usable = self._usable
         idle = [w for w, m in usable.items() if m.ready and not m.attempts]
         for worker_id in idle[: max(0, len(usable) - wanted)]:
@@ -305,7 +305,7 @@ class WorkerGroup:
         least_busy.reserved_for_suspect = not (least_busy.attempts and starting)
 
     def pick(self, base: str, *, isolated: bool = False, avoid: str | None = None) -> str | None:
-        """A worker for one more trial of a base (`Placement.pick`); None: nobody would take it now."""
+        """A worker for one more trial of a base (`Placement.pick`); None: no worker would take it now."""
         worker = self.placement.pick(base, isolated=isolated, avoid=avoid)
         return None if worker is None else worker.worker_id
 

@@ -1,8 +1,8 @@
 """What to do next for one study: a pure function from a snapshot to actions.
 
-No I/O, no clock, no randomness: the loop reads the snapshot and performs the actions. What ends a study,
-and in which order that is looked at, is said in `stops`. When the search is over by itself, what still
-runs of it is stopped, and then its best recipes are run again where the definition wants repeats.
+No I/O, no clock, no randomness: the runner reads the snapshot and performs the actions. `stops` says what
+ends a study, and in which order that is checked. When the search is over by itself, what still runs of it is
+stopped, and then its best recipes are run again where the definition wants repeats.
 """
 
 from __future__ import annotations

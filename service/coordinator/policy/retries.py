@@ -73,7 +73,7 @@ class Deaths:
 
 
 def counts(attempt: Attempt) -> bool:
-    """Whether an attempt is a loss that counts. One of before causes were kept does: so it did then."""
+    """Whether an attempt is a loss that counts. Losses without a recorded cause count, as they did then."""
     return attempt.state == AttemptState.LOST and (
         attempt.loss_cause is None or attempt.loss_cause in COUNTED
     )

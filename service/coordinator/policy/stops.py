@@ -1,4 +1,4 @@
-"""What ends a study, in the one order in which it is looked at (docs/reference/stops.md).
+"""What ends a study, in the order in which it is checked (docs/reference/stops.md).
 
 1. a person's cancel; 2. a fault that every trial would share; 3. too many failures: `forced_stop`.
 4. the target value; 5. no improvement; 6. all trials ended, or the space is exhausted: `search_end`.
@@ -80,7 +80,7 @@ def ranking(snapshot: Snapshot) -> list[TrialSnapshot]:
 def _by_end(snapshot: Snapshot) -> list[TrialSnapshot]:
     """The search's trials that have ended of themselves, in the order in which that was recorded.
 
-    A cancelled one was stopped by a stop, so it is none's reason.
+    A cancelled trial was ended by a stop, so it is no reason for one.
     """
     ended = (t for t in snapshot.search if t.phase is TrialPhase.ENDED)
     own = [t for t in ended if t.outcome is not AttemptState.CANCELLED]

@@ -47,7 +47,7 @@ def why_anew(
         begins = f"attempt {attempt.ordinal} begins again at 0 examples, since no checkpoint can be used"
     said = [_of(a, found.get(checkpoint_of(a)), first_rung) for a in newest_first[:_MOST_NAMED]]
     if (more := len(newest_first) - _MOST_NAMED) > 0:
-        said.append(f"nor could the checkpoints of {counted(more, 'earlier attempt')} be used")
+        said.append(f"the checkpoints of {counted(more, 'earlier attempt')} could not be used either")
     return f"{begins}: {'; '.join(said)}"
 
 

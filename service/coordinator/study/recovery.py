@@ -215,8 +215,8 @@ def _tell(study: LeasedStudy, number: int, known: _Recorded) -> None:
 
 def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
     """Write down the end that Optuna was told of a trial, and close the attempt that still lives."""
-    told = study.ends[number].outcome
-    reason = f"Optuna's storage has it as {told}, but the service had not recorded that"
+    outcome = study.ends[number].outcome
+    reason = f"Optuna's storage has it as {outcome}, but the service had not recorded that"
 
     def write(session: Session) -> None:
         if attempt is not None:
@@ -224,7 +224,7 @@ def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
             if present.state in LIVE_ATTEMPT_STATES:
                 advance_attempt(session, present, AttemptState.LOST, f"its trial has ended: {reason}")
                 present.loss_cause = LossCause.NEVER_ARRIVED  # no loss that says anything of the trial
-        append_event(session, study.study_id, f"trial_{told}", reason, trial_number=number)
+        append_event(session, study.study_id, f"trial_{outcome}", reason, trial_number=number)
 
     study.transact(lambda session, _: write(session))
 

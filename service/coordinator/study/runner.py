@@ -60,7 +60,7 @@ from workers.contract import (
 log = logging.getLogger(__name__)
 
 NOT_ALIVE = "the coordinator no longer counts this attempt as running"
-"""What a worker is told that trains what nobody waits for any more."""
+"""What a worker is told of an attempt that it still trains and that has ended here."""
 
 CANCELLED = "cancelled on request"
 
@@ -132,9 +132,9 @@ class StudyRunner:
             )
 
     def halt(self, reason: str) -> None:
-        """Pause a study that a person has to look at, and end its workers: what they say cannot be kept.
+        """Pause a study that a person has to look at, and end its workers: their reports cannot be recorded.
 
-        One that nobody wants any more is cancelled.
+        A study that is to be cancelled is cancelled instead.
         """
         log.error("study %s cannot go on: %s", self.study.name, reason)
         self.workers.attach()

@@ -1,4 +1,4 @@
-"""What a study's workers say, written down: each event is one transaction, and then Optuna is told.
+"""Records what a study's workers report: each event in one transaction, and then in Optuna.
 
 An event may come again after a crash. One that SQL counts as applied is passed over; what Optuna was told
 already changes nothing.
@@ -48,9 +48,9 @@ class WorkerEvents:
         self._study = study
 
     def on_preparing(self, event: Preparing, seq: int) -> None:
-        """Say what an attempt waits for; in the study's history each such thing is told once."""
+        """Record what an attempt waits for; the study's history mentions each such stage once."""
         study_id = self._study.study_id
-        told = select(EventRow.id).where(
+        mentioned = select(EventRow.id).where(
             EventRow.study_id == study_id, EventRow.kind == STARTING, EventRow.message == event.stage
         )
 
@@ -61,7 +61,7 @@ class WorkerEvents:
             attempt.last_event_seq = seq
             if attempt.state == AttemptState.DISPATCHED:
                 attempt.reason = event.stage
-            if session.scalars(told.limit(1)).first() is None:
+            if session.scalars(mentioned.limit(1)).first() is None:
                 append_event(session, study_id, STARTING, event.stage)
 
         self._study.transact(note)

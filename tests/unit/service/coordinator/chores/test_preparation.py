@@ -123,7 +123,7 @@ def test_a_crash_at_any_round_changes_nothing(make_house: Callable[..., House], 
             stormy.crash()
 
     stormy.run(study_id, each=disturb)
-    assert preparation(stormy, study_id) == preparation(calm, calm_id)
+    assert stored_preparation(stormy, study_id) == stored_preparation(calm, calm_id)
     assert stormy.values() == calm.values()
     with stormy.database.read() as session:
         assert len(session.scalars(select(Study)).all()) == 2

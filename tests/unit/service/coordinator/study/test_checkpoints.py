@@ -113,7 +113,9 @@ def test_of_many_attempts_only_the_newest_are_named() -> None:
     earlier = [attempt(ordinal, started=False) for ordinal in range(1, 6)]
     sentence = said(*earlier, passed_over=tuple(passed(n) for n in range(5, 0, -1)))
     assert sentence is not None
-    assert sentence.endswith("attempt 3 never began to train; nor could that of 2 earlier attempts be used")
+    assert sentence.endswith(
+        "attempt 3 never began to train; the checkpoints of 2 earlier attempts could not be used either"
+    )
 
 
 def test_a_worker_of_an_earlier_version_gives_no_reason() -> None:
