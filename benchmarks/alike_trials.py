@@ -17,7 +17,7 @@ from workers.data.datasets import Example
 from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
-from workers.pack.cost_model import Capacity, Member, plan_capacity
+from workers.pack.cost_model import Capacity, PackMember, plan_capacity
 from workers.pack.probe import probe
 from workers.training.evaluation import Totals
 from workers.training.optimizers import adapter_bytes
@@ -167,7 +167,7 @@ class Bench:
         base, (run,) = self.host.base, self.runs
         costs = probe(self.host, run.adapter, self._examples, most_tokens=tokens_per_forward(base.device))
         lengths = [len(example.input_ids) for example in self._examples]
-        member = Member(
+        member = PackMember(
             tokens_per_step=max(1, round(sum(lengths) / len(lengths) * self._recipe.batch_size)),
             longest_tokens=max(lengths),
             adapter_bytes=adapter_bytes(

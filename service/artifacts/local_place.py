@@ -40,7 +40,8 @@ class LocalPlace(Place):
         with _opened(self.root, study_id) as study:
             if study is None:
                 return
-            for below, folders, files, descriptor in os.fwalk(".", dir_fd=study, follow_symlinks=False):
+            walk = os.fwalk(".", onerror=_raise_unless_absent, dir_fd=study, follow_symlinks=False)
+            for below, folders, files, descriptor in walk:
                 path = Path(below).parts
                 yield Entry(path, 0, os.fstat(descriptor).st_mtime, is_folder=True)
                 for name in (*folders, *files):
@@ -81,11 +82,15 @@ def _descend(names: Sequence[str | Path], stack: ExitStack) -> int | None:
         try:
             within = os.open(name, _OPEN, dir_fd=within)
         except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
+            _raise_unless_absent(error)
             return None
         stack.callback(os.close, within)
     return within
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if error.errno not in _ABSENT:
+        raise error
 
 
 def _subfolders(folder: int) -> list[str]:

@@ -26,7 +26,7 @@ from search_spaces.data_report import TurnsFoundBy
 from workers.data.chat_templates import ChatTemplate, Message, Rendering, Span
 from workers.data.loss_flags import asks_for_loss
 from workers.data.rendered_parts import (
-    Part,
+    RowPart,
     describe_lost,
     missing,
     parts_of_context,
@@ -35,7 +35,7 @@ from workers.data.rendered_parts import (
 )
 from workers.data.tokenization import (
     EncodedRow,
-    Segment,
+    TextSegment,
     check_text,
     encode_segments,
     encode_with_offsets,
@@ -257,14 +257,14 @@ def _turns_by_markers(
 
 def _lost(
     messages: Sequence[Message],
-    own: dict[int, list[Part]],
+    own: dict[int, list[RowPart]],
     turns: _Turns,
     whole: str,
     tools: list[dict[str, Any]] | None,
     control: Sequence[str],
-) -> list[Part]:
+) -> list[RowPart]:
     """What of the row is not in its rendering: a turn must be in its own part, all else outside of those."""
-    lost: list[Part] = []
+    lost: list[RowPart] = []
     context = parts_of_tools(tools)
     for i, message in enumerate(messages):
         if i in turns.spans:
@@ -287,7 +287,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
-def _name(part: Part, messages: Sequence[Message]) -> str:
+def _name(part: RowPart, messages: Sequence[Message]) -> str:
     return part.key if part.message is None else f"{messages[part.message - 1]['role']}.{part.key}"
 
 
@@ -297,7 +297,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, whole: str, turns: _Turns) -> En
         supervised = spans if turns.marks is None else turns.marks
         edges = [0, *(edge for span in supervised for edge in span), len(whole)]
         segments = [
-            Segment(whole[start:end], supervised=bool(number % 2))
+            TextSegment(whole[start:end], supervised=bool(number % 2))
             for number, (start, end) in enumerate(pairwise(edges))
         ]
         row = encode_segments(tokenizer, [s for s in segments if s.text] or segments)

@@ -32,7 +32,7 @@ _READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *
 """Columns of a table that are read, beside those that the definition names."""
 
 
-class Reader(Protocol):
+class RowReader(Protocol):
     """What turns rows into tokens: a `LoadedBase`, or the same without weights."""
 
     @property
@@ -100,7 +100,7 @@ class TokenizedData:
 
 
 def load_data(
-    spec: DataSpec, base: Reader, now: datetime | None = None, roots: Roots = None
+    spec: DataSpec, base: RowReader, now: datetime | None = None, roots: Roots = None
 ) -> tuple[TokenizedData, TokenizedData]:
     """Reads, formats, tokenises and truncates the train and the eval data.
 
@@ -126,7 +126,7 @@ def load_data(
 
 def load_train(
     spec: DataSpec,
-    base: Reader,
+    base: RowReader,
     now: datetime | None = None,
     roots: Roots = None,
     on_row: Callable[[], object] = lambda: None,
@@ -140,7 +140,7 @@ def load_train(
 
 def load_eval(
     spec: DataSpec,
-    base: Reader,
+    base: RowReader,
     format_name: str,
     now: datetime | None = None,
     roots: Roots = None,
@@ -152,7 +152,7 @@ def load_eval(
     return _tokenize(describe_source(spec.eval), opened, spec, base, now, on_row)
 
 
-def check_positions(spec: DataSpec, base: Reader) -> None:
+def check_positions(spec: DataSpec, base: RowReader) -> None:
     """Raises LengthError when `max_length` is above the model's positions."""
     if base.max_positions is not None and spec.max_length > base.max_positions:
         raise LengthError(
@@ -193,7 +193,7 @@ def _tokenize(
     name: str,
     opened: tuple[Format, Iterable[PlacedRow]],
     spec: DataSpec,
-    base: Reader,
+    base: RowReader,
     now: datetime | None,
     on_row: Callable[[], object],
 ) -> TokenizedData:
@@ -237,7 +237,7 @@ def encode_row(
     row: dict[str, Any],
     format_: Format,
     columns: Mapping[str, str],
-    base: Reader,
+    base: RowReader,
     rendering: Rendering = PLAIN,
 ) -> EncodedRow:
     """One row as tokens, before truncation; the first one is never supervised.

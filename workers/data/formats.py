@@ -24,7 +24,7 @@ from workers.data.row_structures import CONVERSATIONS
 from workers.data.tokenization import (
     IGNORED,
     EncodedRow,
-    Segment,
+    TextSegment,
     check_text,
     encode_segments,
     end_of_text_id,
@@ -86,7 +86,7 @@ def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> 
     text = _text(row, "text")
     return encode_segments(
         tokenizer,
-        [Segment(text, True)],
+        [TextSegment(text, True)],
         prefix=leading_special_ids(tokenizer),
         suffix=[end_of_text_id(tokenizer)],
     )
@@ -119,7 +119,7 @@ def _encode_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -
 def _encode_pair(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> EncodedRow:
     return encode_segments(
         tokenizer,
-        [Segment(prompt, False), Segment(completion, True)],
+        [TextSegment(prompt, False), TextSegment(completion, True)],
         prefix=leading_special_ids(tokenizer),
         suffix=[end_of_text_id(tokenizer)],
     )

@@ -32,7 +32,7 @@ _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """Something that a row says."""
 
     key: str
@@ -50,41 +50,41 @@ def is_bookkeeping(key: str) -> bool:
     return key in BOOKKEEPING or key in FLAGS or key.endswith(("_id", "_at"))
 
 
-def parts_of_turn(message: Message, number: int) -> list[Part]:
+def parts_of_turn(message: Message, number: int) -> list[RowPart]:
     """All that an assistant's turn says: an empty turn says nothing."""
-    found: dict[tuple[str, str], Part] = {}
+    found: dict[tuple[str, str], RowPart] = {}
     for key, value in message.items():
         if is_bookkeeping(key):
             continue
         for place, text in enumerate(_texts(key, value)):
             # Exporters write the same reasoning under two names.
             name = "reasoning" if key in REASONING_KEYS else f"{key} {place}"
-            found.setdefault((name, text), Part(key, text, number, turn=True))
+            found.setdefault((name, text), RowPart(key, text, number, turn=True))
     return list(found.values())
 
 
-def parts_of_context(message: Message, number: int) -> list[Part]:
+def parts_of_context(message: Message, number: int) -> list[RowPart]:
     """What a message says that carries no loss: its content and calls. Templates leave out old thoughts."""
     rest = dict(message)
     if message.get("role") == "assistant" and isinstance(content := message.get("content"), str):
         rest["content"] = _THOUGHT.sub("", content)
     return [
-        Part(key, text, number)
+        RowPart(key, text, number)
         for key in ("content", "tool_calls", "function_call")
         for text in _texts(key, rest.get(key))
     ]
 
 
-def parts_of_tools(tools: Iterable[Any] | None) -> list[Part]:
+def parts_of_tools(tools: Iterable[Any] | None) -> list[RowPart]:
     """The names of the tools that a row offers."""
     functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, Mapping)]
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    return [Part("tools", name.strip()) for name in names if isinstance(name, str) and name.strip()]
+    return [RowPart("tools", name.strip()) for name in names if isinstance(name, str) and name.strip()]
 
 
-def missing(parts: Iterable[Part], text: str) -> list[Part]:
+def missing(parts: Iterable[RowPart], text: str) -> list[RowPart]:
     """The parts that are not all found in `text`, each at a place of its own."""
-    lost: list[Part] = []
+    lost: list[RowPart] = []
     for part in sorted(parts, key=lambda part: -len(part.text)):
         rest = _take(text, part.text)
         if rest is None:
@@ -94,7 +94,7 @@ def missing(parts: Iterable[Part], text: str) -> list[Part]:
     return lost
 
 
-def describe_lost(part: Part) -> str:
+def describe_lost(part: RowPart) -> str:
     """What to tell a person who wants nothing lost."""
     whose = "the row" if part.message is None else f"message {part.message}"
     how = "leaves out, cuts or rewrites" if part.key == "content" else "does not render"
@@ -105,7 +105,7 @@ def describe_lost(part: Part) -> str:
     )
 
 
-def _instead(part: Part) -> str:
+def _instead(part: RowPart) -> str:
     if part.key == "content":
         return "write it where and as the template renders it"
     if part.key == "tools":

@@ -36,7 +36,7 @@ class EncodedRow:
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """A piece of text that is supervised as a whole or not at all."""
 
     text: str
@@ -45,7 +45,7 @@ class Segment:
 
 def encode_segments(
     tokenizer: PreTrainedTokenizerBase,
-    segments: Sequence[Segment],
+    segments: Sequence[TextSegment],
     *,
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
@@ -214,7 +214,9 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _split_jointly(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> list[list[int]] | None:
+def _split_jointly(
+    tokenizer: PreTrainedTokenizerBase, segments: Sequence[TextSegment]
+) -> list[list[int]] | None:
     """The pieces' tokens within the whole text; None where a boundary would change them."""
     whole = _ids(tokenizer, "".join(segment.text for segment in segments))
     pieces: list[list[int]] = []

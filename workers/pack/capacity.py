@@ -8,7 +8,7 @@ import torch
 
 from workers.device.memory import available_bytes, is_out_of_memory, release
 from workers.pack.attempt import Attempt
-from workers.pack.cost_model import MOST_TRIALS, Capacity, Member, plan_capacity
+from workers.pack.cost_model import MOST_TRIALS, Capacity, PackMember, plan_capacity
 from workers.pack.loaded import SharedBase
 from workers.pack.probe import probe
 from workers.training.optimizers import adapter_bytes
@@ -108,11 +108,11 @@ def limited(trials: int, reason: str) -> Capacity:
     )
 
 
-def _member(attempt: Attempt) -> Member:
+def _member(attempt: Attempt) -> PackMember:
     run = attempt.run
     lengths = [len(example.input_ids) for example in run.examples]
     typical = sum(lengths) / len(lengths)
-    return Member(
+    return PackMember(
         tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
         longest_tokens=max(lengths),
         adapter_bytes=adapter_bytes(

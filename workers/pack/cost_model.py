@@ -94,7 +94,7 @@ class MemoryCost:
 
 
 @dataclass(frozen=True)
-class Member:
+class PackMember:
     """What one trial asks of its pack."""
 
     tokens_per_step: int
@@ -128,7 +128,7 @@ def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: i
     """Peak bytes on the device of a pack.
 
     Args:
-        adapters: Bytes of each trial, as `Member.adapter_bytes`.
+        adapters: Bytes of each trial, as `PackMember.adapter_bytes`.
         pass_tokens: Padded tokens of its largest pass.
     """
     activations = math.ceil(Fraction(memory.bytes_per_token) * pass_tokens)
@@ -172,7 +172,7 @@ def plan_capacity(
     pass_cost: PassCost,
     memory: MemoryCost,
     *,
-    members: Sequence[Member],
+    members: Sequence[PackMember],
     available_bytes: int,
     most: int | None,
 ) -> Capacity:
@@ -204,7 +204,7 @@ class _Plan:
     """Packs of K trials, each like the average of those there are."""
 
     def __init__(
-        self, cost: PassCost, memory: MemoryCost, members: Sequence[Member], available_bytes: int
+        self, cost: PassCost, memory: MemoryCost, members: Sequence[PackMember], available_bytes: int
     ) -> None:
         self.tokens_per_step = Fraction(sum(member.tokens_per_step for member in members), len(members))
         self.longest = max(member.longest_tokens for member in members)

@@ -25,7 +25,7 @@ _QUOTED = re.compile(r"(['\"])(.*?)\1")
 
 
 @dataclass
-class _Found:
+class _FoundProblem:
     """One problem, which more may turn out to be the same as."""
 
     problem: ReportProblem
@@ -41,7 +41,7 @@ class Problems:
     """Everything that is wrong, in the order in which it was found."""
 
     def __init__(self) -> None:
-        self._found: dict[str, _Found] = {}
+        self._found: dict[str, _FoundProblem] = {}
         self._read: Counter[str] = Counter()
         self._kinds = 0
         self._bad_lengths: set[int] = set()
@@ -70,7 +70,7 @@ class Problems:
         if every_trial:
             problem = problem.model_copy(update={"every_trial": True})
         key = str(error).replace(source, "") if source else str(error)
-        found = self._found.setdefault(key, _Found(problem))
+        found = self._found.setdefault(key, _FoundProblem(problem))
         if found.problem.path != path and problem.about == "data":
             found.also = path
 
@@ -91,7 +91,7 @@ class Problems:
             if self._kinds == MOST_KINDS:
                 return
             self._kinds += 1
-            self._found[key] = _Found(_problem(error, path))
+            self._found[key] = _FoundProblem(_problem(error, path))
         self._found[key].rows[split] += 1
 
     def add_read(self, split: str, rows: int) -> None:
@@ -121,7 +121,7 @@ class Problems:
         problem = _problem(error, path)
         if not own and len(recipes) == 1:
             problem = problem.model_copy(update={"about": "data"})
-        self._found[key] = _Found(problem)
+        self._found[key] = _FoundProblem(problem)
 
     def all(self, recipes: Collection[int] = ()) -> tuple[ReportProblem, ...]:
         """All of them.
@@ -132,7 +132,7 @@ class Problems:
         none_is_left = bool(recipes) and self._bad_lengths >= set(recipes)
         return tuple(self._whole(found, none_is_left) for found in self._found.values())
 
-    def _whole(self, found: _Found, no_length_is_left: bool) -> ReportProblem:
+    def _whole(self, found: _FoundProblem, no_length_is_left: bool) -> ReportProblem:
         problem, rows = found.problem, found.rows.total()
         changes: dict[str, object] = {}
         message = problem.message

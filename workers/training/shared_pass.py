@@ -43,7 +43,7 @@ class DoesNotFitError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class PassPart:
     """A trial's rows in a pass."""
 
     run: TrialRun
@@ -193,23 +193,25 @@ class SharedPasses:
             self._fitting = min(self._fitting or budget, budget)
             self.set_token_budget(self.token_budget)
 
-    def _plan(self, runs: Sequence[TrialRun]) -> list[Part]:
+    def _plan(self, runs: Sequence[TrialRun]) -> list[PassPart]:
         if not self.host.shares_passes:
             runs = runs[:1]
         waiting = [Waiting(run.waiting_lengths, run.recipe.batch_size, run.micro_batch_size) for run in runs]
         chosen = plan_pass(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
         return [
-            Part(run, [run.waiting[position] for position in positions])
+            PassPart(run, [run.waiting[position] for position in positions])
             for run, positions in zip(runs, chosen, strict=True)
             if positions
         ]
 
-    def _run(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
+    def _run(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
         """Forward and backward. Waits for the device once."""
         with self._heartbeat.passing("training"):
             return self._run_once(parts, form)
 
-    def _run_once(self, parts: Sequence[Part], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
+    def _run_once(
+        self, parts: Sequence[PassPart], form: Form | None
+    ) -> tuple[list[PassResult], tuple[int, int]]:
         base = self.host.base
         if not base.model.training:  # walks all modules, so only after an evaluation
             set_training(base.model, True)
@@ -241,7 +243,7 @@ class SharedPasses:
         return [PassResult(*pair) for pair in zip(loss_sums, values, strict=True)], (shape[0], shape[1])
 
     @contextmanager
-    def _own_dropout(self, parts: Sequence[Part]) -> Iterator[None]:
+    def _own_dropout(self, parts: Sequence[PassPart]) -> Iterator[None]:
         """Draws the dropout of a base that has any from the one trial's own seed."""
         if not self.host.base.has_dropout:
             yield
@@ -251,7 +253,7 @@ class SharedPasses:
         with seeded(seed, self.host.base.device):
             yield
 
-    def _shrink(self, parts: Sequence[Part]) -> None:
+    def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
         lengths = [len(part.run.examples[i].input_ids) for part in parts for i in part.indices]
@@ -270,7 +272,7 @@ class SharedPasses:
             self.token_budget,
         )
 
-    def _account(self, parts: Sequence[Part], shape: tuple[int, int], seconds: float) -> None:
+    def _account(self, parts: Sequence[PassPart], shape: tuple[int, int], seconds: float) -> None:
         """Each trial bears its rows' share of the pass."""
         rows, tokens = shape
         for part in parts:
@@ -280,7 +282,7 @@ class SharedPasses:
             run.real_tokens += sum(len(run.examples[i].input_ids) for i in part.indices)
 
 
-def _commit(part: Part, result: PassResult) -> Advance:
+def _commit(part: PassPart, result: PassResult) -> Advance:
     started = time.perf_counter()
     try:
         step = part.run.commit(part.indices, result)

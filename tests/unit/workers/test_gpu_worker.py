@@ -48,7 +48,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def worker(ended: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuWorker]:
     """One whose pack trains nothing."""
 
-    def make_pack(worker: GpuWorker, num_cpus: float, num_gpus: float) -> FakePack:
+    def make_pack(worker: GpuWorker) -> FakePack:
         worker._device, worker._device_id, worker._threads = "cpu", None, None
         return FakePack(worker._record)
 
@@ -310,7 +310,7 @@ def test_a_training_thread_that_hangs_is_told_while_the_worker_answers(
             with self.heartbeat.passing("training"):
                 release.wait(DEADLINE_S)
 
-    def make_pack(worker: GpuWorker, num_cpus: float, num_gpus: float) -> FakePack:
+    def make_pack(worker: GpuWorker) -> FakePack:
         worker._device, worker._device_id, worker._threads = "cpu", None, None
         pack = HangingPack(worker._record)
         pack.heartbeat = worker._heartbeat

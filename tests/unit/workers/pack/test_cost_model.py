@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from search_spaces.recipe import Recipe
 from workers.pack.cost_model import (
     Capacity,
-    Member,
     MemoryCost,
+    PackMember,
     PassCost,
     fit_pass_cost,
     plan_capacity,
@@ -43,7 +43,7 @@ memories = st.builds(
     chunk_bytes=st.integers(0, GIB),
 )
 members = st.builds(
-    Member,
+    PackMember,
     tokens_per_step=st.integers(1, 20_000),
     longest_tokens=st.integers(1, 4_096),
     adapter_bytes=st.integers(0, GIB),
@@ -53,12 +53,12 @@ budgets = st.integers(0, 100 * GIB)
 limits = st.none() | st.integers(1, 100)
 
 MEMORY = MemoryCost(base_bytes=1 * GIB, bytes_per_token=1 * MIB, chunk_bytes=100 * MIB)
-MEMBER = Member(tokens_per_step=100, longest_tokens=128, adapter_bytes=50 * MIB)
+MEMBER = PackMember(tokens_per_step=100, longest_tokens=128, adapter_bytes=50 * MIB)
 
 
 def plan(
     cost: PassCost,
-    pack: Sequence[Member] = (MEMBER,),
+    pack: Sequence[PackMember] = (MEMBER,),
     *,
     memory: MemoryCost = MEMORY,
     available: int = ROOMY,
@@ -231,7 +231,7 @@ def throughput(cost: PassCost, trials: int, tokens_per_step: float, pass_tokens:
 
 @given(costs, memories, packs, budgets, limits)
 def test_there_is_room_for_one_at_least_and_never_for_more_than_allowed(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int | None
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int | None
 ) -> None:
     capacity = plan(cost, pack, memory=memory, available=available, most=most)
     assert 1 <= capacity.trials <= min(most or 64, 64)
@@ -239,7 +239,7 @@ def test_there_is_room_for_one_at_least_and_never_for_more_than_allowed(
 
 @given(costs, memories, packs, budgets, limits)
 def test_predicted_memory_is_available_unless_a_single_trial_needs_more(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int | None
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int | None
 ) -> None:
     capacity = plan(cost, pack, memory=memory, available=available, most=most)
     assert capacity.predicted_bytes <= available or capacity.trials == 1
@@ -247,7 +247,7 @@ def test_predicted_memory_is_available_unless_a_single_trial_needs_more(
 
 @given(costs, memories, packs, budgets, limits)
 def test_the_largest_pass_fits_beside_the_trials_and_holds_the_longest_row(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int | None
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int | None
 ) -> None:
     capacity = plan(cost, pack, memory=memory, available=available, most=most)
     longest = max(member.longest_tokens for member in pack)
@@ -261,7 +261,7 @@ def test_the_largest_pass_fits_beside_the_trials_and_holds_the_longest_row(
 
 @given(costs, memories, packs, st.tuples(budgets, budgets).map(sorted), limits)
 def test_more_memory_never_means_fewer_trials(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: list[int], most: int | None
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: list[int], most: int | None
 ) -> None:
     less, more = (plan(cost, pack, memory=memory, available=size, most=most).trials for size in available)
     assert less <= more
@@ -269,7 +269,7 @@ def test_more_memory_never_means_fewer_trials(
 
 @given(costs, memories, packs, budgets, limits, st.floats(0, 1))
 def test_a_larger_fixed_cost_never_means_fewer_trials(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int | None, added: float
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int | None, added: float
 ) -> None:
     slower = replace(cost, fixed_s=cost.fixed_s + added)
     fewer, more = (
@@ -280,7 +280,7 @@ def test_a_larger_fixed_cost_never_means_fewer_trials(
 
 @given(costs, memories, packs, budgets, st.integers(1, 30))
 def test_a_limit_only_ever_cuts_what_would_be_chosen_without_it(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int
 ) -> None:
     free = plan(cost, pack, memory=memory, available=available)
     bound = plan(cost, pack, memory=memory, available=available, most=most)
@@ -292,7 +292,7 @@ def test_a_limit_only_ever_cuts_what_would_be_chosen_without_it(
 def test_each_trial_gains_5_percent_and_one_more_would_not(
     cost: PassCost, tokens_per_step: int, longest: int
 ) -> None:
-    capacity = plan(cost, [Member(tokens_per_step, longest, 0)])
+    capacity = plan(cost, [PackMember(tokens_per_step, longest, 0)])
     gains = [
         throughput(cost, trials + 1, tokens_per_step, capacity.pass_tokens)
         / throughput(cost, trials, tokens_per_step, capacity.pass_tokens)
@@ -307,7 +307,7 @@ def test_each_trial_gains_5_percent_and_one_more_would_not(
 def test_a_pass_is_as_large_as_makes_what_is_not_for_tokens_5_percent_and_no_larger(
     cost: PassCost, longest: int
 ) -> None:
-    tokens = plan(cost, [Member(1, longest, 0)]).pass_tokens
+    tokens = plan(cost, [PackMember(1, longest, 0)]).pass_tokens
 
     def fixed_share(size: int) -> float:
         return 1 - cost.per_token_s * size / cost.seconds(size, trials=1)
@@ -322,7 +322,7 @@ def test_batches_that_fill_a_pass_train_one_at_a_time(
 ) -> None:
     assume(cost.fixed_s > 0)
     enough = math.ceil(19 * cost.fixed_s / cost.per_token_s) + 1
-    filling = Member(tokens_per_step=enough + further, longest_tokens=1, adapter_bytes=0)
+    filling = PackMember(tokens_per_step=enough + further, longest_tokens=1, adapter_bytes=0)
     assert plan(cost, [filling], memory=memory, available=available).trials == 1
 
 
@@ -333,13 +333,13 @@ def test_passes_that_cost_the_same_whatever_they_hold_stop_at_21_trials() -> Non
 
 def test_a_pack_is_planned_for_the_average_of_its_trials() -> None:
     cost = PassCost(fixed_s=0.1, per_token_s=1e-4, per_trial_s=0.0)
-    mixed = [Member(50, 128, 0), Member(150, 64, 100 * MIB)]
+    mixed = [PackMember(50, 128, 0), PackMember(150, 64, 100 * MIB)]
     assert plan(cost, mixed, available=3 * GIB) == plan(cost, [MEMBER] * 2, available=3 * GIB)
 
 
 def test_trials_that_are_there_keep_their_bytes_even_when_fewer_are_wanted() -> None:
     cost = PassCost(fixed_s=1.0, per_token_s=1e-3, per_trial_s=0.0)
-    heavy = Member(tokens_per_step=10_000, longest_tokens=128, adapter_bytes=100 * MIB)
+    heavy = PackMember(tokens_per_step=10_000, longest_tokens=128, adapter_bytes=100 * MIB)
     available = MEMORY.base_bytes + MEMORY.chunk_bytes + 1_000 * MIB
     capacity = plan(cost, [heavy] * 5, available=available)
     assert (capacity.trials, capacity.pass_tokens) == (1, 500)
@@ -435,7 +435,7 @@ def test_the_reason_names_what_stops_it_with_numbers(
 
 @given(costs, memories, packs, budgets, limits)
 def test_the_reason_is_always_one_short_sentence(
-    cost: PassCost, memory: MemoryCost, pack: list[Member], available: int, most: int | None
+    cost: PassCost, memory: MemoryCost, pack: list[PackMember], available: int, most: int | None
 ) -> None:
     reason = plan(cost, pack, memory=memory, available=available, most=most).reason
     assert (reason[0].isdigit(), reason[-1], "\n" in reason) == (True, ".", False)
