@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from service.cli.errors import Commands
-from service.cli.options import DEFAULT_SERVER, Json, Server, connect
+from service.cli.options import Json, Server, connect
 from service.cli.views.output import moment, say, say_json, table
+from service.client import DEFAULT_SERVER
 
 workers = typer.Typer(
     cls=Commands,

@@ -5,7 +5,6 @@ One file for all commands, since they share one scripted server and one way of b
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import subprocess
@@ -16,11 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from service.cli import options
 from service.cli.root import app
-from service.client import Client
 from tests.support.fake_api import (
     FakeApi,
     Reply,
@@ -34,20 +31,6 @@ from tests.support.fake_api import (
 )
 
 SERVER = "http://sweeps.example"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", SERVER)
-
-    def run_command(replies: dict[str, Reply | list[Reply]] | FakeApi, *arguments: str) -> Result:
-        api = replies if isinstance(replies, FakeApi) else FakeApi(replies)
-        monkeypatch.setattr(options, "Client", functools.partial(Client, transport=api.transport))
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 def study(**changes: Any) -> httpx.Response:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
 
-from service.cli import options
-from service.cli.root import app
 from service.cli.views.standing import StudySnapshot
 from service.cli.views.studies import comparison, summary
-from service.client import Client
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
-from tests.support.fake_api import FakeApi, Reply, study_json, trial_json
+from tests.support.fake_api import Reply, study_json, trial_json
 
 JUDGEMENT = {
     "winner": 3,
@@ -86,20 +81,6 @@ REPORT: dict[str, Any] = {
 
 
 TRIALS = f"GET /v1/studies/{'5' * 32}/trials"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
-
-    def run_command(replies: dict[str, Reply | list[Reply]], *arguments: str) -> Result:
-        api = FakeApi(replies)
-        monkeypatch.setattr(options, "Client", functools.partial(Client, transport=api.transport))
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 def answer(document: dict[str, Any]) -> httpx.Response:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import Any
 
 import httpx
-import pytest
-from typer.testing import CliRunner, Result
 
-from service.cli import options
-from service.cli.root import app
-from service.client import Client
-from tests.support.fake_api import FakeApi, Reply, problem
+from tests.support.fake_api import Reply, problem
 
 WORKER = {
     "id": "worker-5-1",
@@ -33,20 +27,6 @@ DEVICE = {
     "reason": "3 workers died on it",
     "restored_at": None,
 }
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
-
-    def run_command(replies: dict[str, Reply | list[Reply]], *arguments: str) -> Result:
-        client = functools.partial(Client, transport=FakeApi(replies).transport)
-        monkeypatch.setattr(options, "Client", client)
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 def fleet(workers: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Reply | list[Reply]]:
