@@ -156,8 +156,8 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "- epochs: search more \\| than 3.",
         "- 2 of 20 completed trials break the constraint peak_memory_gb.",
         "- 1.25 GPU-hours, 1.25 worker-hours",
-        "- 40,000 training examples; 10,000 more were saved, 20% of all: 10,000 by pruning and 0 by stopping"
-        " trials that diverged",
+        "- 40,000 training examples; early ends saved 10,000 more (20% of all): 10,000 by pruning and 0 by"
+        " divergence",
     ):
         assert line in printed.splitlines()
 
@@ -196,7 +196,7 @@ def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) 
     none = {"GET /v1/studies/tone/report": answer(bare), TRIALS: answer({"items": [], "next_cursor": None})}
     printed = run(none, "report", "tone", "--markdown", "-").stdout
     headings = [line for line in printed.splitlines() if line.startswith("#")]
-    assert headings == ["# tone", "## Best trial", "## Which hyperparameters mattered", "## Cost"]
+    assert headings == ["# tone", "## Best trial", "## Hyperparameter importance", "## Cost"]
     assert "No trial has completed." in printed
 
 
