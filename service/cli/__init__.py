@@ -1,4 +1,4 @@
-"""The command line. `main` imports the commands, once Ctrl-C during their imports has an answer."""
+"""The command line. `main` handles Ctrl-C first and then imports the commands, which takes a while."""
 
 from __future__ import annotations
 

@@ -569,15 +569,15 @@ def test_a_schedule_is_switched_on_and_off(run: Any, command: str, enabled: bool
 
 def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
-    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "dawn"})})
+    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "mornings"})})
     result = run(
         api,
-        *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "dawn"),
+        *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "mornings"),
         *("--cron", "0 6 * * *", "--timezone", "UTC", "--seed", "0", "--overlap", "allow"),
         "--no-repeat-configurations",
     )
     assert api.body() == {
-        "name": "dawn",
+        "name": "mornings",
         "cron": "0 6 * * *",
         "timezone": "UTC",
         "seed": 0,
@@ -585,7 +585,7 @@ def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
         "repeat_configurations": False,
         "definition": {"name": "tone"},
     }
-    assert "Schedule dawn (enabled)" in result.stdout
+    assert "Schedule mornings (enabled)" in result.stdout
 
 
 def test_an_edit_that_changes_nothing_says_what_can_be_changed(run: Any) -> None:

@@ -29,12 +29,12 @@ DEVICE = {
 }
 
 
-def fleet(workers: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Reply | list[Reply]]:
+def answer(workers: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Reply | list[Reply]]:
     return {"GET /v1/workers": httpx.Response(200, json={"workers": workers, "devices": devices})}
 
 
 def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -> None:
-    result = run(fleet([WORKER], [DEVICE]), "workers")
+    result = run(answer([WORKER], [DEVICE]), "workers")
     assert result.exit_code == 0
     rows = [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in result.stdout.splitlines()]
     assert rows == [
@@ -47,11 +47,11 @@ def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -
 
 
 def test_workers_says_when_there_is_nothing_to_show(run: Any) -> None:
-    assert run(fleet([], []), "workers").stdout == "No worker is training.\n"
+    assert run(answer([], []), "workers").stdout == "No worker is training.\n"
 
 
 def test_workers_prints_pure_json_when_asked(run: Any) -> None:
-    result = run(fleet([WORKER], [DEVICE]), "workers", "--json")
+    result = run(answer([WORKER], [DEVICE]), "workers", "--json")
     assert json.loads(result.stdout) == {"workers": [WORKER], "devices": [DEVICE]}
 
 
