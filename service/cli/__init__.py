@@ -1,4 +1,4 @@
-"""The command line. `main` handles Ctrl-C before it imports the commands, which takes a moment."""
+"""The command line. `main` handles Ctrl-C first and then imports the commands, which takes a while."""
 
 from __future__ import annotations
 

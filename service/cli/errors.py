@@ -1,4 +1,4 @@
-"""Mistakes of the person at the keyboard, and the exit codes of every way to end.
+"""Wrong usage, the exit codes, and how errors are explained.
 
 CommandError           wrong usage, an unreadable file, a setting out of range
 └── StudyFileError     a study file that is missing or is not a document
@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """Something the person can put right; the message says how."""
+    """Something that the user can correct; the message says how."""
 
 
 class StudyFileError(CommandError):
@@ -62,7 +62,7 @@ def fault_lines(faults: Sequence[Fault | ProblemFault]) -> Iterator[str]:
 
 
 def explain(error: ClientError) -> tuple[int, list[str]]:
-    """The exit code for a client's error, and the lines that tell a person."""
+    """The exit code for a client's error, and the lines that explain it."""
     if isinstance(error, RefusedError):
         lines = [f"{error.title} ({error.status})"]
         if error.detail:
@@ -85,7 +85,7 @@ def explain(error: ClientError) -> tuple[int, list[str]]:
 
 @contextmanager
 def errors_explained() -> Iterator[None]:
-    """Turns a person's mistakes and a server's answers into sentences on stderr and an exit code."""
+    """Turns wrong usage and a server's errors into sentences on stderr and an exit code."""
     try:
         yield
     except typer.BadParameter as error:
@@ -102,7 +102,7 @@ def errors_explained() -> Iterator[None]:
 
 
 class Commands(TyperGroup):
-    """A group of commands that never shows a traceback for a person's mistake."""
+    """A group of commands that explains errors instead of showing a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         with errors_explained():

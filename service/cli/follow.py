@@ -137,7 +137,7 @@ def poll(
 ) -> T:
     """Asks every second and shows each answer, until one has ended; that one is returned.
 
-    A server that does not answer is asked again, and `trouble` is told. Arguments and errors as in `follow`.
+    If the server does not answer, `trouble` is called, and it is asked again. For the rest see `follow`.
     """
     silent_since: float | None = None
     while True:

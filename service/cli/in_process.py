@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_settings(**options: Any) -> Settings:
-    """The settings of the environment, with the options that were given in their place.
+    """The settings of the environment; options that were given replace them.
 
     Raises:
         CommandError: A value is out of its range; names the environment variable.
@@ -42,7 +42,7 @@ def build_settings(**options: Any) -> Settings:
 
 @contextmanager
 def service_errors_explained() -> Iterator[None]:
-    """Turns what the service raises on purpose, and what its surroundings refuse, into a sentence."""
+    """Turns the service's errors, and those of the database and the operating system, into a sentence."""
     from sqlalchemy.exc import OperationalError
 
     from service.errors import ServiceError

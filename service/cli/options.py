@@ -33,8 +33,6 @@ RayAddress = Annotated[
     str | None, typer.Option(help="Address of the Ray cluster to attach to.", show_default=False)
 ]
 
-__all__ = ["DEFAULT_SERVER", "Home", "Host", "Json", "Port", "RayAddress", "Server", "StudyFile", "StudyName"]
-
 
 def connect(server: str) -> Client:
     """A client for the server an option or `NIGHTSWEEP_SERVER` names, with the key the environment holds."""

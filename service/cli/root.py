@@ -96,7 +96,7 @@ def _before_any_command(
 
 
 def _warn_of_unknown_variables() -> None:
-    """A setting that is misspelt would change nothing, and nobody would know."""
+    """A misspelt setting has no effect, which nobody would notice otherwise."""
     clients = {"NIGHTSWEEP_SERVER", "NIGHTSWEEP_API_KEY"}
     if not any(name.upper().startswith("NIGHTSWEEP_") and name not in clients for name in os.environ):
         return  # a client need not load what a service needs

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
+from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential
 
 from service.answers import Answer, Problem
 from service.client.errors import RefusedError, UnexpectedAnswerError, UnreachableError
@@ -21,8 +22,11 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 AWAY = frozenset({502, 503, 504})
 """What a proxy, or a server that is starting or stopping or has lost its database, answers."""
 
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between the tries of a change whose answer was lost: longer than a server takes to start again."""
+_TRIES = 6
+"""Of a change whose answer was lost: 15.5 s in all, which is longer than a server takes to start again."""
+_PAUSES = wait_exponential(multiplier=0.5)
+_LONGEST_PAUSE = 30.0
+"""Seconds. A server that wants to be left alone for longer is one that is away."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHECK_SECONDS = 120.0
 """The server looks at a definition's data and model before it accepts it, and has a time limit of its own."""
@@ -126,24 +130,31 @@ class Connection:
             params=query,
             timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else httpx.Timeout(timeout, connect=5.0),
         )
-        pauses = iter(_PAUSES if IDEMPOTENCY_KEY in request.headers else ())
-        sent = False
-        while True:
-            try:
-                response = self._http.send(request)
-            except httpx.RequestError as error:
-                # Nobody there is no lost answer, unless somebody was there a moment ago.
-                sent = sent or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                pause = next(pauses, None) if sent else None
-                if pause is None:
-                    raise UnreachableError(self.server, _cause(error)) from error
-            else:
-                sent = True
-                pause = next(pauses, None) if response.status_code in AWAY else None
-                if pause is None:
-                    self._check(response)
-                    return response
-            self._sleep(pause)
+        reached = False
+
+        def is_lost(state: RetryCallState) -> bool:
+            nonlocal reached
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            # Nobody there is no lost answer, unless somebody was there a moment ago.
+            reached = reached or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            if error is None:
+                return state.outcome.result().status_code in AWAY
+            return reached and isinstance(error, httpx.RequestError)
+
+        retrying = Retrying(
+            sleep=self._sleep,
+            stop=stop_after_attempt(_TRIES if IDEMPOTENCY_KEY in request.headers else 1),
+            wait=_pause,
+            retry=is_lost,
+            retry_error_callback=_last,
+        )
+        try:
+            response = retrying(self._http.send, request)
+        except httpx.RequestError as error:
+            raise UnreachableError(self.server, _cause(error)) from error
+        self._check(response)
+        return response
 
     def _download(self, path: str, query: Mapping[str, str], target: BinaryIO) -> None:
         try:
@@ -186,6 +197,20 @@ def same_version(server: str) -> Iterator[None]:
         raise UnexpectedAnswerError(
             server, f"{what}; client and server may be of different versions"
         ) from error
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next try: longer and longer, and as long as the server asks for."""
+    assert state.outcome is not None
+    asked = "" if state.outcome.failed else state.outcome.result().headers.get("Retry-After", "")
+    return max(_PAUSES(state), min(float(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0.0)
+
+
+def _last(state: RetryCallState) -> httpx.Response:
+    """The last answer, or the error in its place."""
+    assert state.outcome is not None
+    response: httpx.Response = state.outcome.result()
+    return response
 
 
 def _cause(error: httpx.RequestError) -> str:

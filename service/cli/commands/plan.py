@@ -9,10 +9,10 @@ import typer
 from search_spaces.wording import counted
 from service.cli.errors import REFUSED
 from service.cli.in_process import build_settings
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
+from service.cli.options import Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
 from service.cli.views.output import one_line, say_error, say_json
-from service.client import RefusedError
+from service.client import DEFAULT_SERVER, RefusedError
 from service.client.connection import same_version
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import DEFAULT_SERVER, Json, Server, connect
+from service.cli.options import Json, Server, connect
 from service.cli.views.output import say, say_json, setting, settings_line, table
+from service.client import DEFAULT_SERVER
 from service.presets.schemas import SearchSpaceView
 
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from service.cli.errors import INTERRUPTED, REFUSED
 from service.cli.follow import poll
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect
+from service.cli.options import Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
 from service.cli.views.output import console, say, say_json, say_note
 from service.cli.views.range_tests import progress_line, show_range_test
-from service.client import Client
+from service.client import DEFAULT_SERVER, Client
 from service.range_tests.schemas import RangeTestView
 
 

@@ -15,10 +15,10 @@ import typer
 from search_spaces.values.artifact_layout import ADAPTER_FILES
 from search_spaces.wording import counted
 from service.cli.errors import CommandError
-from service.cli.options import DEFAULT_SERVER, Server, StudyName, connect
+from service.cli.options import Server, StudyName, connect
 from service.cli.views.output import say, say_note
 from service.cli.views.trials import trials_as_csv
-from service.client import UnexpectedAnswerError
+from service.client import DEFAULT_SERVER, UnexpectedAnswerError
 
 
 class ExportFormat(StrEnum):

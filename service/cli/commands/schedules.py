@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from service.cli.errors import CommandError, Commands
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyFile, connect, given
+from service.cli.options import Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
 from service.cli.views.output import moment, say, say_json, table
 from service.cli.views.schedules import show_runs, show_schedule, what_changed
+from service.client import DEFAULT_SERVER
 from service.schedules.schemas import ScheduleEventView, ScheduleView
 
 schedules = typer.Typer(

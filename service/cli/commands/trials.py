@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from search_spaces.faults import nearest_name
+from search_spaces.recipe import SYNONYMS
 from service.cli.errors import CommandError
-from service.cli.options import DEFAULT_SERVER, Json, Server, StudyName, connect
+from service.cli.options import Json, Server, StudyName, connect
 from service.cli.views.output import say, say_json, setting
 from service.cli.views.standing import best_first
 from service.cli.views.trials import show_trials
+from service.client import DEFAULT_SERVER
 from service.states import AttemptState
 from service.studies.schemas import StudyView
 from service.trials.schemas import WAITING, TrialView
@@ -93,8 +95,7 @@ def _reading(
     study: StudyView, trials: Sequence[TrialView], key: str
 ) -> tuple[Callable[[TrialView], Any], bool]:
     """What a trial is sorted by, and whether the largest comes first."""
-    from search_spaces.definition import DIRECTIONS
-    from search_spaces.recipe import SYNONYMS
+    from search_spaces.definition import DIRECTIONS  # slow to import, and rarely needed
 
     if key in ("value", "best", study.metric):
         return (lambda trial: trial.value), study.maximizes

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from service.cli.errors import Commands
-from service.cli.options import DEFAULT_SERVER, Json, Server, connect
+from service.cli.options import Json, Server, connect
 from service.cli.views.output import moment, say, say_json, table
+from service.client import DEFAULT_SERVER
 
 workers = typer.Typer(
     cls=Commands,
@@ -22,9 +23,9 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
     if context.invoked_subcommand is not None:
         return
     with connect(server) as client:
-        fleet = client.workers()
+        found = client.workers()
     if as_json:
-        say_json(fleet.document())
+        say_json(found.document())
         return
     table(
         ("worker", "study", "trials", "device", "gpu", "since"),
@@ -37,15 +38,15 @@ def show(context: typer.Context, server: Server = DEFAULT_SERVER, as_json: Json 
                 worker.device_id or "-",
                 moment(worker.since),
             )
-            for worker in fleet.workers
+            for worker in found.workers
         ],
         empty="No worker is training.",
     )
-    if fleet.devices:
+    if found.devices:
         say("")
         table(
             ("gpu", "put aside", "restored", "reason"),
-            [(d.id, moment(d.put_aside_at), moment(d.restored_at), d.reason) for d in fleet.devices],
+            [(d.id, moment(d.put_aside_at), moment(d.restored_at), d.reason) for d in found.devices],
             empty="",
         )
 
@@ -58,8 +59,8 @@ def restore(
 ) -> None:
     """Restore a GPU that was put aside, so that it gets trials again."""
     with connect(server) as client:
-        found = client.restore_device(device)
+        restored = client.restore_device(device)
     if as_json:
-        say_json(found.document())
+        say_json(restored.document())
     else:
-        say(f"GPU {found.id} gets trials again.")
+        say(f"GPU {restored.id} gets trials again.")

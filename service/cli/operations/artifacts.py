@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,10 @@ from service.cli.errors import REFUSED, Commands
 from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json
 from service.cli.views.output import say, say_error, say_json, table
+
+if TYPE_CHECKING:
+    from service.artifacts.commands import Removal
+    from service.settings import Settings
 
 artifacts = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Remove adapters and checkpoints that are no longer needed."
@@ -49,57 +54,65 @@ def sweep(
     """
     settings = build_settings(home=home, keep_best_adapters=keep_best)
     with service_errors_explained():
-        from service import optuna_store
-        from service.artifacts import commands, places
-        from service.db import database as databases
-        from service.maintenance import schema
-
-        schema.check_schemas(settings)
-        database = databases.open_database(settings)
-        storage = optuna_store.open_storage(settings)
-        try:
-            where = places.open_places(settings)
-            keep = settings.keep_best_adapters
-            planned = list(commands.plan(database, storage, where, keep=keep))
-            if unknown_studies:
-                planned += commands.plan_unknown(database, where)
-            done: list[tuple[Any, str | None]] = (
-                [(each.removal, None) for each in planned]
-                if dry_run
-                else list(commands.carry_out(database, planned))
-            )
-        finally:
-            optuna_store.close_storage(storage)
-            database.dispose()
+        done = _sweep(settings, dry_run=dry_run, unknown_studies=unknown_studies)
     refused = [(removal, why) for removal, why in done if why is not None]
     freed = [removal for removal, why in done if why is None]
     if as_json:
         say_json(
             {
                 "dry_run": dry_run,
-                "keep_best": keep,
+                "keep_best": settings.keep_best_adapters,
                 "removed": [_document(removal) for removal in freed],
                 "bytes": sum(removal.bytes for removal in freed),
                 "refused": [{**_document(removal), "error": why} for removal, why in refused],
             }
         )
     else:
-        table(
-            ("study", "what", "bytes", "why", "place"),
-            [(r.study or r.study_id, r.kind, f"{r.bytes:,}", r.reason, r.place) for r in freed],
-            empty="Nothing to remove.",
-        )
-        if freed:
-            total = sum(removal.bytes for removal in freed)
-            done_or_not = "would be removed" if dry_run else "removed"
-            say(f"{counted(len(freed), 'folder')}, {total:,} bytes {done_or_not}.")
+        _show(freed, dry_run=dry_run)
     for removal, why in refused:
         say_error(f"{removal.place} could not be removed: {why}")
     if refused:
         raise typer.Exit(REFUSED)
 
 
-def _document(removal: Any) -> dict[str, Any]:
+def _sweep(
+    settings: Settings, *, dry_run: bool, unknown_studies: bool
+) -> Sequence[tuple[Removal, str | None]]:
+    """What was removed, or would be, each with the reason why it could not be, if any."""
+    from service import optuna_store
+    from service.artifacts import commands, places
+    from service.db import database as databases
+    from service.maintenance import schema
+
+    schema.check_schemas(settings)
+    database = databases.open_database(settings)
+    storage = optuna_store.open_storage(settings)
+    try:
+        where = places.open_places(settings)
+        planned = list(commands.plan(database, storage, where, keep=settings.keep_best_adapters))
+        if unknown_studies:
+            planned += commands.plan_unknown(database, where)
+        if dry_run:
+            return [(each.removal, None) for each in planned]
+        return list(commands.carry_out(database, planned))
+    finally:
+        optuna_store.close_storage(storage)
+        database.dispose()
+
+
+def _show(removals: Sequence[Removal], *, dry_run: bool) -> None:
+    table(
+        ("study", "what", "bytes", "why", "place"),
+        [(r.study or r.study_id, r.kind, f"{r.bytes:,}", r.reason, r.place) for r in removals],
+        empty="Nothing to remove.",
+    )
+    if removals:
+        total = sum(removal.bytes for removal in removals)
+        end = "would be removed" if dry_run else "removed"
+        say(f"{counted(len(removals), 'folder')}, {total:,} bytes {end}.")
+
+
+def _document(removal: Removal) -> dict[str, Any]:
     folder = removal.folder
     return {
         "place": removal.place,

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 _GIVE_UP_SECONDS = 60.0
-"""The demo's own server restarts within seconds; a longer silence means that it will not come back."""
+"""The demo's server restarts within seconds; if it takes longer, it will not come back."""
 
 _CANCEL_SECONDS = 10.0
-"""Trials stop at their next step, so a cancelled study has ended within this; nothing is lost if not."""
+"""Trials stop at their next step, so a cancelled study has usually ended within this time."""
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""Commands that are the service: serve, api, coordinator. Thin, and heavy to import only when run."""
+"""Commands that run the service: serve, api, coordinator. They import it only when they are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two looks at a study, one plain line per change: for logs and pipes."""
+"""What changed between two snapshots of a study, one plain line per change, for logs and pipes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from service.trials.schemas import TrialView
 
 
 def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:
-    """The lines that lead from `before` to `after`, trials by number.
+    """The lines for what changed from `before` to `after`, with trials by number.
 
-    Without a `before`, the lines say where everything stands and leave out how it came there.
+    Without a `before`, the lines say how everything is now, and nothing about earlier rungs.
     """
     lines: list[str] = []
     study = after.study
@@ -30,20 +30,20 @@ def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:
     of_trials: list[str] = []
     for trial in after.trials:
         earlier = known.get(trial.number)
-        told = len(trial.rungs) if before is None else len(earlier.rungs) if earlier else 0
-        of_trials += _trial_changes(earlier.state if earlier else None, told, trial, study)
+        known_rungs = len(trial.rungs) if before is None else len(earlier.rungs) if earlier else 0
+        of_trials += _trial_changes(earlier.state if earlier else None, known_rungs, trial, study)
     # The study's own end is the last line, after the ends of its trials.
     return of_trials + lines if study.ended else lines + of_trials
 
 
-def _trial_changes(state: str | None, rungs_told: int, trial: TrialView, study: StudyView) -> list[str]:
-    """What is new about a trial that was in `state` and whose first `rungs_told` rungs are known."""
+def _trial_changes(state: str | None, known_rungs: int, trial: TrialView, study: StudyView) -> list[str]:
+    """What is new about a trial that was in `state` and whose first `known_rungs` rungs are known."""
     name = f"trial {trial.number}"
     running = trial.state == AttemptState.RUNNING
     lines: list[str] = []
     if running and state != trial.state:
         lines.append(f"{name} running: {settings_line(trial.params)}" if trial.params else f"{name} running")
-    for rung in trial.rungs[rungs_told:]:
+    for rung in trial.rungs[known_rungs:]:
         lines.append(f"{name} at {rung.rung} examples: {study.metric} {number(rung.value)}")
     if not running and state != trial.state:
         lines.extend(_end_line(name, trial, study))

@@ -1,4 +1,4 @@
-"""The live table of a study: a pure function from what the API says to something rich can draw."""
+"""The live table of a study, as something that rich can draw. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATE_STYLES: dict[str, str] = {
 
 
 def choose_rows(study: StudyView, trials: Sequence[TrialView], rows: int) -> list[TrialView]:
-    """The trials to show when there is room for `rows`, by number.
+    """The trials to show in `rows` lines, by number.
 
     Unfinished trials come first; then the best trial; then the others, newest end first.
     """
@@ -57,7 +57,7 @@ def render(
         study: The study.
         trials: All its trials.
         now: The time that `elapsed` counts to.
-        height: Lines there is room for.
+        height: Lines of the terminal.
         message: Shown beneath the table, for example that the server does not answer.
     """
     lines: list[RenderableType] = [_header(study, now), _best(study)]
@@ -65,9 +65,9 @@ def render(
     if study.state == StudyState.PAUSED and study.reason:
         stands = f"{study.reason}; {stands}"
     below = [_line(text, "bold yellow") for text in (waits_for(study), stands, message) if text]
-    # One line is kept free: a terminal scrolls when its last line is filled.
-    room = height - 1 - len(lines) - len(below) - _TABLE_HEADER
-    shown = list(trials) if len(trials) <= room else choose_rows(study, trials, room - 1)
+    # One line stays free: a terminal scrolls when its last line is filled.
+    rows = height - 1 - len(lines) - len(below) - _TABLE_HEADER
+    shown = list(trials) if len(trials) <= rows else choose_rows(study, trials, rows - 1)
     if shown:
         lines.append(_table(study, shown))
     if hidden := len(trials) - len(shown):

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 _PIPE_WIDTH = 400
-"""Columns for a table in a pipe or a file: wide enough for one line a row."""
+"""Columns for a table in a pipe or a file, so that each row is one line."""
 PAGE_WIDTH = 80
-"""Columns for what is read as a page, in a pipe or a file too."""
+"""Columns for a page that people read, also in a pipe or a file."""
 _GAP = 2
 _NARROWEST = 40
-"""Columns that are counted on, whatever COLUMNS says."""
+"""Columns that are always used, whatever COLUMNS says."""
 
 
 def console(stream: TextIO | None = None, *, pipe_width: int = _PIPE_WIDTH) -> Console:
@@ -53,13 +53,13 @@ def say_error(*lines: str) -> None:
 
 
 def say_note(*lines: str) -> None:
-    """Writes lines to stderr that are no error, where stdout is not the place for them."""
+    """Writes lines to stderr that are not errors and do not belong in stdout."""
     for line in lines:
         typer.echo(printable(line), err=True)
 
 
 def say_json(document: Any) -> None:
-    """Writes one JSON document to stdout. ASCII, so that no terminal's encoding can spoil it."""
+    """Writes one JSON document to stdout. ASCII, so that every terminal can show it."""
     typer.echo(json.dumps(document, indent=2))
 
 
@@ -95,13 +95,13 @@ def table(
 ) -> None:
     """Writes a table to stdout, or the sentence `empty` when there are no rows.
 
-    No cell is cut. From the first column on for which a line has no room, cells go below their row.
+    No cell is cut. Columns that do not fit on a line are written below their row, from the first of them on.
 
     Args:
         columns: Headings, the most important first. A newline in one makes it narrower.
         rows: Cells; one that is `-` is left out below its row.
         empty: Said in place of a table without rows.
-        optional: Columns that are left out where a line has no room for them.
+        optional: Columns that are left out if they do not fit on a line.
         pipe_width: Columns of a line where stdout is no terminal and COLUMNS is not set.
     """
     if not rows:
@@ -130,7 +130,7 @@ def table(
 
 
 def fits(columns: Sequence[str], rows: Sequence[Sequence[object]], *, pipe_width: int = _PIPE_WIDTH) -> bool:
-    """Whether a table of these columns has room on a line of stdout."""
+    """Whether a table of these columns fits on a line of stdout."""
     widths = [_width(name, [one_line(str(row[i])) for row in rows]) for i, name in enumerate(columns)]
     return sum(widths) + _GAP * (len(widths) - 1) <= console(pipe_width=pipe_width).width
 
@@ -143,12 +143,12 @@ def indented(text: str, out: Console, indent: int, *, first: str | None = None) 
     text = one_line(text)
     first = " " * indent if first is None else first
     rest = " " * (cell_len(first) if cell_len(first) > indent else indent + 2 * (indent > 0))
-    room = max(_NARROWEST, out.width) - len(rest)
-    if len(rest) > indent + 2 and room < 20:
+    width = max(_NARROWEST, out.width) - len(rest)
+    if len(rest) > indent + 2 and width < 20:
         return [first.rstrip(), *indented(text, out, indent + 2)]
-    if " " not in text and cell_len(text) > room:
+    if " " not in text and cell_len(text) > width:
         return [line for line in (first.rstrip(), f"{' ' * indent}  {text}") if line]
-    lines = Text(text).wrap(out, room)
+    lines = Text(text).wrap(out, width)
     return [(rest if index else first) + line.plain.rstrip() for index, line in enumerate(lines)]
 
 

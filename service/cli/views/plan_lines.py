@@ -67,7 +67,7 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
 
 
 def balance_line(balance: Balance) -> str:
-    """How rows are spread over values, in one line."""
+    """How often each value occurs, in one line."""
     shown = [f"{one_line(count.value)} {count.share:.0%}" for count in balance.most_frequent]
     more = balance.distinct - len(shown)
     prefix = "" if balance.column == "completion" else f"{balance.column}: "
@@ -112,7 +112,7 @@ def training_lines(training: TrainingPlan) -> Iterator[Line]:
 
 
 def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
-    """What is certain to be taken, and what was."""
+    """What is certainly needed, and what earlier trials used."""
     for base in memory.bases:
         where = ""
         if len({other.compute_dtype for other in memory.bases}) > 1:
@@ -142,7 +142,7 @@ def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
 
 
 def time_lines(time: TimePlan) -> Iterator[Line]:
-    """How long workers are busy."""
+    """How long workers train and evaluate."""
     if time.examples_per_second is not None:
         devices = f" on {', '.join(time.devices)}" if time.devices else ""
         data = "the same data" if time.same_data else "other data"
@@ -174,7 +174,7 @@ def cluster_lines(cluster: ClusterPlan) -> Iterator[Line]:
     has = f"{has}, {counted(cluster.gpus or 0, 'GPU')}"
     yield "nodes", f"{has}, unchanged since {moment(cluster.seen_at)}"
     each = counted(cluster.gpus_per_worker, "GPU") if cluster.gpus_per_worker else "1 CPU core"
-    yield "room for", f"{counted(cluster.workers or 0, 'worker')} of {each} each"
+    yield "enough for", f"{counted(cluster.workers or 0, 'worker')} of {each} each"
 
 
 def span(ends: Span) -> str:

@@ -56,8 +56,8 @@ def sections(report: ReportView, trials: Sequence[TrialView], server: str) -> li
         ("Best trial", _best(report)),
         ("The best trials", _top(report, trials)),
         ("Pareto front", _front(report)),
-        ("Which hyperparameters mattered", _importance(report)),
-        ("What the curves say", _verdicts(report)),
+        ("Hyperparameter importance", _importance(report)),
+        ("Diagnosis", _verdicts(report)),
         ("Advice", _advice(report)),
         ("Cost", _cost(report)),
     ]
@@ -193,10 +193,10 @@ def _cost(report: ReportView) -> Iterator[Point]:
     cost = report.cost
     yield Point(text=f"{cost.gpu_hours:.3g} GPU-hours, {cost.worker_hours:.3g} worker-hours")
     saved = cost.examples_saved_by_pruning, cost.examples_saved_by_divergence
-    of_all = f", {_share(cost.saved_share)} of all" if cost.saved_share else ""
+    share = f" ({_share(cost.saved_share)} of all)" if cost.saved_share else ""
     yield Point(
-        text=f"{cost.examples_trained:,} training examples; {sum(saved):,} more were saved{of_all}:"
-        f" {saved[0]:,} by pruning and {saved[1]:,} by stopping trials that diverged"
+        text=f"{cost.examples_trained:,} training examples; early ends saved {sum(saved):,} more{share}:"
+        f" {saved[0]:,} by pruning and {saved[1]:,} by divergence"
     )
 
 

@@ -1,4 +1,4 @@
-"""How a study stands, in the words that the live table, lines, pages and reports share. Pure."""
+"""The state of a study in the words that the live table, lines, pages and reports share. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StudySnapshot:
 
 
 def counts_line(study: ListedStudy) -> str:
-    """How many trials are in each state, in words, leaving out the states that none is in."""
+    """How many trials are in each state, in words, without the states that no trial is in."""
     counts = study.counts.model_dump()
     parts = [f"{counts[state]} {state.replace('_', ' ')}" for state in ("running", "waiting", *ENDED_STATES)]
     return ", ".join(part for part in parts if not part.startswith("0 ")) or "no trials yet"
@@ -40,7 +40,7 @@ def elapsed(study: StudyView, now: datetime) -> float:
 
 
 def standstill(study: StudyView) -> str:
-    """Why nothing goes on, and what to do about it; empty where something does."""
+    """Why the study is not training, and what to do about it; empty if it is."""
     if study.ended:
         return ""
     if study.state == StudyState.PAUSED:
@@ -49,7 +49,7 @@ def standstill(study: StudyView) -> str:
 
 
 def waits_for(study: StudyView) -> str:
-    """What an active study waits for; empty where it trains, or is paused."""
+    """What an active study waits for; empty if it is training or paused."""
     active = study.state in (StudyState.QUEUED, StudyState.RUNNING)
     return study.reason if active and study.reason != TRAINING else ""
 

@@ -30,7 +30,7 @@ from service.trials.schemas import BestView, TrialView
 
 
 def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) -> None:
-    """Writes a table of trials to stdout, with a column for each hyperparameter where a line has the room."""
+    """Writes a table of trials to stdout, with a column per hyperparameter if they fit on a line."""
     best = study.best.trial_number if study.best else None
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     first = ("trial", "state", heading(study.metric or "value"))
@@ -72,17 +72,17 @@ def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) ->
 
 
 def _settings(trial: TrialView) -> str:
-    """A trial's hyperparameters, or what a repeat runs again in place of those it shares."""
+    """A trial's hyperparameters; of a repeat, the trial whose hyperparameters it has, and its seed."""
     if trial.repeat_of is not None:
         return f"trial {trial.repeat_of} again, seed={trial.seed}"
     return settings_line(trial.params)
 
 
 def _verdicts(trial: TrialView) -> str:
-    """The verdicts on a trial in short; `-` where its curves say nothing."""
-    told = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
-    broke = [] if trial.feasible else ["breaks a constraint"]
-    return ", ".join([*broke, *told]) or "-"
+    """The verdicts on a trial in short; `-` if there are none."""
+    verdicts = [f.verdict.replace("_", " ") for f in trial.diagnosis if f.verdict != "not_enough_rungs"]
+    broken = [] if trial.feasible else ["breaks a constraint"]
+    return ", ".join([*broken, *verdicts]) or "-"
 
 
 def show_best(study: StudyView, trial: BestView, dashboard_url: str) -> None:

@@ -238,7 +238,7 @@ def test_submit_watch_exits_0_when_the_study_completed(server: Settings, study_f
         submitting.wait_for_line("study tone queued")
         move(server, StudyState.RUNNING, "")
         move(server, StudyState.COMPLETED, "nothing to do")
-        submitting.wait_for_line("Best trial  none completed")
+        submitting.wait_for_line("Best trial  no trial has completed")
         assert submitting.wait() == 0
 
 

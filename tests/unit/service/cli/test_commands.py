@@ -5,7 +5,6 @@ One file for all commands, since they share one scripted server and one way of b
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import subprocess
@@ -16,11 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from service.cli import options
 from service.cli.root import app
-from service.client import Client
 from tests.support.fake_api import (
     FakeApi,
     Reply,
@@ -34,20 +31,6 @@ from tests.support.fake_api import (
 )
 
 SERVER = "http://sweeps.example"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", SERVER)
-
-    def run_command(replies: dict[str, Reply | list[Reply]] | FakeApi, *arguments: str) -> Result:
-        api = replies if isinstance(replies, FakeApi) else FakeApi(replies)
-        monkeypatch.setattr(options, "Client", functools.partial(Client, transport=api.transport))
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 def study(**changes: Any) -> httpx.Response:
@@ -586,15 +569,15 @@ def test_a_schedule_is_switched_on_and_off(run: Any, command: str, enabled: bool
 
 def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
-    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "dawn"})})
+    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "mornings"})})
     result = run(
         api,
-        *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "dawn"),
+        *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "mornings"),
         *("--cron", "0 6 * * *", "--timezone", "UTC", "--seed", "0", "--overlap", "allow"),
         "--no-repeat-configurations",
     )
     assert api.body() == {
-        "name": "dawn",
+        "name": "mornings",
         "cron": "0 6 * * *",
         "timezone": "UTC",
         "seed": 0,
@@ -602,7 +585,7 @@ def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
         "repeat_configurations": False,
         "definition": {"name": "tone"},
     }
-    assert "Schedule dawn (enabled)" in result.stdout
+    assert "Schedule mornings (enabled)" in result.stdout
 
 
 def test_an_edit_that_changes_nothing_says_what_can_be_changed(run: Any) -> None:

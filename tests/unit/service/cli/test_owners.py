@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
 
-from service.cli import options
-from service.cli.root import app
-from service.client import Client
 from tests.support.fake_api import FakeApi, Reply, problem, schedule_json, study_json
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API, without waiting between tries."""
-
-    def run_command(api: FakeApi, *arguments: str) -> Result:
-        made = functools.partial(Client, transport=api.transport, sleep=lambda _: None)
-        monkeypatch.setattr(options, "Client", made)
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 @pytest.fixture

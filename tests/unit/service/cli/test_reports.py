@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
 
-from service.cli import options
-from service.cli.root import app
 from service.cli.views.standing import StudySnapshot
 from service.cli.views.studies import comparison, summary
-from service.client import Client
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
-from tests.support.fake_api import FakeApi, Reply, study_json, trial_json
+from tests.support.fake_api import Reply, study_json, trial_json
 
 JUDGEMENT = {
     "winner": 3,
@@ -86,20 +81,6 @@ REPORT: dict[str, Any] = {
 
 
 TRIALS = f"GET /v1/studies/{'5' * 32}/trials"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
-
-    def run_command(replies: dict[str, Reply | list[Reply]], *arguments: str) -> Result:
-        api = FakeApi(replies)
-        monkeypatch.setattr(options, "Client", functools.partial(Client, transport=api.transport))
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
 
 
 def answer(document: dict[str, Any]) -> httpx.Response:
@@ -175,8 +156,8 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         "- epochs: search more \\| than 3.",
         "- 2 of 20 completed trials break the constraint peak_memory_gb.",
         "- 1.25 GPU-hours, 1.25 worker-hours",
-        "- 40,000 training examples; 10,000 more were saved, 20% of all: 10,000 by pruning and 0 by stopping"
-        " trials that diverged",
+        "- 40,000 training examples; early ends saved 10,000 more (20% of all): 10,000 by pruning and 0 by"
+        " divergence",
     ):
         assert line in printed.splitlines()
 
@@ -215,7 +196,7 @@ def test_a_report_of_a_study_that_has_not_begun_has_no_empty_sections(run: Any) 
     none = {"GET /v1/studies/tone/report": answer(bare), TRIALS: answer({"items": [], "next_cursor": None})}
     printed = run(none, "report", "tone", "--markdown", "-").stdout
     headings = [line for line in printed.splitlines() if line.startswith("#")]
-    assert headings == ["# tone", "## Best trial", "## Which hyperparameters mattered", "## Cost"]
+    assert headings == ["# tone", "## Best trial", "## Hyperparameter importance", "## Cost"]
     assert "No trial has completed." in printed
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import Any
 
 import httpx
-import pytest
-from typer.testing import CliRunner, Result
 
-from service.cli import options
-from service.cli.root import app
-from service.client import Client
-from tests.support.fake_api import FakeApi, Reply, problem
+from tests.support.fake_api import Reply, problem
 
 WORKER = {
     "id": "worker-5-1",
@@ -35,26 +29,12 @@ DEVICE = {
 }
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line against a fake API."""
-    monkeypatch.delenv("NIGHTSWEEP_API_KEY", raising=False)
-    monkeypatch.setenv("NIGHTSWEEP_SERVER", "http://sweeps.example")
-
-    def run_command(replies: dict[str, Reply | list[Reply]], *arguments: str) -> Result:
-        client = functools.partial(Client, transport=FakeApi(replies).transport)
-        monkeypatch.setattr(options, "Client", client)
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-    return run_command
-
-
-def fleet(workers: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Reply | list[Reply]]:
+def answer(workers: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Reply | list[Reply]]:
     return {"GET /v1/workers": httpx.Response(200, json={"workers": workers, "devices": devices})}
 
 
 def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -> None:
-    result = run(fleet([WORKER], [DEVICE]), "workers")
+    result = run(answer([WORKER], [DEVICE]), "workers")
     assert result.exit_code == 0
     rows = [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in result.stdout.splitlines()]
     assert rows == [
@@ -67,11 +47,11 @@ def test_workers_shows_who_trains_what_and_which_gpus_were_put_aside(run: Any) -
 
 
 def test_workers_says_when_there_is_nothing_to_show(run: Any) -> None:
-    assert run(fleet([], []), "workers").stdout == "No worker is training.\n"
+    assert run(answer([], []), "workers").stdout == "No worker is training.\n"
 
 
 def test_workers_prints_pure_json_when_asked(run: Any) -> None:
-    result = run(fleet([WORKER], [DEVICE]), "workers", "--json")
+    result = run(answer([WORKER], [DEVICE]), "workers", "--json")
     assert json.loads(result.stdout) == {"workers": [WORKER], "devices": [DEVICE]}
 
 

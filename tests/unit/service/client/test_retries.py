@@ -50,6 +50,18 @@ def test_a_server_that_is_starting_again_is_waited_for() -> None:
     assert len(set(_keys(api))) == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("5", 5.0), ("0", 0.5), ("3600", 30.0), ("Wed, 01 Jul 2026 22:00:00 GMT", 0.5)]
+)
+def test_a_server_that_says_when_to_come_back_is_asked_again_then(asked: str, expected: float) -> None:
+    away = problem(503, "Unavailable", "The database does not answer.")
+    away.headers["Retry-After"] = asked
+    client, _, pauses = _client(away, _submitted())
+    with client:
+        client.submit({})
+    assert pauses == [expected]
+
+
 def test_nobody_there_at_all_is_said_at_once() -> None:
     client, api, pauses = _client(refused())
     with client, pytest.raises(UnreachableError):
