@@ -1,7 +1,7 @@
 """From a submitted document to a definition, or to everything that is wrong with it.
 
-`document` reads the sections, `presets` works out the space and the recipe, and the `*_rules` modules check
-what one section demands of another, as far as the sections could be read (`draft`).
+`document` reads the sections, `presets` works out the space and the recipe, and the `*_rules` modules hold
+what one section demands of another, each rule on whatever was readable (`draft`).
 """
 
 from search_spaces.parsing.document import parse

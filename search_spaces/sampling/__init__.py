@@ -1,11 +1,11 @@
-"""How `search_spaces.sampling.suggest` makes its suggestions.
+"""How `search_spaces.sampling.suggest` comes to its suggestions.
 
-axes         one parameter as a sampler sees it: numbers with an order, or categories without one
-plan         what is fixed before the first trial: the narrowed space, the enqueued points, the grid's order
-history      the trials in a study's storage, as configurations of the space
-uninformed   draws that learn nothing: random, qmc
-study_copy   the study as models see it: its trials, translated
-model_based  draws by models: tpe, gp (Optuna's)
-cmaes        draws by CMA-ES
-nearest      the nearest configuration that no trial has had
+axes        one parameter as a sampler sees it: numbers with an order, or categories without one
+plan        what is settled before the first trial: the narrowed space, the enqueued points, the grid's order
+history     what a study's storage holds of its trials, as configurations of the space
+spread      draws that learn nothing: random, qmc
+shadow      the study as models see it: its trials, translated
+models      draws that learn: tpe, gp (Optuna's)
+evolution   draws that learn: cmaes
+unused      the nearest configuration that no trial has had
 """
