@@ -1,4 +1,4 @@
-"""How `search_spaces.sampling.suggest` makes its suggestions.
+"""How `search_spaces.sampling.suggest` comes to its suggestions.
 
 axes        one parameter as a sampler sees it: numbers with an order, or categories without one
 plan        what is fixed before the first trial: the narrowed space, the enqueued points, the grid's order

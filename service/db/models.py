@@ -29,9 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from search_spaces.wording import SENTENCE_CHARACTERS, shortened
-from service.db.kinds import Overlap, StudyKind
 from service.db.column_types import Sentence, UtcDateTime
+from service.db.kinds import Overlap, StudyKind
 from service.states import AttemptState, StudyState
 
 

@@ -40,6 +40,12 @@ def test_every_path_exists(page: Path) -> None:
     assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    present = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"test_\w+\.py", page.read_text())) - present == set()
+
+
 TEAM_WORDS = re.compile(
     r"\b(crew|fleet|mended|desperate|sat out|stood still|ever more|for ever)\b", re.IGNORECASE
 )
