@@ -15,6 +15,9 @@ pytest_plugins = ["tests.support.databases"]
 # Set before any Hugging Face library is imported: they read these once. Tests use no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no thread pool to warn about when a test forks
+# The models of the tests are tiny, and a process of tests has a core of its own, as a worker on CPUs does: a
+# second thread of torch's takes it from another process, and the first waits for it at each matrix product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes is the machine's affair: no test asserts a time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
