@@ -3,18 +3,23 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-HOUSES  = $(shell $(BIN)/python -c 'import os; print(2 if (os.cpu_count() or 1) >= 4 else 1)')
+PYTEST := $(BIN)/python -m pytest --durations=10
+LOG    := build/acceptance.log
 
 .PHONY: demo test lint bench faults soak clean fuzz
 
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
 
-# The acceptance tests start the real processes. On four cores the tests of faults, which wait for leases to run
-# out for most of their time, have a worker of their own beside the others.
+# Both halves at once, and both to their ends. The acceptance tests start the real processes, which wait for most
+# of their time, and go first when they do not. What they say comes last.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit tests/integration tests/gpu
-	$(BIN)/python -m pytest -n $(HOUSES) --dist loadfile --timeout 600 tests/acceptance
+	@mkdir -p $(dir $(LOG)); failed=0; \
+	$(PYTEST) -n 2 --dist loadfile --timeout 600 tests/acceptance >$(LOG) 2>&1 & acceptance=$$!; \
+	trap "kill $$acceptance; exit 1" INT TERM; \
+	nice -n 10 $(PYTEST) -n auto --dist worksteal tests/unit tests/integration tests/gpu || failed=1; \
+	wait $$acceptance || failed=1; \
+	cat $(LOG); exit $$failed
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
 fuzz: $(STAMP)
