@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from service.embedded.supervisor import Supervisor
 from service.settings import Settings
 from tests.support.data import rows
 from tests.support.databases import fresh_postgres_database
+from tests.support.waiting import wait_until
 
 DEADLINE_SECONDS = 240.0
 
@@ -70,10 +70,7 @@ class House:
         return study
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not come true in time"
-            time.sleep(0.1)
+        wait_until(condition, what, seconds=DEADLINE_SECONDS, every=0.1)
 
     def trials(self, name: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self.client.get(f"/v1/studies/{name}/trials").json()["items"]

@@ -30,6 +30,7 @@ from tests.soak.faults.moments.catalog import MOMENTS
 from tests.soak.faults.moments.moment import HouseKind, Moment
 from tests.soak.faults.outages import outage
 from tests.soak.faults.scenarios import Tally
+from tests.support.checkout import ROOT
 
 pytestmark = pytest.mark.timeout(2400)
 
@@ -116,7 +117,7 @@ def test_a_process_that_meets_a_point_which_is_no_more_ends_loudly(tmp_path: Pat
     )
     (tmp_path / "points.json").write_text(json.dumps([point.as_document()]))
     environment = {**os.environ, "FAULTS_FOLDER": str(tmp_path), "FAULTS_PROCESS": "api.1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(INJECTED), str(INJECTED.parents[2])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(INJECTED), str(ROOT)])
     ended = subprocess.run(
         [sys.executable, "-c", "import service.states"],
         env=environment,

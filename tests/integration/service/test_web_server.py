@@ -21,6 +21,7 @@ from service.app import create_app
 from service.embedded.ports import free_port
 from service.settings import Settings
 from tests.support.api import on_sqlite
+from tests.support.waiting import wait_until
 
 HALVES = {
     "nothing at all": b"",
@@ -49,10 +50,7 @@ def serve(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
             thread.start()
             stack.callback(thread.join)
             stack.callback(setattr, server, "should_exit", True)
-            deadline = time.monotonic() + 30
-            while not server.started:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until(lambda: server.started, "the start of the server")
             return port
 
         yield start

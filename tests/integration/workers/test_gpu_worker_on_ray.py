@@ -24,6 +24,8 @@ from service.coordinator.policy.placement import WorkerShape
 from service.states import LossCause
 from tests.support.packs import Recorder, assert_equal_trials
 from tests.support.trials import of_type, trial_order, worker_spec
+from tests.support.trials import of_type, trial_order
+from tests.support.waiting import wait_until
 from workers.contract import (
     Decision,
     Event,
@@ -198,9 +200,11 @@ def test_a_worker_that_nobody_polls_ends_itself() -> None:
 
 def assert_gone(name: str, worker: Any) -> None:
     """Waits until the actor is dead: its calls fail and its name is free."""
-    deadline = time.monotonic() + DEADLINE_S
-    while is_alive(worker) or find_worker(name) is not None:
-        assert time.monotonic() < deadline
+    wait_until(
+        lambda: not is_alive(worker) and find_worker(name) is None,
+        "the end of the worker",
+        seconds=DEADLINE_S,
+    )
 
 
 def is_alive(worker: Any) -> bool:
@@ -278,7 +282,4 @@ def _said(workers: RayWorkers) -> list[Delivery]:
 
 
 def _wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the end of the process", seconds=DEADLINE_S)

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.fake_pack import FakePack
 from tests.support.trials import of_type, trial_order, worker_spec
+from tests.support.trials import of_type, trial_order
+from tests.support.waiting import wait_until
 from workers import gpu_worker
 from workers.contract import (
     Decision,
@@ -88,12 +90,6 @@ def follow(worker: GpuWorker, until: type) -> list[Event]:
             after = numbered.seq
             seen.append(numbered.event)
     return seen
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def test_the_module_is_light_to_import() -> None:

@@ -54,7 +54,7 @@ def test_its_databases_are_upgraded_and_found_whole(version_before: VersionBefor
 
 
 def test_every_read_of_the_api_answers_as_before(version_before: VersionBefore) -> None:
-    settings = Settings(home=version_before.home)
+    settings = Settings(home=version_before.home, submission_check_seconds=0)
     changed: list[str] = []
     with TestClient(create_app(settings), base_url=LOCAL, headers=version_before.headers) as client:
         for path, before in ANSWERS.items():
@@ -72,7 +72,7 @@ def test_an_adapter_that_it_saved_is_given_out(version_before: VersionBefore) ->
         moved = text("UPDATE attempts SET outcome = replace(outcome, :before, :now)")
         connection.execute(moved, {"before": WRITTEN_AT, "now": str(version_before.folder)})
     engine.dispose()
-    settings = Settings(home=version_before.home)
+    settings = Settings(home=version_before.home, submission_check_seconds=0)
     with TestClient(create_app(settings), base_url=LOCAL, headers=version_before.headers) as client:
         answer = client.get(best["adapter"]["url"])
     assert answer.status_code == 200, answer.text

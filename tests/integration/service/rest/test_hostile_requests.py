@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,12 @@ from starlette.testclient import TestClient
 
 from service import web_server
 from service.app import create_app
+from service.embedded.supervisor import free_port
+from service.rest import web_server
 from service.rest.body_limit import BodyLimit
 from service.settings import Settings
 from tests.support.api import LOCAL, Make, expect_problem, stored
+from tests.support.waiting import wait_until
 
 KEY = "correct horse"
 
@@ -202,15 +204,11 @@ def test_dry_run_has_one_spelling_so_that_nobody_submits_by_mistake(
 def slow_server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a real server that waits a third of a second for a body."""
     monkeypatch.setattr(BodyLimit.__init__, "__kwdefaults__", {"max_seconds": 0.3})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = uvicorn.Server(web_server.configuration(create_app(settings), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: server.started, "the start of the server")
     yield port
     server.should_exit = True
     thread.join()

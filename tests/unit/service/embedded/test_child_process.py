@@ -7,23 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from service.embedded import child_process
 from service.embedded.child_process import ChildProcess
+from tests.support.waiting import wait_until
 
 FOREVER = [sys.executable, "-c", "import threading; threading.Event().wait()"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        os.sched_yield()
 
 
 def child(tmp_path: Path, command: list[str]) -> ChildProcess:
@@ -33,7 +25,7 @@ def child(tmp_path: Path, command: list[str]) -> ChildProcess:
 def test_output_and_exit_code_are_kept(tmp_path: Path) -> None:
     one = child(tmp_path, [sys.executable, "-c", "import os; print(os.environ['WORD']); raise SystemExit(3)"])
     one.start()
-    wait_for(lambda: not one.is_alive)
+    wait_until(lambda: not one.is_alive)
     assert (one.exit_code, one.last_words()) == (3, "hello")
 
 
@@ -43,8 +35,8 @@ def test_a_child_that_died_is_started_again(tmp_path: Path) -> None:
     first = one.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: not one.is_alive)
-    wait_for(one.keep_alive)
+    wait_until(lambda: not one.is_alive)
+    wait_until(one.keep_alive)
     assert one.is_alive
     assert one.pid != first
     one.terminate()
@@ -62,7 +54,7 @@ def test_a_child_that_cannot_be_started_is_tried_again_and_the_cause_logged_once
     one = child(tmp_path, [sys.executable, "-c", "raise SystemExit(5)"])
     one._backoff = 0.01
     one.start()
-    wait_for(lambda: not one.is_alive)
+    wait_until(lambda: not one.is_alive)
     tries = 0
 
     def refuse(*_: object, **__: object) -> None:
@@ -72,13 +64,13 @@ def test_a_child_that_cannot_be_started_is_tried_again_and_the_cause_logged_once
 
     with monkeypatch.context() as broken:
         broken.setattr(subprocess, "Popen", refuse)
-        wait_for(lambda: one.keep_alive() or tries >= 5)
+        wait_until(lambda: one.keep_alive() or tries >= 5)
     assert not one.is_alive
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2, messages
     assert messages[0].startswith("child ended with code 5; starting it again")
     assert messages[1].startswith(f"child cannot be started: {type(error).__name__}")
-    wait_for(one.keep_alive)
+    wait_until(one.keep_alive)
     assert caplog.records[-1].getMessage().startswith("child was started again")
     one.join(20)
 
@@ -94,14 +86,14 @@ def test_a_child_whose_folder_of_logs_was_removed_or_blocked_comes_back(tmp_path
             (tmp_path / "logs").touch()
         assert one.pid is not None
         os.kill(one.pid, signal.SIGKILL)
-        wait_for(lambda: not one.is_alive)
+        wait_until(lambda: not one.is_alive)
         if blocked:
             for _ in range(3):
                 assert not one.keep_alive()
                 one._next_start_at = min(one._next_start_at, 1.0)  # as if the pause were over
             (tmp_path / "logs").unlink()
             one._next_start_at = 1.0
-        wait_for(one.keep_alive)
+        wait_until(one.keep_alive)
         assert one.is_alive
     one.terminate()
     one.join(20)
@@ -118,7 +110,7 @@ def test_a_log_is_bounded_and_the_child_writes_on(tmp_path: Path, monkeypatch: p
     )
     one = child(tmp_path, [sys.executable, "-c", script])
     one.start()
-    wait_for(lambda: one.log_file.stat().st_size >= 3000)
+    wait_until(lambda: one.log_file.stat().st_size >= 3000)
     one.limit_log()
     older = tmp_path / "logs" / "c.log.1"
     assert (one.log_file.stat().st_size, older.stat().st_size) == (0, 3000)
@@ -150,7 +142,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     stubborn = "import signal, threading; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True)"
     one = child(tmp_path, [sys.executable, "-c", f"{stubborn}; threading.Event().wait()"])
     one.start()
-    wait_for(lambda: one.last_words() == "deaf")
+    wait_until(lambda: one.last_words() == "deaf")
     one.terminate()
     one.join(0.2)
     assert one.exit_code == -signal.SIGKILL
@@ -162,6 +154,7 @@ def test_a_child_dies_with_a_parent_that_was_killed_outright(tmp_path: Path) -> 
 import threading
 from pathlib import Path
 from service.embedded.child_process import ChildProcess
+from tests.support.waiting import wait_until
 one = ChildProcess("c", {FOREVER!r}, environment={{}}, log_file=Path({str(tmp_path / "c.log")!r}))
 one.start()
 print(one.pid, flush=True)
@@ -174,4 +167,4 @@ threading.Event().wait()
     parent.kill()
     parent.wait()
     stat = Path(f"/proc/{grandchild}/stat")
-    wait_for(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")
+    wait_until(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")

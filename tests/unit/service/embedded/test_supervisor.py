@@ -20,7 +20,7 @@ from service.embedded import supervisor
 from service.embedded.ports import free_port
 from service.errors import Unavailable
 from service.settings import Settings
-from tests.unit.service.embedded.test_child_process import wait_for
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -203,10 +203,12 @@ while True:
             before = resource.prlimit(parent.pid, resource.RLIMIT_NOFILE)
             resource.prlimit(parent.pid, resource.RLIMIT_NOFILE, (4, before[1]))
             os.kill(first, signal.SIGKILL)
-            wait_for(lambda: logged("coordinator cannot be started: OSError: [Errno 24] Too many open files"))
+            wait_until(
+                lambda: logged("coordinator cannot be started: OSError: [Errno 24] Too many open files")
+            )
             assert coordinator() == first
             resource.prlimit(parent.pid, resource.RLIMIT_NOFILE, before)
-            wait_for(lambda: logged("coordinator was started again"))
+            wait_until(lambda: logged("coordinator was started again"))
             assert coordinator() != first
             assert (tmp_path / "errors").read_text().count("cannot be started") == 1
         finally:
