@@ -9,7 +9,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 │   ├── BeingCancelled            it is about to be over, so it cannot be paused or resumed
 │   ├── SweepUnderWay             the schedule's earlier sweep has not ended, and it lets none overlap
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
-│   ├── Torn                      the two databases are not of one moment; never reaches a client
+│   ├── Inconsistent                      the two databases are not of one moment; never reaches a client
 │   ├── BackupError               a backup cannot be written or restored; never reaches a client
 │   └── IllegalTransition         a state was asked to move where the table has no way
 ├── Unreadable               400  the body is not a JSON or YAML document
@@ -95,7 +95,7 @@ class LeaseLost(Conflict):
     title = "Lease lost"
 
 
-class Torn(Conflict):
+class Inconsistent(Conflict):
     title = "Databases of different moments"
 
 

@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 
 from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from search_spaces.values.artifact_urls import join
-from service import optuna_store
 from service.artifacts.layout import Folder, Place
 from service.artifacts.retention import referenced, trials_to_keep, why_removed
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition
 from service.errors import Unavailable
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import read_trials
 from service.states import TERMINAL_STUDY_STATES
 
 UNKNOWN_AFTER_SECONDS = 24 * 3600.0
@@ -65,7 +66,7 @@ class Planned:
 
 def plan(
     database: Database,
-    storage: optuna_store.Storage,
+    storage: Storage,
     places: Sequence[Place],
     *,
     keep: int | None,
@@ -142,7 +143,7 @@ def carry_out(
 
 
 def _plan_study(
-    session: Session, storage: optuna_store.Storage, place: Place, study_id: str, keep: int | None
+    session: Session, storage: Storage, place: Place, study_id: str, keep: int | None
 ) -> Iterator[Planned]:
     study = session.get(Study, study_id)
     if study is None or study.state not in TERMINAL_STUDY_STATES:
@@ -152,7 +153,7 @@ def _plan_study(
         keep = None  # another version's: this one cannot say which are the best
     trials, adapters = frozenset[int](), set[Folder]()
     if keep is not None and definition is not None:
-        trials = trials_to_keep(definition, optuna_store.read_trials(storage, study.name), keep)
+        trials = trials_to_keep(definition, read_trials(storage, study.name), keep)
         for number in trials:
             rows = session.scalars(
                 select(Attempt.outcome)

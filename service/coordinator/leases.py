@@ -80,7 +80,7 @@ def take(
     if room > 0:
         waiting = and_(Study.state == StudyState.QUEUED, ~waits_for_stages(), ~to_close)
         if per_owner is not None:
-            chosen = startable(session, and_(free, waiting), per_owner=per_owner, room=room)
+            chosen = startable(session, and_(free, waiting), per_owner=per_owner, most=room)
             waiting = and_(waiting, Study.id.in_(chosen))
         candidates += session.scalars(oldest.where(waiting).limit(room))
     for study in candidates:

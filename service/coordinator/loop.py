@@ -27,7 +27,6 @@ from sqlalchemy.orm import Session
 
 from search_spaces.errors import SearchSpaceError, machine_fault
 from search_spaces.wording import counted
-from service import optuna_store
 from service.artifacts.places import open_places
 from service.coordinator import leases
 from service.coordinator.chores.artifact_sweeper import Sweeper
@@ -59,6 +58,7 @@ from service.devices import cluster
 from service.devices.cluster import Node
 from service.errors import LeaseLost
 from service.maintenance.schema import check_schema
+from service.optuna_store.storage import Storage, StorageInternalError, close_storage, open_storage
 from service.settings import Settings, configure_logging
 from service.states import StudyState
 from service.studies.limits import Limits
@@ -93,7 +93,7 @@ class Coordinator:
         self,
         settings: Settings,
         database: Database,
-        storage: optuna_store.Storage,
+        storage: Storage,
         workers: Workers,
     ) -> None:
         self._settings = settings
@@ -334,7 +334,7 @@ def _is_of_one_study(error: Exception) -> bool:
         return False
     if isinstance(error, IntegrityError | DataError):
         return True
-    if isinstance(error, optuna_store.StorageInternalError):
+    if isinstance(error, StorageInternalError):
         return isinstance(error.__cause__, IntegrityError | DataError)
     return not isinstance(error, SQLAlchemyError)
 
@@ -354,8 +354,8 @@ def run(settings: Settings) -> None:
         database = open_database(settings)
         closing.callback(database.dispose)
         until_it_answers(lambda: check_schema(database.engine))
-        storage = until_it_answers(lambda: optuna_store.open_storage(settings))
-        closing.callback(optuna_store.close_storage, storage)
+        storage = until_it_answers(lambda: open_storage(settings))
+        closing.callback(close_storage, storage)
         ray_authentication.require(settings)
         address = settings.ray_address or "auto"
         connect = partial(

@@ -18,10 +18,10 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import machine_fault
-from service import optuna_store
 from service.db.database import Database
 from service.db.errors import is_outage, is_transient
 from service.log_limit import LogLimit, short
+from service.optuna_store.storage import Storage, ping
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ class Outages:
         write: writes a row to the service's tables, to see whether that works.
     """
 
-    def __init__(
-        self, database: Database, storage: optuna_store.Storage, write: Callable[[Session], None]
-    ) -> None:
+    def __init__(self, database: Database, storage: Storage, write: Callable[[Session], None]) -> None:
         self._database = database
         self._storage = storage
         self._write = write
@@ -110,7 +108,7 @@ class Outages:
         try:
             with self._database.write() as session:
                 self._write(session)  # one that is read-only, or whose disk is full, can still be read
-            optuna_store.ping(self._storage)
+            ping(self._storage)
         except Exception as error:
             if is_trouble(error):
                 return False

@@ -11,62 +11,14 @@ asking          trials from the sampler
 reporting       rungs, and the pruner's word on them
 telling         how trials ended
 
-The names below are those that the coordinator uses; everybody else imports from the modules.
+What the coordinator asks, reports and tells is called by the package's name, so that a test can replace it;
+everything else is imported from the modules.
 """
 
 from __future__ import annotations
 
-from search_spaces.errors import SearchSpaceExhausted
-from service.optuna_store.asking import (
-    ask,
-    ask_repeat,
-    complete_ask,
-    conditions,
-    drop_stray,
-    unfinished_asks,
-)
-from service.optuna_store.fences import fenced, raise_fence
+from service.optuna_store.asking import ask, ask_repeat, complete_ask
 from service.optuna_store.reporting import report, should_prune
-from service.optuna_store.storage import (
-    Storage,
-    StorageInternalError,
-    close_storage,
-    open_storage,
-    ping,
-    remove_session,
-)
-from service.optuna_store.studies import (
-    ensure_study,
-    find_study_number,
-    load_study,
-    read_summary,
-    read_trials,
-)
-from service.optuna_store.telling import OUTCOME_ATTR, tell
+from service.optuna_store.telling import tell
 
-__all__ = [
-    "OUTCOME_ATTR",
-    "SearchSpaceExhausted",
-    "Storage",
-    "StorageInternalError",
-    "ask",
-    "ask_repeat",
-    "close_storage",
-    "complete_ask",
-    "conditions",
-    "drop_stray",
-    "ensure_study",
-    "fenced",
-    "find_study_number",
-    "load_study",
-    "open_storage",
-    "ping",
-    "raise_fence",
-    "read_summary",
-    "read_trials",
-    "remove_session",
-    "report",
-    "should_prune",
-    "tell",
-    "unfinished_asks",
-]
+__all__ = ["ask", "ask_repeat", "complete_ask", "report", "should_prune", "tell"]

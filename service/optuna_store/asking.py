@@ -53,7 +53,7 @@ def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
     for trial in study.get_trials(deepcopy=False):
         if suggest.is_orphaned(trial):
             if trial.state is TrialState.RUNNING:
-                found[trial.number] = TrialCondition.STRAY
+                found[trial.number] = TrialCondition.ORPHANED
         elif trial.state is TrialState.RUNNING and not suggest.is_complete(trial):
             found[trial.number] = TrialCondition.INCOMPLETE
         elif trial.state in _CONDITIONS:
@@ -61,7 +61,7 @@ def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
     return found
 
 
-def drop_stray(study: optuna.Study, number: int) -> None:
+def drop_orphan(study: optuna.Study, number: int) -> None:
     """End a trial that got another number than it was drawn for, whose asker died before it could.
 
     A fenced storage makes none (`trial_numbers`); those of earlier versions may have some.

@@ -19,7 +19,7 @@ class TrialCondition(StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"
     FAILED = "failed"
-    STRAY = "stray"
+    ORPHANED = "orphaned"
     """It runs and got another number than it was drawn for, since two asked at once."""
 
 

@@ -106,7 +106,7 @@ def require_within_limits(session: Session, owner: str, definition: StudyDefinit
         )
 
 
-def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: int, room: int) -> list[str]:
+def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: int, most: int) -> list[str]:
     """Ids of the oldest queued studies that may start now, so that no owner runs more than `per_owner`.
 
     Coordinators that ask at the same time wait until this transaction ends, so the limit is exact. Studies
@@ -116,7 +116,7 @@ def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: i
         session: a writing transaction, which then takes the leases.
         candidates: which studies may be taken at all.
         per_owner: how many of one owner may run.
-        room: how many to choose.
+        most: how many to choose.
     """
     _lock_out_others(session, _TAKINGS)
     taken = and_(
@@ -141,7 +141,7 @@ def startable(session: Session, candidates: ColumnElement[bool], *, per_owner: i
     )
     chosen: list[str] = []
     for row in session.execute(oldest):
-        if len(chosen) < room and running[row.owner] < per_owner:
+        if len(chosen) < most and running[row.owner] < per_owner:
             running[row.owner] += 1
             chosen.append(row.id)
     return chosen

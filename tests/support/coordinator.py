@@ -22,6 +22,8 @@ from service.coordinator.study.runner import StudyRunner
 from service.db import database as db
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
+from service.optuna_store.storage import close_storage, open_storage
+from service.optuna_store.studies import read_trials
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.fake_cluster import FakeCluster
@@ -83,7 +85,7 @@ class House:
             for name, content in _empty_databases().items():
                 (home / name).write_bytes(content)
         self.database = db.open_database(self.settings)
-        self.storage = optuna_store.open_storage(self.settings)
+        self.storage = open_storage(self.settings)
         self.cluster = cluster
         self.coordinator = self.new_coordinator()
 
@@ -138,7 +140,7 @@ class House:
 
     def rungs(self) -> dict[int, dict[int, float]]:
         """What Optuna was told of each trial on its way."""
-        return {t.number: dict(t.rungs) for t in optuna_store.read_trials(self.storage, "s")}
+        return {t.number: dict(t.rungs) for t in read_trials(self.storage, "s")}
 
     def rung_reports(self) -> list[RungReport]:
         with self.database.read() as session:
@@ -219,9 +221,9 @@ class House:
         raise AssertionError("no end after 20,000 rounds")
 
     def values(self) -> dict[int, tuple[str, float | None, dict[str, Any]]]:
-        trials = optuna_store.read_trials(self.storage, "s")
+        trials = read_trials(self.storage, "s")
         return {t.number: (t.user_attrs["outcome"], t.value, dict(t.params)) for t in trials}
 
     def close(self) -> None:
-        optuna_store.close_storage(self.storage)
+        close_storage(self.storage)
         self.database.dispose()

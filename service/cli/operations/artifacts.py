@@ -79,14 +79,14 @@ def _sweep(
     settings: Settings, *, dry_run: bool, unknown_studies: bool
 ) -> Sequence[tuple[Removal, str | None]]:
     """What was removed, or would be, each with the reason why it could not be, if any."""
-    from service import optuna_store
     from service.artifacts import commands, places
     from service.db import database as databases
     from service.maintenance import schema
+    from service.optuna_store.storage import close_storage, open_storage
 
     schema.check_schemas(settings)
     database = databases.open_database(settings)
-    storage = optuna_store.open_storage(settings)
+    storage = open_storage(settings)
     try:
         where = places.open_places(settings)
         planned = list(commands.plan(database, storage, where, keep=settings.keep_best_adapters))
@@ -96,7 +96,7 @@ def _sweep(
             return [(each.removal, None) for each in planned]
         return list(commands.carry_out(database, planned))
     finally:
-        optuna_store.close_storage(storage)
+        close_storage(storage)
         database.dispose()
 
 

@@ -14,12 +14,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from search_spaces.wording import counted
-from service import optuna_store
 from service.artifacts.commands import REFUSALS, carry_out, plan
 from service.artifacts.layout import Place
 from service.artifacts.places import open_places
 from service.db.database import Database, database_now
 from service.db.models import Study
+from service.optuna_store.storage import Storage, remove_session
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 
@@ -41,7 +41,7 @@ class Sweeper:
         storage: Optuna's.
     """
 
-    def __init__(self, settings: Settings, database: Database, storage: optuna_store.Storage) -> None:
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self._settings = settings
         self._database = database
         self._storage = storage
@@ -80,7 +80,7 @@ class Sweeper:
             if not self._closing.is_set():
                 log.warning("studies that have ended are swept later: %s", error)
         finally:
-            optuna_store.remove_session(self._storage)
+            remove_session(self._storage)
 
     def sweep_study(self, study_id: str, places: list[Place]) -> None:
         """Sweeps one study that has ended; one whose artifacts cannot be removed is tried again later."""

@@ -27,7 +27,6 @@ from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import Corner, Narrowed, narrow, propose
 from search_spaces.range_tests.derivation import allowed_bounds
 from search_spaces.sampling.plan import planned_trials, prepared_space
-from service import optuna_store
 from service.coordinator.chores.fingerprints import FingerprintReader, Fingerprints
 from service.coordinator.leases import waits_for_stages
 from service.coordinator.policy.waiting import WAITING
@@ -36,6 +35,8 @@ from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study
 from service.db.transitions import advance_study, append_event, start
+from service.optuna_store.storage import Storage, StorageInternalError
+from service.optuna_store.studies import ensure_study
 from service.range_tests.commands import make
 from service.range_tests.figure import draw
 from service.range_tests.sweeps import read_corners
@@ -55,7 +56,7 @@ EARLIER_SWEEPS = "earlier_sweeps"
 """The kind of event that says what is not evaluated again, or why everything is."""
 
 
-def advance_stages(database: Database, storage: optuna_store.Storage, reader: FingerprintReader) -> None:
+def advance_stages(database: Database, storage: Storage, reader: FingerprintReader) -> None:
     """Take every study's stages as far as they go now.
 
     Args:
@@ -80,7 +81,7 @@ def _guarded(database: Database, study_id: str, step: Callable[[str], None]) -> 
     """Run one study's step. An internal error fails that study and leaves the others alone."""
     try:
         step(study_id)
-    except (SQLAlchemyError, optuna_store.StorageInternalError):
+    except (SQLAlchemyError, StorageInternalError):
         raise  # every study's trouble
     except ValidationError as error:
         _fail(database, study_id, f"this version cannot read the study's definition: {error}")
@@ -115,7 +116,7 @@ def _unread_range_tests() -> Select[str]:
     )
 
 
-def _read_range_test(database: Database, storage: optuna_store.Storage, study_id: str) -> None:
+def _read_range_test(database: Database, storage: Storage, study_id: str) -> None:
     """Draw what a range test found, then write it down."""
     with database.read() as session:
         study = session.get_one(Study, study_id)
@@ -153,9 +154,7 @@ def _waiting() -> Select[str]:
     return query.order_by(Study.created_at, Study.id)
 
 
-def _advance(
-    database: Database, storage: optuna_store.Storage, reader: FingerprintReader, study_id: str
-) -> None:
+def _advance(database: Database, storage: Storage, reader: FingerprintReader, study_id: str) -> None:
     start = database.transact(lambda session: _starting_point(session, study_id))
     if start is None:
         return
@@ -213,7 +212,7 @@ def _begin_range_test(session: Session, study: Study, definition: StudyDefinitio
 
 def _prepare(
     database: Database,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study_id: str,
     definition: StudyDefinition,
     test: Study | None,
@@ -243,7 +242,7 @@ def _prepare(
             warm = None
             reason = str(error)
     if test is not None:
-        optuna_store.ensure_study(storage, study.name, definition, study_id=study.id)
+        ensure_study(storage, study.name, definition, study_id=study.id)
         title = f"Learning-rate range test {test.name}"
         save_figure(storage, study.name, draw(corners, bounds, title), FIGURE)
 
@@ -273,7 +272,7 @@ def _prepare(
 
 def _left_out(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,
@@ -309,7 +308,7 @@ def _left_out(
 
 def _nothing_left(
     session: Session,
-    storage: optuna_store.Storage,
+    storage: Storage,
     study: Study,
     definition: StudyDefinition,
     prepared: Preparation,

@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition, build_recipe
+from search_spaces.errors import SearchSpaceExhausted
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.recipe import Recipe
 from service import optuna_store
@@ -28,6 +29,11 @@ from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, Study
 from service.db.transitions import advance_study, append_event, put_down, start
+from service.optuna_store.asking import unfinished_asks
+from service.optuna_store.fences import fenced, raise_fence
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study, read_trials
+from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import AttemptState, StudyState
 
 T = TypeVar("T")
@@ -57,7 +63,7 @@ class LeasedStudy:
         ValidationError: this version cannot read the stored definition.
     """
 
-    def __init__(self, *, lease: Lease, database: Database, storage: optuna_store.Storage) -> None:
+    def __init__(self, *, lease: Lease, database: Database, storage: Storage) -> None:
         self.lease = lease
         self.database = database
         study = self.transact(lambda _, study: study)
@@ -69,9 +75,9 @@ class LeasedStudy:
         if study.preparation is not None:
             self.preparation = Preparation.model_validate(study.preparation)
         self.lease = self._fence_off(storage)
-        storage = optuna_store.fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
+        storage = fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
         self._storage = storage
-        self.optuna = optuna_store.ensure_study(
+        self.optuna = ensure_study(
             storage,
             self.name,
             self.definition,
@@ -92,11 +98,11 @@ class LeasedStudy:
     def study_id(self) -> str:
         return self.lease.study_id
 
-    def _fence_off(self, storage: optuna_store.Storage) -> Lease:
+    def _fence_off(self, storage: Storage) -> Lease:
         """Keep earlier holders from writing to Optuna, before anything is read there; our lease then."""
         lease = self.lease
         while True:
-            higher = optuna_store.raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
+            higher = raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
             if higher is None:
                 return lease
             lease = self.database.transact(partial(leases.outrun, lease=lease, number=higher))
@@ -185,20 +191,20 @@ class LeasedStudy:
         """Read all trials and their ends from Optuna. Every ask must be complete (`recovery.reconcile`)."""
         with self.database.read() as session:
             self._order = _order_of_ends(session, self.study_id)
-        for trial in optuna_store.read_trials(self._storage, self.name):
+        for trial in read_trials(self._storage, self.name):
             self.asked[trial.number] = AskedTrial(
                 params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed
             )
             if trial.state in _ENDED_AS:
                 # Somebody else who told Optuna of it did not say more than that.
-                outcome = trial.user_attrs.get(optuna_store.OUTCOME_ATTR, _ENDED_AS[trial.state])
+                outcome = trial.user_attrs.get(OUTCOME_ATTR, _ENDED_AS[trial.state])
                 self._end(trial.number, AttemptState(outcome), trial.value, feasible=trial.feasible)
 
     def complete(self, number: int) -> None:
         """Give an ask that was cut short the parameters that it would have got."""
         try:
             optuna_store.complete_ask(self.optuna, self.definition, number, self.preparation)
-        except optuna_store.SearchSpaceExhausted as error:
+        except SearchSpaceExhausted as error:
             # Its asker died before it could learn that there was nothing to ask for.
             self.exhausted = True
             self.end_trial(number, AttemptState.CANCELLED, f"it has no configuration: {error}")
@@ -206,14 +212,14 @@ class LeasedStudy:
     def ask(self) -> int | None:
         """One more trial from the sampler: its number; None: the space has no further configuration."""
         self.transact(lambda *_: None)  # A coordinator that lost its lease must not ask.
-        for trial in optuna_store.unfinished_asks(self.optuna):
+        for trial in unfinished_asks(self.optuna):
             # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
             if trial.number not in self.asked and trial.repeat_of is None:
                 self.asked[trial.number] = AskedTrial(params=trial.params)
                 return trial.number
         try:
             number, params = optuna_store.ask(self.optuna, self.definition, self.preparation)
-        except optuna_store.SearchSpaceExhausted:
+        except SearchSpaceExhausted:
             self.exhausted = True
             return None
         self.asked[number] = AskedTrial(params=params)

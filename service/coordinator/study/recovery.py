@@ -16,12 +16,13 @@ from enum import StrEnum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import optuna_store
 from service.coordinator.policy.trial_history import END_EVENTS
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Attempt, EventRow
 from service.db.transitions import advance_attempt, append_event
-from service.errors import Torn
+from service.errors import Inconsistent
+from service.optuna_store import asking
+from service.optuna_store.asking import drop_orphan, unfinished_asks
 from service.optuna_store.values import TrialCondition
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 
@@ -117,7 +118,9 @@ TABLE: Mapping[TrialCondition, Mapping[AttemptState | None, Repair]] = {
         )
         for condition, agreed in _TOLD.items()
     },
-    TrialCondition.STRAY: _row(none=Repair.DROP, live=Repair.HALT, unfinished=Repair.HALT, final=Repair.HALT),
+    TrialCondition.ORPHANED: _row(
+        none=Repair.DROP, live=Repair.HALT, unfinished=Repair.HALT, final=Repair.HALT
+    ),
 }
 """Optuna's trial, and what the service's tables say of it -> what is done.
 
@@ -144,10 +147,10 @@ def reconcile(study: LeasedStudy) -> None:
 
     Raises:
         LeaseLost: another coordinator has the study now.
-        Torn: one of the databases does not know what the other one rests on.
+        Inconsistent: one of the databases does not know what the other one rests on.
     """
     recorded = study.transact(lambda session, _: _recorded(session, study.study_id))
-    conditions = optuna_store.conditions(study.optuna)
+    conditions = asking.conditions(study.optuna)
     repairs = {
         number: TABLE[conditions.get(number, TrialCondition.MISSING)][
             recorded.get(number, _NOT_RECORDED).state
@@ -156,10 +159,10 @@ def reconcile(study: LeasedStudy) -> None:
     }
     torn = [number for number, repair in repairs.items() if repair is Repair.HALT]
     if torn:
-        raise Torn(_torn(torn[0], conditions.get(torn[0], TrialCondition.MISSING), recorded[torn[0]]))
+        raise Inconsistent(_torn(torn[0], conditions.get(torn[0], TrialCondition.MISSING), recorded[torn[0]]))
     for number, repair in repairs.items():
         if repair is Repair.DROP:
-            optuna_store.drop_stray(study.optuna, number)
+            drop_orphan(study.optuna, number)
         elif repair is Repair.COMPLETE:
             study.complete(number)
     study.load()
@@ -177,7 +180,7 @@ def reconcile(study: LeasedStudy) -> None:
 def close(study: LeasedStudy, reason: str) -> None:
     """End every trial that is open in Optuna: as was recorded, else as cancelled."""
     recorded = study.transact(lambda session, _: _recorded(session, study.study_id))
-    for trial in optuna_store.unfinished_asks(study.optuna):
+    for trial in unfinished_asks(study.optuna):
         known = recorded.get(trial.number, _NOT_RECORDED)
         if known.state in _FINAL:
             _tell(study, trial.number, known)

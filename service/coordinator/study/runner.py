@@ -40,7 +40,7 @@ from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.coordinator.study import attempts, recovery, snapshot_reader
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.worker_events import WorkerEvents
-from service.errors import LeaseLost, Torn
+from service.errors import Inconsistent, LeaseLost
 from service.settings import Settings
 from service.states import LossCause, StudyState
 from workers.contract import (
@@ -122,7 +122,7 @@ class StudyRunner:
         self.study.begin()
         try:
             recovery.reconcile(self.study)
-        except Torn as error:
+        except Inconsistent as error:
             self.halt(str(error))
             return
         self.workers.attach()

@@ -24,7 +24,6 @@ from service.coordinator.policy.placement import WorkerShape
 from service.states import LossCause
 from tests.support.packs import Recorder, assert_equal_trials
 from tests.support.trials import of_type, trial_order, worker_spec
-from tests.support.trials import of_type, trial_order
 from tests.support.waiting import wait_until
 from workers.contract import (
     Decision,

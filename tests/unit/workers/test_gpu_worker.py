@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.fake_pack import FakePack
 from tests.support.trials import of_type, trial_order, worker_spec
-from tests.support.trials import of_type, trial_order
 from tests.support.waiting import wait_until
 from workers import gpu_worker
 from workers.contract import (

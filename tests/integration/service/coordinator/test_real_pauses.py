@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
 from service.db.models import Study
+from service.optuna_store.studies import read_trials
 from service.states import StudyState
 from service.studies.pauses import request_pause, request_resume
 from tests.support.coordinator import House
@@ -84,7 +84,7 @@ class Night:
         house.run(self.study_id, each=perhaps)
 
     def trials(self) -> list[tuple[dict[str, Any], str, float | None, dict[int, float]]]:
-        found = optuna_store.read_trials(self.house.storage, "s")
+        found = read_trials(self.house.storage, "s")
         return [(dict(t.params), t.user_attrs["outcome"], t.value, dict(t.rungs)) for t in found]
 
 

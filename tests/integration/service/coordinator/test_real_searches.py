@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from search_spaces.parsing.document import parse_definition
-from service import optuna_store
 from service.db.models import Schedule, Study
+from service.optuna_store.studies import read_summary, read_trials
 from service.optuna_store.values import TrialValues
 from service.schedules.commands import fire
 from service.states import StudyState
@@ -88,7 +88,7 @@ class Lab(House):
         return made
 
     def trials(self, name: str = "s") -> list[TrialValues]:
-        return optuna_store.read_trials(self.storage, name)
+        return read_trials(self.storage, name)
 
     def outcomes(self, name: str = "s") -> list[str]:
         return [trial.user_attrs["outcome"] for trial in self.trials(name)]
@@ -369,7 +369,7 @@ def test_a_constraint_keeps_a_trial_from_being_best(lab: Lab) -> None:
         constraints={"trainable_parameters": {"max": sizes[2]}},
     )
     assert [trial.feasible for trial in lab.trials()] == [True, False]
-    summary = optuna_store.read_summary(lab.storage, "s")
+    summary = read_summary(lab.storage, "s")
     assert summary is not None
     assert summary.best is not None
     assert summary.best.params["lora_r"] == 2

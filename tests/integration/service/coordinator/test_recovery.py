@@ -23,8 +23,11 @@ from service.coordinator.study.recovery import SENTENCES, TABLE, Repair, reconci
 from service.db.database import Database
 from service.db.models import Attempt, EventRow, Study
 from service.db.transitions import advance_attempt, advance_study, append_event
-from service.errors import Torn
+from service.errors import Inconsistent
 from service.maintenance import integrity
+from service.optuna_store.fences import raise_fence
+from service.optuna_store.storage import Storage
+from service.optuna_store.studies import ensure_study
 from service.optuna_store.values import TrialCondition
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, StudyState
 
@@ -49,7 +52,7 @@ class Killed(BaseException):
 class Ruins:
     """Makes studies that somebody left half done."""
 
-    def __init__(self, database: Database, storage: optuna_store.Storage, definition: Make) -> None:
+    def __init__(self, database: Database, storage: Storage, definition: Make) -> None:
         self.database = database
         self.storage = storage
         self._definition = definition
@@ -77,7 +80,7 @@ class Ruins:
             advance_study(session, row, StudyState.RUNNING, "a coordinator has started it")
             for number, (_, state) in enumerate(pairs):
                 self._record(session, row.id, number, state, by_event=by_event)
-        study = optuna_store.ensure_study(self.storage, name, wanted, study_id=row.id)
+        study = ensure_study(self.storage, name, wanted, study_id=row.id)
         for number, (condition, state) in enumerate(pairs):
             _ask(study, wanted, number, condition, state)
         return self.take(row.id)
@@ -147,7 +150,7 @@ def _ask(
     match condition:
         case TrialCondition.MISSING:
             return
-        case TrialCondition.STRAY:
+        case TrialCondition.ORPHANED:
             stray = create_trial(state=TrialState.RUNNING, system_attrs={DRAWN_FOR_KEY: number + 1})
             study._storage.create_new_trial(study._study_id, template_trial=stray)
         case TrialCondition.INCOMPLETE:
@@ -168,7 +171,7 @@ def _ask(
 
 
 @pytest.fixture
-def ruins(service_database: Database, storage: optuna_store.Storage, definition: Make) -> Ruins:
+def ruins(service_database: Database, storage: Storage, definition: Make) -> Ruins:
     return Ruins(service_database, storage, definition)
 
 
@@ -198,7 +201,7 @@ def test_each_pair_is_repaired_as_its_row_says_and_only_once(ruins: Ruins, condi
         study = ruins.study(what, [(condition, state)])
         before = ruins.rows()
         if repair is Repair.HALT:
-            with pytest.raises(Torn, match=f"trial 0 is {condition} in Optuna's storage and {state}"):
+            with pytest.raises(Inconsistent, match=f"trial 0 is {condition} in Optuna's storage and {state}"):
                 reconcile(study)
             assert ruins.rows() == before, what
             _forget(ruins, study)
@@ -367,7 +370,7 @@ def test_somebody_elses_word_to_optuna_counts_as_an_end(ruins: Ruins) -> None:
 def test_a_lease_number_from_a_backup_is_raised_above_the_fence(ruins: Ruins, behind: int) -> None:
     study = ruins.study("a", [(TrialCondition.RUNNING, None)])
     standing = study.lease.number + behind
-    optuna_store.raise_fence(ruins.storage, "a", number=standing, owner="of the time before the restore")
+    raise_fence(ruins.storage, "a", number=standing, owner="of the time before the restore")
     successor = ruins.take(study.study_id)
     assert successor.lease.number == standing + 1
     assert successor.ask() == 0

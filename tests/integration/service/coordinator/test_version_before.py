@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select, text
 
 from search_spaces.definition import ModelSpec
-from service import optuna_store
 from service.db.models import Attempt, Study
+from service.optuna_store.studies import read_trials
 from tests.support.coordinator import House
 from tests.support.pack_cluster import PackCluster
 from tests.support.version_before import WRITTEN_AT, VersionBefore, read_json
@@ -52,7 +52,7 @@ def test_a_trial_goes_on_from_the_checkpoint_of_the_version_before(house: House)
     rungs = {report["rung"]: report["eval_loss"] for report in expected["reports"]}
 
     def trained() -> dict[int, float]:
-        return dict(optuna_store.read_trials(house.storage, "running")[0].rungs)
+        return dict(read_trials(house.storage, "running")[0].rungs)
 
     house.rounds(lambda: trained().keys() >= rungs.keys(), limit=1000)
     assert {rung: trained()[rung] for rung in rungs} == pytest.approx(rungs, rel=1e-4)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, MetaData, event, select
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
 from service.errors import LeaseLost
-from service.optuna_store.asking import ask, ask_repeat, complete_ask, drop_stray
+from service.optuna_store.asking import ask, ask_repeat, complete_ask, drop_orphan
 from service.optuna_store.fences import fenced, raise_fence
 from service.optuna_store.reporting import report, should_prune
 from service.optuna_store.storage import Storage
@@ -46,7 +46,7 @@ WRITES: dict[str, Write] = {
     "ask": lambda _, study, wanted: ask(study, wanted),
     "ask for a repeat": lambda _, study, wanted: ask_repeat(study, wanted, of=0, seed=43),
     "complete an ask": lambda _, study, wanted: complete_ask(study, wanted, 3),
-    "drop a stray": lambda _, study, __: drop_stray(study, 1),
+    "drop a stray": lambda _, study, __: drop_orphan(study, 1),
     "report": lambda _, study, __: report(study, 1, 200, 1.0),
     "judge": lambda _, study, wanted: should_prune(study, wanted, 2, 800),
     "tell": lambda _, study, __: tell(study, 1, AttemptState.COMPLETED, "done", value=1.0),

@@ -16,8 +16,7 @@ from starlette.testclient import TestClient
 
 from service import web_server
 from service.app import create_app
-from service.embedded.supervisor import free_port
-from service.rest import web_server
+from service.embedded.ports import (free_port)
 from service.rest.body_limit import BodyLimit
 from service.settings import Settings
 from tests.support.api import LOCAL, Make, expect_problem, stored

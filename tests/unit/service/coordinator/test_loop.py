@@ -18,6 +18,7 @@ from service.coordinator.policy.placement import Placement
 from service.coordinator.study import leased_study
 from service.coordinator.study.snapshot_reader import limits_of, read_snapshot
 from service.db.models import Attempt, Study
+from service.optuna_store.studies import load_study, read_trials
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, GRID, House, Killed
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
@@ -181,7 +182,7 @@ def test_a_fault_of_ours_leaves_no_trial_running_in_optuna(
     monkeypatch.setattr(optuna_store, "report", broken_report)
     house.run(study_id)
     assert house.study(study_id).state == StudyState.FAILED
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     assert [(t.state, t.user_attrs["outcome"]) for t in trials] == [("fail", "cancelled")] * 3
 
 
@@ -311,7 +312,7 @@ def test_a_coordinator_that_asks_after_its_lease_ran_out_takes_no_grid_point_awa
     house = make_house()
     study_id = house.submit(search=GRID)
     house.rounds(lambda: len(house.attempts()) >= 2)
-    study, definition = optuna_store.load_study(house.storage, "s"), parse_definition(GRID_STUDY)
+    study, definition = load_study(house.storage, "s"), parse_definition(GRID_STUDY)
     create, tell = type(study._storage).create_new_trial, type(study).tell
     present = len(study.trials)
 
@@ -348,7 +349,7 @@ def test_a_trial_that_was_asked_for_behind_ones_back_is_run_and_counted(
     house = make_house()
     study_id = house.submit(search=GRID)
     house.rounds(lambda: len(house.attempts()) >= 2)
-    optuna_store.ask(optuna_store.load_study(house.storage, "s"), parse_definition(GRID_STUDY))
+    optuna_store.ask(load_study(house.storage, "s"), parse_definition(GRID_STUDY))
     house.run(study_id)
     assert sorted(a.trial_number for a in house.attempts()) == list(range(8))
     assert set(house.values()) == set(range(8))

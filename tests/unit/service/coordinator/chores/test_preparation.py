@@ -17,10 +17,10 @@ from sqlalchemy import select
 from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation
 from search_spaces.range_tests.analysis import in_bounds
-from service import optuna_store
 from service.coordinator.chores import preparation
 from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study
+from service.optuna_store.studies import find_study_number, read_trials
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
@@ -46,7 +46,7 @@ def stored_preparation(house: House, study_id: str) -> Preparation:
 
 def figure(house: House, name: str) -> dict[str, Any]:
     """The range test's figure on a study's dashboard page, as the dashboard reads it."""
-    number = optuna_store.find_study_number(house.storage, name)
+    number = find_study_number(house.storage, name)
     assert number is not None
     found = get_plotly_graph_objects(house.storage.get_study_system_attrs(number))
     drawn: dict[str, Any] = json.loads(found[preparation.FIGURE])
@@ -258,11 +258,11 @@ def test_the_best_earlier_recipes_are_evaluated_first(make_house: Callable[..., 
     house = make_house(cpus=1)
     first = house.submit(name="a", search=SEARCH)
     house.run(first)
-    earlier = [t for t in optuna_store.read_trials(house.storage, "a") if t.value is not None]
+    earlier = [t for t in read_trials(house.storage, "a") if t.value is not None]
     best = sorted(earlier, key=lambda trial: trial.value or 0.0)[:3]
     second = house.submit(name="s", warm_start=enqueue("a", top_k=3), search=search(seed=1))
     house.run(second)
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     assert [dict(t.params) for t in trials[:3]] == [dict(t.params) for t in best]
     assert len(trials) == 4
     (note,) = house.events(preparation.WARM_START)
@@ -278,7 +278,7 @@ def test_recipes_outside_the_space_are_left_out_and_named(make_house: Callable[.
     space = {**DEFINITION["search"]["space"], "lora_r": {"choices": [4]}}
     second = house.submit(name="s", warm_start=enqueue("a", top_k=4), search=search(space=space))
     house.run(second)
-    wide = [t for t in optuna_store.read_trials(house.storage, "a") if t.params["lora_r"] == 8]
+    wide = [t for t in read_trials(house.storage, "a") if t.params["lora_r"] == 8]
     found = stored_preparation(house, second)
     assert len(wide) == 2
     assert len(found.enqueued) == 2
@@ -309,11 +309,11 @@ def test_a_prior_teaches_the_sampler_from_its_first_trial(make_house: Callable[.
     found = stored_preparation(house, second)
     assert len(found.prior) == 8
     assert found.notes == ("warm start from the study 'a': 8 results are given to the sampler",)
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     assert len(trials) == 3  # those of the prior are none of its own
     cold = make_house(cpus=1)
     cold.run(cold.submit(name="s", search=search(algorithm="tpe", trials=3, seed=5)))
-    assert dict(trials[0].params) != dict(optuna_store.read_trials(cold.storage, "s")[0].params)
+    assert dict(trials[0].params) != dict(read_trials(cold.storage, "s")[0].params)
 
 
 def test_a_prior_leaves_out_trials_of_another_recipe(make_house: Callable[..., House]) -> None:

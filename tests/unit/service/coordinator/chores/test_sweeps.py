@@ -15,11 +15,11 @@ import pytest
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation
-from service import optuna_store
 from service.coordinator.chores import fingerprints, preparation
 from service.coordinator.chores.fingerprints import Fingerprints
 from service.coordinator.policy.waiting import WAITING
 from service.db.models import Schedule, Study
+from service.optuna_store.studies import read_trials
 from service.schedules.commands import fire
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
@@ -81,7 +81,7 @@ class Nights:
         return self.house.study(study_id)
 
     def params(self, study: Study) -> list[dict[str, Any]]:
-        trials = optuna_store.read_trials(self.house.storage, study.name)
+        trials = read_trials(self.house.storage, study.name)
         return [dict(trial.params) for trial in trials]
 
     def said(self) -> list[str]:
@@ -144,7 +144,7 @@ def test_a_grid_is_gone_through_over_the_nights_and_then_says_that_nothing_is_le
     best = min(
         (trial.value, study.name, trial.number)
         for study in made
-        for trial in optuna_store.read_trials(schedule.house.storage, study.name)
+        for trial in read_trials(schedule.house.storage, study.name)
         if trial.value is not None
     )
     assert last.reason == (
@@ -246,7 +246,7 @@ def test_what_was_pruned_counts_under_the_same_pruning(nights: Make) -> None:
     worst_last = {**GRID, "space": {**GRID["space"], "learning_rate": {"choices": [1e-3, 1e-4]}}}
     schedule = nights(search=worst_last, pruning=pruning, budget={"max_parallel_trials": 1})
     first = schedule.next()
-    ends = [t.user_attrs["outcome"] for t in optuna_store.read_trials(schedule.house.storage, first.name)]
+    ends = [t.user_attrs["outcome"] for t in read_trials(schedule.house.storage, first.name)]
     pruned = ends.count("pruned")
     assert 0 < pruned < 8
     assert schedule.params(schedule.next()) == []
@@ -308,7 +308,7 @@ def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_onl
     ranked = sorted(
         (trial.value, age, trial.number, dict(trial.params))
         for age, study in enumerate(reversed(made))
-        for trial in optuna_store.read_trials(schedule.house.storage, study.name)
+        for trial in read_trials(schedule.house.storage, study.name)
         if trial.value is not None
     )
     schedule.data["train"].write_text("other\n")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service import optuna_store
 from service.coordinator.cluster.deliveries import Refused
 from service.coordinator.policy import retries
 from service.db.models import Study
+from service.optuna_store.studies import read_trials
 from service.states import AttemptState, LossCause, StudyState
 from tests.support.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
@@ -33,7 +33,7 @@ def deadly(*numbers: int, at: int = 50) -> Callable[[TrialOrder, int], bool]:
 
 
 def outcomes(house: House) -> dict[int, str]:
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     return {t.number: t.user_attrs["outcome"] for t in trials if "outcome" in t.user_attrs}
 
 

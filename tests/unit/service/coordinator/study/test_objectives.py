@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service import optuna_store
+from service.optuna_store.studies import load_study, read_summary, read_trials
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from tests.support.fake_training import costs_of, loss_of
@@ -45,15 +45,15 @@ def test_completed_trials_are_told_with_their_costs(make_house: Callable[..., Ho
     study_id = house.submit(search=search(algorithm), objective={"costs": COSTS}, resources=ALONE)
     house.run(study_id)
     assert house.study(study_id).state == StudyState.COMPLETED
-    study = optuna_store.load_study(house.storage, "s")
+    study = load_study(house.storage, "s")
     assert study.metric_names == ["eval_loss", *COSTS]
     assert [d.name for d in study.directions] == ["MINIMIZE"] * 4
-    for trial in optuna_store.read_trials(house.storage, "s"):
+    for trial in read_trials(house.storage, "s"):
         recipe = next(o.recipe for o in house.cluster.orders if o.trial_number == trial.number)
         costs = (10.0 * recipe.epochs, 0.25 * recipe.lora_r, 1000.0 * recipe.lora_r)
         assert trial.values == (loss_of(recipe, round(100 * recipe.epochs)), *costs)
         assert trial.value == trial.values[0]
-    summary = optuna_store.read_summary(house.storage, "s")
+    summary = read_summary(house.storage, "s")
     assert summary is not None
     assert summary.best is not None
     assert summary.best.value == min(v for _, v, _ in house.values().values() if v is not None)
@@ -115,9 +115,9 @@ def test_a_trial_that_breaks_a_constraint_is_never_the_best_and_the_sampler_is_t
     study_id = house.submit(search=search("tpe"), constraints=bounds, resources=ALONE)
     house.run(study_id)
     assert house.study(study_id).state == StudyState.COMPLETED
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     by_number = {o.trial_number: o.recipe for o in house.cluster.orders}
-    frozen = optuna_store.load_study(house.storage, "s").get_trials()
+    frozen = load_study(house.storage, "s").get_trials()
     for trial in trials:
         memory, loss = 0.25 * by_number[trial.number].lora_r, trial.value
         assert loss is not None
@@ -128,7 +128,7 @@ def test_a_trial_that_breaks_a_constraint_is_never_the_best_and_the_sampler_is_t
     broken = [t for t in trials if not t.feasible]
     assert kept
     assert broken
-    summary = optuna_store.read_summary(house.storage, "s")
+    summary = read_summary(house.storage, "s")
     assert summary is not None
     assert summary.best == min(kept, key=lambda t: t.values)
 
@@ -141,7 +141,7 @@ def test_a_study_in_which_every_trial_breaks_a_constraint_has_no_best(
         search=search("random", 3), constraints={"peak_memory_gb": {"max": 0.1}}, resources=ALONE
     )
     house.run(study_id)
-    summary = optuna_store.read_summary(house.storage, "s")
+    summary = read_summary(house.storage, "s")
     assert summary is not None
     assert summary.best is None
     assert house.study(study_id).reason == (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from service import optuna_store
 from service.db.models import EventRow, Study
+from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from workers.contract import PackCapacity
@@ -317,7 +317,7 @@ def test_a_trial_that_the_pruner_decided_against_is_pruned_though_its_worker_die
     [decided] = house.events("prune_decided")
     last = house.attempts()[-1]
     assert (last.state, last.reason) == (AttemptState.PRUNED, decided)
-    told = optuna_store.read_trials(house.storage, "s")[last.trial_number]
+    told = read_trials(house.storage, "s")[last.trial_number]
     assert (told.state, told.user_attrs["reason"]) == ("pruned", decided)
     house.run(study_id)
     assert {a.ordinal for a in house.attempts()} == {1}

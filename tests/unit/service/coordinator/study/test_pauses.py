@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import select
 
-from service import optuna_store
 from service.db.models import Attempt, Study
+from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
@@ -277,7 +277,7 @@ def test_a_paused_study_is_cancelled_with_its_trials_though_no_place_is_free(
     cancel(house, study_id)
     house.rounds(is_in(house, study_id, StudyState.CANCELLED), limit=5)
     assert house.study(blocker).state == StudyState.RUNNING
-    states = {trial.state for trial in optuna_store.read_trials(house.storage, "s")}
+    states = {trial.state for trial in read_trials(house.storage, "s")}
     assert "running" not in states
     assert "cancelled" in {outcome for outcome, _, _ in house.values().values()}
 

@@ -12,13 +12,15 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service import optuna_store
 from service.coordinator import leases
 from service.coordinator.cluster.worker_group import WorkerGroup
 from service.coordinator.study import recovery, runner, snapshot_reader
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db import database as db
 from service.db.models import Attempt, Study
+from service.optuna_store.fences import raise_fence
+from service.optuna_store.storage import open_storage
+from service.optuna_store.studies import read_trials
 from service.states import LIVE_ATTEMPT_STATES, LossCause, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
@@ -129,7 +131,7 @@ def test_a_study_whose_databases_are_of_two_moments_can_be_cancelled(
     assert (study.state, study.reason) == (StudyState.CANCELLED, "cancelled on request")
     assert house.cluster.alive == []
     assert [a for a in house.attempts() if a.state in LIVE_ATTEMPT_STATES] == []
-    assert "running" not in {t.state for t in optuna_store.read_trials(house.storage, "s")}
+    assert "running" not in {t.state for t in read_trials(house.storage, "s")}
 
 
 # -- outages and lost leases --------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def test_a_study_that_cannot_be_read_and_is_taken_by_another_does_not_end_the_co
 def test_a_fence_of_another_owner_with_the_same_number_is_outrun(make_house: MakeHouse) -> None:
     house = make_house()
     study_id = house.submit(search=RANDOM)
-    optuna_store.raise_fence(house.storage, "s", number=1, owner="of a time that was forgotten")
+    raise_fence(house.storage, "s", number=1, owner="of a time that was forgotten")
     house.coordinator.round()
     assert house.study(study_id).lease_number == 2
     assert [runner.study.lease.number for runner in house.runners] == [2]
@@ -308,7 +310,7 @@ def put_back(house: House, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (house.settings.home / name).write_bytes(content)
     house.database = db.open_database(house.settings)
-    house.storage = optuna_store.open_storage(house.settings)
+    house.storage = open_storage(house.settings)
     house.cluster.lose_connection()
     with house.database.write() as session:
         for study in session.query(Study):

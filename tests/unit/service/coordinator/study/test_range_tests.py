@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service import optuna_store
+from service.optuna_store.studies import load_study
 from service.states import StudyState
 from tests.support.coordinator import House
 from tests.support.fake_training import curve_of
@@ -52,7 +52,7 @@ def test_a_range_test_s_value_is_a_train_loss_and_is_called_that(make_house: Cal
     house = make_house()
     study_id = house.submit(sweep=SWEEP, **CORNERS, objective={"metric": "accuracy"})
     house.run(study_id)
-    study = optuna_store.load_study(house.storage, "s")
+    study = load_study(house.storage, "s")
     assert (study.metric_names, study.direction.name) == (["train_loss"], "MINIMIZE")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from service import optuna_store
 from service.db.models import Attempt, Study
+from service.optuna_store.studies import read_summary, read_trials
 from service.states import AttemptState, StudyState
 from tests.support.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
@@ -22,7 +22,7 @@ PRUNING = {"algorithm": "median", "min_examples": 25, "n_startup_trials": 1}
 
 def repeats(house: House) -> dict[int, tuple[int, int | None]]:
     """Repeat -> the trial that it repeats, and its seed."""
-    trials = optuna_store.read_trials(house.storage, "s")
+    trials = read_trials(house.storage, "s")
     return {t.number: (t.repeat_of, t.seed) for t in trials if t.repeat_of is not None}
 
 
@@ -68,7 +68,7 @@ def test_a_repeat_is_never_the_best(make_house: Callable[..., House]) -> None:
     study_id = house.submit(search=SEARCH, repeats=REPEATS)
     house.run(study_id)
     assert house.study(study_id).state == StudyState.COMPLETED
-    summary = optuna_store.read_summary(house.storage, "s")
+    summary = read_summary(house.storage, "s")
     assert summary is not None
     assert summary.best is not None
     assert (summary.trials, summary.best.number) == (14, best(house, 1)[0])
@@ -105,7 +105,7 @@ def test_repeats_are_the_same_through_deaths(
 def test_a_cancel_ends_the_repeats(make_house: Callable[..., House]) -> None:
     house = make_house()
     study_id = house.submit(search=SEARCH, repeats=REPEATS)
-    house.rounds(lambda: len(optuna_store.read_trials(house.storage, "s")) > 9)
+    house.rounds(lambda: len(read_trials(house.storage, "s")) > 9)
     with house.database.write() as session:
         session.get_one(Study, study_id).cancel_requested = True
     house.run(study_id)
@@ -119,7 +119,7 @@ def test_the_wall_clock_ends_the_repeats_and_the_study_is_completed(
 ) -> None:
     house = make_house()
     study_id = house.submit(search=SEARCH, repeats=REPEATS, budget={"timeout": "1h"})
-    house.rounds(lambda: len(optuna_store.read_trials(house.storage, "s")) > 9)
+    house.rounds(lambda: len(read_trials(house.storage, "s")) > 9)
     with house.database.write() as session:
         session.get_one(Attempt, 1).dispatched_at -= timedelta(hours=2)
     house.run(study_id)
