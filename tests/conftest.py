@@ -45,7 +45,7 @@ def _no_log_to_a_closed_stream() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random base model and its tokenizer."""
-    from tests.support.models import build_tiny_base
+    from tests.support.workers.models import build_tiny_base
 
     return build_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
@@ -53,6 +53,6 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def odd_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an MLP whose width is not divisible by 32."""
-    from tests.support.models import build_odd_base
+    from tests.support.workers.models import build_odd_base
 
     return build_odd_base(tmp_path_factory.mktemp("base") / "odd")

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
-from tests.support.gpu_trials import DEVICE, Bases
+from tests.support.workers.gpu_trials import DEVICE, Bases
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     """A tiny base with grouped key and value heads, like the models in use."""
-    from tests.support.models import build_tiny_base
+    from tests.support.workers.models import build_tiny_base
 
     return Bases(build_tiny_base(tmp_path_factory.mktemp("base") / "tiny"))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.gpu_trials import DEVICE, RECIPES, TRAIN, Bases
-from tests.support.trials import matrices, new_run, relative_difference, solo_run
+from tests.support.workers.gpu_trials import DEVICE, RECIPES, TRAIN, Bases
+from tests.support.workers.trials import matrices, new_run, relative_difference, solo_run
 from workers.artifacts.checkpoints import newest_usable, write_checkpoint
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost

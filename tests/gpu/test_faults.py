@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.gpu_trials import Bases
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
+from tests.support.workers.gpu_trials import Bases
 
 SCRIPT = """
 import sys
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from tests.support.gpu_trials import DEVICE
-from tests.support.trials import trial_order
+from tests.support.workers.gpu_trials import DEVICE
+from tests.support.workers.trials import trial_order
 from workers import shared_pass
 from workers.device.memory import is_device_fault
 from workers.pack.pack import Pack

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.gpu_trials import RECIPES, TRAIN, Bases, assert_same
-from tests.support.trials import UNLIMITED, new_run, solo_run, train_together
+from tests.support.workers.gpu_trials import RECIPES, TRAIN, Bases, assert_same
+from tests.support.workers.trials import UNLIMITED, new_run, solo_run, train_together
 from workers.lora.adapters import AdapterHost
 from workers.training.shared_pass import SharedPasses
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.gpu_trials import DEVICE, Bases, assert_same, train_orders
-from tests.support.models import build_tiny_base
-from tests.support.trials import (
+from tests.support.workers.gpu_trials import DEVICE, Bases, assert_same, train_orders
+from tests.support.workers.models import build_tiny_base
+from tests.support.workers.trials import (
     UNLIMITED,
     Together,
     new_run,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.recipe import Recipe
-from tests.support.gpu_trials import DEVICE, Bases, train_orders
-from tests.support.trials import of_type, trial_order
+from tests.support.workers.gpu_trials import DEVICE, Bases, train_orders
+from tests.support.workers.trials import of_type, trial_order
 from workers.contract import OutcomeStatus, PackCapacity, TrialStarted
 
 

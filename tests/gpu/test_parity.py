@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from search_spaces.recipe import Quantization, Recipe
-from tests.support.gpu_trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
-from tests.support.trials import Trained, new_run, relative_difference, solo_run, train_together
+from tests.support.workers.gpu_trials import DEVICE, RECIPES, TRAIN, Bases, assert_same, loss_difference
+from tests.support.workers.trials import Trained, new_run, relative_difference, solo_run, train_together
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost
 from workers.lora.lora_dropout import keep_scale, row_keys

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.gpu_trials import TRAIN, Bases
-from tests.support.trials import UNLIMITED, new_run
+from tests.support.workers.gpu_trials import TRAIN, Bases
+from tests.support.workers.trials import UNLIMITED, new_run
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from search_spaces.recipe import Recipe
-from tests.support.gpu_trials import DEVICE, TRAIN, Bases
-from tests.support.trials import solo_run
+from tests.support.workers.gpu_trials import DEVICE, TRAIN, Bases
+from tests.support.workers.trials import solo_run
 from workers.base.base_model import load_base
 from workers.data.batches import epoch_order
 from workers.data.datasets import Example

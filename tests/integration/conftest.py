@@ -18,8 +18,8 @@ from service.db.models import Base
 from service.maintenance import schema
 from service.optuna_store.storage import Storage, close_storage, open_storage
 from service.settings import Settings
-from tests.support.api import LOCAL
 from tests.support.databases import execute, named
+from tests.support.service.api import LOCAL
 
 UNCHECKED: dict[str, Any] = {"submission_check_seconds": 0}
 """Definitions name a model that is not there. What comes of a check is tested where it is the subject."""

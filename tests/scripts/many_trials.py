@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.packs import CPU, Device, Recorder
-from tests.support.trials import data_spec, of_type, trial_order
+from tests.support.workers.packs import CPU, Device, Recorder
+from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.contract import Decision, OutcomeStatus, Report, TrialOrder, Verdict
 from workers.data.batches import MicroBatch
 from workers.device.memory import allocated_bytes

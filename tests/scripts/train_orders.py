@@ -11,11 +11,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
+from tests.support.checkout import ROOT
 from workers.contract import Event, TrialOrder
-
-_ROOT = Path(__file__).parents[2]
 
 
 def train_elsewhere(packs: Sequence[tuple[int | None, Sequence[TrialOrder]]]) -> list[list[Event]]:
@@ -24,7 +22,7 @@ def train_elsewhere(packs: Sequence[tuple[int | None, Sequence[TrialOrder]]]) ->
         [sys.executable, "-m", "tests.scripts.train_orders"],
         input=pickle.dumps(packs),
         capture_output=True,
-        cwd=_ROOT,
+        cwd=ROOT,
     )
     assert run.returncode == 0, run.stderr.decode()
     events: list[list[Event]] = pickle.loads(run.stdout)
@@ -35,7 +33,7 @@ def main() -> None:
     """The process."""
     import torch
 
-    from tests.support.packs import Recorder
+    from tests.support.workers.packs import Recorder
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

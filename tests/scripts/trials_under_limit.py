@@ -20,8 +20,8 @@ import torch
 
 from search_spaces.definition import DataSpec
 from search_spaces.recipe import Recipe
-from tests.support.packs import Recorder
-from tests.support.trials import trial_order
+from tests.support.workers.packs import Recorder
+from tests.support.workers.trials import trial_order
 
 RECIPES = (
     Recipe(learning_rate=1e-3, batch_size=16, lora_r=4, seed=1),

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from service.maintenance import schema
 from service.settings import Settings
 from tests.support.databases import execute, fresh_postgres_database, named
-from tests.support.searches import search
+from tests.support.service.searches import search
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from service import web_server
 from service.app import create_app
 from service.embedded.ports import free_port
 from service.settings import Settings
-from tests.support.api import on_sqlite
+from tests.support.service.api import on_sqlite
 from tests.support.waiting import wait_until
 
 HALVES = {

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.models import build_tiny_base
-
-ROOT = Path(__file__).parents[3]
+from tests.support.checkout import ROOT
+from tests.support.workers.models import build_tiny_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit and its accounts are Linux's")
 

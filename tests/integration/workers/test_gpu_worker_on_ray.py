@@ -22,9 +22,9 @@ from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits
 from service.coordinator.policy.placement import WorkerShape
 from service.states import LossCause
-from tests.support.packs import Recorder, assert_equal_trials
-from tests.support.trials import of_type, trial_order, worker_spec
 from tests.support.waiting import wait_until
+from tests.support.workers.packs import Recorder, assert_equal_trials
+from tests.support.workers.trials import of_type, trial_order, worker_spec
 from workers.contract import (
     Decision,
     Event,

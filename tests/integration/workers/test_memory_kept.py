@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.checkout import ROOT
 
 
 def test_two_hundred_trials_leave_no_more_memory_taken_than_twenty(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.trials import of_type, trial_order
+from tests.support.workers.trials import of_type, trial_order
 from workers.contract import Event, Report, TrialOutcome
 from workers.pack.pack import Pack
 

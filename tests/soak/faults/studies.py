@@ -13,7 +13,7 @@ MANY = 100
 
 def make_data(folder: Path) -> Path:
     """A folder with `base`, `train.jsonl` and `eval.jsonl`."""
-    from tests.support.models import build_tiny_base
+    from tests.support.workers.models import build_tiny_base
 
     folder.mkdir(parents=True, exist_ok=True)
     build_tiny_base(folder / "base")

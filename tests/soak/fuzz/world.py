@@ -25,7 +25,7 @@ from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 from service.states import AttemptState, StudyState
 from tests.soak.fuzz.definitions import sound_definition, sound_schedule
-from tests.support.database_lab import Lab
+from tests.support.service.database_lab import Lab
 
 KEY = "fuzz-key"
 PLAN_SECONDS = 0.001

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.checkout import ROOT
+
 PAGE = (ROOT / "docs/architecture.md").read_text()
 STOPS = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE)))
 WALKS = re.findall(r"^From (.*?):\n\n((?:\d+\. .*\n)+)", PAGE, re.MULTILINE)

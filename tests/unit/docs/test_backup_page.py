@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from service.maintenance.integrity import SENTENCES
+from tests.support.checkout import ROOT
 
-PAGE = Path(__file__).parents[3] / "docs/how-to/backup.md"
+PAGE = ROOT / "docs/how-to/backup.md"
 
 
 def test_the_page_has_every_rule() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.checkout import ROOT
+
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FOLDERS = "search_spaces|workers|service|tests|docs|migrations|benchmarks|examples"
 BUILT = {"service/_migrations", "service/_quickstart"}

@@ -35,8 +35,8 @@ from service.coordinator.policy.retries import COUNTED
 from service.definitions.syntax import parse_yaml
 from service.settings import Settings
 from service.states import LossCause
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[3]
 DEFINITION = (ROOT / "docs/reference/definition.md").read_text()
 SETTINGS = (ROOT / "docs/reference/settings.md").read_text()
 REPORT = (ROOT / "docs/how-to/read-a-report.md").read_text()

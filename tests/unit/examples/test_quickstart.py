@@ -12,8 +12,8 @@ import yaml
 
 from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import MedianPruning
+from tests.support.checkout import QUICKSTART
 
-QUICKSTART = Path(__file__).resolve().parents[3] / "examples" / "quickstart"
 MEGABYTE = 1_000_000
 
 

@@ -11,7 +11,7 @@ import pytest
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.parsing.document import parse_definition
-from tests.support.spaces import DOCUMENT
+from tests.support.search_spaces.spaces import DOCUMENT
 
 
 @pytest.fixture

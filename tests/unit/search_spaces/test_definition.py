@@ -25,7 +25,7 @@ from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import AshaPruning, NoPruning
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import preset_names, presets
-from tests.support.spaces import DOCUMENT
+from tests.support.search_spaces.spaces import DOCUMENT
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 Define = Callable[..., StudyDefinition]

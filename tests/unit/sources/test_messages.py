@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.checkout import ROOT
+
 SOURCES = sorted(
     path for package in ("search_spaces", "workers", "service") for path in (ROOT / package).rglob("*.py")
 )

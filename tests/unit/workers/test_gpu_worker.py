@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_pack import FakePack
-from tests.support.trials import of_type, trial_order, worker_spec
+from tests.support.fakes.pack import FakePack
 from tests.support.waiting import wait_until
+from tests.support.workers.trials import of_type, trial_order, worker_spec
 from workers import gpu_worker
 from workers.contract import (
     Decision,

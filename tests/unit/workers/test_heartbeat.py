@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.trials import trial_order
+from tests.support.workers.trials import trial_order
 from workers.heartbeat import Heartbeat, _bytes_moved
 from workers.pack.loaded import LoadedStudies
 

@@ -13,8 +13,8 @@ import pytest
 
 from search_spaces.data_report import LoadingLimits, ReportRequest
 from search_spaces.definition import DataSpec, ModelSpec
-from tests.support.packs import Recorder
-from tests.support.trials import data_spec, trial_order
+from tests.support.workers.packs import Recorder
+from tests.support.workers.trials import data_spec, trial_order
 from workers.base import base_model
 from workers.contract import TrialOutcome
 from workers.errors import DataError, ModelError

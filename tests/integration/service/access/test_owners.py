@@ -27,7 +27,7 @@ from service.embedded.supervisor import Supervisor, run_api
 from service.errors import Conflict, Invalid, NotFound, Unavailable
 from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
-from tests.support.api import LOCAL, Make, database_away, expect_problem, on_sqlite
+from tests.support.service.api import LOCAL, Make, database_away, expect_problem, on_sqlite
 
 SERVER_KEY = "correct horse"
 EVERYWHERE = (

@@ -29,6 +29,7 @@ from service.db.transitions import advance_study
 from service.maintenance import schema
 from service.settings import Settings
 from service.states import StudyState
+from tests.support.checkout import ROOT
 
 DEADLINE_SECONDS = 30.0
 STUDY = """\
@@ -124,7 +125,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=Path(__file__).resolve().parents[4],
+            cwd=ROOT,
             # A shell lets its background jobs ignore Ctrl-C, which every process below them inherits.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )

@@ -18,10 +18,10 @@ from service.db.models import Study
 from service.optuna_store.studies import read_trials
 from service.states import StudyState
 from service.studies.pauses import request_pause, request_resume
-from tests.support.coordinator import House
-from tests.support.models import build_tiny_base
-from tests.support.pack_cluster import PackCluster
-from tests.support.trials import write_data
+from tests.support.service.coordinator import House
+from tests.support.workers.models import build_tiny_base
+from tests.support.workers.pack_cluster import PackCluster
+from tests.support.workers.trials import write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -20,10 +20,10 @@ from service.optuna_store.studies import read_summary, read_trials
 from service.optuna_store.values import TrialValues
 from service.schedules.commands import fire
 from service.states import StudyState
-from tests.support.coordinator import House
-from tests.support.models import build_tiny_base
-from tests.support.pack_cluster import PackCluster
-from tests.support.trials import write_data
+from tests.support.service.coordinator import House
+from tests.support.workers.models import build_tiny_base
+from tests.support.workers.pack_cluster import PackCluster
+from tests.support.workers.trials import write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -30,10 +29,11 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.optuna_store.values import TrialCondition
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause, StudyState
+from tests.support.checkout import ROOT
 
 Make = Callable[..., dict[str, Any]]
 Pair = tuple[TrialCondition, AttemptState | None]
-PAGE = Path(__file__).parents[4] / "docs" / "reference" / "recovery.md"
+PAGE = ROOT / "docs" / "reference" / "recovery.md"
 
 TOLD_AS = {
     AttemptState.COMPLETED: "complete",

@@ -11,9 +11,9 @@ from sqlalchemy import select, text
 from search_spaces.definition import ModelSpec
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import read_trials
-from tests.support.coordinator import House
-from tests.support.pack_cluster import PackCluster
+from tests.support.service.coordinator import House
 from tests.support.version_before import WRITTEN_AT, VersionBefore, read_json
+from tests.support.workers.pack_cluster import PackCluster
 from workers.base.base_model import LoadedBase, load_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -18,8 +18,8 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
-from tests.support.api import Make
-from tests.support.database_lab import Lab
+from tests.support.service.api import Make
+from tests.support.service.database_lab import Lab
 
 on_sqlite = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 METRICS = {

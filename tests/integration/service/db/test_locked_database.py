@@ -22,7 +22,7 @@ from service.db.database import Database
 from service.db.errors import disk_trouble
 from service.rest import dependencies
 from service.settings import Settings
-from tests.support.api import LOCAL, expect_problem
+from tests.support.service.api import LOCAL, expect_problem
 
 WRITERS = 45
 """More than there are database connections, and than requests that may change something at once."""

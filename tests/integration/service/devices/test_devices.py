@@ -12,7 +12,7 @@ from service.coordinator.cluster.device_health import devices_aside, put_aside_i
 from service.db.database import Database
 from service.db.models import Attempt, Device, Study
 from service.states import AttemptState, LossCause
-from tests.support.api import expect_problem
+from tests.support.service.api import expect_problem
 
 GPU = "node-7/GPU-2f1c9b52"
 EARLY, LATE = datetime(2026, 7, 1, 22, tzinfo=UTC), datetime(2026, 7, 2, 3, tzinfo=UTC)

@@ -37,8 +37,8 @@ from service.maintenance import backup
 from service.maintenance.schema import upgrade
 from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
-from tests.support.api import LOCAL, database_away, expect_problem, on_sqlite
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
+from tests.support.service.api import LOCAL, database_away, expect_problem, on_sqlite
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
-from tests.support.searches import GRID, rows_of, service_of
+from tests.support.service.searches import GRID, rows_of, service_of
 
 Make = Callable[..., Settings]
 STUDIES = "service/studies.jsonl"

@@ -8,8 +8,8 @@ from sqlalchemy import create_engine, text
 from service.maintenance import integrity
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
-from tests.support.searches import GRID as GRID_STUDY
-from tests.support.searches import service_of
+from tests.support.service.searches import GRID as GRID_STUDY
+from tests.support.service.searches import service_of
 
 GRID = "study_id = (SELECT id FROM studies WHERE name = 'grid')"
 GRIDS_TRIAL = "study_id = (SELECT study_id FROM studies WHERE study_name = 'grid') AND number"

@@ -27,7 +27,7 @@ from service.errors import SchemaOutOfDate
 from service.maintenance import schema
 from service.optuna_store.storage import Storage, open_storage
 from service.settings import Settings
-from tests.support.api import LOCAL
+from tests.support.service.api import LOCAL
 
 
 def test_migrations_make_exactly_what_the_models_say(service_database: database.Database) -> None:

@@ -25,10 +25,10 @@ from service.errors import SchemaOutOfDate
 from service.maintenance import backup, integrity, schema
 from service.settings import Settings
 from tests.integration.service.maintenance.test_schema import migrate
-from tests.support.searches import rows_of
+from tests.support.checkout import ROOT
+from tests.support.service.searches import rows_of
 
 Make = Callable[..., Settings]
-ROOT = Path(__file__).resolve().parents[4]
 KILLS = 6
 TO_UPGRADE = "Run `nightsweep db upgrade`."
 TO_INSTALL = "a newer one upgraded"

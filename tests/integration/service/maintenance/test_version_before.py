@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
-from tests.support.api import LOCAL
+from tests.support.service.api import LOCAL
 from tests.support.version_before import WRITTEN_AT, VersionBefore, read_json
 
 ANSWERS: dict[str, dict[str, Any]] = read_json("answers.json")

@@ -19,9 +19,9 @@ from service.optuna_store.storage import Storage
 from service.plans.data_reports import processes
 from service.settings import Settings
 from service.states import AttemptState
-from tests.support.api import LOCAL, Make, expect_problem, on_sqlite, stored
+from tests.support.checkout import QUICKSTART
+from tests.support.service.api import LOCAL, Make, expect_problem, on_sqlite, stored
 
-QUICKSTART = Path(__file__).parents[4] / "examples/quickstart"
 DRY_RUN = "/v1/studies?dry_run=true"
 
 

@@ -19,7 +19,7 @@ from service.db.transitions import advance_study
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.states import AttemptState, StudyState
-from tests.support.api import Make, expect_problem, on_sqlite
+from tests.support.service.api import Make, expect_problem, on_sqlite
 
 
 def with_a_range(definition: Make, **changes: Any) -> dict[str, Any]:

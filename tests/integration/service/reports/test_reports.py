@@ -14,8 +14,8 @@ from service.db.models import Study
 from service.optuna_store.storage import Storage
 from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
-from tests.support.api import Make, expect_problem, on_sqlite
-from tests.support.database_lab import Lab
+from tests.support.service.api import Make, expect_problem, on_sqlite
+from tests.support.service.database_lab import Lab
 
 Begin = Callable[..., Lab]
 STUDY = "/v1/studies/support-tone"

@@ -22,7 +22,7 @@ from service.optuna_store.asking import ask
 from service.optuna_store.storage import Storage, close_storage, open_storage
 from service.optuna_store.studies import ensure_study
 from service.settings import Settings
-from tests.support.api import LOCAL, database_away, expect_problem
+from tests.support.service.api import LOCAL, database_away, expect_problem
 
 Make = Callable[..., dict[str, Any]]
 KEY = "correct horse"

@@ -16,8 +16,8 @@ from service.db.models import Schedule
 from service.optuna_store.storage import Storage
 from service.schedules.commands import fire
 from service.states import StudyState
-from tests.support.api import Make, expect_problem, on_sqlite
-from tests.support.database_lab import Lab
+from tests.support.service.api import Make, expect_problem, on_sqlite
+from tests.support.service.database_lab import Lab
 
 
 def _make(client: TestClient, definition: Make) -> httpx.Response:

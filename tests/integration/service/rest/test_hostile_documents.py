@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from service.definitions.local_files import READER_NAMES
 from service.settings import Settings
-from tests.support.api import Make, expect_problem, stored
+from tests.support.service.api import Make, expect_problem, stored
 
 JSON = {"content-type": "application/json"}
 YAML = {"content-type": "application/yaml"}

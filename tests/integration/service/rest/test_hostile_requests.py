@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from service import web_server
 from service.app import create_app
-from service.embedded.ports import (free_port)
+from service.embedded.ports import free_port
 from service.rest.body_limit import BodyLimit
 from service.settings import Settings
-from tests.support.api import LOCAL, Make, expect_problem, stored
+from tests.support.service.api import LOCAL, Make, expect_problem, stored
 from tests.support.waiting import wait_until
 
 KEY = "correct horse"

@@ -21,7 +21,7 @@ from service.db.models import EventRow, IdempotencyKey, Study
 from service.rest.idempotency import purge
 from service.settings import Settings
 from service.studies import commands
-from tests.support.api import LOCAL, Make, expect_problem, on_sqlite, stored
+from tests.support.service.api import LOCAL, Make, expect_problem, on_sqlite, stored
 
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 

@@ -17,8 +17,8 @@ from service.schedules.commands import fire
 from service.states import AttemptState, StudyState
 from service.trials.queries import State
 from service.trials.records import TrialState
-from tests.support.api import Make, expect_problem, on_sqlite
-from tests.support.database_lab import Lab
+from tests.support.service.api import Make, expect_problem, on_sqlite
+from tests.support.service.database_lab import Lab
 
 
 def faults(client: TestClient, path: str) -> list[dict[str, Any]]:

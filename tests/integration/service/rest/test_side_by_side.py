@@ -22,8 +22,8 @@ from service.db.models import Study
 from service.maintenance import integrity
 from service.settings import Settings
 from service.states import StudyState
-from tests.support.coordinator import DEFINITION, House
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
+from tests.support.service.coordinator import DEFINITION, House
 
 SHORT = {**DEFINITION["search"], "algorithm": "random", "trials": 6}
 

@@ -26,7 +26,7 @@ from service.schedules.commands import due, fire
 from service.schedules.firings import sweep_seed
 from service.states import StudyState
 from service.studies.limits import Limits
-from tests.support.api import expect_problem
+from tests.support.service.api import expect_problem
 
 Make = Callable[..., dict[str, Any]]
 # Nothing here reaches the database, so one of the two is enough.

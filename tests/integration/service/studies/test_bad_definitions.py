@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.settings import Settings
-from tests.support.api import Make, expect_problem, on_sqlite, stored
+from tests.support.service.api import Make, expect_problem, on_sqlite, stored
 
 
 def _search(make: Make, **changes: Any) -> dict[str, Any]:

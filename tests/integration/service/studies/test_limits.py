@@ -28,8 +28,8 @@ from service.schedules.commands import fire
 from service.settings import Settings
 from service.states import AttemptState, StudyState
 from service.studies.limits import Limits
-from tests.support.api import LOCAL, Make, expect_problem
-from tests.support.database_lab import Lab
+from tests.support.service.api import LOCAL, Make, expect_problem
+from tests.support.service.database_lab import Lab
 
 Submit = Callable[..., httpx.Response]
 

@@ -12,7 +12,7 @@ from service.db.database import Database
 from service.db.models import Study
 from service.db.transitions import advance_study, put_down
 from service.states import StudyState
-from tests.support.api import Make, expect_problem
+from tests.support.service.api import Make, expect_problem
 
 PAUSE, RESUME = "/v1/studies/support-tone/pause", "/v1/studies/support-tone/resume"
 

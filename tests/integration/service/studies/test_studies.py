@@ -22,7 +22,7 @@ from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import TRIAL_FAILED, AttemptState, StudyState
 from service.studies import queries
-from tests.support.api import Make, expect_problem, on_sqlite, stored
+from tests.support.service.api import Make, expect_problem, on_sqlite, stored
 
 
 def test_a_right_definition_is_stored_as_queued(

@@ -18,7 +18,7 @@ from service.maintenance import schema
 from service.plans.checks import FIRST_ROWS
 from service.plans.data_reports import processes
 from service.settings import Settings
-from tests.support.api import LOCAL, expect_problem
+from tests.support.service.api import LOCAL, expect_problem
 
 PAIR = {"prompt": "turn on the lamp\n", "completion": "lamp on"}
 LONG = {"prompt": "lamp " * 80, "completion": "on"}

@@ -13,7 +13,7 @@ from service.db.models import EventRow, Study
 from service.db.transitions import advance_study
 from service.devices import heartbeats
 from service.states import READING, StudyState
-from tests.support.api import Make
+from tests.support.service.api import Make
 
 START = (
     "Start one with `nightsweep serve` or `nightsweep coordinator`"

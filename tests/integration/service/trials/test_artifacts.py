@@ -30,9 +30,9 @@ from service.optuna_store.studies import read_trials
 from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import AttemptState, StudyState
-from tests.support.api import on_sqlite
-from tests.support.database_lab import Lab
-from tests.support.fake_storage import FlakyFileSystem, failing, flaky_storage
+from tests.support.fakes.storage import FlakyFileSystem, failing, flaky_storage
+from tests.support.service.api import on_sqlite
+from tests.support.service.database_lab import Lab
 
 Make = Callable[..., dict[str, Any]]
 FLAKY, FILE = "flaky://bucket/artifacts", "file://{home}/shared"

@@ -20,7 +20,7 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import AttemptState
-from tests.support.database_lab import Lab
+from tests.support.service.database_lab import Lab
 
 Make = Callable[..., dict[str, Any]]
 # Nothing here reaches the database, so one of the two is enough.

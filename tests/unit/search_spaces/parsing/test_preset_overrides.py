@@ -17,7 +17,7 @@ from search_spaces.parameters.kinds import Choice, Float
 from search_spaces.parsing.document import parse_definition
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import get_preset, preset_names
-from tests.support.spaces import DOCUMENT, raw_conditional_spaces
+from tests.support.search_spaces.spaces import DOCUMENT, raw_conditional_spaces
 
 FaultsOf = Callable[[Any], dict[str, Fault]]
 

@@ -22,7 +22,7 @@ from search_spaces.sampling.model_based import GP_TRIALS, learned_by_gp
 from search_spaces.sampling.nearest import nearest_untried
 from search_spaces.sampling.study_copy import PriorResult, StudyCopy, parameter_distribution
 from search_spaces.space.search_space import SearchSpace
-from tests.support.spaces import conditional_spaces, spaces
+from tests.support.search_spaces.spaces import conditional_spaces, spaces
 
 SPACE = SearchSpace.model_validate(
     {

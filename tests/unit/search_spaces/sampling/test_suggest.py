@@ -30,7 +30,8 @@ from search_spaces.sampling.suggest import (
     suggest,
     suggest_repeat,
 )
-from tests.support.asked_studies import (
+from tests.support.checkout import ROOT
+from tests.support.search_spaces.asked_studies import (
     ALGORITHMS,
     CONDITIONAL,
     FINITE_CONDITIONAL,
@@ -120,7 +121,7 @@ def test_another_process_with_other_hashes_suggests_the_same(
     script = (
         "import json, sys, optuna\n"
         "from search_spaces.definition import StudyDefinition\n"
-        "from tests.support.asked_studies import ask_and_tell\n"
+        "from tests.support.search_spaces.asked_studies import ask_and_tell\n"
         "definition = StudyDefinition.model_validate(json.load(open(sys.argv[1])))\n"
         "study = optuna.load_study(study_name='s', storage=sys.argv[2])\n"
         "print(json.dumps(ask_and_tell(study, definition, 6)))\n"
@@ -130,7 +131,7 @@ def test_another_process_with_other_hashes_suggests_the_same(
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[4],
+        cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "12345"},
     )
     assert json.loads(done.stdout) == straight[8:]

@@ -19,7 +19,7 @@ from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation, PriorTrial
 from search_spaces.sampling.suggest import planned_trials, suggest
 from search_spaces.space.search_space import SearchSpace
-from tests.support.asked_studies import (
+from tests.support.search_spaces.asked_studies import (
     ALGORITHMS,
     CONDITIONAL,
     FINITE_CONDITIONAL,
@@ -30,7 +30,7 @@ from tests.support.asked_studies import (
     ask_and_tell,
     loss,
 )
-from tests.support.spaces import DOCUMENT, conditional_spaces, spaces
+from tests.support.search_spaces.spaces import DOCUMENT, conditional_spaces, spaces
 
 Define = Callable[..., StudyDefinition]
 

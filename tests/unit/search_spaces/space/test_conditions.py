@@ -23,7 +23,7 @@ from search_spaces.parameters.kinds import Choice, Float, Int, encode_choice
 from search_spaces.recipe import Recipe
 from search_spaces.space.counting import Dimension, TooManyConditionsError, count
 from search_spaces.space.search_space import SearchSpace
-from tests.support.spaces import conditional_spaces
+from tests.support.search_spaces.spaces import conditional_spaces
 
 MOST_POINTS = 1_000
 """Of the whole product, in the slow way of counting."""

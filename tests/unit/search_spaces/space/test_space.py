@@ -15,7 +15,7 @@ from search_spaces.faults import translate
 from search_spaces.parameters.kinds import Choice, Float, Int
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
-from tests.support.spaces import raw_spaces, spaces
+from tests.support.search_spaces.spaces import raw_spaces, spaces
 
 
 def faults(space: Any) -> dict[str, str]:

@@ -7,7 +7,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from search_spaces.recipe import Recipe
 from service.analysis.curves import Curve, Rung
 from service.analysis.diagnosis import Peers, Verdict, diagnose, tally
 from service.states import AttemptState
+from tests.support.checkout import ROOT
 
-GRID = Path(__file__).parents[4] / "benchmarks/data/quickstart.json"
+GRID = ROOT / "benchmarks/data/quickstart.json"
 
 
 def curve(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from service.cli import options
 from service.cli.root import app
 from service.client import Client
-from tests.support.fake_api import FakeApi, Reply
+from tests.support.fakes.api import FakeApi, Reply
 
 
 @pytest.fixture

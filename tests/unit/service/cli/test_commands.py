@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.root import app
-from tests.support.fake_api import (
+from tests.support.fakes.api import (
     FakeApi,
     Reply,
     best_json,

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.fake_api import FakeApi, Reply, problem, schedule_json, study_json
+from tests.support.fakes.api import FakeApi, Reply, problem, schedule_json, study_json
 
 
 @pytest.fixture

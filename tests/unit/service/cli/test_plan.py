@@ -27,8 +27,8 @@ from service.plans import commands
 from service.plans.data_reports.warm_process import ReportUnavailable
 from service.plans.history import EarlierTrial
 from service.plans.plan import make_plan
-from tests.support.fake_api import FakeApi, Reply, problem
-from tests.support.plans import make_data, make_definition, make_split
+from tests.support.fakes.api import FakeApi, Reply, problem
+from tests.support.service.plans import make_data, make_definition, make_split
 
 STUDY = """\
 name: tone

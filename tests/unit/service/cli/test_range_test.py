@@ -20,7 +20,7 @@ from service.cli.views.range_tests import sketch, study_line
 from service.client import Client
 from service.definitions.syntax import parse_yaml
 from service.range_tests.schemas import BoundsView, RangeTestView
-from tests.support.fake_api import FakeApi, Reply, problem, refused
+from tests.support.fakes.api import FakeApi, Reply, problem, refused
 
 ID = "8" * 32
 CORNER = {

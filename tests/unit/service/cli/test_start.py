@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from service.cli.root import app
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parents[4]
 INTERRUPTS = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 SWALLOWS = "try:\n    import interrupts\nexcept BaseException:\n    pass\n"
 

@@ -15,7 +15,7 @@ from search_spaces.recipe import Recipe
 from service.cli import options
 from service.cli.root import app
 from service.client import Client
-from tests.support.fake_api import FakeApi, best_json, study_json, trial_json
+from tests.support.fakes.api import FakeApi, best_json, study_json, trial_json
 
 PARAMS = {
     "learning_rate": 2.8095464e-3,

@@ -10,7 +10,7 @@ from service.cli.views.changes import changes
 from service.cli.views.standing import StudySnapshot
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
-from tests.support.fake_api import study_json, trial_json
+from tests.support.fakes.api import study_json, trial_json
 
 
 def snapshot(*trials: dict[str, Any], **study: Any) -> StudySnapshot:

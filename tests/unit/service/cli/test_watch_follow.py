@@ -12,7 +12,7 @@ from rich.console import Console
 
 from service.cli.follow import follow
 from service.client import Client, RefusedError, UnreachableError
-from tests.support.fake_api import FakeApi, Reply, problem, refused, study_json, trial_json
+from tests.support.fakes.api import FakeApi, Reply, problem, refused, study_json, trial_json
 
 STUDY = "GET /v1/studies/tone"
 TRIALS = f"GET /v1/studies/{'5' * 32}/trials"

@@ -13,7 +13,7 @@ from service.cli.views.live_table import choose_rows, render
 from service.cli.views.standing import counts_line, elapsed
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
-from tests.support.fake_api import study_json, trial_json
+from tests.support.fakes.api import study_json, trial_json
 
 NOW = datetime(2026, 7, 1, 22, 5, 5, tzinfo=UTC)
 

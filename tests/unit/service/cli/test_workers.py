@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.fake_api import Reply, problem
+from tests.support.fakes.api import Reply, problem
 
 WORKER = {
     "id": "worker-5-1",

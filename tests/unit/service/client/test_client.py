@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from service.client import Client, RefusedError, UnexpectedAnswerError, UnreachableError
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
-from tests.support.fake_api import (
+from tests.support.fakes.api import (
     FakeApi,
     event_json,
     problem,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.client import Client, RefusedError, UnreachableError
-from tests.support.fake_api import FakeApi, Reply, problem, refused, study_json
+from tests.support.fakes.api import FakeApi, Reply, problem, refused, study_json
 
 LOST = httpx.ReadError("connection reset by peer")
 TIMED_OUT = httpx.ReadTimeout("timed out")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.coordinator.policy import retries
-from tests.support.coordinator import House
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
+from tests.support.service.coordinator import House
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from service.coordinator.study.snapshot_reader import limits_of, read_snapshot
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import load_study, read_trials
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, GRID, House, Killed
+from tests.support.service.coordinator import DEFINITION, GRID, House, Killed
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 GRID_STUDY = {**DEFINITION, "search": GRID}

@@ -20,9 +20,8 @@ from service.embedded import supervisor
 from service.embedded.ports import free_port
 from service.errors import Unavailable
 from service.settings import Settings
+from tests.support.checkout import ROOT
 from tests.support.waiting import wait_until
-
-ROOT = Path(__file__).resolve().parents[4]
 
 
 class Clock:

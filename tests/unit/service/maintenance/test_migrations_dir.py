@@ -9,8 +9,9 @@ import pytest
 
 from service.errors import SchemaOutOfDate
 from service.maintenance import schema
+from tests.support.checkout import ROOT
 
-CHECKOUT = Path(__file__).parents[4]
+CHECKOUT = ROOT
 
 
 def test_in_a_checkout_they_lie_beside_the_packages() -> None:

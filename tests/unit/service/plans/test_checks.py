@@ -14,7 +14,7 @@ from service.errors import Invalid
 from service.plans.checks import SubmissionChecks
 from service.plans.data_reports.processes import CHECKS, ReportProcesses
 from service.plans.data_reports.warm_process import ReportUnavailable
-from tests.support.plans import make_definition
+from tests.support.service.plans import make_definition
 
 
 class Reports(ReportProcesses):

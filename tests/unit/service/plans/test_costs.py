@@ -8,7 +8,7 @@ from search_spaces.data_report import AdapterBytes, BaseBytes, ModelReport
 from service.plans.costs import NO_TRIALS, plan_memory, plan_time
 from service.plans.history import EarlierTrial
 from service.plans.schemas import EarlierPeak, Seconds, Span, TrainingPlan
-from tests.support.plans import make_definition
+from tests.support.service.plans import make_definition
 
 
 def adapter(rank: int) -> AdapterBytes:

@@ -13,7 +13,7 @@ from service.plans.lengths import Rows, field_values, rows_of, rung_fault
 from service.plans.rungs import pruning_rungs, shared_rungs
 from service.plans.schemas import Amount, Span
 from service.plans.training import plan_training, plan_trials, trial_lengths
-from tests.support.plans import make_data, make_definition, make_split
+from tests.support.service.plans import make_data, make_definition, make_split
 
 ROWS = Rows(per_epoch={64: 100}, tokens={64: 20.0}, evaluation=50, estimated=False)
 GRID = {

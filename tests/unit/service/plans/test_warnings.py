@@ -12,7 +12,7 @@ from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster, Node
 from service.plans.plan import make_plan
 from service.plans.schemas import PlanView, PlanWarning
-from tests.support.plans import make_data, make_definition, make_split
+from tests.support.service.plans import make_data, make_definition, make_split
 
 
 def plan(

@@ -23,6 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.checkout import ROOT
 from workers.artifacts.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -588,7 +589,7 @@ for step in range(1, int(sys.argv[2]) + 1):
 
 def test_a_reader_beside_a_writing_process_only_ever_sees_whole_versions_in_order(folder: Path) -> None:
     last, seen = 80, [0]
-    root = Path(__file__).parents[4]
+    root = ROOT
     with subprocess.Popen([sys.executable, "-c", _WRITER, folder, str(last)], cwd=root) as writer:
         deadline = time.monotonic() + 120
         while seen[-1] < last and time.monotonic() < deadline:

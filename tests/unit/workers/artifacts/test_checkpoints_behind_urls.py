@@ -11,7 +11,7 @@ import fsspec
 import pytest
 import torch
 
-from tests.support.fake_storage import Cut, FlakyFileSystem, failing, flaky_storage
+from tests.support.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
 from workers.artifacts.checkpoints import newest_usable, remove_checkpoints, write_checkpoint
 from workers.artifacts.folders import RemoteFolder
 from workers.contract import UnusableCheckpoint

@@ -16,9 +16,9 @@ import torch
 from search_spaces.definition import DataSpec
 from search_spaces.recipe import Recipe
 from tests.scripts.train_orders import train_elsewhere
-from tests.support.models import CHATML, build_tiny_base, build_tiny_tokenizer
-from tests.support.packs import Recorder, final_weights
-from tests.support.trials import data_spec, relative_difference, trial_order
+from tests.support.workers.models import CHATML, build_tiny_base, build_tiny_tokenizer
+from tests.support.workers.packs import Recorder, final_weights
+from tests.support.workers.trials import data_spec, relative_difference, trial_order
 from workers.contract import (
     Decision,
     OutcomeStatus,

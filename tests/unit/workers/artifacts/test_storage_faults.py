@@ -15,9 +15,9 @@ import pytest
 from search_spaces.recipe import Recipe
 from search_spaces.values.artifact_layout import ADAPTERS
 from tests.scripts.train_orders import train_elsewhere
-from tests.support.fake_storage import Cut, FlakyFileSystem, failing, flaky_storage
-from tests.support.packs import Recorder
-from tests.support.trials import trial_order
+from tests.support.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
+from tests.support.workers.packs import Recorder
+from tests.support.workers.trials import trial_order
 from workers.artifacts.folders import LocalFolder
 from workers.contract import OutcomeStatus, Report, TrialOrder, TrialOutcome, TrialStarted
 from workers.pack.attempt import Attempt

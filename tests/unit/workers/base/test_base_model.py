@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwe
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization
-from tests.support.models import build_tiny_base, build_tiny_gpt2, build_tiny_tokenizer
+from tests.support.workers.models import build_tiny_base, build_tiny_gpt2, build_tiny_tokenizer
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.

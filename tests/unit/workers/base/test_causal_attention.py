@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from search_spaces.definition import ModelSpec
-from tests.support.trials import random_examples
+from tests.support.workers.trials import random_examples
 from workers.base.base_model import load_base, set_training
 from workers.base.causal_attention import NAME, attend_without_masks
 from workers.base.chunked_loss import hidden_states

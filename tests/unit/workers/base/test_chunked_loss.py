@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.support.live_tensors import LiveTensors
+from tests.support.workers.live_tensors import LiveTensors
 from workers.base.chunked_loss import TargetLosses, chunk_bytes, target_losses
 
 CPU = torch.device("cpu")

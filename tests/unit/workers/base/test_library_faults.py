@@ -16,8 +16,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import workers.data.data_files
-from tests.support.models import CHATML
-from tests.support.rows import TOOLS, TOOLS_AS_TEXT, read, write_jsonl, write_parquet
+from tests.support.workers.models import CHATML
+from tests.support.workers.rows import TOOLS, TOOLS_AS_TEXT, read, write_jsonl, write_parquet
 from workers.errors import DataError, RowError, faults_of_libraries
 from workers.pack.endings import ending
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.trial_length import TrainingPlan
-from tests.support.trials import random_examples
+from tests.support.workers.trials import random_examples
 from workers.data.batches import DataOrder, collate, epoch_order
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed

@@ -16,7 +16,7 @@ import torch
 
 from search_spaces.data_report import LoadingLimits, ReportRequest
 from search_spaces.definition import ModelSpec
-from tests.support.rows import read
+from tests.support.workers.rows import read
 from workers.base.base_model import load_base
 from workers.data import text_files
 from workers.device.memory import limited_memory

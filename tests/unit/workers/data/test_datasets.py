@@ -16,7 +16,7 @@ from datasets import Dataset
 
 import workers.data.data_files
 from search_spaces.definition import DataSpec, ModelSpec
-from tests.support.models import build_tiny_base, build_tiny_tokenizer
+from tests.support.workers.models import build_tiny_base, build_tiny_tokenizer
 from workers.base.base_model import LoadedBase, load_base
 from workers.data.datasets import TokenizedData, load_data
 from workers.errors import DataError

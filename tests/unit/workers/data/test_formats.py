@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, TURN, build_tiny_tokenizer
+from tests.support.workers.models import BOS, CHATML, CHATML_WITH_MARKERS, EOS, TURN, build_tiny_tokenizer
 from workers.data.formats import FORMATS, detect_format
 from workers.errors import DataError, ModelError, RowError
 

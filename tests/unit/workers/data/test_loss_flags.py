@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.models import EOS, build_tiny_tokenizer
+from tests.support.workers.models import EOS, build_tiny_tokenizer
 from workers.data.formats import FORMATS
 from workers.data.loss_flags import is_empty
 from workers.errors import RowError

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.recipe import Recipe
-from tests.support.packs import Device, Recorder, assert_equal_trials
-from tests.support.trials import trial_order
+from tests.support.workers.packs import Device, Recorder, assert_equal_trials
+from tests.support.workers.trials import trial_order
 from workers.contract import OutcomeStatus, TrialOrder, TrialStarted
 from workers.pack import loaded
 

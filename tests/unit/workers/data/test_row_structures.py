@@ -13,7 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.support.rows import TOOLS, TOOLS_AS_TEXT, read, write_csv, write_json, write_jsonl, write_parquet
+from tests.support.workers.rows import (
+    TOOLS,
+    TOOLS_AS_TEXT,
+    read,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_parquet,
+)
 from workers.data.row_structures import read_structures
 from workers.errors import RowError
 

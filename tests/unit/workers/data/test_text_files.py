@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.rows import read, write_parquet
+from tests.support.workers.rows import read, write_parquet
 from workers.errors import DataError
 
 A, B = {"text": "a b"}, {"text": "c d", "more": {"list": [1, {"deep": 2}], "nothing": {}}}

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
-from tests.support.models import build_tiny_deepseek
+from tests.support.workers.models import build_tiny_deepseek
 from workers.artifacts.folders import LocalFolder
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.base.target_modules import linear_layers

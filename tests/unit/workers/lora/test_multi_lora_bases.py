@@ -12,9 +12,9 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.live_tensors import LiveTensors
-from tests.support.models import build_tiny_base, build_tiny_falcon, build_tiny_gpt2, build_tiny_opt
-from tests.support.trials import random_examples
+from tests.support.workers.live_tensors import LiveTensors
+from tests.support.workers.models import build_tiny_base, build_tiny_falcon, build_tiny_gpt2, build_tiny_opt
+from tests.support.workers.trials import random_examples
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.data.batches import collate
 from workers.data.datasets import Example

@@ -14,9 +14,9 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.models import build_tiny_gpt2
-from tests.support.packs import CPU, LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
-from tests.support.trials import matrices, new_run, of_type, random_examples, trial_order
+from tests.support.workers.models import build_tiny_gpt2
+from tests.support.workers.packs import CPU, LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
+from tests.support.workers.trials import matrices, new_run, of_type, random_examples, trial_order
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import PackCapacity, TrialOutcome
 from workers.data.datasets import Example

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.models import build_tiny_base
-from tests.support.packs import Device, Recorder
-from tests.support.trials import data_spec, of_type, trial_order
+from tests.support.workers.models import build_tiny_base
+from tests.support.workers.packs import Device, Recorder
+from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.base.base_model import load_base
 from workers.contract import (
     Decision,

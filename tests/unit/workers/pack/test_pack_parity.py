@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe
-from tests.support.limited_memory import LimitedMemory, Where
-from tests.support.packs import Recorder
-from tests.support.plain_training import plain_loop
-from tests.support.trials import (
+from tests.support.workers.limited_memory import LimitedMemory, Where
+from tests.support.workers.packs import Recorder
+from tests.support.workers.plain_training import plain_loop
+from tests.support.workers.trials import (
     Together,
     Trained,
     data_spec,

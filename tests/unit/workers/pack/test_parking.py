@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
-from tests.support.trials import data_spec, of_type, trial_order
+from tests.support.workers.packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
+from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.contract import (
     Decision,
     OutcomeStatus,

@@ -12,8 +12,8 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.packs import Recorder, assert_equal_trials
-from tests.support.trials import new_run, random_examples, trial_order
+from tests.support.workers.packs import Recorder, assert_equal_trials
+from tests.support.workers.trials import new_run, random_examples, trial_order
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import (
     Decision,

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from search_spaces.definition import DataSpec
 from search_spaces.recipe import Recipe
-from tests.support.models import TURN, build_tiny_base
-from tests.support.packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
-from tests.support.trials import data_spec, of_type, trial_order
+from tests.support.workers.models import TURN, build_tiny_base
+from tests.support.workers.packs import LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
+from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.contract import (
     Decision,
     OutcomeStatus,

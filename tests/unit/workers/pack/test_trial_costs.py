@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.recipe import Recipe
-from tests.support.packs import Recorder
-from tests.support.trials import data_spec, trial_order
+from tests.support.workers.packs import Recorder
+from tests.support.workers.trials import data_spec, trial_order
 from workers.contract import TrialStarted
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.

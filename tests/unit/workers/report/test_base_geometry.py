@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -12,6 +11,7 @@ import torch
 from search_spaces.data_report import AdapterShape
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
+from tests.support.checkout import ROOT
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost
 from workers.report.base_geometry import read_geometry
@@ -19,7 +19,7 @@ from workers.report.base_geometry import read_geometry
 # transformers' own, from within PEFT.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-QUICKSTART = Path(__file__).parents[4] / "examples/quickstart/base"
+QUICKSTART = ROOT / "examples/quickstart/base"
 
 
 def loaded_bytes(spec: ModelSpec) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from search_spaces.data_report import FilesReport, ReportRequest
 from search_spaces.definition import DataSpec, ModelSpec
+from tests.support.checkout import ROOT
 from workers.base.base_model import load_base
 from workers.data.datasets import load_data
 from workers.errors import DataError, ModelError
@@ -297,7 +298,7 @@ def test_rows_that_ask_for_no_loss_are_counted_as_left_out(report: Any) -> None:
 
 
 def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
-    quickstart = Path(__file__).parents[4] / "examples/quickstart"
+    quickstart = ROOT / "examples/quickstart"
     request = {
         "model": {"id": str(quickstart / "base")},
         "data": {
@@ -318,7 +319,7 @@ def test_the_module_answers_on_stdout_and_with_nothing_else() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[4],
+        cwd=ROOT,
     )
     made = FilesReport.model_validate_json(done.stdout)
     assert made.problems == ()

@@ -16,9 +16,9 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from search_spaces.data_report import LoadingLimits
 from search_spaces.definition import DataSpec
-from tests.support.models import build_tiny_base, build_tiny_tokenizer
-from tests.support.packs import Recorder
-from tests.support.trials import of_type, trial_order
+from tests.support.workers.models import build_tiny_base, build_tiny_tokenizer
+from tests.support.workers.packs import Recorder
+from tests.support.workers.trials import of_type, trial_order
 from workers.contract import OutcomeStatus, Preparing, TrialOrder, TrialOutcome
 from workers.errors import DataError
 from workers.pack import loaded

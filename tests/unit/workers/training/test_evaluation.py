@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.trials import random_examples
+from tests.support.workers.trials import random_examples
 from workers.base.base_model import LoadedBase, load_base, set_training
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError

@@ -14,9 +14,9 @@ import torch
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from search_spaces.trial_length import TrainingPlan
-from tests.support.packs import Recorder
-from tests.support.plain_training import mean_loss, plain_peft
-from tests.support.trials import (
+from tests.support.workers.packs import Recorder
+from tests.support.workers.plain_training import mean_loss, plain_peft
+from tests.support.workers.trials import (
     UNLIMITED,
     Together,
     new_run,

@@ -10,7 +10,13 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.trials import new_run, random_examples, relative_difference, solo_run, train_together
+from tests.support.workers.trials import (
+    new_run,
+    random_examples,
+    relative_difference,
+    solo_run,
+    train_together,
+)
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost
 from workers.training import optimizers

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from search_spaces.definition import EvaluationSpec
 from search_spaces.recipe import Recipe
-from tests.support.packs import Recorder, final_weights
-from tests.support.trials import trial_order
+from tests.support.workers.packs import Recorder, final_weights
+from tests.support.workers.trials import trial_order
 from workers.artifacts.checkpoints import read_checkpoint, write_checkpoint
 from workers.contract import OutcomeStatus, Report, TrialOrder
 from workers.training.evaluation import Totals

@@ -14,9 +14,9 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.limited_memory import FailingAllocation, LimitedMemory, Where
-from tests.support.models import build_tiny_gpt2
-from tests.support.trials import (
+from tests.support.workers.limited_memory import FailingAllocation, LimitedMemory, Where
+from tests.support.workers.models import build_tiny_gpt2
+from tests.support.workers.trials import (
     UNLIMITED,
     Together,
     Trained,

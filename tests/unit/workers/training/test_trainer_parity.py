@@ -13,7 +13,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, Scheduler
-from tests.support.trials import Trained, random_examples, relative_difference, solo_run, train_together
+from tests.support.workers.trials import (
+    Trained,
+    random_examples,
+    relative_difference,
+    solo_run,
+    train_together,
+)
 from workers.base.base_model import load_base
 from workers.data.batches import epoch_order
 from workers.data.datasets import Example

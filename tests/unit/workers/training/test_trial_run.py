@@ -17,7 +17,7 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
-from tests.support.trials import (
+from tests.support.workers.trials import (
     UNLIMITED,
     Trained,
     matrices,

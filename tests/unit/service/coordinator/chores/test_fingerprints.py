@@ -15,7 +15,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
 from service.coordinator.chores import fingerprints
 from service.coordinator.chores.fingerprints import FingerprintReader, Fingerprints, read_fingerprints
-from tests.support.coordinator import DEFINITION
+from tests.support.service.coordinator import DEFINITION
 
 Define = Callable[..., StudyDefinition]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

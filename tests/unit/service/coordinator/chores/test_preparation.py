@@ -22,7 +22,7 @@ from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study
 from service.optuna_store.studies import find_study_number, read_trials
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 4}

@@ -23,7 +23,7 @@ from service.optuna_store.studies import read_trials
 from service.schedules.commands import fire
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
-from tests.support.coordinator import DEFINITION, GRID, House
+from tests.support.service.coordinator import DEFINITION, GRID, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 3}

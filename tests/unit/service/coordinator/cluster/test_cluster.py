@@ -13,7 +13,7 @@ from service.coordinator.cluster import ray_workers
 from service.coordinator.cluster.ray_workers import RayWorkers
 from service.db.models import EventRow
 from service.devices.cluster import CLUSTER_SEEN, Node, latest, record
-from tests.support.coordinator import House
+from tests.support.service.coordinator import House
 
 
 def seen(house: House) -> tuple[tuple[Node, ...] | None, int]:

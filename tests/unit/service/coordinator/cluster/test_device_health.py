@@ -11,7 +11,7 @@ from service.coordinator.cluster.device_health import devices_aside, no_two_expl
 from service.db.models import Device
 from service.devices.commands import restore_device
 from service.states import LossCause, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import TrialOrder
 
 

@@ -17,7 +17,7 @@ from service.coordinator.cluster.worker_group import WorkerGroup
 from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
 from workers.contract import TrialOrder
 
 SHAPE = WorkerShape(num_cpus=1.0, num_gpus=0.0)

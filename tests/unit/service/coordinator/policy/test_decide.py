@@ -17,7 +17,7 @@ from service.coordinator.policy.decide import (
 from service.coordinator.policy.placement import Placement, WorkerSlots
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.states import AttemptState, StudyState
-from tests.support.snapshots import ended, limits, live, snapshot, snapshots, waiting
+from tests.support.service.snapshots import ended, limits, live, snapshot, snapshots, waiting
 
 
 @given(snapshots())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from service.coordinator.policy.decide import Ask, EndStudy, EndTrial, StopAttempt, decide
 from service.states import AttemptState, StudyState
-from tests.support.snapshots import ended, limits, live, snapshot, waiting
+from tests.support.service.snapshots import ended, limits, live, snapshot, waiting
 
 
 def test_the_target_ends_the_search_and_stops_what_runs() -> None:

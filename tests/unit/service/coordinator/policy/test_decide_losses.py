@@ -17,7 +17,7 @@ from service.coordinator.policy.decide import (
 from service.coordinator.policy.placement import Placement, WorkerSlots
 from service.coordinator.policy.snapshot import Snapshot
 from service.states import AttemptState
-from tests.support.snapshots import limits, live, snapshot, snapshots, waiting
+from tests.support.service.snapshots import limits, live, snapshot, snapshots, waiting
 
 
 def worker(number: int, *, trials: int = 0, free: int = 4, reserved: bool = False) -> WorkerSlots:

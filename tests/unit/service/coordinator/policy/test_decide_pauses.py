@@ -24,7 +24,7 @@ from service.coordinator.policy.decide import (
 from service.coordinator.policy.limits import Repeats
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.states import AttemptState, StudyState
-from tests.support.snapshots import ended, limits, live, snapshot, snapshots, waiting
+from tests.support.service.snapshots import ended, limits, live, snapshot, snapshots, waiting
 from workers.contract import Decision
 
 PAUSED = "paused on request"

@@ -18,7 +18,7 @@ from service.coordinator.policy.decide import (
 from service.coordinator.policy.limits import Repeats
 from service.coordinator.policy.snapshot import TrialSnapshot
 from service.states import AttemptState, StudyState
-from tests.support.snapshots import ended, limits, live, snapshot, waiting
+from tests.support.service.snapshots import ended, limits, live, snapshot, waiting
 
 TWICE = {"limits": limits(trials=3, max_parallel_trials=3, repeats=Repeats(top_k=2, seeds=(43, 44)))}
 SEARCHED = (ended(0, value=3.0), ended(1, value=1.0), ended(2, value=2.0))

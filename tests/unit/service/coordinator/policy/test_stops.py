@@ -13,7 +13,7 @@ from search_spaces.errors import SearchSpaceExhausted
 from service import optuna_store
 from service.db.models import Attempt
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {

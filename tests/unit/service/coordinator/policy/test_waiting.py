@@ -17,7 +17,7 @@ from service.coordinator.policy.waiting import (
     standing,
 )
 from service.states import StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import Preparing
 
 

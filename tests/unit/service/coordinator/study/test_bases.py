@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import House
-from tests.support.fake_training import base_of
+from tests.support.fakes.training import base_of
+from tests.support.service.coordinator import House
 
 NF4, INT8 = "org/model nf4", "org/model int8"
 

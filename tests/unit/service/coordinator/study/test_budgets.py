@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import House
+from tests.support.service.coordinator import House
 
 SPACE = {
     "learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"},

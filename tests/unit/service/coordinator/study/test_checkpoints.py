@@ -9,7 +9,7 @@ import pytest
 from service.coordinator.study.checkpoints import why_anew
 from service.db.models import Attempt, utc_now
 from service.states import AttemptState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import DataSummary, TrialStarted, UnusableCheckpoint
 
 ONE_TRIAL = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from service.coordinator.cluster.device_health import devices_aside
 from service.db.models import Device
 from service.states import LossCause, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import TrialOrder
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 6}

@@ -13,7 +13,7 @@ from service.coordinator.policy import retries
 from service.db.models import Study
 from service.optuna_store.studies import read_trials
 from service.states import AttemptState, LossCause, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 RANDOM = {**DEFINITION["search"], "algorithm": "random"}

@@ -24,7 +24,7 @@ from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Schedule
 from service.schedules import commands
 from service.states import StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.errors import DataError, ModelError
 from workers.pack.endings import ending
 

@@ -10,8 +10,8 @@ import pytest
 
 from service.optuna_store.studies import load_study, read_summary, read_trials
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, House
-from tests.support.fake_training import costs_of, loss_of
+from tests.support.fakes.training import costs_of, loss_of
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SPACE = {

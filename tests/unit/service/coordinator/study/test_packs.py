@@ -11,7 +11,7 @@ from sqlalchemy import select
 from service.db.models import EventRow, Study
 from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import PackCapacity
 
 

@@ -17,7 +17,7 @@ from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
-from tests.support.coordinator import DEFINITION, GRID, House
+from tests.support.service.coordinator import DEFINITION, GRID, House
 
 RANDOM = {
     **DEFINITION["search"],

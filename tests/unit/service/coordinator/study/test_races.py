@@ -24,7 +24,7 @@ from service.optuna_store.studies import read_trials
 from service.states import LIVE_ATTEMPT_STATES, LossCause, StudyState
 from service.studies.commands import request_cancel
 from service.studies.pauses import request_pause, request_resume
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import Decision, TrialOrder, Verdict
 
 MakeHouse = Callable[..., House]

@@ -10,8 +10,8 @@ import pytest
 
 from service.optuna_store.studies import load_study
 from service.states import StudyState
-from tests.support.coordinator import House
-from tests.support.fake_training import curve_of
+from tests.support.fakes.training import curve_of
+from tests.support.service.coordinator import House
 from workers.contract import RateSweep
 
 CORNERS: dict[str, Any] = {

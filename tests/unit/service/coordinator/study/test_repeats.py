@@ -12,7 +12,7 @@ import pytest
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import read_summary, read_trials
 from service.states import AttemptState, StudyState
-from tests.support.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, House
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 8}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.states import StudyState
-from tests.support.coordinator import DEFINITION, GRID, House
+from tests.support.service.coordinator import DEFINITION, GRID, House
 
 SPACE = {**DEFINITION["search"]["space"], "weight_decay": {"min": 0.0, "max": 0.1}}
 SEARCHES: dict[str, tuple[dict[str, Any], int]] = {

@@ -14,7 +14,7 @@ from service.plans.data_reports import warm_process
 from service.plans.data_reports.processes import AT_ONCE, WAITING, ReportProcesses
 from service.plans.data_reports.request import report_request
 from service.plans.data_reports.warm_process import ReportUnavailable
-from tests.support.plans import make_definition
+from tests.support.service.plans import make_definition
 
 REQUEST = report_request(make_definition())
 EMPTY = '{"model": null, "data": null, "problems": []}'

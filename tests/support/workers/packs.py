@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.trials import of_type, relative_difference
+from tests.support.workers.trials import of_type, relative_difference
 from workers.base.base_model import LoadedBase
 from workers.contract import Event, Progress, Report, TrialOrder, TrialOutcome
 from workers.data.batches import MicroBatch

@@ -18,7 +18,7 @@ from service.maintenance.backup.values import encode
 from service.optuna_store.storage import close_storage, open_storage
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
 
 GRID: dict[str, Any] = {
     "name": "grid",

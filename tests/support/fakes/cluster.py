@@ -22,7 +22,7 @@ from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Re
 from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
-from tests.support.fake_training import ROWS, base_of, costs_of, curve_of, loss_of
+from tests.support.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.contract import (
     DataSummary,
     OutcomeStatus,

@@ -26,7 +26,7 @@ from service.optuna_store.storage import close_storage, open_storage
 from service.optuna_store.studies import read_trials
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
-from tests.support.fake_cluster import FakeCluster
+from tests.support.fakes.cluster import FakeCluster
 
 DEFINITION: dict[str, Any] = {
     "name": "s",

@@ -10,7 +10,7 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe
-from tests.support.trials import Trained, of_type, random_examples, relative_difference
+from tests.support.workers.trials import Trained, of_type, random_examples, relative_difference
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import Event, TrialOrder, TrialOutcome
 from workers.pack.pack import Pack

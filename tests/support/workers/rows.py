@@ -14,7 +14,7 @@ import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.definition import DataSpec, ModelSpec
-from tests.support.models import build_tiny_tokenizer
+from tests.support.workers.models import build_tiny_tokenizer
 from workers.data.datasets import load_data
 
 TOOLS = (
