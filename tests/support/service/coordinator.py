@@ -55,7 +55,7 @@ GRID: dict[str, Any] = {
 
 @functools.cache
 def _empty_databases() -> dict[str, bytes]:
-    """The files of both databases without a row: the migrations run once for all houses."""
+    """The files of both databases without a row: the migrations run once for all labs."""
     with tempfile.TemporaryDirectory() as home:
         db.upgrade(Settings(home=Path(home)))
         return {path.name: path.read_bytes() for path in Path(home).glob("*.db")}
@@ -65,7 +65,7 @@ class Killed(BaseException):
     """The coordinator's process ends here. Nothing of ours catches it."""
 
 
-class House:
+class CoordinatorLab:
     """The service's two databases and a cluster, through which coordinators come and go.
 
     Args:

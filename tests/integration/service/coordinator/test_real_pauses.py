@@ -18,7 +18,7 @@ from service.db.models import Study
 from service.optuna_store.studies import read_trials
 from service.states import StudyState
 from service.studies.pauses import request_pause, request_resume
-from tests.support.service.coordinator import House
+from tests.support.service.coordinator import CoordinatorLab
 from tests.support.workers.models import build_tiny_base
 from tests.support.workers.pack_cluster import PackCluster
 from tests.support.workers.trials import write_data
@@ -42,10 +42,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Night:
-    """One study in a house of its own."""
+    """One study in a lab of its own."""
 
     def __init__(self, home: Path, base: Path, search: dict[str, Any], *, slots: int, micro: int) -> None:
-        self.house = House(home, PackCluster(cpus=1, slots=slots))  # type: ignore[arg-type]
+        self.lab = CoordinatorLab(home, PackCluster(cpus=1, slots=slots))  # type: ignore[arg-type]
         train, evaluation = write_data(home / "t.jsonl", 24), write_data(home / "e.jsonl", 6, seed=1)
         document = {
             "name": "s",
@@ -57,7 +57,7 @@ class Night:
             "budget": {"max_parallel_trials": slots},
             "resources": {"micro_batch_size": micro},
         }
-        with self.house.database.write() as session:
+        with self.lab.database.write() as session:
             study = Study(name="s", definition=parse_definition(document).model_dump(mode="json"))
             session.add(study)
         self.study_id = study.id
@@ -65,26 +65,26 @@ class Night:
 
     def run(self, dice: random.Random | None = None) -> None:
         """To its end. With dice, four pauses after as many rounds as they say."""
-        house = self.house
+        lab = self.lab
         moments = [] if dice is None else [dice.randint(4, 20) for _ in range(4)]
 
         def perhaps() -> None:
-            study = house.study(self.study_id)
+            study = lab.study(self.study_id)
             if study.state == StudyState.PAUSED:
-                with house.database.write() as session:
+                with lab.database.write() as session:
                     request_resume(session, self.study_id)
             elif moments and not study.pause_requested:
                 moments[0] -= 1
                 if moments[0] == 0:
                     del moments[0]
-                    with house.database.write() as session:
+                    with lab.database.write() as session:
                         request_pause(session, self.study_id)
                     self.pauses += 1
 
-        house.run(self.study_id, each=perhaps)
+        lab.run(self.study_id, each=perhaps)
 
     def trials(self) -> list[tuple[dict[str, Any], str, float | None, dict[int, float]]]:
-        found = read_trials(self.house.storage, "s")
+        found = read_trials(self.lab.storage, "s")
         return [(dict(t.params), t.user_attrs["outcome"], t.value, dict(t.rungs)) for t in found]
 
 
@@ -101,7 +101,7 @@ def nights(tmp_path: Path, base: Path) -> Iterator[Callable[..., tuple[Night, Ni
 
     yield make
     for night in found:
-        night.house.close()
+        night.lab.close()
 
 
 @pytest.mark.parametrize(("search", "seed"), [({"algorithm": "tpe"}, 0), (GRID, 1)], ids=["tpe", "grid"])
@@ -111,10 +111,10 @@ def test_one_trial_at_a_time_ends_with_the_very_same_numbers(
     undisturbed, paused = nights(search, seed, slots=1, micro=2)
     assert paused.pauses == 4
     assert paused.trials() == undisturbed.trials()
-    states = [a.state for a in paused.house.attempts()]
+    states = [a.state for a in paused.lab.attempts()]
     assert states.count("paused") >= 3  # one may have come between two trials
     assert set(states) <= {"paused", "completed"}
-    resumed = [a for a in paused.house.attempts() if a.ordinal > 1]
+    resumed = [a for a in paused.lab.attempts() if a.ordinal > 1]
     assert any(a.resumed_at_examples > 0 for a in resumed)
 
 

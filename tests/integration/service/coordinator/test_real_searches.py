@@ -20,7 +20,7 @@ from service.optuna_store.studies import read_summary, read_trials
 from service.optuna_store.values import TrialValues
 from service.schedules.commands import fire
 from service.states import StudyState
-from tests.support.service.coordinator import House
+from tests.support.service.coordinator import CoordinatorLab
 from tests.support.workers.models import build_tiny_base
 from tests.support.workers.pack_cluster import PackCluster
 from tests.support.workers.trials import write_data
@@ -42,8 +42,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., Study]
 
 
-class Lab(House):
-    """A house whose studies train on a tiny base."""
+class Lab(CoordinatorLab):
+    """A lab whose studies train on a tiny base."""
 
     def __init__(self, home: Path, base: Path, cluster: PackCluster) -> None:
         super().__init__(home, cluster)  # type: ignore[arg-type]  # a cluster like any other

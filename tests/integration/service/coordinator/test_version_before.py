@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from search_spaces.definition import ModelSpec
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import read_trials
-from tests.support.service.coordinator import House
+from tests.support.service.coordinator import CoordinatorLab
 from tests.support.version_before import WRITTEN_AT, VersionBefore, read_json
 from tests.support.workers.pack_cluster import PackCluster
 from workers.base.base_model import LoadedBase, load_base
@@ -28,7 +28,7 @@ MOVES = (
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorLab]:
     version_before = VersionBefore.unpacked(tmp_path)
     assert version_before.nightsweep("db", "upgrade").exit_code == 0
 
@@ -38,7 +38,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     monkeypatch.setattr("workers.pack.loaded.load_base", moved)
     home = version_before.home
     cluster = PackCluster(slots=1)
-    opened = House(home, cluster, database_url=f"sqlite:///{home / 'nightsweep.db'}")  # type: ignore[arg-type]
+    opened = CoordinatorLab(home, cluster, database_url=f"sqlite:///{home / 'nightsweep.db'}")  # type: ignore[arg-type]
     with opened.database.write() as session:
         for statement in MOVES:
             session.execute(text(statement), {"before": WRITTEN_AT, "now": str(tmp_path)})
@@ -46,17 +46,17 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     opened.close()
 
 
-def test_a_trial_goes_on_from_the_checkpoint_of_the_version_before(house: House) -> None:
+def test_a_trial_goes_on_from_the_checkpoint_of_the_version_before(lab: CoordinatorLab) -> None:
     """Its next rungs are those that the worker of that version came to from the same checkpoint."""
     expected = read_json("resumed.json")
     rungs = {report["rung"]: report["eval_loss"] for report in expected["reports"]}
 
     def trained() -> dict[int, float]:
-        return dict(read_trials(house.storage, "running")[0].rungs)
+        return dict(read_trials(lab.storage, "running")[0].rungs)
 
-    house.rounds(lambda: trained().keys() >= rungs.keys(), limit=1000)
+    lab.rounds(lambda: trained().keys() >= rungs.keys(), limit=1000)
     assert {rung: trained()[rung] for rung in rungs} == pytest.approx(rungs, rel=1e-4)
-    with house.database.read() as session:
+    with lab.database.read() as session:
         running = select(Study.id).where(Study.name == "running").scalar_subquery()
         attempts = session.scalars(select(Attempt).where(Attempt.study_id == running).order_by(Attempt.id))
         lost, resumed = attempts.all()

@@ -1,4 +1,4 @@
-"""Houses for the tests of the coordinator."""
+"""Labs for the tests of the coordinator."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 
 from service.coordinator.policy import retries
 from tests.support.fakes.cluster import FakeCluster
-from tests.support.service.coordinator import House
+from tests.support.service.coordinator import CoordinatorLab
 
 
 @pytest.fixture
-def make_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., House]]:
-    """Houses in which nobody waits after a loss, unless the test says so."""
+def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CoordinatorLab]]:
+    """Labs in which nobody waits after a loss, unless the test says so."""
     monkeypatch.setattr(retries, "LONGEST_REST_SECONDS", 0.0)
-    houses: list[House] = []
+    labs: list[CoordinatorLab] = []
 
-    def make(cpus: int = 4, *, patience: float = 0.01, **options: Any) -> House:
+    def make(cpus: int = 4, *, patience: float = 0.01, **options: Any) -> CoordinatorLab:
         cluster = FakeCluster(cpus, **options)
-        houses.append(House(tmp_path / str(len(houses)), cluster, patience=patience))
-        return houses[-1]
+        labs.append(CoordinatorLab(tmp_path / str(len(labs)), cluster, patience=patience))
+        return labs[-1]
 
     yield make
-    for house in houses:
-        house.close()
+    for lab in labs:
+        lab.close()

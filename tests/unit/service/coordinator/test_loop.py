@@ -20,7 +20,7 @@ from service.coordinator.study.snapshot_reader import limits_of, read_snapshot
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import load_study, read_trials
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
-from tests.support.service.coordinator import DEFINITION, GRID, House, Killed
+from tests.support.service.coordinator import DEFINITION, GRID, CoordinatorLab, Killed
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 GRID_STUDY = {**DEFINITION, "search": GRID}
@@ -30,55 +30,55 @@ GRID_STUDY = {**DEFINITION, "search": GRID}
     "search", [DEFINITION["search"], {**DEFINITION["search"], "algorithm": "random"}, GRID]
 )
 def test_a_study_runs_exactly_its_trials_and_never_more_at_once_than_allowed(
-    make_house: Callable[..., House], search: dict[str, Any]
+    make_lab: Callable[..., CoordinatorLab], search: dict[str, Any]
 ) -> None:
-    house = make_house(cpus=8)
-    study_id = house.submit(search=search)
+    lab = make_lab(cpus=8)
+    study_id = lab.submit(search=search)
     most = 0
 
     def look() -> None:
         nonlocal most
-        most = max(most, house.cluster.running)
+        most = max(most, lab.cluster.running)
 
-    house.run(study_id, each=look)
-    study = house.study(study_id)
+    lab.run(study_id, each=look)
+    study = lab.study(study_id)
     expected = 8 if search is GRID else 12
     why = f"all {expected} trials ended{': the grid is exhausted' * (search is GRID)}"
     assert (study.state, study.reason) == (StudyState.COMPLETED, why)
-    assert [a.trial_number for a in house.attempts()] == list(range(expected))
-    assert len(house.values()) == expected
+    assert [a.trial_number for a in lab.attempts()] == list(range(expected))
+    assert len(lab.values()) == expected
     assert most == 3
-    assert house.cluster.alive == []
+    assert lab.cluster.alive == []
 
 
-def test_every_grid_point_is_trained_exactly_once(make_house: Callable[..., House]) -> None:
-    house = make_house()
-    house.run(house.submit(search=GRID))
-    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in house.cluster.orders]
+def test_every_grid_point_is_trained_exactly_once(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
+    lab.run(lab.submit(search=GRID))
+    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in lab.cluster.orders]
     assert sorted(points) == sorted({(lr, r, e) for lr in (1e-4, 1e-3) for r in (4, 8) for e in (1, 2)})
 
 
-def test_pruned_trials_end_pruned_with_a_reason_in_numbers(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.run(house.submit(pruning={"algorithm": "median", "min_examples": 25, "n_startup_trials": 2}))
-    pruned = [a for a in house.attempts() if a.state == AttemptState.PRUNED]
+def test_pruned_trials_end_pruned_with_a_reason_in_numbers(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    lab.run(lab.submit(pruning={"algorithm": "median", "min_examples": 25, "n_startup_trials": 2}))
+    pruned = [a for a in lab.attempts() if a.state == AttemptState.PRUNED]
     assert pruned
     assert all(
         "eval_loss" in a.reason and "at 25 examples" in a.reason for a in pruned if a.examples_seen == 25
     )
-    assert all(house.values()[a.trial_number][0] == "pruned" for a in pruned)
+    assert all(lab.values()[a.trial_number][0] == "pruned" for a in pruned)
 
 
 @pytest.mark.parametrize(("seed", "slots"), [(0, 1), (1, 3)])
 def test_crashes_of_coordinators_and_workers_change_nothing(
-    make_house: Callable[..., House], seed: int, slots: int
+    make_lab: Callable[..., CoordinatorLab], seed: int, slots: int
 ) -> None:
     """The same trials with the same values as an undisturbed run, each ended once."""
-    calm = make_house(cpus=1)
+    calm = make_lab(cpus=1)
     search = {**DEFINITION["search"], "algorithm": "random"}
     budget = {"max_parallel_trials": 3, "max_retries": 1000}
     calm.run(calm.submit(search=search, budget=budget))
-    stormy = make_house(cpus=4 // slots, slots=slots)
+    stormy = make_lab(cpus=4 // slots, slots=slots)
     study_id = stormy.submit(search=search, budget=budget)
     dice = random.Random(seed)
 
@@ -96,21 +96,21 @@ def test_crashes_of_coordinators_and_workers_change_nothing(
     assert sorted(ends) == list(range(12))
 
 
-def test_a_cancelled_study_ends_its_trials_and_its_workers(make_house: Callable[..., House]) -> None:
-    house = make_house()
-    study_id = house.submit()
+def test_a_cancelled_study_ends_its_trials_and_its_workers(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
+    study_id = lab.submit()
     for _ in range(4):
-        house.coordinator.round()
-    with house.database.write() as session:
+        lab.coordinator.round()
+    with lab.database.write() as session:
         session.get_one(Study, study_id).cancel_requested = True
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.CANCELLED
-    assert {a.state for a in house.attempts()} == {AttemptState.CANCELLED}
-    assert house.cluster.alive == []
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.CANCELLED
+    assert {a.state for a in lab.attempts()} == {AttemptState.CANCELLED}
+    assert lab.cluster.alive == []
 
 
 def test_a_fault_in_the_data_fails_the_study_with_the_worker_s_sentence(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     def bad(order: TrialOrder) -> TrialOutcome:
         return TrialOutcome(
@@ -120,10 +120,10 @@ def test_a_fault_in_the_data_fails_the_study_with_the_worker_s_sentence(
             fatal_to_study=True,
         )
 
-    house = make_house(ending=bad)
-    study_id = house.submit()
-    house.run(study_id)
-    study = house.study(study_id)
+    lab = make_lab(ending=bad)
+    study_id = lab.submit()
+    lab.run(study_id)
+    study = lab.study(study_id)
     assert (study.state, study.reason) == (
         StudyState.FAILED,
         "/t.jsonl:7: the field 'completion' is missing",
@@ -131,30 +131,30 @@ def test_a_fault_in_the_data_fails_the_study_with_the_worker_s_sentence(
 
 
 def test_a_study_that_no_node_can_hold_fails_and_says_what_it_needed(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    study_id = house.submit(resources={"gpus_per_worker": 1})
-    house.run(study_id)
-    study = house.study(study_id)
+    lab = make_lab()
+    study_id = lab.submit(resources={"gpus_per_worker": 1})
+    lab.run(study_id)
+    study = lab.study(study_id)
     assert study.state == StudyState.FAILED
     assert "1 GPU" in study.reason
 
 
-def test_studies_share_the_cluster_in_the_order_they_came(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=2)
+def test_studies_share_the_cluster_in_the_order_they_came(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=2)
     short = {**DEFINITION["search"], "trials": 6}
-    first, second = house.submit(name="a", search=short), house.submit(name="b", search=short)
-    house.run(first, second)
-    assert [house.study(s).state for s in (first, second)] == [StudyState.COMPLETED] * 2
-    assert house.study(first).ended_at < house.study(second).ended_at  # type: ignore[operator]
+    first, second = lab.submit(name="a", search=short), lab.submit(name="b", search=short)
+    lab.run(first, second)
+    assert [lab.study(s).state for s in (first, second)] == [StudyState.COMPLETED] * 2
+    assert lab.study(first).ended_at < lab.study(second).ended_at  # type: ignore[operator]
 
 
 def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    bad, good = house.submit(name="bad"), house.submit(name="good")
+    lab = make_lab()
+    bad, good = lab.submit(name="bad"), lab.submit(name="good")
     ask = optuna_store.ask
 
     def broken_ask(study: Any, definition: Any, preparation: Any) -> Any:
@@ -163,106 +163,106 @@ def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
         return ask(study, definition, preparation)
 
     monkeypatch.setattr(optuna_store, "ask", broken_ask)
-    house.run(bad, good)
-    assert house.study(bad).state == StudyState.FAILED
-    assert "ZeroDivisionError: a bug" in house.study(bad).reason
-    assert house.study(good).state == StudyState.COMPLETED
-    assert house.cluster.alive == []
+    lab.run(bad, good)
+    assert lab.study(bad).state == StudyState.FAILED
+    assert "ZeroDivisionError: a bug" in lab.study(bad).reason
+    assert lab.study(good).state == StudyState.COMPLETED
+    assert lab.cluster.alive == []
 
 
 def test_a_fault_of_ours_leaves_no_trial_running_in_optuna(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    study_id = house.submit()
+    lab = make_lab()
+    study_id = lab.submit()
 
     def broken_report(*_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(optuna_store, "report", broken_report)
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.FAILED
-    trials = read_trials(house.storage, "s")
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.FAILED
+    trials = read_trials(lab.storage, "s")
     assert [(t.state, t.user_attrs["outcome"]) for t in trials] == [("fail", "cancelled")] * 3
 
 
 def test_trouble_with_the_cluster_fails_no_study(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    study_id = house.submit()
+    lab = make_lab()
+    study_id = lab.submit()
 
     def no_answer(_: Any) -> int:
         raise ClusterError("the head does not answer")
 
     with monkeypatch.context() as broken:
-        broken.setattr(house.cluster, "capacity_left", no_answer)
+        broken.setattr(lab.cluster, "capacity_left", no_answer)
         with pytest.raises(ClusterError):
-            house.coordinator.round()
-    house.crash()
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
+            lab.coordinator.round()
+    lab.crash()
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
 
 
 def test_a_stored_definition_that_cannot_be_read_fails_its_study_and_no_other(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    bad, good = house.submit(name="bad"), house.submit(name="good")
-    with house.database.write() as session:
+    lab = make_lab()
+    bad, good = lab.submit(name="bad"), lab.submit(name="good")
+    with lab.database.write() as session:
         study = session.get_one(Study, bad)
         study.definition = {**study.definition, "from_the_future": 1}
-    house.run(bad, good)
-    assert house.study(bad).state == StudyState.FAILED
-    assert "from_the_future" in house.study(bad).reason
-    assert house.study(good).state == StudyState.COMPLETED
+    lab.run(bad, good)
+    assert lab.study(bad).state == StudyState.FAILED
+    assert "from_the_future" in lab.study(bad).reason
+    assert lab.study(good).state == StudyState.COMPLETED
 
 
 def test_a_stored_definition_that_makes_no_recipe_fails_its_study_and_kills_no_coordinator(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    study_id = house.submit(repeats={"top_k": 1})
-    with house.database.write() as session:
+    lab = make_lab()
+    study_id = lab.submit(repeats={"top_k": 1})
+    with lab.database.write() as session:
         study = session.get_one(Study, study_id)
         study.definition = {**study.definition, "recipe": {"a_field_of_the_past": 1}}
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.FAILED
-    assert "a_field_of_the_past" in house.study(study_id).reason
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.FAILED
+    assert "a_field_of_the_past" in lab.study(study_id).reason
 
 
 def test_half_done_studies_are_taken_up_again_before_and_beyond_new_ones(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     """Their workers hold the cluster, for which new studies taken in their place would wait."""
-    house = make_house(cpus=2)
+    lab = make_lab(cpus=2)
     short = {**DEFINITION["search"], "algorithm": "random", "trials": 4}
-    many = house.settings.max_running_studies
-    half_done = [house.submit(name=f"old-{i}", search=short) for i in range(many)]
+    many = lab.settings.max_running_studies
+    half_done = [lab.submit(name=f"old-{i}", search=short) for i in range(many)]
     for _ in range(4):
-        house.coordinator.round()
-    assert {house.study(s).state for s in half_done} == {StudyState.RUNNING}
-    new = [house.submit(name=f"new-{i}", search=short) for i in range(many)]
-    house.cluster.lose_connection()
-    house.coordinator = house.new_coordinator()
-    house.coordinator.round()  # the leases have not run out yet
-    assert [house.study(s).state for s in new] == [StudyState.RUNNING] * len(new)
-    with house.database.write() as session:
+        lab.coordinator.round()
+    assert {lab.study(s).state for s in half_done} == {StudyState.RUNNING}
+    new = [lab.submit(name=f"new-{i}", search=short) for i in range(many)]
+    lab.cluster.lose_connection()
+    lab.coordinator = lab.new_coordinator()
+    lab.coordinator.round()  # the leases have not run out yet
+    assert [lab.study(s).state for s in new] == [StudyState.RUNNING] * len(new)
+    with lab.database.write() as session:
         for study_id in half_done:
             study = session.get_one(Study, study_id)
             study.lease_expires_at = study.created_at
-    house.run(*half_done, *new)
-    assert {house.study(s).state for s in (*half_done, *new)} == {StudyState.COMPLETED}
+    lab.run(*half_done, *new)
+    assert {lab.study(s).state for s in (*half_done, *new)} == {StudyState.COMPLETED}
 
 
-def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[..., House]) -> None:
-    house = make_house()
-    study_id = house.submit(search={**DEFINITION["search"], "trials": 2}, budget={"max_gpu_hours": 1})
-    house.rounds(lambda: bool(house.attempts()))
-    [runner] = house.runners
+def test_attempts_that_never_trained_cost_no_gpu_hours(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
+    study_id = lab.submit(search={**DEFINITION["search"], "trials": 2}, budget={"max_gpu_hours": 1})
+    lab.rounds(lambda: bool(lab.attempts()))
+    [runner] = lab.runners
     now = datetime.now(UTC)
     spans = [(None, now - timedelta(hours=5)), (now - timedelta(minutes=90), now - timedelta(minutes=30))]
-    with house.database.write() as session:
+    with lab.database.write() as session:
         for ordinal, (started_at, ended_at) in enumerate(spans, 2):
             session.add(
                 Attempt(
@@ -283,10 +283,10 @@ def test_attempts_that_never_trained_cost_no_gpu_hours(make_house: Callable[...,
 
 
 def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    study_id = house.submit(search={**DEFINITION["search"], "trials": 2})
+    lab = make_lab()
+    study_id = lab.submit(search={**DEFINITION["search"], "trials": 2})
     advance_study = leased_study.advance_study
 
     def dies(session: Any, study: Any, to: StudyState, reason: str) -> None:
@@ -297,22 +297,22 @@ def test_the_workers_are_gone_when_a_coordinator_dies_while_it_ends_a_study(
     with monkeypatch.context() as broken:
         broken.setattr(leased_study, "advance_study", dies)
         with pytest.raises(OperationalError):
-            house.run(study_id)
-    assert house.cluster.alive == []
-    house.crash()
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
+            lab.run(study_id)
+    assert lab.cluster.alive == []
+    lab.crash()
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
 
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_coordinator_that_asks_after_its_lease_ran_out_takes_no_grid_point_away(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, dies: bool
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch, dies: bool
 ) -> None:
     """Two ask at the same moment: one trial is the study's and the other is nobody's, told of or not."""
-    house = make_house()
-    study_id = house.submit(search=GRID)
-    house.rounds(lambda: len(house.attempts()) >= 2)
-    study, definition = load_study(house.storage, "s"), parse_definition(GRID_STUDY)
+    lab = make_lab()
+    study_id = lab.submit(search=GRID)
+    lab.rounds(lambda: len(lab.attempts()) >= 2)
+    study, definition = load_study(lab.storage, "s"), parse_definition(GRID_STUDY)
     create, tell = type(study._storage).create_new_trial, type(study).tell
     present = len(study.trials)
 
@@ -333,23 +333,23 @@ def test_a_coordinator_that_asks_after_its_lease_ran_out_takes_no_grid_point_awa
         optuna_store.ask(study, definition)
     monkeypatch.setattr(type(study), "tell", tell)
 
-    house.crash()
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    trained = [a.trial_number for a in house.attempts()]
+    lab.crash()
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    trained = [a.trial_number for a in lab.attempts()]
     assert sorted(trained) == sorted(set(range(9)) - {present + 1})
-    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in house.cluster.orders]
+    points = [(o.recipe.learning_rate, o.recipe.lora_r, o.recipe.epochs) for o in lab.cluster.orders]
     assert len(set(points)) == 8
-    assert set(house.values()) == set(trained)
+    assert set(lab.values()) == set(trained)
 
 
 def test_a_trial_that_was_asked_for_behind_ones_back_is_run_and_counted(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    study_id = house.submit(search=GRID)
-    house.rounds(lambda: len(house.attempts()) >= 2)
-    optuna_store.ask(load_study(house.storage, "s"), parse_definition(GRID_STUDY))
-    house.run(study_id)
-    assert sorted(a.trial_number for a in house.attempts()) == list(range(8))
-    assert set(house.values()) == set(range(8))
+    lab = make_lab()
+    study_id = lab.submit(search=GRID)
+    lab.rounds(lambda: len(lab.attempts()) >= 2)
+    optuna_store.ask(load_study(lab.storage, "s"), parse_definition(GRID_STUDY))
+    lab.run(study_id)
+    assert sorted(a.trial_number for a in lab.attempts()) == list(range(8))
+    assert set(lab.values()) == set(range(8))

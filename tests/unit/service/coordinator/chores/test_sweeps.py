@@ -23,7 +23,7 @@ from service.optuna_store.studies import read_trials
 from service.schedules.commands import fire
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
-from tests.support.service.coordinator import DEFINITION, GRID, House
+from tests.support.service.coordinator import DEFINITION, GRID, CoordinatorLab
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 3}
@@ -32,10 +32,10 @@ THREE_OF_GRID = {**GRID, "trials": 3}
 
 
 class Nights:
-    """A schedule in a house, and its nights one after another."""
+    """A schedule in a lab, and its nights one after another."""
 
-    def __init__(self, house: House, data: Path, document: dict[str, Any], **options: Any) -> None:
-        self.house = house
+    def __init__(self, lab: CoordinatorLab, data: Path, document: dict[str, Any], **options: Any) -> None:
+        self.lab = lab
         self.data = {name: data / f"{name}.jsonl" for name in ("train", "eval")}
         for name, path in self.data.items():
             path.write_text(f'{{"text": "{name}"}}\n')
@@ -45,7 +45,7 @@ class Nights:
             "search": SEARCH,
             **document,
         }
-        with house.database.write() as session:
+        with lab.database.write() as session:
             schedule = Schedule(
                 name="nightly", cron="30 2 * * *", timezone="UTC", definition=self._definition(), **options
             )
@@ -59,7 +59,7 @@ class Nights:
     def change(self, options: dict[str, Any] | None = None, **sections: Any) -> None:
         """Change the schedule's definition, and its own columns."""
         self.document = {**self.document, **sections}
-        with self.house.database.write() as session:
+        with self.lab.database.write() as session:
             schedule = session.get_one(Schedule, self.schedule_id)
             schedule.definition = self._definition()
             for name, value in (options or {}).items():
@@ -67,9 +67,9 @@ class Nights:
 
     def begin(self) -> str:
         """The next night's sweep, queued."""
-        with self.house.database.write() as session:
+        with self.lab.database.write() as session:
             session.get_one(Schedule, self.schedule_id).next_fire_at = self.at
-        study = self.house.database.transact(partial(fire, schedule_id=self.schedule_id, now=self.at))
+        study = self.lab.database.transact(partial(fire, schedule_id=self.schedule_id, now=self.at))
         self.at += timedelta(days=1)
         assert study is not None
         return study.id
@@ -77,28 +77,28 @@ class Nights:
     def next(self, each: Callable[[], None] = lambda: None) -> Study:
         """The next night, to its end."""
         study_id = self.begin()
-        self.house.run(study_id, each=each)
-        return self.house.study(study_id)
+        self.lab.run(study_id, each=each)
+        return self.lab.study(study_id)
 
     def params(self, study: Study) -> list[dict[str, Any]]:
-        trials = read_trials(self.house.storage, study.name)
+        trials = read_trials(self.lab.storage, study.name)
         return [dict(trial.params) for trial in trials]
 
     def said(self) -> list[str]:
-        return self.house.events(preparation.EARLIER_SWEEPS)
+        return self.lab.events(preparation.EARLIER_SWEEPS)
 
 
 Make = Callable[..., Nights]
 
 
 @pytest.fixture
-def nights(make_house: Callable[..., House], tmp_path: Path) -> Iterator[Make]:
+def nights(make_lab: Callable[..., CoordinatorLab], tmp_path: Path) -> Iterator[Make]:
     def make(
         cluster: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **document: Any
     ) -> Nights:
         folder = tmp_path / f"data-{random.getrandbits(64)}"
         folder.mkdir()
-        return Nights(make_house(1, **(cluster or {})), folder, document, **(options or {}))
+        return Nights(make_lab(1, **(cluster or {})), folder, document, **(options or {}))
 
     return make
 
@@ -129,9 +129,9 @@ def test_a_sweep_is_repeated_by_submitting_its_definition(nights: Make) -> None:
     schedule.next()
     second = schedule.next()
     assert second.definition["search"]["seed"] != 0
-    again = schedule.house.submit(**{**second.definition, "name": "again"})
-    schedule.house.run(again)
-    assert schedule.params(schedule.house.study(again)) == schedule.params(second)
+    again = schedule.lab.submit(**{**second.definition, "name": "again"})
+    schedule.lab.run(again)
+    assert schedule.params(schedule.lab.study(again)) == schedule.params(second)
 
 
 def test_a_grid_is_gone_through_over_the_nights_and_then_says_that_nothing_is_left(nights: Make) -> None:
@@ -144,7 +144,7 @@ def test_a_grid_is_gone_through_over_the_nights_and_then_says_that_nothing_is_le
     best = min(
         (trial.value, study.name, trial.number)
         for study in made
-        for trial in read_trials(schedule.house.storage, study.name)
+        for trial in read_trials(schedule.lab.storage, study.name)
         if trial.value is not None
     )
     assert last.reason == (
@@ -246,7 +246,7 @@ def test_what_was_pruned_counts_under_the_same_pruning(nights: Make) -> None:
     worst_last = {**GRID, "space": {**GRID["space"], "learning_rate": {"choices": [1e-3, 1e-4]}}}
     schedule = nights(search=worst_last, pruning=pruning, budget={"max_parallel_trials": 1})
     first = schedule.next()
-    ends = [t.user_attrs["outcome"] for t in read_trials(schedule.house.storage, first.name)]
+    ends = [t.user_attrs["outcome"] for t in read_trials(schedule.lab.storage, first.name)]
     pruned = ends.count("pruned")
     assert 0 < pruned < 8
     assert schedule.params(schedule.next()) == []
@@ -292,29 +292,29 @@ def test_everything_is_evaluated_again_where_the_schedule_says_so(nights: Make) 
 def test_another_schedules_sweeps_and_a_persons_studies_leave_nothing_out(nights: Make) -> None:
     schedule = nights(search=GRID)
     schedule.next()
-    by_hand = schedule.house.submit(**{**schedule.document, "name": "by-hand"})
-    schedule.house.run(by_hand)
-    assert len(schedule.params(schedule.house.study(by_hand))) == 8
+    by_hand = schedule.lab.submit(**{**schedule.document, "name": "by-hand"})
+    schedule.lab.run(by_hand)
+    assert len(schedule.params(schedule.lab.study(by_hand))) == 8
 
 
 def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_only(nights: Make) -> None:
     schedule = nights(search=THREE_OF_GRID, warm_start={"from": "nightly", "top_k": 2})
     made = [schedule.next() for _ in range(2)]
     assert [Preparation.model_validate(study.preparation).enqueued for study in made] == [(), ()]
-    assert schedule.house.events(preparation.WARM_START)[-1] == (
+    assert schedule.lab.events(preparation.WARM_START)[-1] == (
         f"warm start from the schedule 'nightly' (its sweep {made[0].name!r}): 2 of its best recipes are not "
         "evaluated again: earlier sweeps have done so on the same data"
     )
     ranked = sorted(
         (trial.value, age, trial.number, dict(trial.params))
         for age, study in enumerate(reversed(made))
-        for trial in read_trials(schedule.house.storage, study.name)
+        for trial in read_trials(schedule.lab.storage, study.name)
         if trial.value is not None
     )
     schedule.data["train"].write_text("other\n")
     third = schedule.next()
     assert schedule.params(third)[:2] == [params for *_, params in ranked[:2]]
-    said = schedule.house.events(preparation.WARM_START)[-1]
+    said = schedule.lab.events(preparation.WARM_START)[-1]
     both = f"(its sweep {made[1].name!r} and 1 before it on the same data)"
     assert said.startswith(f"warm start from the schedule 'nightly' {both}: its 2 best recipes are evaluated")
 
@@ -326,7 +326,7 @@ def test_a_prior_holds_the_results_of_all_nights_on_the_same_data(nights: Make) 
     assert [len(Preparation.model_validate(study.preparation).prior) for study in made] == [0, 3, 6]
     schedule.data["train"].write_text("other\n")
     schedule.next()
-    assert "data.train has changed since: these results are of the earlier content" in schedule.house.events(
+    assert "data.train has changed since: these results are of the earlier content" in schedule.lab.events(
         preparation.WARM_START
     )
 
@@ -352,10 +352,10 @@ def test_a_night_whose_coordinators_die_is_as_one_whose_do_not(
         schedule.next()
         study_id = schedule.begin()
         if deadly:
-            assert schedule.house.run_through_deaths(study_id, random.Random(1), monkeypatch, chance=0.05) > 0
+            assert schedule.lab.run_through_deaths(study_id, random.Random(1), monkeypatch, chance=0.05) > 0
         else:
-            schedule.house.run(study_id)
-        study = schedule.house.study(study_id)
+            schedule.lab.run(study_id)
+        study = schedule.lab.study(study_id)
         assert study.preparation is not None
         seen.append((schedule.params(study), study.preparation["evaluated"]))
     assert seen[0] == seen[1]
@@ -363,7 +363,7 @@ def test_a_night_whose_coordinators_die_is_as_one_whose_do_not(
 
 def test_a_sweep_waits_while_its_data_is_read(nights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = nights()
-    reader = schedule.house.coordinator._fingerprints
+    reader = schedule.lab.coordinator._fingerprints
     real, asked = reader.of, []
 
     def slow(*arguments: Any) -> Any:
@@ -373,7 +373,7 @@ def test_a_sweep_waits_while_its_data_is_read(nights: Make, monkeypatch: pytest.
     monkeypatch.setattr(reader, "of", slow)
     study = schedule.next()
     assert asked == [study.id] * 3
-    assert (study.state, schedule.house.events(WAITING).count(READING)) == (StudyState.COMPLETED, 1)
+    assert (study.state, schedule.lab.events(WAITING).count(READING)) == (StudyState.COMPLETED, 1)
 
 
 def test_what_was_read_before_a_sweep_was_paused_is_read_again_once_it_is_resumed(
@@ -391,17 +391,17 @@ def test_what_was_read_before_a_sweep_was_paused_is_read_again_once_it_is_resume
 
     monkeypatch.setattr(fingerprints, "_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(fingerprints, "read_fingerprints", slowly)
-    house, study_id = schedule.house, schedule.begin()
-    house.rounds(lambda: house.study(study_id).reason == READING)
-    reading = house.coordinator._fingerprints._readings[study_id]
-    house.database.transact(partial(request_pause, ref=study_id))
-    house.coordinator.round()
+    lab, study_id = schedule.lab, schedule.begin()
+    lab.rounds(lambda: lab.study(study_id).reason == READING)
+    reading = lab.coordinator._fingerprints._readings[study_id]
+    lab.database.transact(partial(request_pause, ref=study_id))
+    lab.coordinator.round()
     go_on.set()
     reading.join(60)
     schedule.data["train"].write_text('{"text": "other"}\n')
-    house.database.transact(partial(request_resume, ref=study_id))
-    house.run(study_id)
-    after = house.study(study_id).preparation
+    lab.database.transact(partial(request_resume, ref=study_id))
+    lab.run(study_id)
+    after = lab.study(study_id).preparation
     assert after is not None
     assert after["fingerprints"]["data.train"] != before["fingerprints"]["data.train"]
 
@@ -410,11 +410,11 @@ def test_a_sweep_that_an_earlier_version_began_goes_on_as_it_was(nights: Make) -
     schedule = nights(search=GRID)
     schedule.next()
     study_id = schedule.begin()
-    with schedule.house.database.write() as session:
+    with schedule.lab.database.write() as session:
         study = session.get_one(Study, study_id)
         study.started_at = study.created_at  # paused by that version, and resumed
-    schedule.house.run(study_id)
-    study = schedule.house.study(study_id)
+    schedule.lab.run(study_id)
+    study = schedule.lab.study(study_id)
     assert (study.preparation, len(schedule.params(study))) == (None, 8)
 
 
@@ -434,13 +434,13 @@ def test_a_sweep_finds_its_schedule_though_it_was_renamed_or_removed_before_it_b
     schedule = nights(search=THREE_OF_GRID, warm_start={"from": "nightly", "as": "enqueue"})
     schedule.next()
     study_id = schedule.begin()
-    with schedule.house.database.write() as session:
+    with schedule.lab.database.write() as session:
         row = session.get_one(Schedule, schedule.schedule_id)
         if then == "removed":
             session.delete(row)
         row.name = "dawn"
-    schedule.house.run(study_id)
-    study = schedule.house.study(study_id)
+    schedule.lab.run(study_id)
+    study = schedule.lab.study(study_id)
     assert (study.state, len(schedule.params(study))) == (StudyState.COMPLETED, 3)
     assert study.preparation is not None
     assert len(study.preparation["evaluated"]) == 3

@@ -13,46 +13,46 @@ from service.coordinator.cluster import ray_workers
 from service.coordinator.cluster.ray_workers import RayWorkers
 from service.db.models import EventRow
 from service.devices.cluster import CLUSTER_SEEN, Node, latest, record
-from tests.support.service.coordinator import House
+from tests.support.service.coordinator import CoordinatorLab
 
 
-def seen(house: House) -> tuple[tuple[Node, ...] | None, int]:
+def seen(lab: CoordinatorLab) -> tuple[tuple[Node, ...] | None, int]:
     """The last thing that was seen, and how often something was."""
-    with house.database.read() as session:
+    with lab.database.read() as session:
         found = latest(session)
         times = select(func.count()).where(EventRow.kind == CLUSTER_SEEN)
         return (None if found is None else found.nodes), session.scalars(times).one()
 
 
-def test_nothing_is_known_before_a_coordinator_has_looked(make_house: Callable[..., House]) -> None:
-    assert seen(make_house()) == (None, 0)
+def test_nothing_is_known_before_a_coordinator_has_looked(make_lab: Callable[..., CoordinatorLab]) -> None:
+    assert seen(make_lab()) == (None, 0)
 
 
 def test_a_coordinator_keeps_what_the_cluster_has_when_it_changes(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "NODES_SECONDS", 0.0)
-    house = make_house(cpus=2)
+    lab = make_lab(cpus=2)
     looks = iter(range(3))
-    house.rounds(lambda: next(looks) == 2)
-    assert seen(house) == ((Node(cpus=2, gpus=0),), 1)
-    house.cluster.gpus = 1
-    house.rounds(lambda: seen(house) == ((Node(cpus=2, gpus=1),), 2))
+    lab.rounds(lambda: next(looks) == 2)
+    assert seen(lab) == ((Node(cpus=2, gpus=0),), 1)
+    lab.cluster.gpus = 1
+    lab.rounds(lambda: seen(lab) == ((Node(cpus=2, gpus=1),), 2))
 
 
-def test_a_large_cluster_is_kept_whole(make_house: Callable[..., House]) -> None:
-    house = make_house()
+def test_a_large_cluster_is_kept_whole(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
     nodes = [Node(8, 1)] * 500 + [Node(2, 0)] * 300
-    with house.database.write() as session:
+    with lab.database.write() as session:
         record(session, nodes)
-    assert seen(house) == (tuple(sorted(nodes)), 1)
+    assert seen(lab) == (tuple(sorted(nodes)), 1)
 
 
-def test_nodes_that_an_older_version_kept_are_read(make_house: Callable[..., House]) -> None:
-    house = make_house()
-    with house.database.write() as session:
+def test_nodes_that_an_older_version_kept_are_read(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
+    with lab.database.write() as session:
         session.add(EventRow(kind=CLUSTER_SEEN, message='[{"cpus": 2, "gpus": 0}, {"cpus": 2, "gpus": 0}]'))
-    assert seen(house) == ((Node(2, 0), Node(2, 0)), 1)
+    assert seen(lab) == ((Node(2, 0), Node(2, 0)), 1)
 
 
 def test_nodes_are_those_that_live(monkeypatch: pytest.MonkeyPatch) -> None:

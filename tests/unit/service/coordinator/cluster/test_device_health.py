@@ -11,7 +11,7 @@ from service.coordinator.cluster.device_health import devices_aside, no_two_expl
 from service.db.models import Device
 from service.devices.commands import restore_device
 from service.states import LossCause, StudyState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import TrialOrder
 
 
@@ -50,163 +50,163 @@ def test_a_gpu_is_bad_when_no_two_trials_explain_its_deaths(packs: list[str], ba
 BAD = "n1/GPU-0"
 
 
-def on(house: House, device_id: str) -> list[str]:
+def on(lab: CoordinatorLab, device_id: str) -> list[str]:
     """The workers on a GPU."""
-    return [w.worker_id for w in house.cluster._workers.values() if w.device_id == device_id]
+    return [w.worker_id for w in lab.cluster._workers.values() if w.device_id == device_id]
 
 
-def aside(house: House) -> frozenset[str]:
-    with house.database.read() as session:
+def aside(lab: CoordinatorLab) -> frozenset[str]:
+    with lab.database.read() as session:
         return devices_aside(session)
 
 
-def break_gpu(house: House, device_id: str = BAD, cause: LossCause = LossCause.WORKER_DIED) -> None:
+def break_gpu(lab: CoordinatorLab, device_id: str = BAD, cause: LossCause = LossCause.WORKER_DIED) -> None:
     """Whatever trains on that GPU dies now."""
-    for worker_id in on(house, device_id):
-        if house.cluster._workers[worker_id].pack:
-            house.cluster.kill(worker_id, cause)
+    for worker_id in on(lab, device_id):
+        if lab.cluster._workers[worker_id].pack:
+            lab.cluster.kill(worker_id, cause)
 
 
 def test_a_gpu_that_fails_three_different_trials_is_put_aside_and_the_study_goes_on_elsewhere(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(gpus=2)
-    study_id = house.submit(search=search(8), budget={"max_parallel_trials": 2, "max_retries": 100})
-    house.run(study_id, each=lambda: break_gpu(house))
-    assert house.study(study_id).state == StudyState.COMPLETED
-    assert {outcome for outcome, _, _ in house.values().values()} == {"completed"}
-    died = [a for a in house.attempts() if a.device_id == BAD]
+    lab = make_lab(gpus=2)
+    study_id = lab.submit(search=search(8), budget={"max_parallel_trials": 2, "max_retries": 100})
+    lab.run(study_id, each=lambda: break_gpu(lab))
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    assert {outcome for outcome, _, _ in lab.values().values()} == {"completed"}
+    died = [a for a in lab.attempts() if a.device_id == BAD]
     assert {a.loss_cause for a in died} == {"worker_died"}
     assert len({a.trial_number for a in died}) == 3
-    [said] = house.events("device_put_aside")
+    [said] = lab.events("device_put_aside")
     assert said.startswith(f"the GPU {BAD} gets no more trials: {len(died)} workers died on it")
     assert all(f"s/{a.trial_number}" in said for a in died)
-    with house.database.read() as session:
+    with lab.database.read() as session:
         device = session.get_one(Device, BAD)
         assert device.put_aside_at is not None
         assert device.reason in said
 
 
 def test_the_worker_on_a_gpu_that_was_put_aside_stays_and_gets_nothing(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(gpus=2)
-    study_id = house.submit(search=search(30), budget={"max_parallel_trials": 2, "max_retries": 100})
+    lab = make_lab(gpus=2)
+    study_id = lab.submit(search=search(30), budget={"max_parallel_trials": 2, "max_retries": 100})
     for _ in range(200):
-        break_gpu(house)
-        house.coordinator.round()
-        if aside(house):
+        break_gpu(lab)
+        lab.coordinator.round()
+        if aside(lab):
             break
-    house.rounds(lambda: bool(on(house, BAD)))
-    [placeholder] = on(house, BAD)
-    before = len(house.cluster.started)
+    lab.rounds(lambda: bool(on(lab, BAD)))
+    [placeholder] = on(lab, BAD)
+    before = len(lab.cluster.started)
     for _ in range(20):
-        house.coordinator.round()
-        assert on(house, BAD) == [placeholder]
-        assert house.cluster.packs[placeholder] == 0
-    assert len(house.cluster.started) == before
-    house.crash()
+        lab.coordinator.round()
+        assert on(lab, BAD) == [placeholder]
+        assert lab.cluster.packs[placeholder] == 0
+    assert len(lab.cluster.started) == before
+    lab.crash()
     for _ in range(20):
-        house.coordinator.round()
-        assert on(house, BAD) == [placeholder]
-        assert house.cluster.packs[placeholder] == 0
-    with house.database.write() as session:
+        lab.coordinator.round()
+        assert on(lab, BAD) == [placeholder]
+        assert lab.cluster.packs[placeholder] == 0
+    with lab.database.write() as session:
         restore_device(session, BAD)
-    house.rounds(lambda: house.cluster.packs[placeholder] > 0)
-    house.run(study_id)
-    assert house.cluster.alive == []
+    lab.rounds(lambda: lab.cluster.packs[placeholder] > 0)
+    lab.run(study_id)
+    assert lab.cluster.alive == []
 
 
-def test_deaths_before_it_was_given_back_do_not_count_again(make_house: Callable[..., House]) -> None:
-    house = make_house(gpus=1)
-    house.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
+def test_deaths_before_it_was_given_back_do_not_count_again(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(gpus=1)
+    lab.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
 
     def die(times: int) -> None:
         for _ in range(times):
-            house.rounds(lambda: any(house.cluster.packs.values()))
-            break_gpu(house)
-            house.coordinator.round()
+            lab.rounds(lambda: any(lab.cluster.packs.values()))
+            break_gpu(lab)
+            lab.coordinator.round()
 
     # The first two trials die alone at one place, which is poison; the third is the GPU's.
     die(4)
-    assert aside(house) == frozenset()
+    assert aside(lab) == frozenset()
     die(1)
-    assert aside(house) == {BAD}
-    with house.database.write() as session:
+    assert aside(lab) == {BAD}
+    with lab.database.write() as session:
         restore_device(session, BAD)
     die(2)
-    assert aside(house) == frozenset()
+    assert aside(lab) == frozenset()
 
 
-def test_a_trial_that_a_gpu_brings_to_its_end_clears_it(make_house: Callable[..., House]) -> None:
-    house = make_house(gpus=1)
-    study_id = house.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
+def test_a_trial_that_a_gpu_brings_to_its_end_clears_it(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(gpus=1)
+    study_id = lab.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
     died: set[int] = set()
 
     def first_attempts_of_some_die() -> None:
-        for order in house.cluster.orders[-1:]:
-            if order.trial_number % 2 == 0 and order.trial_number not in died and on(house, BAD):
+        for order in lab.cluster.orders[-1:]:
+            if order.trial_number % 2 == 0 and order.trial_number not in died and on(lab, BAD):
                 died.add(order.trial_number)
-                break_gpu(house)
+                break_gpu(lab)
 
-    house.run(study_id, each=first_attempts_of_some_die)
+    lab.run(study_id, each=first_attempts_of_some_die)
     assert len(died) == 4
-    assert aside(house) == frozenset()
+    assert aside(lab) == frozenset()
 
 
 def test_a_pack_that_dies_of_one_trial_is_no_evidence_against_the_gpu(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     def lethal(order: TrialOrder, seen: int) -> bool:
         return order.trial_number == 3 and seen == 50
 
-    house = make_house(gpus=1, slots=4, lethal=lethal)
-    study_id = house.submit(search=search(4), budget={"max_parallel_trials": 4})
-    house.run(study_id)
-    assert [outcome for outcome, _, _ in house.values().values()] == ["completed"] * 3 + ["failed"]
-    assert aside(house) == frozenset()
+    lab = make_lab(gpus=1, slots=4, lethal=lethal)
+    study_id = lab.submit(search=search(4), budget={"max_parallel_trials": 4})
+    lab.run(study_id)
+    assert [outcome for outcome, _, _ in lab.values().values()] == ["completed"] * 3 + ["failed"]
+    assert aside(lab) == frozenset()
 
 
 @pytest.mark.parametrize("cause", [LossCause.NODE_DIED, LossCause.UNREACHABLE])
 def test_machines_that_go_away_say_nothing_about_their_gpus(
-    make_house: Callable[..., House], cause: LossCause
+    make_lab: Callable[..., CoordinatorLab], cause: LossCause
 ) -> None:
-    house = make_house(gpus=1)
-    study_id = house.submit(search=search(4), budget={"max_parallel_trials": 1, "max_retries": 0})
+    lab = make_lab(gpus=1)
+    study_id = lab.submit(search=search(4), budget={"max_parallel_trials": 1, "max_retries": 0})
     for _ in range(4):
-        house.rounds(lambda: any(house.cluster.packs.values()))
-        break_gpu(house, BAD, cause)
-        house.coordinator.round()
-    house.run(study_id)
-    assert aside(house) == frozenset()
+        lab.rounds(lambda: any(lab.cluster.packs.values()))
+        break_gpu(lab, BAD, cause)
+        lab.coordinator.round()
+    lab.run(study_id)
+    assert aside(lab) == frozenset()
 
 
-def test_a_cpu_is_never_put_aside(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    study_id = house.submit(search=search(4), budget={"max_parallel_trials": 1, "max_retries": 0})
+def test_a_cpu_is_never_put_aside(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(search=search(4), budget={"max_parallel_trials": 1, "max_retries": 0})
     for _ in range(4):
-        house.rounds(lambda: any(house.cluster.packs.values()))
-        house.cluster.kill(house.cluster.alive[0], LossCause.WORKER_DIED)
-        house.coordinator.round()
-    house.run(study_id)
-    assert {a.device_id for a in house.attempts()} == {None}
-    assert aside(house) == frozenset()
+        lab.rounds(lambda: any(lab.cluster.packs.values()))
+        lab.cluster.kill(lab.cluster.alive[0], LossCause.WORKER_DIED)
+        lab.coordinator.round()
+    lab.run(study_id)
+    assert {a.device_id for a in lab.attempts()} == {None}
+    assert aside(lab) == frozenset()
 
 
 def test_a_study_whose_gpus_are_all_put_aside_is_paused_and_says_what_to_do(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(gpus=1)
-    study_id = house.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
+    lab = make_lab(gpus=1)
+    study_id = lab.submit(search=search(8), budget={"max_parallel_trials": 1, "max_retries": 100})
     for _ in range(500):
-        break_gpu(house)
-        house.coordinator.round()
-        if house.study(study_id).state != StudyState.RUNNING:
+        break_gpu(lab)
+        lab.coordinator.round()
+        if lab.study(study_id).state != StudyState.RUNNING:
             break
-    study = house.study(study_id)
+    study = lab.study(study_id)
     assert (study.state, study.reason) == (
         StudyState.PAUSED,
         f"every GPU that this study could use was put aside ({BAD}): `nightsweep workers` says why, and "
         "`nightsweep workers restore` gives one back",
     )
-    assert house.cluster.alive == []
+    assert lab.cluster.alive == []

@@ -17,7 +17,7 @@ from service.coordinator.policy.waiting import (
     standing,
 )
 from service.states import StudyState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import Preparing
 
 
@@ -115,89 +115,91 @@ def test_the_words_follow_what_goes_on(given: dict[str, Any], expected: str | No
     assert found is None or found.waits == found.words.startswith("waiting")
 
 
-def test_a_study_says_how_many_of_its_workers_have_started(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=2, start_polls={"w1": 5, "w2": 5})
-    study_id = house.submit(search=search(4))
-    house.rounds(lambda: house.study(study_id).reason.startswith("waiting for a worker"))
+def test_a_study_says_how_many_of_its_workers_have_started(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=2, start_polls={"w1": 5, "w2": 5})
+    study_id = lab.submit(search=search(4))
+    lab.rounds(lambda: lab.study(study_id).reason.startswith("waiting for a worker"))
     words = "waiting for a worker: 0 of 2 started (each imports its libraries first)"
-    assert house.study(study_id).reason == words
-    house.rounds(lambda: house.study(study_id).reason == "training")
-    house.run(study_id)
-    assert house.events("waiting") == [words]
+    assert lab.study(study_id).reason == words
+    lab.rounds(lambda: lab.study(study_id).reason == "training")
+    lab.run(study_id)
+    assert lab.events("waiting") == [words]
 
 
 def test_while_one_worker_trains_the_other_that_starts_is_still_counted(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=2, start_polls={"w2": 20}, patience=60.0)
-    study_id = house.submit(search=search(4))
-    house.rounds(lambda: house.study(study_id).reason == "training; 1 of 2 workers started")
+    lab = make_lab(cpus=2, start_polls={"w2": 20}, patience=60.0)
+    study_id = lab.submit(search=search(4))
+    lab.rounds(lambda: lab.study(study_id).reason == "training; 1 of 2 workers started")
 
 
 def test_gpus_that_the_cluster_does_not_have_are_named_while_the_study_waits(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=2, patience=60.0)
-    study_id = house.submit(resources={"gpus_per_worker": 2})
+    lab = make_lab(cpus=2, patience=60.0)
+    study_id = lab.submit(resources={"gpus_per_worker": 2})
     words = "waiting for a worker: each needs 2 GPUs, but the cluster has 0"
-    house.rounds(lambda: house.study(study_id).reason == words)
+    lab.rounds(lambda: lab.study(study_id).reason == words)
     for _ in range(5):
-        house.coordinator.round()
-    assert house.events("waiting") == [words]
+        lab.coordinator.round()
+    assert lab.events("waiting") == [words]
 
 
-def test_a_study_beyond_the_limit_says_so_once_and_then_runs(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.settings = house.settings.model_copy(update={"max_running_studies": 1})
-    house.coordinator = house.new_coordinator()
-    first, second = house.submit(name="s"), house.submit(name="t")
-    house.rounds(lambda: house.study(second).reason != "")
+def test_a_study_beyond_the_limit_says_so_once_and_then_runs(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    lab.settings = lab.settings.model_copy(update={"max_running_studies": 1})
+    lab.coordinator = lab.new_coordinator()
+    first, second = lab.submit(name="s"), lab.submit(name="t")
+    lab.rounds(lambda: lab.study(second).reason != "")
     words = "waiting: 1 study is running, which is the limit"
-    assert (house.study(second).reason, house.study(second).revision) == (words, 1)
-    house.run(first, second)
-    assert house.events("waiting").count(words) == 1
+    assert (lab.study(second).reason, lab.study(second).revision) == (words, 1)
+    lab.run(first, second)
+    assert lab.events("waiting").count(words) == 1
 
 
-def test_a_study_of_an_owner_at_the_limit_says_whose_studies_run(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.settings = house.settings.model_copy(update={"max_running_studies_per_owner": 1})
-    house.coordinator = house.new_coordinator()
-    house.submit({"owner": "anna"}, name="s")
-    second = house.submit({"owner": "anna"}, name="t")
-    house.rounds(lambda: house.study(second).reason != "")
-    assert house.study(second).reason == (
+def test_a_study_of_an_owner_at_the_limit_says_whose_studies_run(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1)
+    lab.settings = lab.settings.model_copy(update={"max_running_studies_per_owner": 1})
+    lab.coordinator = lab.new_coordinator()
+    lab.submit({"owner": "anna"}, name="s")
+    second = lab.submit({"owner": "anna"}, name="t")
+    lab.rounds(lambda: lab.study(second).reason != "")
+    assert lab.study(second).reason == (
         "waiting: 1 study of 'anna' is running, which is the limit for one owner"
     )
 
 
 def test_a_successor_says_what_the_study_waits_for_and_not_what_was_said_before(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1)
-    house.settings = house.settings.model_copy(update={"max_running_studies": 1})
-    house.coordinator = house.new_coordinator()
-    house.submit(name="s")
-    second = house.submit(name="t")
-    house.rounds(lambda: house.study(second).reason != "")
-    house.settings = house.settings.model_copy(update={"max_running_studies": 2})
-    house.crash()
-    house.rounds(lambda: house.study(second).state == StudyState.RUNNING)
-    assert "limit" not in house.study(second).reason
+    lab = make_lab(cpus=1)
+    lab.settings = lab.settings.model_copy(update={"max_running_studies": 1})
+    lab.coordinator = lab.new_coordinator()
+    lab.submit(name="s")
+    second = lab.submit(name="t")
+    lab.rounds(lambda: lab.study(second).reason != "")
+    lab.settings = lab.settings.model_copy(update={"max_running_studies": 2})
+    lab.crash()
+    lab.rounds(lambda: lab.study(second).state == StudyState.RUNNING)
+    assert "limit" not in lab.study(second).reason
 
 
 def test_what_a_worker_does_before_a_trial_starts_is_told_once_and_is_the_trials_reason(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1, start_polls={"w1": 0})
-    study_id = house.submit(search=search(1))
-    house.rounds(lambda: house.cluster.running == 1)
-    [attempt] = house.attempts()
-    [runner] = house.runners
+    lab = make_lab(cpus=1, start_polls={"w1": 0})
+    study_id = lab.submit(search=search(1))
+    lab.rounds(lambda: lab.cluster.running == 1)
+    [attempt] = lab.attempts()
+    [runner] = lab.runners
     for seq, stage in enumerate(("loading the base b (nf4)", "reading the train data"), start=1):
         event = Preparing(attempt_id=attempt.id, stage=stage)
         runner.events.on_preparing(event, seq)
         runner.events.on_preparing(event, seq)
-    assert house.attempts()[0].reason == "reading the train data"
-    assert house.events("starting") == ["loading the base b (nf4)", "reading the train data"]
-    house.coordinator.studies[study_id].advance()
-    assert house.study(study_id).reason == "starting: reading the train data"
+    assert lab.attempts()[0].reason == "reading the train data"
+    assert lab.events("starting") == ["loading the base b (nf4)", "reading the train data"]
+    lab.coordinator.studies[study_id].advance()
+    assert lab.study(study_id).reason == "starting: reading the train data"

@@ -9,7 +9,7 @@ import pytest
 from service.coordinator.study.checkpoints import why_anew
 from service.db.models import Attempt, utc_now
 from service.states import AttemptState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import DataSummary, TrialStarted, UnusableCheckpoint
 
 ONE_TRIAL = {
@@ -155,59 +155,63 @@ def test_an_attempt_that_waited_for_room_says_so_of_its_own_checkpoint() -> None
 
 
 def test_a_trial_whose_worker_dies_before_the_first_rung_says_that_it_begins_again(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1)
-    house.submit(**ONE_TRIAL)
-    house.rounds(lambda: house.events("attempt_running") != [])
-    house.cluster.kill(house.cluster.alive[0])
-    house.rounds(lambda: len(house.events("attempt_running")) == 2)
-    assert house.events("checkpoint_unusable") == [
+    lab = make_lab(cpus=1)
+    lab.submit(**ONE_TRIAL)
+    lab.rounds(lambda: lab.events("attempt_running") != [])
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.rounds(lambda: len(lab.events("attempt_running")) == 2)
+    assert lab.events("checkpoint_unusable") == [
         f"attempt 2 {AGAIN}attempt 1 was lost after 0 examples, before its first checkpoint at 25 examples"
     ]
-    assert house.events("attempt_running")[1].endswith("; it begins again at 0 examples")
+    assert lab.events("attempt_running")[1].endswith("; it begins again at 0 examples")
 
 
-def test_a_damaged_checkpoint_is_said_with_the_trial_it_is_of(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    study_id = house.submit(**ONE_TRIAL)
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    [first] = house.attempts()
-    house.cluster.spoil(f"{first.artifact_dir}/checkpoint", "its SHA-256 is another")
-    house.cluster.kill(house.cluster.alive[0])
-    house.run(study_id)
-    assert house.events("checkpoint_unusable") == [f"attempt 2 {AGAIN}attempt 1: its SHA-256 is another"]
-    assert house.attempts()[1].state == AttemptState.COMPLETED
+def test_a_damaged_checkpoint_is_said_with_the_trial_it_is_of(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(**ONE_TRIAL)
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    [first] = lab.attempts()
+    lab.cluster.spoil(f"{first.artifact_dir}/checkpoint", "its SHA-256 is another")
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.run(study_id)
+    assert lab.events("checkpoint_unusable") == [f"attempt 2 {AGAIN}attempt 1: its SHA-256 is another"]
+    assert lab.attempts()[1].state == AttemptState.COMPLETED
 
 
-def test_a_checkpoint_that_is_gone_is_said(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    study_id = house.submit(**ONE_TRIAL)
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    [first] = house.attempts()
-    house.cluster.remove_checkpoint(f"{first.artifact_dir}/checkpoint")
-    house.cluster.kill(house.cluster.alive[0])
-    house.run(study_id)
-    [sentence] = house.events("checkpoint_unusable")
+def test_a_checkpoint_that_is_gone_is_said(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(**ONE_TRIAL)
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    [first] = lab.attempts()
+    lab.cluster.remove_checkpoint(f"{first.artifact_dir}/checkpoint")
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.run(study_id)
+    [sentence] = lab.events("checkpoint_unusable")
     assert sentence.startswith(f"attempt 2 {AGAIN}attempt 1 was lost at 50 examples, but there is no")
 
 
-def test_a_trial_that_goes_on_from_its_checkpoint_has_no_such_event(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    study_id = house.submit(**ONE_TRIAL)
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    house.cluster.kill(house.cluster.alive[0])
-    house.run(study_id)
-    assert house.events("checkpoint_unusable") == []
+def test_a_trial_that_goes_on_from_its_checkpoint_has_no_such_event(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(**ONE_TRIAL)
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.run(study_id)
+    assert lab.events("checkpoint_unusable") == []
 
 
 def test_a_running_attempt_that_is_back_at_the_beginning_stays_and_says_why(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1)
-    house.submit(**ONE_TRIAL)
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    [present] = house.attempts()
+    lab = make_lab(cpus=1)
+    lab.submit(**ONE_TRIAL)
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    [present] = lab.attempts()
     missing = UnusableCheckpoint(folder=f"{present.artifact_dir}/checkpoint", reason="", missing=True)
     event = TrialStarted(
         attempt_id=present.id,
@@ -219,12 +223,12 @@ def test_a_running_attempt_that_is_back_at_the_beginning_stays_and_says_why(
         data=ROWS,
         passed_over=(missing,),
     )
-    [runner] = house.runners
+    [runner] = lab.runners
     for _ in range(2):
         runner.events.on_started(event, present.last_event_seq + 1)
-    [present] = house.attempts()
+    [present] = lab.attempts()
     assert (present.state, present.examples_seen) == (AttemptState.RUNNING, 0)
-    assert house.events("checkpoint_unusable") == [
+    assert lab.events("checkpoint_unusable") == [
         f"attempt 1 {AGAIN}attempt 1 waited for a free slot at 50 examples, but there is no checkpoint in "
         f"{missing.folder}"
     ]

@@ -24,7 +24,7 @@ from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Schedule
 from service.schedules import commands
 from service.states import StudyState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.errors import DataError, ModelError
 from workers.pack.endings import ending
 
@@ -49,12 +49,12 @@ class Failing:
         return self._work(*arguments, **named)
 
 
-def live(house: House, study_id: str) -> None:
+def live(lab: CoordinatorLab, study_id: str) -> None:
     """Rounds as the coordinator's process has them, until the study has ended."""
     for _ in range(2000):
-        if house.study(study_id).ended_at is not None:
+        if lab.study(study_id).ended_at is not None:
             return
-        house.coordinator.live_through(house.coordinator.round, threading.Event())
+        lab.coordinator.live_through(lab.coordinator.round, threading.Event())
     raise AssertionError("the study did not end")
 
 
@@ -66,16 +66,16 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_study_whose_worker_cannot_be_started_waits_and_says_for_what(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, name: str
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    house = make_house()
-    failing = Failing(house.cluster.start, fault(name), times=5)
-    monkeypatch.setattr(house.cluster, "start", failing)
-    study_id = house.submit()
-    live(house, study_id)
+    lab = make_lab()
+    failing = Failing(lab.cluster.start, fault(name), times=5)
+    monkeypatch.setattr(lab.cluster, "start", failing)
+    study_id = lab.submit()
+    live(lab, study_id)
     assert failing.left == 0
-    assert house.study(study_id).state == StudyState.COMPLETED
-    waits = [message for message in house.events("waiting") if "this machine" in message]
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    waits = [message for message in lab.events("waiting") if "this machine" in message]
     assert waits == [f"waiting for this machine: {fault(name)}"]
 
 
@@ -89,9 +89,9 @@ def test_a_study_whose_worker_cannot_be_started_waits_and_says_for_what(
     ],
 )
 def test_wherever_a_round_meets_a_full_disk_no_study_fails(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
-    house = make_house()
+    lab = make_lab()
     real, left = getattr(owner, name), [3]
 
     def work(*arguments: Any, **named: Any) -> Any:
@@ -101,55 +101,55 @@ def test_wherever_a_round_meets_a_full_disk_no_study_fails(
         return real(*arguments, **named)
 
     monkeypatch.setattr(owner, name, work)
-    study_id = house.submit()
-    live(house, study_id)
-    assert (left, house.study(study_id).state) == ([0], StudyState.COMPLETED)
+    study_id = lab.submit()
+    live(lab, study_id)
+    assert (left, lab.study(study_id).state) == ([0], StudyState.COMPLETED)
 
 
 def test_a_cluster_that_does_not_answer_is_named_before_the_process_ends(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    study_id = house.submit()
-    failing = Failing(house.cluster.start, ClusterError("no raylet\nmore"), times=1)
-    monkeypatch.setattr(house.cluster, "start", failing)
+    lab = make_lab()
+    study_id = lab.submit()
+    failing = Failing(lab.cluster.start, ClusterError("no raylet\nmore"), times=1)
+    monkeypatch.setattr(lab.cluster, "start", failing)
     with pytest.raises(ClusterError):
-        house.coordinator.live_through(house.coordinator.round, threading.Event())
-    assert house.study(study_id).reason == "waiting for the Ray cluster: no raylet"
-    live(house, study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
+        lab.coordinator.live_through(lab.coordinator.round, threading.Event())
+    assert lab.study(study_id).reason == "waiting for the Ray cluster: no raylet"
+    live(lab, study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
 
 
 def test_a_fault_of_ours_still_fails_its_study(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    monkeypatch.setattr(house.cluster, "start", Failing(house.cluster.start, OSError("what?"), times=99))
-    study_id = house.submit()
-    live(house, study_id)
-    assert house.study(study_id).state == StudyState.FAILED
+    lab = make_lab()
+    monkeypatch.setattr(lab.cluster, "start", Failing(lab.cluster.start, OSError("what?"), times=99))
+    study_id = lab.submit()
+    live(lab, study_id)
+    assert lab.study(study_id).state == StudyState.FAILED
 
 
 def test_a_stage_before_a_search_waits_for_the_machine(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
+    lab = make_lab()
     definition = {**DEFINITION["search"], "learning_rate_range_test": {"steps": 20}}
-    study_id = house.submit(search=definition)
+    study_id = lab.submit(search=definition)
     failing = Failing(preparation.make, fault("EMFILE"), times=3)
     monkeypatch.setattr(preparation, "make", failing)
     for _ in range(10):
-        house.coordinator.live_through(house.coordinator.round, threading.Event())
-    study = house.study(study_id)
+        lab.coordinator.live_through(lab.coordinator.round, threading.Event())
+    study = lab.study(study_id)
     assert (failing.left, study.ended_at) == (0, None)
     assert study.range_test_id is not None
 
 
 def test_a_firing_that_meets_a_full_disk_is_made_later(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_house()
-    with house.database.write() as session:
+    lab = make_lab()
+    with lab.database.write() as session:
         now = commands.database_now(session)
         schedule = Schedule(name="n", cron="* * * * *", timezone="UTC", definition=DEFINITION)
         schedule.next_fire_at = now
@@ -157,9 +157,9 @@ def test_a_firing_that_meets_a_full_disk_is_made_later(
     failing = Failing(commands.fire, fault("ENOSPC"), times=1)
     monkeypatch.setattr(commands, "fire", failing)
     with pytest.raises(OSError, match="No space left"):
-        fire_schedules(house.database)
-    fire_schedules(house.database)
-    with house.database.read() as session:
+        fire_schedules(lab.database)
+    fire_schedules(lab.database)
+    with lab.database.read() as session:
         assert session.get_one(Schedule, schedule.id).last_fired_for is not None
 
 

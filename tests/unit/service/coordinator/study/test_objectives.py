@@ -11,7 +11,7 @@ import pytest
 from service.optuna_store.studies import load_study, read_summary, read_trials
 from service.states import AttemptState, StudyState
 from tests.support.fakes.training import costs_of, loss_of
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SPACE = {
@@ -40,38 +40,40 @@ def completed(order: TrialOrder) -> TrialOutcome:
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_completed_trials_are_told_with_their_costs(make_house: Callable[..., House], algorithm: str) -> None:
-    house = make_house()
-    study_id = house.submit(search=search(algorithm), objective={"costs": COSTS}, resources=ALONE)
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    study = load_study(house.storage, "s")
+def test_completed_trials_are_told_with_their_costs(
+    make_lab: Callable[..., CoordinatorLab], algorithm: str
+) -> None:
+    lab = make_lab()
+    study_id = lab.submit(search=search(algorithm), objective={"costs": COSTS}, resources=ALONE)
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    study = load_study(lab.storage, "s")
     assert study.metric_names == ["eval_loss", *COSTS]
     assert [d.name for d in study.directions] == ["MINIMIZE"] * 4
-    for trial in read_trials(house.storage, "s"):
-        recipe = next(o.recipe for o in house.cluster.orders if o.trial_number == trial.number)
+    for trial in read_trials(lab.storage, "s"):
+        recipe = next(o.recipe for o in lab.cluster.orders if o.trial_number == trial.number)
         costs = (10.0 * recipe.epochs, 0.25 * recipe.lora_r, 1000.0 * recipe.lora_r)
         assert trial.values == (loss_of(recipe, round(100 * recipe.epochs)), *costs)
         assert trial.value == trial.values[0]
-    summary = read_summary(house.storage, "s")
+    summary = read_summary(lab.storage, "s")
     assert summary is not None
     assert summary.best is not None
-    assert summary.best.value == min(v for _, v, _ in house.values().values() if v is not None)
+    assert summary.best.value == min(v for _, v, _ in lab.values().values() if v is not None)
 
 
 def test_tpe_learns_of_several_objectives_whatever_becomes_of_trials(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     def mixed(order: TrialOrder) -> TrialOutcome | None:
         ends = {1: OutcomeStatus.DIVERGED, 2: OutcomeStatus.OUT_OF_MEMORY, 3: OutcomeStatus.FAILED}
         status = ends.get(order.trial_number % 5)
         return status and TrialOutcome(attempt_id=order.attempt_id, status=status, reason="as it came")
 
-    house = make_house(ending=mixed)
-    study_id = house.submit(search=search("tpe"), objective={"costs": ["train_seconds"]}, resources=ALONE)
-    house.run(study_id)
-    assert house.study(study_id).reason == "all 16 trials ended"
-    assert len(house.values()) == 16
+    lab = make_lab(ending=mixed)
+    study_id = lab.submit(search=search("tpe"), objective={"costs": ["train_seconds"]}, resources=ALONE)
+    lab.run(study_id)
+    assert lab.study(study_id).reason == "all 16 trials ended"
+    assert len(lab.values()) == 16
 
 
 @pytest.mark.parametrize(
@@ -83,41 +85,41 @@ def test_tpe_learns_of_several_objectives_whatever_becomes_of_trials(
     ],
 )
 def test_a_cost_that_is_missing_fails_its_trial_and_nothing_is_made_up(
-    make_house: Callable[..., House], missing: dict[str, Any], name: str
+    make_lab: Callable[..., CoordinatorLab], missing: dict[str, Any], name: str
 ) -> None:
     def without(order: TrialOrder) -> TrialOutcome | None:
         return replace(completed(order), **missing) if order.trial_number == 1 else None
 
-    house = make_house(ending=without)
-    house.run(house.submit(search=search("random", 3), objective={"costs": COSTS}, resources=ALONE))
-    [failed] = [a for a in house.attempts() if a.state == AttemptState.FAILED]
+    lab = make_lab(ending=without)
+    lab.run(lab.submit(search=search("random", 3), objective={"costs": COSTS}, resources=ALONE))
+    [failed] = [a for a in lab.attempts() if a.state == AttemptState.FAILED]
     assert failed.trial_number == 1
     assert failed.reason == f"it ended without {name}, which objective.costs requires"
-    assert house.values()[1][:2] == ("failed", None)
+    assert lab.values()[1][:2] == ("failed", None)
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_a_completed_trial_without_a_finite_objective_has_failed(
-    make_house: Callable[..., House], value: float | None
+    make_lab: Callable[..., CoordinatorLab], value: float | None
 ) -> None:
-    house = make_house(ending=lambda order: replace(completed(order), value=value))
-    study_id = house.submit(search=search("random", 2))
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.FAILED
-    assert all("without a finite value of eval_loss" in a.reason for a in house.attempts())
+    lab = make_lab(ending=lambda order: replace(completed(order), value=value))
+    study_id = lab.submit(search=search("random", 2))
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.FAILED
+    assert all("without a finite value of eval_loss" in a.reason for a in lab.attempts())
 
 
 def test_a_trial_that_breaks_a_constraint_is_never_the_best_and_the_sampler_is_told(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
+    lab = make_lab()
     bounds = {"peak_memory_gb": {"max": 2.0}, "eval_loss": {"min": 0.0, "max": 3.5}}
-    study_id = house.submit(search=search("tpe"), constraints=bounds, resources=ALONE)
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    trials = read_trials(house.storage, "s")
-    by_number = {o.trial_number: o.recipe for o in house.cluster.orders}
-    frozen = load_study(house.storage, "s").get_trials()
+    study_id = lab.submit(search=search("tpe"), constraints=bounds, resources=ALONE)
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    trials = read_trials(lab.storage, "s")
+    by_number = {o.trial_number: o.recipe for o in lab.cluster.orders}
+    frozen = load_study(lab.storage, "s").get_trials()
     for trial in trials:
         memory, loss = 0.25 * by_number[trial.number].lora_r, trial.value
         assert loss is not None
@@ -128,35 +130,33 @@ def test_a_trial_that_breaks_a_constraint_is_never_the_best_and_the_sampler_is_t
     broken = [t for t in trials if not t.feasible]
     assert kept
     assert broken
-    summary = read_summary(house.storage, "s")
+    summary = read_summary(lab.storage, "s")
     assert summary is not None
     assert summary.best == min(kept, key=lambda t: t.values)
 
 
 def test_a_study_in_which_every_trial_breaks_a_constraint_has_no_best(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    study_id = house.submit(
+    lab = make_lab()
+    study_id = lab.submit(
         search=search("random", 3), constraints={"peak_memory_gb": {"max": 0.1}}, resources=ALONE
     )
-    house.run(study_id)
-    summary = read_summary(house.storage, "s")
+    lab.run(study_id)
+    summary = read_summary(lab.storage, "s")
     assert summary is not None
     assert summary.best is None
-    assert house.study(study_id).reason == (
-        "all 3 trials ended, and no completed trial meets the constraints"
-    )
+    assert lab.study(study_id).reason == ("all 3 trials ended, and no completed trial meets the constraints")
 
 
-def test_each_rung_is_kept_once_with_what_was_measured_at_it(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.submit(search={**DEFINITION["search"], "trials": 1})
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    house.cluster.kill(house.cluster.alive[0])
-    house.rounds(lambda: 100 in house.rungs().get(0, {}))
-    assert house.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (2, 100)]
-    rows = house.rung_reports()
+def test_each_rung_is_kept_once_with_what_was_measured_at_it(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    lab.submit(search={**DEFINITION["search"], "trials": 1})
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.rounds(lambda: 100 in lab.rungs().get(0, {}))
+    assert lab.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (2, 100)]
+    rows = lab.rung_reports()
     assert [(r.trial_number, r.rung, r.attempt_id) for r in rows] == [
         (0, 25, 1),
         (0, 50, 1),
@@ -164,7 +164,7 @@ def test_each_rung_is_kept_once_with_what_was_measured_at_it(make_house: Callabl
         (0, 100, 2),
     ]
     for row in rows:
-        loss = house.rungs()[0][row.rung]
+        loss = lab.rungs()[0][row.rung]
         assert (row.metrics, row.train_loss, row.examples_seen, row.step) == (
             {"eval_loss": loss},
             loss,

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from service.db.models import EventRow, Study
 from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import PackCapacity
 
 
@@ -24,72 +24,78 @@ def parallel(trials: int, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
-def test_packs_fill_up_to_what_is_allowed_and_no_further(make_house: Callable[..., House], cpus: int) -> None:
-    house = make_house(cpus=cpus, slots=8)
-    study_id = house.submit(search=search(20), budget=parallel(6))
+def test_packs_fill_up_to_what_is_allowed_and_no_further(
+    make_lab: Callable[..., CoordinatorLab], cpus: int
+) -> None:
+    lab = make_lab(cpus=cpus, slots=8)
+    study_id = lab.submit(search=search(20), budget=parallel(6))
     most, fullest = 0, 0
 
     def look() -> None:
         nonlocal most, fullest
-        most = max(most, house.cluster.running)
-        fullest = max([fullest, *house.cluster.packs.values()])
+        most = max(most, lab.cluster.running)
+        fullest = max([fullest, *lab.cluster.packs.values()])
 
-    house.run(study_id, each=look)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    assert [a.trial_number for a in house.attempts()] == list(range(20))
+    lab.run(study_id, each=look)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    assert [a.trial_number for a in lab.attempts()] == list(range(20))
     assert (most, fullest <= 8) == (6, True)
-    assert house.cluster.alive == []
+    assert lab.cluster.alive == []
 
 
-def test_trials_spread_over_all_workers_though_one_is_ready_first(make_house: Callable[..., House]) -> None:
+def test_trials_spread_over_all_workers_though_one_is_ready_first(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
     """A trial trains faster in a pack of two than in a pack of eight beside three idle workers."""
-    house = make_house(cpus=4, slots=8, patience=1000.0, start_polls={"w1": 0, "w2": 2, "w3": 3, "w4": 2})
-    house.submit(search=search(16), recipe={"epochs": 8}, budget=parallel(8))
-    house.rounds(lambda: sum(house.cluster.packs.values()) == 8)
-    assert house.cluster.packs == {"w1": 2, "w2": 2, "w3": 2, "w4": 2}
+    lab = make_lab(cpus=4, slots=8, patience=1000.0, start_polls={"w1": 0, "w2": 2, "w3": 3, "w4": 2})
+    lab.submit(search=search(16), recipe={"epochs": 8}, budget=parallel(8))
+    lab.rounds(lambda: sum(lab.cluster.packs.values()) == 8)
+    assert lab.cluster.packs == {"w1": 2, "w2": 2, "w3": 2, "w4": 2}
 
 
 def test_trials_of_a_lost_worker_go_to_packs_with_room_and_wait_for_no_new_worker(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=2, slots=8, start_polls={"w3": 1000})
-    study_id = house.submit(search=search(4), budget=parallel(4))
-    house.rounds(lambda: house.cluster.running == 4)
-    house.cluster.kill("w2")
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    assert house.cluster.started == ["w1", "w2"]
-    assert {a.worker_id for a in house.attempts() if a.ordinal == 2} == {"w1"}
+    lab = make_lab(cpus=2, slots=8, start_polls={"w3": 1000})
+    study_id = lab.submit(search=search(4), budget=parallel(4))
+    lab.rounds(lambda: lab.cluster.running == 4)
+    lab.cluster.kill("w2")
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    assert lab.cluster.started == ["w1", "w2"]
+    assert {a.worker_id for a in lab.attempts() if a.ordinal == 2} == {"w1"}
 
 
-def test_workers_that_no_trial_is_left_for_are_ended(make_house: Callable[..., House]) -> None:
+def test_workers_that_no_trial_is_left_for_are_ended(make_lab: Callable[..., CoordinatorLab]) -> None:
     """Four workers with two trials each; once nothing is left to send out, an idle one goes at once."""
-    house = make_house(cpus=4, slots=2)
+    lab = make_lab(cpus=4, slots=2)
     epochs = {"algorithm": "grid", "space": {"epochs": {"choices": [1, 2, 3, 4, 5, 6, 7, 8]}}}
-    study_id = house.submit(search=epochs, budget=parallel(8))
-    house.rounds(lambda: house.cluster.running == 8)
+    study_id = lab.submit(search=epochs, budget=parallel(8))
+    lab.rounds(lambda: lab.cluster.running == 8)
     seen = set()
 
     def look() -> None:
-        seen.add(len(house.cluster.alive))
-        assert all(house.cluster.packs.values())
+        seen.add(len(lab.cluster.alive))
+        assert all(lab.cluster.packs.values())
 
-    house.run(study_id, each=lambda: (house.coordinator.round(), look())[1])
+    lab.run(study_id, each=lambda: (lab.coordinator.round(), look())[1])
     assert seen >= {1, 4}
-    assert house.cluster.started == ["w1", "w2", "w3", "w4"]
+    assert lab.cluster.started == ["w1", "w2", "w3", "w4"]
 
 
-def test_a_new_capacity_is_written_down_in_words(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1, slots=4)
-    house.run(house.submit(search=search(4)))
-    assert house.events("worker_capacity") == ["w1 wants 4 trials at once: as measured"]
+def test_a_new_capacity_is_written_down_in_words(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1, slots=4)
+    lab.run(lab.submit(search=search(4)))
+    assert lab.events("worker_capacity") == ["w1 wants 4 trials at once: as measured"]
 
 
-def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.submit(search=search(4))
-    house.coordinator.round()
-    [runner] = house.runners
+def test_a_capacity_says_what_was_predicted_and_what_was_measured(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1)
+    lab.submit(search=search(4))
+    lab.coordinator.round()
+    [runner] = lab.runners
     for slots, predicted, measured in ((1, 3 * 2**30, None), (2, 2**30, 2**29), (3, 0, None)):
         runner.events.on_capacity(
             "w1",
@@ -97,55 +103,59 @@ def test_a_capacity_says_what_was_predicted_and_what_was_measured(make_house: Ca
                 slots=slots, reason="two would not fit.", predicted_bytes=predicted, measured_bytes=measured
             ),
         )
-    assert house.events("worker_capacity") == [
+    assert lab.events("worker_capacity") == [
         "w1 wants 1 trial at once: two would not fit (memory: predicted 3.00 GiB)",
         "w1 wants 2 trials at once: two would not fit (memory: predicted 1.00 GiB, measured 0.50 GiB)",
         "w1 wants 3 trials at once: two would not fit",
     ]
 
 
-def test_a_capacity_that_is_delivered_twice_is_written_down_once(make_house: Callable[..., House]) -> None:
+def test_a_capacity_that_is_delivered_twice_is_written_down_once(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
     """The coordinator dies after it wrote it down and before it acknowledged."""
-    house = make_house(cpus=1)
-    study_id = house.submit(search=search(6))
-    house.rounds(lambda: house.cluster.running == 1)
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(search=search(6))
+    lab.rounds(lambda: lab.cluster.running == 1)
     for slots in (3, 2, 3):
-        house.cluster.announce("w1", slots)
-        [runner] = house.runners
+        lab.cluster.announce("w1", slots)
+        [runner] = lab.runners
         runner.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
-        house.crash()
-        house.rounds(lambda: bool(house.runners))
-    house.run(study_id)
-    assert [e.split(" trials")[0] for e in house.events("worker_capacity")] == [
+        lab.crash()
+        lab.rounds(lambda: bool(lab.runners))
+    lab.run(study_id)
+    assert [e.split(" trials")[0] for e in lab.events("worker_capacity")] == [
         "w1 wants 3",
         "w1 wants 2",
     ]
 
 
-def test_only_more_or_fewer_trials_than_ever_are_news(make_house: Callable[..., House]) -> None:
+def test_only_more_or_fewer_trials_than_ever_are_news(make_lab: Callable[..., CoordinatorLab]) -> None:
     """Where recipes differ, what fits changes with nearly every trial."""
-    house = make_house(cpus=1)
-    house.submit(search=search(4))
-    house.coordinator.round()
-    [runner] = house.runners
+    lab = make_lab(cpus=1)
+    lab.submit(search=search(4))
+    lab.coordinator.round()
+    [runner] = lab.runners
     for worker_id, slots in [("w1", n) for n in (4, 5, 4, 6, 5, 3, 4, 6, 7)] + [("w11", 5)]:
         runner.events.on_capacity(worker_id, PackCapacity(slots=slots, reason="as measured"))
-    said = [event.split(" trials")[0] for event in house.events("worker_capacity")]
+    said = [event.split(" trials")[0] for event in lab.events("worker_capacity")]
     assert said == ["w1 wants 4", "w1 wants 5", "w1 wants 6", "w1 wants 3", "w1 wants 7", "w11 wants 5"]
 
 
-def test_only_the_data_of_a_capacity_is_read_and_never_its_words(make_house: Callable[..., House]) -> None:
+def test_only_the_data_of_a_capacity_is_read_and_never_its_words(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
     """Events of the version before have none: they stay as they are, and say nothing to the coordinator."""
-    house = make_house(cpus=1)
-    study_id = house.submit(search=search(4))
-    house.coordinator.round()
-    with house.database.write() as session:
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(search=search(4))
+    lab.coordinator.round()
+    with lab.database.write() as session:
         message = "w1 wants 9 trials at once: as measured"
         session.add(EventRow(study_id=study_id, kind="worker_capacity", message=message))
-    [runner] = house.runners
+    [runner] = lab.runners
     for slots in (4, 4):
         runner.events.on_capacity("w1", PackCapacity(slots=slots, reason="as measured"))
-    with house.database.read() as session:
+    with lab.database.read() as session:
         rows = session.scalars(
             select(EventRow).where(EventRow.kind == "worker_capacity").order_by(EventRow.id)
         )
@@ -155,87 +165,89 @@ def test_only_the_data_of_a_capacity_is_read_and_never_its_words(make_house: Cal
         ]
 
 
-def test_a_pack_that_shrinks_loses_no_order_that_was_on_its_way(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1, slots=4)
-    study_id = house.submit(search=search(12), budget=parallel(4))
-    house.rounds(lambda: house.cluster.running == 4)
+def test_a_pack_that_shrinks_loses_no_order_that_was_on_its_way(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1, slots=4)
+    study_id = lab.submit(search=search(12), budget=parallel(4))
+    lab.rounds(lambda: lab.cluster.running == 4)
     waited = 0
 
     def shrink_and_grow() -> None:
         nonlocal waited
-        waited += house.cluster.waiting
+        waited += lab.cluster.waiting
         # Always between an order's dispatch and its admission.
-        if house.cluster.alive:
-            house.cluster.announce("w1", 1 if len(house.cluster.orders) % 3 else 4)
+        if lab.cluster.alive:
+            lab.cluster.announce("w1", 1 if len(lab.cluster.orders) % 3 else 4)
 
-    house.run(study_id, each=shrink_and_grow)
+    lab.run(study_id, each=shrink_and_grow)
     assert waited > 0
-    assert house.study(study_id).state == StudyState.COMPLETED
-    assert [(a.ordinal, a.state) for a in house.attempts()] == [(1, AttemptState.COMPLETED)] * 12
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    assert [(a.ordinal, a.state) for a in lab.attempts()] == [(1, AttemptState.COMPLETED)] * 12
 
 
 def test_an_order_that_waits_in_a_shrunk_pack_is_cancelled_with_its_study(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1, slots=4)
-    study_id = house.submit(search=search(12), recipe={"epochs": 9}, budget=parallel(4))
-    house.rounds(lambda: house.cluster.running == 1)
-    house.rounds(lambda: len(house.cluster.orders) == 4)
-    house.cluster.announce("w1", 1)
-    house.coordinator.round()
-    assert house.cluster.waiting == 3
-    with house.database.write() as session:
+    lab = make_lab(cpus=1, slots=4)
+    study_id = lab.submit(search=search(12), recipe={"epochs": 9}, budget=parallel(4))
+    lab.rounds(lambda: lab.cluster.running == 1)
+    lab.rounds(lambda: len(lab.cluster.orders) == 4)
+    lab.cluster.announce("w1", 1)
+    lab.coordinator.round()
+    assert lab.cluster.waiting == 3
+    with lab.database.write() as session:
         session.get_one(Study, study_id).cancel_requested = True
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.CANCELLED
-    assert [a.state for a in house.attempts()] == [AttemptState.CANCELLED] * 4
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.CANCELLED
+    assert [a.state for a in lab.attempts()] == [AttemptState.CANCELLED] * 4
 
 
-def test_what_the_definition_says_of_packs_is_in_every_order(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1, slots=8)
+def test_what_the_definition_says_of_packs_is_in_every_order(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1, slots=8)
     most = 0
 
     def look() -> None:
         nonlocal most
-        most = max([most, *house.cluster.packs.values()])
+        most = max([most, *lab.cluster.packs.values()])
 
     resources = {"trials_per_worker": 2, "gradient_checkpointing": True}
-    house.run(house.submit(search=search(6), budget=parallel(6), resources=resources), each=look)
-    assert {(o.trials_per_worker, o.gradient_checkpointing) for o in house.cluster.orders} == {(2, True)}
+    lab.run(lab.submit(search=search(6), budget=parallel(6), resources=resources), each=look)
+    assert {(o.trials_per_worker, o.gradient_checkpointing) for o in lab.cluster.orders} == {(2, True)}
     assert most == 2
 
 
 def test_a_definition_that_says_nothing_of_packs_leaves_it_to_the_worker(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1)
-    house.run(house.submit(search=search(1)))
-    [order] = house.cluster.orders
+    lab = make_lab(cpus=1)
+    lab.run(lab.submit(search=search(1)))
+    [order] = lab.cluster.orders
     assert (order.trials_per_worker, order.gradient_checkpointing, order.resume_from) == (None, False, ())
 
 
-def test_a_lost_trial_goes_on_from_its_checkpoint(make_house: Callable[..., House]) -> None:
+def test_a_lost_trial_goes_on_from_its_checkpoint(make_lab: Callable[..., CoordinatorLab]) -> None:
     """The rung at the checkpoint is evaluated again, so that none is lost; Optuna keeps what it has."""
-    house = make_house(cpus=1)
-    study_id = house.submit(search=search(1), budget=parallel(1, max_retries=5))
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(search=search(1), budget=parallel(1, max_retries=5))
     for rung in (50, 75):
-        house.rounds(lambda rung=rung: rung in house.rungs().get(0, {}))
-        house.cluster.kill(house.cluster.alive[0])
-    house.run(study_id)
-    attempts = house.attempts()
+        lab.rounds(lambda rung=rung: rung in lab.rungs().get(0, {}))
+        lab.cluster.kill(lab.cluster.alive[0])
+    lab.run(study_id)
+    attempts = lab.attempts()
     assert [a.state for a in attempts] == [AttemptState.LOST, AttemptState.LOST, AttemptState.COMPLETED]
     folders = [f"{a.artifact_dir}/checkpoint" for a in attempts]
-    assert [o.resume_from for o in house.cluster.orders] == [
+    assert [o.resume_from for o in lab.cluster.orders] == [
         (),
         (folders[0],),
         (folders[1], folders[0]),
     ]
-    assert house.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (3, 75), (3, 100)]
-    assert list(house.rungs()[0]) == [25, 50, 75, 100]
+    assert lab.cluster.reported == [(1, 25), (1, 50), (2, 50), (2, 75), (3, 75), (3, 100)]
+    assert list(lab.rungs()[0]) == [25, 50, 75, 100]
     # The date that a chat template writes is the study's, so that all three read the same rows.
-    assert {o.study_created_at for o in house.cluster.orders} == {house.study(study_id).created_at}
+    assert {o.study_created_at for o in lab.cluster.orders} == {lab.study(study_id).created_at}
     words = "training on cpu: 100 train rows, 10 eval rows"
-    assert house.events("attempt_running") == [
+    assert lab.events("attempt_running") == [
         words,
         f"{words}; resumed from a checkpoint after 50 examples",
         f"{words}; resumed from a checkpoint after 75 examples",
@@ -243,16 +255,16 @@ def test_a_lost_trial_goes_on_from_its_checkpoint(make_house: Callable[..., Hous
 
 
 def test_behind_a_url_attempts_have_their_folders_and_checkpoints_there(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=1)
-    house.settings = house.settings.model_copy(update={"artifacts_url": "s3://bucket/nightsweep"})
-    house.coordinator = house.new_coordinator()
-    study_id = house.submit(search=search(1))
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    house.cluster.kill(house.cluster.alive[0])
-    house.rounds(lambda: len(house.cluster.orders) == 2)
-    first, second = house.cluster.orders
+    lab = make_lab(cpus=1)
+    lab.settings = lab.settings.model_copy(update={"artifacts_url": "s3://bucket/nightsweep"})
+    lab.coordinator = lab.new_coordinator()
+    study_id = lab.submit(search=search(1))
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.rounds(lambda: len(lab.cluster.orders) == 2)
+    first, second = lab.cluster.orders
     assert first.artifact_dir == f"s3://bucket/nightsweep/{study_id}/0/1"
     assert (second.artifact_dir, second.resume_from) == (
         f"s3://bucket/nightsweep/{study_id}/0/2",
@@ -260,14 +272,14 @@ def test_behind_a_url_attempts_have_their_folders_and_checkpoints_there(
     )
 
 
-def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_house: Callable[..., House]) -> None:
-    house = make_house(cpus=1)
-    house.submit(search=search(1))
-    house.rounds(lambda: 50 in house.rungs().get(0, {}))
-    house.cluster.kill(house.cluster.alive[0])
-    house.rounds(lambda: len(house.events("attempt_running")) == 2)
-    assert house.cluster.reported[-1] == (1, 50)  # the second attempt has not yet said anything more
-    assert house.attempts()[-1].examples_seen == 50
+def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1)
+    lab.submit(search=search(1))
+    lab.rounds(lambda: 50 in lab.rungs().get(0, {}))
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.rounds(lambda: len(lab.events("attempt_running")) == 2)
+    assert lab.cluster.reported[-1] == (1, 50)  # the second attempt has not yet said anything more
+    assert lab.attempts()[-1].examples_seen == 50
 
 
 @pytest.mark.parametrize(
@@ -280,10 +292,10 @@ def test_a_resumed_trial_has_seen_what_its_checkpoint_had(make_house: Callable[.
     ids=lambda pruning: pruning["algorithm"],
 )
 def test_a_rung_that_is_reported_again_changes_no_decision_of_the_pruner(
-    make_house: Callable[..., House], pruning: dict[str, Any]
+    make_lab: Callable[..., CoordinatorLab], pruning: dict[str, Any]
 ) -> None:
     """Trials one after another, the worker killed after every third rung: all as if nothing had happened."""
-    calm, stormy = make_house(cpus=1), make_house(cpus=1)
+    calm, stormy = make_lab(cpus=1), make_lab(cpus=1)
     study = {"search": search(10), "pruning": pruning, "budget": parallel(1, max_retries=100)}
     calm.run(calm.submit(**study))
     killed = 0
@@ -302,24 +314,24 @@ def test_a_rung_that_is_reported_again_changes_no_decision_of_the_pruner(
 
 
 def test_a_trial_that_the_pruner_decided_against_is_pruned_though_its_worker_dies(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     """It would otherwise be trained again, and successive halving judges a rung only once."""
-    house = make_house(cpus=1)
-    study_id = house.submit(
+    lab = make_lab(cpus=1)
+    study_id = lab.submit(
         search=search(6),
         pruning={"algorithm": "asha", "min_examples": 25, "reduction_factor": 2, "n_min_trials": 1},
         budget=parallel(1),
     )
-    house.rounds(lambda: bool(house.events("prune_decided")))
-    house.cluster.kill(house.cluster.alive[0])
-    house.rounds(lambda: not any(a.state == AttemptState.RUNNING for a in house.attempts()))
-    [decided] = house.events("prune_decided")
-    last = house.attempts()[-1]
+    lab.rounds(lambda: bool(lab.events("prune_decided")))
+    lab.cluster.kill(lab.cluster.alive[0])
+    lab.rounds(lambda: not any(a.state == AttemptState.RUNNING for a in lab.attempts()))
+    [decided] = lab.events("prune_decided")
+    last = lab.attempts()[-1]
     assert (last.state, last.reason) == (AttemptState.PRUNED, decided)
-    told = read_trials(house.storage, "s")[last.trial_number]
+    told = read_trials(lab.storage, "s")[last.trial_number]
     assert (told.state, told.user_attrs["reason"]) == ("pruned", decided)
-    house.run(study_id)
-    assert {a.ordinal for a in house.attempts()} == {1}
-    with house.database.read() as session:
+    lab.run(study_id)
+    assert {a.ordinal for a in lab.attempts()} == {1}
+    with lab.database.read() as session:
         assert session.scalars(select(Study)).one().state == StudyState.COMPLETED

@@ -12,7 +12,7 @@ import pytest
 from service.db.models import Attempt, Study
 from service.optuna_store.studies import read_summary, read_trials
 from service.states import AttemptState, StudyState
-from tests.support.service.coordinator import DEFINITION, House
+from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 SEARCH = {**DEFINITION["search"], "algorithm": "random", "trials": 8}
@@ -20,43 +20,43 @@ REPEATS = {"top_k": 2, "seeds": 3}
 PRUNING = {"algorithm": "median", "min_examples": 25, "n_startup_trials": 1}
 
 
-def repeats(house: House) -> dict[int, tuple[int, int | None]]:
+def repeats(lab: CoordinatorLab) -> dict[int, tuple[int, int | None]]:
     """Repeat -> the trial that it repeats, and its seed."""
-    trials = read_trials(house.storage, "s")
+    trials = read_trials(lab.storage, "s")
     return {t.number: (t.repeat_of, t.seed) for t in trials if t.repeat_of is not None}
 
 
-def best(house: House, count: int) -> list[int]:
-    found = [(v, n) for n, (_, v, _) in house.values().items() if v is not None and n < 8]
+def best(lab: CoordinatorLab, count: int) -> list[int]:
+    found = [(v, n) for n, (_, v, _) in lab.values().items() if v is not None and n < 8]
     return [number for _, number in sorted(found)[:count]]
 
 
 def test_the_best_are_run_again_with_other_seeds_and_are_never_pruned(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house(cpus=2)
-    study_id = house.submit(search=SEARCH, repeats=REPEATS, pruning=PRUNING, recipe={"seed": 100})
-    house.run(study_id)
-    study = house.study(study_id)
+    lab = make_lab(cpus=2)
+    study_id = lab.submit(search=SEARCH, repeats=REPEATS, pruning=PRUNING, recipe={"seed": 100})
+    lab.run(study_id)
+    study = lab.study(study_id)
     assert (study.state, study.reason) == (
         StudyState.COMPLETED,
         "all 8 trials ended; the 2 best were run again with 3 seeds each",
     )
-    first, second = best(house, 2)
+    first, second = best(lab, 2)
     wanted = [(of, seed) for seed in (101, 102, 103) for of in (first, second)]
-    assert list(repeats(house).items()) == list(enumerate(wanted, start=8))
-    values = house.values()
-    for number, (of, seed) in repeats(house).items():
+    assert list(repeats(lab).items()) == list(enumerate(wanted, start=8))
+    values = lab.values()
+    for number, (of, seed) in repeats(lab).items():
         outcome, value, params = values[number]
-        [order] = [o for o in house.cluster.orders if o.trial_number == number]
+        [order] = [o for o in lab.cluster.orders if o.trial_number == number]
         assert (outcome, params, order.recipe.seed) == ("completed", values[of][2], seed)
         assert order.recipe.model_copy(update={"seed": 100}) == next(
-            o.recipe for o in house.cluster.orders if o.trial_number == of
+            o.recipe for o in lab.cluster.orders if o.trial_number == of
         )
         assert value is not None
 
 
-def test_a_repeat_is_never_the_best(make_house: Callable[..., House]) -> None:
+def test_a_repeat_is_never_the_best(make_lab: Callable[..., CoordinatorLab]) -> None:
     def lucky(order: TrialOrder) -> TrialOutcome | None:
         if order.recipe.seed == 42:
             return None
@@ -64,26 +64,26 @@ def test_a_repeat_is_never_the_best(make_house: Callable[..., House]) -> None:
             attempt_id=order.attempt_id, status=OutcomeStatus.COMPLETED, reason="lucky", value=0.01
         )
 
-    house = make_house(ending=lucky)
-    study_id = house.submit(search=SEARCH, repeats=REPEATS)
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.COMPLETED
-    summary = read_summary(house.storage, "s")
+    lab = make_lab(ending=lucky)
+    study_id = lab.submit(search=SEARCH, repeats=REPEATS)
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    summary = read_summary(lab.storage, "s")
     assert summary is not None
     assert summary.best is not None
-    assert (summary.trials, summary.best.number) == (14, best(house, 1)[0])
-    assert min(v for _, v, _ in house.values().values() if v is not None) == 0.01
+    assert (summary.trials, summary.best.number) == (14, best(lab, 1)[0])
+    assert min(v for _, v, _ in lab.values().values() if v is not None) == 0.01
 
 
 def test_repeats_are_the_same_through_deaths(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study: dict[str, Any] = {
         "search": SEARCH,
         "repeats": REPEATS,
         "budget": {"max_parallel_trials": 3, "max_retries": 1000},
     }
-    calm, stormy = make_house(cpus=1), make_house(cpus=2, slots=2)
+    calm, stormy = make_lab(cpus=1), make_lab(cpus=2, slots=2)
     calm.run(calm.submit(**study))
     study_id = stormy.submit(**study)
     dice = random.Random(0)
@@ -102,28 +102,28 @@ def test_repeats_are_the_same_through_deaths(
     assert sorted(ends) == list(range(14))
 
 
-def test_a_cancel_ends_the_repeats(make_house: Callable[..., House]) -> None:
-    house = make_house()
-    study_id = house.submit(search=SEARCH, repeats=REPEATS)
-    house.rounds(lambda: len(read_trials(house.storage, "s")) > 9)
-    with house.database.write() as session:
+def test_a_cancel_ends_the_repeats(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab()
+    study_id = lab.submit(search=SEARCH, repeats=REPEATS)
+    lab.rounds(lambda: len(read_trials(lab.storage, "s")) > 9)
+    with lab.database.write() as session:
         session.get_one(Study, study_id).cancel_requested = True
-    house.run(study_id)
-    assert house.study(study_id).state == StudyState.CANCELLED
-    assert house.values()[9][0] == "cancelled"
-    assert house.cluster.alive == []
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.CANCELLED
+    assert lab.values()[9][0] == "cancelled"
+    assert lab.cluster.alive == []
 
 
 def test_the_wall_clock_ends_the_repeats_and_the_study_is_completed(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
-    house = make_house()
-    study_id = house.submit(search=SEARCH, repeats=REPEATS, budget={"timeout": "1h"})
-    house.rounds(lambda: len(read_trials(house.storage, "s")) > 9)
-    with house.database.write() as session:
+    lab = make_lab()
+    study_id = lab.submit(search=SEARCH, repeats=REPEATS, budget={"timeout": "1h"})
+    lab.rounds(lambda: len(read_trials(lab.storage, "s")) > 9)
+    with lab.database.write() as session:
         session.get_one(Attempt, 1).dispatched_at -= timedelta(hours=2)
-    house.run(study_id)
-    study = house.study(study_id)
+    lab.run(study_id)
+    study = lab.study(study_id)
     assert study.state == StudyState.COMPLETED
     assert study.reason == (
         "all 8 trials ended; the 2 best were run again with 3 seeds each, 0 of 6 runs completed: "
@@ -132,7 +132,7 @@ def test_the_wall_clock_ends_the_repeats_and_the_study_is_completed(
 
 
 def test_a_fault_that_all_repeats_share_ends_them_and_not_the_search(
-    make_house: Callable[..., House],
+    make_lab: Callable[..., CoordinatorLab],
 ) -> None:
     def gone(order: TrialOrder) -> TrialOutcome | None:
         if order.recipe.seed == 42:
@@ -144,10 +144,10 @@ def test_a_fault_that_all_repeats_share_ends_them_and_not_the_search(
             fatal_to_study=True,
         )
 
-    house = make_house(ending=gone)
-    study_id = house.submit(search=SEARCH, repeats=REPEATS, budget={"max_failed_trials": 0})
-    house.run(study_id)
-    study = house.study(study_id)
+    lab = make_lab(ending=gone)
+    study_id = lab.submit(search=SEARCH, repeats=REPEATS, budget={"max_failed_trials": 0})
+    lab.run(study_id)
+    study = lab.study(study_id)
     assert study.state == StudyState.COMPLETED
     assert study.reason.endswith("with 3 seeds each, 0 of 6 runs completed: /t.jsonl is gone")
-    assert house.cluster.alive == []
+    assert lab.cluster.alive == []

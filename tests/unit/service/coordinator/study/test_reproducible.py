@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.states import StudyState
-from tests.support.service.coordinator import DEFINITION, GRID, House
+from tests.support.service.coordinator import DEFINITION, GRID, CoordinatorLab
 
 SPACE = {**DEFINITION["search"]["space"], "weight_decay": {"min": 0.0, "max": 0.1}}
 SEARCHES: dict[str, tuple[dict[str, Any], int]] = {
@@ -22,7 +22,7 @@ SEARCHES: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("algorithm", SEARCHES)
 def test_a_study_that_is_killed_half_way_goes_on_as_it_would_have(
-    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, algorithm: str
+    make_lab: Callable[..., CoordinatorLab], monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     search, parallel = SEARCHES[algorithm]
     study: dict[str, Any] = {
@@ -32,7 +32,7 @@ def test_a_study_that_is_killed_half_way_goes_on_as_it_would_have(
     }
     if parallel > 1:  # what is pruned depends on who was faster
         study["pruning"] = {"algorithm": "none"}
-    calm, stormy = make_house(cpus=parallel), make_house(cpus=parallel)
+    calm, stormy = make_lab(cpus=parallel), make_lab(cpus=parallel)
     calm.run(calm.submit(**study))
     study_id = stormy.submit(**study)
     half = len(calm.values()) // 2
