@@ -1,0 +1,1 @@
+"""The warnings of a plan, by what they are about."""
