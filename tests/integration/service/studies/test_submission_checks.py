@@ -95,11 +95,11 @@ FAULTY: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.max_length",
         "has positions for",
     ),
-    "rows that all lose their answer": ({"train": [LONG] * 3}, "data.max_length", "is usable"),
+    "rows that all lose their answer": ({"train": [LONG] * 3}, "data.max_length", "No row of "),
     "eval rows that all lose their answer": (
         {"train": [PAIR], "evaluation": [LONG]},
         "data.max_length",
-        "is usable",
+        "No row of ",
     ),
     "conversations without an answer": (
         {"train": [{"messages": TALK["messages"][:1]}], "evaluation": [TALK]},

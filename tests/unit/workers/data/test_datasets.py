@@ -194,7 +194,7 @@ def test_all_tokens_masked_is_an_error(tmp_path: Path, base: LoadedBase) -> None
     """Conversations without an assistant have no loss."""
     path = write_jsonl(tmp_path / "d.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}] * 2)
     assert (
-        "is usable (2 rows read): every token is masked, so there is no loss. Each conversation needs an"
+        " is usable (2 rows read): every token is masked, so there is no loss. Each conversation needs an"
         " assistant" in (refusal(path, base))
     )
 

@@ -121,6 +121,7 @@ def test_a_tokenizer_that_aborts_ends_the_worker_once_and_then_the_study(tmp_pat
     assert second.stdout.startswith(
         "True A worker died before the study's first step. A process that only loads its tokenizer and "
         "data died as well, 2 times, while reading and tokenising the train data (SIGABRT, memory allocation "
+        "of "
     )
     assert "aaaa" not in second.stdout
 
