@@ -48,7 +48,7 @@ def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
 
 
 def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
-    """How each trial stands. Without strays that have been dropped, and without what others have enqueued."""
+    """How each trial stands, without orphaned trials that were dropped and without what others enqueued."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
         if suggest.is_orphaned(trial):

@@ -81,7 +81,7 @@ def find_study_number(storage: Storage, name: str) -> int | None:
 def read_trials(storage: Storage, name: str) -> list[TrialValues]:
     """All trials of a study, by number; empty before the coordinator has made the Optuna study.
 
-    Without strays (`drop_orphan`), whose numbers are missing.
+    Without orphaned trials (`drop_orphan`), whose numbers are missing.
     """
     number = find_study_number(storage, name)
     if number is None:

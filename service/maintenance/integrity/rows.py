@@ -86,7 +86,7 @@ class OptunaRows:
     """The service's id of it, as a user attribute."""
     fence: int | None = None
     trials: dict[int, OptunaTrial] = field(default_factory=dict)
-    """By number, without strays."""
+    """By number, without orphaned trials."""
 
 
 def read_service(connection: Connection) -> dict[str, StudyRows]:

@@ -22,6 +22,7 @@ from service.coordinator.study.runner import StudyRunner
 from service.db import database as db
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
+from service.maintenance.schema import upgrade
 from service.optuna_store.storage import close_storage, open_storage
 from service.optuna_store.studies import read_trials
 from service.settings import Settings
@@ -57,7 +58,7 @@ GRID: dict[str, Any] = {
 def _empty_databases() -> dict[str, bytes]:
     """The files of both databases without a row: the migrations run once for all labs."""
     with tempfile.TemporaryDirectory() as home:
-        db.upgrade(Settings(home=Path(home)))
+        upgrade(Settings(home=Path(home)))
         return {path.name: path.read_bytes() for path in Path(home).glob("*.db")}
 
 

@@ -227,7 +227,7 @@ def test_a_costly_document_is_refused_soon(client: TestClient, definition: Make,
         ("!!binary aGVsbG8=", "tags"),
         ("a: &x 1\nb: *x", "anchors"),
         ("<<: {name: x}", "merge"),
-        ("name: a\nname: b", "twice"),
+        ("name: a\nname: b", "Duplicate key"),
         ("%YAML 9.9\n--- {}", "YAML"),
     ],
 )

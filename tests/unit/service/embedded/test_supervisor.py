@@ -126,8 +126,6 @@ import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 from service.embedded import supervisor
-from service.cli.operations.servers import service_errors_explained
-from service import supervisor
 from service.cli.in_process import service_errors_explained
 from service.settings import Settings
 

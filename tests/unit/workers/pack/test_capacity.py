@@ -24,7 +24,7 @@ from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack import capacity
 from workers.pack.attempt import Attempt
 from workers.pack.capacity import plan
-from workers.pack.cost_model import PassCost
+from workers.pack.cost_model import Capacity, PassCost
 from workers.pack.loaded import SharedBase
 from workers.pack.probe import Costs, probe
 from workers.training.shared_pass import SharedPasses
@@ -66,7 +66,7 @@ class Bench:
         order = replace(trial_order(folder, folder, attempt_id=number, recipe=recipe), **fields)
         self.attempts.append(Attempt(order, run, self.shared.host, examples, recipe_key="key"))
 
-    def plan(self, most: int | None = None) -> capacity.Capacity:
+    def plan(self, most: int | None = None) -> Capacity:
         return plan(self.shared, self.attempts, most=most, device=CPU)
 
 
