@@ -23,7 +23,7 @@ from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
 from tests.soak.faults.scenarios import Tally
 
-LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "faults.log"
+LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "out" / "faults.log"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += report(database, tally, names, options.times, time.monotonic() - began)
     text = "\n".join(lines)
     print(text)
+    options.log.parent.mkdir(parents=True, exist_ok=True)
     with options.log.open("a") as log:
         log.write(f"# {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {options.times} times each\n\n{text}\n\n")
     return 1 if violated else 0

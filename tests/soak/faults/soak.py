@@ -32,7 +32,7 @@ from tests.soak.faults.invariants import Record
 from tests.soak.faults.moments.catalog import open_house
 from tests.soak.faults.moments.moment import HouseKind, waits_for_a_disk
 
-LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "soak.log"
+LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "out" / "soak.log"
 AT_ONCE = 3
 """Studies that are under way at a time."""
 PATIENCE_SECONDS = 900.0
@@ -267,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="nightsweep-soak-"))
     data = studies.make_data(folder / "data")
     print(f"logs in {folder}")
+    options.log.parent.mkdir(parents=True, exist_ok=True)
     with options.log.open("w") as file:
         log = _Both(file)
         head = f"seed {options.seed}, {options.minutes:g} minutes, {options.database}, {os.cpu_count()} cores"
