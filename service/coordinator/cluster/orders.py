@@ -13,8 +13,6 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt
 from workers.contract import RateSweep, TrialOrder
 
-"""Where an attempt keeps its checkpoint, in its own folder."""
-
 
 def model_of(definition: StudyDefinition, recipe: Recipe) -> ModelSpec:
     """The base that a recipe trains on: the definition's, quantized as the recipe says, where it does."""
