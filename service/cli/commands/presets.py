@@ -17,7 +17,7 @@ def search_spaces(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """List the presets of search presets, or show one with the sources of its values."""
+    """List the presets of search spaces, or show one with the sources of its values."""
     with connect(server) as client:
         if name is None:
             presets = client.presets()
