@@ -96,9 +96,9 @@ def read_checkpoint(place: str | Path) -> Checkpoint:
     """
     folder = _open(place)
     while True:
-        versions = _versions(folder)
+        names = _names(folder)
         faults: list[str] = []
-        for version in versions:
+        for version in _folders(names, _VERSION):
             try:
                 checkpoint = decode(
                     _get(folder, version, STATE),
@@ -110,9 +110,9 @@ def read_checkpoint(place: str | Path) -> Checkpoint:
             for fault in faults:
                 _log.warning("skipped in checkpoint %s: %s", folder.shown, fault)
             return checkpoint
-        # A writer that has replaced every version since they were listed has left newer ones.
-        if _versions(folder) == versions:
-            if not versions:
+        # A writer that has replaced or finished a version since they were listed has left a newer one.
+        if _names(folder) == names:
+            if not faults:
                 raise NoCheckpointError(f"There is no checkpoint in {folder.shown}.")
             raise CheckpointError(f"The checkpoint {folder.shown} cannot be used: {'; '.join(faults)}.")
 
@@ -180,10 +180,10 @@ def _open(place: str | Path) -> LocalFolder | RemoteFolder:
     return folder
 
 
-def _versions(folder: LocalFolder | RemoteFolder) -> list[str]:
-    """The versions in a folder, newest first."""
+def _names(folder: LocalFolder | RemoteFolder) -> list[str]:
+    """What is in a folder."""
     try:
-        return _folders(folder.names(), _VERSION)
+        return folder.names()
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The checkpoint {folder.shown} cannot be read ({first_line(error)})."

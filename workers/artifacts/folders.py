@@ -117,7 +117,7 @@ class LocalFolder:
 
     def names(self) -> list[str]:
         """What is in the folder, sorted: a file or link by its name, a folder as `name/`, its files as
-        `name/file`. Of a folder that does not exist: nothing."""
+        `name/file`. Of a folder that does not exist: nothing; of one within that cannot be read: its name."""
         found: list[str] = []
         try:
             with os.scandir(self.path) as entries:
@@ -316,7 +316,7 @@ class RemoteFolder:
 def _listed(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
-    except FileNotFoundError:  # gone meanwhile
+    except OSError:  # gone meanwhile, or damaged: one folder must not hide the others
         return []
 
 

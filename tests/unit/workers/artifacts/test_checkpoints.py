@@ -376,6 +376,30 @@ def test_an_old_version_that_cannot_be_removed_does_not_fail_the_new_one(
     assert "00000001 could not be removed (Operation not permitted)" in caplog.text
 
 
+def test_a_version_whose_folder_cannot_be_read_hides_no_other_and_stops_no_writer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder, 1)
+    write(folder, 2)
+    damaged, listdir, open_file = newest(folder), os.listdir, os.open
+
+    def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, *args: Any, **options: Any) -> Any:
+            if damaged in (Path(path), Path(path).parent):
+                raise OSError(5, "Input/output error")
+            return real(path, *args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse(listdir))
+        patch.setattr(os, "open", refuse(open_file))
+        assert read_step(folder) == 1
+        write(folder, 3)
+        assert read_step(folder) == 3
+    assert "version 00000002 could not be removed (Input/output error)" in caplog.text
+
+
 # --- a version that is not whole
 
 

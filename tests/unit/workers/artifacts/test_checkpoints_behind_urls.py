@@ -150,6 +150,27 @@ def test_a_storage_that_does_not_answer_is_no_missing_checkpoint(
         read("flaky://bucket/attempt-2/checkpoint", URL)
 
 
+def test_a_reader_before_whose_eyes_the_first_version_is_finished_looks_again(
+    storage: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(1)
+    folder = RemoteFolder(URL)
+    state = folder.get("00000001/state.json")
+    folder.remove("00000001/state.json")
+    real = RemoteFolder.get
+
+    def finished_after(self: RemoteFolder, name: str, most: int | None = None) -> bytes:
+        try:
+            return real(self, name, most)
+        except FileNotFoundError:
+            monkeypatch.setattr(RemoteFolder, "get", real)
+            folder.put(name, state)
+            raise
+
+    monkeypatch.setattr(RemoteFolder, "get", finished_after)
+    assert read() == 1
+
+
 def test_of_several_places_the_first_usable_one_wins(tmp_path: Path) -> None:
     write(1)
     local = tmp_path / "checkpoint"
