@@ -150,15 +150,15 @@ def one_error(allowed: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def _type_words(expected: str) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+def _type_words(expected: str) -> Callable[[Mapping[str, Any]], tuple[str, str | None]]:
     return lambda _: (f"must be {expected}", expected)
 
 
-def _bound(words: str, key: str) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+def _bound(words: str, key: str) -> Callable[[Mapping[str, Any]], tuple[str, str | None]]:
     return lambda context: (f"must be {words} {context[key]}", f"{words} {context[key]}")
 
 
-_WORDS: dict[str, Callable[[dict[str, Any]], tuple[str, str | None]]] = {
+_WORDS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str | None]]] = {
     "missing": lambda _: ("is required", None),
     "none_required": _type_words("null"),
     "literal_error": lambda c: ("is not one of the allowed values", str(c["expected"]).replace("'", "")),
@@ -184,13 +184,18 @@ _WORDS: dict[str, Callable[[dict[str, Any]], tuple[str, str | None]]] = {
 }
 
 
+def words_of(kind: str, context: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """What a fault says and what is allowed, by the `type` and `ctx` of pydantic's error; None: no words."""
+    words = _WORDS.get(kind)
+    return None if words is None else words(context)
+
+
 def _fault(error: ErrorDetails, path: str) -> list[Fault]:
     here = join_path(path, *(str(shown(part)) for part in error["loc"]))
     context = error.get("ctx", {})
     if error["type"] == _PROBLEMS:
         return [fault.below(here) for fault in context["faults"]]
-    words = _WORDS.get(error["type"])
-    message, allowed = words(context) if words is not None else (error["msg"], context.get("allowed"))
+    message, allowed = words_of(error["type"], context) or (error["msg"], context.get("allowed"))
     # For a missing key pydantic shows the mapping around it, which is not the value at this path.
     value = None if error["type"] == "missing" else error["input"]
     expected = context.get("expected", "") if error["type"] == "literal_error" else ""

@@ -165,7 +165,6 @@ CATEGORICAL_FIELDS = frozenset(
     }
 )
 """Fields without an order: searched as choices only."""
-FLOAT_FIELDS = frozenset(RECIPE_FIELDS) - INT_FIELDS - CATEGORICAL_FIELDS
 OPTIMIZER_FIELDS: Mapping[str, Optimizer] = {
     "adam_beta1": "adamw",
     "adam_beta2": "adamw",

@@ -23,10 +23,11 @@ AWAY = frozenset({502, 503, 504})
 """What a proxy, or a server that is starting or stopping or has lost its database, answers."""
 
 _TRIES = 6
-"""Of a change whose answer was lost: 15.5 s in all, which is longer than a server takes to start again."""
+"""Of a change whose answer was lost. Their pauses are 15.5 s in all, which is longer than a server takes to
+start again, and longer still where it asks for more."""
 _PAUSES = wait_exponential(multiplier=0.5)
 _LONGEST_PAUSE = 30.0
-"""Seconds. A server that wants to be left alone for longer is one that is away."""
+"""Seconds. A server that asks for more is tried again after this all the same."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHECK_SECONDS = 120.0
 """The server looks at a definition's data and model before it accepts it, and has a time limit of its own."""

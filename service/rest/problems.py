@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
 from search_spaces.errors import Fault
-from search_spaces.faults import nearest_name, shown
+from search_spaces.faults import nearest_name, shown, words_of
 from service.answers import problem
 from service.db.errors import disk_trouble, is_outage, is_transient
 from service.errors import Invalid, ServiceError, Unavailable
@@ -40,13 +40,6 @@ _FORMS = {
     "query.owner": _NAME_FORM.replace("200", "64"),
 }
 """What people are told in place of a regular expression."""
-
-
-_NUMBERS = {
-    "int_parsing": "must be a whole number",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-}
 
 
 def declare(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -111,8 +104,8 @@ def request_fault(found: Mapping[str, Any]) -> Fault:
         names = re.findall(r"'([^']*)'", str(allowed))
         message, allowed = "is not one of the allowed values", ", ".join(names)
         nearest = nearest_name(found.get("input"), names)
-    elif found["type"] in _NUMBERS:
-        message = _NUMBERS[found["type"]].format_map(context)
+    else:
+        message, allowed = words_of(found["type"], context) or (message, allowed)
     return Fault(
         path=path, value=shown(found.get("input")), message=message, allowed=allowed, nearest=nearest
     )

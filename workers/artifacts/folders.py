@@ -144,8 +144,9 @@ class LocalFolder:
     def put_folder(self, name: str, files: Mapping[str, bytes]) -> None:
         """Puts a whole folder in, in place of an older one of this name.
 
-        It is written beside its place and flushed to the disk, then moved: a reader finds the older folder or
-        this one. A crash at any moment leaves no more than a folder called `.name-<32 hex digits>` behind.
+        It is written beside its place, flushed to the disk, then moved: a reader never finds half of it.
+        An older folder of this name is moved aside first. Between the two moves there is neither, and a
+        crash then leaves both as `.name-<32 hex digits>`. At other moments it leaves one at most.
         """
         _make(self.path)
         fresh = self.path / f".{name}-{uuid.uuid4().hex}"

@@ -72,16 +72,16 @@ class Placement:
             avoid: the GPU that it does not go back to while there is another.
         """
         if isolated:
-            idle = [p for p in self.workers if p.trials == 0 and p.free > 0 and p.base in (None, base)]
-            idle = [p for p in idle if self.suits(p.device_id, avoid=avoid)]
+            idle = [w for w in self.workers if w.trials == 0 and w.free > 0 and w.base in (None, base)]
+            idle = [w for w in idle if self.suits(w.device_id, avoid=avoid)]
             return min(
-                idle, key=lambda p: (not p.reserved, p.loaded not in (None, base), p.worker_id), default=None
+                idle, key=lambda w: (not w.reserved, w.loaded not in (None, base), w.worker_id), default=None
             )
-        open_to_it = [p for p in self.workers if p.base in (None, base) and not p.reserved]
-        fitting = [p for p in open_to_it if p.free > 0]
+        open_to_it = [w for w in self.workers if w.base in (None, base) and not w.reserved]
+        fitting = [w for w in open_to_it if w.free > 0]
         if not fitting and len(open_to_it) < len(self.workers):
-            fitting = [p for p in open_to_it if p.spare > 0]
-        return min(fitting, key=lambda p: (p.loaded not in (None, base), p.trials, p.worker_id), default=None)
+            fitting = [w for w in open_to_it if w.spare > 0]
+        return min(fitting, key=lambda w: (w.loaded not in (None, base), w.trials, w.worker_id), default=None)
 
     def filled(self, worker: WorkerSlots, base: str, *, isolated: bool = False) -> Placement:
         """What is left when a worker has taken a trial of a base."""
@@ -94,7 +94,7 @@ class Placement:
             loaded=base,
             reserved=False,
         )
-        return replace(self, workers=tuple(changed if p == worker else p for p in self.workers))
+        return replace(self, workers=tuple(changed if other == worker else other for other in self.workers))
 
 
 def trials_at_once(limits: Limits) -> int:

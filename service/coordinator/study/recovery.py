@@ -157,9 +157,12 @@ def reconcile(study: LeasedStudy) -> None:
         ]
         for number in sorted({*recorded, *conditions})
     }
-    torn = [number for number, repair in repairs.items() if repair is Repair.HALT]
-    if torn:
-        raise Inconsistent(_torn(torn[0], conditions.get(torn[0], TrialCondition.MISSING), recorded[torn[0]]))
+    halting = [number for number, repair in repairs.items() if repair is Repair.HALT]
+    if halting:
+        first = halting[0]
+        raise Inconsistent(
+            _inconsistent(first, conditions.get(first, TrialCondition.MISSING), recorded[first])
+        )
     for number, repair in repairs.items():
         if repair is Repair.DROP:
             drop_orphan(study.optuna, number)
@@ -232,7 +235,7 @@ def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
     study.transact(lambda session, _: write(session))
 
 
-def _torn(number: int, condition: TrialCondition, known: _Recorded) -> str:
+def _inconsistent(number: int, condition: TrialCondition, known: _Recorded) -> str:
     return (
         f"trial {number} is {condition} in Optuna's storage and {known.state} in the service's tables: "
         "the two databases are from different moments. Restore both from one backup, then resume the study"

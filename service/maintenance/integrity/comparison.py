@@ -17,7 +17,7 @@ from service.maintenance.integrity.rules import COUNTED_LOSSES, FINAL_ATTEMPT_ST
 from service.maintenance.integrity.violations import Violation
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
 
-_TOLD_AS = {
+_OPTUNA_STATES = {
     AttemptState.COMPLETED: "COMPLETE",
     AttemptState.PRUNED: "PRUNED",
     AttemptState.DIVERGED: "PRUNED",
@@ -77,7 +77,7 @@ def _ends(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation
             recorded = study.ends.get(number, set())
         if attempt is None and not trial.params and not recorded:
             continue  # its asker died, and nothing was left in the space for it
-        if trial.outcome not in recorded or trial.state != _told_as(trial.outcome):
+        if trial.outcome not in recorded or trial.state != _optuna_state_of(trial.outcome):
             kept = " or ".join(sorted(recorded)) or "no end"
             found = f"Optuna has {trial.state} for {trial.outcome}, the service recorded {kept}"
             yield Violation(rule="told-as-recorded", study=name, trial=number, found=found)
@@ -90,8 +90,8 @@ def _ends(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation
             yield Violation(rule="value-as-measured", study=name, trial=number, found=found)
 
 
-def _told_as(outcome: str | None) -> str | None:
-    return _TOLD_AS.get(AttemptState(outcome)) if outcome in set(AttemptState) else None
+def _optuna_state_of(outcome: str | None) -> str | None:
+    return _OPTUNA_STATES.get(AttemptState(outcome)) if outcome in set(AttemptState) else None
 
 
 def _trials(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation]:
