@@ -38,7 +38,8 @@ def test_a_small_trial_after_a_large_one_is_told_its_own_peak(tmp_path: Path, ti
         outcomes.append(recorder.outcome(replace(order, trials_per_worker=1)))
     before, between, after = (outcome.peak_memory_bytes for outcome in outcomes)
     assert between > after + 100 * MIB
-    assert after == pytest.approx(before, abs=30 * MIB)
+    # One side only: what earlier tests left in this process may be given back between the two.
+    assert after < before + 30 * MIB
 
 
 def test_an_outcome_tells_the_adapters_size(tmp_path: Path, tiny_base_dir: Path) -> None:
