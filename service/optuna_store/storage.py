@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.storages import RDBStorage
@@ -18,8 +18,25 @@ from service.settings import Settings
 
 StorageInternalError = optuna.exceptions.StorageInternalError
 
-Storage = RDBStorage
-"""What `open_storage` gives: for those who must not know Optuna."""
+
+class Storage(RDBStorage):
+    """What `open_storage` gives: for those who must not know Optuna.
+
+    The versions that the installed Optuna knows are read once in a process, because each time it loads all of
+    its migrations; the dashboard asks for them at every page.
+    """
+
+    _versions: ClassVar[list[str]] = []
+    """The newest first."""
+
+    def get_all_versions(self) -> list[str]:
+        if not Storage._versions:
+            Storage._versions = super().get_all_versions()
+        return Storage._versions
+
+    def get_head_version(self) -> str:
+        return self.get_all_versions()[0]
+
 
 # Optuna logs every trial at INFO to its own handler; the events table already tells that story.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,7 +59,7 @@ def open_storage(settings: Settings) -> Storage:
     if not made:
         where = make_url(settings.optuna_url).render_as_string(hide_password=True)
         raise SchemaOutOfDate(f"{where} has no Optuna tables. Run `nightsweep db upgrade`.")
-    storage = RDBStorage(
+    storage = Storage(
         settings.optuna_url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
     )
     _tune(storage.engine)
@@ -94,7 +111,7 @@ def create_tables(settings: Settings) -> None:
     make_home(settings)
     if make_url(settings.optuna_url).get_backend_name() == "sqlite":
         sqlite_files.use_write_ahead_log(settings.optuna_url)
-    storage = RDBStorage(
+    storage = Storage(
         settings.optuna_url, engine_kwargs=_engine_options(settings), skip_compatibility_check=True
     )
     try:
