@@ -51,6 +51,7 @@ class House:
             "recipe": {"batch_size": 8},
             "evaluation": {"every_examples": 16},
             "budget": {"max_parallel_trials": 2},
+            "resources": {"workers": 1},  # a worker imports for seconds; those about several ask for them
             **changes,
         }
 
@@ -70,7 +71,7 @@ class House:
         return study
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(condition, what, seconds=DEADLINE_SECONDS, every=0.1)
+        wait_until(condition, what, seconds=DEADLINE_SECONDS, every=0.25)
 
     def trials(self, name: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self.client.get(f"/v1/studies/{name}/trials").json()["items"]

@@ -49,7 +49,9 @@ def running_at_once(trials: list[dict[str, Any]]) -> int:
 def test_every_algorithm_runs_exactly_its_trials_within_its_bounds(house: House) -> None:
     """Exact counts, no duplicate grid point, never more at once than `max_parallel_trials`."""
     for name, search in SEARCHES.items():
-        definition = house.definition(name, search=search, recipe={}, pruning={"algorithm": "none"})
+        resources = {"workers": "auto" if name == "grid" else 1}
+        changes = {"search": search, "recipe": {}, "pruning": {"algorithm": "none"}, "resources": resources}
+        definition = house.definition(name, **changes)
         house.submit(definition)
     for name, search in SEARCHES.items():
         study, trials = house.wait(name), house.trials(name)

@@ -13,7 +13,7 @@ from typing import Any
 from tests.soak.faults.house import House
 from tests.soak.faults.invariants import Record
 from tests.soak.faults.kill_points import Point
-from tests.soak.faults.scenarios import rungs_of, verdict, wait_for_end
+from tests.soak.faults.scenarios import has_ended, rungs_of, verdict, wait_for_end
 
 
 def freeze_holders(
@@ -44,7 +44,7 @@ def freeze_holders(
 
 def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> list[str]:
     def ended() -> bool:
-        return house.client.study(name)["ended_at"] is not None
+        return has_ended(house, name)
 
     if moment is None:
         house.wait_for(lambda: house.holder(study_id) is not None or ended(), f"a holder of {name}")

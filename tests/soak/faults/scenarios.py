@@ -98,9 +98,16 @@ def undisturbed(house: House, make: Callable[..., dict[str, Any]]) -> Record:
 def wait_for_end(house: House, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
     def ended() -> bool:
         meanwhile()
-        return house.client.study(name)["ended_at"] is not None
+        return has_ended(house, name)
 
     house.wait_for(ended, f"the end of {name}", seconds=400)
+
+
+def has_ended(house: House, name: str) -> bool:
+    """As the service's tables have it: the API's answer would take its process a fifth of a core."""
+    with house.service_engine.connect() as connection:
+        query = text("SELECT ended_at FROM studies WHERE name = :n")
+        return connection.execute(query, {"n": name}).scalar_one() is not None
 
 
 def verdict(

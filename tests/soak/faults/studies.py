@@ -57,11 +57,12 @@ def short(data: Path, name: str) -> dict[str, Any]:
 
 
 def grid(data: Path, name: str, *, epochs: int = 2) -> dict[str, Any]:
-    """2 x 3 points."""
+    """2 x 3 points, one after the other on one worker: for faults of the API and of coordinators."""
     space = {"learning_rate": {"choices": [1e-3, 1e-2]}, "lora_r": {"choices": [2, 4, 8]}}
     return {
         **random(data, name, epochs=epochs),
         "search": {"algorithm": "grid", "space": space},
+        "resources": {"workers": 1, "trials_per_worker": 1},
     }
 
 
