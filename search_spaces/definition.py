@@ -24,7 +24,7 @@ from pydantic import (
 
 from search_spaces.errors import Fault
 from search_spaces.faults import SET_BY_SERVICE, one_error, problems
-from search_spaces.parameters.kinds import Choice
+from search_spaces.parameters.choices import Choice
 from search_spaces.pruning.specs import NoPruning, Pruning
 from search_spaces.recipe import Quantization, Recipe
 from search_spaces.space.search_space import SearchSpace

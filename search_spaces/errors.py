@@ -43,11 +43,16 @@ class Fault:
     def __str__(self) -> str:
         text = f"{self.path or 'the definition'}: {self.message}"
         allowed = self.allowed or ""
-        if allowed not in self.message and (self.nearest is None or len(allowed) <= MANY_NAMES):
+        if adds_allowed(self.message, allowed) and (self.nearest is None or len(allowed) <= MANY_NAMES):
             text += f"; allowed: {allowed}"
         if self.nearest is not None:
             text += f"; did you mean {self.nearest!r}?"
         return text
+
+
+def adds_allowed(message: str, allowed: str) -> bool:
+    """Whether a fault's `allowed` says more than its message: that of a wrong type or bound is all of it."""
+    return bool(allowed) and message != f"must be {allowed}"
 
 
 def join_path(*parts: str) -> str:

@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from search_spaces.parameters.choices import Choice, Scalar, encode_choice
-from search_spaces.parameters.ranges import Float, Int, Scale
-
-__all__ = ["Choice", "Float", "Int", "Parameter", "Scalar", "Scale", "encode_choice"]
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 
 Parameter = Annotated[Float | Int | Choice, Field(discriminator="type")]

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
-from search_spaces.parameters.kinds import Choice, Float, Int, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.parsing.draft import Draft
 from search_spaces.space.conditions import needs
 from search_spaces.wording import counted

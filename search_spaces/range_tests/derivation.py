@@ -13,7 +13,8 @@ from search_spaces.definition import (
     StudyDefinition,
     build_recipe,
 )
-from search_spaces.parameters.kinds import Choice, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.recipe import Recipe
 from search_spaces.space.search_space import SearchSpace
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from search_spaces.parameters.kinds import Choice, Int, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Int
 from search_spaces.space.search_space import SearchSpace
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceExhausted
-from search_spaces.parameters.kinds import Choice
+from search_spaces.parameters.choices import Choice
 from search_spaces.preparation import Preparation
 from search_spaces.sampling.history import Avoided
 from search_spaces.space.search_space import SearchSpace

@@ -26,7 +26,9 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search_spaces.parameters.kinds import Choice, Int, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Int
 from search_spaces.sampling.axes import Axes, Axis
 from search_spaces.sampling.history import History
 from search_spaces.sampling.plan import Values

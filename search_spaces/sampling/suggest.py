@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceExhausted, SuggestionError, TrialNumberTaken
-from search_spaces.parameters.kinds import encode_choice
+from search_spaces.parameters.choices import encode_choice
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
 from search_spaces.sampling.history import (
@@ -53,21 +53,6 @@ from search_spaces.sampling.plan import (
 from search_spaces.sampling.study_copy import PriorResult, StudyCopy, parameter_distribution
 from search_spaces.sampling.uninformed import derive_seed, draw_random, draw_sobol
 from search_spaces.space.search_space import SearchSpace
-
-__all__ = [
-    "REPEAT_OF",
-    "SEED",
-    "SUGGESTION_KEY",
-    "SearchSpaceExhausted",
-    "complete_suggestion",
-    "distributions",
-    "is_complete",
-    "is_orphaned",
-    "n_startup_trials",
-    "planned_trials",
-    "suggest",
-    "suggest_repeat",
-]
 
 REDRAWS = 4
 """How often a configuration that was tried before is drawn again before the nearest untried one is taken.

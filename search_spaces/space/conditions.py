@@ -14,7 +14,8 @@ from typing import Any
 from search_spaces.errors import Fault, InvalidRecipe
 from search_spaces.faults import nearest_name, shown
 from search_spaces.parameters.base import Values
-from search_spaces.parameters.kinds import Float, Int, Parameter
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.recipe import DEPENDENT_FIELDS, SYNONYMS, canonical
 
 

@@ -17,7 +17,8 @@ from itertools import islice
 from typing import Any
 
 from search_spaces.errors import Fault
-from search_spaces.parameters.kinds import Int, Parameter
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Int
 
 MAX_LISTED = 100_000
 """Configurations kept in memory, to find one by its number."""

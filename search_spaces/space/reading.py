@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from search_spaces.errors import Fault, InvalidRecipe, join_path
 from search_spaces.faults import name_fault, shown, translate, unknown_keys
-from search_spaces.parameters.kinds import Choice, Float, Int, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.recipe import (
     CATEGORICAL_FIELDS,
     INT_FIELDS,

@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import ConfigDict, RootModel, model_validator
 
 from search_spaces.faults import MAX_FAULTS, problems
-from search_spaces.parameters.kinds import Choice, Parameter
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.kinds import Parameter
 from search_spaces.space.counting import (
     Dimensions,
     activity,

@@ -21,7 +21,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.sampling.suggest import REPEAT_OF
+from search_spaces.sampling.history import REPEAT_OF
 from search_spaces.wording import counted
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import find_study_number

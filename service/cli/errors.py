@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from search_spaces.errors import MANY_NAMES, Fault
+from search_spaces.errors import MANY_NAMES, Fault, adds_allowed
 from search_spaces.faults import translate
 from service.answers import ProblemFault
 from service.cli.views.output import say_error
@@ -54,7 +54,7 @@ def fault_lines(faults: Sequence[Fault | ProblemFault]) -> Iterator[str]:
         if len(allowed) > MANY_NAMES:
             allowed = "" if fault.nearest else lists.get(allowed, allowed)
             lists.setdefault(allowed, f"the same as for {where}")
-        if allowed and allowed not in fault.message:  # some messages say it already
+        if adds_allowed(fault.message, allowed):
             hints.append(f"allowed: {allowed}")
         if fault.nearest:
             hints.append(f"did you mean {fault.nearest}?")

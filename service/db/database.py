@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +12,25 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, sessionmaker
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from service.db.connections import WRITES, open_engine
 from service.db.errors import is_transient
 from service.home_folder import make_home
 from service.settings import Settings
 
-_TRIES = 10
-_TRY_SECONDS = 30.0  # no further try after this; SQLite's busy timeout alone is longer
-_FIRST_PAUSE_SECONDS = 0.01
-_LONGEST_PAUSE_SECONDS = 1.0
+_RETRYING = Retrying(
+    retry=retry_if_exception(is_transient),
+    stop=stop_after_attempt(10) | stop_after_delay(30.0),  # seconds; SQLite's busy timeout alone is longer
+    wait=wait_random_exponential(multiplier=0.01, max=1.0),  # full jitter: those who met once part ways
+    reraise=True,
+)
 
 T = TypeVar("T")
 
@@ -66,19 +73,12 @@ class Database:
             work: reads and writes by the session that it is given. It may be run more than once, so it
                 changes nothing but the database; what it returns is of the run that was committed.
         """
-        give_up_at = time.monotonic() + _TRY_SECONDS
-        pause = _FIRST_PAUSE_SECONDS
-        for left in reversed(range(_TRIES)):
-            try:
-                with self.write() as session:
-                    return work(session)
-            except Exception as error:
-                if left == 0 or time.monotonic() > give_up_at or not is_transient(error):
-                    raise
-            # Full jitter: those who met once do not meet again.
-            time.sleep(random.uniform(0.0, pause))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        raise AssertionError("the last try returns or raises")
+
+        def once() -> T:
+            with self.write() as session:
+                return work(session)
+
+        return _RETRYING(once)
 
     def dispose(self) -> None:
         self.engine.dispose()

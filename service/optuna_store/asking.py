@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling import suggest
+from search_spaces.sampling.history import is_orphaned
 from service.optuna_store.studies import frozen_trial, values_of
 from service.optuna_store.values import TrialCondition, TrialValues
 
@@ -44,14 +45,14 @@ def ask_repeat(
 def unfinished_asks(study: optuna.Study) -> list[TrialValues]:
     """Trials that were asked for and not told of: running, or left by a coordinator that died."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [values_of(trial) for trial in running if not suggest.is_orphaned(trial)]
+    return [values_of(trial) for trial in running if not is_orphaned(trial)]
 
 
 def conditions(study: optuna.Study) -> dict[int, TrialCondition]:
     """How each trial stands, without orphaned trials that were dropped and without what others enqueued."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
-        if suggest.is_orphaned(trial):
+        if is_orphaned(trial):
             if trial.state is TrialState.RUNNING:
                 found[trial.number] = TrialCondition.ORPHANED
         elif trial.state is TrialState.RUNNING and not suggest.is_complete(trial):

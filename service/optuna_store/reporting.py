@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.definition import StudyDefinition
 from search_spaces.pruning.rules import Judge, RungCurve
 from search_spaces.pruning.specs import NoPruning
-from search_spaces.sampling import suggest
+from search_spaces.sampling.history import REPEAT_OF
 from service.optuna_store import pruning_reasons
 from service.optuna_store.studies import frozen_trial, storage_of
 
@@ -51,7 +51,7 @@ def should_prune(
     if (
         isinstance(definition.pruning, NoPruning)
         or definition.objective.costs
-        or suggest.REPEAT_OF in frozen.user_attrs
+        or REPEAT_OF in frozen.user_attrs
         or frozen.state.is_finished()
         or frozen.last_step is None
     ):
@@ -78,9 +78,7 @@ def _peers(study: optuna.Study, number: int) -> list[RungCurve]:
     return [
         _curve(trial)
         for trial in study.get_trials(deepcopy=False)
-        if trial.number != number
-        and trial.state is not TrialState.FAIL
-        and suggest.REPEAT_OF not in trial.user_attrs
+        if trial.number != number and trial.state is not TrialState.FAIL and REPEAT_OF not in trial.user_attrs
     ]
 
 

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, func, select, table
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.sampling import suggest
+from search_spaces.sampling.history import REPEAT_OF, SEED, is_orphaned
 from service.optuna_store.storage import Storage
 from service.optuna_store.values import StudySummary, TrialValues
 
@@ -87,7 +87,7 @@ def read_trials(storage: Storage, name: str) -> list[TrialValues]:
     if number is None:
         return []
     trials = storage.get_all_trials(number, deepcopy=False)
-    return [values_of(trial) for trial in trials if not suggest.is_orphaned(trial)]
+    return [values_of(trial) for trial in trials if not is_orphaned(trial)]
 
 
 def values_of(trial: FrozenTrial) -> TrialValues:
@@ -100,8 +100,8 @@ def values_of(trial: FrozenTrial) -> TrialValues:
         feasible=all(violation <= 0.0 for violation in trial.constraints.values()),
         rungs=tuple(sorted(trial.intermediate_values.items())),
         state=trial.state.name.lower(),
-        repeat_of=trial.user_attrs.get(suggest.REPEAT_OF),
-        seed=trial.user_attrs.get(suggest.SEED),
+        repeat_of=trial.user_attrs.get(REPEAT_OF),
+        seed=trial.user_attrs.get(SEED),
         user_attrs=dict(trial.user_attrs),
     )
 

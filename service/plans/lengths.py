@@ -10,7 +10,7 @@ from typing import Any
 from search_spaces.data_report import DataReport
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
-from search_spaces.parameters.kinds import Choice
+from search_spaces.parameters.choices import Choice
 from search_spaces.recipe import Recipe
 from search_spaces.trial_length import MOST_RUNGS, TrainingPlan, count_rungs, warmup_steps
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from search_spaces.data_report import AdapterBytes, BaseBytes, DataReport, ModelReport, ReportProblem
-from service.answers import Answer
+from service.answers import Answer, Open
 
 WarningCode = Literal[
     "name_taken",
@@ -208,7 +208,7 @@ class ClusterPlan(Answer):
 class PlanWarning(Answer):
     """Something that is allowed but probably not intended."""
 
-    code: WarningCode
+    code: Open[WarningCode]
     message: str
     evidence: dict[str, Evidence]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.definition import StudyDefinition, build_recipe
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.recipe import Recipe
 from search_spaces.wording import counted

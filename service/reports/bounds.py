@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from search_spaces.errors import SearchSpaceError
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.recipe import canonical
 
 AT_END = 0.05

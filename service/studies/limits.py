@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.preparation import NOTHING, Preparation
-from search_spaces.sampling.suggest import planned_trials
+from search_spaces.sampling.plan import planned_trials
 from search_spaces.wording import counted
 from service.db.database import database_now
 from service.db.models import Study, is_leased

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.sampling import suggest
+from search_spaces.sampling.plan import planned_trials
 from service.analysis import best
 from service.analysis.best import Goal
 from service.analysis.winner import Judgement
@@ -96,7 +96,7 @@ def preparation_view(study: Study) -> PreparationView | None:
 
 def trials_requested(study: Study, definition: StudyDefinition | None) -> int | None:
     """How many trials the search has; None where the definition cannot be read."""
-    return None if definition is None else suggest.planned_trials(definition, read_preparation(study))
+    return None if definition is None else planned_trials(definition, read_preparation(study))
 
 
 def repeats_requested(definition: StudyDefinition | None, requested: int | None) -> int:

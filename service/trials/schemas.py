@@ -153,7 +153,7 @@ class JudgementView(Answer):
     """Whether the winner is more than luck."""
 
     winner: int = Field(description="Trial number")
-    decided_by: Literal["search", "repeats"] = Field(
+    decided_by: Open[Literal["search", "repeats"]] = Field(
         description="repeats: by the best mean over fresh seeds; search: by the best single value"
     )
     candidates: list[CandidateView] = Field(description="The best first")

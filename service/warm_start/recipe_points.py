@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.parameters.kinds import Choice, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Int
 from search_spaces.recipe import OPTIMIZER_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
 

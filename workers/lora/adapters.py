@@ -8,10 +8,9 @@ last adapter goes, its wrappers are taken off too, and the model's modules are t
 from __future__ import annotations
 
 import copy
-import tempfile
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakSet
 
 import torch
@@ -160,9 +159,7 @@ class AdapterHost:
             {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
             metadata={"format": "pt"},
         )
-        with tempfile.TemporaryDirectory(prefix="nightsweep-") as scratch:
-            config.save_pretrained(scratch)
-            return {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: (Path(scratch) / ADAPTER_CONFIG).read_bytes()}
+        return {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: _config_file(config)}
 
     def _wrap(self, name: str, config: LoraConfig) -> None:
         """Has PEFT make the adapter, and takes over the layers that it wraps for it."""
@@ -281,3 +278,10 @@ class AdapterHost:
         if self._peft is None:
             raise RuntimeError("the base has no adapter")
         return self._peft
+
+
+def _config_file(config: LoraConfig) -> bytes:
+    """What `config.save_pretrained` writes. It would write into a folder, which only a disk has."""
+    values = config.to_dict()
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    return json.dumps(plain, indent=2, sort_keys=True).encode()

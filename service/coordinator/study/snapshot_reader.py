@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import build_recipe
-from search_spaces.sampling import suggest
+from search_spaces.sampling.plan import planned_trials
 from service.analysis.gpu_hours import gpu_hours
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.policy.limits import Limits, Repeats
@@ -85,7 +85,7 @@ def limits_of(study: LeasedStudy) -> Limits:
     """What bounds a study, by its definition and by what was prepared for it."""
     definition, budget = study.definition, study.definition.budget
     search, repeats = definition.search, definition.repeats
-    trials = suggest.planned_trials(definition, study.preparation)
+    trials = planned_trials(definition, study.preparation)
     grid = search.algorithm == "grid"
     size = search.space.grid_size() if grid else search.space.size()
     left = None if size is None else size - len(study.preparation.evaluated)

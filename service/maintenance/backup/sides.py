@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, MetaData, Table, text
-from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from service.db.connections import WRITES
 from service.db.errors import is_transient
@@ -87,28 +85,29 @@ def one_moment(sides: tuple[Side, Side]) -> Iterator[tuple[Connection, Connectio
 
 @contextmanager
 def _writers_locked_out(side: Side) -> Iterator[None]:
-    with side.engine.execution_options(**{WRITES: True}).connect() as connection:
-        give_up_at = time.monotonic() + _LOCK_TRIES_SECONDS
-        while True:
-            try:
-                _lock(side, connection)
-                break
-            except DBAPIError as error:
-                connection.rollback()
-                if time.monotonic() > give_up_at or not is_transient(error):
-                    raise
-            time.sleep(random.uniform(0.05, 0.2))
+    retrying = Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_delay(_LOCK_TRIES_SECONDS),
+        wait=wait_random(0.05, 0.2),
+        reraise=True,
+    )
+    with retrying(_locked, side):
         yield
-        connection.rollback()
 
 
-def _lock(side: Side, connection: Connection) -> None:
-    if side.postgresql:
-        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))
-        names = ", ".join(table.name for table in side.tables)
-        connection.execute(text(f"LOCK TABLE {names} IN SHARE MODE"))
-    else:
-        connection.execute(text("SELECT 1"))  # the transaction takes the write lock as it begins
+def _locked(side: Side) -> Connection:
+    """A connection that holds the lock: a new one each time, because SQLAlchemy begins no second transaction
+    on one whose first could not begin."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(side.engine.execution_options(**{WRITES: True}).connect())
+        if side.postgresql:
+            connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))
+            names = ", ".join(table.name for table in side.tables)
+            connection.execute(text(f"LOCK TABLE {names} IN SHARE MODE"))
+        else:
+            connection.execute(text("SELECT 1"))  # the transaction takes the write lock as it begins
+        stack.pop_all()
+        return connection
 
 
 def _begin_snapshot(side: Side, connection: Connection) -> None:

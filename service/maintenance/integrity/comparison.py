@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from search_spaces.definition import StudyDefinition
 from search_spaces.errors import SearchSpaceError
 from search_spaces.preparation import NOTHING, Preparation
-from search_spaces.sampling.suggest import planned_trials
+from search_spaces.sampling.plan import planned_trials
 from search_spaces.wording import counted
 from service.maintenance.integrity.rows import OptunaRows, OptunaTrial, StudyRows
 from service.maintenance.integrity.rules import COUNTED_LOSSES, FINAL_ATTEMPT_STATES

@@ -74,7 +74,7 @@ class OptunaTrial:
 
     @property
     def orphaned(self) -> bool:
-        """As `search_spaces.sampling.suggest.is_orphaned`."""
+        """As `search_spaces.sampling.history.is_orphaned`."""
         return self.drawn_for is not None and self.drawn_for != self.number
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.parameters.kinds import Choice
+from search_spaces.parameters.choices import Choice
 from search_spaces.pruning.specs import MedianPruning, PercentilePruning
 from search_spaces.wording import counted
 from service.plans.lengths import field_values

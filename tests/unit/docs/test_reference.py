@@ -26,7 +26,8 @@ from search_spaces.definition import (
     StudyDefinition,
     WarmStartSpec,
 )
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, Recipe

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import Fault, InvalidDefinition, InvalidRecipe
 from search_spaces.faults import MAX_FAULTS
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.parsing.document import parse_definition
 from search_spaces.pruning.specs import AshaPruning, NoPruning
 from search_spaces.recipe import Recipe

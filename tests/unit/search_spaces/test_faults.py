@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from search_spaces.definition import ALGORITHMS, MEASURES, StudyDefinition
+from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, unknown_keys
 from search_spaces.pruning.specs import PRUNING_SPECS
 from search_spaces.recipe import RECIPE_FIELDS, SYNONYMS
@@ -99,3 +100,18 @@ def test_a_sentence_leaves_a_long_list_out_where_the_name_that_was_meant_is_know
     assert str(near).endswith("; did you mean 'lora_dropout'?")
     assert "allowed" not in str(alone)
     assert str(far).count("learning_rate_batch_size") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "allowed", "sentence"),
+    [
+        ("must be a number", "a number", "here: must be a number"),
+        ("sgd_momentum has no effect", "sgd", "here: sgd_momentum has no effect; allowed: sgd"),
+        ("must be 10 or more", "1", "here: must be 10 or more; allowed: 1"),
+        ("is required", None, "here: is required"),
+    ],
+)
+def test_what_is_allowed_is_left_out_only_where_the_message_is_no_more_than_that(
+    message: str, allowed: str | None, sentence: str
+) -> None:
+    assert str(Fault(path="here", value=0, message=message, allowed=allowed)) == sentence

@@ -13,8 +13,7 @@ from sqlalchemy import Engine, MetaData, Table, event, select
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
-from search_spaces.sampling.history import DRAWN_FOR_KEY
-from search_spaces.sampling.suggest import SUGGESTION_KEY
+from search_spaces.sampling.history import DRAWN_FOR_KEY, SUGGESTION_KEY
 from service import optuna_store
 from service.coordinator import leases
 from service.coordinator.study.leased_study import LeasedStudy

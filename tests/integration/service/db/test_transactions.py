@@ -44,7 +44,7 @@ def raise_number(session: Session, name: str) -> None:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which are not made."""
     pauses: list[float] = []
-    monkeypatch.setattr(database.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     return pauses
 
 
@@ -177,7 +177,7 @@ def test_a_deadlock_is_retried(
         opened.transact(transfer)
         one_has_ended.set()
 
-    monkeypatch.setattr(database.time, "sleep", pause)
+    monkeypatch.setattr("time.sleep", pause)
     threads = [threading.Thread(target=work, args=pair) for pair in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
@@ -195,7 +195,7 @@ def test_a_lock_that_is_waited_for_too_long_is_tried_for_again(
     add_studies(opened, "a")
     with other.engine.connect() as holder:
         holder.execute(text("SELECT * FROM studies FOR UPDATE"))
-        monkeypatch.setattr(database.time, "sleep", lambda _: holder.rollback())
+        monkeypatch.setattr("time.sleep", lambda _: holder.rollback())
         opened.transact(lambda session: raise_number(session, "a"))
     assert numbers(opened) == {"a": 1}
 
@@ -231,7 +231,7 @@ def test_a_sqlite_file_that_is_locked_for_too_long_is_tried_again(
         with pytest.raises(DBAPIError) as raised, opened.write() as session:
             session.execute(select(1))
         assert is_transient(raised.value)
-        monkeypatch.setattr(database.time, "sleep", lambda _: holder.in_transaction and holder.rollback())
+        monkeypatch.setattr("time.sleep", lambda _: holder.in_transaction and holder.rollback())
         opened.transact(lambda session: raise_number(session, "a"))
     assert numbers(opened) == {"a": 1}
     opened.dispose()

@@ -8,18 +8,22 @@ import stat
 import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.study import StudyDirection
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError
 
-from service.db import database
+from service.db import connections, database
+from service.db.errors import is_transient
 from service.db.models import EventRow, Study
 from service.errors import BackupError, SchemaOutOfDate
 from service.maintenance import backup, integrity, schema
 from service.maintenance.backup import archive as archives
+from service.maintenance.backup import sides
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import read_trials
 from service.settings import Settings
@@ -108,6 +112,42 @@ def test_a_backup_of_a_running_service_is_of_one_moment(
         restored = make_empty("sqlite")
         backup.restore(restored, path)
         assert integrity.find_violations(restored) == []
+
+
+def test_a_backup_waits_for_those_who_are_writing(
+    searched: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SQLITE_BUSY_SECONDS", 0.01)
+    opened = database.open_database(searched)
+    writing = ExitStack()
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            writing.close()
+
+    writing.enter_context(opened.write()).execute(update(Study).values(reason="being written"))
+    monkeypatch.setattr("time.sleep", pause)
+    backup.save(searched, tmp_path / "b")
+    opened.dispose()
+    assert len(pauses) == 2
+    assert all(0.05 <= seconds <= 0.2 for seconds in pauses)
+
+
+def test_a_backup_gives_up_on_writers_that_do_not_end(
+    searched: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SQLITE_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(sides, "_LOCK_TRIES_SECONDS", 0.0)
+    opened = database.open_database(searched)
+    with opened.write() as session:
+        session.execute(update(Study).values(reason="being written"))
+        with pytest.raises(DBAPIError) as raised:
+            backup.save(searched, tmp_path / "b")
+    opened.dispose()
+    assert is_transient(raised.value)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_backup_is_its_owners_alone_and_replaces_nothing(searched: Settings, saved: Path) -> None:

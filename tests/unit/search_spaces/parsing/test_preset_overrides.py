@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import Fault, InvalidDefinition
-from search_spaces.parameters.kinds import Choice, Float
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float
 from search_spaces.parsing.document import parse_definition
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import get_preset, preset_names

@@ -19,14 +19,12 @@ from optuna.trial import TrialState
 from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import SuggestionError
 from search_spaces.preparation import Preparation
+from search_spaces.sampling.history import REPEAT_OF, SEED, SUGGESTION_KEY
+from search_spaces.sampling.plan import planned_trials
 from search_spaces.sampling.suggest import (
-    REPEAT_OF,
-    SEED,
-    SUGGESTION_KEY,
     complete_suggestion,
     distributions,
     n_startup_trials,
-    planned_trials,
     suggest,
     suggest_repeat,
 )

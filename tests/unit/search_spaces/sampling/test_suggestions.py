@@ -17,7 +17,8 @@ from search_spaces.definition import StudyDefinition, build_recipe
 from search_spaces.errors import InvalidDefinition, SearchSpaceExhausted, SuggestionError
 from search_spaces.parsing.document import parse_definition
 from search_spaces.preparation import Preparation, PriorTrial
-from search_spaces.sampling.suggest import planned_trials, suggest
+from search_spaces.sampling.plan import planned_trials
+from search_spaces.sampling.suggest import suggest
 from search_spaces.space.search_space import SearchSpace
 from tests.support.search_spaces.asked_studies import (
     ALGORITHMS,

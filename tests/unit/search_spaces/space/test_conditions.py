@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search_spaces.faults import translate
-from search_spaces.parameters.kinds import Choice, Float, Int, encode_choice
+from search_spaces.parameters.choices import Choice, encode_choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.recipe import Recipe
 from search_spaces.space.counting import Dimension, TooManyConditionsError, count
 from search_spaces.space.search_space import SearchSpace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from search_spaces.errors import UnknownPresetError
-from search_spaces.parameters.kinds import Choice
+from search_spaces.parameters.choices import Choice
 from search_spaces.recipe import Recipe
 from search_spaces.space.presets import get_preset, preset_names, presets
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search_spaces.faults import translate
-from search_spaces.parameters.kinds import Choice, Float, Int
+from search_spaces.parameters.choices import Choice
+from search_spaces.parameters.ranges import Float, Int
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
 from tests.support.search_spaces.spaces import raw_spaces, spaces

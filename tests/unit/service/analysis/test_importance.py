@@ -11,7 +11,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
-from search_spaces.sampling.suggest import REPEAT_OF
+from search_spaces.sampling.history import REPEAT_OF
 from service.analysis.importance import MIN_TRIALS, Importance, read_importance
 
 NAMES = ["learning_rate", "batch_size", "optimizer", "sgd_momentum"]

@@ -230,6 +230,23 @@ def test_what_is_allowed_is_said_once(run: Any, tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == '  search.trials: must be a finite number (got "nan")'
 
 
+def test_what_is_allowed_is_said_even_where_a_longer_name_contains_it(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    fault = {
+        "path": "search.space.sgd_momentum.when.optimizer",
+        "value": ["sgd", "adamw"],
+        "message": "includes values of optimizer with which sgd_momentum has no effect",
+        "allowed": "sgd",
+        "nearest": None,
+    }
+    result = run(
+        {"POST /v1/studies": problem(422, "Invalid", "The definition has 1 fault.", [fault])},
+        "submit",
+        str(tmp_path / "study.yaml"),
+    )
+    assert result.stderr.endswith('has no effect (got ["sgd", "adamw"]; allowed: sgd)\n')
+
+
 def test_a_long_list_of_names_is_said_once_and_not_where_a_name_is_near(run: Any, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
     fault = {"value": 1, "message": "unknown key", "allowed": "a_rather_long_name, " * 25, "nearest": None}

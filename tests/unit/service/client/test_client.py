@@ -9,9 +9,11 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from service.answers import Answer
 from service.client import Client, RefusedError, UnexpectedAnswerError, UnreachableError
+from service.plans.schemas import PlanWarning
 from service.studies.schemas import StudyView
-from service.trials.schemas import TrialView
+from service.trials.schemas import JudgementView, TrialView
 from tests.support.fakes.api import (
     FakeApi,
     event_json,
@@ -109,6 +111,34 @@ def test_states_and_verdicts_of_a_newer_server_are_read_and_printed_again() -> N
         found = client.trial("tone", 0)
     assert (found.state, found.diagnosis[0].verdict) == ("hibernating", "memorized")
     assert found.document() == trial
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "document"),
+    [
+        (PlanWarning, "code", {"code": "full_moon", "message": "It is night.", "evidence": {}}),
+        (
+            JudgementView,
+            "decided_by",
+            {
+                "winner": 0,
+                "decided_by": "lot",
+                "candidates": [],
+                "p_value": None,
+                "distinguishable": None,
+                "sentence": "Nobody knows.",
+            },
+        ),
+    ],
+)
+def test_other_names_of_a_newer_server_are_read_and_printed_again(
+    kind: type[Answer], key: str, document: dict[str, Any]
+) -> None:
+    found = kind.read(document)
+    assert getattr(found, key) == document[key]
+    assert found.document() == document
+    with pytest.raises(ValidationError, match=document[key]):
+        kind.model_validate(document)
 
 
 def test_the_server_itself_answers_with_no_name_that_is_not_in_its_document() -> None:

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
-from search_spaces.sampling import suggest
+from search_spaces.sampling.history import REPEAT_OF
 from service.optuna_store.reporting import report, should_prune
 from service.optuna_store.telling import tell
 from service.states import AttemptState
@@ -170,5 +170,5 @@ def _repeat(value: float, state: TrialState = TrialState.COMPLETE) -> optuna.tri
         state=state,
         value=value if state is TrialState.COMPLETE else None,
         intermediate_values={100: value},
-        user_attrs={suggest.REPEAT_OF: 0},
+        user_attrs={REPEAT_OF: 0},
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -337,6 +338,20 @@ def test_a_saved_adapter_is_what_peft_reads_and_computes_the_same(
     loaded = PeftModel.from_pretrained(fresh.model, str(tmp_path / "deep" / "best"))
     assert torch.equal(logits_in_eval(fresh), expected)
     assert loaded.active_adapter == "default"
+
+
+def test_an_adapters_configuration_is_pefts_and_needs_no_temporary_folder(
+    base: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary folder that is full must not be taken for a full artifact folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    host = AdapterHost(base)
+    host.add("first", Recipe(lora_r=2, target_modules=("q_proj", "v_proj")))
+    written = json.loads(host.files("first")["adapter_config.json"])
+    host.remove("first")
+    LoraConfig(**written).save_pretrained(str(tmp_path))
+    assert written == json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == ["q_proj", "v_proj"]
 
 
 def logits_in_eval(base: LoadedBase) -> torch.Tensor:
