@@ -13,7 +13,7 @@ start: one that reads first and writes later could not wait for another writer.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.storages import RDBStorage
 from sqlalchemy import (
@@ -34,6 +34,8 @@ from sqlalchemy.orm import ORMExecuteState, Session, scoped_session, sessionmake
 
 from service.errors import LeaseLost
 from service.optuna_store import trial_numbers
+
+S = TypeVar("S", bound=RDBStorage)
 
 _FENCED = "nightsweep_fenced"
 _WROTE = "nightsweep_wrote"
@@ -98,7 +100,7 @@ def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> i
         return None
 
 
-def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBStorage:
+def fenced(storage: S, name: str, *, number: int, owner: str) -> S:
     """The same storage for the holder of a study's lease: every write looks at the study's fence.
 
     Args:
@@ -139,7 +141,7 @@ def fenced(storage: RDBStorage, name: str, *, number: int, owner: str) -> RDBSto
     event.listen(sessions, "after_transaction_end", ended)
     trial_numbers.listen(sessions)
     # Not `copy.copy`, for which a storage opens another engine.
-    holders = RDBStorage.__new__(RDBStorage)
+    holders = type(storage).__new__(type(storage))
     vars(holders).update(vars(storage))
     holders.scoped_session = scoped_session(sessions)
     return holders
