@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
@@ -248,3 +249,20 @@ def test_a_summary_builds_no_trials(
     assert summary is not None
     assert summary.best is not None
     assert (summary.trials, summary.best.value) == (2, 1.0)
+
+
+def test_the_versions_that_optuna_knows_are_optunas_and_read_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = RDBStorage.get_all_versions(storage)
+    reads: list[None] = []
+
+    def read(_: RDBStorage) -> list[str]:
+        reads.append(None)
+        return known
+
+    monkeypatch.setattr(RDBStorage, "get_all_versions", read)
+    monkeypatch.setattr(Storage, "_versions", [])
+    assert storage.get_head_version() == RDBStorage.get_head_version(storage) == storage.get_current_version()
+    assert storage.get_all_versions() == known
+    assert len(reads) == 1
