@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from search_spaces.errors import machine_fault
 from service.db.database import Database
@@ -44,17 +45,19 @@ def until_it_answers(work: Callable[[], T]) -> T:
 
     A wrong address looks like a database that is not there yet, so what it says is logged.
     """
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return work()
-        except Exception as error:
-            if not is_trouble(error):
-                raise
-            if pause == FIRST_PAUSE_SECONDS:
-                log.warning("a database does not answer yet, waiting for it: %s", short(error))
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def say_once(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number == 1 and error is not None:
+            log.warning("a database does not answer yet, waiting for it: %s", short(error))
+
+    retrying = Retrying(
+        retry=retry_if_exception(is_trouble),
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+        before_sleep=say_once,
+        reraise=True,
+    )
+    return retrying(work)
 
 
 class Outages:
