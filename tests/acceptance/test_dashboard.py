@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, sync_playwright
 
-from tests.acceptance.conftest import House
+from tests.acceptance.conftest import Deployment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -33,19 +33,21 @@ def browser() -> Iterator[Browser]:
 
 
 def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
-    house: House, browser: Browser, tmp_path: Path
+    deployment: Deployment, browser: Browser, tmp_path: Path
 ) -> None:
     """What a person sees at /dashboard. `NIGHTSWEEP_SCREENSHOTS` keeps the pictures."""
-    house.submit(house.definition("shown", pruning={"algorithm": "median", "n_startup_trials": 1}))
-    house.wait("shown")
-    trials = house.trials("shown")
+    deployment.submit(deployment.definition("shown", pruning={"algorithm": "median", "n_startup_trials": 1}))
+    deployment.wait("shown")
+    trials = deployment.trials("shown")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    page = browser.new_page(base_url=str(house.client.base_url), viewport={"width": 1400, "height": 1000})
+    page = browser.new_page(
+        base_url=str(deployment.client.base_url), viewport={"width": 1400, "height": 1000}
+    )
     page.goto("/dashboard")
     page.get_by_text("shown", exact=False).first.wait_for()
     page.screenshot(path=pictures / "studies.png")
 
-    path = house.client.get("/v1/studies/shown").json()["dashboard_path"]
+    path = deployment.client.get("/v1/studies/shown").json()["dashboard_path"]
     page.goto(f"{path}/trials")
     page.get_by_text("Trial 0", exact=False).first.wait_for()
     text = page.inner_text("body")
@@ -56,7 +58,7 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
 
     # What the page draws from: the dashboard's own API, through the same mount.
     number = path.rsplit("/", 1)[1]
-    shown = house.client.get(f"/api/studies/{number}").json()["trials"]
+    shown = deployment.client.get(f"/api/studies/{number}").json()["trials"]
     expected = {"completed": "Complete", "pruned": "Pruned"}
     assert [one["state"] for one in shown] == [expected[trial["state"]] for trial in trials]
     assert [[v["step"] for v in one["intermediate_values"]] for one in shown] == [
@@ -65,11 +67,11 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
 
 
 def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
-    house: House, browser: Browser, tmp_path: Path
+    deployment: Deployment, browser: Browser, tmp_path: Path
 ) -> None:
     """What a person sees at /docs. `NIGHTSWEEP_SCREENSHOTS` keeps the picture."""
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    own = str(house.client.base_url)
+    own = str(deployment.client.base_url)
     page = browser.new_page(base_url=own, viewport={"width": 1400, "height": 1000})
     elsewhere: list[str] = []
 
@@ -83,26 +85,28 @@ def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
     page.route("**/*", only_here)
     page.goto("/docs")
     page.locator(".opblock").first.wait_for()
-    paths = house.client.get("/openapi.json").json()["paths"]
+    paths = deployment.client.get("/openapi.json").json()["paths"]
     assert page.locator(".opblock").count() == sum(len(operations) for operations in paths.values())
     page.screenshot(path=pictures / "docs.png")
     assert elsewhere == []
 
 
 def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
-    house: House, browser: Browser, tmp_path: Path
+    deployment: Deployment, browser: Browser, tmp_path: Path
 ) -> None:
-    house.submit(house.definition("noted"))
-    house.wait("noted")
+    deployment.submit(deployment.definition("noted"))
+    deployment.wait("noted")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    page = browser.new_page(base_url=str(house.client.base_url), viewport={"width": 1400, "height": 1000})
+    page = browser.new_page(
+        base_url=str(deployment.client.base_url), viewport={"width": 1400, "height": 1000}
+    )
     page.goto("/dashboard")
     page.get_by_text("noted", exact=False).first.wait_for()
     page.get_by_text("read-only").wait_for()
     for refused in ("rename study", "delete study"):
         assert page.get_by_label(refused).first.is_visible() is False
     assert page.get_by_role("button", name="Create").count() == 0
-    path = house.client.get("/v1/studies/noted").json()["dashboard_path"]
+    path = deployment.client.get("/v1/studies/noted").json()["dashboard_path"]
     page.goto(path)
     page.get_by_text("PED-ANOVA needs at least 10").wait_for()
     page.goto(f"{path}/note")
@@ -113,8 +117,8 @@ def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
     page.screenshot(path=pictures / "notes.png")
 
 
-def test_the_dashboard_cannot_change_anything(house: House) -> None:
+def test_the_dashboard_cannot_change_anything(deployment: Deployment) -> None:
     """It has neither login nor a read-only mode of its own."""
-    answer = house.client.delete("/api/studies/1")
+    answer = deployment.client.delete("/api/studies/1")
     assert answer.status_code == 405
     assert answer.headers["content-type"] == "application/problem+json"

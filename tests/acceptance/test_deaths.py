@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import House
+from tests.acceptance.conftest import Deployment
 
 RANDOM = {
     "algorithm": "random",
@@ -20,9 +20,9 @@ RANDOM = {
 }
 
 
-def results(house: House, name: str) -> list[tuple[Any, ...]]:
+def results(deployment: Deployment, name: str) -> list[tuple[Any, ...]]:
     keys = ("number", "state", "value", "params")
-    return [(*(trial[key] for key in keys), untimed(trial["rungs"])) for trial in house.trials(name)]
+    return [(*(trial[key] for key in keys), untimed(trial["rungs"])) for trial in deployment.trials(name)]
 
 
 def untimed(rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def untimed(rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in rung.items() if key != "train_seconds"} for rung in rungs]
 
 
-def worker_pids(house: House) -> list[int]:
+def worker_pids(deployment: Deployment) -> list[int]:
     """Processes of this service's workers: Ray titles them, and they inherit the service's environment."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -38,7 +38,11 @@ def worker_pids(house: House) -> list[int]:
             title, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"GpuWorker" in title and bytes(house.settings.home) in environment:
+        if (
+            title.startswith(b"ray::")
+            and b"GpuWorker" in title
+            and bytes(deployment.settings.home) in environment
+        ):
             found.append(int(entry.name))
     return found
 
@@ -49,11 +53,11 @@ def early(trials: list[dict[str, Any]]) -> int:
     return sum(2 * seen["examples_seen"] < seen["total_examples"] for seen in running)
 
 
-def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(house: House) -> None:
+def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(deployment: Deployment) -> None:
     """Among them are the API key and the database's password. No other user gets into Ray's folder."""
-    house.submit(house.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
-    house.wait_for(lambda: bool(worker_pids(house)), "a worker")
-    folder = house.supervisor._ray_folder
+    deployment.submit(deployment.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
+    deployment.wait_for(lambda: bool(worker_pids(deployment)), "a worker")
+    folder = deployment.supervisor._ray_folder
     assert folder is not None
     checked = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -62,7 +66,7 @@ def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(house: House
         except OSError:
             continue
         if bytes(folder.ray) in title or (
-            title.startswith(b"ray::") and bytes(house.settings.home) in environment
+            title.startswith(b"ray::") and bytes(deployment.settings.home) in environment
         ):
             assert b"NIGHTSWEEP_" not in environment.upper(), title
             checked.add(title.partition(b" ")[0])
@@ -70,11 +74,11 @@ def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(house: House
     assert len(checked) >= 3  # also the raylet and others of Ray's own
     assert folder.ray.is_dir()
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
-    house.client.post("/v1/studies/secrets/cancel")
-    house.wait("secrets")
+    deployment.client.post("/v1/studies/secrets/cancel")
+    deployment.wait("secrets")
 
 
-def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: House) -> None:
+def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(deployment: Deployment) -> None:
     """Same trials, same values and same rungs as the undisturbed study; nothing told twice."""
     changes = {
         "resources": {"trials_per_worker": 1},
@@ -82,35 +86,35 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(house: Ho
         "recipe": {"batch_size": 2, "epochs": 40},
         "evaluation": {"every_examples": 640},
     }
-    house.submit(house.definition("calm", **changes))
-    house.wait("calm")
+    deployment.submit(deployment.definition("calm", **changes))
+    deployment.wait("calm")
 
-    house.submit(house.definition("stormy", **changes))
-    house.wait_for(lambda: any(t["rungs"] for t in house.trials("stormy")), "a first rung")
-    coordinator = house.supervisor.coordinator_pid
+    deployment.submit(deployment.definition("stormy", **changes))
+    deployment.wait_for(lambda: any(t["rungs"] for t in deployment.trials("stormy")), "a first rung")
+    coordinator = deployment.supervisor.coordinator_pid
     assert coordinator is not None
     os.kill(coordinator, signal.SIGKILL)
-    house.wait_for(lambda: house.supervisor.coordinator_pid != coordinator, "another coordinator")
-    events = house.client.get("/v1/studies/stormy/events").json()["items"]
-    house.wait_for(
+    deployment.wait_for(lambda: deployment.supervisor.coordinator_pid != coordinator, "another coordinator")
+    events = deployment.client.get("/v1/studies/stormy/events").json()["items"]
+    deployment.wait_for(
         lambda: (
-            any(t["state"] == "running" for t in house.trials("stormy"))
-            and house.client.get("/v1/studies/stormy/events").json()["items"] != events
+            any(t["state"] == "running" for t in deployment.trials("stormy"))
+            and deployment.client.get("/v1/studies/stormy/events").json()["items"] != events
         ),
         "the new coordinator's first write",
     )
     # Both workers in the first half of a trial, so that whichever dies takes one along.
-    house.wait_for(lambda: early(house.trials("stormy")) == 2, "two trials in their first half")
-    os.kill(worker_pids(house)[0], signal.SIGKILL)
+    deployment.wait_for(lambda: early(deployment.trials("stormy")) == 2, "two trials in their first half")
+    os.kill(worker_pids(deployment)[0], signal.SIGKILL)
 
-    study = house.wait("stormy")
+    study = deployment.wait("stormy")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
-    assert results(house, "stormy") == results(house, "calm")
-    lost = [a for t in house.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
+    assert results(deployment, "stormy") == results(deployment, "calm")
+    lost = [a for t in deployment.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
     assert len(lost) == 1
 
 
-def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(house: House) -> None:
+def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(deployment: Deployment) -> None:
     """They end as in the undisturbed study, to rounding: their mates are others than before."""
     changes = {
         "resources": {"workers": 1},
@@ -119,29 +123,29 @@ def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(house: H
         "evaluation": {"every_examples": 240},
         "budget": {"max_parallel_trials": 4},
     }
-    house.submit(house.definition("calm-pack", **changes))
-    house.wait("calm-pack")
+    deployment.submit(deployment.definition("calm-pack", **changes))
+    deployment.wait("calm-pack")
 
-    house.submit(house.definition("stormy-pack", **changes))
-    house.wait_for(
-        lambda: sum(bool(t["rungs"]) for t in house.trials("stormy-pack")) >= 2, "rungs of two trials"
+    deployment.submit(deployment.definition("stormy-pack", **changes))
+    deployment.wait_for(
+        lambda: sum(bool(t["rungs"]) for t in deployment.trials("stormy-pack")) >= 2, "rungs of two trials"
     )
-    os.kill(worker_pids(house)[0], signal.SIGKILL)
+    os.kill(worker_pids(deployment)[0], signal.SIGKILL)
 
-    study = house.wait("stormy-pack")
+    study = deployment.wait("stormy-pack")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
     for (*ours, value, rungs), (*theirs, expected, expected_rungs) in zip(
-        by_value(house, "stormy-pack"), by_value(house, "calm-pack"), strict=True
+        by_value(deployment, "stormy-pack"), by_value(deployment, "calm-pack"), strict=True
     ):
         assert ours == theirs
         assert value == pytest.approx(expected, rel=1e-4)
         assert [r["rung"] for r in rungs] == [r["rung"] for r in expected_rungs]
         assert [r["value"] for r in rungs] == pytest.approx([r["value"] for r in expected_rungs], rel=1e-4)
-    events = house.client.get("/v1/studies/stormy-pack/events").json()["items"]
+    events = deployment.client.get("/v1/studies/stormy-pack/events").json()["items"]
     resumed = [e for e in events if e["kind"] == "attempt_running" and "checkpoint" in e["message"]]
     assert len(resumed) >= 2
 
 
-def by_value(house: House, name: str) -> list[tuple[Any, ...]]:
+def by_value(deployment: Deployment, name: str) -> list[tuple[Any, ...]]:
     keys = ("number", "state", "params", "value", "rungs")
-    return [tuple(trial[key] for key in keys) for trial in house.trials(name)]
+    return [tuple(trial[key] for key in keys) for trial in deployment.trials(name)]

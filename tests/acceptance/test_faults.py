@@ -3,8 +3,8 @@
 Real processes, which die at named points (tests/soak/faults/kill_points.py), stand still for longer than
 their leases, or have their database taken away. And moments (tests/soak/faults/moments/catalog.py) in which
 something stands still, a clock is wrong, or the machine under `nightsweep serve` fails: a few of them here.
-The houses run side by side, since most of the time is spent waiting for limits. `make faults` runs each point
-and moment ten times on each database, `make soak` at random.
+The deployments run side by side. `make faults` runs each point and moment ten times on each database, `make
+soak` at random.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import get_args
 import pytest
 
 from tests.soak.faults import points, scenarios, studies
+from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.freezing import freeze_holders
-from tests.soak.faults.house import DatabaseName, House
 from tests.soak.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, missing
 from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
-from tests.soak.faults.moments.moment import HouseKind, Moment
+from tests.soak.faults.moments.moment import DeploymentKind, Moment
 from tests.soak.faults.outages import outage
 from tests.soak.faults.scenarios import Tally
 from tests.support.checkout import ROOT
@@ -49,7 +49,7 @@ INJECTED = Path(points.__file__).parent / "injected"
 
 @dataclass
 class Findings:
-    """What came of one database's house."""
+    """What came of one database's deployment."""
 
     kills: Tally = field(default_factory=Tally)
     frozen: list[str] = field(default_factory=list)
@@ -59,29 +59,31 @@ class Findings:
     check: list[str] = field(default_factory=list)
 
 
-def chosen(kind: HouseKind) -> list[Moment]:
-    """Those of the moments here that need a house of a kind."""
-    return [moment for moment in MOMENTS if moment.name in HERE and moment.house == kind]
+def chosen(kind: DeploymentKind) -> list[Moment]:
+    """Those of the moments here that need a deployment of a kind."""
+    return [moment for moment in MOMENTS if moment.name in HERE and moment.deployment == kind]
 
 
 def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
     found = Findings()
-    with House(database, folder / database, data, **catalog.LIMITS) as house:
-        found.kills = points.kill_everywhere(house, POINTS, times=1)
-        calm = scenarios.undisturbed(house, studies.random)
+    with Deployment(database, folder / database, data, **catalog.LIMITS) as deployment:
+        found.kills = points.kill_everywhere(deployment, POINTS, times=1)
+        calm = scenarios.undisturbed(deployment, studies.random)
         moments = (FREEZE_POINTS[0], None, *FREEZE_POINTS[1:])
-        found.frozen = freeze_holders(house, "frozen", moments, calm, studies.random(data, "frozen"))
+        found.frozen = freeze_holders(deployment, "frozen", moments, calm, studies.random(data, "frozen"))
         if database == "postgresql":
             definition = studies.random(data, "outage")
-            found.outage = outage(house, "outage", seconds=OUTAGE_SECONDS, calm=calm, definition=definition)
-        found.moments = catalog.disturb_everywhere(house, chosen("pair"), times=1, seconds=SECONDS)
-        found.check = house.db_check()
-        found.ended_by_themselves = [f"{end.name}: {end.code}\n{end.last_words}" for end in house.exits]
+            found.outage = outage(
+                deployment, "outage", seconds=OUTAGE_SECONDS, calm=calm, definition=definition
+            )
+        found.moments = catalog.disturb_everywhere(deployment, chosen("pair"), times=1, seconds=SECONDS)
+        found.check = deployment.db_check()
+        found.ended_by_themselves = [f"{end.name}: {end.code}\n{end.last_words}" for end in deployment.exits]
     return found
 
 
 @pytest.fixture(scope="module")
-def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Findings]]]:
+def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Findings]]]:
     """Both databases' findings, as they come."""
     folder = tmp_path_factory.mktemp("faults")
     data = studies.make_data(folder / "data")
@@ -99,9 +101,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Tally]]:
 
 
 @pytest.fixture(params=get_args(DatabaseName))
-def findings(request: pytest.FixtureRequest, houses: dict[str, Future[Findings]]) -> Findings:
+def findings(request: pytest.FixtureRequest, deployments: dict[str, Future[Findings]]) -> Findings:
     """One database's findings."""
-    return houses[request.param].result()
+    return deployments[request.param].result()
 
 
 @pytest.mark.parametrize("point", [*POINTS, *FREEZE_POINTS, *HANG_POINTS], ids=lambda point: point.name)

@@ -16,27 +16,27 @@ from pathlib import Path
 from sqlalchemy import text
 
 from tests.soak.faults import scenarios
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.kill_points import HANG_POINTS, Point
 from tests.soak.faults.moments import clocks
 from tests.soak.faults.moments.machine import NO_DESCRIPTORS
 from tests.soak.faults.processes import kill
-from tests.soak.faults.served import ServedHouse
+from tests.soak.faults.served import ServedDeployment
 
 Fault = Callable[[], str | None]
 """Does it, and says what it did; None: it cannot be done now."""
 
 
 class DrawnFaults:
-    """What happens to a house.
+    """What happens to a deployment.
 
     Args:
-        house: Of either kind. Some faults are of one kind alone.
+        deployment: Of either kind. Some faults are of one kind alone.
         draws: Where the choices come from.
     """
 
-    def __init__(self, house: House, draws: random.Random) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, draws: random.Random) -> None:
+        self._deployment = deployment
         self._draws = draws
         self._later: list[tuple[float, str, Callable[[], None]]] = []
         """What ends a fault that lasts: when, of which kind, and how."""
@@ -64,7 +64,7 @@ class DrawnFaults:
                 self._later.remove(entry)
                 end()
         if everything and self._hanging is not None:
-            self._house.disarm(self._hanging)
+            self._deployment.disarm(self._hanging)
 
     def _kinds(self) -> list[tuple[int, Fault]]:
         kinds: list[tuple[int, Fault]] = [
@@ -78,13 +78,13 @@ class DrawnFaults:
             (2, self._hang_training_thread),
             (1, self._stop_ray),
         ]
-        if self._house.postgres is not None:
+        if self._deployment.postgres is not None:
             kinds += [(2, self._kill_database), (1, self._stop_database)]
-        if self._house.home_disk.refusal is None:
+        if self._deployment.home_disk.refusal is None:
             kinds += [(1, self._fill_home), (1, self._make_home_read_only)]
-        if self._house.temp_disk.refusal is None:
+        if self._deployment.temp_disk.refusal is None:
             kinds.append((1, self._fill_temporary_folder))
-        if isinstance(self._house, ServedHouse):
+        if isinstance(self._deployment, ServedDeployment):
             kinds += [(1, self._remove_ray_folder), (2, self._take_descriptors)]
         else:
             kinds.append((2, self._shift_clock))
@@ -93,10 +93,10 @@ class DrawnFaults:
     # -- processes -------------------------------------------------------------------------------
 
     def _kill_api(self) -> str | None:
-        return self._kill_one_of(self._house.pids("service.cli api"))
+        return self._kill_one_of(self._deployment.pids("service.cli api"))
 
     def _kill_coordinator(self) -> str | None:
-        return self._kill_one_of(self._house.coordinator_pids())
+        return self._kill_one_of(self._deployment.coordinator_pids())
 
     def _kill_one_of(self, pids: Sequence[int]) -> str | None:
         if not pids:
@@ -106,12 +106,12 @@ class DrawnFaults:
         return f"pid {pid}"
 
     def _freeze_coordinator(self) -> str | None:
-        pids = self._house.coordinator_pids()
+        pids = self._deployment.coordinator_pids()
         if not pids or self._lasts("coordinator"):
             return None
         pid = self._draws.choice(sorted(pids))
         return self._stop(
-            "coordinator", pid, self._draws.uniform(0.5, 4.0) * self._house.settings.lease_seconds
+            "coordinator", pid, self._draws.uniform(0.5, 4.0) * self._deployment.settings.lease_seconds
         )
 
     def _kill_worker(self) -> str | None:
@@ -119,7 +119,7 @@ class DrawnFaults:
         if not workers:
             return None
         pid = self._draws.choice(sorted(workers))
-        self._house.kill_worker(pid)
+        self._deployment.kill_worker(pid)
         return f"{workers[pid]} (pid {pid})"
 
     def _stop_worker(self) -> str | None:
@@ -132,7 +132,7 @@ class DrawnFaults:
 
     def _stop_ray(self) -> str | None:
         program = self._draws.choice(["raylet", "gcs_server"])
-        pids = self._house.pids(f"/{program} ")
+        pids = self._deployment.pids(f"/{program} ")
         if not pids or self._lasts("Ray"):
             return None
         return f"{program}, {self._stop('Ray', pids[0], self._draws.choice([2.0, 20.0]))}"
@@ -149,27 +149,27 @@ class DrawnFaults:
 
     def _hang_training_thread(self) -> str | None:
         """Whichever worker passes next."""
-        if self._hanging is not None and not self._house.is_spent(self._hanging):
+        if self._hanging is not None and not self._deployment.is_spent(self._hanging):
             return None
         self._hanging = self._draws.choice(HANG_POINTS)
-        self._house.arm(self._hanging, 1, action="hang")
+        self._deployment.arm(self._hanging, 1, action="hang")
         return self._hanging.name
 
     def _kill_node(self) -> str:
-        self._house.kill_node()
+        self._deployment.kill_node()
         return "all of Ray"
 
     # -- databases and clocks --------------------------------------------------------------------
 
     def _kill_database(self) -> str:
         seconds = self._draws.choice([0.0, 0.0, 1.0, 3.0, 8.0])
-        with self._house.without_database(kill=True):
+        with self._deployment.without_database(kill=True):
             self._ask_for(seconds)
         return f"SIGKILL, away for {seconds:.0f} s"
 
     def _stop_database(self) -> str:
         seconds = self._draws.uniform(2.0, 15.0)
-        with self._house.without_database(kill=False):
+        with self._deployment.without_database(kill=False):
             self._ask_for(seconds)
         return f"stopped for {seconds:.1f} s"
 
@@ -177,7 +177,7 @@ class DrawnFaults:
         """Ask the API while the database is away: it says so, or is starting and does not answer."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            answer = self._house.client.status("/v1/studies")
+            answer = self._deployment.client.status("/v1/studies")
             self.answers[answer] += 1
             if answer not in (503, None):
                 self.violations.append(f"the API answered {answer} while the database was away")
@@ -188,28 +188,28 @@ class DrawnFaults:
         if self._lasts("coordinator"):
             return None
         query = text("SELECT id FROM studies WHERE state = 'running' AND lease_owner IS NOT NULL ORDER BY id")
-        with self._house.service_engine.connect() as connection:
+        with self._deployment.service_engine.connect() as connection:
             studies = list(connection.scalars(query))
         study = self._draws.choice(studies or [""])
-        holder = self._house.holder(study)
+        holder = self._deployment.holder(study)
         if holder is None:
             return None
         if self._draws.random() < 0.5:
-            clocks.shift_lease(self._house, study, -clocks.AHEAD)
+            clocks.shift_lease(self._deployment, study, -clocks.AHEAD)
             return f"the lease of {study} ended two hours ago"
-        clocks.leave_lease_behind(self._house, study, holder)
+        clocks.leave_lease_behind(self._deployment, study, holder)
         return f"the lease of {study} ends in two hours, and its holder is dead"
 
     # -- the machine -----------------------------------------------------------------------------
 
     def _fill_home(self) -> str:
-        return self._last(self._house.home_disk.full())
+        return self._last(self._deployment.home_disk.full())
 
     def _make_home_read_only(self) -> str:
-        return self._last(self._house.home_disk.read_only())
+        return self._last(self._deployment.home_disk.read_only())
 
     def _fill_temporary_folder(self) -> str:
-        return self._last(self._house.temp_disk.full())
+        return self._last(self._deployment.temp_disk.full())
 
     def _last(self, state: AbstractContextManager[None]) -> str:
         """Nothing else happens meanwhile, but for the death of a coordinator, half of the time."""
@@ -221,17 +221,17 @@ class DrawnFaults:
         return f"for {seconds:.1f} s" + (f", and a coordinator killed ({killed})" if killed else "")
 
     def _remove_ray_folder(self) -> str | None:
-        assert isinstance(self._house, ServedHouse)
-        temp = self._house.temp_disk.folder
-        folders = self._house.ray_folders()
+        assert isinstance(self._deployment, ServedDeployment)
+        temp = self._deployment.temp_disk.folder
+        folders = self._deployment.ray_folders()
         for folder in folders:
             shutil.rmtree(temp / folder.relative_to(temp).parts[0], ignore_errors=True)
         return f"{folders[0]}" if folders else None
 
     def _take_descriptors(self) -> str:
         """From the supervisor, while a coordinator or the API dies."""
-        assert isinstance(self._house, ServedHouse)
-        supervisor, seconds = self._house.serve.pid, self._draws.uniform(2.0, 10.0)
+        assert isinstance(self._deployment, ServedDeployment)
+        supervisor, seconds = self._deployment.serve.pid, self._draws.uniform(2.0, 10.0)
         die = self._draws.choice([self._kill_coordinator, self._kill_api])
         before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
         resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (NO_DESCRIPTORS, before[1]))
@@ -249,26 +249,26 @@ class DrawnFaults:
             query = text(
                 "SELECT artifact_dir FROM attempts WHERE worker_id = :w AND state = 'running' ORDER BY id"
             )
-            with self._house.service_engine.connect() as connection:
+            with self._deployment.service_engine.connect() as connection:
                 folders = list(connection.scalars(query, {"w": workers[pid]}))
             for folder in folders:
                 versions = sorted((Path(folder) / "checkpoint").glob("[0-9]*"))
                 if not versions:
                     continue
-                self._house.kill_worker(pid)
+                self._deployment.kill_worker(pid)
                 file = versions[-1] / self._draws.choice(["tensors.safetensors", "state.json"])
                 try:
                     os.truncate(file, file.stat().st_size // 2)
                 except FileNotFoundError:  # the trial ended a moment ago
                     continue
-                return f"{file.relative_to(self._house.settings.artifacts_dir)} of {workers[pid]}"
+                return f"{file.relative_to(self._deployment.settings.artifacts_dir)} of {workers[pid]}"
         return None
 
     # -- what can be done now --------------------------------------------------------------------
 
     @property
     def _limit(self) -> float:
-        return self._house.settings.worker_silence_seconds
+        return self._deployment.settings.worker_silence_seconds
 
     def _lasts(self, what: str) -> bool:
         return any(kind == what for _, kind, _ in self._later)
@@ -280,9 +280,9 @@ class DrawnFaults:
             " WHERE worker_id = :w AND state IN ('dispatched', 'running')"
         )
         found = {}
-        for pid, worker in self._house.workers().items():
-            with self._house.service_engine.connect() as connection:
+        for pid, worker in self._deployment.workers().items():
+            with self._deployment.service_engine.connect() as connection:
                 trials = connection.execute(query, {"w": worker}).all()
-            if trials and not any(number in scenarios.behind(self._house, s) for s, number in trials):
+            if trials and not any(number in scenarios.behind(self._deployment, s) for s, number in trials):
                 found[pid] = worker
         return found

@@ -10,19 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.invariants import Record
 from tests.soak.faults.kill_points import Point
 from tests.soak.faults.scenarios import has_ended, rungs_of, verdict, wait_for_end
 
 
 def freeze_holders(
-    house: House, name: str, moments: Sequence[Point | None], calm: Record, definition: dict[str, Any]
+    deployment: Deployment,
+    name: str,
+    moments: Sequence[Point | None],
+    calm: Record,
+    definition: dict[str, Any],
 ) -> list[str]:
     """Stop whoever holds a study for longer than its lease, again and again, and wake it each time.
 
     Args:
-        house: With two coordinators.
+        deployment: With two coordinators.
         name: A new study's.
         moments: Where the holder stops itself; None: from outside, wherever it is without SQLite's lock.
         calm: The same study undisturbed.
@@ -31,34 +35,36 @@ def freeze_holders(
     Returns:
         What is wrong.
     """
-    study = house.client.submit(definition)
-    house.wait_for(lambda: rungs_of(house, name) >= 1, f"a first rung of {name}")
+    study = deployment.client.submit(definition)
+    deployment.wait_for(lambda: rungs_of(deployment, name) >= 1, f"a first rung of {name}")
     wrong = []
     for moment in moments:
-        wrong += _freeze(house, study["id"], name, moment)
-    wait_for_end(house, name)
-    until = time.monotonic() + house.settings.lease_seconds
-    house.wait_for(lambda: time.monotonic() > until, "time for the last one that was woken")
-    return wrong + verdict(house, name, calm)[1]
+        wrong += _freeze(deployment, study["id"], name, moment)
+    wait_for_end(deployment, name)
+    until = time.monotonic() + deployment.settings.lease_seconds
+    deployment.wait_for(lambda: time.monotonic() > until, "time for the last one that was woken")
+    return wrong + verdict(deployment, name, calm)[1]
 
 
-def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> list[str]:
+def _freeze(deployment: Deployment, study_id: str, name: str, moment: Point | None) -> list[str]:
     def ended() -> bool:
-        return has_ended(house, name)
+        return has_ended(deployment, name)
 
     if moment is None:
-        house.wait_for(lambda: house.holder(study_id) is not None or ended(), f"a holder of {name}")
-        frozen = house.holder(study_id)
+        deployment.wait_for(lambda: deployment.holder(study_id) is not None or ended(), f"a holder of {name}")
+        frozen = deployment.holder(study_id)
         if frozen is None:
             return [f"{name}: it ended before anybody was stopped from outside"]
         run, pid = frozen.name, frozen.pid
-        with nobody_writing(house):
-            house.freeze(frozen)
-            house.wait_for(lambda: stands_still(pid), f"{run} to stand still")
+        with nobody_writing(deployment):
+            deployment.freeze(frozen)
+            deployment.wait_for(lambda: stands_still(pid), f"{run} to stand still")
     else:
-        house.arm(moment, 1, action="stop")
-        house.wait_for(lambda: house.is_spent(moment) or ended(), f"a coordinator that stops {moment.name}")
-        stops = house.disarm(moment)
+        deployment.arm(moment, 1, action="stop")
+        deployment.wait_for(
+            lambda: deployment.is_spent(moment) or ended(), f"a coordinator that stops {moment.name}"
+        )
+        stops = deployment.disarm(moment)
         if not stops:
             return [f"{name}: it ended without passing the point {moment.name!r}"]
         (stopped,) = stops
@@ -66,27 +72,29 @@ def _freeze(house: House, study_id: str, name: str, moment: Point | None) -> lis
     since = time.monotonic()
 
     def taken_over() -> bool:
-        holder = house.holder(study_id)
+        holder = deployment.holder(study_id)
         return (holder is not None and holder.name != run) or ended()
 
-    if moment is not None and moment.locks and house.database == "sqlite":
+    if moment is not None and moment.locks and deployment.database == "sqlite":
         # Whoever is stopped inside SQLite has the file's lock. Nobody else can go on, and nobody does.
-        house.wait_for(lambda: time.monotonic() > since + 2 * house.settings.lease_seconds, "two leases")
+        deployment.wait_for(
+            lambda: time.monotonic() > since + 2 * deployment.settings.lease_seconds, "two leases"
+        )
     else:
-        house.wait_for(taken_over, f"another holder of {name}")
-        rungs = rungs_of(house, name)
-        house.wait_for(lambda: rungs_of(house, name) > rungs or ended(), f"the next rung of {name}")
+        deployment.wait_for(taken_over, f"another holder of {name}")
+        rungs = rungs_of(deployment, name)
+        deployment.wait_for(lambda: rungs_of(deployment, name) > rungs or ended(), f"the next rung of {name}")
     os.kill(pid, signal.SIGCONT)
     return []
 
 
 @contextmanager
-def nobody_writing(house: House) -> Iterator[None]:
+def nobody_writing(deployment: Deployment) -> Iterator[None]:
     """On SQLite the test has the write locks meanwhile: whoever stands still with one holds all others up."""
-    if house.database == "postgresql":
+    if deployment.database == "postgresql":
         yield
         return
-    with house.service_engine.connect() as service, house.optuna_engine.connect() as optuna:
+    with deployment.service_engine.connect() as service, deployment.optuna_engine.connect() as optuna:
         service.exec_driver_sql("BEGIN IMMEDIATE")
         optuna.exec_driver_sql("BEGIN IMMEDIATE")
         yield

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from tests.soak.faults import audit
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 
 EXACT = 1e-6
 """Relative. A trial that has its worker to itself computes the same numbers, however often it is resumed."""
@@ -82,9 +82,9 @@ class Record:
         return (min if self.minimize else max)(values, default=None)
 
 
-def read(house: House, name: str) -> Record:
+def read(deployment: Deployment, name: str) -> Record:
     """A study and its trials. Raises `LookupError` when there is no such study."""
-    with house.service_engine.connect() as service, house.optuna_engine.connect() as optuna:
+    with deployment.service_engine.connect() as service, deployment.optuna_engine.connect() as optuna:
         row = service.execute(
             text("SELECT id, state, reason FROM studies WHERE name = :n"), {"n": name}
         ).one_or_none()
@@ -229,10 +229,13 @@ def _check_trial(trial: Trial) -> list[str]:
 class Writes:
     """Everything that was written to both databases so far, read once."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.service: dict[tuple[str, str], list[audit.Write]] = {}
         self.optuna: dict[tuple[str, str], list[audit.Write]] = {}
-        for engine, found in ((house.service_engine, self.service), (house.optuna_engine, self.optuna)):
+        for engine, found in (
+            (deployment.service_engine, self.service),
+            (deployment.optuna_engine, self.optuna),
+        ):
             for write in audit.read(engine):
                 kind = write.relation if write.relation in _OF_THEIR_OWN else "rest"
                 found.setdefault((kind, write.key), []).append(write)

@@ -14,35 +14,45 @@ from pathlib import Path
 from typing import Any
 
 from tests.soak.faults import scenarios, studies
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.invariants import Record
 
 
 def outage(
-    house: House, name: str, *, seconds: float, calm: Record, definition: dict[str, Any], kill: bool = False
+    deployment: Deployment,
+    name: str,
+    *,
+    seconds: float,
+    calm: Record,
+    definition: dict[str, Any],
+    kill: bool = False,
 ) -> list[str]:
     """Take the database away for so long once a study has its first rungs; what is wrong afterwards.
 
     Meanwhile the API must answer 503; afterwards it must answer again, and every process must be the one that
     it was before: nobody has to start anything.
     """
-    house.client.submit(definition)
-    house.wait_for(lambda: scenarios.rungs_of(house, name) >= 2, f"two rungs of {name}")
-    processes = (house.api, *house.coordinators)
+    deployment.client.submit(definition)
+    deployment.wait_for(lambda: scenarios.rungs_of(deployment, name) >= 2, f"two rungs of {name}")
+    processes = (deployment.api, *deployment.coordinators)
     before = [process.name for process in processes]
-    with house.without_database(kill=kill):
+    with deployment.without_database(kill=kill):
         until = time.monotonic() + seconds
-        house.wait_for(lambda: house.client.status("/v1/studies") == 503, "an answer of 503", seconds=60)
-        house.wait_for(lambda: time.monotonic() > until, "the end of the outage", seconds=2 * seconds)
+        deployment.wait_for(
+            lambda: deployment.client.status("/v1/studies") == 503, "an answer of 503", seconds=60
+        )
+        deployment.wait_for(lambda: time.monotonic() > until, "the end of the outage", seconds=2 * seconds)
         wrong = []
-        answer = house.client.status("/v1/studies")
+        answer = deployment.client.status("/v1/studies")
         if answer != 503:
             wrong.append(f"{name}: the API answers {answer} while the database is away")
-    house.wait_for(lambda: house.client.status("/v1/studies") == 200, "an answer of 200", seconds=60)
-    scenarios.wait_for_end(house, name)
+    deployment.wait_for(
+        lambda: deployment.client.status("/v1/studies") == 200, "an answer of 200", seconds=60
+    )
+    scenarios.wait_for_end(deployment, name)
     if [process.name for process in processes] != before:
         wrong.append(f"{name}: the processes were {before} and are {[p.name for p in processes]}")
-    return wrong + scenarios.verdict(house, name, calm)[1]
+    return wrong + scenarios.verdict(deployment, name, calm)[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,17 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="nightsweep-outages-"))
     data = studies.make_data(folder / "data")
     wrong = []
-    with House("postgresql", folder / "house", data) as house:
-        calm = scenarios.undisturbed(house, studies.random)
+    with Deployment("postgresql", folder / "deployment", data) as deployment:
+        calm = scenarios.undisturbed(deployment, studies.random)
         for name, kill in (("stopped", False), ("killed", True)):
             began = time.monotonic()
             definition = studies.random(data, name)
-            found = outage(house, name, seconds=options.seconds, calm=calm, definition=definition, kill=kill)
+            found = outage(
+                deployment, name, seconds=options.seconds, calm=calm, definition=definition, kill=kill
+            )
             took = time.monotonic() - began
             print(f"{name} for {options.seconds:g} s: the study took {took:.0f} s, {len(found)} violations")
             wrong += found
-        wrong += house.db_check()
-        wrong += [f"{end.name} ended by itself, with code {end.code}" for end in house.exits]
+        wrong += deployment.db_check()
+        wrong += [f"{end.name} ended by itself, with code {end.code}" for end in deployment.exits]
     print(*wrong, sep="\n")
     return 1 if wrong else 0
 

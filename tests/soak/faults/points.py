@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from tests.soak.faults import scenarios, studies
-from tests.soak.faults.house import DatabaseName, House
+from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.kill_points import HANG_POINTS, POINTS, Point, Scenario, missing
 from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
@@ -78,23 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(database: DatabaseName, folder: Path, data: Path, points: Sequence[Point], times: int) -> Tally:
     """All scenarios of the points on one database."""
-    with House(database, folder / database, data) as house:
-        total = kill_everywhere(house, points, times=times)
-        total.violations += house.db_check()
-        total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in house.exits]
+    with Deployment(database, folder / database, data) as deployment:
+        total = kill_everywhere(deployment, points, times=times)
+        total.violations += deployment.db_check()
+        total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in deployment.exits]
     return total
 
 
-def kill_everywhere(house: House, points: Sequence[Point], *, times: int) -> Tally:
+def kill_everywhere(deployment: Deployment, points: Sequence[Point], *, times: int) -> Tally:
     """Kill at each of these points so many times; says on standard error how it goes."""
     total = Tally()
     for scenario in get_args(Scenario):
         began = time.monotonic()
-        tally = scenarios.run_scenario(house, scenario, times=times, points=points)
+        tally = scenarios.run_scenario(deployment, scenario, times=times, points=points)
         if tally.studies or tally.kills:
             said = f"{sum(tally.kills.values())} kills, {len(tally.violations)} violations"
             said += f", {tally.studies} studies, {time.monotonic() - began:.0f} s"
-            print(f"{house.database}, {scenario}: {said}", *tally.violations, sep="\n  ", file=sys.stderr)
+            print(
+                f"{deployment.database}, {scenario}: {said}", *tally.violations, sep="\n  ", file=sys.stderr
+            )
         total.add(tally)
     return total
 

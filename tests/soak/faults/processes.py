@@ -1,4 +1,4 @@
-"""One process of a house under test: started, killed, stopped, woken, and started again at once."""
+"""One process of a deployment under test: started, killed, stopped, woken, and started again at once."""
 
 from __future__ import annotations
 

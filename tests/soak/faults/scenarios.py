@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import text
 
 from tests.soak.faults import invariants, studies
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.invariants import Record
 from tests.soak.faults.kill_points import POINTS, Point, Scenario
 from tests.soak.faults.processes import Process
@@ -54,7 +54,7 @@ def of_scenario(scenario: Scenario, points: Sequence[Point] = POINTS) -> list[Po
 
 
 def run_scenario(
-    house: House, scenario: Scenario, *, times: int = 1, points: Sequence[Point] = POINTS
+    deployment: Deployment, scenario: Scenario, *, times: int = 1, points: Sequence[Point] = POINTS
 ) -> Tally:
     """Kill at each point of a scenario so many times."""
     chosen = of_scenario(scenario, points)
@@ -62,17 +62,17 @@ def run_scenario(
         return Tally()
     match scenario:
         case "search":
-            return _storms(house, chosen, times, "search", studies.random)
+            return _storms(deployment, chosen, times, "search", studies.random)
         case "pruned":
-            return _storms(house, chosen, times, "pruned", studies.pruned)
+            return _storms(deployment, chosen, times, "pruned", studies.pruned)
         case "paused":
-            return _storms(house, chosen, times, "paused", studies.random, during=_pause_and_resume)
+            return _storms(deployment, chosen, times, "paused", studies.random, during=_pause_and_resume)
         case "schedule":
-            return _firings(house, chosen, times)
+            return _firings(deployment, chosen, times)
         case "submission":
-            return _submissions(house, chosen, times)
+            return _submissions(deployment, chosen, times)
         case "migration":
-            return _migrations(house, chosen, times)
+            return _migrations(deployment, chosen, times)
         case "frozen" | "hung":
             raise ValueError(f"{scenario} points do not kill; see freeze_holders and moments")
 
@@ -80,43 +80,43 @@ def run_scenario(
 # -- studies -----------------------------------------------------------------------------------------
 
 
-def undisturbed(house: House, make: Callable[..., dict[str, Any]]) -> Record:
-    """A study of a kind that was run with nobody in its way, once for each house; what it comes to."""
+def undisturbed(deployment: Deployment, make: Callable[..., dict[str, Any]]) -> Record:
+    """A study of a kind that was run with nobody in its way, once for each deployment; what it comes to."""
     name = f"calm-{make.__name__}"
     try:
-        return invariants.read(house, name)
+        return invariants.read(deployment, name)
     except LookupError:
         pass
-    house.client.submit(make(house.data, name))
-    wait_for_end(house, name)
-    record = invariants.read(house, name)
+    deployment.client.submit(make(deployment.data, name))
+    wait_for_end(deployment, name)
+    record = invariants.read(deployment, name)
     wrong = invariants.check(record, trials=len(record.trials))
     assert not wrong, f"already undisturbed: {wrong}"
     return record
 
 
-def wait_for_end(house: House, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+def wait_for_end(deployment: Deployment, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
     def ended() -> bool:
         meanwhile()
-        return has_ended(house, name)
+        return has_ended(deployment, name)
 
-    house.wait_for(ended, f"the end of {name}", seconds=400)
+    deployment.wait_for(ended, f"the end of {name}", seconds=400)
 
 
-def has_ended(house: House, name: str) -> bool:
+def has_ended(deployment: Deployment, name: str) -> bool:
     """As the service's tables have it: the API's answer would take its process a fifth of a core."""
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         query = text("SELECT ended_at FROM studies WHERE name = :n")
         return connection.execute(query, {"n": name}).scalar_one() is not None
 
 
 def verdict(
-    house: House, name: str, calm: Record, tolerance: float = invariants.EXACT
+    deployment: Deployment, name: str, calm: Record, tolerance: float = invariants.EXACT
 ) -> tuple[Record, list[str]]:
     """A study that has ended, and everything that is wrong with it."""
-    record = invariants.read(house, name)
+    record = invariants.read(deployment, name)
     wrong = invariants.check(record, trials=len(calm.trials))
-    writes = invariants.Writes(house)
+    writes = invariants.Writes(deployment)
     wrong += invariants.check_writes(writes, record)
     wrong += invariants.check_fencing(writes, record)
     wrong += invariants.compare(record, calm, tolerance=tolerance)
@@ -124,14 +124,14 @@ def verdict(
 
 
 def _storms(
-    house: House,
+    deployment: Deployment,
     points: Sequence[Point],
     times: int,
     name: str,
     make: Callable[..., dict[str, Any]],
-    during: Callable[[House, str, Callable[[], bool]], None] | None = None,
+    during: Callable[[Deployment, str, Callable[[], bool]], None] | None = None,
 ) -> Tally:
-    calm = undisturbed(house, make)
+    calm = undisturbed(deployment, make)
     tally = Tally()
     owed = {point.name: times for point in points}
     for turn in range(times + EXTRA_STUDIES):
@@ -141,11 +141,11 @@ def _storms(
         # Not at the first passing only; but in an extra study whatever comes first.
         turns = turn if turn < times else 0
         study = f"stormy-{name}-{turn + 1}"
-        fired = _storm(house, due, turns, study, make, during)
+        fired = _storm(deployment, due, turns, study, make, during)
         for point in due:
             owed[point.name] -= fired[point.name]
             tally.killed(point, fired[point.name])
-        record, wrong = verdict(house, study, calm)
+        record, wrong = verdict(deployment, study, calm)
         tally.studies += 1
         tally.trials += len(record.trials)
         tally.violations += wrong
@@ -156,28 +156,28 @@ def _storms(
 
 
 def _storm(
-    house: House,
+    deployment: Deployment,
     points: Sequence[Point],
     turn: int,
     name: str,
     make: Callable[..., dict[str, Any]],
-    during: Callable[[House, str, Callable[[], bool]], None] | None,
+    during: Callable[[Deployment, str, Callable[[], bool]], None] | None,
 ) -> dict[str, int]:
     """One study with all points armed; how often each killed."""
     for point in points:
         if point.process != "ray":
-            house.arm(point, 1 + 7 * turn % point.passings)
-    study = house.client.submit(make(house.data, name))
-    deaths = WorkerDeaths(house, study["id"], [point for point in points if point.process == "ray"])
+            deployment.arm(point, 1 + 7 * turn % point.passings)
+    study = deployment.client.submit(make(deployment.data, name))
+    deaths = WorkerDeaths(deployment, study["id"], [point for point in points if point.process == "ray"])
     if during is not None:
-        during(house, name, deaths.step)
-    wait_for_end(house, name, deaths.step)
+        during(deployment, name, deaths.step)
+    wait_for_end(deployment, name, deaths.step)
     # Some points come after the end; nobody waits for those that do not come at all.
     late = [point for point in points if point.after_end]
-    house.wait_for(
-        lambda: all(house.is_spent(point) for point in late), f"{[p.name for p in late]}", seconds=20
+    deployment.wait_for(
+        lambda: all(deployment.is_spent(point) for point in late), f"{[p.name for p in late]}", seconds=20
     )
-    return {point.name: len(house.disarm(point)) for point in points}
+    return {point.name: len(deployment.disarm(point)) for point in points}
 
 
 class WorkerDeaths:
@@ -187,29 +187,29 @@ class WorkerDeaths:
     worker dies once the trials that the last one took along have got beyond where they were.
     """
 
-    def __init__(self, house: House, study_id: str, points: Iterable[Point]) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, study_id: str, points: Iterable[Point]) -> None:
+        self._deployment = deployment
         self._study_id = study_id
         self._left = list(points)
         self._armed: Point | None = None
 
     def step(self) -> bool:
         """Arm the next point if it is time. Whether one is armed that has not killed yet, or none is left."""
-        house = self._house
+        deployment = self._deployment
         if self._armed is not None:
-            fired = house.fired(self._armed)
+            fired = deployment.fired(self._armed)
             if not fired:
                 return True
-            if house.live_on(fired[0]["pid"]):
+            if deployment.live_on(fired[0]["pid"]):
                 return False  # its coordinator does not know yet that it has died
-        if self._left and not behind(house, self._study_id):
+        if self._left and not behind(deployment, self._study_id):
             self._armed = self._left.pop(0)
-            house.arm(self._armed, 1)
+            deployment.arm(self._armed, 1)
             return True
         return not self._left
 
 
-def behind(house: House, study_id: str) -> set[int]:
+def behind(deployment: Deployment, study_id: str) -> set[int]:
     """Trials that have lost an attempt and not yet reported a rung beyond all that had been reported."""
     query = text(
         "SELECT a.trial_number FROM attempts a JOIN attempts b"
@@ -221,116 +221,118 @@ def behind(house: House, study_id: str) -> set[int]:
         " AND NOT EXISTS (SELECT 1 FROM attempts c WHERE c.study_id = a.study_id"
         "  AND c.trial_number = a.trial_number AND c.ordinal > a.ordinal)"
     )
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         return set(connection.scalars(query, {"s": study_id}))
 
 
-def _pause_and_resume(house: House, name: str, armed: Callable[[], bool]) -> None:
+def _pause_and_resume(deployment: Deployment, name: str, armed: Callable[[], bool]) -> None:
     """Twice: with trials running, and again further on."""
 
     def has_rungs(least: int) -> bool:
-        return armed() and rungs_of(house, name) >= least
+        return armed() and rungs_of(deployment, name) >= least
 
     for least in (2, 10):
-        house.wait_for(partial(has_rungs, least), f"{least} rungs of {name}")
+        deployment.wait_for(partial(has_rungs, least), f"{least} rungs of {name}")
         for change, state in (("pause", {"paused"}), ("resume", {"queued", "running"})):
-            answer = house.client.post(f"/v1/studies/{name}/{change}")
+            answer = deployment.client.post(f"/v1/studies/{name}/{change}")
             assert answer.status_code == 202, f"{change}: {answer.status_code} {answer.text}"
-            house.wait_for(partial(_is_in, house, name, state), f"the {change} of {name}")
+            deployment.wait_for(partial(_is_in, deployment, name, state), f"the {change} of {name}")
 
 
-def _is_in(house: House, name: str, states: set[str]) -> bool:
-    return house.client.study(name)["state"] in states
+def _is_in(deployment: Deployment, name: str, states: set[str]) -> bool:
+    return deployment.client.study(name)["state"] in states
 
 
-def rungs_of(house: House, name: str) -> int:
+def rungs_of(deployment: Deployment, name: str) -> int:
     """Rungs that the trials of a study have reported, as the service has kept them."""
     query = text("SELECT count(*) FROM rung_reports r JOIN studies s ON s.id = r.study_id WHERE s.name = :n")
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         return int(connection.scalar(query, {"n": name}) or 0)
 
 
 # -- one study for each firing and for each submission -----------------------------------------------
 
 
-def _firings(house: House, points: Sequence[Point], times: int) -> Tally:
+def _firings(deployment: Deployment, points: Sequence[Point], times: int) -> Tally:
     """A schedule that is due; exactly one study comes of it, whoever dies over it."""
     tally = Tally()
-    calm = undisturbed(house, studies.grid)
+    calm = undisturbed(deployment, studies.grid)
     for turn in range(times):
         name = f"nightly-{turn + 1}"
         for point in points:
-            house.arm(point, 1)
-        fire(house, name, studies.grid(house.data, name))
-        house.wait_for(lambda: all(house.is_spent(point) for point in points), "the death in mid firing")
-        for sweep in sweeps_of(house, name):
-            wait_for_end(house, sweep)
-        sweeps = sweeps_of(house, name)
+            deployment.arm(point, 1)
+        fire(deployment, name, studies.grid(deployment.data, name))
+        deployment.wait_for(
+            lambda: all(deployment.is_spent(point) for point in points), "the death in mid firing"
+        )
+        for sweep in sweeps_of(deployment, name):
+            wait_for_end(deployment, sweep)
+        sweeps = sweeps_of(deployment, name)
         if len(sweeps) != 1:
             tally.violations.append(f"one firing of {name} made {sweeps}")
         for sweep in sweeps:
-            record, wrong = verdict(house, sweep, calm)
+            record, wrong = verdict(deployment, sweep, calm)
             tally.studies, tally.trials = tally.studies + 1, tally.trials + len(record.trials)
             tally.violations += wrong
         for point in points:
-            tally.killed(point, len(house.disarm(point)))
+            tally.killed(point, len(deployment.disarm(point)))
     return tally
 
 
-def fire(house: House, name: str, definition: dict[str, Any]) -> str:
+def fire(deployment: Deployment, name: str, definition: dict[str, Any]) -> str:
     """Make a schedule and have it fire once; the name of the sweep."""
-    make_schedule(house, name, definition)
-    return make_due(house, name)
+    make_schedule(deployment, name, definition)
+    return make_due(deployment, name)
 
 
-def make_schedule(house: House, name: str, definition: dict[str, Any]) -> None:
+def make_schedule(deployment: Deployment, name: str, definition: dict[str, Any]) -> None:
     # The 29th of February at midnight: nothing fires but what is made to.
     schedule = {"name": name, "cron": "0 0 29 2 *", "timezone": "UTC", "definition": definition}
-    answer = house.client.post("/v1/schedules", schedule)
+    answer = deployment.client.post("/v1/schedules", schedule)
     assert answer.status_code == 201, answer.text
 
 
-def make_due(house: House, name: str) -> str:
+def make_due(deployment: Deployment, name: str) -> str:
     """Have a schedule fire now; the name of its first sweep."""
-    set_firing(house, name, datetime(2024, 2, 29, tzinfo=UTC))
-    house.wait_for(lambda: len(sweeps_of(house, name)) > 0, f"the sweep of {name}")
-    return sweeps_of(house, name)[0]
+    set_firing(deployment, name, datetime(2024, 2, 29, tzinfo=UTC))
+    deployment.wait_for(lambda: len(sweeps_of(deployment, name)) > 0, f"the sweep of {name}")
+    return sweeps_of(deployment, name)[0]
 
 
-def set_firing(house: House, name: str, at: datetime) -> None:
+def set_firing(deployment: Deployment, name: str, at: datetime) -> None:
     """When a schedule fires next, as its row has it."""
-    with house.service_engine.begin() as connection:
+    with deployment.service_engine.begin() as connection:
         connection.execute(
             text("UPDATE schedules SET next_fire_at = :at WHERE name = :n"),
-            {"at": house.instant(at), "n": name},
+            {"at": deployment.instant(at), "n": name},
         )
 
 
-def sweeps_of(house: House, schedule: str) -> list[str]:
+def sweeps_of(deployment: Deployment, schedule: str) -> list[str]:
     query = text("SELECT s.name FROM studies s JOIN schedules c ON c.id = s.schedule_id WHERE c.name = :n")
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         return list(connection.scalars(query, {"n": schedule}))
 
 
-def _submissions(house: House, points: Sequence[Point], times: int) -> Tally:
+def _submissions(deployment: Deployment, points: Sequence[Point], times: int) -> Tally:
     """The API dies over a submission, the client asks again: one study, and an answer that says so."""
     tally = Tally()
-    calm = undisturbed(house, studies.grid)
+    calm = undisturbed(deployment, studies.grid)
     for turn in range(times):
         for point in points:
             name = f"submitted-{point.file}-{turn + 1}"
-            house.arm(point, 1)
-            answer = house.client.post("/v1/studies", studies.grid(house.data, name))
+            deployment.arm(point, 1)
+            answer = deployment.client.post("/v1/studies", studies.grid(deployment.data, name))
             if answer.status_code != 201:
                 tally.violations.append(
                     f"{name}: the submission was answered {answer.status_code} {answer.text}"
                 )
-            kills = len(house.disarm(point))
+            kills = len(deployment.disarm(point))
             tally.killed(point, kills)
             if kills != 1:
                 tally.violations.append(f"{name}: the API died {kills} times")
-            wait_for_end(house, name)
-            record, wrong = verdict(house, name, calm)
+            wait_for_end(deployment, name)
+            record, wrong = verdict(deployment, name, calm)
             tally.studies, tally.trials = tally.studies + 1, tally.trials + len(record.trials)
             tally.violations += wrong
             if answer.status_code == 201 and answer.json()["id"] != record.id:
@@ -341,35 +343,35 @@ def _submissions(house: House, points: Sequence[Point], times: int) -> Tally:
 # -- upgrades ----------------------------------------------------------------------------------------
 
 
-def _migrations(house: House, points: Sequence[Point], times: int) -> Tally:
+def _migrations(deployment: Deployment, points: Sequence[Point], times: int) -> Tally:
     """Upgrades of an empty database that die; the next one ends right."""
     tally = Tally()
     for turn in range(times):
         for point in points:
-            folder = house.folder / f"upgrade-{point.file}-{turn + 1}"
+            folder = deployment.folder / f"upgrade-{point.file}-{turn + 1}"
             environment = {
                 "NIGHTSWEEP_HOME": str(folder),
                 "NIGHTSWEEP_ARTIFACTS_DIR": str(folder / "artifacts"),
             }
-            if house.postgres is not None:
-                url = house.postgres.new_database()
+            if deployment.postgres is not None:
+                url = deployment.postgres.new_database()
                 environment["NIGHTSWEEP_DATABASE_URL"] = url
             else:
                 environment["NIGHTSWEEP_DATABASE_URL"] = f"sqlite:///{folder / 'nightsweep.db'}"
             environment["NIGHTSWEEP_OPTUNA_URL"] = ""  # made from the other, as by default
-            house.arm(point, 1 + 7 * turn % point.passings)
-            died = _command(house, environment, "db", "upgrade")
-            tally.killed(point, len(house.disarm(point)))
+            deployment.arm(point, 1 + 7 * turn % point.passings)
+            died = _command(deployment, environment, "db", "upgrade")
+            tally.killed(point, len(deployment.disarm(point)))
             if died != -signal.SIGKILL:
                 tally.violations.append(f"{point.name}: the upgrade ended with {died} in place of dying")
-            codes = [_command(house, environment, "db", what) for what in ("upgrade", "check")]
+            codes = [_command(deployment, environment, "db", what) for what in ("upgrade", "check")]
             if codes != [0, 0]:
                 tally.violations.append(f"{point.name}: the next upgrade and check ended with {codes}")
     return tally
 
 
-def _command(house: House, environment: dict[str, str], *command: str) -> int | None:
-    process: Process = house.another("upgrade", *command, **environment)
+def _command(deployment: Deployment, environment: dict[str, str], *command: str) -> int | None:
+    process: Process = deployment.another("upgrade", *command, **environment)
     process.start()
     code = process.wait(120)
     process.kill_group()

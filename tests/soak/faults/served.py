@@ -1,4 +1,4 @@
-"""A house that is one command: the real `nightsweep serve`, which supervises its Ray, API and coordinator.
+"""A deployment by one command: the real `nightsweep serve`, which supervises its Ray, API and coordinator.
 
 Only the supervisor itself is started again from here. What it has started carries its environment, and is
 named by what it runs and its process id (`injected/sitecustomize.py`).
@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.soak.faults.house import DatabaseName, House
+from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.processes import kill, pids_with, title, wait_until_gone
 
 END_SECONDS = 60.0
@@ -20,8 +20,8 @@ RAYS_OWN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_GRACEFUL_SHUTDOWN_DRAIN
 """The supervisor sets these itself."""
 
 
-class ServedHouse(House):
-    """As `House`, with one coordinator and a Ray head that the product starts."""
+class ServedDeployment(Deployment):
+    """As `Deployment`, with one coordinator and a Ray head that the product starts."""
 
     def __init__(self, database: DatabaseName, folder: Path, data: Path, **settings: Any) -> None:
         super().__init__(database, folder, data, coordinators=0, ray_address=None, **settings)

@@ -4,7 +4,7 @@ Seeded: the same seed makes the same studies and draws the same faults, though n
 the end every study is held against the invariants and against its undisturbed twin. Exits with 1 when
 anything was violated.
 
-Half of the time is spent in a house of two coordinators, the other half under the real `nightsweep serve`.
+Half of the time is spent on two coordinators, the other half under the real `nightsweep serve`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, TextIO, get_args
 from sqlalchemy import text
 
 from tests.soak.faults import invariants, scenarios, studies
+from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.drawn import DrawnFaults
-from tests.soak.faults.house import DatabaseName, House
 from tests.soak.faults.invariants import Record
-from tests.soak.faults.moments.catalog import open_house
-from tests.soak.faults.moments.moment import HouseKind, waits_for_a_disk
+from tests.soak.faults.moments.catalog import open_deployment
+from tests.soak.faults.moments.moment import DeploymentKind, waits_for_a_disk
 
 LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "out" / "soak.log"
 AT_ONCE = 3
@@ -92,17 +92,17 @@ class Soak:
     """One run.
 
     Args:
-        house: The processes.
+        deployment: The processes.
         seed: Of studies and faults.
         every: Mean seconds between two faults.
         log: What happened, line by line.
     """
 
-    def __init__(self, house: House, *, seed: int, every: float, log: _Both) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, *, seed: int, every: float, log: _Both) -> None:
+        self._deployment = deployment
         self._of_studies = random.Random(f"{seed} studies")
         self._of_times = random.Random(f"{seed} times")
-        self._drawn = DrawnFaults(house, random.Random(f"{seed} faults"))
+        self._drawn = DrawnFaults(deployment, random.Random(f"{seed} faults"))
         self._every = every
         self._log = log
         self._began = time.monotonic()
@@ -140,7 +140,7 @@ class Soak:
             self._look_after()
             time.sleep(0.2)
         for study in self._running:
-            self.violations.append(f"{study.name} has not ended: {self._house.client.study(study.name)}")
+            self.violations.append(f"{study.name} has not ended: {self._deployment.client.study(study.name)}")
         self._judge()
 
     # -- studies ---------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Soak:
     def _calm_of(self, sort: Sort) -> Record:
         kind = sort.make.__name__
         if kind not in self._calm:
-            self._calm[kind] = scenarios.undisturbed(self._house, sort.make)
+            self._calm[kind] = scenarios.undisturbed(self._deployment, sort.make)
         return self._calm[kind]
 
     def _submit(self) -> None:
@@ -160,11 +160,11 @@ class Soak:
         sort = self._order[self._made % len(SORTS)]
         self._made += 1
         name = f"soak-{self._made}-{sort.name}"
-        definition = sort.make(self._house.data, name)
+        definition = sort.make(self._deployment.data, name)
         if sort.scheduled:
-            name = scenarios.fire(self._house, name, definition)
+            name = scenarios.fire(self._deployment, name, definition)
         else:
-            self._house.client.submit(definition)
+            self._deployment.client.submit(definition)
         todo = "pause" if sort.pauses else "cancel" if sort.cancelled else None
         self._running.append(Running(name, sort, todo, time.monotonic()))
         self._say(f"submitted {name}")
@@ -172,12 +172,12 @@ class Soak:
     def _look_after(self) -> None:
         """Carry out what is to be done to the studies, and see which have ended. Never waits."""
         for study in list(self._running):
-            seen = self._house.client.study(study.name)
+            seen = self._deployment.client.study(study.name)
             if seen["ended_at"] is not None:
                 self._running.remove(study)
                 self._ended.append(study)
                 self._say(f"{study.name} {seen['state']} after {time.monotonic() - study.began:.0f} s")
-            elif study.todo in ("pause", "cancel") and scenarios.rungs_of(self._house, study.name) >= 3:
+            elif study.todo in ("pause", "cancel") and scenarios.rungs_of(self._deployment, study.name) >= 3:
                 self._change(study, study.todo)
                 study.todo = "resume" if study.todo == "pause" else None
             elif study.todo == "resume" and seen["state"] == "paused":
@@ -187,7 +187,7 @@ class Soak:
                 self._change(study, "resume")
 
     def _change(self, study: Running, what: str) -> None:
-        answer = self._house.client.post(f"/v1/studies/{study.name}/{what}")
+        answer = self._deployment.client.post(f"/v1/studies/{study.name}/{what}")
         # It may have ended since it was looked at.
         if answer.status_code not in (202, 409):
             self.violations.append(f"{what} of {study.name} was answered {answer.status_code} {answer.text}")
@@ -198,9 +198,9 @@ class Soak:
     def _judge(self) -> None:
         self._say("all studies have ended; looking at what is left")
         self.violations += self._drawn.violations
-        writes = invariants.Writes(self._house)
+        writes = invariants.Writes(self._deployment)
         for study in self._ended:
-            record = invariants.read(self._house, study.name)
+            record = invariants.read(self._deployment, study.name)
             calm = self._calm_of(study.sort)
             self.trials += len(record.trials)
             cancelled = study.sort.cancelled and record.state == "cancelled"
@@ -214,26 +214,29 @@ class Soak:
             if not cancelled:
                 wrong += invariants.compare(record, calm, tolerance=study.sort.tolerance)
             self.violations += wrong
-        self.violations += self._house.db_check()
+        self.violations += self._deployment.db_check()
         try:
-            self._house.wait_for(lambda: not self._house.workers(), "the end of the last worker", seconds=60)
+            self._deployment.wait_for(
+                lambda: not self._deployment.workers(), "the end of the last worker", seconds=60
+            )
         except AssertionError:
-            self.violations.append(f"workers are left: {sorted(self._house.workers().values())}")
+            self.violations.append(f"workers are left: {sorted(self._deployment.workers().values())}")
         query = text(
             "SELECT state || COALESCE(' (' || loss_cause || ')', ''), count(*) FROM attempts GROUP BY 1"
         )
-        with self._house.service_engine.connect() as connection:
+        with self._deployment.service_engine.connect() as connection:
             self.losses.update({str(state): count for state, count in connection.execute(query)})
 
     def summary(self) -> str:
         """Faults by kind, studies, trials, invariants held, violations."""
         kinds = Counter(study.sort.name for study in self._ended)
         answers = self._drawn.answers
+        exits = [(end.name, end.code) for end in self._deployment.exits]
         lines = [
             f"{sum(self.faults.values())} faults: " + _listed(self.faults),
             f"{len(self._ended)} studies: {_listed(kinds)}",
             f"{self.trials} trials; attempts by their end: {_listed(self.losses)}",
-            f"processes that ended by themselves: {[(e.name, e.code) for e in self._house.exits] or 'none'}",
+            f"processes that ended by themselves: {exits or 'none'}",
             f"answers while the database was away: {answers[503]} of 503, {answers[None]} none",
             "",
             f"{len(self.violations)} violations of:",
@@ -254,12 +257,17 @@ def _listed(counts: Counter[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, log."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak.faults.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of faults, all houses together (30)")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="of faults, all deployments together (30)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two faults (12)")
     parser.add_argument("--database", choices=get_args(DatabaseName), default="postgresql")
     parser.add_argument(
-        "--house", choices=get_args(HouseKind), action="append", help="half of the time each, if not given"
+        "--deployment",
+        choices=get_args(DeploymentKind),
+        action="append",
+        help="half of the time each, if not given",
     )
     parser.add_argument("--folder", type=Path, default=None, help="for logs and databases; a new one")
     parser.add_argument("--log", type=Path, default=LOG, help="written anew")
@@ -272,12 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = _Both(file)
         head = f"seed {options.seed}, {options.minutes:g} minutes, {options.database}, {os.cpu_count()} cores"
         print(f"soak, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {head}\n", file=log)
-        kinds = options.house or get_args(HouseKind)
+        kinds = options.deployment or get_args(DeploymentKind)
         violated = False
         for kind in kinds:
             print(f"\n== {kind}", file=log)
-            with open_house(kind, options.database, folder / kind, data) as house:
-                soak = Soak(house, seed=options.seed, every=options.every, log=log)
+            with open_deployment(kind, options.database, folder / kind, data) as deployment:
+                soak = Soak(deployment, seed=options.seed, every=options.every, log=log)
                 try:
                     soak.run(options.minutes / len(kinds))
                 except Exception:  # noqa: BLE001 - what has been seen so far must be printed all the same

@@ -1,4 +1,4 @@
-"""Loaded by every Python process of a house under test: it makes the process die at a named point.
+"""Loaded by every Python process of a deployment under test: it makes the process die at a named point.
 
 The processes are the product's own, started with this folder on their `PYTHONPATH`. Functions are wrapped
 right after their module was imported, and every passing of a point that is armed is counted across all

@@ -9,27 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from tests.soak.faults.house import BrokenHouseError, DatabaseName, House
+from tests.soak.faults.deployment import BrokenDeploymentError, DatabaseName, Deployment
 from tests.soak.faults.kill_points import HANG_POINTS
 from tests.soak.faults.moments import clocks, machine, silences
-from tests.soak.faults.moments.moment import HouseKind, Moment, disturb
+from tests.soak.faults.moments.moment import DeploymentKind, Moment, disturb
 from tests.soak.faults.scenarios import Tally
-from tests.soak.faults.served import ServedHouse
+from tests.soak.faults.served import ServedDeployment
 
 LIMITS: dict[str, Any] = {
     "worker_silence_seconds": 9.0,
     "training_silence_seconds": 9.0,
     "loading_silence_seconds": 90.0,
 }
-"""Settings of the houses in which moments are run: minutes, where the product's own are meant for a night."""
+"""Settings under which moments are run: seconds, where the product's own are meant for a night."""
 
 
 def _pair(name: str, inject: Any) -> Moment:
-    return Moment(name=name, house="pair", inject=inject)
+    return Moment(name=name, deployment="pair", inject=inject)
 
 
 def _served(name: str, inject: Any, needs: Any = None) -> Moment:
-    return Moment(name=name, house="served", inject=inject, needs=needs)
+    return Moment(name=name, deployment="served", inject=inject, needs=needs)
 
 
 MOMENTS: tuple[Moment, ...] = (
@@ -56,14 +56,16 @@ MOMENTS: tuple[Moment, ...] = (
 )
 
 
-def open_house(kind: HouseKind, database: DatabaseName, folder: Path, data: Path) -> House:
-    """A house for moments of a kind, not entered yet."""
+def open_deployment(kind: DeploymentKind, database: DatabaseName, folder: Path, data: Path) -> Deployment:
+    """A deployment for moments of a kind, not entered yet."""
     if kind == "served":
-        return ServedHouse(database, folder, data, **LIMITS)
-    return House(database, folder, data, **LIMITS)
+        return ServedDeployment(database, folder, data, **LIMITS)
+    return Deployment(database, folder, data, **LIMITS)
 
 
-def disturb_everywhere(house: House, moments: Sequence[Moment], *, times: int, seconds: float) -> Tally:
+def disturb_everywhere(
+    deployment: Deployment, moments: Sequence[Moment], *, times: int, seconds: float
+) -> Tally:
     """Have each of these moments so many times; says on standard error how it goes.
 
     One that does not end is a violation, and the others are had all the same.
@@ -71,22 +73,22 @@ def disturb_everywhere(house: House, moments: Sequence[Moment], *, times: int, s
     total = Tally()
     for moment in moments:
         began = time.monotonic()
-        refusal = moment.refusal(house)
+        refusal = moment.refusal(deployment)
         if refusal is not None:
-            print(f"{house.database}: SKIPPED {moment.name}: {refusal}", file=sys.stderr)
+            print(f"{deployment.database}: SKIPPED {moment.name}: {refusal}", file=sys.stderr)
             total.skipped[moment.name] = refusal
             continue
         tally = Tally()
         for turn in range(times):
             try:
-                tally.add(disturb(house, moment, turn, seconds))
-            except BrokenHouseError:
+                tally.add(disturb(deployment, moment, turn, seconds))
+            except BrokenDeploymentError:
                 raise
             except AssertionError as error:
                 tally.violations.append(f"{moment.name}, turn {turn + 1}: {error}")
         said = f"{tally.studies} of {times} studies ended, {len(tally.violations)} violations"
         print(
-            f"{house.database}, {moment.name}: {said}, {time.monotonic() - began:.0f} s",
+            f"{deployment.database}, {moment.name}: {said}, {time.monotonic() - began:.0f} s",
             *tally.violations,
             sep="\n  ",
             file=sys.stderr,
@@ -98,14 +100,14 @@ def disturb_everywhere(house: House, moments: Sequence[Moment], *, times: int, s
 def run(
     database: DatabaseName, folder: Path, data: Path, moments: Sequence[Moment], *, times: int, seconds: float
 ) -> Tally:
-    """These moments on one database, in a house of each kind that they need."""
+    """These moments on one database, in a deployment of each kind that they need."""
     total = Tally()
-    for kind in get_args(HouseKind):
-        chosen = [moment for moment in moments if moment.house == kind]
+    for kind in get_args(DeploymentKind):
+        chosen = [moment for moment in moments if moment.deployment == kind]
         if not chosen:
             continue
-        with open_house(kind, database, folder / f"{database}-{kind}", data) as house:
-            total.add(disturb_everywhere(house, chosen, times=times, seconds=seconds))
-            total.violations += house.db_check()
-            total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in house.exits]
+        with open_deployment(kind, database, folder / f"{database}-{kind}", data) as deployment:
+            total.add(disturb_everywhere(deployment, chosen, times=times, seconds=seconds))
+            total.violations += deployment.db_check()
+            total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in deployment.exits]
     return total

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from sqlalchemy import text
 
 from tests.soak.faults import scenarios, studies
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.scenarios import Tally
 
-HouseKind = Literal["pair", "served"]
-"""`House`: two coordinators, started one by one. `ServedHouse`: the real `nightsweep serve`."""
+DeploymentKind = Literal["pair", "served"]
+"""`Deployment`: two coordinators, started one by one. `ServedDeployment`: the real `nightsweep serve`."""
 
 STORAGE_WORDS = re.compile(
     r"no space left|could not (be )?writ|cannot be written|read-only|disk", re.IGNORECASE
@@ -30,52 +30,52 @@ class Moment:
     """Something that happens."""
 
     name: str
-    house: HouseKind
+    deployment: DeploymentKind
     inject: Callable[[Any, dict[str, Any], float], list[str]]
-    """Does it to a house while this study runs, for so many seconds where it lasts; what was wrong."""
+    """Does it to a deployment while this study runs, for so many seconds where it lasts; what was wrong."""
     needs: Literal["disks"] | None = None
     """`disks`: only where file systems can be mounted."""
 
-    def refusal(self, house: House) -> str | None:
-        """Why it cannot be done in a house; None: it can."""
+    def refusal(self, deployment: Deployment) -> str | None:
+        """Why it cannot be done in a deployment; None: it can."""
         if self.needs != "disks":
             return None
-        return house.home_disk.refusal or house.temp_disk.refusal
+        return deployment.home_disk.refusal or deployment.temp_disk.refusal
 
 
-def disturb(house: House, moment: Moment, turn: int, seconds: float) -> Tally:
+def disturb(deployment: Deployment, moment: Moment, turn: int, seconds: float) -> Tally:
     """Run a study, let it happen, and compare.
 
     Args:
-        house: Of the moment's kind.
+        deployment: Of the moment's kind.
         moment: What happens.
         turn: From 0 on. It decides how far the study has come by then: the same turn, the same rung.
         seconds: How long a state of the machine lasts (a full disk).
     """
-    calm = scenarios.undisturbed(house, studies.short)
+    calm = scenarios.undisturbed(deployment, studies.short)
     name = f"{re.sub(r'[^a-z0-9]+', '-', moment.name.lower())}-{turn + 1}"
-    study = house.client.submit(studies.short(house.data, name))
+    study = deployment.client.submit(studies.short(deployment.data, name))
     rungs = 1 + 3 * turn % 7
-    house.wait_for(lambda: scenarios.rungs_of(house, name) >= rungs, f"{rungs} rungs of {name}")
+    deployment.wait_for(lambda: scenarios.rungs_of(deployment, name) >= rungs, f"{rungs} rungs of {name}")
     tally = Tally()
-    tally.violations += [f"{name}: {fault}" for fault in moment.inject(house, study, seconds)]
-    wait_for_end(house, name)
-    record, wrong = scenarios.verdict(house, name, calm)
+    tally.violations += [f"{name}: {fault}" for fault in moment.inject(deployment, study, seconds)]
+    wait_for_end(deployment, name)
+    record, wrong = scenarios.verdict(deployment, name, calm)
     tally.violations += wrong
     tally.studies, tally.trials = 1, len(record.trials)
     tally.kills[moment.name] = 1
     return tally
 
 
-def wait_for_end(house: House, name: str) -> None:
+def wait_for_end(deployment: Deployment, name: str) -> None:
     """Wait; whoever has seen to a disk resumes what was paused because of it."""
 
     def resume_if_paused() -> None:
-        if waits_for_a_disk(house.client.study(name)):
-            answer = house.client.post(f"/v1/studies/{name}/resume")
+        if waits_for_a_disk(deployment.client.study(name)):
+            answer = deployment.client.post(f"/v1/studies/{name}/resume")
             assert answer.status_code in (202, 409), f"resume: {answer.status_code} {answer.text}"
 
-    scenarios.wait_for_end(house, name, resume_if_paused)
+    scenarios.wait_for_end(deployment, name, resume_if_paused)
 
 
 def waits_for_a_disk(study: dict[str, Any]) -> bool:
@@ -83,25 +83,25 @@ def waits_for_a_disk(study: dict[str, Any]) -> bool:
     return study["state"] == "paused" and STORAGE_WORDS.search(study["reason"]) is not None
 
 
-def lost(house: House, study_id: str) -> list[tuple[int, str, str | None]]:
+def lost(deployment: Deployment, study_id: str) -> list[tuple[int, str, str | None]]:
     """Attempts that were lost so far: id, worker, cause."""
     query = text(
         "SELECT id, worker_id, loss_cause FROM attempts WHERE study_id = :s AND state = 'lost' ORDER BY id"
     )
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         return [tuple(row) for row in connection.execute(query, {"s": study_id})]
 
 
-def ended(house: House, study: dict[str, Any]) -> bool:
+def ended(deployment: Deployment, study: dict[str, Any]) -> bool:
     """Whether it has ended."""
-    return house.client.study(study["name"])["ended_at"] is not None
+    return deployment.client.study(study["name"])["ended_at"] is not None
 
 
-def busy_workers(house: House, study_id: str) -> dict[int, str]:
+def busy_workers(deployment: Deployment, study_id: str) -> dict[int, str]:
     """Workers of a study that have one of its trials, by process id."""
     query = text(
         "SELECT DISTINCT worker_id FROM attempts WHERE study_id = :s AND state IN ('dispatched', 'running')"
     )
-    with house.service_engine.connect() as connection:
+    with deployment.service_engine.connect() as connection:
         busy = set(connection.scalars(query, {"s": study_id}))
-    return {pid: worker for pid, worker in house.workers().items() if worker in busy}
+    return {pid: worker for pid, worker in deployment.workers().items() if worker in busy}

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tests.soak.faults.house import House
+from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.kill_points import Point
 from tests.soak.faults.moments.moment import busy_workers, ended, lost
 from tests.soak.faults.processes import wait_until_gone
 from tests.soak.faults.scenarios import rungs_of
 
 PATIENCE_SECONDS = 120.0
-"""For what the limits of a house under test bring about within seconds on an idle machine."""
+"""For what the limits of a deployment under test bring about within seconds on an idle machine."""
 
 
 @contextmanager
@@ -32,37 +32,37 @@ def stopped(pids: Sequence[int]) -> Iterator[None]:
             _signal(pid, signal.SIGCONT)
 
 
-def worker_for_a_moment(house: House, study: dict[str, Any], _: float) -> list[str]:
+def worker_for_a_moment(deployment: Deployment, study: dict[str, Any], _: float) -> list[str]:
     """SIGSTOP to a worker for a third of the limit: nothing is lost."""
-    pid, _worker = _busy_worker(house, study)
+    pid, _worker = _busy_worker(deployment, study)
     with stopped([pid]):
-        time.sleep(house.settings.worker_silence_seconds / 3)
-    return _nothing_lost(house, study)
+        time.sleep(deployment.settings.worker_silence_seconds / 3)
+    return _nothing_lost(deployment, study)
 
 
-def worker_for_ever(house: House, study: dict[str, Any], _: float) -> list[str]:
+def worker_for_ever(deployment: Deployment, study: dict[str, Any], _: float) -> list[str]:
     """SIGSTOP to a worker, which is never woken: its trial goes on elsewhere, and it does not stay."""
-    pid, worker = _busy_worker(house, study)
+    pid, worker = _busy_worker(deployment, study)
     with stopped([pid]):
-        return _given_up(house, study, pid, worker, cause="unreachable")
+        return _given_up(deployment, study, pid, worker, cause="unreachable")
 
 
-def ray_for_a_moment(program: str, house: House, study: dict[str, Any], _: float) -> list[str]:
+def ray_for_a_moment(program: str, deployment: Deployment, study: dict[str, Any], _: float) -> list[str]:
     """SIGSTOP to one of Ray's own processes for three seconds: nothing is lost."""
-    with stopped(_of_ray(house, program)):
+    with stopped(_of_ray(deployment, program)):
         time.sleep(3.0)
-    return _nothing_lost(house, study)
+    return _nothing_lost(deployment, study)
 
 
-def ray_for_long(program: str, house: House, study: dict[str, Any], seconds: float) -> list[str]:
+def ray_for_long(program: str, deployment: Deployment, study: dict[str, Any], seconds: float) -> list[str]:
     """SIGSTOP to one of Ray's own processes until somebody has noticed, or for so long; then it is woken."""
-    before = set(_of_ray(house, program))
+    before = set(_of_ray(deployment, program))
     until = time.monotonic() + 2 * seconds
     with stopped(sorted(before)):
-        house.wait_for(
+        deployment.wait_for(
             lambda: (
-                bool(lost(house, study["id"]))
-                or set(_of_ray(house, program)) != before
+                bool(lost(deployment, study["id"]))
+                or set(_of_ray(deployment, program)) != before
                 or time.monotonic() > until
             ),
             f"an effect of {program} standing still",
@@ -70,34 +70,41 @@ def ray_for_long(program: str, house: House, study: dict[str, Any], seconds: flo
     return []
 
 
-def training_thread(point: Point, house: House, study: dict[str, Any], _: float) -> list[str]:
+def training_thread(point: Point, deployment: Deployment, study: dict[str, Any], _: float) -> list[str]:
     """A worker's training thread hangs, while the worker answers: its trial goes on elsewhere."""
-    house.arm(point, 1, action="hang")
-    house.wait_for(
-        lambda: house.is_spent(point) or ended(house, study), f"a thread that hangs at {point.name!r}"
+    deployment.arm(point, 1, action="hang")
+    deployment.wait_for(
+        lambda: deployment.is_spent(point) or ended(deployment, study),
+        f"a thread that hangs at {point.name!r}",
     )
-    hung = house.disarm(point)
+    hung = deployment.disarm(point)
     if not hung:
         return [f"the study ended without passing the point {point.name!r}"]
     pid = int(hung[0]["pid"])
-    worker = (house.folder / "workers" / str(pid)).read_text()
-    return _given_up(house, study, pid, worker, cause="stalled")
+    worker = (deployment.folder / "workers" / str(pid)).read_text()
+    return _given_up(deployment, study, pid, worker, cause="stalled")
 
 
-def _busy_worker(house: House, study: dict[str, Any]) -> tuple[int, str]:
-    house.wait_for(lambda: len(busy_workers(house, study["id"])) > 0, f"a busy worker of {study['name']}")
-    return min(busy_workers(house, study["id"]).items())
+def _busy_worker(deployment: Deployment, study: dict[str, Any]) -> tuple[int, str]:
+    deployment.wait_for(
+        lambda: len(busy_workers(deployment, study["id"])) > 0, f"a busy worker of {study['name']}"
+    )
+    return min(busy_workers(deployment, study["id"]).items())
 
 
-def _given_up(house: House, study: dict[str, Any], pid: int, worker: str, *, cause: str) -> list[str]:
+def _given_up(
+    deployment: Deployment, study: dict[str, Any], pid: int, worker: str, *, cause: str
+) -> list[str]:
     """A worker that does nothing more loses what it has, with the cause, and its process ends."""
 
     def causes() -> list[str | None]:
-        return [found for _, of, found in lost(house, study["id"]) if of == worker]
+        return [found for _, of, found in lost(deployment, study["id"]) if of == worker]
 
     try:
-        house.wait_for(lambda: bool(causes()), f"the loss of {worker}", seconds=PATIENCE_SECONDS)
-        house.wait_for(lambda: pid not in house.workers(), f"the end of {worker}", seconds=PATIENCE_SECONDS)
+        deployment.wait_for(lambda: bool(causes()), f"the loss of {worker}", seconds=PATIENCE_SECONDS)
+        deployment.wait_for(
+            lambda: pid not in deployment.workers(), f"the end of {worker}", seconds=PATIENCE_SECONDS
+        )
     except AssertionError as error:
         _signal(pid, signal.SIGKILL)  # so that the study can end, and the rest of it can be looked at
         wait_until_gone([pid], PATIENCE_SECONDS)
@@ -106,19 +113,19 @@ def _given_up(house: House, study: dict[str, Any], pid: int, worker: str, *, cau
     return [f"attempts on {worker} were lost as {wrong}, not as {cause}"] if wrong else []
 
 
-def _nothing_lost(house: House, study: dict[str, Any]) -> list[str]:
+def _nothing_lost(deployment: Deployment, study: dict[str, Any]) -> list[str]:
     """Once its trials have gone on."""
-    rungs = rungs_of(house, study["name"])
-    house.wait_for(
-        lambda: rungs_of(house, study["name"]) > rungs + 2 or ended(house, study),
+    rungs = rungs_of(deployment, study["name"])
+    deployment.wait_for(
+        lambda: rungs_of(deployment, study["name"]) > rungs + 2 or ended(deployment, study),
         f"further rungs of {study['name']}",
     )
-    losses = lost(house, study["id"])
+    losses = lost(deployment, study["id"])
     return [f"attempts were lost: {losses}"] if losses else []
 
 
-def _of_ray(house: House, program: str) -> list[int]:
-    return house.pids(f"/{program} ")
+def _of_ray(deployment: Deployment, program: str) -> list[int]:
+    return deployment.pids(f"/{program} ")
 
 
 def _signal(pid: int, number: int) -> None:

@@ -46,11 +46,11 @@ _INJECTED = Path(__file__).resolve().parent / "injected"
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-class BrokenHouseError(AssertionError):
-    """The house itself cannot go on: a point that is no more, a process that does not start."""
+class BrokenDeploymentError(AssertionError):
+    """The deployment itself cannot go on: a point that is no more, a process that does not start."""
 
 
-class House(Arming):
+class Deployment(Arming):
     """Use it as a context manager.
 
     Args:
@@ -58,7 +58,7 @@ class House(Arming):
         folder: For the home folder, the logs and what arms the points. Kept.
         data: With `base`, `train.jsonl` and `eval.jsonl`; see `tests.soak.faults.studies`.
         coordinators: How many.
-        settings: In place of the house's own.
+        settings: In place of the deployment's own.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class House(Arming):
         process = self._command("upgrade", "db", "upgrade")
         process.start()
         if process.wait(READY_SECONDS) != 0:
-            raise BrokenHouseError(f"the upgrade failed:\n{process.last_words()}")
+            raise BrokenDeploymentError(f"the upgrade failed:\n{process.last_words()}")
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -264,9 +264,9 @@ class House(Arming):
     def raise_if_broken(self) -> None:
         broken = self.folder / "broken"
         if broken.exists():
-            raise BrokenHouseError(f"{broken.read_text().strip()}; see tests/soak/faults/kill_points.py")
+            raise BrokenDeploymentError(f"{broken.read_text().strip()}; see tests/soak/faults/kill_points.py")
         if self._broken is not None:
-            raise BrokenHouseError(self._broken)
+            raise BrokenDeploymentError(self._broken)
 
     # -- processes -------------------------------------------------------------------------------
 
@@ -351,7 +351,7 @@ class House(Arming):
                 return
             except OSError:
                 if not self.ray.is_alive or time.monotonic() > deadline:
-                    raise BrokenHouseError(f"Ray does not start:\n{self.ray.last_words()}") from None
+                    raise BrokenDeploymentError(f"Ray does not start:\n{self.ray.last_words()}") from None
                 time.sleep(0.1)
 
     def _kill_ray(self) -> None:
@@ -376,7 +376,7 @@ class House(Arming):
     def _keep_ray(self) -> None:
         if "ray" not in self._held_down and self.ray.exit_code is not None:
             self._note_exit(self.ray)
-            with contextlib.suppress(BrokenHouseError):
+            with contextlib.suppress(BrokenDeploymentError):
                 self.kill_node()
 
     def _note_exit(self, process: Process) -> None:
