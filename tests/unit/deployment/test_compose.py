@@ -146,6 +146,17 @@ def test_every_long_running_service_has_a_health_check_and_the_profiles_are_gpu_
     assert profiles == {"gpu-worker": ["gpu"], "cpu-worker": ["cpu"]}
 
 
+def test_a_job_that_others_wait_for_is_tried_again_a_few_times_only() -> None:
+    jobs = {
+        name
+        for service in SERVICES.values()
+        for name, dependency in service.get("depends_on", {}).items()
+        if dependency["condition"] == "service_completed_successfully"
+    }
+    assert jobs == {"migrate"}
+    assert re.fullmatch(r"on-failure:\d", SERVICES["migrate"]["restart"])
+
+
 def test_adapters_are_written_and_read_at_one_place() -> None:
     for name in ("api", "gpu-worker", "cpu-worker"):
         assert "artifacts:/var/lib/nightsweep/artifacts" in SERVICES[name]["volumes"]
