@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_exception_type, wait_exponential
 
 from search_spaces.errors import machine_fault
 from service.db.database import Database
@@ -52,7 +52,7 @@ def until_it_answers(work: Callable[[], T]) -> T:
             log.warning("a database does not answer yet, waiting for it: %s", short(error))
 
     retrying = Retrying(
-        retry=retry_if_exception(is_trouble),
+        retry=retry_if_exception_type(Exception) & retry_if_exception(is_trouble),
         wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
         before_sleep=say_once,
         reraise=True,

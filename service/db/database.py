@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from tenacity import (
     Retrying,
     retry_if_exception,
+    retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
     wait_random_exponential,
@@ -26,7 +27,7 @@ from service.home_folder import make_home
 from service.settings import Settings
 
 _RETRYING = Retrying(
-    retry=retry_if_exception(is_transient),
+    retry=retry_if_exception_type(Exception) & retry_if_exception(is_transient),
     stop=stop_after_attempt(10) | stop_after_delay(30.0),  # seconds; SQLite's busy timeout alone is longer
     wait=wait_random_exponential(multiplier=0.01, max=1.0),  # full jitter: those who met once part ways
     reraise=True,

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, MetaData, Table, text
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_random
 
 from service.db.connections import WRITES
 from service.db.errors import is_transient
@@ -86,7 +86,7 @@ def one_moment(sides: tuple[Side, Side]) -> Iterator[tuple[Connection, Connectio
 @contextmanager
 def _writers_locked_out(side: Side) -> Iterator[None]:
     retrying = Retrying(
-        retry=retry_if_exception(is_transient),
+        retry=retry_if_exception_type(Exception) & retry_if_exception(is_transient),
         stop=stop_after_delay(_LOCK_TRIES_SECONDS),
         wait=wait_random(0.05, 0.2),
         reraise=True,

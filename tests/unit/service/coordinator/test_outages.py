@@ -36,3 +36,14 @@ def test_a_start_does_not_wait_for_what_is_no_outage() -> None:
 
     with pytest.raises(ValueError, match="a broken setting"):
         outages.until_it_answers(open_it)
+
+
+def test_ctrl_c_ends_a_start_that_meets_a_full_disk() -> None:
+    def open_it() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outages.until_it_answers(open_it)
