@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --durations=10
-# The acceptance tests start the real processes and mostly wait, so two files of them run at a time.
+# The acceptance tests start the real processes, which wait for one another: two files of them run at a time.
 FILES_AT_ONCE := 2
 
 .PHONY: demo test lint bench faults soak clean fuzz

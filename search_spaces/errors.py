@@ -51,8 +51,8 @@ class Fault:
 
 
 def adds_allowed(message: str, allowed: str) -> bool:
-    """Whether a fault's `allowed` says more than its message: that of a wrong type or bound is all of it."""
-    return bool(allowed) and message != f"must be {allowed}"
+    """Whether it says more than the message, which may begin with "must be" and what is allowed."""
+    return bool(allowed) and not f"{message} ".startswith(f"must be {allowed} ")
 
 
 def join_path(*parts: str) -> str:

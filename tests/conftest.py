@@ -26,8 +26,7 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: a million objects that the garbage collector need not go through again and
-    again, which is a fifth of the tests' time."""
+    """What was imported stays: the garbage collector need not go through all of it again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)

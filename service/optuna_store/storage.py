@@ -26,13 +26,13 @@ class Storage(RDBStorage):
     its migrations; the dashboard asks for them at every page.
     """
 
-    _versions: ClassVar[list[str]] = []
-    """The newest first."""
+    _versions: ClassVar[tuple[str, ...]] = ()
+    """The newest first; empty before the first question."""
 
     def get_all_versions(self) -> list[str]:
         if not Storage._versions:
-            Storage._versions = super().get_all_versions()
-        return Storage._versions
+            Storage._versions = tuple(super().get_all_versions())
+        return list(Storage._versions)
 
     def get_head_version(self) -> str:
         return self.get_all_versions()[0]

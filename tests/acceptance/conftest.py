@@ -22,7 +22,7 @@ DEADLINE_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
-class Deployment:
+class RunningService:
     """A running service and what its studies may use."""
 
     settings: Settings
@@ -89,12 +89,12 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) 
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def deployment(
+def running_service(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     study_folder: Path,
     tiny_base_dir: Path,
-) -> Iterator[Deployment]:
+) -> Iterator[RunningService]:
     """`nightsweep serve`, on each database."""
     options: dict[str, Any] = {}
     if request.param == "postgresql":
@@ -109,4 +109,4 @@ def deployment(
         **options,
     )
     with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        yield Deployment(settings=settings, client=client, folder=study_folder, supervisor=server)
+        yield RunningService(settings=settings, client=client, folder=study_folder, supervisor=server)

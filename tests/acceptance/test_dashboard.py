@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, sync_playwright
 
-from tests.acceptance.conftest import Deployment
+from tests.acceptance.conftest import RunningService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -33,21 +33,23 @@ def browser() -> Iterator[Browser]:
 
 
 def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
-    deployment: Deployment, browser: Browser, tmp_path: Path
+    running_service: RunningService, browser: Browser, tmp_path: Path
 ) -> None:
     """What a person sees at /dashboard. `NIGHTSWEEP_SCREENSHOTS` keeps the pictures."""
-    deployment.submit(deployment.definition("shown", pruning={"algorithm": "median", "n_startup_trials": 1}))
-    deployment.wait("shown")
-    trials = deployment.trials("shown")
+    running_service.submit(
+        running_service.definition("shown", pruning={"algorithm": "median", "n_startup_trials": 1})
+    )
+    running_service.wait("shown")
+    trials = running_service.trials("shown")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
     page = browser.new_page(
-        base_url=str(deployment.client.base_url), viewport={"width": 1400, "height": 1000}
+        base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
     )
     page.goto("/dashboard")
     page.get_by_text("shown", exact=False).first.wait_for()
     page.screenshot(path=pictures / "studies.png")
 
-    path = deployment.client.get("/v1/studies/shown").json()["dashboard_path"]
+    path = running_service.client.get("/v1/studies/shown").json()["dashboard_path"]
     page.goto(f"{path}/trials")
     page.get_by_text("Trial 0", exact=False).first.wait_for()
     text = page.inner_text("body")
@@ -58,7 +60,7 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
 
     # What the page draws from: the dashboard's own API, through the same mount.
     number = path.rsplit("/", 1)[1]
-    shown = deployment.client.get(f"/api/studies/{number}").json()["trials"]
+    shown = running_service.client.get(f"/api/studies/{number}").json()["trials"]
     expected = {"completed": "Complete", "pruned": "Pruned"}
     assert [one["state"] for one in shown] == [expected[trial["state"]] for trial in trials]
     assert [[v["step"] for v in one["intermediate_values"]] for one in shown] == [
@@ -67,11 +69,11 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
 
 
 def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
-    deployment: Deployment, browser: Browser, tmp_path: Path
+    running_service: RunningService, browser: Browser, tmp_path: Path
 ) -> None:
     """What a person sees at /docs. `NIGHTSWEEP_SCREENSHOTS` keeps the picture."""
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    own = str(deployment.client.base_url)
+    own = str(running_service.client.base_url)
     page = browser.new_page(base_url=own, viewport={"width": 1400, "height": 1000})
     elsewhere: list[str] = []
 
@@ -85,20 +87,20 @@ def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
     page.route("**/*", only_here)
     page.goto("/docs")
     page.locator(".opblock").first.wait_for()
-    paths = deployment.client.get("/openapi.json").json()["paths"]
+    paths = running_service.client.get("/openapi.json").json()["paths"]
     assert page.locator(".opblock").count() == sum(len(operations) for operations in paths.values())
     page.screenshot(path=pictures / "docs.png")
     assert elsewhere == []
 
 
 def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
-    deployment: Deployment, browser: Browser, tmp_path: Path
+    running_service: RunningService, browser: Browser, tmp_path: Path
 ) -> None:
-    deployment.submit(deployment.definition("noted"))
-    deployment.wait("noted")
+    running_service.submit(running_service.definition("noted"))
+    running_service.wait("noted")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
     page = browser.new_page(
-        base_url=str(deployment.client.base_url), viewport={"width": 1400, "height": 1000}
+        base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
     )
     page.goto("/dashboard")
     page.get_by_text("noted", exact=False).first.wait_for()
@@ -106,7 +108,7 @@ def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
     for refused in ("rename study", "delete study"):
         assert page.get_by_label(refused).first.is_visible() is False
     assert page.get_by_role("button", name="Create").count() == 0
-    path = deployment.client.get("/v1/studies/noted").json()["dashboard_path"]
+    path = running_service.client.get("/v1/studies/noted").json()["dashboard_path"]
     page.goto(path)
     page.get_by_text("PED-ANOVA needs at least 10").wait_for()
     page.goto(f"{path}/note")
@@ -117,8 +119,8 @@ def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
     page.screenshot(path=pictures / "notes.png")
 
 
-def test_the_dashboard_cannot_change_anything(deployment: Deployment) -> None:
+def test_the_dashboard_cannot_change_anything(running_service: RunningService) -> None:
     """It has neither login nor a read-only mode of its own."""
-    answer = deployment.client.delete("/api/studies/1")
+    answer = running_service.client.delete("/api/studies/1")
     assert answer.status_code == 405
     assert answer.headers["content-type"] == "application/problem+json"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Deployment
+from tests.acceptance.conftest import RunningService
 
 RANDOM = {
     "algorithm": "random",
@@ -20,9 +20,11 @@ RANDOM = {
 }
 
 
-def results(deployment: Deployment, name: str) -> list[tuple[Any, ...]]:
+def results(running_service: RunningService, name: str) -> list[tuple[Any, ...]]:
     keys = ("number", "state", "value", "params")
-    return [(*(trial[key] for key in keys), untimed(trial["rungs"])) for trial in deployment.trials(name)]
+    return [
+        (*(trial[key] for key in keys), untimed(trial["rungs"])) for trial in running_service.trials(name)
+    ]
 
 
 def untimed(rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -30,7 +32,7 @@ def untimed(rungs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in rung.items() if key != "train_seconds"} for rung in rungs]
 
 
-def worker_pids(deployment: Deployment) -> list[int]:
+def worker_pids(running_service: RunningService) -> list[int]:
     """Processes of this service's workers: Ray titles them, and they inherit the service's environment."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -41,7 +43,7 @@ def worker_pids(deployment: Deployment) -> list[int]:
         if (
             title.startswith(b"ray::")
             and b"GpuWorker" in title
-            and bytes(deployment.settings.home) in environment
+            and bytes(running_service.settings.home) in environment
         ):
             found.append(int(entry.name))
     return found
@@ -53,11 +55,11 @@ def early(trials: list[dict[str, Any]]) -> int:
     return sum(2 * seen["examples_seen"] < seen["total_examples"] for seen in running)
 
 
-def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(deployment: Deployment) -> None:
+def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(running_service: RunningService) -> None:
     """Among them are the API key and the database's password. No other user gets into Ray's folder."""
-    deployment.submit(deployment.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
-    deployment.wait_for(lambda: bool(worker_pids(deployment)), "a worker")
-    folder = deployment.supervisor._ray_folder
+    running_service.submit(running_service.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
+    running_service.wait_for(lambda: bool(worker_pids(running_service)), "a worker")
+    folder = running_service.supervisor._ray_folder
     assert folder is not None
     checked = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -66,7 +68,7 @@ def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(deployment: 
         except OSError:
             continue
         if bytes(folder.ray) in title or (
-            title.startswith(b"ray::") and bytes(deployment.settings.home) in environment
+            title.startswith(b"ray::") and bytes(running_service.settings.home) in environment
         ):
             assert b"NIGHTSWEEP_" not in environment.upper(), title
             checked.add(title.partition(b" ")[0])
@@ -74,11 +76,13 @@ def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(deployment: 
     assert len(checked) >= 3  # also the raylet and others of Ray's own
     assert folder.ray.is_dir()
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
-    deployment.client.post("/v1/studies/secrets/cancel")
-    deployment.wait("secrets")
+    running_service.client.post("/v1/studies/secrets/cancel")
+    running_service.wait("secrets")
 
 
-def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(deployment: Deployment) -> None:
+def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(
+    running_service: RunningService,
+) -> None:
     """Same trials, same values and same rungs as the undisturbed study; nothing told twice."""
     changes = {
         "resources": {"trials_per_worker": 1},
@@ -86,35 +90,43 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(deploymen
         "recipe": {"batch_size": 2, "epochs": 40},
         "evaluation": {"every_examples": 640},
     }
-    deployment.submit(deployment.definition("calm", **changes))
-    deployment.wait("calm")
+    running_service.submit(running_service.definition("calm", **changes))
+    running_service.wait("calm")
 
-    deployment.submit(deployment.definition("stormy", **changes))
-    deployment.wait_for(lambda: any(t["rungs"] for t in deployment.trials("stormy")), "a first rung")
-    coordinator = deployment.supervisor.coordinator_pid
+    running_service.submit(running_service.definition("stormy", **changes))
+    running_service.wait_for(
+        lambda: any(t["rungs"] for t in running_service.trials("stormy")), "a first rung"
+    )
+    coordinator = running_service.supervisor.coordinator_pid
     assert coordinator is not None
     os.kill(coordinator, signal.SIGKILL)
-    deployment.wait_for(lambda: deployment.supervisor.coordinator_pid != coordinator, "another coordinator")
-    events = deployment.client.get("/v1/studies/stormy/events").json()["items"]
-    deployment.wait_for(
+    running_service.wait_for(
+        lambda: running_service.supervisor.coordinator_pid != coordinator, "another coordinator"
+    )
+    events = running_service.client.get("/v1/studies/stormy/events").json()["items"]
+    running_service.wait_for(
         lambda: (
-            any(t["state"] == "running" for t in deployment.trials("stormy"))
-            and deployment.client.get("/v1/studies/stormy/events").json()["items"] != events
+            any(t["state"] == "running" for t in running_service.trials("stormy"))
+            and running_service.client.get("/v1/studies/stormy/events").json()["items"] != events
         ),
         "the new coordinator's first write",
     )
     # Both workers in the first half of a trial, so that whichever dies takes one along.
-    deployment.wait_for(lambda: early(deployment.trials("stormy")) == 2, "two trials in their first half")
-    os.kill(worker_pids(deployment)[0], signal.SIGKILL)
+    running_service.wait_for(
+        lambda: early(running_service.trials("stormy")) == 2, "two trials in their first half"
+    )
+    os.kill(worker_pids(running_service)[0], signal.SIGKILL)
 
-    study = deployment.wait("stormy")
+    study = running_service.wait("stormy")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
-    assert results(deployment, "stormy") == results(deployment, "calm")
-    lost = [a for t in deployment.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
+    assert results(running_service, "stormy") == results(running_service, "calm")
+    lost = [a for t in running_service.trials("stormy") for a in t["attempts"] if a["state"] == "lost"]
     assert len(lost) == 1
 
 
-def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(deployment: Deployment) -> None:
+def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(
+    running_service: RunningService,
+) -> None:
     """They end as in the undisturbed study, to rounding: their mates are others than before."""
     changes = {
         "resources": {"workers": 1},
@@ -123,29 +135,30 @@ def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(deployme
         "evaluation": {"every_examples": 240},
         "budget": {"max_parallel_trials": 4},
     }
-    deployment.submit(deployment.definition("calm-pack", **changes))
-    deployment.wait("calm-pack")
+    running_service.submit(running_service.definition("calm-pack", **changes))
+    running_service.wait("calm-pack")
 
-    deployment.submit(deployment.definition("stormy-pack", **changes))
-    deployment.wait_for(
-        lambda: sum(bool(t["rungs"]) for t in deployment.trials("stormy-pack")) >= 2, "rungs of two trials"
+    running_service.submit(running_service.definition("stormy-pack", **changes))
+    running_service.wait_for(
+        lambda: sum(bool(t["rungs"]) for t in running_service.trials("stormy-pack")) >= 2,
+        "rungs of two trials",
     )
-    os.kill(worker_pids(deployment)[0], signal.SIGKILL)
+    os.kill(worker_pids(running_service)[0], signal.SIGKILL)
 
-    study = deployment.wait("stormy-pack")
+    study = running_service.wait("stormy-pack")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
     for (*ours, value, rungs), (*theirs, expected, expected_rungs) in zip(
-        by_value(deployment, "stormy-pack"), by_value(deployment, "calm-pack"), strict=True
+        by_value(running_service, "stormy-pack"), by_value(running_service, "calm-pack"), strict=True
     ):
         assert ours == theirs
         assert value == pytest.approx(expected, rel=1e-4)
         assert [r["rung"] for r in rungs] == [r["rung"] for r in expected_rungs]
         assert [r["value"] for r in rungs] == pytest.approx([r["value"] for r in expected_rungs], rel=1e-4)
-    events = deployment.client.get("/v1/studies/stormy-pack/events").json()["items"]
+    events = running_service.client.get("/v1/studies/stormy-pack/events").json()["items"]
     resumed = [e for e in events if e["kind"] == "attempt_running" and "checkpoint" in e["message"]]
     assert len(resumed) >= 2
 
 
-def by_value(deployment: Deployment, name: str) -> list[tuple[Any, ...]]:
+def by_value(running_service: RunningService, name: str) -> list[tuple[Any, ...]]:
     keys = ("number", "state", "params", "value", "rungs")
-    return [tuple(trial[key] for key in keys) for trial in deployment.trials(name)]
+    return [tuple(trial[key] for key in keys) for trial in running_service.trials(name)]

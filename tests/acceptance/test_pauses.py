@@ -15,7 +15,7 @@ from service.db.models import Attempt
 from service.embedded.ports import free_port
 from service.embedded.supervisor import Supervisor
 from service.settings import Settings
-from tests.acceptance.conftest import Deployment
+from tests.acceptance.conftest import RunningService
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -46,31 +46,37 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
         "space": {"learning_rate": {"choices": [1e-3, 1e-2]}, "lora_r": {"choices": [2, 4]}},
     }
 
-    def trained(deployment: Deployment) -> Callable[[], bool]:
+    def trained(running_service: RunningService) -> Callable[[], bool]:
         """Whether a trial is under way."""
         return lambda: any(
             t["state"] == "running" and (t["progress"] or {}).get("examples_seen", 0) >= 32
-            for t in deployment.trials("night")
+            for t in running_service.trials("night")
         )
 
     with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        deployment = Deployment(settings=settings, client=client, folder=study_folder, supervisor=server)
-        deployment.submit(deployment.definition("night", search=grid, recipe={"batch_size": 8, "epochs": 20}))
-        deployment.wait_for(trained(deployment), "a trial under way")
+        running_service = RunningService(
+            settings=settings, client=client, folder=study_folder, supervisor=server
+        )
+        running_service.submit(
+            running_service.definition("night", search=grid, recipe={"batch_size": 8, "epochs": 20})
+        )
+        running_service.wait_for(trained(running_service), "a trial under way")
         assert client.post("/v1/studies/night/pause").status_code == 202
-        deployment.wait_for(lambda: deployment.study("night")["state"] == "paused", "the pause")
-        assert deployment.study("night")["counts"]["running"] == 0
+        running_service.wait_for(lambda: running_service.study("night")["state"] == "paused", "the pause")
+        assert running_service.study("night")["counts"]["running"] == 0
         client.post("/v1/studies/night/resume")
-        deployment.wait_for(trained(deployment), "a trial that goes on")
+        running_service.wait_for(trained(running_service), "a trial that goes on")
     # Whoever takes longer than `drain_seconds` is killed, and leaves attempts that run.
     states = {state for _, _, state, _ in _attempts(settings)}
     assert "paused" in states
     assert not states & {"running", "dispatched", "lost"}
 
     with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        deployment = Deployment(settings=settings, client=client, folder=study_folder, supervisor=server)
-        assert deployment.wait("night")["state"] == "completed"
-        assert {t["state"] for t in deployment.trials("night")} == {"completed"}
+        running_service = RunningService(
+            settings=settings, client=client, folder=study_folder, supervisor=server
+        )
+        assert running_service.wait("night")["state"] == "completed"
+        assert {t["state"] for t in running_service.trials("night")} == {"completed"}
     attempts = _attempts(settings)
     assert "lost" not in {state for _, _, state, _ in attempts}
     assert max(resumed for _, ordinal, _, resumed in attempts if ordinal > 1) >= 32

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Deployment
+from tests.acceptance.conftest import RunningService
 
 SPACE = {
     "learning_rate": {"choices": [1e-4, 1e-2]},
@@ -46,15 +46,15 @@ def running_at_once(trials: list[dict[str, Any]]) -> int:
     return max(itertools.accumulate(change for _, change in sorted(moments)))
 
 
-def test_every_algorithm_runs_exactly_its_trials_within_its_bounds(deployment: Deployment) -> None:
+def test_every_algorithm_runs_exactly_its_trials_within_its_bounds(running_service: RunningService) -> None:
     """Exact counts, no duplicate grid point, never more at once than `max_parallel_trials`."""
     for name, search in SEARCHES.items():
         resources = {"workers": "auto" if name == "grid" else 1}
         changes = {"search": search, "recipe": {}, "pruning": {"algorithm": "none"}, "resources": resources}
-        definition = deployment.definition(name, **changes)
-        deployment.submit(definition)
+        definition = running_service.definition(name, **changes)
+        running_service.submit(definition)
     for name, search in SEARCHES.items():
-        study, trials = deployment.wait(name), deployment.trials(name)
+        study, trials = running_service.wait(name), running_service.trials(name)
         expected = search.get("trials", 8)
         why = f"all {expected} trials ended{': the grid is exhausted' * (name == 'grid')}"
         assert (study["state"], study["reason"]) == ("completed", why)
@@ -63,18 +63,18 @@ def test_every_algorithm_runs_exactly_its_trials_within_its_bounds(deployment: D
         assert all(len(trial["attempts"]) == 1 for trial in trials)
         assert running_at_once(trials) <= 2
         assert study["best"]["value"] == min(trial["value"] for trial in trials)
-    points = [tuple(trial["params"][key] for key in SPACE) for trial in deployment.trials("grid")]
+    points = [tuple(trial["params"][key] for key in SPACE) for trial in running_service.trials("grid")]
     assert points == list(itertools.product(*(parameter["choices"] for parameter in SPACE.values())))
 
 
 def test_the_best_adapter_is_plain_peft_and_gives_the_recorded_loss(
-    deployment: Deployment, tmp_path: Path
+    running_service: RunningService, tmp_path: Path
 ) -> None:
     """Downloaded as a zip and loaded in another process, by nobody's code but PEFT's."""
-    deployment.submit(deployment.definition("adapter"))
-    deployment.wait("adapter")
-    best = deployment.client.get("/v1/studies/adapter/best").json()
-    answer = deployment.client.get(best["adapter"]["url"])
+    running_service.submit(running_service.definition("adapter"))
+    running_service.wait("adapter")
+    best = running_service.client.get("/v1/studies/adapter/best").json()
+    answer = running_service.client.get(best["adapter"]["url"])
     assert answer.status_code == 200
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert {"adapter_config.json", "adapter_model.safetensors"} <= set(archive.namelist())
@@ -84,9 +84,9 @@ def test_the_best_adapter_is_plain_peft_and_gives_the_recorded_loss(
         [
             sys.executable,
             str(script),
-            str(deployment.folder / "base"),
+            str(running_service.folder / "base"),
             str(tmp_path),
-            str(deployment.folder / "eval.jsonl"),
+            str(running_service.folder / "eval.jsonl"),
         ],
         capture_output=True,
         text=True,
@@ -95,26 +95,30 @@ def test_the_best_adapter_is_plain_peft_and_gives_the_recorded_loss(
     assert json.loads(measured.stdout)["eval_loss"] == pytest.approx(best["value"], abs=1e-3)
 
 
-def test_a_fault_that_only_a_worker_finds_fails_the_study_and_says_where(deployment: Deployment) -> None:
+def test_a_fault_that_only_a_worker_finds_fails_the_study_and_says_where(
+    running_service: RunningService,
+) -> None:
     """The sentence names file and line, in REST and on the study."""
-    broken = deployment.folder / "broken.jsonl"
+    broken = running_service.folder / "broken.jsonl"
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "only a prompt"}\n')
-    definition = deployment.definition("broken")
+    definition = running_service.definition("broken")
     definition["data"]["train"] = str(broken)
-    deployment.submit(definition)
-    study = deployment.wait("broken")
+    running_service.submit(definition)
+    study = running_service.wait("broken")
     assert study["state"] == "failed"
     assert f"{broken}:2" in study["reason"]
     assert "completion" in study["reason"]
     assert study["counts"]["failed"] >= 1
 
 
-def test_a_cancelled_study_ends_and_frees_its_workers_for_the_next(deployment: Deployment) -> None:
+def test_a_cancelled_study_ends_and_frees_its_workers_for_the_next(running_service: RunningService) -> None:
     search = {**SEARCHES["tpe"], "trials": 500}
-    deployment.submit(deployment.definition("endless", search=search, recipe={}))
-    answer = deployment.client.post("/v1/studies/endless/cancel")
+    running_service.submit(running_service.definition("endless", search=search, recipe={}))
+    answer = running_service.client.post("/v1/studies/endless/cancel")
     assert answer.status_code == 202
-    assert deployment.wait("endless")["state"] == "cancelled"
-    assert all(trial["state"] != "running" for trial in deployment.trials("endless"))
-    deployment.submit(deployment.definition("next", search={**SEARCHES["tpe"], "trials": 1}, recipe={}))
-    assert deployment.wait("next")["state"] == "completed"
+    assert running_service.wait("endless")["state"] == "cancelled"
+    assert all(trial["state"] != "running" for trial in running_service.trials("endless"))
+    running_service.submit(
+        running_service.definition("next", search={**SEARCHES["tpe"], "trials": 1}, recipe={})
+    )
+    assert running_service.wait("next")["state"] == "completed"

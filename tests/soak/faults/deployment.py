@@ -97,9 +97,9 @@ class Deployment(Arming):
         self.ray = Process(
             "ray", self._ray_command(), environment=self._environment("ray"), log_file=self.logs / "ray.log"
         )
-        self.api = self._command("api", "api")
+        self.api = self.another("api", "api")
         self.coordinators = [
-            self._command(f"coordinator-{number}", "coordinator") for number in range(1, coordinators + 1)
+            self.another(f"coordinator-{number}", "coordinator") for number in range(1, coordinators + 1)
         ]
         self.kept: tuple[Process, ...] = (self.api, *self.coordinators)
         """What the keeper starts again, beside Ray."""
@@ -157,7 +157,7 @@ class Deployment(Arming):
 
     def upgrade(self) -> None:
         """`nightsweep db upgrade`, which must succeed."""
-        process = self._command("upgrade", "db", "upgrade")
+        process = self.another("upgrade", "db", "upgrade")
         process.start()
         if process.wait(READY_SECONDS) != 0:
             raise BrokenDeploymentError(f"the upgrade failed:\n{process.last_words()}")
@@ -300,14 +300,6 @@ class Deployment(Arming):
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_preload_python_modules": "workers.pack.pack",
         }
-
-    def _command(self, kind: str, *command: str) -> Process:
-        return Process(
-            kind,
-            [sys.executable, "-m", "service.cli", *command],
-            environment=self._environment(kind),
-            log_file=self.logs / f"{kind}.log",
-        )
 
     def another(self, kind: str, *command: str, **environment: str) -> Process:
         """One more process of the service, not looked after: `another("upgrade-2", "db", "upgrade")`."""

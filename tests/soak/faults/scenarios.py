@@ -104,7 +104,7 @@ def wait_for_end(deployment: Deployment, name: str, meanwhile: Callable[[], obje
 
 
 def has_ended(deployment: Deployment, name: str) -> bool:
-    """As the service's tables have it: the API's answer would take its process a fifth of a core."""
+    """By the service's tables: it is asked often, and an answer of the API takes more processor time."""
     with deployment.service_engine.connect() as connection:
         query = text("SELECT ended_at FROM studies WHERE name = :n")
         return connection.execute(query, {"n": name}).scalar_one() is not None

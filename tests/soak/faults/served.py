@@ -25,7 +25,7 @@ class ServedDeployment(Deployment):
 
     def __init__(self, database: DatabaseName, folder: Path, data: Path, **settings: Any) -> None:
         super().__init__(database, folder, data, coordinators=0, ray_address=None, **settings)
-        self.serve = self._command("serve", "serve")
+        self.serve = self.another("serve", "serve")
         self.kept = (self.serve,)
 
     def kill_coordinator(self) -> int:

@@ -262,7 +262,7 @@ def test_the_versions_that_optuna_knows_are_optunas_and_read_once(
         return known
 
     monkeypatch.setattr(RDBStorage, "get_all_versions", read)
-    monkeypatch.setattr(Storage, "_versions", [])
+    monkeypatch.setattr(Storage, "_versions", ())
     assert storage.get_head_version() == RDBStorage.get_head_version(storage) == storage.get_current_version()
     assert storage.get_all_versions() == known
     assert len(reads) == 1

@@ -213,38 +213,36 @@ def test_a_problem_is_printed_with_every_fault_and_exits_1(run: Any, tmp_path: P
     )
 
 
-def test_what_is_allowed_is_said_once(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "value", "message", "allowed", "said"),
+    [
+        (
+            "search.trials",
+            "nan",
+            "must be a finite number",
+            "a finite number",
+            'search.trials: must be a finite number (got "nan")',
+        ),
+        (  # a part of a longer name in the message
+            "search.space.sgd_momentum.when.optimizer",
+            ["sgd", "adamw"],
+            "includes values of optimizer with which sgd_momentum has no effect",
+            "sgd",
+            'has no effect (got ["sgd", "adamw"]; allowed: sgd)',
+        ),
+    ],
+)
+def test_what_is_allowed_is_said_once(
+    run: Any, tmp_path: Path, path: str, value: object, message: str, allowed: str, said: str
+) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
-    fault = {
-        "path": "search.trials",
-        "value": "nan",
-        "message": "must be a finite number",
-        "allowed": "a finite number",
-        "nearest": None,
-    }
+    fault = {"path": path, "value": value, "message": message, "allowed": allowed, "nearest": None}
     result = run(
         {"POST /v1/studies": problem(422, "Invalid", "The definition has 1 fault.", [fault])},
         "submit",
         str(tmp_path / "study.yaml"),
     )
-    assert result.stderr.splitlines()[-1] == '  search.trials: must be a finite number (got "nan")'
-
-
-def test_what_is_allowed_is_said_even_where_a_longer_name_contains_it(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text("name: tone")
-    fault = {
-        "path": "search.space.sgd_momentum.when.optimizer",
-        "value": ["sgd", "adamw"],
-        "message": "includes values of optimizer with which sgd_momentum has no effect",
-        "allowed": "sgd",
-        "nearest": None,
-    }
-    result = run(
-        {"POST /v1/studies": problem(422, "Invalid", "The definition has 1 fault.", [fault])},
-        "submit",
-        str(tmp_path / "study.yaml"),
-    )
-    assert result.stderr.endswith('has no effect (got ["sgd", "adamw"]; allowed: sgd)\n')
+    assert result.stderr.endswith(f"{said}\n")
 
 
 def test_a_long_list_of_names_is_said_once_and_not_where_a_name_is_near(run: Any, tmp_path: Path) -> None:
