@@ -12,6 +12,7 @@ SearchSpaceError
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,7 @@ class Fault:
 
 def adds_allowed(message: str, allowed: str) -> bool:
     """Whether it says more than the message, which may begin with "must be" and what is allowed."""
-    return bool(allowed) and not f"{message} ".startswith(f"must be {allowed} ")
+    return bool(allowed) and not re.match(rf"must be {re.escape(allowed)}(?!\w|\.\d)", message)
 
 
 def join_path(*parts: str) -> str:

@@ -107,6 +107,8 @@ def test_a_sentence_leaves_a_long_list_out_where_the_name_that_was_meant_is_know
     [
         ("must be a number", "a number", "here: must be a number"),
         ("must be 1 with this optimizer", "1", "here: must be 1 with this optimizer"),
+        ("must be a number, not text", "a number", "here: must be a number, not text"),
+        ("must be 1.5 or more", "1", "here: must be 1.5 or more; allowed: 1"),
         ("sgd_momentum has no effect", "sgd", "here: sgd_momentum has no effect; allowed: sgd"),
         ("must be 10 or more", "1", "here: must be 10 or more; allowed: 1"),
         ("is required", None, "here: is required"),
