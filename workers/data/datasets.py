@@ -17,6 +17,7 @@ from search_spaces.definition import DATA_FIELDS, DataSpec, HubData, ModelSpec
 from search_spaces.wording import counted
 from workers.data.chat_templates import PLAIN, Rendering
 from workers.data.data_files import describe_source, read_rows
+from workers.data.examples import Example
 from workers.data.formats import FORMATS, Format, column_list, detect_format
 from workers.data.loss_flags import FLAGS, MEANINGFUL_COLUMNS
 from workers.data.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
@@ -51,26 +52,6 @@ class RowReader(Protocol):
 
 
 @dataclass(frozen=True)
-class Example:
-    """One tokenised row with at least one supervised token.
-
-    `labels` follow the Hugging Face convention: not shifted, `labels[i] == input_ids[i]` where supervised,
-    else -100. `labels[0]` is always -100, because nothing predicts the first token; so counting labels
-    that are not -100 counts the tokens that carry loss.
-    """
-
-    input_ids: torch.Tensor
-    """int64, [T]."""
-    labels: torch.Tensor
-    """int64, [T]."""
-
-    @cached_property
-    def supervised_tokens(self) -> int:
-        """Tokens that carry loss."""
-        return int((self.labels[1:] != -100).sum())
-
-
-@dataclass(frozen=True)
 class TokenizedData:
     """One data set, ready to train on or to evaluate."""
 
@@ -93,9 +74,7 @@ class TokenizedData:
         """SHA-256 of the examples' tokens and labels."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(
-                example.input_ids.numpy().tobytes() + b"/" + example.labels.numpy().tobytes() + b";"
-            )
+            digest.update(b"/".join(tensor.numpy().tobytes() for tensor in example.tensors()) + b";")
         return digest.digest()
 
 
