@@ -192,24 +192,37 @@ def _losses_in_place(
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    decoder_input_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The last hidden states [B, T, H], which a plain head turns into logits (see `head_is_plain`).
 
+    Of an encoder-decoder model those of the decoder, [B, U, H].
+
     Args:
-        model: A causal language model of transformers; adapters may have been put on its layers.
+        model: A language model of transformers; adapters may have been put on its layers.
         input_ids: int64 [B, T]
         attention_mask: int64 [B, T]
+        decoder_input_ids: int64 [B, U], of an encoder-decoder model.
 
     Raises:
         AttributeError: The model's backbone returns no hidden states.
     """
-    last_hidden_state: torch.Tensor = _backbone_output(model, input_ids, attention_mask).last_hidden_state
+    output = _backbone_output(model, input_ids, attention_mask, decoder_input_ids)
+    last_hidden_state: torch.Tensor = output.last_hidden_state
     return last_hidden_state
 
 
-def _backbone_output(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+def _backbone_output(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    decoder_input_ids: torch.Tensor | None,
+) -> Any:
+    decoder = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder)
 
 
 @torch.no_grad()
@@ -230,6 +243,7 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     input_ids = (torch.arange(1, 9, device=model.device) * 7919 % vocabulary).view(2, 4)
     attention_mask = torch.ones_like(input_ids)
+    decoder = {"decoder_input_ids": input_ids} if model.config.is_encoder_decoder else {}
     taken: list[torch.Tensor] = []
     given: list[torch.Tensor] = []
 
@@ -240,13 +254,19 @@ def head_is_plain(model: PreTrainedModel) -> bool:
         return given[-1]
 
     with seeded(0, model.device):
-        hidden = getattr(_backbone_output(model, input_ids, attention_mask), "last_hidden_state", None)
+        hidden = getattr(
+            _backbone_output(model, input_ids, attention_mask, decoder.get("decoder_input_ids")),
+            "last_hidden_state",
+            None,
+        )
     if hidden is None:
         return False
     handle = head.register_forward_hook(replace)
     try:
         with seeded(0, model.device):
-            logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            logits = model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder
+            ).logits
     finally:
         handle.remove()
     if len(taken) != 1 or logits.shape != given[0].shape or taken[0].shape != hidden.shape:
