@@ -72,7 +72,9 @@ def _recipe(definition: StudyDefinition | None, record: TrialRecord) -> dict[str
     if definition is None or record.recipe is None:
         return None
     return record.recipe.in_force(
-        quantization=definition.model.quantization, max_length=definition.data.max_length
+        quantization=definition.model.quantization,
+        max_length=definition.data.max_length,
+        task=definition.task,
     )
 
 
