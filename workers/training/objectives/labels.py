@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 
@@ -183,19 +184,17 @@ def weighed(
     """
     is_score = answers.dim() == 1
     seen = answers.detach()
-    if is_score:
-        plain = regression_losses(seen, targets)
-    else:
-        plain = class_losses(seen, targets)
+    plain = regression_losses(seen, targets) if is_score else class_losses(seen, targets)
     if not gradient:
         return PassLosses(plain, None, seen)
     objective = answers.new_zeros(())
     counts = torch.bincount(owners, minlength=len(shares)).tolist()
-    parts = zip(answers.split(counts), targets.split(counts), shares, strict=True)
+    parts = zip(torch.split(answers, counts), torch.split(targets, counts), shares, strict=True)
     for own, wanted, share in parts:
         recipe = share.recipe
         if is_score:
-            losses = regression_losses(own, wanted, loss="huber" if recipe.loss == "huber" else "mse", huber_delta=recipe.huber_delta)
+            loss: Literal["huber", "mse"] = "huber" if recipe.loss == "huber" else "mse"
+            losses = regression_losses(own, wanted, loss=loss, huber_delta=recipe.huber_delta)
         else:
             weights = share.class_weights
             losses = class_losses(
