@@ -282,7 +282,9 @@ def _plateau(curve: Curve) -> Finding | None:
     half = next(i for i, rung in enumerate(curve.rungs) if 2 * rung.examples >= curve.rungs[-1].examples)
     best = min(losses[half:])
     gain = losses[half] - best
-    if gain >= PLATEAU_SHARE * _height(losses[half], curve) or gain >= PLATEAU_SHARE * (losses[0] - min(losses)):
+    if gain >= PLATEAU_SHARE * _height(losses[half], curve) or gain >= PLATEAU_SHARE * (
+        losses[0] - min(losses)
+    ):
         return None
     if _objective_gains(curve, half):
         return None

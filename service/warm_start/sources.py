@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import Preparation
+from search_spaces.tasks import TASKS
 from service.db import rows
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, Schedule, Study
@@ -81,17 +83,41 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
 
 
 def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
-    """In what model, data and objective of two studies differ, in words."""
-    found = []
-    for section in ("model", "data", "objective"):
-        there = getattr(earlier, section).model_dump(mode="json")
-        here = getattr(now, section).model_dump(mode="json")
-        found += [
-            f"{section}.{key} is {there[key]} there and {here[key]} here"
-            for key in there
-            if there[key] != here[key]
-        ]
+    """In what two studies differ, so that their values cannot be compared, in words."""
+    if earlier.task != now.task:
+        return [other_task(earlier, now)]
+    there, here = _compared(earlier), _compared(now)
+    nothing = object()  # a key may be left out where it has its default
+    return [
+        f"{key} is {_said(there.get(key))} there and {_said(here.get(key))} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key, nothing) != here.get(key, nothing)
+    ]
+
+
+def other_task(earlier: StudyDefinition, now: StudyDefinition) -> str:
+    """Of studies whose tasks differ."""
+    return f"task is {earlier.task} there and {now.task} here"
+
+
+def _compared(definition: StudyDefinition) -> dict[str, Any]:
+    """What a value depends on, by its key: all but the recipe and the rungs."""
+    found = {
+        f"{section}.{key}": value
+        for section in ("model", "data", "objective")
+        for key, value in getattr(definition, section).model_dump(mode="json").items()
+    }
+    metric = definition.objective.metric
+    if metric in definition.metrics:
+        found[f"metrics.{metric}"] = definition.metrics[metric]
+    if metric in TASKS[definition.task].generated and definition.evaluation.generate is not None:
+        generate = definition.evaluation.generate.model_dump(mode="json", exclude={"when"})
+        found |= {f"evaluation.generate.{key}": value for key, value in generate.items()}
     return found
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def changed_since(earlier: Study, prepared: Preparation) -> list[str]:
