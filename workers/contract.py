@@ -196,8 +196,8 @@ class Progress:
     examples_seen: int
     step: int
     train_loss: float
-    """The task's plain loss over the last effective batch, a mean over its terms: of a language model nats per
-    supervised token."""
+    """The task's plain loss over the last effective batch, a mean over its terms: of a language model nats
+    per supervised token."""
     learning_rate: float
 
 

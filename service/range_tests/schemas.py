@@ -14,7 +14,8 @@ from service.states import TERMINAL_STUDY_STATES, StudyState
 class CurvePointView(Answer):
     learning_rate: float
     loss: float = Field(
-        description="Train loss before the step: the task's own, of a language model in nats per supervised token"
+        description="The task's plain train loss before the step: of a language model in nats per supervised"
+        " token"
     )
     smoothed: float
 

@@ -32,8 +32,8 @@ def _resolved(recipe: Recipe, definition: StudyDefinition) -> dict[str, Any]:
     values["lora_alpha"] = recipe.alpha
     values["lora_alpha_ratio"] = recipe.alpha / recipe.lora_r
     values["quantization"] = recipe.quantization or definition.model.quantization
-    values["loss"] = recipe.loss_of(definition.task)
     values["max_length"] = recipe.max_length or definition.data.max_length
+    values["loss"] = recipe.loss_of(definition.task)
     return values
 
 

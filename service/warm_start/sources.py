@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -87,11 +88,10 @@ def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
     if earlier.task != now.task:
         return [other_task(earlier, now)]
     there, here = _compared(earlier), _compared(now)
-    nothing = object()  # a key may be left out where it has its default
     return [
-        f"{key} is {_said(there.get(key))} there and {_said(here.get(key))} here"
+        f"{key} is {there.get(key)} there and {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
-        if there.get(key, nothing) != here.get(key, nothing)
+        if there.get(key) != here.get(key)
     ]
 
 
@@ -102,22 +102,15 @@ def other_task(earlier: StudyDefinition, now: StudyDefinition) -> str:
 
 def _compared(definition: StudyDefinition) -> dict[str, Any]:
     """What a value depends on, by its key: all but the recipe and the rungs."""
-    found = {
-        f"{section}.{key}": value
-        for section in ("model", "data", "objective")
-        for key, value in getattr(definition, section).model_dump(mode="json").items()
-    }
     metric = definition.objective.metric
-    if metric in definition.metrics:
-        found[f"metrics.{metric}"] = definition.metrics[metric]
-    if metric in TASKS[definition.task].generated and definition.evaluation.generate is not None:
-        generate = definition.evaluation.generate.model_dump(mode="json", exclude={"when"})
-        found |= {f"evaluation.generate.{key}": value for key, value in generate.items()}
-    return found
-
-
-def _said(value: Any) -> str:
-    return "not given" if value is None else str(value)
+    # Not dumped, because that leaves out some keys at their default.
+    values: dict[str, Any] = {f"metrics.{metric}": definition.metrics.get(metric)}
+    for section in ("model", "data", "objective"):
+        values |= {f"{section}.{key}": value for key, value in vars(getattr(definition, section)).items()}
+    generate = definition.evaluation.generate
+    if metric in TASKS[definition.task].generated and generate is not None:
+        values |= {f"evaluation.generate.{k}": value for k, value in vars(generate).items() if k != "when"}
+    return {key: to_jsonable_python(value) for key, value in values.items()}
 
 
 def changed_since(earlier: Study, prepared: Preparation) -> list[str]:
