@@ -13,7 +13,7 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form

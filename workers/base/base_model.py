@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from search_spaces.definition import ModelSpec
+from search_spaces.tasks import Task
 from search_spaces.wording import counted
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
@@ -55,6 +56,8 @@ class LoadedBase:
     """Whether the logits are the output head's and nothing else, so that they can be made in chunks."""
     has_dropout: bool = False
     """Whether the base draws random numbers of its own in training, such as the dropout of GPT-2."""
+    task: Task = "causal_lm"
+    labels: None = None
 
     @property
     def rows_independent(self) -> bool:

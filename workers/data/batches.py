@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from search_spaces.trial_length import TrainingPlan
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed

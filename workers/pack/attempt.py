@@ -23,7 +23,7 @@ from workers.contract import (
     TrialStarted,
     UnusableCheckpoint,
 )
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.memory import is_out_of_memory, peak_bytes
 from workers.errors import ArtifactError
 from workers.lora.adapters import AdapterHost

@@ -15,7 +15,7 @@ import torch
 from workers.base.base_model import set_training
 from workers.base.chunked_loss import chunk_bytes
 from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.generators import seeded
 from workers.device.memory import allocated_bytes, is_out_of_memory, release
 from workers.lora.adapters import Adapter, AdapterHost

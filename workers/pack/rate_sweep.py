@@ -15,7 +15,7 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.contract import OutcomeStatus, Progress, RateSweep, TrialOutcome
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import Adapter
 from workers.pack.attempt import Attempt
 from workers.training.evaluation import Totals

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.data.datasets import Example
+from workers.data.examples import Example
 
 
 class EffectiveBatch:

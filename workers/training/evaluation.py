@@ -10,7 +10,7 @@ import torch
 
 from workers.base.base_model import set_training
 from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError

@@ -12,7 +12,7 @@ import torch
 
 from workers.base.base_model import set_training
 from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.memory import is_device_fault, is_out_of_memory, release

@@ -18,7 +18,7 @@ from search_spaces.recipe import Recipe
 from search_spaces.trial_length import TrainingPlan, warmup_steps
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
