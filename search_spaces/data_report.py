@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.recipe import Optimizer, Quantization, TargetModules
+from search_spaces.tasks import Task
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
@@ -49,6 +50,7 @@ class ReportRequest(_Part):
     """What a report is wanted of."""
 
     model: ModelSpec
+    task: Task = "causal_lm"
     data: DataSpec
     max_lengths: tuple[int, ...]
     """Lengths, in tokens, to which training examples are cut; evaluation uses `data.max_length`."""
@@ -76,6 +78,35 @@ class Balance(_Part):
     column: Annotated[str, AfterValidator(shortened)]
     distinct: int
     most_frequent: tuple[Count, ...] = Field(description="The most frequent values, at most ten")
+    rarest: Count | None = Field(
+        default=None, description="The rarest label of the train data that occurs; null: no labels of a task"
+    )
+
+
+class Scores(_Part):
+    """How the scores of a regression are distributed."""
+
+    lowest: float
+    mean: float
+    highest: float
+    standard_deviation: float
+
+
+class Lengths(_Part):
+    """Tokens of one row's target."""
+
+    median: int
+    p95: int
+    longest: int
+
+
+class Baseline(_Part):
+    """What one answer to every row of the eval data reaches, the best one by the train data alone."""
+
+    answer: Annotated[str, AfterValidator(shortened)] = Field(
+        description="The most frequent label, or the mean score"
+    )
+    metrics: dict[str, float]
 
 
 class CutRows(_Part):
@@ -125,12 +156,19 @@ class SplitReport(_Part):
         description="Keys of messages that are filled in and that nothing reads: assistant.name; 50 at most",
     )
     labels: Balance | None = Field(
-        description="Distribution of the supervised texts, if they look like labels: at most 50 distinct"
-        " texts, each of which occurs twice on average"
+        description="Distribution of the task's labels; of a language model that of the supervised texts, if"
+        " they look like labels: at most 50 distinct texts, each of which occurs twice on average"
     )
     tasks: Balance | None = Field(
         description="Distribution of the first column that is called task, category, source or label, is not"
         " part of the format and has at most 50 distinct values"
+    )
+    scores: Scores | None = Field(default=None, description="Of a regression")
+    targets: Lengths | None = Field(
+        default=None, description="Tokens that a language model is to write for a row, uncut"
+    )
+    equal_pairs: int | None = Field(
+        default=None, description="Pairs whose chosen answer is also the rejected one; null: no pairs"
     )
 
     @property
@@ -157,13 +195,16 @@ class DecodedExample(_Part):
 class DataReport(_Part):
     """What was found in both data sets; null for a data set that could not be read at all."""
 
-    format: str | None
+    format: str | None = Field(description="The format of a causal_lm's rows; of another task its name")
     train: SplitReport | None
     eval: SplitReport | None
     overlap_rows: int | None = Field(
         description="Eval rows whose text also occurs in the train data, ignoring case and white space"
     )
     examples: tuple[DecodedExample, ...] = Field(description="The first two training examples, decoded")
+    baseline: Baseline | None = Field(
+        default=None, description="Of tasks with labels or scores: what every trial should beat"
+    )
 
 
 class BaseBytes(_Part):

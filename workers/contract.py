@@ -17,6 +17,7 @@ from enum import StrEnum
 from search_spaces.data_report import LoadingLimits
 from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
+from search_spaces.tasks import Task
 from search_spaces.wording import SENTENCE_CHARACTERS, counted, shortened
 
 
@@ -77,6 +78,9 @@ class TrialOrder:
     recipe: Recipe
     objective: ObjectiveSpec
     evaluation: EvaluationSpec
+    task: Task = "causal_lm"
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """The study's own metrics: name -> `module:function`."""
     micro_batch_size: int | None
     """Examples of the trial per pass; None: the worker chooses. Changes no number, but for the activations
     that a base's own dropout drops (as in GPT-2), which are drawn by micro-batch."""
@@ -192,7 +196,8 @@ class Progress:
     examples_seen: int
     step: int
     train_loss: float
-    """Token-weighted mean over the last effective batch, in nats per supervised token."""
+    """The task's plain loss over the last effective batch, a mean over its terms: of a language model nats
+    per supervised token."""
     learning_rate: float
 
 
@@ -209,9 +214,9 @@ class Report:
     step: int
     epoch: float
     metrics: Mapping[str, float]
-    """eval_loss (nats per supervised token), perplexity, accuracy (share of supervised tokens)."""
+    """Those of the task, `eval_loss` always; generated ones only at rungs where text was generated."""
     train_loss: float
-    """Token-weighted mean since the previous rung."""
+    """The task's plain loss since the previous rung, a mean over its terms."""
     train_seconds: float
     """Training time so far, evaluation excluded."""
     is_best: bool
@@ -252,12 +257,12 @@ class TrialOutcome:
     predicted_memory_bytes: int | None = None
     """What the cost model said of the whole pack when the trial was admitted; None: it was not asked."""
     trainable_parameters: int | None = None
-    """Numbers in the adapter; None: it was never made."""
+    """Numbers in the adapter and the new head; None: it was never made."""
     gradient_noise_scale: float | None = None
     """As `Report.gradient_noise_scale`, at the end."""
     rate_curve: tuple[tuple[float, float], ...] = ()
-    """Of a range test: learning rate and train loss (nats per supervised token) of each optimizer step, up to
-    the one at which it diverged."""
+    """Of a range test: learning rate and train loss of each optimizer step, up to the one at which it
+    diverged."""
     useful_token_share: float | None = None
     """Share of the positions in the trial's passes that held a token, not padding; None: no pass was made."""
     best_adapter_dir: str | None = None

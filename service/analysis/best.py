@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
+from search_spaces.tasks import Task
 from service.analysis.pareto import front
 from service.analysis.winner import Candidate, Judgement, Run, judge
 from service.optuna_store.telling import OUTCOME_ATTR
@@ -17,6 +18,7 @@ from service.states import AttemptState
 class Goal:
     """What a study aims at: the sections of its definition by which trials are compared."""
 
+    task: Task
     objective: ObjectiveSpec
     repeats: RepeatsSpec | None
 

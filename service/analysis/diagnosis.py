@@ -38,8 +38,8 @@ RISE = 0.02
 """A rise of less than 2 % of the loss is taken for noise between neighbouring evaluations. Of the 384 recipes
 of the quickstart's grid those with a rate up to 2.2e-3 never rise at all; above, rises reach 370 %."""
 NEAR_ZERO = 0.05
-"""Below a twentieth of its first value a loss is as good as zero, where a share of it is a share of nothing: a
-classifier that gets every row right goes on from 0.01 to 0.0001 and back. There rises are measured by that
+"""Below a twentieth of its first value a loss is as good as zero, where a share of it is a share of nothing:
+a classifier that gets every row right goes on from 0.01 to 0.0001 and back. There rises are measured by that
 twentieth. The loss of a language model never comes near it."""
 OSCILLATION_SHARE = 0.05
 """Rises that later falls undo, taken together, as a share of the ground that the curve covers."""
@@ -282,7 +282,9 @@ def _plateau(curve: Curve) -> Finding | None:
     half = next(i for i, rung in enumerate(curve.rungs) if 2 * rung.examples >= curve.rungs[-1].examples)
     best = min(losses[half:])
     gain = losses[half] - best
-    if gain >= PLATEAU_SHARE * _height(losses[half], curve) or gain >= PLATEAU_SHARE * (losses[0] - min(losses)):
+    if gain >= PLATEAU_SHARE * _height(losses[half], curve) or gain >= PLATEAU_SHARE * (
+        losses[0] - min(losses)
+    ):
         return None
     if _objective_gains(curve, half):
         return None

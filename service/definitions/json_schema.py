@@ -15,6 +15,8 @@ from search_spaces.definition import DATA_FIELDS, MEASURES, StudyDefinition
 from search_spaces.parsing.plain import LONGEST_PATH, LONGEST_TEXT
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.presets import preset_names
+from search_spaces.values.columns import MAX_COLUMNS
+from search_spaces.values.metric_names import NAME as METRIC_NAME
 
 Schema = dict[str, Any]
 
@@ -23,8 +25,9 @@ REF: Schema = {"$ref": f"#/components/schemas/{NAME}"}
 
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """pydantic leaves a bound under its own name where the value is read before it is checked."""
-_EMPTY = ("recipe", "objective", "pruning", "evaluation", "budget", "resources", "constraints")
+_EMPTY = ("recipe", "metrics", "objective", "pruning", "evaluation", "budget", "resources", "constraints")
 _NULL: Schema = {"type": "null"}
+_POSITION: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_COLUMNS - 1}
 
 EXAMPLE: Mapping[str, Any] = {
     "name": "support-tone",
@@ -59,7 +62,10 @@ def definition_schemas() -> dict[str, Schema]:
     sections = definition["properties"]
     sections["recipe"] = {"$ref": template.format(model="Recipe")}
     bound = {"$ref": template.format(model="Bound")}
-    sections["constraints"] = _mapping(dict.fromkeys(MEASURES, bound))
+    constraints = _mapping(dict.fromkeys(MEASURES, bound))
+    sections["constraints"] = constraints | {"patternProperties": {METRIC_NAME: bound}}
+    sections["metrics"]["additionalProperties"] = False
+    schemas["Bound"]["minProperties"] = 1
     # A mapping without any key prunes nothing.
     sections["pruning"] = {"anyOf": [sections["pruning"], {"type": "object", "maxProperties": 0}]}
     for name in _EMPTY:
@@ -69,10 +75,12 @@ def definition_schemas() -> dict[str, Schema]:
 
     columns = schemas["DataSpec"]["properties"]["columns"]
     schemas["DataSpec"]["properties"]["columns"] = _mapping(
-        dict.fromkeys(DATA_FIELDS, columns["additionalProperties"])
+        dict.fromkeys(DATA_FIELDS, {"anyOf": [columns["additionalProperties"], _POSITION]})
     )
-    direction = schemas["ObjectiveSpec"]["properties"]["direction"]
-    schemas["ObjectiveSpec"]["properties"]["direction"] = {"anyOf": [direction, _NULL]}
+    objective = schemas["ObjectiveSpec"]["properties"]
+    objective["direction"] = {"anyOf": [objective["direction"], _NULL]}
+    objective["metric"] |= {"description": "A metric of the task, or of the study's own; omitted: the task's"}
+    del objective["metric"]["default"]
     _widen_search(schemas, template)
     for schema in schemas.values():
         _bound_texts(schema, LONGEST_TEXT)

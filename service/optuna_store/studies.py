@@ -46,6 +46,7 @@ def ensure_study(
         load_if_exists=True,
     )
     wanted = {
+        "task": definition.task,
         "model": definition.model.id,
         "quantization": definition.model.quantization,
         "objective": metrics[0],

@@ -10,7 +10,7 @@ from search_spaces.definition import StudyDefinition
 from service.plans.history import EarlierTrial
 from service.plans.schemas import EarlierPeak, MemoryPlan, Seconds, Span, TimePlan, TrainingPlan
 
-NO_TRIALS = "no trial of this model has completed on this server"
+NO_TRIALS = "no trial of this task and model has completed on this server"
 
 
 def plan_memory(

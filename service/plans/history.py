@@ -1,4 +1,4 @@
-"""The time and memory that earlier trials of the same model took on this server."""
+"""The time and memory that earlier trials of the same task and model took on this server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RECENT_STUDIES = 200
 RECENT_TRIALS = 500
 """Completed trials that are."""
 _DATA = ("train", "format", "columns", "max_length", "max_train_examples")
-_SECTIONS = ("model", "data", "evaluation")
+_SECTIONS = ("model", "task", "data", "evaluation")
 _EVALUATION = ("eval", "max_eval_examples")
 
 
 @dataclass(frozen=True)
 class EarlierTrial:
-    """A completed trial of the same model at the same quantization."""
+    """A completed trial of the same task and model at the same quantization."""
 
     device: str | None
     examples: int
@@ -41,14 +41,16 @@ class EarlierTrial:
 
 
 def earlier_trials(session: Session, definition: StudyDefinition) -> list[EarlierTrial]:
-    """Completed trials on the definition's model, newest first."""
+    """Completed trials of the definition's task on its model, newest first."""
     wanted = definition.model_dump(mode="json")
     # The database takes out what is compared: whole definitions may have many megabytes together.
     sections = (Study.definition[name].label(name) for name in _SECTIONS)
     recent = select(Study.id, *sections).where(Study.kind == StudyKind.SEARCH)
     rows = session.execute(recent.order_by(Study.created_at.desc()).limit(RECENT_STUDIES)).mappings()
     studies = {
-        row["id"]: {name: row[name] for name in _SECTIONS} for row in rows if row["model"] == wanted["model"]
+        row["id"]: {name: row[name] for name in _SECTIONS}
+        for row in rows
+        if (row["model"], row["task"]) == (wanted["model"], wanted["task"])
     }
     if not studies:
         return []
@@ -77,7 +79,7 @@ def _earlier(attempt: Attempt, stored: Mapping[str, Any], wanted: Mapping[str, A
         same_data=same_data,
         same_evaluation=same_data
         and _same(stored, wanted, "data", _EVALUATION)
-        and _same(stored, wanted, "evaluation", ("every_examples",)),
+        and _same(stored, wanted, "evaluation", ("every_examples", "generate")),
     )
 
 

@@ -10,7 +10,11 @@ from search_spaces.range_tests.analysis import Corner, in_bounds
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 
 
-def draw(corners: Sequence[Corner], bounds: tuple[float, float] | None, title: str) -> Any:
+_UNITS = {"causal_lm": " (nats per token)", "seq2seq_lm": " (nats per token)"}
+"""Of tasks whose loss has one; of others, such as a regression, it depends on the data."""
+
+
+def draw(corners: Sequence[Corner], bounds: tuple[float, float] | None, title: str, task: str) -> Any:
     """A `plotly.graph_objects.Figure`: train loss against learning rate, raw and smoothed, bounds shaded."""
     import plotly.graph_objects as go  # takes a second, and only a range test's end needs it
 
@@ -32,7 +36,7 @@ def draw(corners: Sequence[Corner], bounds: tuple[float, float] | None, title: s
     figure.update_layout(
         title=title,
         xaxis={"title": "learning rate", "type": "log", "exponentformat": "e"},
-        yaxis={"title": "train loss (nats per token)", "range": _loss_range(corners)},
+        yaxis={"title": f"train loss{_UNITS.get(task, '')}", "range": _loss_range(corners)},
     )
     return figure
 

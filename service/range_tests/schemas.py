@@ -13,7 +13,10 @@ from service.states import TERMINAL_STUDY_STATES, StudyState
 
 class CurvePointView(Answer):
     learning_rate: float
-    loss: float = Field(description="Train loss before the step, in nats per supervised token")
+    loss: float = Field(
+        description="The task's plain train loss before the step: of a language model in nats per supervised"
+        " token"
+    )
     smoothed: float
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, nu
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from search_spaces.definition import ObjectiveSpec, RepeatsSpec
+from search_spaces.tasks import TASKS
 from service.analysis.best import Goal
 from service.db import rows
 from service.db.database import database_now
@@ -175,6 +176,7 @@ def _read_all(
             "fired_for": study.fired_for,
             "base_seed": study.base_seed,
             "range_test": tests.get(study.range_test_id or ""),
+            "task": None if goal is None else goal.task,
             "metric": None if goal is None else goal.objective.metric,
             "direction": None if goal is None else goal.objective.direction,
             "counts": counts,
@@ -189,21 +191,25 @@ _MOST_GOALS = 10_000
 
 
 def _goals(session: Session, ids: Sequence[str]) -> Mapping[str, Goal | None]:
-    """Study id -> what its definition aims at: two small sections, which the database takes out of it."""
+    """Study id -> what its definition aims at: small sections, which the database takes out of it."""
     known = _KNOWN_GOALS.setdefault(session.get_bind(), {})
     if unknown := [study_id for study_id in ids if study_id not in known]:
         if len(known) > _MOST_GOALS:
             known.clear()
             unknown = list(ids)
-        sections = select(Study.id, Study.definition["objective"], Study.definition["repeats"])
-        for study_id, objective, repeats in session.execute(sections.where(Study.id.in_(unknown))):
-            known[study_id] = _read_goal(objective, repeats)
+        names = ("task", "objective", "repeats")
+        sections = select(Study.id, *(Study.definition[name] for name in names))
+        for study_id, task, objective, repeats in session.execute(sections.where(Study.id.in_(unknown))):
+            known[study_id] = _read_goal(task, objective, repeats)
     return {study_id: known.get(study_id) for study_id in ids}
 
 
-def _read_goal(objective: Any, repeats: Any) -> Goal | None:
+def _read_goal(task: Any, objective: Any, repeats: Any) -> Goal | None:
+    if task not in TASKS:
+        return None
     try:
         return Goal(
+            task=task,
             objective=ObjectiveSpec.model_validate(objective),
             repeats=None if repeats is None else RepeatsSpec.model_validate(repeats),
         )

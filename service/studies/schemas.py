@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from search_spaces.tasks import Direction, Task
 from service.answers import Answer, Open
 from service.db.kinds import StudyKind
 from service.states import TERMINAL_STUDY_STATES, StudyState
 
-Direction = Literal["minimize", "maximize"]
-"""As in `search_spaces.definition`, which is slow to import for a client."""
 Stage = Literal["range test", "search", "repeats"]
 
 
@@ -97,6 +96,9 @@ class ListedStudy(Answer):
         description="The schedule's `search.seed`, from which this sweep's seed was derived, with `fired_for`"
     )
     range_test: str | None = Field(description="The name of the range test that is its first stage, if any")
+    task: Open[Task] | None = Field(
+        default=None, description="What it trains for; null if this version does not know it"
+    )
     metric: str | None = Field(
         description="The objective's metric; null if this version cannot read the stored definition"
     )

@@ -19,11 +19,15 @@ _UNFINISHED_STATES = frozenset({WAITING, *UNFINISHED_ATTEMPT_STATES, *LIVE_ATTEM
 
 class RungView(Answer):
     rung: int = Field(description="Training examples")
-    value: float | None = Field(description="The objective; null if it was not finite")
+    value: float | None = Field(
+        description="The objective; null if it was not finite, or not measured at this rung, as generated"
+        " metrics are at the end alone unless `evaluation.generate.when` is rungs"
+    )
     examples_seen: int | None = Field(description="The rung's examples, rounded up to a whole optimizer step")
     metrics: dict[str, float | None] = Field(description="All metrics of the evaluation")
     train_loss: float | None = Field(
-        description="Nats per supervised token, over the examples since the previous rung"
+        description="The task's plain loss over the examples since the previous rung: of a language model in"
+        " nats per supervised token, of a regression the mean squared error"
     )
     train_seconds: float | None = Field(description="Training time up to this rung, without evaluation")
     gradient_noise_scale: float | None = Field(
@@ -35,7 +39,7 @@ class ProgressView(Answer):
     examples_seen: int
     total_examples: int | None
     step: int = Field(description="Optimizer steps")
-    train_loss: float | None = Field(description="Nats per supervised token, over the last batch")
+    train_loss: float | None = Field(description="The task's plain loss over the last batch")
 
 
 class AdapterView(Answer):
@@ -100,7 +104,9 @@ class TrialView(Answer):
     useful_token_share: float | None = Field(
         description="Share of the positions in the trial's passes that held a token, not padding"
     )
-    trainable_parameters: int | None = Field(description="Parameters of the adapter")
+    trainable_parameters: int | None = Field(
+        description="Parameters of the adapter and of the new head, if the task has one"
+    )
     gradient_noise_scale: float | None = Field(
         description="In examples: McCandlish et al. 2018, arXiv 1812.06162; null if it was not measured"
     )

@@ -12,7 +12,7 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt
 from service.definitions.stored import read_definition
 from service.states import AttemptState
-from service.warm_start.sources import differences, find
+from service.warm_start.sources import differences, find, other_task
 
 PATH = "warm_start.from"
 
@@ -40,6 +40,8 @@ def check_warm_start(session: Session, definition: StudyDefinition) -> list[Faul
         return [_fault(spec, "was stored by another version and cannot be read by this one")]
     if spec.as_ == "prior":
         faults += [_fault(spec, difference) for difference in differences(earlier, definition)]
+    elif earlier.task != definition.task:
+        faults.append(_fault(spec, other_task(earlier, definition)))
     completed = select(func.count()).where(
         Attempt.study_id == found.id, Attempt.state == AttemptState.COMPLETED
     )

@@ -8,7 +8,7 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from search_spaces.parameters.choices import Choice
 from search_spaces.parameters.ranges import Int
-from search_spaces.recipe import DEPENDENT_FIELDS, Recipe
+from search_spaces.recipe import DEPENDENT_FIELDS, TASK_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
 
 _NEVER_COMPARED = frozenset({"seed", "lora_alpha_ratio"})
@@ -55,7 +55,8 @@ def unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDefi
     """The fields in which two recipes differ and that matter to what they train, in words."""
     before, after = _resolved(there, earlier), _resolved(here, now)
     ignored = set(_NEVER_COMPARED)
-    ignored |= {name for name, (parent, users) in DEPENDENT_FIELDS.items() if after[parent] not in users}
+    ignored |= {name for name, (parent, read) in DEPENDENT_FIELDS.items() if after[parent] not in read}
+    ignored |= {name for name, tasks in TASK_FIELDS.items() if now.task not in tasks}
     return [
         f"{name} {after[name]} instead of {before[name]}"
         for name in before

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import Preparation
+from search_spaces.tasks import TASKS
 from service.db import rows
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, Schedule, Study
@@ -83,16 +84,32 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
 
 
 def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
-    """In what task, model, data and objective of two studies differ, in words."""
+    """In what two studies differ, so that their values cannot be compared, in words."""
+    if earlier.task != now.task:
+        return [other_task(earlier, now)]
     there, here = _compared(earlier), _compared(now)
-    return [f"{key} is {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
+    return [
+        f"{key} is {there.get(key)} there and {here.get(key)} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key)
+    ]
+
+
+def other_task(earlier: StudyDefinition, now: StudyDefinition) -> str:
+    """Of studies whose tasks differ."""
+    return f"task is {earlier.task} there and {now.task} here"
 
 
 def _compared(definition: StudyDefinition) -> dict[str, Any]:
+    """What a value depends on, by its key: all but the recipe and the rungs."""
+    metric = definition.objective.metric
     # Not dumped, because that leaves out some keys at their default.
-    values: dict[str, Any] = {"task": definition.task, "metrics": definition.metrics}
+    values: dict[str, Any] = {f"metrics.{metric}": definition.metrics.get(metric)}
     for section in ("model", "data", "objective"):
         values |= {f"{section}.{key}": value for key, value in vars(getattr(definition, section)).items()}
+    generate = definition.evaluation.generate
+    if metric in TASKS[definition.task].generated and generate is not None:
+        values |= {f"evaluation.generate.{k}": value for k, value in vars(generate).items() if k != "when"}
     return {key: to_jsonable_python(value) for key, value in values.items()}
 
 

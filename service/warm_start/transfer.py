@@ -22,7 +22,15 @@ from service.db.models import Study
 from service.definitions.stored import read_definition
 from service.optuna_store.storage import Storage
 from service.warm_start import recipe_points
-from service.warm_start.sources import Result, Source, best_first, changed_since, differences, find
+from service.warm_start.sources import (
+    Result,
+    Source,
+    best_first,
+    changed_since,
+    differences,
+    find,
+    other_task,
+)
 
 TOP_K = 5
 """Recipes that are enqueued unless the definition says how many."""
@@ -89,12 +97,17 @@ def resolve(
     if spec.as_ == "prior" and (found := differences(earlier, definition)):
         unlike = "; ".join(found)
         raise WarmStartError(f"warm_start.from: {source.words} cannot be a prior for this study: {unlike}")
+    if earlier.task != definition.task:
+        raise WarmStartError(
+            f"warm_start.from: {source.words} has no recipes for this study:"
+            f" {other_task(earlier, definition)}"
+        )
     best = best_first(storage, source, earlier)
     if not best:
         return WarmStart(notes=(f"no warm start: {source.words} has no completed trial",))
     taken = _gather(best, definition, prepared, spec)
     if spec.as_ == "enqueue":
-        return _enqueue(taken, source)
+        return _enqueue(taken, source, _by_another_metric(earlier, definition))
     return _prior(taken, source, changed_since(source.study, prepared))
 
 
@@ -135,7 +148,12 @@ def _gather(best: list[Result], now: StudyDefinition, prepared: Preparation, spe
     return taken
 
 
-def _enqueue(taken: _Taken, source: Source) -> WarmStart:
+def _by_another_metric(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
+    there, here = earlier.objective.metric, now.objective.metric
+    return [] if there == here else [f"the best recipes are those by {there}: this study's {here} is another"]
+
+
+def _enqueue(taken: _Taken, source: Source, notes_before: list[str]) -> WarmStart:
     count = len(taken.values)
     numbers = ", ".join(f"{r.name} ({r.trial.value:.4g})" for r, _ in taken.values[:_MOST_NAMED])
     more = f" and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
@@ -153,6 +171,8 @@ def _enqueue(taken: _Taken, source: Source) -> WarmStart:
             "on the same data"
         )
     notes += _left_out(taken)
+    if count:
+        notes += notes_before
     notes += [f"evaluated with this study's fixed values: {difference}" for difference in taken.differing]
     return WarmStart(enqueued=tuple(values for _, values in taken.values), notes=tuple(notes))
 

@@ -153,10 +153,15 @@ def load_base(
     return base
 
 
-def build_without_weights(folder: Path, task: Task = "causal_lm") -> PreTrainedModel:
-    """The model that a config.json describes, on torch's device `meta`. A number in it may ask for any amount
-    of memory all the same."""
-    return _build_without_weights(_read_config(folder), task)
+def build_without_weights(
+    folder: Path, task: Task = "causal_lm", labels: Labels | None = None
+) -> PreTrainedModel:
+    """The model that a config.json describes, on torch's device `meta`, with the head of the task. A number
+    in it may ask for any amount of memory all the same."""
+    config = _read_config(folder)
+    if TASK_MODELS[task].has_head:
+        configure_head(config, task, labels, pad_id=0)
+    return _build_without_weights(config, task)
 
 
 def _read_config(folder: Path) -> PretrainedConfig:

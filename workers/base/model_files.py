@@ -236,8 +236,10 @@ def _check_architecture(config: dict[str, Any], name: str, task: Task) -> None:
         )
     architectures, wanted, advice = _ARCHITECTURES[task]
     if model_type not in architectures:
+        others = [other for other, (types, *_) in _ARCHITECTURES.items() if model_type in types]
+        can = f" It can be trained for {', '.join(others)}." if others else ""
         raise ModelError(
-            f"The model {name} ({kind}) is not {wanted}, and the task is {task}. Choose {advice}."
+            f"The model {name} ({kind}) is not {wanted}, and the task is {task}.{can} Choose {advice}."
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")

@@ -182,11 +182,7 @@ def _tokenize(
         fault = DataError if shortest_cut is None else LengthError
         raise fault(nothing_usable(name, count, shape, spec.max_length, shortest_cut))
     if equal_pairs == len(examples):
-        raise DataError(
-            f"In every pair of {name}, the chosen answer and the rejected one are equal, so there is nothing "
-            "to prefer. Check the columns; answers are also equal if they differ only after "
-            f"{spec.max_length} tokens (data.max_length)."
-        )
+        raise DataError(nothing_to_prefer(name, spec.max_length))
     return TokenizedData(
         examples=tuple(examples),
         format=shape.name,
@@ -299,6 +295,15 @@ def _check_vocabulary(place: str, highest: int, base: RowReader) -> None:
 def _used(format_: RowShape, row: Mapping[str, Any]) -> str:
     """The fields of a row that become tokens, for messages."""
     return " and ".join(repr(field) for field in format_.fields if row.get(field) is not None)
+
+
+def nothing_to_prefer(name: str, max_length: int) -> str:
+    """Why a data set of pairs cannot be used, for a DataError."""
+    return (
+        f"In every pair of {name}, the chosen answer and the rejected one are equal, so there is nothing "
+        "to prefer. Check the columns; answers are also equal if they differ only after "
+        f"{max_length} tokens (data.max_length)."
+    )
 
 
 def nothing_usable(name: str, rows: int, format_: RowShape, max_length: int, shortest_cut: int | None) -> str:

@@ -85,6 +85,11 @@ class LabelReader:
 _NO_LIST = "but other rows have a list of labels. Write a list in every row, also of one label or of none."
 
 
+def needs_labels(task: Task) -> bool:
+    """Whether a task has classes."""
+    return task in _FIELDS
+
+
 def read_labels(
     spec: DataSpec, task: Task, roots: Roots = None, on_row: Callable[[], object] = lambda: None
 ) -> Labels | None:

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
+from search_spaces.tasks import Task
 from workers.base.base_model import build_without_weights, faults_of_loading
+from workers.base.heads import TASK_MODELS, Labels, head_paths, lies_in, pooler_path
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
 from workers.training.optimizers import adapter_bytes
 
@@ -34,16 +36,26 @@ class BaseGeometry:
     parameters: int
     """Shared ones counted once."""
     linear: dict[str, tuple[int, int]]
-    """Rows and columns of every weight that is quantized and can be adapted, by its layer's path."""
+    """Rows and columns of every weight that can be adapted, by its layer's path. All of them are quantized
+    but that of the pooler."""
     vocabulary_size: int
     max_positions: int | None
     head: str | None = None
     """The path of the output head, which is not adapted."""
+    pooler: str | None = None
+    """The path of the layer before a new head, which is adapted, but not quantized."""
+    head_parameters: int = 0
+    """Of the new heads, which each trial has for itself, in full precision."""
 
     @property
     def quantizable_parameters(self) -> int:
-        """Numbers in the weights of `linear`."""
-        return sum(rows * columns for rows, columns in self.linear.values())
+        """Numbers in the weights that are quantized."""
+        return sum(rows * columns for rows, columns in self._quantized())
+
+    def _quantized(self) -> list[tuple[int, int]]:
+        return [
+            shape for path, shape in self.linear.items() if not (self.pooler and lies_in(path, [self.pooler]))
+        ]
 
     def base_bytes(self, spec: ModelSpec, quantization: Quantization, dtype: ComputeDtype) -> BaseBytes:
         """What the weights take on a device, with their quantization constants and nothing else.
@@ -54,7 +66,7 @@ class BaseGeometry:
         """
         size = _BYTES[dtype]
         total = (self.parameters - self.quantizable_parameters) * size
-        for rows, columns in self.linear.values():
+        for rows, columns in self._quantized():
             weights = rows * columns
             if quantization == "none":
                 total += weights * size
@@ -75,7 +87,7 @@ class BaseGeometry:
         Raises:
             AdapterError: The target modules match no layer.
         """
-        parameters = shape.lora_r * self._sides(shape.target_modules)
+        parameters = shape.lora_r * self._sides(shape.target_modules) + self.head_parameters
         recipe = Recipe(optimizer=shape.optimizer, sgd_momentum=shape.sgd_momentum)
         return AdapterBytes(
             lora_r=shape.lora_r,
@@ -91,24 +103,29 @@ class BaseGeometry:
         return sum(sum(self.linear[path]) for path in paths)
 
 
-def read_geometry(folder: Path, name: str) -> BaseGeometry:
+def read_geometry(
+    folder: Path, name: str, task: Task = "causal_lm", labels: Labels | None = None
+) -> BaseGeometry:
     """The shapes of the model in a folder that `check_model_folder` has passed.
 
     Args:
         folder: Holds its config.json.
         name: The model as the definition calls it, for messages.
+        task: What it is to be trained for.
+        labels: What its head answers; None: a number, or the task has no head.
 
     Raises:
         ModelError: transformers cannot build the model that config.json describes.
     """
     with faults_of_loading(f"The model {name} could not be loaded from {folder}"):
-        return _geometry(build_without_weights(folder))
+        return _geometry(build_without_weights(folder, task, labels), TASK_MODELS[task].has_head)
 
 
-def _geometry(model: PreTrainedModel) -> BaseGeometry:
+def _geometry(model: PreTrainedModel, has_head: bool) -> BaseGeometry:
+    heads = head_paths(model) if has_head else ()
     modules = dict(model.named_modules())
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    shapes = {path: modules[path].weight.shape for path in linear_layers(model)}
+    shapes = {path: modules[path].weight.shape for path in linear_layers(model) if not lies_in(path, heads)}
     return BaseGeometry(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -116,4 +133,8 @@ def _geometry(model: PreTrainedModel) -> BaseGeometry:
         vocabulary_size=int(model.get_input_embeddings().weight.shape[0]),
         max_positions=int(positions) if positions else None,
         head=output_head(model),
+        pooler=pooler_path(model) if heads else None,
+        head_parameters=sum(
+            parameter.numel() for path in heads for parameter in model.get_submodule(path).parameters()
+        ),
     )

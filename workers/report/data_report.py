@@ -8,7 +8,7 @@ where a trial ends at the first faulty row, the report goes on and says once wha
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,18 +35,28 @@ from workers.base.heads import Labels
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
 from workers.data.chat_templates import ChatTemplate, Rendering
 from workers.data.data_files import describe_source
-from workers.data.datasets import check_positions, encode_row, nothing_usable
-from workers.data.formats import FORMATS, Format
+from workers.data.datasets import (
+    check_positions,
+    encode_row,
+    nothing_to_prefer,
+    nothing_usable,
+    row_encoder,
+)
+from workers.data.formats import FORMATS, Format, RowShape
+from workers.data.labels import needs_labels, read_labels
 from workers.data.loss_flags import FLAGS, is_empty
-from workers.data.rows import open_rows, renamed_row
+from workers.data.rows import TASK_SHAPES, open_rows, renamed_row
 from workers.data.tokenization import IGNORED
 from workers.device.memory import limited_memory
 from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
 from workers.report.base_geometry import BaseGeometry, read_geometry
 from workers.report.data_statistics import SplitStatistics, decoded
 from workers.report.problems import Problems
+from workers.report.task_statistics import TaskStatistics, decoded_example
 
 _EXAMPLES = 2
+_UNCUT = 2**30
+"""Tokens that no row has."""
 _UNREADABLE = "The data cannot be read"
 _READ_KEYS = FLAGS | {"role", "content"}
 
@@ -66,8 +76,9 @@ class BaseReader:
 def make_report(request: ReportRequest) -> FilesReport:
     """The report. Faults of the model, the data and the recipes become its problems."""
     problems = Problems()
+    labels = _read_labels(request, problems)
     try:
-        geometry, reader = read_base(request.model, request.limits)
+        geometry, reader = read_base(request.model, request.limits, request.task, labels)
     except (ModelError, DataError) as error:
         problems.add(error, "model.id", from_hub=not is_local(request.model))
         return FilesReport(model=None, data=None, problems=problems.all())
@@ -78,14 +89,38 @@ def make_report(request: ReportRequest) -> FilesReport:
             limited_memory(request.limits.memory_gib, _UNREADABLE),
             faults_of_libraries(lambda: _UNREADABLE, DataError),
         ):
-            data = _DataReader(request, reader, problems).report()
+            if labels is not None or not needs_labels(request.task):
+                data = _DataReader(request, reader, problems).report()
     except DataError as error:
         problems.add(error, "data")
     return FilesReport(model=model, data=data, problems=problems.all(request.max_lengths))
 
 
-def read_base(spec: ModelSpec, limits: LoadingLimits) -> tuple[BaseGeometry, BaseReader]:
+def _read_labels(request: ReportRequest, problems: Problems) -> Labels | None:
+    """The labels of the train data, all of which is read for them: one that occurs late is one, too."""
+    source = request.data.train
+    try:
+        with (
+            limited_memory(request.limits.memory_gib, _UNREADABLE),
+            faults_of_libraries(lambda: _UNREADABLE, DataError),
+        ):
+            return read_labels(request.data, request.task, request.limits.data_roots)
+    except (DataError, ModelError) as error:
+        name, hub = describe_source(source), isinstance(source, HubData)
+        problems.add(error, "data.train", source=name, from_hub=hub)
+        return None
+
+
+def read_base(
+    spec: ModelSpec, limits: LoadingLimits, task: Task = "causal_lm", labels: Labels | None = None
+) -> tuple[BaseGeometry, BaseReader]:
     """A base's shapes and its tokenizer, without its weights.
+
+    Args:
+        spec: Which base.
+        limits: What may be read, and how much memory that may take.
+        task: What it is to be trained for.
+        labels: Those of the train data; None: the task has none, or they are not known.
 
     Raises:
         ModelError: It cannot be used.
@@ -99,10 +134,11 @@ def read_base(spec: ModelSpec, limits: LoadingLimits) -> tuple[BaseGeometry, Bas
         confined_model(spec, limits.data_roots),
         faults_of_loading(what),
     ):
-        check_model_folder(folder, spec.id, weights=local)
-        geometry = read_geometry(folder, spec.id)
+        check_model_folder(folder, spec.id, weights=local, task=task)
+        geometry = read_geometry(folder, spec.id, task, labels)
         tokenizer = load_tokenizer(str(folder), spec.id)
-    return geometry, BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions)
+    reader = BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions, task, labels)
+    return geometry, reader
 
 
 def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Problems) -> ModelReport:
@@ -147,12 +183,17 @@ class _DataReader:
                 check_positions(spec.model_copy(update={"max_length": length}), self._base)
             except LengthError as error:
                 self._add_length_fault(error, length)
-        format_ = None if spec.format == "auto" else FORMATS[spec.format]
+        format_: RowShape | None = None if spec.format == "auto" else FORMATS[spec.format]
+        if self._base.task != "causal_lm":
+            format_ = TASK_SHAPES[self._base.task]
         train = self._read("train", format_, lengths, decode=_EXAMPLES)
         format_ = train[0] if train is not None else format_
         evaluation = self._read("eval", format_, [spec.max_length])
-        overlap = None
+        overlap = baseline = None
         if train is not None and evaluation is not None:
+            of_train, of_eval = train[1].task, evaluation[1].task
+            if of_train is not None and of_eval is not None:
+                baseline = of_train.baseline(of_eval)
             overlap = sum(rows for text, rows in evaluation[1].texts.items() if text in train[1].texts)
         return DataReport(
             format=format_.name if format_ is not None else None,
@@ -160,16 +201,17 @@ class _DataReader:
             eval=evaluation[2] if evaluation is not None else None,
             overlap_rows=overlap,
             examples=tuple(self._examples),
+            baseline=baseline,
         )
 
     def _read(
         self,
         split: Literal["train", "eval"],
-        format_: Format | None,
+        format_: RowShape | None,
         max_lengths: Sequence[int],
         *,
         decode: int = 0,
-    ) -> tuple[Format, SplitStatistics, SplitReport] | None:
+    ) -> tuple[RowShape, SplitStatistics, SplitReport] | None:
         """One data set; None if not even its first row could be read."""
         request, spec = self._request, self._request.data
         columns, path = spec.columns, f"data.{split}"
@@ -178,33 +220,24 @@ class _DataReader:
             source, limit = spec.eval, spec.max_eval_examples
         name = describe_source(source)
         try:
-            format_, rows = open_rows(source, columns, limit, format_, request.limits.data_roots)
+            format_, rows = open_rows(source, columns, limit, format_, request.limits.data_roots, spec.header)
         except (DataError, ModelError) as error:
             self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
             return None
         names = {*format_.fields, *columns, *columns.values()}
-        statistics = SplitStatistics(format_, max_lengths, columns)
-        rendering = Rendering(self._now, request.data.unrendered)
+        add = self._adder(format_, statistics := self._statistics(format_, max_lengths), max_lengths, decode)
         read = faulty = unread = 0
         ended = True
         try:
             for place, row in islice(rows, request.max_rows):
                 read += 1
                 try:
-                    encoded = encode_row(place, row, format_, columns, self._base, rendering)
-                    named = renamed_row(place, row, columns, format_)
+                    named = add(place, row)
                 except DataError as error:
                     faulty += 1
                     self._problems.add_row(error, split, place, names, path=path)
                     continue
-                input_ids, labels = encoded.input_ids, encoded.labels
-                statistics.add(named, encoded)
                 statistics.add_unread(self._unread_columns(named, format_), self._unread_keys(named, format_))
-                keep = max_lengths[0]
-                if len(self._examples) < decode and any(label != IGNORED for label in labels[:keep]):
-                    self._examples.append(
-                        decoded(place, input_ids[:keep], labels[:keep], self._base.tokenizer)
-                    )
             unread = sum(1 for _ in islice(rows, request.max_counted))
             ended = next(rows, None) is None
         except (DataError, ModelError) as error:
@@ -217,6 +250,8 @@ class _DataReader:
             name, rows=counted if ended else None, counted=counted, read=read, faulty=faulty
         )
         if not faulty and ended and not unread:
+            if statistics.task is not None and statistics.task.all_pairs_equal:
+                self._problems.add(DataError(nothing_to_prefer(name, max_lengths[0])), path, source=name)
             for cut in report.by_length:
                 if not cut.usable_rows:
                     shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
@@ -227,7 +262,46 @@ class _DataReader:
                         self._add_length_fault(LengthError(message), cut.max_length)
         return format_, statistics, report
 
-    def _unread_columns(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+    def _statistics(self, shape: RowShape, max_lengths: Sequence[int]) -> SplitStatistics:
+        task = None if isinstance(shape, Format) else TaskStatistics(self._base.task, self._base.labels)
+        return SplitStatistics(shape, max_lengths, self._request.data.columns, task)
+
+    def _adder(
+        self, shape: RowShape, statistics: SplitStatistics, max_lengths: Sequence[int], decode: int
+    ) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+        """What counts a row and answers it under its fields' names. The first rows are decoded, too."""
+        spec, base, tokenizer = self._request.data, self._base, self._base.tokenizer
+        columns, own = spec.columns, max_lengths[0]
+
+        def add_text(place: str, row: dict[str, Any]) -> dict[str, Any]:
+            assert isinstance(shape, Format)
+            encoded = encode_row(place, row, shape, columns, base, Rendering(self._now, spec.unrendered))
+            named = renamed_row(place, row, columns, shape)
+            statistics.add(named, encoded)
+            ids, labels = encoded.input_ids[:own], encoded.labels[:own]
+            if len(self._examples) < decode and any(label != IGNORED for label in labels):
+                self._examples.append(decoded(place, ids, labels, tokenizer))
+            return named
+
+        if isinstance(shape, Format):
+            return add_text
+        encoders = {
+            length: row_encoder(shape, spec.model_copy(update={"max_length": length}), base, self._now)
+            for length in (_UNCUT, *max_lengths)
+        }
+
+        def add_example(place: str, row: dict[str, Any]) -> dict[str, Any]:
+            read = {length: encode(place, row) for length, encode in encoders.items()}
+            named = renamed_row(place, row, columns, shape)
+            statistics.add_read(named, read[_UNCUT], read)
+            example = read[own].example
+            if len(self._examples) < decode and example is not None:
+                self._examples.append(decoded_example(place, example, base.labels, tokenizer))
+            return named
+
+        return add_example
+
+    def _unread_columns(self, row: Mapping[str, Any], format_: RowShape) -> list[str]:
         """Columns that hold something and that nothing reads."""
         return [
             name
@@ -235,13 +309,15 @@ class _DataReader:
             if name not in format_.fields and name not in FLAGS and not is_empty(value)
         ]
 
-    def _unread_keys(self, row: Mapping[str, Any], format_: Format) -> list[str]:
+    def _unread_keys(self, row: Mapping[str, Any], format_: RowShape) -> list[str]:
         """Keys of messages that hold something and that neither the template nor anything else reads."""
         found: dict[str, None] = {}
         for field in format_.fields:
             messages = row.get(field)
             if field == "tools" or not isinstance(messages, list):
                 continue
+            if not all(isinstance(message, Mapping) for message in messages):
+                continue  # words or labels
             template = ChatTemplate(self._base.tokenizer, row.get("tools"), self._now)
             for message in messages:
                 for key, value in message.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,19 +11,19 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
-from workers.data.formats import Format
+from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Lengths, Segment, SplitReport
+from workers.data.formats import RowShape
 from workers.data.row_structures import Unread
 from workers.data.rows import TASK_COLUMNS
+from workers.data.task_formats import ReadRow
 from workers.data.tokenization import IGNORED, EncodedRow
+from workers.report.task_statistics import TaskStatistics, lengths, middle_out, quantile, tokens_of
 
 MOST_LABELS = 50
 """Distinct values above which a column is not shown as a distribution."""
 _SHOWN = 10
 _MOST_UNREAD = 50
 _LONGEST_VALUE = 80
-_LONGEST_TEXT = 2_000
-"""Characters of a decoded segment; the middle of a longer one is left out."""
 
 
 class SplitStatistics:
@@ -34,13 +33,22 @@ class SplitStatistics:
         format_: Of the rows.
         max_lengths: At which rows are cut, in tokens.
         columns: As in a definition's data: those named here are part of the format.
+        task: Counts what the rows are answered with, of a task of their own.
     """
 
-    def __init__(self, format_: Format, max_lengths: Sequence[int], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        format_: RowShape,
+        max_lengths: Sequence[int],
+        columns: Mapping[str, str],
+        task: TaskStatistics | None = None,
+    ) -> None:
         self._format = format_
+        self.task = task
         self._own_columns = {*format_.fields, *columns.values()}
         self._cuts = {length: _Cut() for length in max_lengths}
         self._lengths = array("L")
+        self._targets = array("L")
         self._unsupervised = 0
         self._seen: set[bytes] = set()
         self._duplicates = 0
@@ -63,17 +71,40 @@ class SplitStatistics:
         input_ids, labels = encoded.input_ids, encoded.labels
         self._found_by.update([encoded.found_by] if encoded.found_by is not None else [])
         self._unrendered.update(encoded.unrendered)
-        self._lengths.append(len(input_ids))
         supervised = [index for index, label in enumerate(labels) if label != IGNORED]
         self._unsupervised += not supervised
         if supervised:
+            self._targets.append(len(supervised))
             for length, cut in self._cuts.items():
                 cut.add(len(input_ids), supervised, length)
-        digest = _digest(array("q", input_ids).tobytes() + b"/" + array("q", labels).tobytes())
+        self._labels = _count(self._labels, _label(row, self._format.name))
+        self._add(row, len(input_ids), array("q", input_ids).tobytes() + b"/" + array("q", labels).tobytes())
+
+    def add_read(self, row: Mapping[str, Any], uncut: ReadRow, cuts: Mapping[int, ReadRow]) -> None:
+        """Counts a row of a task of its own.
+
+        Args:
+            row: Under the task's names.
+            uncut: What it becomes.
+            cuts: What it becomes at each length.
+        """
+        if uncut.example is None:
+            self._unsupervised += 1
+            self._add(row, 0, b"")
+            return
+        for length, cut in self._cuts.items():
+            cut.add_read(cuts[length])
+        if self.task is not None:
+            self.task.add(uncut.example)
+        content = b"/".join(tensor.numpy().tobytes() for tensor in uncut.example.tensors())
+        self._add(row, tokens_of(uncut.example), content)
+
+    def _add(self, row: Mapping[str, Any], tokens: int, content: bytes) -> None:
+        self._lengths.append(tokens)
+        digest = _digest(content)
         self._duplicates += digest in self._seen
         self._seen.add(digest)
         self.texts[_digest(_plain_text(row, self._format.fields).encode("utf-8", "replace"))] += 1
-        self._labels = _count(self._labels, _label(row, self._format.name))
         for name, counts in self._tasks.items():
             self._tasks[name] = _count(counts, None if name in self._own_columns else row.get(name))
 
@@ -88,6 +119,10 @@ class SplitStatistics:
         rows_added = len(lengths)
         tasks = ((name, counts) for name, counts in self._tasks.items() if counts)
         named, task_counts = next(tasks, ("", None))
+        labels = _balance("completion", self._labels, twice=True)
+        own = None if self.task is None else self.task.counts()
+        if own is not None:
+            labels = _balance("label", own)
         return SplitReport(
             source=source,
             rows=rows,
@@ -104,9 +139,17 @@ class SplitStatistics:
             unrendered=_counts(self._unrendered, rows_added),
             unread_columns=_counts(self._unread_columns, rows_added),
             unread_message_keys=_counts(self._unread_keys, rows_added),
-            labels=_balance("completion", self._labels, twice=True),
+            labels=labels,
+            scores=None if self.task is None else self.task.scores(),
+            targets=self._target_lengths(),
+            equal_pairs=None if self.task is None else self.task.equal_pairs,
             tasks=_balance(named, task_counts),
         )
+
+    def _target_lengths(self) -> Lengths | None:
+        if self.task is not None:
+            return self.task.targets()
+        return None if self._format.name == "text" else lengths(self._targets)
 
     def fewest_tokens_before_supervised(self, max_length: int) -> int | None:
         """Of the rows that lose all that is supervised to the cut; None: no row does."""
@@ -130,6 +173,17 @@ class _Cut:
         self.truncated += tokens > max_length
         self.tokens += min(tokens, max_length)
         self.supervised += sum(index < max_length for index in supervised)
+
+    def add_read(self, row: ReadRow) -> None:
+        if row.example is None:
+            self.cut_away += 1
+            if row.before_loss is not None:
+                self.shortest_cut = min(row.before_loss, self.shortest_cut or row.before_loss)
+            return
+        self.usable += 1
+        self.truncated += row.truncated
+        self.tokens += tokens_of(row.example)
+        self.supervised += row.example.supervised_tokens
 
     def report(self, max_length: int) -> CutRows:
         return CutRows(
@@ -160,16 +214,9 @@ def decoded(
             text = tokenizer.decode(
                 list(input_ids[start:index]), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
-            segments.append(Segment(text=_middle_out(text), supervised=labels[start] != IGNORED))
+            segments.append(Segment(text=middle_out(text), supervised=labels[start] != IGNORED))
             start = index
     return DecodedExample(place=place, tokens=len(input_ids), segments=tuple(segments))
-
-
-def _middle_out(text: str) -> str:
-    if len(text) <= _LONGEST_TEXT:
-        return text
-    half = _LONGEST_TEXT // 2
-    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
 def _plain_text(row: Mapping[str, Any], fields: Collection[str]) -> str:
@@ -210,13 +257,17 @@ def _counts(counts: Counter[str], rows: int) -> tuple[Count, ...]:
 
 
 def _balance(column: str, counts: Counter[str] | None, *, twice: bool = False) -> Balance | None:
-    if not counts or (twice and counts.total() < 2 * len(counts)):
+    if not counts or not counts.total() or (twice and counts.total() < 2 * len(counts)):
         return None
     most = [
         Count(value=_shortened(value), rows=rows, share=rows / counts.total())
         for value, rows in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
     ]
-    return Balance(column=column, distinct=len(counts), most_frequent=tuple(most))
+    rarest = None
+    if column == "label":
+        value, rows = min(((v, n) for v, n in counts.items() if n), key=lambda item: item[1])
+        rarest = Count(value=_shortened(value), rows=rows, share=rows / counts.total())
+    return Balance(column=column, distinct=len(counts), most_frequent=tuple(most), rarest=rarest)
 
 
 def _shortened(value: str) -> str:
@@ -226,9 +277,7 @@ def _shortened(value: str) -> str:
 
 def _quantile(ascending: Sequence[int], share: float) -> int | None:
     """The smallest number that at least this share of the numbers does not exceed; None of no numbers."""
-    if not ascending:
-        return None
-    return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
+    return quantile(ascending, share) if ascending else None
 
 
 def _digest(content: bytes) -> bytes:

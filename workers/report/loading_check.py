@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +54,7 @@ def check_loading(order: TrialOrder) -> None:
     length = order.recipe.max_length or order.data.max_length
     request = {
         "model": order.model.model_dump(mode="json"),
+        "task": order.task,
         "data": order.data.model_copy(update={"max_length": length}).model_dump(mode="json"),
         "now": None if order.study_created_at is None else order.study_created_at.isoformat(),
         "limits": order.limits.model_dump(mode="json"),
@@ -123,6 +125,7 @@ def _end_with(parent: IO[bytes]) -> None:
 
 def _load(request: dict[str, Any], stages: IO[str]) -> None:
     from workers.data.datasets import load_eval, load_train
+    from workers.data.labels import read_labels
     from workers.device.memory import limited_memory
     from workers.report.data_report import read_base
 
@@ -130,9 +133,10 @@ def _load(request: dict[str, Any], stages: IO[str]) -> None:
     limits = LoadingLimits.model_validate(request["limits"])
     now = None if request["now"] is None else datetime.fromisoformat(request["now"])
     print("model", file=stages)
-    _, base = read_base(model, limits)
+    _, base = read_base(model, limits, request["task"])
     print("train", file=stages)
     with limited_memory(limits.memory_gib, "The train data cannot be loaded"):
+        base = replace(base, labels=read_labels(data, base.task, limits.data_roots))
         train = load_train(data, base, now, limits.data_roots)
     print("eval", file=stages)
     with limited_memory(limits.memory_gib, "The eval data cannot be loaded"):

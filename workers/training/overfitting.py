@@ -36,8 +36,8 @@ class OverfitWatch:
         """Takes a rung in.
 
         Args:
-            eval_loss: At the rung, in nats per supervised token.
-            train_loss: Token-weighted mean since the rung before, likewise.
+            eval_loss: At the rung: the task's plain loss.
+            train_loss: Mean since the rung before, likewise.
         """
         last, self._last = self._last, (eval_loss, train_loss)
         if last is None or eval_loss <= last[0] or train_loss >= last[1]:

@@ -6,7 +6,7 @@ from service.cli.views.output import number, one_line, settings_line
 from service.cli.views.standing import StudySnapshot, counts_line, standstill
 from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.schemas import StudyView
-from service.trials.schemas import TrialView
+from service.trials.schemas import RungView, TrialView
 
 
 def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:
@@ -44,10 +44,18 @@ def _trial_changes(state: str | None, known_rungs: int, trial: TrialView, study:
     if running and state != trial.state:
         lines.append(f"{name} running: {settings_line(trial.params)}" if trial.params else f"{name} running")
     for rung in trial.rungs[known_rungs:]:
-        lines.append(f"{name} at {rung.rung} examples: {study.metric} {number(rung.value)}")
+        lines.append(f"{name} at {rung.rung} examples: {_measured(rung, study)}")
     if not running and state != trial.state:
         lines.extend(_end_line(name, trial, study))
     return lines
+
+
+def _measured(rung: RungView, study: StudyView) -> str:
+    """The objective, or where only the end has one the eval loss."""
+    loss = rung.metrics.get("eval_loss")
+    if rung.value is None and loss is not None:
+        return f"eval_loss {number(loss)}"
+    return f"{study.metric} {number(rung.value)}"
 
 
 def _end_line(name: str, trial: TrialView, study: StudyView) -> list[str]:

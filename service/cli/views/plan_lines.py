@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from search_spaces.data_report import Balance, SplitReport
+from search_spaces.data_report import Balance, Baseline, Count, SplitReport
 from search_spaces.wording import counted
 from service.cli.views.output import duration, moment, number, one_line
 from service.plans.schemas import (
@@ -61,6 +61,15 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
         yield "tokens per row", f"{split.median_tokens:,} (median)"
         yield "", f"{split.p95_tokens:,} (95th percentile)"
         yield " ", f"{split.longest_tokens:,} (longest)"
+    if split.targets is not None:
+        yield "tokens per target", f"{split.targets.median:,} (median)"
+        yield "  ", f"{split.targets.p95:,} (95th percentile)"
+        yield "   ", f"{split.targets.longest:,} (longest)"
+    if split.scores is not None:
+        yield "scores", f"{number(split.scores.lowest)} to {number(split.scores.highest)}"
+        yield "mean score", f"{number(split.scores.mean)} ± {number(split.scores.standard_deviation)}"
+    if split.equal_pairs is not None:
+        yield "equal pairs", f"{split.equal_pairs:,}"
     yield "duplicates", f"{split.duplicate_rows:,}"
     for found in split.turns_found_by:
         yield f"turns by {_FOUND_BY.get(found.value, found.value)}", f"{found.rows:,}"
@@ -68,10 +77,22 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
 
 def balance_line(balance: Balance) -> str:
     """How often each value occurs, in one line."""
-    shown = [f"{one_line(count.value)} {count.share:.0%}" for count in balance.most_frequent]
+    shown = [_frequency(count) for count in balance.most_frequent]
     more = balance.distinct - len(shown)
-    prefix = "" if balance.column == "completion" else f"{balance.column}: "
-    return prefix + ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+    prefix = "" if balance.column in ("completion", "label") else f"{balance.column}: "
+    rarest = f"; the rarest is {_frequency(balance.rarest)}" if more > 0 and balance.rarest else ""
+    return prefix + ", ".join(shown) + (f" and {more:,} more{rarest}" if more > 0 else "")
+
+
+def _frequency(count: Count) -> str:
+    share = f"{count.share:.0%}" if count.share >= 0.01 else f"{100 * count.share:.2g}%"
+    return f"{one_line(count.value)} {share}"
+
+
+def baseline_line(baseline: Baseline) -> str:
+    """What one answer to every row reaches, in one line."""
+    reached = ", ".join(f"{name} {number(value)}" for name, value in baseline.metrics.items())
+    return f"{one_line(baseline.answer)} for every row: {reached}"
 
 
 def training_lines(training: TrainingPlan) -> Iterator[Line]:

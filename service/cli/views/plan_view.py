@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.data_report import DataReport, DecodedExample
+from search_spaces.tasks import TASKS
 from search_spaces.wording import counted
 from service.cli.views.output import console, one_line, printable, say
 from service.cli.views.plan_lines import (
     Line,
     balance_line,
+    baseline_line,
     cluster_lines,
     memory_lines,
     span,
@@ -74,7 +76,7 @@ def _show_data(out: Console, data: DataReport) -> None:
         (name, split) for name, split in (("train", data.train), ("eval", data.eval)) if split is not None
     ]
     if splits:
-        _heading(out, f"Data (format: {data.format or 'unknown'})")
+        _heading(out, f"Data ({'task' if data.format in TASKS else 'format'}: {data.format or 'unknown'})")
         table = Table(box=None, pad_edge=False, show_header=True, header_style="", padding=(0, 2, 0, 0))
         table.add_column("", min_width=_LABEL - 2)
         for name, _ in splits:
@@ -89,6 +91,8 @@ def _show_data(out: Console, data: DataReport) -> None:
             for what, balance in (("labels", split.labels), ("tasks", split.tasks)):
                 if balance is not None:
                     _lines(out, [(f"{name} {what}", balance_line(balance))])
+        if data.baseline is not None:
+            _lines(out, [("baseline", baseline_line(data.baseline))])
     if data.examples:
         legend = (
             "dim: masked, bold: carries loss"

@@ -112,6 +112,7 @@ def _head(report: ReportView, server: str) -> Iterator[Point]:
         yield Point(label="Time", text=f"{duration(report.seconds)}{ended}")
     repeats = f", of which {counted(study.counts.repeats, 'repeat')}" if study.counts.repeats else ""
     yield Point(label="Trials", text=f"{counts_line(study)}{repeats}")
+    yield Point(label="Task", text=str(study.task or study.definition.get("task", "-")))
     yield Point(label="Model", text=str(study.definition["model"]["id"]))
     yield Point(label="Objective", text=f"{study.definition['objective']['direction']} {study.metric}")
     prepared = study.preparation

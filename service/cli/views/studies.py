@@ -35,6 +35,7 @@ def show_study(found: StudyView, dashboard_url: str) -> None:
         ("started", moment(found.started_at)),
         ("ended", moment(found.ended_at)),
         ("schedule", f"{found.schedule}, for {moment(found.fired_for)}" if found.schedule else "-"),
+        ("task", found.task or definition.get("task", "-")),
         ("objective", f"{definition['objective']['direction']} {found.metric}"),
         ("model", definition["model"]["id"]),
     ]
@@ -84,10 +85,11 @@ def comparison(snapshot: StudySnapshot) -> str | None:
     if best.value is None or worst.value is None:
         return None
     line = f"trial {worst.number}  {snapshot.study.metric} {number(worst.value)}"
-    if worst.value == 0:
-        return line
-    share = abs(best.value - worst.value) / abs(worst.value)
-    return f"{line}: the best is {share:.1%} {'higher' if best.value > worst.value else 'lower'}"
+    apart = abs(best.value - worst.value)
+    # Of what is maximized a share says little: it may be a share itself, or below 0 as r2 may be.
+    errors = not snapshot.study.maximizes and min(best.value, worst.value) >= 0 < worst.value
+    how = f"{apart / worst.value:.1%}" if errors else number(apart)
+    return f"{line}: the best is {how} {'higher' if best.value > worst.value else 'lower'}"
 
 
 def summary(snapshot: StudySnapshot, dashboard_url: str) -> list[str]:

@@ -121,8 +121,9 @@ def _read_range_test(database: Database, storage: Storage, study_id: str) -> Non
     with database.read() as session:
         study = session.get_one(Study, study_id)
         corners, narrowed, found = _conclude(session, study)
+        task = study.definition["task"]
     bounds = narrowed.bounds if narrowed.concluded else None
-    save_figure(storage, study.name, draw(corners, bounds, "Learning-rate range test"), FIGURE)
+    save_figure(storage, study.name, draw(corners, bounds, "Learning-rate range test", task), FIGURE)
 
     def write_down(session: Session) -> None:
         study = _locked(session, study_id)
@@ -244,7 +245,7 @@ def _prepare(
     if test is not None:
         ensure_study(storage, study.name, definition, study_id=study.id)
         title = f"Learning-rate range test {test.name}"
-        save_figure(storage, study.name, draw(corners, bounds, title), FIGURE)
+        save_figure(storage, study.name, draw(corners, bounds, title, definition.task), FIGURE)
 
     def write_down(session: Session) -> None:
         study = _locked(session, study_id)

@@ -60,6 +60,8 @@ def make_order(
         trial_number=attempt.trial_number,
         model=model_of(definition, recipe),
         data=definition.data,
+        task=definition.task,
+        metrics=definition.metrics,
         recipe=recipe,
         objective=definition.objective,
         evaluation=definition.evaluation,

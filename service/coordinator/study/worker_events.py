@@ -121,7 +121,9 @@ class WorkerEvents:
             return None if attempt is None else attempt.verdict_reason
         number, total = attempt.trial_number, attempt.total_examples or event.examples_seen
         optuna, definition = self._study.optuna, self._study.definition
-        value = event.metrics.get(definition.objective.metric)  # what is generated may be measured at the end only
+        value = event.metrics.get(
+            definition.objective.metric
+        )  # what is generated may be measured at the end only
         newest = value is not None and optuna_store.report(optuna, number, event.rung, value)
         reason = None
         # At its end nothing is left to save.

@@ -38,6 +38,7 @@ def report_request(
     )
     return ReportRequest(
         model=definition.model,
+        task=definition.task,
         data=definition.data,
         max_lengths=tuple(dict.fromkeys(lengths)),
         quantizations=tuple(dict.fromkeys(quantizations)),

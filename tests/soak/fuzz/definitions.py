@@ -11,6 +11,8 @@ from typing import Any
 
 from search_spaces.definition import COSTS
 from search_spaces.pruning.specs import PRUNING_SPECS
+from search_spaces.recipe import TASK_FIELDS
+from search_spaces.tasks import TASKS
 
 PREFIX = "sound-"
 """Their names begin with it, and nothing that a schema generates does."""
@@ -63,15 +65,53 @@ def sound_definition(number: int) -> dict[str, Any]:
     if draw.random() < 0.3:
         document["repeats"] = {"top_k": 1, "seeds": 2}
     if draw.random() < 0.3:
-        document["constraints"] = {"perplexity": {"max": 20}}
+        document["constraints"] = {"eval_loss": {"max": 20}}
+    _task(draw, document)
     if algorithm in ("grid", "random") and pruning == "none" and draw.random() < 0.5:
         document.pop("repeats", None)
-        document["objective"] = {"metric": "accuracy", "costs": [draw.choice(COSTS)]}
+        document.setdefault("objective", {})["costs"] = [draw.choice(COSTS)]
         document["resources"] = {"trials_per_worker": 1}
     for section in ("recipe", "resources", "objective"):
         if draw.random() < 0.2:
             document.setdefault(section, None)
     return document
+
+
+def _task(draw: random.Random, document: dict[str, Any]) -> None:
+    """A task with a metric, and what else of the document goes with it."""
+    task = draw.choice([*TASKS, *["causal_lm"] * len(TASKS)])
+    metric = draw.choice(TASKS[task].objectives)
+    document["objective"] = draw.choice([{}, {"metric": metric}])
+    if task != "causal_lm":
+        document["task"] = task
+        columns = {name: draw.choice([name, f"its_{name}"]) for name in TASKS[task].required}
+        document["data"]["columns"] = columns
+        if draw.random() < 0.5:
+            positions = {name: draw.choice([at, str(at)]) for at, name in enumerate(columns)}
+            document["data"] |= {"train": "train.csv", "eval": "eval.csv"}
+            document["data"] |= {"header": "none", "columns": positions}
+    if metric in TASKS[task].generated:
+        generate = {"max_new_tokens": 8, "examples": 4, "when": "rungs", "answer_pattern": r"#### (\d+)"}
+        document["evaluation"]["generate"] = generate
+    fields: dict[str, Any] = {
+        "loss": draw.choice([None, *TASKS[task].losses]),
+        "focal_gamma": 1,
+        "huber_delta": 0.5,
+        "label_smoothing": 0.1,
+        "class_weights": draw.choice(["none", "balanced", {"yes": 2, "no": 0.5}]),
+        "neftune_alpha": 5,
+        "head_learning_rate_ratio": 10,
+        "preference_beta": 0.2,
+        "simpo_gamma": 1,
+    }
+    fitting = [name for name in fields if task in TASK_FIELDS.get(name, (task,))]
+    document["recipe"] = {name: fields[name] for name in draw.sample(fitting, 2)}
+    if draw.random() < 0.2:
+        document["model"]["dropout"] = draw.choice(["keep", "off"])
+    if draw.random() < 0.2:
+        document["metrics"] = {"profit": "my_metrics:profit"}
+        document["objective"] = {"metric": "profit", "direction": "maximize"}
+        document.setdefault("constraints", {})["profit"] = {"min": 0}
 
 
 def _pruning(algorithm: str) -> dict[str, Any]:

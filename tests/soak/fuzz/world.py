@@ -65,6 +65,8 @@ def make_world(settings: Settings) -> World:
     for name in ("train.jsonl", "eval.jsonl"):
         rows = [{"text": f"Row {i} of {name}, with a few words in it."} for i in range(20)]
         (settings.data_roots[0] / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name in ("train.csv", "eval.csv"):
+        (settings.data_roots[0] / name).write_text("".join(f"{i},a text,{i % 2}\n" for i in range(20)))
     database, storage = open_database(settings), open_storage(settings)
     studies: list[dict[str, Any]] = []
     with TestClient(create_app(settings), headers={"authorization": f"Bearer {KEY}"}) as client:

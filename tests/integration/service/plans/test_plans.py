@@ -65,7 +65,7 @@ def test_a_host_without_the_workers_packages_plans_what_it_can(client: TestClien
     }
     assert (plan["data"], plan["model"], plan["training"]) == (None, None, None)
     assert "not installed beside the API" in plan["report_unknown"]
-    assert plan["time"]["unknown"] == "no trial of this model has completed on this server"
+    assert plan["time"]["unknown"] == "no trial of this task and model has completed on this server"
     assert plan["definition"]["data"]["train"].endswith("/data/train.jsonl")
 
 

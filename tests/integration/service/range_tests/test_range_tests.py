@@ -357,3 +357,40 @@ def test_a_reference_that_is_no_name_is_refused_and_never_looked_up(
     assert any(
         "warm_start.from" in fault for fault in faults(client, definition(warm_start={"from": source}))
     )
+
+
+CLASSES = {"task": "sequence_classification", "objective": {"metric": "macro_f1"}}
+
+
+@pytest.mark.parametrize("how", ["enqueue", "prior"])
+def test_a_study_of_another_task_is_no_source(
+    client: TestClient, definition: Make, service_database: Database, how: str
+) -> None:
+    name = completed(client, service_database, definition(name="a", **CLASSES))
+    search = {"algorithm": "tpe", "trials": 4, "space": {"lora_r": {"choices": [4, 8]}}}
+    body = definition(search=search, warm_start={"from": name, "as": how})
+    assert faults(client, body) == [
+        "warm_start.from: task is sequence_classification there and causal_lm here"
+    ]
+
+
+def test_a_prior_of_other_texts_is_refused(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    generate = {"max_new_tokens": 32, "answer_pattern": "[0-9]+"}
+    objective = {"metric": "answer_match"}
+    name = completed(
+        client,
+        service_database,
+        definition(name="a", objective=objective, evaluation={"generate": generate}),
+    )
+    search = {"algorithm": "tpe", "trials": 4, "space": {"lora_r": {"choices": [4, 8]}}}
+    body = definition(
+        search=search,
+        objective=objective,
+        evaluation={"generate": {**generate, "max_new_tokens": 64}},
+        warm_start={"from": name, "as": "prior"},
+    )
+    assert faults(client, body) == [
+        "warm_start.from: evaluation.generate.max_new_tokens is 32 there and 64 here"
+    ]

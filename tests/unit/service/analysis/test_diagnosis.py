@@ -167,7 +167,7 @@ def test_a_loss_that_is_as_good_as_zero_neither_overfits_nor_goes_up_and_down() 
     trains = [1.4, 0.05, 0.002, 0.001, 0.002, 0.0008, 0.001, 0.0005]
     assert set(verdicts(curve(evals, trains))) <= {Verdict.PLATEAUED_EARLY}
     larger = [1000 * loss for loss in evals[2:]]
-    assert verdicts(curve([3.0, 1.0, *larger], trains)) == [Verdict.LEARNING_RATE_TOO_HIGH]
+    assert Verdict.LEARNING_RATE_TOO_HIGH in verdicts(curve([3.0, 1.0, *larger], trains))
 
 
 def test_a_loss_that_goes_up_and_down_is_a_rate_too_high() -> None:

@@ -62,6 +62,15 @@ def test_where_more_is_better_the_largest_mean_wins() -> None:
     assert found.winner == 2
 
 
+def test_scores_below_zero_are_ranked_and_compared_as_others() -> None:
+    found = judged(
+        candidate(1, -0.2, -0.41, -0.40, -0.42), candidate(2, -0.3, -0.11, -0.10, -0.12), minimize=False
+    )
+    assert (found.winner, found.distinguishable) == (2, True)
+    found = judged(candidate(1, 0.2, -0.1, 0.1), candidate(2, 0.1, 0.0, 0.05), minimize=False)
+    assert (found.winner, found.distinguishable) == (2, False)
+
+
 def test_close_means_are_not_distinguishable() -> None:
     found = judged(candidate(1, 0.1, 0.30, 0.50, 0.40), candidate(2, 0.2, 0.45, 0.35, 0.43))
     assert found.distinguishable is False

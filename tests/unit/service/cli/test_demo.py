@@ -88,6 +88,17 @@ def test_the_demo_ends_with_all_that_it_found(tmp_path: Path) -> None:
     ]
 
 
+def test_a_score_that_may_be_negative_compares_by_its_difference() -> None:
+    ended = snapshot(
+        trial_json(0, value=0.25),
+        trial_json(1, value=-0.5),
+        metric="r2",
+        direction="maximize",
+        best={"trial_number": 0, "value": 0.25, "params": {}},
+    )
+    assert comparison(ended) == "trial 1  r2 -0.5: the best is 0.75 higher"
+
+
 def test_a_maximized_metric_compares_the_other_way_round() -> None:
     ended = snapshot(
         trial_json(0, value=0.9),
@@ -96,7 +107,7 @@ def test_a_maximized_metric_compares_the_other_way_round() -> None:
         direction="maximize",
         best={"trial_number": 0, "value": 0.9, "params": {}},
     )
-    assert comparison(ended) == "trial 1  accuracy 0.6: the best is 50.0% higher"
+    assert comparison(ended) == "trial 1  accuracy 0.6: the best is 0.3 higher"
 
 
 def test_one_completed_trial_has_nothing_to_be_compared_with() -> None:

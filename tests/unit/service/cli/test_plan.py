@@ -88,7 +88,7 @@ def test_the_plan_is_shown_in_sections_with_its_warnings(run: Any) -> None:
         "1,200 to 3,600 examples",
         "turn on [31m [[lamp on]]",  # the escape is gone, what carries loss is marked
         "Warning (duplicates). Of 100 rows of the train data, 2 repeat an earlier row exactly.",
-        "no trial of this model has completed on this server",
+        "no trial of this task and model has completed on this server",
     ):
         assert words in output
     assert "\x1b" not in printed

@@ -136,6 +136,13 @@ def test_the_largest_value_is_the_best_where_the_study_maximizes(run: Any) -> No
     assert numbers(listed) == [0, 1]
 
 
+@pytest.mark.parametrize(("metric", "expected"), [("mcc", [1, 0, 2]), ("mae", [2, 0, 1])])
+def test_every_metric_is_sorted_with_the_best_first(run: Any, metric: str, expected: list[int]) -> None:
+    values = (0.1, 0.4, -0.2)
+    trials = [trial_json(n, value=0.5, params={}, metrics={metric: v}) for n, v in enumerate(values)]
+    assert numbers(run(trials, "trials", "tone", "--sort", metric)) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

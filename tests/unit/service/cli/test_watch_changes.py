@@ -48,6 +48,14 @@ def test_a_rung_and_an_end_that_came_together_are_told_in_order() -> None:
     ]
 
 
+def test_a_rung_without_the_objective_is_told_by_its_loss() -> None:
+    rungs = [{"rung": 250, "value": None, "metrics": {"eval_loss": 2.5}}]
+    after = snapshot(trial_json(5, "running", rungs=rungs), metric="rouge_l", direction="maximize")
+    assert changes(snapshot(trial_json(5, "running"), metric="rouge_l"), after) == [
+        "trial 5 at 250 examples: eval_loss 2.5"
+    ]
+
+
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory", "failed", "cancelled", "lost", "paused"])
 def test_every_other_end_is_told_with_its_reason(state: str) -> None:
     before = snapshot(trial_json(5, "running"))

@@ -359,6 +359,39 @@ def test_a_prior_of_another_model_fails_a_sweep_with_the_difference(
     )
 
 
+@pytest.mark.parametrize("how", ["enqueue", "prior"])
+def test_a_source_of_another_task_fails_a_sweep_with_the_difference(
+    make_lab: Callable[..., CoordinatorLab], how: str
+) -> None:
+    lab = make_lab(cpus=1)
+    lab.run(lab.submit(name="a", search=SEARCH))
+    second = lab.submit(
+        name="s",
+        warm_start={"from": "a", "as": how},
+        search=search(algorithm="tpe"),
+        task="regression",
+        objective={"metric": "spearman"},
+    )
+    lab.run(second)
+    study = lab.study(second)
+    assert study.state == StudyState.FAILED
+    assert study.reason.endswith("this study: task is causal_lm there and regression here")
+
+
+def test_recipes_that_are_the_best_by_another_metric_are_called_so(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(cpus=1, measures=lambda order, rung: {"eval_loss": 1 + 1 / rung, "accuracy": 1 - 1 / rung})
+    lab.run(lab.submit(name="a", search=SEARCH))
+    second = lab.submit(
+        name="s", warm_start=enqueue("a", top_k=1), search=SEARCH, objective={"metric": "accuracy"}
+    )
+    lab.run(second)
+    assert "the best recipes are those by eval_loss: this study's accuracy is another" in lab.events(
+        preparation.WARM_START
+    )
+
+
 def test_a_source_without_a_result_is_a_cold_start(make_lab: Callable[..., CoordinatorLab]) -> None:
     lab = make_lab(cpus=1)
     with lab.database.write() as session:
