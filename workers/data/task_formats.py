@@ -12,8 +12,9 @@
 Texts are tokenised as `tokenizer(text)` does it at inference. A tokenizer that ends each text with a special
 token (BERT's, T5's) has a form for pairs, which is used, with token types where it gives them. Others, of
 decoders, have none, or put a BOS between: there a pair is one text with a line break between its parts, and
-has no token types. Texts that are too long are cut by the tokenizer, which keeps the special token at the end.
-Words are tokenised as by `tokenizer(words, is_split_into_words=True)`; one that gives no token loses its label.
+has no token types. Texts that are too long are cut by the tokenizer, which keeps the special token at the
+end. Words are tokenised as by `tokenizer(words, is_split_into_words=True)`, so a byte-level tokenizer puts a
+space before them only if it says so (`add_prefix_space`). A word that gives no token loses its label.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from workers.data.examples import (
     TokenLabelsExample,
 )
 from workers.data.formats import Row, encode_answer, encode_messages, encode_text, text_of
-from workers.data.labels import LabelReader, Labels
+from workers.data.labels import LabelReader
 from workers.data.loss_flags import asks_for_loss, refuse_lost_columns
 from workers.data.rows import TASK_SHAPES
 from workers.data.tokenization import IGNORED, EncodedRow, check_text, end_of_text_id, is_special
@@ -78,7 +79,7 @@ class TaskEncoder:
         self,
         task: Task,
         tokenizer: PreTrainedTokenizerBase,
-        labels: Labels | None,
+        labels: LabelReader | None,
         rendering: Rendering,
         max_length: int,
     ) -> None:
@@ -100,7 +101,7 @@ class TaskEncoder:
             )
         self._fields = TASK_SHAPES[task].fields
         self._tokenizer = tokenizer
-        self._labels = None if labels is None else LabelReader(labels)
+        self._labels = labels
         self._rendering = rendering
         self._max_length = max_length
         self._ends_texts = _ends_texts(tokenizer)
