@@ -19,7 +19,7 @@ from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
 from workers.pack.cost_model import Capacity, PackMember, plan_capacity
 from workers.pack.probe import probe
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 from workers.training.optimizers import adapter_bytes
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import TrialRun

@@ -80,7 +80,7 @@ def _recipe(definition: StudyDefinition | None, record: TrialRecord) -> dict[str
 
 def _rungs(record: TrialRecord) -> list[RungView]:
     views = []
-    for rung, value in record.values.rungs:
+    for rung, value in record.rungs:
         report = record.reports.get(rung)
         views.append(
             RungView(

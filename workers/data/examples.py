@@ -151,6 +151,9 @@ class PairExample:
 
     chosen: Example
     rejected: Example
+    reference: tuple[float, float] | None = None
+    """Log-probabilities of the chosen and the rejected answer under the base without an adapter, once they
+    have been computed. Not part of the example's contents."""
 
     @property
     def length(self) -> int:

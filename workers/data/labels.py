@@ -16,6 +16,7 @@ from search_spaces.definition import DataSpec
 from search_spaces.faults import nearest_name
 from search_spaces.tasks import Task
 from search_spaces.wording import counted, shortened
+from workers.base.heads import Labels
 from workers.data.data_files import describe_source
 from workers.data.row_structures import Unread
 from workers.data.rows import TASK_SHAPES, named_row, open_rows
@@ -23,6 +24,8 @@ from workers.data.tokenization import check_text
 from workers.errors import DataError, RowError
 from workers.local_files import Roots
 
+TASKS_WITH_LABELS: tuple[Task, ...] = ("sequence_classification", "token_classification")
+"""Tasks whose rows have classes."""
 MOST_LABELS = 10_000
 """Different labels that a study may have."""
 _LONGEST_LABEL = 200
@@ -34,16 +37,6 @@ _LISTED = 10
 _NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 _FIELDS: dict[Task, str] = {"sequence_classification": "label", "token_classification": "labels"}
 """What the tasks with classes call the field that has them."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What a study's rows can be."""
-
-    names: tuple[str, ...]
-    """By their number."""
-    multi_label: bool = False
-    """Whether a row may have several of them, or none."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 
 from search_spaces.definition import DataSpec
 from search_spaces.tasks import Task
-from workers.data.labels import MOST_LABELS, LabelReader, Labels, read_labels
+from workers.base.heads import Labels
+from workers.data.labels import MOST_LABELS, LabelReader, read_labels
 from workers.errors import DataError, RowError
 
 

@@ -13,8 +13,9 @@ from search_spaces.tasks import Task
 from tests.support.tokenizers_of_tasks import build_bert_tokenizer, build_t5_tokenizer
 from tests.support.workers.models import build_tiny_tokenizer
 from tests.support.workers.rows import TinyReader
+from workers.base.heads import Labels
 from workers.data.datasets import TokenizedData, load_data, load_eval, load_train
-from workers.data.labels import Labels, read_labels
+from workers.data.labels import read_labels
 from workers.errors import DataError, LengthError
 
 BERT = build_bert_tokenizer()

@@ -16,6 +16,7 @@ from tests.support.tokenizers_of_tasks import (
     build_t5_tokenizer,
 )
 from tests.support.workers.models import build_tiny_tokenizer
+from workers.base.heads import Labels
 from workers.data.chat_templates import PLAIN
 from workers.data.examples import (
     Example,
@@ -25,7 +26,7 @@ from workers.data.examples import (
     TokenLabelsExample,
 )
 from workers.data.formats import FORMATS
-from workers.data.labels import LabelReader, Labels
+from workers.data.labels import LabelReader
 from workers.data.task_formats import ReadRow, TaskEncoder
 from workers.errors import DataError, ModelError, RowError
 
