@@ -26,7 +26,9 @@ SEARCHED = 10_000
 """Characters at the end of a text in which an answer is looked for. One search takes time that is linear in
 the text, but the last match is the last of many searches: half a second at worst, for the worst of patterns."""
 
-_NUMBER = re.compile(r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
+_NUMBER = re.compile(
+    r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
+)
 
 
 @dataclass
@@ -69,7 +71,9 @@ def generated_metrics(
         questions.setdefault(key, _Question(prediction)).references.append(reference)
     asked = list(questions.values())
     measures = {
-        "exact_match": lambda: _share(q.prediction.strip() in {r.strip() for r in q.references} for q in asked),
+        "exact_match": lambda: _share(
+            q.prediction.strip() in {r.strip() for r in q.references} for q in asked
+        ),
         "rouge_l": lambda: _rouge_l(asked),
         "bleu": lambda: _bleu(asked),
         "answer_match": lambda: _answer_match(asked, compile_answer_pattern(answer_pattern)),
@@ -117,12 +121,12 @@ def compile_answer_pattern(pattern: str | None) -> Any:
     options.log_errors = False
     try:
         return re2.compile(pattern, options)
-    except re2.error as error:
-        (reason,) = error.args
-        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+    except (re2.error, UnicodeError) as error:
+        reason = error.args[0]
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)
         raise DataError(
-            f"{what} is not a valid regular expression of RE2: {shortened(text, 200)}. RE2 has neither "
-            "look-around nor backreferences."
+            f"{what} is not a valid regular expression of RE2, which has neither look-around nor "
+            f"backreferences: {shortened(text, 200)}."
         ) from error
 
 
@@ -162,7 +166,8 @@ def _bleu(questions: Sequence[_Question]) -> float:
     most = max(len(q.references) for q in questions)
     streams = [[_nth(q.references, number) for q in questions] for number in range(most)]
     # Forced: else it warns of texts that end in a full stop as if they had been tokenised.
-    return BLEU(force=True).corpus_score([q.prediction for q in questions], streams).score
+    score: float = BLEU(force=True).corpus_score([q.prediction for q in questions], streams).score
+    return min(score, 100.0)  # rounding takes it beyond
 
 
 def _nth(references: Sequence[str], number: int) -> str | None:

@@ -94,7 +94,9 @@ def generation_lengths(
     lengths = []
     for prompt in prompts:
         taken = 0 if base.model.config.is_encoder_decoder else len(prompt)
-        new = max_new_tokens if base.max_positions is None else min(max_new_tokens, base.max_positions - taken)
+        new = (
+            max_new_tokens if base.max_positions is None else min(max_new_tokens, base.max_positions - taken)
+        )
         lengths.append((len(prompt) + new, new))
     return lengths
 

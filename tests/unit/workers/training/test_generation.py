@@ -135,7 +135,9 @@ def plainly(
     model: PreTrainedModel, prompts: Sequence[torch.Tensor], ends: Sequence[int], **asked: Any
 ) -> list[list[int]]:
     """By transformers' own `generate`, one prompt at a time: nothing is padded."""
-    model.generation_config = GenerationConfig()  # the forced end of BART would be written over its last token
+    model.generation_config = (
+        GenerationConfig()
+    )  # the forced end of BART would be written over its last token
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=NEW,
@@ -227,9 +229,7 @@ def test_the_cases_tell_adapters_and_lengths_apart(case: Case) -> None:
 
 def test_an_adapter_alone_writes_the_same_from_one_prompt_at_a_time(case: Case) -> None:
     found = [
-        generate(
-            case.host, [adapter], case.prompts, max_new_tokens=NEW, token_budget=1, ends=[case.end]
-        )[0]
+        generate(case.host, [adapter], case.prompts, max_new_tokens=NEW, token_budget=1, ends=[case.end])[0]
         for adapter in case.adapters
     ]
     assert lists(found) == case.expected
@@ -417,7 +417,9 @@ def test_the_checkpoints_own_wishes_do_not_count_but_for_its_ends(
     monkeypatch.setattr(host.base.model, "generation_config", own)
     with Passes(host.base.model) as passes:
         found = write(host, adapters)
-    assert found == [[text[: text.index(end) + 1] if end in text else text for text in own] for own in expected]
+    assert found == [
+        [text[: text.index(end) + 1] if end in text else text for text in own] for own in expected
+    ]
     assert {rows for rows, _tokens in passes.shapes} == {21}
     assert [tokens for _rows, tokens in passes.shapes[1:]] == [1] * (len(passes.shapes) - 1)
 
@@ -488,7 +490,13 @@ def test_a_prompt_is_what_stands_before_the_loss() -> None:
 
 
 def test_the_reference_of_a_conversation_is_its_last_turn_with_loss() -> None:
-    turns = (("one", False), (f"first{EOS}", True), ("two", False), (f"second{EOS}", True), ("\nthree", False))
+    turns = (
+        ("one", False),
+        (f"first{EOS}", True),
+        ("two", False),
+        (f"second{EOS}", True),
+        ("\nthree", False),
+    )
     prompt = prompt_of(example(*turns), TOKENIZER)
     assert prompt.input_ids.tolist() == [*ids("one"), *ids(f"first{EOS}"), *ids("two")]
     assert prompt.reference == "second"
