@@ -13,13 +13,13 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
 from workers.pack.cost_model import Capacity, PackMember, plan_capacity
 from workers.pack.probe import probe
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 from workers.training.optimizers import adapter_bytes
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import TrialRun

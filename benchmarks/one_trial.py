@@ -28,7 +28,8 @@ from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.recipe import Recipe
 from workers.base.base_model import load_base, pick_device
 from workers.data.batches import collate
-from workers.data.datasets import Example, load_data
+from workers.data.datasets import load_data
+from workers.data.examples import Example
 from workers.device.memory import tokens_per_forward
 from workers.lora.adapters import AdapterHost
 from workers.training.shared_pass import SharedPasses

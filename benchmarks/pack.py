@@ -42,7 +42,7 @@ from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe
 from workers.base.base_model import LoadedBase, checkpoint_activations, pick_device
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.device.memory import is_out_of_memory, release
 from workers.lora.multi_lora import Form
 

@@ -25,7 +25,7 @@ from search_spaces.recipe import Quantization
 from workers.base.base_model import LoadedBase, set_training
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
-from workers.data.datasets import Example
+from workers.data.examples import Example
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 

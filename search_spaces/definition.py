@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     StrictBool,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -28,15 +29,17 @@ from search_spaces.parameters.choices import Choice
 from search_spaces.pruning.specs import NoPruning, Pruning
 from search_spaces.recipe import Quantization, Recipe
 from search_spaces.space.search_space import SearchSpace
+from search_spaces.tasks import DIRECTIONS, METRICS, TASKS, Direction, Task
+from search_spaces.values.columns import read_columns
+from search_spaces.values.defaults import unsaid_if
+from search_spaces.values.metric_names import FunctionPath, MetricName
 from search_spaces.values.numbers import Duration, Real, Seed, Whole, parse_duration
 from search_spaces.values.time_of_day import TimeOfDay
 
 DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
 Algorithm = Literal["grid", "random", "tpe", "qmc", "gp", "cmaes"]
-Metric = Literal["eval_loss", "perplexity", "accuracy"]
 Cost = Literal["train_seconds", "peak_memory_gb", "trainable_parameters"]
 """What a trial costs: measured once, at its end, and always better when smaller. A GB is 10^9 bytes."""
-Direction = Literal["minimize", "maximize"]
 StudyName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
@@ -44,16 +47,9 @@ StudyName = Annotated[
 ]
 Text = Annotated[str, Field(min_length=1)]
 
-DIRECTIONS: Mapping[str, Direction] = {
-    "eval_loss": "minimize",
-    "perplexity": "minimize",
-    "accuracy": "maximize",
-}
-"""Which way each metric is better."""
-DATA_FIELDS = ("text", "prompt", "completion", "messages", "tools", "instruction", "input", "output")
-"""What the formats of `DataFormat` call the parts of a row, and so what `columns` can rename."""
+DATA_FIELDS: tuple[str, ...] = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.fields))
+"""What the tasks call the parts of a row, and so what `columns` can rename."""
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
-METRICS: tuple[Metric, ...] = get_args(Metric)
 COSTS: tuple[Cost, ...] = get_args(Cost)
 MEASURES: tuple[str, ...] = (*METRICS, *COSTS)
 """All that is measured of a trial, and may be constrained."""
@@ -77,6 +73,8 @@ class ModelSpec(Section):
     """Quantize the quantization constants too: 0.37 bits less per parameter (QLoRA, section 3)."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the GPU has it, float32 on CPU."""
+    dropout: Annotated[Literal["keep", "off"], unsaid_if("keep")] = "keep"
+    """The base's own dropout in training; off: none, whatever its configuration says."""
 
 
 class HubData(Section):
@@ -104,8 +102,11 @@ class DataSpec(Section):
     """A file (.jsonl, .json, .csv, .parquet) or a hub data set."""
     eval: DataSource
     format: DataFormat = "auto"
+    header: Annotated[Literal["first_row", "none"], unsaid_if("first_row")] = "first_row"
+    """Where a CSV file has the names of its columns. none: nowhere."""
     columns: dict[str, Text] = Field(default_factory=dict)
-    """Renames: the format's field -> the column that holds it, for example {prompt: question}."""
+    """Renames: the task's field -> the column that holds it, for example {prompt: question}. Without a header
+    a column is called by its position, counted from 0, as text: {score: "4"}."""
     max_length: Annotated[Whole, Field(ge=8)] = 512
     """Tokens; longer examples are truncated and counted."""
     unrendered: Literal["refuse", "ignore"] = "refuse"
@@ -113,6 +114,12 @@ class DataSpec(Section):
     trained on as it is rendered, and counted."""
     max_train_examples: Annotated[Whole, Field(ge=1)] | None = None
     max_eval_examples: Annotated[Whole, Field(ge=1)] | None = None
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _read_positions(cls, raw: Any, info: ValidationInfo) -> Any:
+        header = info.data.get("header")
+        return raw if header is None else read_columns(raw, positions=header == "none")
 
 
 class RangeTestSpec(Section):
@@ -227,9 +234,11 @@ class SearchSpec(Section):
 class ObjectiveSpec(Section):
     """What makes one trial better than another."""
 
-    metric: Metric = "eval_loss"
+    metric: MetricName = "eval_loss"
+    """One of the task's metrics, or of the study's own."""
     direction: Direction = "minimize"
-    """Follows from the metric when omitted; a direction that contradicts the metric is a fault."""
+    """Follows from the metric when omitted; a direction that contradicts the metric is a fault. A metric of
+    the study's own needs one."""
     costs: tuple[Cost, ...] = ()
     """Minimized beside the metric: the study then has a Pareto front instead of one best trial."""
 
@@ -244,7 +253,7 @@ class ObjectiveSpec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveSpec:
-        right = DIRECTIONS[self.metric]
+        right = DIRECTIONS.get(self.metric, self.direction)
         if self.direction != right:
             message = f"contradicts the metric: use {right} with {self.metric}"
             raise problems(Fault(path="direction", value=self.direction, message=message, allowed=right))
@@ -253,6 +262,19 @@ class ObjectiveSpec(Section):
             faults = (Fault(path=f"costs.{i}", value=self.costs[i], message="is listed twice") for i in twice)
             raise problems(*faults)
         return self
+
+
+class GenerateSpec(Section):
+    """How text is generated from the eval data, greedily, for the metrics that compare it."""
+
+    max_new_tokens: Annotated[Whole, Field(ge=1, le=32_768)] = 64
+    examples: Annotated[Whole, Field(ge=1)] | None = None
+    """The first so many rows of the eval data. None: all."""
+    when: Literal["end", "rungs"] = "end"
+    """At a trial's end, or at each rung, where pruning needs it."""
+    answer_pattern: Text | None = None
+    """A regular expression that finds the answer in a text, for `answer_match`. Workers compile it, with an
+    engine whose time is linear."""
 
 
 class EvaluationSpec(Section):
@@ -265,6 +287,8 @@ class EvaluationSpec(Section):
     overfit_rungs: Annotated[Whole, Field(ge=1)] | None = None
     """End a trial as completed, with its best rung, once its eval loss has risen at this many rungs in a row
     while its train loss fell. None: never."""
+    generate: Annotated[GenerateSpec | None, unsaid_if(None)] = None
+    """None: nothing is generated."""
 
 
 class BudgetSpec(Section):
@@ -323,11 +347,13 @@ class StudyDefinition(Section):
 
     name: StudyName
     model: ModelSpec
-    task: Literal["causal_lm"] = "causal_lm"
+    task: Task = "causal_lm"
     data: DataSpec
     search: SearchSpec
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that are fixed in this study."""
+    metrics: Annotated[dict[MetricName, FunctionPath], unsaid_if({})] = Field(default_factory=dict)
+    """The study's own metrics: name -> function."""
     objective: ObjectiveSpec = ObjectiveSpec()
     pruning: Pruning = NoPruning()
     evaluation: EvaluationSpec = EvaluationSpec()

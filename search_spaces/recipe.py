@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import to_jsonable_python
 
 from search_spaces.errors import Fault, InvalidRecipe
 from search_spaces.faults import one_error, translate, unknown_keys
+from search_spaces.tasks import TASKS, Loss, Task
+from search_spaces.values.defaults import unsaid_if
 from search_spaces.values.numbers import Real, Seed, Whole
 
 Scheduler = Literal["linear", "cosine", "constant"]
@@ -21,6 +24,11 @@ _ModuleName = Annotated[str, Field(min_length=1)]
 TargetModules = Annotated[
     Literal["all-linear", "attention"] | Annotated[tuple[_ModuleName, ...], Field(min_length=1)],
     one_error("all-linear, attention, or a list of module names such as [q_proj, v_proj]"),
+]
+_Label = Annotated[str, Field(min_length=1)]
+ClassWeights = Annotated[
+    Literal["none", "balanced"] | Annotated[dict[_Label, Annotated[Real, Field(gt=0)]], Field(min_length=1)],
+    one_error("none, balanced, or a mapping of label names to positive numbers"),
 ]
 
 SYNONYMS: Mapping[str, str] = {
@@ -45,6 +53,16 @@ SYNONYMS: Mapping[str, str] = {
     "beta1": "adam_beta1",
     "beta2": "adam_beta2",
     "epsilon": "adam_epsilon",
+    "loss_type": "loss",
+    "focal_loss_gamma": "focal_gamma",
+    "delta": "huber_delta",
+    "label_smoothing_factor": "label_smoothing",
+    "class_weight": "class_weights",
+    "neftune_noise_alpha": "neftune_alpha",
+    "head_lr_ratio": "head_learning_rate_ratio",
+    "beta": "preference_beta",
+    "dpo_beta": "preference_beta",
+    "orpo_beta": "preference_beta",
 }
 """What transformers, PEFT and people call our fields, for the hint in an error message."""
 
@@ -105,6 +123,27 @@ class Recipe(BaseModel):
     seed: Seed = 42
     """Adapter initialisation, data order and dropout. The same for all trials of a study by default, so
     that they differ by their hyperparameters alone."""
+    loss: Annotated[Loss | None, unsaid_if(None)] = None
+    """What is minimized; None: the first loss of the study's task (`search_spaces.tasks.TASKS`)."""
+    focal_gamma: Annotated[Real, Field(ge=0, le=10), unsaid_if(2.0)] = 2.0
+    """How far focal loss turns from what is predicted well (Lin et al. 2017, arXiv 1708.02002); 0 is
+    cross-entropy."""
+    huber_delta: Annotated[Real, Field(gt=0), unsaid_if(1.0)] = 1.0
+    """The error from which Huber's loss grows linearly (torch.nn.HuberLoss)."""
+    label_smoothing: Annotated[Real, Field(ge=0, lt=1), unsaid_if(0.0)] = 0.0
+    """Share of a target spread over all classes (Szegedy et al. 2015, arXiv 1512.00567); in `dpo` and
+    `simpo` the share of pairs taken to be labelled the wrong way round."""
+    class_weights: Annotated[ClassWeights, unsaid_if("none")] = "none"
+    """Weights of the classes in the loss. balanced: rows / (classes x rows of the class), as scikit-learn."""
+    neftune_alpha: Annotated[Real, Field(ge=0), unsaid_if(0.0)] = 0.0
+    """Noise on the embeddings in training (Jain et al. 2023, arXiv 2310.05914); 0: none."""
+    head_learning_rate_ratio: Annotated[Real, Field(gt=0), unsaid_if(1.0)] = 1.0
+    """The rate of a new head as a multiple of the adapter's."""
+    preference_beta: Annotated[Real, Field(gt=0), unsaid_if(0.1)] = 0.1
+    """beta of DPO (Rafailov et al. 2023, arXiv 2305.18290) and SimPO (Meng et al. 2024, arXiv 2405.14734),
+    lambda of ORPO (Hong et al. 2024, arXiv 2403.07691)."""
+    simpo_gamma: Annotated[Real, Field(ge=0), unsaid_if(0.5)] = 0.5
+    """The margin by which SimPO wants the chosen answer's reward to exceed the rejected one's."""
 
     @property
     def alpha(self) -> float:
@@ -118,20 +157,34 @@ class Recipe(BaseModel):
         factor = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.learning_rate_scaling]
         return self.learning_rate * factor
 
-    def in_force(self, *, quantization: str, max_length: int) -> dict[str, Any]:
-        """Every hyperparameter as JSON, with the value that is trained with.
+    def loss_of(self, task: Task) -> Loss:
+        """What a trial of the task minimizes."""
+        return self.loss or TASKS[task].losses[0]
+
+    def in_force(self, *, quantization: str, max_length: int, task: Task = "causal_lm") -> dict[str, Any]:
+        """Every hyperparameter of the task as JSON, with the value that is trained with.
 
         Args:
             quantization: The study's `model.quantization`.
             max_length: The study's `data.max_length`, in tokens.
+            task: The study's.
         """
+        fields = [name for name in RECIPE_FIELDS if task in TASK_FIELDS.get(name, (task,))]
         return {
-            **self.model_dump(mode="json"),
+            **self.as_json(fields),
+            "loss": self.loss_of(task),
             "lora_alpha": self.alpha,
             "lora_alpha_ratio": self.alpha / self.lora_r,
             "quantization": self.quantization or quantization,
             "max_length": self.max_length or max_length,
         }
+
+    def as_json(self, names: Container[str]) -> dict[str, Any]:
+        """These fields as JSON, those with their default too, which `model_dump` may leave out."""
+        values: dict[str, Any] = to_jsonable_python(
+            {name: getattr(self, name) for name in RECIPE_FIELDS if name in names}
+        )
+        return values
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Recipe:
@@ -162,6 +215,8 @@ CATEGORICAL_FIELDS = frozenset(
         "optimizer",
         "sgd_nesterov",
         "quantization",
+        "loss",
+        "class_weights",
     }
 )
 """Fields without an order: searched as choices only."""
@@ -177,13 +232,29 @@ OPTIMIZER_FIELDS: Mapping[str, Optimizer] = {
 NULL_MEANS_STUDY: Mapping[str, str] = {
     "quantization": "the study's model.quantization",
     "max_length": "the study's data.max_length",
+    "loss": "the task's first loss",
 }
 """Fields that a recipe leaves to another section of the definition: null is no value to search."""
 DEPENDENT_FIELDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     **{name: ("optimizer", (optimizer,)) for name, optimizer in OPTIMIZER_FIELDS.items()},
     "learning_rate_batch_size": ("learning_rate_scaling", ("sqrt", "linear")),
+    "focal_gamma": ("loss", ("focal",)),
+    "huber_delta": ("loss", ("huber",)),
+    "preference_beta": ("loss", ("dpo", "orpo", "simpo")),
+    "simpo_gamma": ("loss", ("simpo",)),
 }
 """Field -> the field that decides whether it is read at all, and the values with which it is."""
+_LABELLED: tuple[Task, ...] = ("sequence_classification", "token_classification")
+TASK_FIELDS: Mapping[str, tuple[Task, ...]] = {
+    "focal_gamma": tuple(task for task, spec in TASKS.items() if "focal" in spec.losses),
+    "huber_delta": ("regression",),
+    "label_smoothing": ("causal_lm", "seq2seq_lm", *_LABELLED, "preference"),
+    "class_weights": _LABELLED,
+    "head_learning_rate_ratio": tuple(task for task, spec in TASKS.items() if spec.has_head),
+    "preference_beta": ("preference",),
+    "simpo_gamma": ("preference",),
+}
+"""Fields that only some tasks read, and these."""
 
 
 def recipe_faults(values: Mapping[str, Any], path: str = "") -> list[Fault]:

@@ -8,7 +8,7 @@ another is checked on whatever was readable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from search_spaces.definition import (
     BudgetSpec,
     DataSpec,
     EvaluationSpec,
+    GenerateSpec,
     HubData,
     ModelSpec,
     ObjectiveSpec,
@@ -35,14 +36,16 @@ from search_spaces.definition import (
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
 from search_spaces.parameters.kinds import Parameter
-from search_spaces.parsing import recipe_rules, search_rules, study_rules
+from search_spaces.parsing import metric_rules, recipe_rules, search_rules, study_rules, task_rules
 from search_spaces.parsing.draft import Draft
+from search_spaces.parsing.metric_rules import read_metrics, with_generation
 from search_spaces.parsing.plain import plain
 from search_spaces.parsing.preset_overrides import Chosen, choose_space, doubled_faults, fix_recipe
 from search_spaces.pruning.reading import read_pruning
 from search_spaces.recipe import RECIPE_FIELDS, SEARCHABLE_FIELDS, recipe_faults
 from search_spaces.space.reading import read_parameters
 from search_spaces.space.search_space import SearchSpace
+from search_spaces.tasks import TASKS, Task
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -54,6 +57,12 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     search_rules.conditions_lie_on_the_grid,
     search_rules.algorithm_fits_the_space,
     search_rules.range_test_has_a_range,
+    task_rules.fields_are_the_tasks,
+    task_rules.header_and_columns_agree,
+    task_rules.recipe_fits_the_task,
+    metric_rules.metrics_are_the_tasks,
+    metric_rules.generation_is_possible,
+    metric_rules.trials_compare,
     recipe_rules.searched_fields_have_an_effect,
     recipe_rules.one_alpha,
     study_rules.rungs_are_there,
@@ -70,7 +79,7 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
 
 class _Header(Section):
     name: StudyName
-    task: Literal["causal_lm"] = "causal_lm"
+    task: Task = "causal_lm"
 
 
 def parse_definition(document: Any) -> StudyDefinition:
@@ -112,18 +121,19 @@ class _Reader:
         raw = self.raw
         self.faults += unknown_keys(raw, list(StudyDefinition.model_fields), "")
         header = self._section(_Header, "", {key: raw[key] for key in ("name", "task") if key in raw})
+        task = next((task for task in TASKS if task == raw.get("task", "causal_lm")), None)
         model = self._section(ModelSpec, "model", self._required("model", ModelSpec))
-        data = self._data()
-        draft = self._draft()
+        draft = self._draft(task)
         for rule in RULES:
             self.faults += rule(draft)
         self._drop_repeats()
         if self.faults or draft.search is None or header is None:
             return None
-        sections = {**vars(header), "model": model, "data": data, **vars(draft)}
+        sections = {**vars(header), "model": model, **vars(draft)}
         return StudyDefinition.model_validate({name: sections[name] for name in StudyDefinition.model_fields})
 
-    def _draft(self) -> Draft:
+    def _draft(self, task: Task | None) -> Draft:
+        data = self._data()
         raw_search = self._required("search", SearchSpec)
         raw_recipe = self._raw_recipe()
         chosen = Chosen(None)
@@ -144,18 +154,27 @@ class _Reader:
             found = recipe_faults(raw_recipe, "recipe")
             self.faults += found
             recipe = None if found else fix_recipe(chosen, parameters, raw_recipe)
+        metrics = read_metrics(self._optional("metrics"), self.faults)
+        objective = self._section(ObjectiveSpec, "objective", self._objective(task, metrics or {}))
+        constraints = self._constraints(metrics)
+        evaluation = self._evaluation()
+        if evaluation is not None:
+            evaluation = with_generation(evaluation, task, objective, constraints)
         return Draft(
+            task=task,
+            data=data,
+            metrics=metrics,
             search=search,
             algorithm=algorithm,
             parameters=parameters,
             space=space,
             recipe=recipe,
-            objective=self._section(ObjectiveSpec, "objective", self._optional("objective")),
+            objective=objective,
             pruning=read_pruning(self._optional("pruning"), "pruning", self.faults),
-            evaluation=self._section(EvaluationSpec, "evaluation", self._optional("evaluation")),
+            evaluation=evaluation,
             budget=self._section(BudgetSpec, "budget", self._optional("budget")),
             resources=self._section(ResourcesSpec, "resources", self._optional("resources")),
-            constraints=self._constraints(),
+            constraints=constraints,
             warm_start=self._section(WarmStartSpec, "warm_start", self.raw.get("warm_start")),
             repeats=self._section(RepeatsSpec, "repeats", self.raw.get("repeats")),
         )
@@ -236,6 +255,32 @@ class _Reader:
             self.faults.append(Fault(path="search.trials", value=None, message=message, allowed=allowed))
         return search if len(self.faults) == before else None, known
 
+    def _objective(self, task: Task | None, own: Mapping[str, str]) -> Any:
+        """The section, with the task's metric where it names none."""
+        raw = self._optional("objective")
+        if not isinstance(raw, Mapping):
+            return raw
+        metric = raw.get("metric")
+        if "metric" not in raw and task is not None:
+            return {**raw, "metric": TASKS[task].default_metric}
+        if isinstance(metric, str) and metric in own and raw.get("direction") is None:
+            message = f"is required, because {metric} is a metric of the study's own"
+            allowed = "minimize, maximize"
+            self.faults.append(
+                Fault(path="objective.direction", value=None, message=message, allowed=allowed)
+            )
+        return raw
+
+    def _evaluation(self) -> EvaluationSpec | None:
+        raw = self._optional("evaluation")
+        if isinstance(raw, Mapping) and isinstance(raw.get("generate"), Mapping):
+            # By itself, for its unknown keys.
+            before = len(self.faults)
+            generate = self._section(GenerateSpec, "evaluation.generate", raw["generate"])
+            read = self._section(EvaluationSpec, "evaluation", {**raw, "generate": generate})
+            return read if len(self.faults) == before else None
+        return self._section(EvaluationSpec, "evaluation", raw)
+
     def _raw_recipe(self) -> Mapping[str, Any] | None:
         raw = self._optional("recipe")
         if isinstance(raw, Mapping):
@@ -246,20 +291,21 @@ class _Reader:
         )
         return None
 
-    def _constraints(self) -> dict[str, Bound] | None:
+    def _constraints(self, own: Mapping[str, str] | None) -> dict[str, Bound] | None:
         raw = self._optional("constraints")
+        measures = (*MEASURES, *(own or ()))
         if not isinstance(raw, Mapping):
             message = "must be a mapping of metrics or costs to their bounds"
-            allowed = ", ".join(MEASURES)
+            allowed = ", ".join(measures)
             self.faults.append(Fault(path="constraints", value=shown(raw), message=message, allowed=allowed))
             return None
         before = len(self.faults)
         bounds = {}
         for name, bound in raw.items():
-            if name in MEASURES:
+            if name in measures or own is None:
                 bounds[name] = self._section(Bound, f"constraints.{name}", {} if bound is None else bound)
             else:
-                self.faults.append(name_fault(f"constraints.{name}", name, "metric or cost", MEASURES))
+                self.faults.append(name_fault(f"constraints.{name}", name, "metric or cost", measures))
         if len(self.faults) > before:
             return None
         return {name: bound for name, bound in bounds.items() if bound is not None}

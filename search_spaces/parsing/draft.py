@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces.definition import (
     Bound,
     BudgetSpec,
+    DataSpec,
     EvaluationSpec,
     ObjectiveSpec,
     RepeatsSpec,
@@ -19,12 +20,16 @@ from search_spaces.definition import (
 from search_spaces.parameters.kinds import Parameter
 from search_spaces.recipe import Recipe
 from search_spaces.space.search_space import SearchSpace
+from search_spaces.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """None stands for a section with faults, of which nothing may be concluded."""
 
+    task: Task | None
+    data: DataSpec | None
+    metrics: Mapping[str, str] | None
     search: SearchSpec | None
     """Where `space` is None, its space stands in for one with faults."""
     algorithm: str | None

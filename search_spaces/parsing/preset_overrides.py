@@ -103,7 +103,7 @@ def fix_recipe(
         }
     merged = {**under, **recipe}
     # As the recipe holds them, so that 8 and 8.0 are stored alike.
-    return Recipe.build(merged).model_dump(mode="json", include=set(merged))
+    return Recipe.build(merged).as_json(merged)
 
 
 def _has_value(field: str | None, parameters: Mapping[str, Parameter], recipe: Mapping[str, Any]) -> bool:

@@ -7,19 +7,24 @@ from collections.abc import Iterator
 from search_spaces.errors import Fault
 from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
-from search_spaces.recipe import DEPENDENT_FIELDS
+from search_spaces.recipe import DEPENDENT_FIELDS, TASK_FIELDS
 from search_spaces.space.conditions import never_together
+from search_spaces.tasks import TASKS
 
 
 def searched_fields_have_an_effect(draft: Draft) -> Iterator[Fault]:
-    """A field that only one optimizer reads is searched only where that optimizer may be used."""
+    """A field that only some values of another make use of is searched only where it may have them."""
     if draft.recipe is None:
         return
     for name, parameter in draft.parameters.items():
         parent, users = DEPENDENT_FIELDS.get(name, (None, ()))
         if parent is None or parent in draft.parameters:
             continue
+        if parent == "loss" and (draft.task is None or draft.task not in TASK_FIELDS[name]):
+            continue
         value = draft.fixed(parent)
+        if value is None and parent == "loss" and draft.task is not None:
+            value = TASKS[draft.task].losses[0]
         if value not in users:
             words = " or ".join(users)
             how = "fixed in recipe" if parent in draft.recipe else "the default"

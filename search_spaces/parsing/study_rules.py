@@ -9,6 +9,7 @@ from search_spaces.faults import shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.pruning.reading import rung_faults
 from search_spaces.pruning.specs import NoPruning
+from search_spaces.tasks import METRICS
 from search_spaces.values.time_of_day import nearest_timezone, timezone_names
 from search_spaces.wording import counted
 
@@ -20,9 +21,11 @@ _SHARED_COSTS = ("train_seconds", "peak_memory_gb")
 _LIMITS: Mapping[str, tuple[float, str]] = {
     "eval_loss": (0.0, "at least 0"),
     "perplexity": (1.0, "at least 1"),
-    "accuracy": (1.0, "at most 1"),
+    "mse": (0.0, "at least 0"),
+    "mae": (0.0, "at least 0"),
+    "bleu": (100.0, "at most 100"),
 }
-"""The best value that a metric can have."""
+"""The best value that a metric can have. Of the other built-in ones it is 1, and `margin` has none."""
 _MAX_SEED = 2**32 - 1
 _EXAMPLE_TIME = '"06:00"'
 
@@ -100,7 +103,9 @@ def target_can_be_reached(draft: Draft) -> Iterator[Fault]:
     if draft.budget is None or draft.objective is None or draft.budget.target_value is None:
         return
     target, metric = draft.budget.target_value, draft.objective.metric
-    limit, allowed = _LIMITS[metric]
+    if metric not in METRICS or metric == "margin":
+        return
+    limit, allowed = _LIMITS.get(metric, (1.0, "at most 1"))
     if (target > limit) if draft.objective.direction == "maximize" else (target < limit):
         message = f"can never be reached: {metric} is always {allowed}"
         yield Fault(path="budget.target_value", value=target, message=message, allowed=allowed)

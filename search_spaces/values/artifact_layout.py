@@ -11,6 +11,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name for the weights of an adapter."""
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's name for the configuration of an adapter."""
+MODEL_CONFIG = "config.json"
+"""transformers' name for the configuration of a model: beside an adapter with a head, it holds the labels."""
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 """All that `PeftModel.from_pretrained` reads, in the order of writing: with the last file the adapter is
 complete."""

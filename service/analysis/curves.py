@@ -21,9 +21,12 @@ class Rung:
 
     examples: int
     eval_loss: float
-    """Nats per supervised token."""
+    """The plain loss of the study's task; at least 0."""
     train_loss: float | None = None
     """Mean since the rung before."""
+    objective: float | None = None
+    """Where it is another metric: its value, negated where more is better. None: it is not, or it was not
+    measured here."""
 
 
 @dataclass(frozen=True, kw_only=True)

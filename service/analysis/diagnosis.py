@@ -37,6 +37,10 @@ of what was to be had is taken."""
 RISE = 0.02
 """A rise of less than 2 % of the loss is taken for noise between neighbouring evaluations. Of the 384 recipes
 of the quickstart's grid those with a rate up to 2.2e-3 never rise at all; above, rises reach 370 %."""
+NEAR_ZERO = 0.05
+"""Below a twentieth of its first value a loss is as good as zero, where a share of it is a share of nothing: a
+classifier that gets every row right goes on from 0.01 to 0.0001 and back. There rises are measured by that
+twentieth. The loss of a language model never comes near it."""
 OSCILLATION_SHARE = 0.05
 """Rises that later falls undo, taken together, as a share of the ground that the curve covers."""
 TRAIN_OSCILLATION_SHARE = 0.15
@@ -178,6 +182,9 @@ def _overfitting(curve: Curve) -> Finding | None:
 
     Below the best eval loss, too: a trial that is thrown off by its rate and comes back in part has a falling
     train loss as well, but fits its training data no better than it once did the others.
+
+    Where the objective is another metric and still gets better meanwhile, nothing is lost: a classifier that
+    grows surer of itself pays for its errors with a higher loss, while it makes fewer of them.
     """
     losses = [rung.eval_loss for rung in curve.rungs]
     if not losses:
@@ -187,7 +194,9 @@ def _overfitting(curve: Curve) -> Finding | None:
     train = [rung.train_loss for rung in after if rung.train_loss is not None]
     if len(after) <= OVERFIT_RUNGS or len(train) < len(after) or train[-1] >= min(train[0], losses[best]):
         return None
-    if losses[-1] - losses[best] <= RISE * losses[best]:
+    if losses[-1] - losses[best] <= RISE * _height(losses[best], curve):
+        return None
+    if _objective_gains(curve, best):
         return None
     evidence = (
         f"eval loss {_short(losses[best])} at {after[0].examples:,} examples and {_short(losses[-1])} at"
@@ -201,20 +210,21 @@ def _too_high(curve: Curve, gentler: tuple[float, Curve] | None) -> Finding | No
     evals = [rung.eval_loss for rung in curve.rungs]
     trains = [rung.train_loss for rung in curve.rungs if rung.train_loss is not None]
     text = (
-        _oscillation("eval loss", evals, OSCILLATION_SHARE)
-        or _oscillation("train loss", trains, TRAIN_OSCILLATION_SHARE)
+        _oscillation(curve, "eval loss", evals, OSCILLATION_SHARE)
+        or _oscillation(curve, "train loss", trains, TRAIN_OSCILLATION_SHARE)
         or _lag(curve, gentler)
     )
     return Finding(verdict=Verdict.LEARNING_RATE_TOO_HIGH, evidence=text) if text else None
 
 
-def _oscillation(name: str, losses: Sequence[float], share: float) -> str | None:
+def _oscillation(curve: Curve, name: str, losses: Sequence[float], share: float) -> str | None:
     if len(losses) < MIN_RUNGS:
         return None
     rises = [
         (low, high)
         for place, (low, high) in enumerate(itertools.pairwise(losses))
-        if high > low * (1 + RISE) and min(losses[place + 2 :], default=math.inf) < high * (1 - RISE)
+        if high - low > RISE * _height(low, curve)
+        and high - min(losses[place + 2 :], default=math.inf) > RISE * _height(high, curve)
     ]
     if not rises or sum(high - low for low, high in rises) < share * (max(losses) - min(losses)):
         return None
@@ -232,7 +242,7 @@ def _lag(curve: Curve, gentler: tuple[float, Curve] | None) -> str | None:
     assert peer.recipe is not None  # only trials with a recipe are compared
     behind, gained = own.eval_loss - loss, peer.rungs[0].eval_loss - loss
     # At a first rung nothing has been gained since it, and a quarter of nothing would be any difference.
-    if gained <= 0 or behind < LAG * gained or behind <= RISE * loss:
+    if gained <= 0 or behind < LAG * gained or behind <= RISE * _height(loss, peer):
         return None
     return (
         f"eval loss {_short(own.eval_loss)} at {own.examples:,} examples, where trial {peer.number} had"
@@ -272,7 +282,9 @@ def _plateau(curve: Curve) -> Finding | None:
     half = next(i for i, rung in enumerate(curve.rungs) if 2 * rung.examples >= curve.rungs[-1].examples)
     best = min(losses[half:])
     gain = losses[half] - best
-    if gain >= PLATEAU_SHARE * losses[half] or gain >= PLATEAU_SHARE * (losses[0] - min(losses)):
+    if gain >= PLATEAU_SHARE * _height(losses[half], curve) or gain >= PLATEAU_SHARE * (losses[0] - min(losses)):
+        return None
+    if _objective_gains(curve, half):
         return None
     after = curve.rungs[-1].examples - curve.rungs[half].examples
     text = (
@@ -280,6 +292,21 @@ def _plateau(curve: Curve) -> Finding | None:
         f" {_short(best)} at best in the {after:,} examples after that"
     )
     return Finding(verdict=Verdict.PLATEAUED_EARLY, evidence=text, rung=curve.rungs[half].examples)
+
+
+def _height(loss: float, curve: Curve) -> float:
+    """What a rise from a loss is a share of."""
+    first = curve.rungs[0]
+    return max(loss, NEAR_ZERO * max(first.eval_loss, first.train_loss or 0.0))
+
+
+def _objective_gains(curve: Curve, since: int) -> bool:
+    """Whether an objective other than the eval loss gets better after a rung, by a share of all it gained."""
+    values = [rung.objective for rung in curve.rungs if rung.objective is not None]
+    if len(values) < len(curve.rungs):
+        return False
+    gain = min(values[: since + 1]) - min(values[since + 1 :], default=math.inf)
+    return gain > PLATEAU_SHARE * (max(values) - min(values))
 
 
 def _short(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from search_spaces.definition import StudyDefinition, build_recipe
+from search_spaces.definition import ObjectiveSpec, StudyDefinition, build_recipe
 from search_spaces.errors import SearchSpaceError
 from search_spaces.recipe import Recipe
 from service.analysis.curves import Curve, Rung
@@ -72,6 +72,12 @@ class TrialRecord:
         return self.values.value
 
     @property
+    def rungs(self) -> list[tuple[int, float | None]]:
+        """Each rung, ascending, with the objective; None where it was not measured there."""
+        values = dict(self.values.rungs)
+        return [(rung, values.get(rung)) for rung in sorted({*values, *self.reports})]
+
+    @property
     def examples_seen(self) -> int:
         """By the last attempt: what an earlier one did beyond its checkpoint was done again."""
         return self.last.examples_seen if self.last else 0
@@ -107,22 +113,30 @@ class TrialRecord:
             return "waiting", "waiting for a free slot"
         return AttemptState(last.state), last.reason
 
-    def curve(self, metric: str | None) -> Curve | None:
+    def curve(self, objective: ObjectiveSpec | None) -> Curve | None:
         """What diagnosis looks at; None before the first attempt.
 
         Args:
-            metric: the study's objective, whose values Optuna has; None: not known.
+            objective: the study's, whose values Optuna has; None: not known.
         """
         if self.state == "waiting":
             return None
+        by_loss = objective is not None and objective.metric == "eval_loss"
+        sign = -1.0 if objective is not None and objective.direction == "maximize" else 1.0
         rungs = []
-        for rung, value in self.values.rungs:
-            report = self.reports.get(rung)
-            loss = report.metrics.get("eval_loss") if report else None
-            loss = finite(value if loss is None and metric == "eval_loss" else loss)
+        for rung, measured in self.rungs:
+            report, value = self.reports.get(rung), finite(measured)
+            loss = finite(report.metrics.get("eval_loss")) if report else None
+            loss = value if loss is None and by_loss else loss
             if loss is not None:
-                train_loss = finite(report.train_loss) if report else None
-                rungs.append(Rung(examples=rung, eval_loss=loss, train_loss=train_loss))
+                rungs.append(
+                    Rung(
+                        examples=rung,
+                        eval_loss=loss,
+                        train_loss=finite(report.train_loss) if report else None,
+                        objective=None if by_loss or objective is None or value is None else sign * value,
+                    )
+                )
         return Curve(
             number=self.number,
             state=self.state,
@@ -146,8 +160,8 @@ class StudyTrials:
     def diagnosis(self, number: int) -> list[Finding]:
         """The verdicts on a trial."""
         if not self._diagnoses and self.trained:
-            metric = None if self.definition is None else self.definition.objective.metric
-            curves = [curve for record in self.records if (curve := record.curve(metric)) is not None]
+            objective = None if self.definition is None else self.definition.objective
+            curves = [curve for record in self.records if (curve := record.curve(objective)) is not None]
             # Only trials that ended are compared with, so that a verdict does not change from look to look.
             ended = (AttemptState.COMPLETED, AttemptState.PRUNED)
             peers = Peers(curve for curve in curves if curve.state in ended)

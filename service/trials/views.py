@@ -72,13 +72,15 @@ def _recipe(definition: StudyDefinition | None, record: TrialRecord) -> dict[str
     if definition is None or record.recipe is None:
         return None
     return record.recipe.in_force(
-        quantization=definition.model.quantization, max_length=definition.data.max_length
+        quantization=definition.model.quantization,
+        max_length=definition.data.max_length,
+        task=definition.task,
     )
 
 
 def _rungs(record: TrialRecord) -> list[RungView]:
     views = []
-    for rung, value in record.values.rungs:
+    for rung, value in record.rungs:
         report = record.reports.get(rung)
         views.append(
             RungView(

@@ -153,7 +153,7 @@ def _alike(sweep: Study, now: StudyDefinition, prepared: Preparation) -> StudyDe
 
 def _meaning(definition: StudyDefinition) -> dict[str, Any]:
     """All but the recipe that a trial's number follows from; names of files and folders do not matter."""
-    sections = ("model", "task", "data", "objective", "evaluation")
+    sections = ("model", "task", "data", "metrics", "objective", "evaluation")
     found = definition.model_dump(mode="json", include=set(sections))
     found["model"].pop("id")
     for part in ("train", "eval"):

@@ -8,7 +8,7 @@ from typing import Any
 from search_spaces.definition import StudyDefinition
 from search_spaces.parameters.choices import Choice
 from search_spaces.parameters.ranges import Int
-from search_spaces.recipe import OPTIMIZER_FIELDS, Recipe
+from search_spaces.recipe import DEPENDENT_FIELDS, Recipe
 from search_spaces.space.search_space import SearchSpace
 
 _NEVER_COMPARED = frozenset({"seed", "lora_alpha_ratio"})
@@ -33,6 +33,7 @@ def _resolved(recipe: Recipe, definition: StudyDefinition) -> dict[str, Any]:
     values["lora_alpha_ratio"] = recipe.alpha / recipe.lora_r
     values["quantization"] = recipe.quantization or definition.model.quantization
     values["max_length"] = recipe.max_length or definition.data.max_length
+    values["loss"] = recipe.loss_of(definition.task)
     return values
 
 
@@ -54,9 +55,7 @@ def unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDefi
     """The fields in which two recipes differ and that matter to what they train, in words."""
     before, after = _resolved(there, earlier), _resolved(here, now)
     ignored = set(_NEVER_COMPARED)
-    ignored |= {name for name, owner in OPTIMIZER_FIELDS.items() if here.optimizer != owner}
-    if here.learning_rate_scaling == "none":
-        ignored.add("learning_rate_batch_size")
+    ignored |= {name for name, (parent, users) in DEPENDENT_FIELDS.items() if after[parent] not in users}
     return [
         f"{name} {after[name]} instead of {before[name]}"
         for name in before

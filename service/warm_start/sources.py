@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from pydantic_core import to_jsonable_python
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -81,17 +83,17 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
 
 
 def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
-    """In what model, data and objective of two studies differ, in words."""
-    found = []
+    """In what task, model, data and objective of two studies differ, in words."""
+    there, here = _compared(earlier), _compared(now)
+    return [f"{key} is {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
+
+
+def _compared(definition: StudyDefinition) -> dict[str, Any]:
+    # Not dumped, because that leaves out some keys at their default.
+    values: dict[str, Any] = {"task": definition.task, "metrics": definition.metrics}
     for section in ("model", "data", "objective"):
-        there = getattr(earlier, section).model_dump(mode="json")
-        here = getattr(now, section).model_dump(mode="json")
-        found += [
-            f"{section}.{key} is {there[key]} there and {here[key]} here"
-            for key in there
-            if there[key] != here[key]
-        ]
-    return found
+        values |= {f"{section}.{key}": value for key, value in vars(getattr(definition, section)).items()}
+    return {key: to_jsonable_python(value) for key, value in values.items()}
 
 
 def changed_since(earlier: Study, prepared: Preparation) -> list[str]:

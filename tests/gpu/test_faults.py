@@ -19,7 +19,7 @@ import torch
 
 from tests.support.workers.gpu_trials import DEVICE
 from tests.support.workers.trials import trial_order
-from workers import shared_pass
+from workers.training.objectives import language
 from workers.device.memory import is_device_fault
 from workers.pack.pack import Pack
 
@@ -29,7 +29,7 @@ pack = Pack(events.append, device=DEVICE, slots=2)
 for number in (1, 2):
     pack.admit(trial_order(folder, base, attempt_id=number))
 pack.step()
-whole = shared_pass.collate
+whole = language.collate
 
 
 def broken(examples, pad_token_id):
@@ -37,7 +37,7 @@ def broken(examples, pad_token_id):
     return replace(batch, input_ids=batch.input_ids + 10**6)  # beyond the embedding
 
 
-shared_pass.collate = broken
+language.collate = broken
 try:
     pack.step()
 except Exception as error:

@@ -16,7 +16,7 @@ from tests.support.workers.gpu_trials import DEVICE, TRAIN, Bases
 from tests.support.workers.trials import solo_run
 from workers.base.base_model import load_base
 from workers.data.batches import epoch_order
-from workers.data.datasets import Example
+from workers.data.examples import Example
 
 RECIPE = Recipe(
     learning_rate=1e-2,

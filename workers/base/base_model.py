@@ -21,17 +21,20 @@ import bitsandbytes as bnb
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from search_spaces.definition import ModelSpec
+from search_spaces.tasks import Task
 from search_spaces.wording import counted
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
+from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, lies_in, pooler_path
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder
 from workers.device.memory import limited_memory
 from workers.errors import ModelError, faults_of_libraries
@@ -55,6 +58,13 @@ class LoadedBase:
     """Whether the logits are the output head's and nothing else, so that they can be made in chunks."""
     has_dropout: bool = False
     """Whether the base draws random numbers of its own in training, such as the dropout of GPT-2."""
+    task: Task = "causal_lm"
+    labels: Labels | None = None
+    """What its head answers; None: it has none, or one that gives a number."""
+    heads: tuple[str, ...] = ()
+    """Paths of the modules that each trial trains whole, in full precision, beside its adapter."""
+    new_heads: tuple[str, ...] = ()
+    """Those of them that the checkpoint lacks: each trial draws its own from its seed."""
 
     @property
     def rows_independent(self) -> bool:
@@ -67,10 +77,21 @@ class LoadedBase:
 
     @property
     def pad_id(self) -> int:
-        """A token id to fill up shorter rows with. Attention mask and labels hide it, so any will do."""
-        tokenizer = self.tokenizer
-        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        return next(int(token) for token in candidates if token is not None and token < self.vocabulary_size)
+        """A token id to fill up shorter rows with. Attention mask and labels hide it, so any will do, but for
+        a head on a decoder, which finds a row's last token by it."""
+        return _pad_id(self.tokenizer, self.vocabulary_size)
+
+    @property
+    def decoder_start_id(self) -> int:
+        """What the decoder of an encoder-decoder model is given first."""
+        config = self.model.config
+        for token in (config.decoder_start_token_id, config.bos_token_id):
+            if token is not None:
+                return int(token)
+        raise ModelError(
+            f"The config.json of the model {self.spec.id} names no decoder_start_token_id, so nothing says "
+            "what its decoder begins with. Add it, as the model's authors trained it."
+        )
 
     @property
     def vocabulary_size(self) -> int:
@@ -88,6 +109,9 @@ def load_base(
     device: torch.device | None = None,
     roots: Roots = None,
     memory_gib: float | None = None,
+    *,
+    task: Task = "causal_lm",
+    labels: Labels | None = None,
 ) -> LoadedBase:
     """Loads tokenizer and model, quantizing the linear layers on the way as `spec` says.
 
@@ -100,6 +124,8 @@ def load_base(
         device: where the whole model goes; None means `pick_device()`.
         roots: folders that a local model must lie in; None: anywhere.
         memory_gib: GiB that the model may take without its weights; None: half of the machine's memory.
+        task: which class of the architecture is loaded.
+        labels: what its head answers; None: a number, or the task has no head.
 
     Raises:
         DataError: what config.json describes needs more memory than that.
@@ -112,34 +138,69 @@ def load_base(
         confined_model(spec, roots),
         faults_of_loading(f"The model {spec.id} could not be loaded from {folder}"),
     ):
-        check_model_folder(folder, spec.id)
+        check_model_folder(folder, spec.id, task=task)
+        tokenizer = load_tokenizer(str(folder), spec.id)
+        config = _read_config(folder)
+        if spec.dropout == "off":
+            _switch_dropout_off(config)
         with limited_memory(memory_gib, f"The model {spec.id} cannot be loaded"):
-            build_without_weights(folder)
-        return _load_base(spec, device, folder)
+            if TASK_MODELS[task].has_head:
+                vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0)) or len(tokenizer)
+                configure_head(config, task, labels, _pad_id(tokenizer, vocabulary))
+            outline = _build_without_weights(config, task)
+        base = _load_base(spec, device, folder, tokenizer, config, outline, task)
+    base.labels = labels
+    return base
 
 
-def build_without_weights(folder: Path) -> PreTrainedModel:
+def build_without_weights(folder: Path, task: Task = "causal_lm") -> PreTrainedModel:
     """The model that a config.json describes, on torch's device `meta`. A number in it may ask for any amount
     of memory all the same."""
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return _build_without_weights(_read_config(folder), task)
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    return config
+
+
+def _build_without_weights(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = TASK_MODELS[task].auto.from_config(config, trust_remote_code=False)
     return model
 
 
-def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBase:
-    tokenizer = load_tokenizer(str(folder), spec.id)
+def _pad_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in candidates if token is not None and token < vocabulary)
+
+
+def _load_base(
+    spec: ModelSpec,
+    device: torch.device,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    outline: PreTrainedModel,
+    task: Task,
+) -> LoadedBase:
     compute_dtype = _compute_dtype(spec, device)
     if spec.quantization == "int8" and device.type == "cuda":
         _silence_int8_cast_notice()
+    heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
+    pooler = pooler_path(outline) if heads else None
+    unquantized = [*heads, *([pooler] if pooler else [])]
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = TASK_MODELS[task].auto.from_pretrained(
             str(folder),
+            config=config,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
             dtype=compute_dtype,
-            quantization_config=_quantization_config(spec, compute_dtype),
+            quantization_config=_quantization_config(spec, compute_dtype, outline, unquantized),
             device_map={"": str(device)},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
@@ -149,11 +210,12 @@ def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBas
             f"The model {spec.id} with quantization {spec.quantization} does not fit the memory of {device}. "
             "Use nf4, a smaller model, or a device with more free memory."
         ) from error
-    _check_loaded(model, loading, spec.id)
+    new = _check_loaded(model, loading, spec.id, unquantized)
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
     model.requires_grad_(False)
     set_training(model, False)
-    attend_without_masks(model)
+    if not model.config.is_encoder_decoder:
+        attend_without_masks(model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedBase(
         model=model,
@@ -162,9 +224,20 @@ def _load_base(spec: ModelSpec, device: torch.device, folder: Path) -> LoadedBas
         compute_dtype=compute_dtype,
         spec=spec,
         max_positions=int(positions) if positions else None,
-        head_is_plain=head_is_plain(model),
+        head_is_plain=not heads and head_is_plain(model),
         has_dropout=_has_dropout(model),
+        task=task,
+        heads=(*heads, *(path for path in new if path not in heads)),
+        new_heads=new,
     )
+
+
+def _switch_dropout_off(config: PretrainedConfig) -> None:
+    """Whatever the architecture drops in training, its heads included."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for key, value in part.to_dict().items():
+            if "drop" in key and isinstance(value, float) and value > 0:
+                setattr(part, key, 0.0)
 
 
 def _has_dropout(model: PreTrainedModel) -> bool:
@@ -224,13 +297,18 @@ def leave_inputs_without_gradient(model: PreTrainedModel) -> None:
         model.disable_input_require_grads()
 
 
-def _quantization_config(spec: ModelSpec, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization_config(
+    spec: ModelSpec, compute_dtype: torch.dtype, outline: PreTrainedModel, heads: list[str]
+) -> BitsAndBytesConfig | None:
+    """Quantizes all but heads and what transformers spares by itself: the output head and tied weights."""
     if spec.quantization == "none":
         return None
+    spared = [*get_keys_to_not_convert(outline), *heads] if heads else None
     if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=spared,
         bnb_4bit_quant_type=spec.quantization,
         bnb_4bit_use_double_quant=spec.double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
@@ -274,14 +352,28 @@ def faults_of_loading(what: str) -> AbstractContextManager[None]:
     return faults_of_libraries(lambda: what, ModelError, passing=(torch.AcceleratorError,))
 
 
-def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
-    """Refuses a model that transformers completed with random numbers, or filled with wrong shapes."""
-    if missing := loading["missing_keys"]:
+def _check_loaded(
+    model: PreTrainedModel, loading: dict[str, Any], name: str, heads: list[str]
+) -> tuple[str, ...]:
+    """Refuses a model that transformers completed with random numbers, or filled with wrong shapes.
+
+    Returns:
+        Those of `heads` that the checkpoint does not have, or not whole.
+    """
+    new = tuple(dict.fromkeys(head for key in loading["missing_keys"] if (head := lies_in(key, heads))))
+    if missing := {key for key in loading["missing_keys"] if not lies_in(key, heads)}:
         raise ModelError(
             f"The weights of the model {name} lack {counted(len(missing), 'tensor')} that its config.json "
             f"requires, such as {min(missing)}. Download or save the model again."
         )
     wrong = [(key, tuple(found), tuple(asked)) for key, found, asked in loading["mismatched_keys"]]
+    for key, found, asked in wrong:
+        if lies_in(key, heads):
+            raise ModelError(
+                f"The model {name} already has a head, of another size: {key} is {list(found)} in the file, "
+                f"but the study's labels need {list(asked)}. Use the checkpoint that it was fine-tuned from, "
+                "or data with as many labels."
+            )
     for path, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             shape = tuple(module.weight.quant_state.shape)
@@ -298,6 +390,7 @@ def _check_loaded(model: PreTrainedModel, loading: dict[str, Any], name: str) ->
             f"The weights of the model {name} do not fit its config.json: {key} is {list(found)} in the "
             f"file, expected {list(asked)}. Download or save the model again."
         )
+    return new
 
 
 class _Int8CastNotice(logging.Filter):

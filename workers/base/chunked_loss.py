@@ -27,8 +27,8 @@ class TargetLosses:
     correct: torch.Tensor
     """bool [S]: whether the argmax is the target."""
     objective: torch.Tensor | None
-    """float32 scalar, the sum of losses * weights, differentiable with regard to the hidden states and to
-    nothing else; None where no weights were given."""
+    """float32 scalar, the sum of (smoothed) losses * weights, differentiable with regard to the hidden states
+    and to nothing else; None where no weights were given."""
 
 
 def target_losses(
@@ -37,6 +37,7 @@ def target_losses(
     targets: torch.Tensor,
     weights: torch.Tensor | None,
     *,
+    smoothing: torch.Tensor | None = None,
     chunk_tokens: int,
 ) -> TargetLosses:
     """Cross-entropy of S targets, never holding more than `chunk_tokens` rows of logits.
@@ -51,11 +52,14 @@ def target_losses(
         hidden: [S, H], the hidden states that predict the targets.
         targets: int64 [S], token ids; there is no id to ignore.
         weights: float32 [S], what each loss counts in the objective. None computes no gradient.
+        smoothing: float32 [S], from 0 to 1: how much of each target's probability is spread evenly over the
+            vocabulary in the objective, as with `label_smoothing` of `torch.nn.functional.cross_entropy`;
+            `losses` stay those of the targets themselves. Without weights it has no effect.
         chunk_tokens: Rows of logits at a time; `chunk_bytes` says what they take.
     """
     if weights is not None:
         objective, losses, correct = _Objective.apply(  # type: ignore[no-untyped-call]
-            hidden, head, targets, weights, chunk_tokens
+            hidden, head, targets, weights, smoothing, chunk_tokens
         )
         return TargetLosses(losses, correct, objective)
     losses, correct = _results(hidden)
@@ -78,6 +82,19 @@ def chunk_bytes(chunk_tokens: int, vocabulary: int) -> int:
     return 8 * chunk_tokens * vocabulary
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One chunk's part of what is given and, in the last three, of what is filled in; all [N]."""
+
+    targets: torch.Tensor
+    weights: torch.Tensor
+    smoothing: torch.Tensor | None
+    losses: torch.Tensor
+    smoothed: torch.Tensor
+    """`losses` itself without smoothing."""
+    correct: torch.Tensor
+
+
 class _Objective(torch.autograd.Function):
     """The weighted sum of losses; its gradient is made in the forward pass."""
 
@@ -88,25 +105,32 @@ class _Objective(torch.autograd.Function):
         head: nn.Module,
         targets: torch.Tensor,
         weights: torch.Tensor,
+        smoothing: torch.Tensor | None,
         chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         losses, correct = _results(hidden)
+        smoothed = losses if smoothing is None else torch.empty_like(losses)
         gradient = torch.empty_like(hidden)
         plain = _is_plain_linear(head)
         for rows in _chunks(hidden, chunk_tokens):
-            part = targets[rows], weights[rows], losses[rows], correct[rows]
-            gradient[rows] = (
-                _plain_chunk(head, hidden[rows], *part) if plain else _any_chunk(head, hidden[rows], *part)
+            part = _Part(
+                targets[rows],
+                weights[rows],
+                None if smoothing is None else smoothing[rows],
+                losses[rows],
+                smoothed[rows],
+                correct[rows],
             )
+            gradient[rows] = (_plain_chunk if plain else _any_chunk)(head, hidden[rows], part)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(losses, correct)
-        return (losses * weights).sum(), losses, correct
+        return (smoothed * weights).sum(), losses, correct
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_objective: torch.Tensor, *_unused: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_objective, None, None, None, None
+        return gradient * grad_objective, None, None, None, None, None
 
 
 def _results(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,38 +148,24 @@ def _is_plain_linear(head: nn.Module) -> bool:
     return type(head) is nn.Linear and not changed
 
 
-def _plain_chunk(
-    head: nn.Module,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    losses: torch.Tensor,
-    correct: torch.Tensor,
-) -> torch.Tensor:
-    """Fills in losses and correct; returns the objective's gradient with regard to the chunk."""
+def _plain_chunk(head: nn.Module, hidden: torch.Tensor, part: _Part) -> torch.Tensor:
+    """Fills in the part; returns the objective's gradient with regard to the chunk."""
     logits = head(hidden)
     dtype = logits.dtype
     scores = logits.float()
     del logits
-    _weighted_gradient_in_place(scores, targets, weights, losses, correct)
+    _weighted_gradient_in_place(scores, part)
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
     return torch.mm(scores.to(dtype), weight.to(dtype))
 
 
-def _any_chunk(
-    head: nn.Module,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    losses: torch.Tensor,
-    correct: torch.Tensor,
-) -> torch.Tensor:
+def _any_chunk(head: nn.Module, hidden: torch.Tensor, part: _Part) -> torch.Tensor:
     """The same through any differentiable module, such as a quantized layer."""
     with torch.enable_grad():
         inputs = hidden.detach().requires_grad_()
         logits = head(inputs)
     scores = _copy(logits.detach())
-    _weighted_gradient_in_place(scores, targets, weights, losses, correct)
+    _weighted_gradient_in_place(scores, part)
     (gradient,) = torch.autograd.grad(logits, inputs, scores.to(logits.dtype))
     return gradient
 
@@ -165,26 +175,38 @@ def _copy(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.float32, copy=True)
 
 
-def _weighted_gradient_in_place(
-    scores: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    losses: torch.Tensor,
-    correct: torch.Tensor,
-) -> None:
-    """Turns float32 logits [N, V] into (softmax - onehot) * weight."""
-    sums = _losses_in_place(scores, targets, losses, correct)
-    scores.mul_((weights / sums).unsqueeze(1))
-    scores.scatter_add_(1, targets.unsqueeze(1), -weights.unsqueeze(1))
+def _weighted_gradient_in_place(scores: torch.Tensor, part: _Part) -> None:
+    """Turns float32 logits [N, V] into (softmax - distribution of the target) * weight."""
+    smoothing = part.smoothing
+    means = None if smoothing is None else part.smoothed
+    sums = _losses_in_place(scores, part.targets, part.losses, part.correct, means)
+    scores.mul_((part.weights / sums).unsqueeze(1))
+    on_target = part.weights
+    if smoothing is not None:
+        smoothed = part.losses.lerp(sums.log() - part.smoothed, smoothing)
+        # A logit of -inf makes the even part infinite; where smoothing is 0, it does not count.
+        part.smoothed.copy_(smoothed.where(smoothing > 0, part.losses))
+        scores.sub_((part.weights * smoothing / scores.shape[1]).unsqueeze(1))
+        on_target = part.weights * (1 - smoothing)
+    scores.scatter_add_(1, part.targets.unsqueeze(1), -on_target.unsqueeze(1))
 
 
 def _losses_in_place(
-    scores: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, correct: torch.Tensor
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+    means: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Turns float32 logits [N, V] into exp(logits - their maximum), whose sums [N] it returns."""
+    """Turns float32 logits [N, V] into exp(logits - their maximum), whose sums [N] it returns.
+
+    `means` [N] gets the means of logits - their maximum.
+    """
     highest, places = scores.max(dim=1)
     torch.eq(places, targets, out=correct)
     scores.sub_(highest.unsqueeze(1))
+    if means is not None:
+        torch.mean(scores, dim=1, out=means)
     chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
     sums = scores.exp_().sum(dim=1)
     torch.sub(sums.log(), chosen, out=losses)
@@ -192,24 +214,37 @@ def _losses_in_place(
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    decoder_input_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The last hidden states [B, T, H], which a plain head turns into logits (see `head_is_plain`).
 
+    Of an encoder-decoder model those of the decoder, [B, U, H].
+
     Args:
-        model: A causal language model of transformers; adapters may have been put on its layers.
+        model: A language model of transformers; adapters may have been put on its layers.
         input_ids: int64 [B, T]
         attention_mask: int64 [B, T]
+        decoder_input_ids: int64 [B, U], of an encoder-decoder model.
 
     Raises:
         AttributeError: The model's backbone returns no hidden states.
     """
-    last_hidden_state: torch.Tensor = _backbone_output(model, input_ids, attention_mask).last_hidden_state
+    output = _backbone_output(model, input_ids, attention_mask, decoder_input_ids)
+    last_hidden_state: torch.Tensor = output.last_hidden_state
     return last_hidden_state
 
 
-def _backbone_output(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+def _backbone_output(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    decoder_input_ids: torch.Tensor | None,
+) -> Any:
+    decoder = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder)
 
 
 @torch.no_grad()
@@ -230,6 +265,7 @@ def head_is_plain(model: PreTrainedModel) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     input_ids = (torch.arange(1, 9, device=model.device) * 7919 % vocabulary).view(2, 4)
     attention_mask = torch.ones_like(input_ids)
+    decoder = {"decoder_input_ids": input_ids} if model.config.is_encoder_decoder else {}
     taken: list[torch.Tensor] = []
     given: list[torch.Tensor] = []
 
@@ -240,13 +276,19 @@ def head_is_plain(model: PreTrainedModel) -> bool:
         return given[-1]
 
     with seeded(0, model.device):
-        hidden = getattr(_backbone_output(model, input_ids, attention_mask), "last_hidden_state", None)
+        hidden = getattr(
+            _backbone_output(model, input_ids, attention_mask, decoder.get("decoder_input_ids")),
+            "last_hidden_state",
+            None,
+        )
     if hidden is None:
         return False
     handle = head.register_forward_hook(replace)
     try:
         with seeded(0, model.device):
-            logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            logits = model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder
+            ).logits
     finally:
         handle.remove()
     if len(taken) != 1 or logits.shape != given[0].shape or taken[0].shape != hidden.shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,15 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from search_spaces.definition import ModelSpec
+from search_spaces.tasks import Task
 from search_spaces.values.artifact_layout import ADAPTER_CONFIG
 from search_spaces.values.hub_ids import is_hub_id, is_revision
 from search_spaces.wording import shortened
@@ -126,13 +133,46 @@ def confined_model(spec: ModelSpec, roots: Roots) -> AbstractContextManager[None
     return unexchanged(Path(spec.id).expanduser(), spec.id, roots) if is_local(spec) else nullcontext()
 
 
-def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict[str, Any]:
+_DECODER = (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "a causal language model",
+    "a decoder model such as Llama, Qwen or Mistral",
+)
+_SEQUENCE = (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "a model that transformers can put a head for whole texts on",
+    "an encoder such as BERT, RoBERTa or ModernBERT, or a decoder such as Llama, Qwen or Mistral",
+)
+_ARCHITECTURES: Mapping[Task, tuple[Mapping[str, Any], str, str]] = {
+    "causal_lm": _DECODER,
+    "preference": _DECODER,
+    "sequence_classification": _SEQUENCE,
+    "regression": _SEQUENCE,
+    "ranking": _SEQUENCE,
+    "seq2seq_lm": (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "a sequence-to-sequence model",
+        "an encoder-decoder model such as T5, mT5 or BART",
+    ),
+    "token_classification": (
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "a model that transformers can put a head for tokens on",
+        "an encoder such as BERT, RoBERTa or ModernBERT, or a decoder such as Llama, Qwen or Mistral",
+    ),
+}
+"""Model types that each task can be trained on, and what to say of others."""
+
+
+def check_model_folder(
+    folder: Path, name: str, *, weights: bool = True, task: Task = "causal_lm"
+) -> dict[str, Any]:
     """Checks everything that can be checked without building the model; answers its config.json.
 
     Args:
         folder: holds the model's files.
         name: the model as the definition calls it, for messages.
         weights: whether the weights must be there.
+        task: what it is to be trained for.
 
     Raises:
         ModelError: a file is missing or corrupt, the weights are pickles only, the architecture is
@@ -141,7 +181,7 @@ def check_model_folder(folder: Path, name: str, *, weights: bool = True) -> dict
     """
     with faults_of_libraries(lambda: f"The files of the model {name} cannot be read", ModelError):
         config = _read_config(folder, name)
-        _check_architecture(config, name)
+        _check_architecture(config, name, task)
         _check_references(config, folder, name)
         if weights:
             _check_weights(folder, name)
@@ -181,7 +221,7 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _check_architecture(config: dict[str, Any], name: str) -> None:
+def _check_architecture(config: dict[str, Any], name: str, task: Task) -> None:
     model_type = config["model_type"]
     kind = shortened(model_type, 60)
     if model_type not in CONFIG_MAPPING:
@@ -194,10 +234,10 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
             f"The installed transformers does not know the architecture {kind!r} of the model {name}. "
             "Update transformers on the workers or choose another model."
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    architectures, wanted, advice = _ARCHITECTURES[task]
+    if model_type not in architectures:
         raise ModelError(
-            f"The model {name} ({kind}) is not a causal language model, and the task is causal_lm. "
-            "Choose a decoder model such as Llama, Qwen or Mistral."
+            f"The model {name} ({kind}) is not {wanted}, and the task is {task}. Choose {advice}."
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "an unnamed method")

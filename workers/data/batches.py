@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from search_spaces.trial_length import TrainingPlan
-from workers.data.datasets import Example
+from workers.data.examples import Example, Seq2SeqExample
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed
@@ -60,16 +60,41 @@ class MicroBatch:
     """int64 [S], in the flattened [B * T]: where the logits that predict a target stand."""
     targets: torch.Tensor
     """int64 [S], the token ids to predict."""
+    decoder_input_ids: torch.Tensor | None = None
+    """int64 [B, U]: what the decoder of an encoder-decoder model is given; positions are then in [B * U]."""
 
     @property
     def supervised_tokens(self) -> int:
         """S."""
         return self.targets.numel()
 
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.input_ids.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.input_ids.shape[1]
+
+    @property
+    def padded_tokens(self) -> int:
+        """B * T, and B * U more with a decoder of its own."""
+        decoded = 0 if self.decoder_input_ids is None else self.decoder_input_ids.numel()
+        return self.input_ids.numel() + decoded
+
+    @property
+    def target_examples(self) -> torch.Tensor:
+        """int64 [S]: the row of each target."""
+        written = self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids
+        return self.positions // written.shape[1]
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
         fields = (self.input_ids, self.attention_mask, self.positions, self.targets)
-        return MicroBatch(*(to_device(tensor, device) for tensor in fields))
+        decoder = None if self.decoder_input_ids is None else to_device(self.decoder_input_ids, device)
+        return MicroBatch(*(to_device(tensor, device) for tensor in fields), decoder)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
@@ -92,3 +117,28 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     flat = shifted.flatten()
     positions = (flat != IGNORED).nonzero().squeeze(1)
     return MicroBatch(input_ids, attention_mask, positions, flat[positions])
+
+
+def collate_sources(
+    examples: Sequence[Seq2SeqExample], pad_token_id: int, decoder_start_id: int
+) -> MicroBatch:
+    """Pads sources and targets on the right into one micro-batch (on the CPU).
+
+    Args:
+        examples: At least one.
+        pad_token_id: Any valid token id; it is masked in the sources, and no target sees it in the decoder.
+        decoder_start_id: What the decoder is given before the first token of a target.
+    """
+    sources = [example.input_ids for example in examples]
+    batch = collate([Example(source, torch.full_like(source, IGNORED)) for source in sources], pad_token_id)
+    length = max(len(example.labels) for example in examples)
+    given = torch.full((len(examples), length), pad_token_id, dtype=torch.int64)
+    wanted = torch.full((len(examples), length), IGNORED, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        tokens = len(example.labels)
+        given[row, 0] = decoder_start_id
+        given[row, 1:tokens] = example.labels[:-1]
+        wanted[row, :tokens] = example.labels
+    flat = wanted.flatten()
+    positions = (flat != IGNORED).nonzero().squeeze(1)
+    return MicroBatch(batch.input_ids, batch.attention_mask, positions, flat[positions], given)

@@ -10,7 +10,7 @@ import json
 import socket
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import datasets as hub_datasets
 import httpx
@@ -45,13 +45,19 @@ def describe_source(source: str | HubData) -> str:
     return f"hub data set {source.hub} (split {source.split}{config})"
 
 
-def read_rows(source: str | HubData, needed: Collection[str], roots: Roots = None) -> Iterator[PlacedRow]:
+def read_rows(
+    source: str | HubData,
+    needed: Collection[str],
+    roots: Roots = None,
+    header: Literal["first_row", "none"] = "first_row",
+) -> Iterator[PlacedRow]:
     """Yields (place, row) in the source's order.
 
     Args:
         source: What is read.
         needed: Columns whose values are used. Those of a table's other columns are `Unread`.
         roots: Folders that a local file must lie in when it is opened; None: anywhere.
+        header: Of a CSV file. none: its columns are named by their positions, "0" and so on.
 
     Raises:
         DataError: while iterating, at the first thing that cannot be read, naming its place.
@@ -62,14 +68,21 @@ def read_rows(source: str | HubData, needed: Collection[str], roots: Roots = Non
         lambda: f"{name} cannot be read {f'after {last}' if last else 'at its beginning'}"
     ):
         if isinstance(source, HubData):
+            if header == "none":
+                raise DataError(f"The {name} has {_A_HEADER}")
             rows = _read_hub(source, needed)
         else:
-            rows = _read_file(Path(source), needed, roots)
+            rows = _read_file(Path(source), needed, roots, header)
         for last, row in rows:
             yield last, row
 
 
-def _read_file(path: Path, needed: Collection[str], roots: Roots) -> Iterator[PlacedRow]:
+_A_HEADER = "names for its columns. Leave out data.header: none, which is for CSV files."
+
+
+def _read_file(
+    path: Path, needed: Collection[str], roots: Roots, header: Literal["first_row", "none"]
+) -> Iterator[PlacedRow]:
     reader = next((reader for end, reader in _READERS.items() if path.name.lower().endswith(end)), None)
     if reader is None:
         raise DataError(f"The data file {path} is not one of {', '.join(_READERS)}, which Nightsweep reads.")
@@ -79,8 +92,16 @@ def _read_file(path: Path, needed: Collection[str], roots: Roots) -> Iterator[Pl
             f"The data file {path} {what} on this worker ({socket.gethostname()}). Put it where every worker "
             "can read it."
         )
+    if header == "none":
+        if not path.name.lower().endswith((".csv", ".csv.gz")):
+            raise DataError(f"The data file {path} has {_A_HEADER}")
+        reader = _read_csv_without_header
     with open_data(path, roots) as opened:
         yield from reader(opened, path, needed)
+
+
+def _read_csv_without_header(opened: BinaryIO, path: Path, _: Collection[str]) -> Iterator[PlacedRow]:
+    return read_csv(opened, path, header=False)
 
 
 def _read_parquet(opened: BinaryIO, path: Path, needed: Collection[str]) -> Iterator[PlacedRow]:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from search_spaces.definition import DATA_FIELDS, DataSpec, HubData, ModelSpec
+from search_spaces.definition import DataSpec, ModelSpec
+from search_spaces.tasks import Task
 from search_spaces.wording import counted
 from workers.data.chat_templates import PLAIN, Rendering
-from workers.data.data_files import describe_source, read_rows
-from workers.data.formats import FORMATS, Format, column_list, detect_format
-from workers.data.loss_flags import FLAGS, MEANINGFUL_COLUMNS
-from workers.data.row_structures import CONVERSATIONS, SYSTEM, Unread, read_structures
+from workers.data.data_files import describe_source
+from workers.data.examples import AnyExample, PairExample, Seq2SeqExample
+from workers.data.formats import FORMATS, Format, RowShape
+from workers.data.labels import Labels
+from workers.data.rows import TASK_SHAPES, TaskShape, named_row, open_rows
+from workers.data.task_formats import ReadRow, TaskEncoder, cut
 from workers.data.text_files import PlacedRow
 from workers.data.tokenization import IGNORED, EncodedRow
 from workers.errors import DataError, LengthError, RowError, faults_of_libraries
 from workers.local_files import Roots
-
-TASK_COLUMNS = ("task", "category", "source", "label")
-"""What data sets call the column that says of which part of a mixture a row is. The first found counts."""
-
-_READ_COLUMNS = frozenset({*DATA_FIELDS, *TASK_COLUMNS, CONVERSATIONS, SYSTEM, *FLAGS, *MEANINGFUL_COLUMNS})
-"""Columns of a table that are read, beside those that the definition names."""
 
 
 class RowReader(Protocol):
@@ -49,34 +46,23 @@ class RowReader(Protocol):
     def max_positions(self) -> int | None:
         """Tokens the model has positions for; None where the architecture sets no limit."""
 
+    @property
+    def task(self) -> Task:
+        """What the rows are for."""
 
-@dataclass(frozen=True)
-class Example:
-    """One tokenised row with at least one supervised token.
-
-    `labels` follow the Hugging Face convention: not shifted, `labels[i] == input_ids[i]` where supervised,
-    else -100. `labels[0]` is always -100, because nothing predicts the first token; so counting labels
-    that are not -100 counts the tokens that carry loss.
-    """
-
-    input_ids: torch.Tensor
-    """int64, [T]."""
-    labels: torch.Tensor
-    """int64, [T]."""
-
-    @cached_property
-    def supervised_tokens(self) -> int:
-        """Tokens that carry loss."""
-        return int((self.labels[1:] != -100).sum())
+    @property
+    def labels(self) -> Labels | None:
+        """Those of the train data; None: the task has none."""
 
 
 @dataclass(frozen=True)
 class TokenizedData:
     """One data set, ready to train on or to evaluate."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[AnyExample, ...]
     """In the source's order."""
     format: str
+    """The format's name; the task's where that is not `causal_lm`."""
     rows: int
     """Rows read: `len(examples) + skipped`."""
     truncated: int
@@ -86,16 +72,16 @@ class TokenizedData:
     tokens: int
     """Over all examples."""
     supervised_tokens: int
-    """Tokens that carry loss, over all examples."""
+    """Tokens that carry loss, over all examples; for other tasks, terms of the loss."""
+    equal_pairs: int = 0
+    """Examples whose chosen answer is also the rejected one, of a task with pairs."""
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of the examples' tokens and labels."""
+        """SHA-256 of the examples' contents."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(
-                example.input_ids.numpy().tobytes() + b"/" + example.labels.numpy().tobytes() + b";"
-            )
+            digest.update(b"/".join(tensor.numpy().tobytes() for tensor in example.tensors()) + b";")
         return digest.digest()
 
 
@@ -134,7 +120,8 @@ def load_train(
     """The train data alone; raises as `load_data`. `on_row` is called before each row is tokenised."""
     check_positions(spec, base)
     format_ = None if spec.format == "auto" else FORMATS[spec.format]
-    opened = open_rows(spec.train, spec.columns, spec.max_train_examples, format_, roots)
+    shape = _shape(base.task, format_)
+    opened = open_rows(spec.train, spec.columns, spec.max_train_examples, shape, roots, spec.header)
     return _tokenize(describe_source(spec.train), opened, spec, base, now, on_row)
 
 
@@ -148,7 +135,8 @@ def load_eval(
 ) -> TokenizedData:
     """The eval data alone, in the format that the train data has; otherwise as `load_train`."""
     check_positions(spec, base)
-    opened = open_rows(spec.eval, spec.columns, spec.max_eval_examples, FORMATS[format_name], roots)
+    shape = _shape(base.task, FORMATS.get(format_name))
+    opened = open_rows(spec.eval, spec.columns, spec.max_eval_examples, shape, roots, spec.header)
     return _tokenize(describe_source(spec.eval), opened, spec, base, now, on_row)
 
 
@@ -161,75 +149,110 @@ def check_positions(spec: DataSpec, base: RowReader) -> None:
         )
 
 
-def open_rows(
-    source: str | HubData,
-    columns: Mapping[str, str],
-    limit: int | None,
-    format_: Format | None,
-    roots: Roots = None,
-) -> tuple[Format, Iterator[PlacedRow]]:
-    """The format and the first `limit` rows, none of which is checked yet.
-
-    Args:
-        source: What is read.
-        columns: As in a definition's data.
-        limit: Most rows; None: all.
-        format_: None: decided by the first row's columns.
-        roots: As in `load_data`.
-
-    Raises:
-        DataError: there is no first row, or no format fits it.
-    """
-    rows = iter(read_rows(source, {*_READ_COLUMNS, *columns.values()}, roots))
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"The data {describe_source(source)} has no rows. Give it at least one.")
-    if format_ is None:
-        format_ = detect_format(renamed_row(*first, columns, None).keys())
-    return format_, islice(chain([first], rows), limit)
+def _shape(task: Task, format_: Format | None) -> RowShape | None:
+    """What the rows of a task look like; None: what their columns tell."""
+    return format_ if task == "causal_lm" else TASK_SHAPES[task]
 
 
 def _tokenize(
     name: str,
-    opened: tuple[Format, Iterable[PlacedRow]],
+    opened: tuple[RowShape, Iterable[PlacedRow]],
     spec: DataSpec,
     base: RowReader,
     now: datetime | None,
     on_row: Callable[[], object],
 ) -> TokenizedData:
-    format_, rows = opened
-    rendering = Rendering(now, spec.unrendered)
-    examples: list[Example] = []
-    count = truncated = tokens = supervised_tokens = 0
+    shape, rows = opened
+    read = row_encoder(shape, spec, base, now)
+    examples: list[AnyExample] = []
+    count = truncated = equal_pairs = 0
     shortest_cut: int | None = None
     for place, row in rows:
         on_row()
         count += 1
-        encoded = encode_row(place, row, format_, spec.columns, base, rendering)
-        input_ids, labels = encoded.input_ids, encoded.labels
-        first = next((i for i, label in enumerate(labels) if label != IGNORED), None)
-        if first is None or first >= spec.max_length:
-            if first is not None:
-                shortest_cut = min(first, shortest_cut or first)
+        found = read(place, row)
+        if found.example is None:
+            if found.before_loss is not None:
+                shortest_cut = min(found.before_loss, shortest_cut or found.before_loss)
             continue
-        if len(input_ids) > spec.max_length:
-            truncated += 1
-            del input_ids[spec.max_length :], labels[spec.max_length :]
-        examples.append(Example(torch.tensor(input_ids), torch.tensor(labels)))
-        tokens += len(input_ids)
-        supervised_tokens += sum(label != IGNORED for label in labels)
+        truncated += found.truncated
+        equal_pairs += is_equal_pair(found.example)
+        examples.append(found.example)
     if not examples:
         fault = DataError if shortest_cut is None else LengthError
-        raise fault(nothing_usable(name, count, format_, spec.max_length, shortest_cut))
+        raise fault(nothing_usable(name, count, shape, spec.max_length, shortest_cut))
+    if equal_pairs == len(examples):
+        raise DataError(
+            f"In every pair of {name}, the chosen answer and the rejected one are equal, so there is nothing "
+            "to prefer. Check the columns; answers are also equal if they differ only after "
+            f"{spec.max_length} tokens (data.max_length)."
+        )
     return TokenizedData(
         examples=tuple(examples),
-        format=format_.name,
+        format=shape.name,
         rows=count,
         truncated=truncated,
         skipped=count - len(examples),
-        tokens=tokens,
-        supervised_tokens=supervised_tokens,
+        tokens=sum(map(_tokens, examples)),
+        supervised_tokens=sum(example.supervised_tokens for example in examples),
+        equal_pairs=equal_pairs,
     )
+
+
+def row_encoder(
+    shape: RowShape, spec: DataSpec, base: RowReader, now: datetime | None = None
+) -> Callable[[str, dict[str, Any]], ReadRow]:
+    """What makes an example of a row and its place, cut to `max_length`.
+
+    Args:
+        shape: As `open_rows` gives it.
+        spec: How rows are read.
+        base: Whose tokenizer and task they are read with.
+        now: As in `load_data`.
+
+    Raises:
+        DataError: here and from what is returned, as `load_data` does.
+    """
+    rendering = Rendering(now, spec.unrendered)
+    if isinstance(shape, Format):
+        format_ = shape
+        return lambda place, row: cut(
+            encode_row(place, row, format_, spec.columns, base, rendering), spec.max_length
+        )
+    encoder = TaskEncoder(base.task, base.tokenizer, base.labels, rendering, spec.max_length)
+
+    def read(place: str, row: dict[str, Any]) -> ReadRow:
+        renamed = named_row(place, row, spec.columns, shape)
+        with _faults_of_encoding(place, shape, renamed):
+            found = encoder.encode(renamed)
+        if found.example is not None:
+            _check_vocabulary(place, _highest_token(found.example), base)
+        return found
+
+    return read
+
+
+def is_equal_pair(example: AnyExample) -> bool:
+    """Whether an example has the same answer twice."""
+    return isinstance(example, PairExample) and torch.equal(
+        example.chosen.input_ids, example.rejected.input_ids
+    )
+
+
+def _tokens(example: AnyExample) -> int:
+    """Tokens of an example, without padding."""
+    return (
+        sum(map(_tokens, (example.chosen, example.rejected)))
+        if isinstance(example, PairExample)
+        else example.length
+    )
+
+
+def _highest_token(example: AnyExample) -> int:
+    if isinstance(example, PairExample):
+        return max(map(_highest_token, (example.chosen, example.rejected)))
+    highest = int(example.input_ids.max())
+    return max(highest, int(example.labels.max())) if isinstance(example, Seq2SeqExample) else highest
 
 
 def encode_row(
@@ -245,20 +268,25 @@ def encode_row(
     Raises:
         DataError: the row is not what the format needs; the message names its place.
     """
-    with faults_of_libraries(lambda: f"{place}: the row cannot be read"):
-        renamed = renamed_row(place, row, columns, format_)
-    for field in format_.required:
-        if renamed.get(field) is None:
-            raise DataError(
-                f"{place}: the row has no {field!r}, which the format {format_.name} needs. It has: "
-                f"{column_list(k for k, v in renamed.items() if v is not None)}."
-            )
-    with faults_of_libraries(lambda: f"{place}: {_used(format_, renamed)} cannot be rendered or tokenised"):
+    renamed = named_row(place, row, columns, format_)
+    with _faults_of_encoding(place, format_, renamed):
+        encoded = format_.encode(renamed, base.tokenizer, rendering)
+    _check_vocabulary(place, max(encoded.input_ids, default=0), base)
+    return replace(encoded, labels=[IGNORED, *encoded.labels[1:]])
+
+
+@contextmanager
+def _faults_of_encoding(place: str, shape: RowShape, row: Mapping[str, Any]) -> Iterator[None]:
+    """Says of what goes wrong in making tokens of a row where that row is."""
+    with faults_of_libraries(lambda: f"{place}: {_used(shape, row)} cannot be rendered or tokenised"):
         try:
-            encoded = format_.encode(renamed, base.tokenizer, rendering)
+            yield
         except RowError as error:
             raise RowError(f"{place}: {error}") from error
-    highest = max(encoded.input_ids, default=0)
+
+
+def _check_vocabulary(place: str, highest: int, base: RowReader) -> None:
+    """Raises DataError when the model has no embedding for the highest of a row's tokens."""
     if highest >= base.vocabulary_size:
         raise DataError(
             f"{place}: the tokenizer gives token {highest} "
@@ -266,52 +294,14 @@ def encode_row(
             f"{base.vocabulary_size}. Use the tokenizer the model was trained with, or a model whose "
             "embeddings were resized for it."
         )
-    return replace(encoded, labels=[IGNORED, *encoded.labels[1:]])
 
 
-def renamed_row(
-    place: str, row: dict[str, Any], columns: Mapping[str, str], format_: Format | None
-) -> dict[str, Any]:
-    """The row under the format's own field names, and with a format its messages and tools in their one form.
-
-    Raises:
-        DataError: `columns` names a field that the format lacks, or a column that the row lacks; or what is
-            in one cannot be what the format needs.
-    """
-    fields = [f for f_ in FORMATS.values() for f in f_.fields] if format_ is None else list(format_.fields)
-    for field, column in columns.items():
-        if field not in fields:
-            of = "any format" if format_ is None else f"the format {format_.name}"
-            raise DataError(
-                f"data.columns renames {column!r} to {field!r}, which is not a field of {of}. "
-                f"Fields are: {', '.join(sorted(set(fields)))}."
-            )
-        if column not in row:
-            raise DataError(
-                f"{place}: the row has no column {column!r}, which data.columns gives as {field!r}. It has: "
-                f"{column_list(row)}."
-            )
-    others = {name: value for name, value in row.items() if name not in columns.values()}
-    renamed = {**others, **{field: row[column] for field, column in columns.items()}}
-    if format_ is None:
-        return renamed
-    if "messages" in format_.fields and renamed.get("messages") is None and CONVERSATIONS in renamed:
-        renamed["messages"] = renamed.pop(CONVERSATIONS)
-    for field in format_.fields:
-        if isinstance(value := renamed.get(field), Unread):
-            raise RowError(f"{place}: The column {columns.get(field, field)!r} {value.reason}.")
-    try:
-        return read_structures(renamed, format_.fields)
-    except RowError as error:
-        raise RowError(f"{place}: {error}") from error
-
-
-def _used(format_: Format, row: Mapping[str, Any]) -> str:
+def _used(format_: RowShape, row: Mapping[str, Any]) -> str:
     """The fields of a row that become tokens, for messages."""
     return " and ".join(repr(field) for field in format_.fields if row.get(field) is not None)
 
 
-def nothing_usable(name: str, rows: int, format_: Format, max_length: int, shortest_cut: int | None) -> str:
+def nothing_usable(name: str, rows: int, format_: RowShape, max_length: int, shortest_cut: int | None) -> str:
     """Why no row is left, for a DataError.
 
     Args:
@@ -327,6 +317,11 @@ def nothing_usable(name: str, rows: int, format_: Format, max_length: int, short
         return (
             f"{none}: data.max_length of {max_length} tokens cuts away everything that carries loss. The "
             f"shortest prompt has {shortest_cut} tokens; raise data.max_length above that."
+        )
+    if isinstance(format_, TaskShape):
+        return (
+            f"{none}: none carries loss. Rows with 'weight': 0 or 'train': false are left out, and so are "
+            "rows whose words or answers give no token."
         )
     if format_.name == "messages":
         hint = "Each conversation needs an assistant message, and the chat template must render it."

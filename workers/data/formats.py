@@ -51,18 +51,29 @@ ALPACA_WITHOUT_INPUT = (
 
 
 @dataclass(frozen=True)
-class Format:
-    """One shape of a row."""
+class RowShape:
+    """The fields that a row has."""
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    encoder: Callable[[Row, PreTrainedTokenizerBase, Rendering], EncodedRow]
-    """Raises RowError, or DataError where every row would fail alike."""
 
     @property
     def fields(self) -> tuple[str, ...]:
         return self.required + self.optional
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return f"the format {self.name}"
+
+
+@dataclass(frozen=True)
+class Format(RowShape):
+    """One shape of a row of a causal language model."""
+
+    encoder: Callable[[Row, PreTrainedTokenizerBase, Rendering], EncodedRow]
+    """Raises RowError, or DataError where every row would fail alike."""
 
     def encode(
         self, row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN
@@ -82,8 +93,11 @@ class Format:
         return encoded
 
 
-def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> EncodedRow:
-    text = _text(row, "text")
+def encode_text(
+    row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering, *, field: str = "text"
+) -> EncodedRow:
+    """The text in a field, with loss on all of it and the end after it."""
+    text = text_of(row, field)
     return encode_segments(
         tokenizer,
         [TextSegment(text, True)],
@@ -92,26 +106,34 @@ def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> 
     )
 
 
-def _encode_prompt_completion(
-    row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+def encode_answer(
+    row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, *, answer: str = "completion"
 ) -> EncodedRow:
-    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+    """A row's prompt and its answer, which is in the field `answer`, with loss on the answer and its end.
+
+    Raises:
+        RowError: one of them is not a text or a list of messages, or both are not alike.
+    """
+    if isinstance(row["prompt"], list) or isinstance(row[answer], list):
         prompt = check_messages(row["prompt"], "prompt")
-        completion = check_messages(row["completion"], "completion")
+        completion = check_messages(row[answer], answer)
         return encode_conversation(
             tokenizer, [*prompt, *completion], rendering, first=len(prompt), tools=row.get("tools")
         )
-    return _encode_pair(_text(row, "prompt", empty=True), _text(row, "completion"), tokenizer)
+    return _encode_pair(text_of(row, "prompt", empty=True), text_of(row, answer), tokenizer)
 
 
-def _encode_messages(row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> EncodedRow:
-    messages = check_messages(row["messages"], "messages")
+def encode_messages(
+    row: Row, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, *, field: str = "messages"
+) -> EncodedRow:
+    """The conversation in a field, with loss on the assistant's turns."""
+    messages = check_messages(row[field], field)
     return encode_conversation(tokenizer, messages, rendering, tools=row.get("tools"))
 
 
 def _encode_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase, _: Rendering) -> EncodedRow:
-    instruction, output = _text(row, "instruction"), _text(row, "output")
-    given = _text(row, "input", empty=True) if row.get("input") is not None else ""
+    instruction, output = text_of(row, "instruction"), text_of(row, "output")
+    given = text_of(row, "input", empty=True) if row.get("input") is not None else ""
     template = ALPACA_WITH_INPUT if given.strip() else ALPACA_WITHOUT_INPUT
     return _encode_pair(template.format(instruction=instruction, input=given), output, tokenizer)
 
@@ -125,7 +147,17 @@ def _encode_pair(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBas
     )
 
 
-def _text(row: Row, field: str, *, empty: bool = False) -> str:
+def text_of(row: Row, field: str, *, empty: bool = False) -> str:
+    """The text in a field.
+
+    Args:
+        row: Under the names of the fields.
+        field: That holds it.
+        empty: Whether it may be empty.
+
+    Raises:
+        RowError: it is something else, or empty.
+    """
     value = row[field]
     if not isinstance(value, str):
         raise RowError(f"The field {field!r} is of type {type(value).__name__}; expected a text.")
@@ -137,9 +169,9 @@ def _text(row: Row, field: str, *, empty: bool = False) -> str:
 FORMATS: dict[str, Format] = {
     format_.name: format_
     for format_ in (
-        Format("text", ("text",), (), _encode_text),
-        Format("prompt_completion", ("prompt", "completion"), ("tools",), _encode_prompt_completion),
-        Format("messages", ("messages",), ("tools",), _encode_messages),
+        Format("text", ("text",), (), encode_text),
+        Format("prompt_completion", ("prompt", "completion"), ("tools",), encode_answer),
+        Format("messages", ("messages",), ("tools",), encode_messages),
         Format("alpaca", ("instruction", "output"), ("input",), _encode_alpaca),
     )
 }

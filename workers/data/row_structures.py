@@ -26,8 +26,10 @@ CONVERSATIONS = "conversations"
 """What ShareGPT calls the column of messages."""
 SYSTEM = "system"
 """What data sets in ShareGPT's form call the column with a conversation's system prompt."""
-CHAT_FIELDS = ("messages", "prompt", "completion", "tools")
-"""Fields that may hold structures; `prompt` and `completion` may be texts, and then stay as they are."""
+CHAT_FIELDS = ("messages", "prompt", "completion", "chosen", "rejected", "tools")
+"""Fields that may hold structures; all but `messages` and `tools` may be texts, and then stay as they are."""
+LIST_FIELDS = ("tokens", "labels", "label")
+"""Fields that may hold a list, or a list as JSON text; a `label` may be a text or a number."""
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -77,7 +79,7 @@ JSON = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_members)
 
 
 def read_structures(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    """A row whose messages and tools have their one form. Everything else stays as it is.
+    """A row whose messages, tools and lists have their one form. Everything else stays as it is.
 
     Args:
         row: Under the format's own names.
@@ -89,9 +91,14 @@ def read_structures(row: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str
     read = dict(row)
     for field in fields:
         value = row.get(field)
-        if value is None or field not in CHAT_FIELDS:
+        if value is None:
             continue
-        if field == "tools":
+        if field in LIST_FIELDS:
+            items = _listed(_parsed(value))
+            read[field] = items if isinstance(items, list) else value
+        elif field not in CHAT_FIELDS:
+            continue
+        elif field == "tools":
             read[field] = _tools(value)
         elif field == "messages" or not isinstance(value, str):
             read[field] = _messages(value, field)

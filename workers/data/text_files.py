@@ -198,8 +198,14 @@ def _skip(text: str, position: int, mark: str = "") -> int:
     return position
 
 
-def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
-    """Records of a file with a header. A place is the line that a record begins on."""
+def read_csv(opened: BinaryIO, path: Path, *, header: bool = True) -> Iterator[PlacedRow]:
+    """Records of a file. A place is the line that a record begins on.
+
+    Args:
+        opened: The file.
+        path: Its name.
+        header: Whether the first record names the columns; else their positions do, "0" and so on.
+    """
     # The default limit of 128 KiB a cell is below what a document may be.
     csv.field_size_limit(LONGEST_ROW)
     marked: set[int] = set()
@@ -208,10 +214,12 @@ def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
         reader = csv.DictReader(_without_marks(lines, marked), strict=True)
         end = 0
         try:
-            header = reader.fieldnames
-            if header is None:
+            if not header:
+                yield from _first_record(reader, path)
+            names = reader.fieldnames
+            if names is None:
                 return
-            if twice := sorted({name for name in header if header.count(name) > 1}):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(
                     f"{path}:1: the header names the column {shortened(twice[0])!r} more than once, so a "
                     "record has several values of it. Rename or remove the repeated columns."
@@ -222,19 +230,20 @@ def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
                 place = f"{path}:{line}"
                 # csv puts None where a record has fewer cells than the header, and what it has more
                 # under the key None.
-                if line in marked and list(row.values()) != list(header):
+                if header and line in marked and list(row.values()) != list(names):
                     raise DataError(
                         f"{place}: another file was joined here (its byte order mark says so), and its "
                         "header differs from the first. Give the files the same columns in the same order."
                     )
-                if line in marked:
+                if header and line in marked:
                     continue
                 if None in row or None in row.values():
                     cells = sum(value is not None for key, value in row.items() if key is not None)
                     cells += len(row.get(None) or ())
                     raise DataError(
-                        f"{place}: the record has {cells} cells, the header {len(header)}. Quote cells that "
-                        "hold commas or line breaks."
+                        f"{place}: the record has {cells} cells, the "
+                        f"{'header' if header else 'first record'} {len(names)}. Quote cells that hold "
+                        "commas or line breaks."
                     )
                 yield place, row
         except csv.Error as error:
@@ -243,6 +252,18 @@ def read_csv(opened: BinaryIO, path: Path) -> Iterator[PlacedRow]:
             opened.seek(0)
             _refuse_undecodable(opened, path)
             raise
+
+
+def _first_record(reader: csv.DictReader[str], path: Path) -> Iterator[PlacedRow]:
+    """The first record of a file without a header, whose cells then give the reader its columns."""
+    line = 1
+    for cells in reader.reader:
+        if cells:
+            reader.fieldnames = [str(position) for position in range(len(cells))]
+            yield f"{path}:{line}", dict(zip(reader.fieldnames, cells, strict=True))
+            return
+        line = reader.reader.line_num + 1
+    reader.fieldnames = []
 
 
 def _without_marks(lines: Iterable[str], marked: set[int]) -> Iterator[str]:

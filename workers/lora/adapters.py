@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakSet
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from search_spaces.recipe import Recipe
-from search_spaces.values.artifact_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from search_spaces.values.artifact_layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG
 from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
+from workers.base.heads import TASK_MODELS, initialise, lies_in, undecayed
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
 from workers.errors import AdapterError
 from workers.lora.multi_lora import CONCATENATED_SHARE, Form, LayerAdapter, MultiLora, RowGroup
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of an adapter's flat tensor that steps in its own way."""
+
+    numbers: int
+    """How many; the parts follow each other."""
+    is_head: bool = False
+    """Whether it steps at the heads' own learning rate."""
+    is_decayed: bool = True
+    """Whether weight decay is for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +50,22 @@ class Adapter:
 
     name: str
     master: torch.nn.Parameter
-    """float32 [P]: all its LoRA matrices, on the base's device. `grad` belongs to the optimizer."""
+    """float32 [P]: all its LoRA matrices, then its heads, on the base's device. `grad` belongs to the
+    optimizer."""
     gradient: torch.Tensor
     """float32 [P]: what the passes add to; zero it before one."""
     layers: dict[int, LayerAdapter]
     """Views of both, by layer number."""
-    dropout: float
+    recipe: Recipe
+    heads: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    """Its own copies of the base's heads, by their path; their parameters are views of both, too."""
+    segments: tuple[Segment, ...] = ()
+    """The matrices, the heads' decayed parameters and those that decay spares; none without heads."""
+
+    @property
+    def dropout(self) -> float:
+        """The share of a layer's inputs that is dropped in training."""
+        return self.recipe.lora_dropout
 
     @property
     def trainable_parameters(self) -> int:
@@ -50,7 +74,7 @@ class Adapter:
 
     def rows(self, count: int, keys: Sequence[int] = ()) -> RowGroup:
         """`count` rows of a pass as this adapter's; with `keys`, under its dropout."""
-        return RowGroup(self.layers, count, self.dropout if keys else 0.0, keys)
+        return RowGroup(self.layers, count, self.dropout if keys else 0.0, keys, self.heads)
 
 
 class AdapterHost:
@@ -63,8 +87,9 @@ class AdapterHost:
         """
         self.base = base
         self.multi_lora = MultiLora(base.compute_dtype)
-        self._linear = linear_layers(base.model)
+        self._linear = [path for path in linear_layers(base.model) if not lies_in(path, base.heads)]
         self._head = output_head(base.model)
+        self._heads = {path: base.model.get_submodule(path) for path in base.heads}
         self._numbers = {path: number for number, path in enumerate(self._linear)}
         self._taken_over: WeakSet[torch.nn.Module] = WeakSet()
         self._modules = {name: type(module) for name, module in base.model.named_modules()}
@@ -80,6 +105,11 @@ class AdapterHost:
     def shares_passes(self) -> bool:
         """The same in training, where a base with dropout of its own draws it for a pass as a whole."""
         return self.shares_evaluations and not self.base.has_dropout
+
+    @property
+    def trains_heads(self) -> bool:
+        """Whether adapters come with heads of their own."""
+        return bool(self._heads)
 
     def choose_form(self, groups: Sequence[RowGroup]) -> Form:
         """How the products of a pass are best taken.
@@ -103,7 +133,8 @@ class AdapterHost:
 
         PEFT's default initialisation: A is Kaiming uniform and B is 0, so an untrained adapter changes
         nothing. It is the adapter that `transformers.set_seed(recipe.seed)` and `get_peft_model` make, and
-        nobody else's random draws are disturbed.
+        nobody else's random draws are disturbed. Heads that the checkpoint lacks are drawn before it, in the
+        model's order, as the architecture's own `_init_weights` does.
 
         Raises:
             AdapterError: `target_modules` matches no layer of the base, or layers that PEFT takes for others.
@@ -116,6 +147,8 @@ class AdapterHost:
         self._refuse_fused_experts(config)
         try:
             with seeded(recipe.seed, self.base.device):
+                for path in self.base.new_heads:
+                    initialise(self.base.model, self._wrapper_path(path))
                 wrapped = dict(self._wrapped())
                 if self._peft is not None and wrapped.keys() >= set(selected):
                     self._extend(name, config, {path: wrapped[path] for path in selected})
@@ -144,7 +177,11 @@ class AdapterHost:
             self._unwrap(peft)
 
     def files(self, name: str) -> dict[str, bytes]:
-        """The contents of the files that `PeftModel.from_pretrained` reads, by their names."""
+        """The contents of the files that `PeftModel.from_pretrained` reads, by their names.
+
+        With a head, also the model's config.json, which says how many labels it has and what they are called:
+        `AutoModelFor...from_pretrained(base, config=AutoConfig.from_pretrained(folder))`.
+        """
         peft = self._live()
         config = copy.copy(peft.peft_config[name])
         config.base_model_name_or_path = self.base.spec.id
@@ -159,7 +196,10 @@ class AdapterHost:
             {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
             metadata={"format": "pt"},
         )
-        return {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: _config_file(config)}
+        files = {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: _config_file(config)}
+        if self._heads:
+            files[MODEL_CONFIG] = _model_config_file(self.base.model)
+        return files
 
     def _wrap(self, name: str, config: LoraConfig) -> None:
         """Has PEFT make the adapter, and takes over the layers that it wraps for it."""
@@ -173,6 +213,17 @@ class AdapterHost:
                 self.multi_lora.take_over(module, self._numbers[path])
                 self._taken_over.add(module)
 
+        for path in self._heads:
+            module = self.base.model.get_submodule(path)
+            if isinstance(module, ModulesToSaveWrapper) and module not in self._taken_over:
+                self.multi_lora.take_over_head(module, path)
+                self._taken_over.add(module)
+
+    def _wrapper_path(self, path: str) -> str:
+        """Where the head that adapters copy is now: PEFT puts a wrapper in its place."""
+        wrapped = isinstance(self.base.model.get_submodule(path), ModulesToSaveWrapper)
+        return f"{path}.original_module" if wrapped else path
+
     def _extend(self, name: str, config: LoraConfig, layers: dict[str, BaseTunerLayer]) -> None:
         """What PEFT's `add_adapter` does to layers that have adapters already.
 
@@ -182,6 +233,8 @@ class AdapterHost:
         self._live().peft_config[name] = config
         for path, layer in layers.items():
             layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, target_name=path, config=config)
+        for path in self._heads:
+            self.base.model.get_submodule(path).update(name)
 
     def _wrapped(self) -> Iterator[tuple[str, BaseTunerLayer]]:
         """The layers that PEFT has wrapped, in the model's order."""
@@ -190,10 +243,14 @@ class AdapterHost:
                 yield path, module
 
     def _flatten(self, name: str, recipe: Recipe) -> Adapter:
-        """Moves the adapter's matrices into one flat tensor and leaves PEFT's parameters as its views."""
+        """Moves the adapter's numbers into one flat tensor and leaves PEFT's parameters as its views."""
         layers = {self._numbers[path]: layer for path, layer in self._wrapped() if name in layer.lora_A}
         size = sum(m.lora_A[name].weight.numel() + m.lora_B[name].weight.numel() for m in layers.values())
-        master = torch.empty(size, dtype=torch.float32, device=self.base.device)
+        heads = self._heads_of(name)
+        decayed, spared = _by_decay(heads.values())
+        decayed_size = sum(parameter.numel() for parameter in decayed)
+        total = size + decayed_size + sum(parameter.numel() for parameter in spared)
+        master = torch.empty(total, dtype=torch.float32, device=self.base.device)
         gradient = torch.zeros_like(master)
         views: dict[int, LayerAdapter] = {}
         offset = 0
@@ -209,11 +266,31 @@ class AdapterHost:
             a.data, b.data = flat_a, flat_b.t()
             views[number] = LayerAdapter(flat_a, flat_b, grad_a, grad_b, float(module.scaling[name]))
             offset = end
-        return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe.lora_dropout)
+        for parameter in (*decayed, *spared):
+            end = offset + parameter.numel()
+            flat, grad = (tensor[offset:end].view(parameter.shape) for tensor in (master, gradient))
+            flat.copy_(parameter.detach())
+            parameter.data = flat
+            parameter.grad = grad  # autograd adds to it where it is
+            offset = end
+        parts = (
+            Segment(size),
+            Segment(decayed_size, True),
+            Segment(total - size - decayed_size, True, False),
+        )
+        segments = tuple(part for part in parts if part.numbers) if heads else ()
+        return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe, heads, segments)
+
+    def _heads_of(self, name: str) -> dict[str, torch.nn.Module]:
+        """An adapter's own copies of the heads."""
+        wrappers = {path: self.base.model.get_submodule(path) for path in self._heads}
+        return {path: wrapper.modules_to_save[name] for path, wrapper in wrappers.items()}
 
     def _unwrap(self, peft: PeftModel) -> None:
         """Takes PEFT off the base, and the mark it leaves there, at which it warns when it comes again."""
         peft.unload()
+        for path, head in self._heads.items():  # PEFT leaves an adapter's copy in its place
+            self.base.model.set_submodule(path, head)
         self._peft = None
         if hasattr(self.base.model, "peft_config"):
             del self.base.model.peft_config
@@ -242,7 +319,8 @@ class AdapterHost:
             # GPT-2's Conv1D keeps its weight as [in, out].
             fan_in_fan_out=all(issubclass(self._modules[name], Conv1D) for name in selected),
             bias="none",
-            task_type="CAUSAL_LM",
+            task_type=TASK_MODELS[self.base.task].peft_type,
+            modules_to_save=list(self._heads) or None,
         )
 
     def _refuse_fused_experts(self, config: LoraConfig) -> None:
@@ -267,17 +345,44 @@ class AdapterHost:
 
     def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
         """An adapter's matrices by PEFT's names, in the model's order."""
-        return {
+        matrices = {
             f"base_model.model.{path}.{matrix}.{name}.weight": getattr(layer, matrix)[name].weight
             for path, layer in self._wrapped()
             for matrix in ("lora_A", "lora_B")
             if name in getattr(layer, matrix)
         }
+        heads = {
+            f"base_model.model.{path}.modules_to_save.{name}.{own}": parameter
+            for path, head in self._heads_of(name).items()
+            for own, parameter in head.named_parameters()
+        }
+        return {**matrices, **heads}
 
     def _live(self) -> PeftModel:
         if self._peft is None:
             raise RuntimeError("the base has no adapter")
         return self._peft
+
+
+def _by_decay(
+    heads: Iterable[torch.nn.Module],
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The parameters of heads that weight decay is for, and those that it spares."""
+    decayed: list[torch.nn.Parameter] = []
+    spared: list[torch.nn.Parameter] = []
+    for head in heads:
+        names = set(undecayed(head))
+        for name, parameter in head.named_parameters():
+            (spared if name in names else decayed).append(parameter)
+    return decayed, spared
+
+
+def _model_config_file(model: PreTrainedModel) -> bytes:
+    """The configuration as `save_pretrained` writes it, without what was only for this run."""
+    values = model.config.to_diff_dict()
+    for key in ("quantization_config", "_attn_implementation", "attn_implementation"):
+        values.pop(key, None)
+    return json.dumps(values, indent=2, sort_keys=True, default=str).encode()
 
 
 def _config_file(config: LoraConfig) -> bytes:

@@ -73,6 +73,34 @@ class MultiLora:
 
         layer.forward = forward
 
+    def take_over_head(self, wrapper: Any, path: str) -> None:
+        """Gives a head that PEFT trains whole the forward for rows of many adapters, each with its own.
+
+        Args:
+            wrapper: A `peft.utils.other.ModulesToSaveWrapper`.
+            path: Of the head in the model, as in `RowGroup.heads`.
+        """
+        own = wrapper.forward
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            lora_pass = self._running
+            if lora_pass is None:
+                output: torch.Tensor = own(x, *args, **kwargs)
+                return output
+            if x.shape[0] != lora_pass.rows:
+                self.rows_separate = False
+                if len(lora_pass.groups) > 1:
+                    raise RowsUnknownError(
+                        f"a head was given {list(x.shape)} in a pass of {lora_pass.rows} rows"
+                    )
+                return lora_pass.groups[0].heads[path](x, *args, **kwargs)  # type: ignore[no-any-return]
+            parts = zip(lora_pass.groups, lora_pass.spans, strict=True)
+            return torch.cat(
+                [group.heads[path](x[first:last], *args, **kwargs) for group, (first, last) in parts]
+            )
+
+        wrapper.forward = forward
+
     @contextmanager
     def running(
         self, groups: Sequence[RowGroup], *, tokens: int, form: Form, device: torch.device

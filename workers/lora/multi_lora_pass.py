@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -46,6 +46,8 @@ class RowGroup:
     dropout: float = 0.0
     keys: Sequence[int] = ()
     """One key per row (`lora_dropout.row_keys`), when there is dropout."""
+    heads: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    """Its own heads, by their path in the model."""
 
 
 class MultiLoraPass:

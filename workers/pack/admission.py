@@ -11,6 +11,7 @@ from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
+from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
 
 
@@ -30,6 +31,7 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
             "start": base.passes.measure_start(adapter, first_examples(order.recipe, examples)),
             "micro_batch_size": order.micro_batch_size,
             "loss_scaled": base.host.base.compute_dtype == torch.float16,
+            "class_weights": objective_of(base.host.base).class_weights(order.recipe, examples),
         }
         whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
         attempt: Attempt

@@ -23,12 +23,12 @@ from workers.contract import (
     TrialStarted,
     UnusableCheckpoint,
 )
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
 from workers.device.memory import is_out_of_memory, peak_bytes
 from workers.errors import ArtifactError
 from workers.lora.adapters import AdapterHost
 from workers.pack.loaded import Loaded
-from workers.training.evaluation import Totals
+from workers.training.objectives.base import Evaluation
 from workers.training.overfitting import OverfitWatch
 from workers.training.rungs import rung_reached
 from workers.training.trial_run import StepResult, TrialEndedError, TrialRun
@@ -51,7 +51,7 @@ class Attempt:
         order: TrialOrder,
         run: TrialRun,
         host: AdapterHost,
-        eval_examples: Sequence[Example],
+        eval_examples: Sequence[AnyExample],
         *,
         recipe_key: str,
         made_of: Mapping[str, str] | None = None,
@@ -227,7 +227,7 @@ class Attempt:
         ours = {"attempt_id": self.order.attempt_id}
         self.reports = [Report(**{**report, **ours}) for report in state.get("reports", ())]  # likewise
 
-    def report(self, totals: Totals) -> Report:
+    def report(self, totals: Evaluation) -> Report:
         """The report of the rung that is due; saves the adapter when it is the best so far.
 
         Raises:

@@ -110,7 +110,7 @@ def limited(trials: int, reason: str) -> Capacity:
 
 def _member(attempt: Attempt) -> PackMember:
     run = attempt.run
-    lengths = [len(example.input_ids) for example in run.examples]
+    lengths = [example.length for example in run.examples]
     typical = sum(lengths) / len(lengths)
     return PackMember(
         tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),

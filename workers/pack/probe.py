@@ -14,13 +14,14 @@ import torch
 
 from workers.base.base_model import set_training
 from workers.base.chunked_loss import chunk_bytes
-from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
 from workers.device.generators import seeded
 from workers.device.memory import allocated_bytes, is_out_of_memory, release
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack.cost_model import MemoryCost, PassCost, fit_pass_cost
-from workers.training.forward import batch_losses, chunk_tokens
+from workers.training.forward import chunk_tokens
+from workers.training.objectives.base import Share
+from workers.training.objectives.registry import objective_of
 
 _ROWS = 8
 """Rows of the large pass. Enough to tell the price of a token from that of a pass."""
@@ -39,7 +40,7 @@ class Costs:
     memory: MemoryCost
 
 
-def probe(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], *, most_tokens: int) -> Costs:
+def probe(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], *, most_tokens: int) -> Costs:
     """Times and weighs a few passes.
 
     Args:
@@ -52,8 +53,8 @@ def probe(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], *, m
         torch.OutOfMemoryError: Not even a single row fits.
     """
     set_training(host.base.model, True)
-    longest = sorted(examples, key=lambda example: -len(example.input_ids))[:_ROWS]
-    rows = max(1, min(len(longest), most_tokens // len(longest[0].input_ids)))
+    longest = sorted(examples, key=lambda example: -example.length)[:_ROWS]
+    rows = max(1, min(len(longest), most_tokens // longest[0].length))
     while True:
         try:
             with seeded(0, host.base.device):  # for a base with dropout of its own
@@ -65,8 +66,8 @@ def probe(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], *, m
         rows //= 2
 
 
-def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[Example]) -> Costs:
-    rows, tokens = len(longest), len(longest[0].input_ids)
+def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[AnyExample]) -> Costs:
+    rows, tokens = len(longest), longest[0].length
     groups = min(_GROUPS, rows) if host.shares_passes else 1
     base_bytes = allocated_bytes(host.base.device)
     weight = _weigh(host, adapter, longest)  # the first pass of a shape warms up, too
@@ -86,23 +87,27 @@ def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[Example]) ->
     )
 
 
-def _pass(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], parts: int) -> None:
+def _pass(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> None:
     base = host.base
     adapter.gradient.zero_()
-    batch = collate(examples, base.pad_id).to(base.device)
+    objective = objective_of(base)
+    batch = objective.collate(examples, base)
     size, more = divmod(len(examples), parts)
-    groups = [adapter.rows(size + (part < more)) for part in range(parts)]
-    weights = torch.full((batch.supervised_tokens,), 1e-6, device=base.device)
+    counts = [size + (part < more) for part in range(parts)]
+    groups = [adapter.rows(count * examples[0].rows) for count in counts]
+    shares = [Share(count, adapter.recipe, 1e-6) for count in counts]
+    owners = torch.arange(parts).repeat_interleave(torch.tensor(counts))[batch.target_examples]
+    owners, batch = owners.to(base.device), batch.to(base.device)
     with host.multi_lora.running(
-        groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
+        groups, tokens=batch.tokens, form=host.choose_form(groups), device=base.device
     ) as lora_pass:
-        losses = batch_losses(base, batch, weights)
+        losses = objective.losses(base, batch, owners, shares, gradient=True)
         assert losses.objective is not None
         losses.objective.backward()  # type: ignore[no-untyped-call]
         lora_pass.add_stacked_gradients()
 
 
-def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[Example]) -> int:
+def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample]) -> int:
     """Bytes that a pass takes on top of what is there: its peak on CUDA, what autograd keeps on a CPU."""
     device = host.base.device
     if device.type == "cuda":
@@ -123,7 +128,7 @@ def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[Example]) -> 
     return sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
-def _time(host: AdapterHost, adapter: Adapter, examples: Sequence[Example], parts: int) -> float:
+def _time(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> float:
     started = _clock(host.base.device)
     _pass(host, adapter, examples, parts)
     return _clock(host.base.device) - started

@@ -15,10 +15,10 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.contract import OutcomeStatus, Progress, RateSweep, TrialOutcome
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
 from workers.lora.adapters import Adapter
 from workers.pack.attempt import Attempt
-from workers.training.evaluation import Totals
+from workers.training.objectives.base import Evaluation
 from workers.training.trial_run import StepResult, TrialEndedError, TrialRun
 
 SMOOTHING = 0.9
@@ -60,11 +60,12 @@ class RateSweepRun(TrialRun):
         sweep: RateSweep,
         recipe: Recipe,
         adapter: Adapter,
-        examples: Sequence[Example],
+        examples: Sequence[AnyExample],
         *,
-        start: Totals,
+        start: Evaluation,
         micro_batch_size: int | None = None,
         loss_scaled: bool = False,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -75,6 +76,7 @@ class RateSweepRun(TrialRun):
             start: Loss on `first_examples` before any step.
             micro_batch_size: Most rows it has in one pass; None: any number.
             loss_scaled: Scale the loss, as float16 compute needs it.
+            class_weights: As in `TrialRun`.
         """
         self.sweep = sweep
         self.curve: list[tuple[float, float]] = []
@@ -89,6 +91,7 @@ class RateSweepRun(TrialRun):
             micro_batch_size=micro_batch_size,
             loss_scaled=loss_scaled,
             steps=sweep.steps,
+            class_weights=class_weights,
         )
 
     @property

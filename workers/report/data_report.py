@@ -29,13 +29,16 @@ from search_spaces.data_report import (
     SplitReport,
 )
 from search_spaces.definition import HubData, ModelSpec
+from search_spaces.tasks import Task
 from workers.base.base_model import faults_of_loading, load_tokenizer
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
 from workers.data.chat_templates import ChatTemplate, Rendering
 from workers.data.data_files import describe_source
-from workers.data.datasets import check_positions, encode_row, nothing_usable, open_rows, renamed_row
+from workers.data.datasets import check_positions, encode_row, nothing_usable
 from workers.data.formats import FORMATS, Format
+from workers.data.labels import Labels
 from workers.data.loss_flags import FLAGS, is_empty
+from workers.data.rows import open_rows, renamed_row
 from workers.data.tokenization import IGNORED
 from workers.device.memory import limited_memory
 from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
@@ -56,6 +59,8 @@ class BaseReader:
     tokenizer: PreTrainedTokenizerBase
     vocabulary_size: int
     max_positions: int | None
+    task: Task = "causal_lm"
+    labels: Labels | None = None
 
 
 def make_report(request: ReportRequest) -> FilesReport:

@@ -13,9 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import Balance, Count, CutRows, DecodedExample, Segment, SplitReport
-from workers.data.datasets import TASK_COLUMNS
 from workers.data.formats import Format
 from workers.data.row_structures import Unread
+from workers.data.rows import TASK_COLUMNS
 from workers.data.tokenization import IGNORED, EncodedRow
 
 MOST_LABELS = 50

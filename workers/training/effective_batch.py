@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
 
 
 class EffectiveBatch:
@@ -20,7 +20,7 @@ class EffectiveBatch:
     """
 
     def __init__(
-        self, indices: Sequence[int], examples: Sequence[Example], *, part: int | None = None
+        self, indices: Sequence[int], examples: Sequence[AnyExample], *, part: int | None = None
     ) -> None:
         """
         Args:
@@ -83,8 +83,8 @@ class EffectiveBatch:
         self.loss_sum, self._part_norm = state["loss_sum"], state["part_norm"]
 
     def _by_length(self, indices: Sequence[int]) -> list[int]:
-        return sorted(indices, key=lambda index: len(self._examples[index].input_ids))
+        return sorted(indices, key=lambda index: self._examples[index].length)
 
 
-def _tokens(indices: Sequence[int], examples: Sequence[Example]) -> int:
+def _tokens(indices: Sequence[int], examples: Sequence[AnyExample]) -> int:
     return sum(examples[index].supervised_tokens for index in indices)

@@ -1,52 +1,20 @@
-"""Evaluation of adapters: loss, perplexity and accuracy over a data set."""
+"""Evaluation of adapters: the loss and the metrics of their task over a data set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from workers.base.base_model import set_training
-from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
+from workers.device.devices import to_device
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
-from workers.training.forward import batch_losses
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the supervised tokens of a data set, from which every metric is made."""
-
-    loss_sum: float
-    """Cross-entropy in nats."""
-    correct: int
-    """Tokens that the argmax predicts."""
-    tokens: int
-
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.loss_sum + other.loss_sum, self.correct + other.correct, self.tokens + other.tokens
-        )
-
-    def metrics(self) -> dict[str, float]:
-        """`eval_loss` (token-weighted mean, nats), `perplexity` (its exponential) and `accuracy`."""
-        eval_loss = self.loss_sum / self.tokens
-        return {
-            "eval_loss": eval_loss,
-            "perplexity": _exp(eval_loss),
-            "accuracy": self.correct / self.tokens,
-        }
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+from workers.training.objectives.base import Evaluation, Share
+from workers.training.objectives.registry import objective_of
 
 
 def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
@@ -72,11 +40,11 @@ def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[i
 def evaluate(
     host: AdapterHost,
     adapters: Sequence[Adapter],
-    examples: Sequence[Example],
+    examples: Sequence[AnyExample],
     *,
     token_budget: int,
     heartbeat: Heartbeat = UNWATCHED,
-) -> list[Totals]:
+) -> list[Evaluation]:
     """Evaluates adapters on the same examples, in shared passes.
 
     Modules are switched to evaluation, all but the quantized ones (see `base_model.set_training`), so
@@ -85,21 +53,21 @@ def evaluate(
     Args:
         host: The base with the adapters on it.
         adapters: At least one.
-        examples: Each with at least one supervised token, in any order; the result does not depend on it
-            beyond rounding.
+        examples: Of the base's task, each with at least one target, in any order; the result does not depend
+            on it beyond rounding.
         token_budget: Padded tokens per forward pass.
         heartbeat: Notified of each pass.
 
     Returns:
-        The totals of each adapter.
+        What each adapter came to.
 
     Raises:
         torch.OutOfMemoryError: A pass did not fit; the same call with a smaller budget may.
     """
     set_training(host.base.model, False)
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = [example.length for example in examples]
     together = max(1, min(len(adapters), token_budget // max(lengths))) if host.shares_evaluations else 1
-    totals: list[Totals] = []
+    totals: list[Evaluation] = []
     for first in range(0, len(adapters), together):
         some = adapters[first : first + together]
         try:
@@ -125,29 +93,27 @@ def evaluate(
 def _evaluate(
     host: AdapterHost,
     adapters: Sequence[Adapter],
-    examples: Sequence[Example],
+    examples: Sequence[AnyExample],
     batches: Iterable[list[int]],
     heartbeat: Heartbeat,
-) -> list[Totals]:
+) -> list[Evaluation]:
     base, count = host.base, len(adapters)
-    loss = torch.zeros(count, dtype=torch.float64, device=base.device)
-    correct = torch.zeros(count, dtype=torch.int64, device=base.device)
-    tokens = 0
+    objective = objective_of(base)
+    tally = objective.tally(count, base)
     for indices in batches:
-        batch = collate([examples[index] for index in indices] * count, base.pad_id).to(base.device)
-        groups = [adapter.rows(len(indices)) for adapter in adapters]
+        some = [examples[index] for index in indices]
+        batch = objective.collate(some * count, base)
+        shares = [Share(len(some), adapter.recipe) for adapter in adapters]
+        owners = torch.arange(count).repeat_interleave(len(some))[batch.target_examples]
+        owners, batch = to_device(owners, base.device), batch.to(base.device)
+        groups = [adapter.rows(batch.rows // count) for adapter in adapters]
         with (
             heartbeat.passing("evaluation"),
             host.multi_lora.running(
-                groups, tokens=batch.input_ids.shape[1], form=host.choose_form(groups), device=base.device
+                groups, tokens=batch.tokens, form=host.choose_form(groups), device=base.device
             ),
         ):
-            result = batch_losses(base, batch)
-        loss += result.losses.double().view(count, -1).sum(1)
-        correct += result.correct.view(count, -1).sum(1)
-        tokens += batch.supervised_tokens // count
+            result = objective.losses(base, batch, owners, shares, gradient=False)
+        tally.add(result, batch, indices)
         del result, batch  # else they stay alive through the next pass, and the peak doubles
-    return [
-        Totals(loss_sum=loss_sum, correct=right, tokens=tokens)
-        for loss_sum, right in zip(loss.tolist(), correct.tolist(), strict=True)
-    ]
+    return tally.results()

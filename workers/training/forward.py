@@ -1,6 +1,8 @@
-"""One forward pass over a micro-batch, shared by training and evaluation so that both mean the same."""
+"""One forward pass of a language model, shared by training and evaluation so that both mean the same."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -19,31 +21,98 @@ def chunk_tokens(base: LoadedBase) -> int:
     return max(16, LOGITS_BYTES_PER_CHUNK[base.device.type] // (4 * base.vocabulary_size))
 
 
-def batch_losses(base: LoadedBase, batch: MicroBatch, weights: torch.Tensor | None = None) -> TargetLosses:
+def autocast(base: LoadedBase) -> AbstractContextManager[None]:
+    """Activations and the adapters' products run in the base's compute dtype; adapters and heads stay
+    float32, as with mixed precision in `transformers.Trainer`."""
+    return torch.autocast(
+        base.device.type, dtype=base.compute_dtype, enabled=base.compute_dtype != torch.float32
+    )
+
+
+def batch_losses(
+    base: LoadedBase,
+    batch: MicroBatch,
+    weights: torch.Tensor | None = None,
+    *,
+    smoothing: torch.Tensor | None = None,
+    focus: torch.Tensor | None = None,
+) -> TargetLosses:
     """Losses at the positions that predict a supervised target, under whatever adapters are in force.
 
-    Activations and the adapters' products run in the base's compute dtype; the LoRA matrices themselves
-    stay float32, as with mixed precision in `transformers.Trainer`. Logits are made in chunks, in float32,
-    and only where there is a target; architectures that do more than `head(hidden)` make them all at once.
+    Logits are made in chunks, in float32, and only where there is a target; architectures that do more than
+    `head(hidden)` make them all at once.
 
     Args:
         base: The base.
         batch: On the base's device, with S targets.
         weights: float32 [S], what each target's loss counts in the objective; None: no gradient is wanted.
+        smoothing: float32 [S], label smoothing in the objective; None: none.
+        focus: float32 [S], gamma of the focal loss in the objective, 0 for cross-entropy; None: all 0.
     """
-    with torch.autocast(
-        base.device.type, dtype=base.compute_dtype, enabled=base.compute_dtype != torch.float32
-    ):
-        if base.head_is_plain:
-            hidden = hidden_states(base.model, batch.input_ids, batch.attention_mask)
-            rows = hidden.flatten(0, 1).index_select(0, batch.positions)
-            head = base.model.get_output_embeddings()
-            return target_losses(head, rows, batch.targets, weights, chunk_tokens=chunk_tokens(base))
-        output = base.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    logits = output.logits.flatten(0, 1).index_select(0, batch.positions).float()
-    losses = F.cross_entropy(logits, batch.targets, reduction="none")
-    return TargetLosses(
-        losses=losses.detach(),
-        correct=logits.detach().argmax(dim=-1) == batch.targets,
-        objective=None if weights is None else (losses * weights).sum(),
-    )
+    return LanguagePass(base, batch).losses(weights, smoothing=smoothing, focus=focus)
+
+
+class LanguagePass:
+    """A forward pass whose losses may be asked for twice: once to see them, and once to weigh them."""
+
+    def __init__(self, base: LoadedBase, batch: MicroBatch) -> None:
+        """Runs the model over a batch on the base's device."""
+        self._base = base
+        self._batch = batch
+        self._chunked = base.head_is_plain
+        ids, mask, decoder = batch.input_ids, batch.attention_mask, batch.decoder_input_ids
+        with autocast(base):
+            if self._chunked:
+                hidden = hidden_states(base.model, ids, mask, decoder)
+                self._states = hidden.flatten(0, 1).index_select(0, batch.positions)
+                return
+            given = {} if decoder is None else {"decoder_input_ids": decoder}
+            output = base.model(input_ids=ids, attention_mask=mask, use_cache=False, **given)
+        self._states = output.logits.flatten(0, 1).index_select(0, batch.positions).float()
+
+    def losses(
+        self,
+        weights: torch.Tensor | None,
+        *,
+        smoothing: torch.Tensor | None = None,
+        focus: torch.Tensor | None = None,
+    ) -> TargetLosses:
+        """As `batch_losses`."""
+        if weights is not None and focus is not None:
+            weights = weights * focal_factor(self.losses(None).losses, focus)
+        targets = self._batch.targets
+        if self._chunked:
+            with autocast(self._base):
+                return target_losses(
+                    self._base.model.get_output_embeddings(),
+                    self._states,
+                    targets,
+                    weights,
+                    chunk_tokens=chunk_tokens(self._base),
+                    smoothing=smoothing,
+                )
+        logits = self._states
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        minimized = losses
+        if smoothing is not None:
+            minimized = (1 - smoothing) * losses - smoothing * F.log_softmax(logits, dim=-1).mean(dim=-1)
+        return TargetLosses(
+            losses=losses.detach(),
+            correct=logits.detach().argmax(dim=-1) == targets,
+            objective=None if weights is None else (minimized * weights).sum(),
+        )
+
+
+def focal_factor(losses: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """What the gradient of the focal loss is of that of the cross-entropy, [S].
+
+    With p = exp(-loss), the focal loss is (1 - p)^gamma * loss (Lin et al. 2017, arXiv 1708.02002), and its
+    derivative with regard to the loss (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p loss.
+
+    Args:
+        losses: float32 [S], cross-entropy in nats.
+        gamma: float32 [S], at least 0; 0 is cross-entropy.
+    """
+    p = torch.exp(-losses)
+    missed = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
+    return missed**gamma + gamma * missed ** (gamma - 1) * p * losses

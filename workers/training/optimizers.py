@@ -5,12 +5,13 @@ All the memory that a step takes is taken when the optimizer is made, so that no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from search_spaces.recipe import Recipe
+from workers.lora.adapters import Segment
 
 RMSPROP_EPSILON = 1e-8
 """Added to RMSprop's denominator: the default of `torch.optim.RMSprop`."""
@@ -42,8 +43,10 @@ def adapter_bytes(parameters: int, recipe: Recipe, *, accumulates: bool) -> int:
     return 4 * parameters * (2 + len(moment_names(recipe)) + accumulates)
 
 
-def build_optimizer(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over an adapter's LoRA matrices, its moments made and 0.
+def build_optimizer(
+    parameter: torch.nn.Parameter, recipe: Recipe, segments: Sequence[Segment] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over an adapter, its moments made and 0.
 
     - `adamw`: Loshchilov & Hutter, arXiv 1711.05101.
     - `sgd`: `torch.optim.SGD`, weight decay as an L2 penalty, no dampening. Nesterov's momentum without
@@ -51,9 +54,10 @@ def build_optimizer(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.opti
       torch makes without one.
     - `rmsprop`: `torch.optim.RMSprop`, weight decay as an L2 penalty; neither centered nor with momentum.
 
-    One group, all of it decayed. `transformers.Trainer` makes two groups and spares from weight decay
-    what belongs to a LayerNorm or has `bias` or `norm` in its name; an adapter trains `lora_A` and
-    `lora_B` weights only (`bias="none"`), none of which is spared, so both groupings are the same.
+    Without a head one group, all of it decayed. `transformers.Trainer` makes two groups and spares from
+    weight decay what belongs to a LayerNorm or has `bias` or `norm` in its name; an adapter trains `lora_A`
+    and `lora_B` weights only (`bias="none"`), none of which is spared, so both groupings are the same. A head
+    has segments of its own: it is spared what the Trainer spares, and steps at its own rate.
 
     Fused where torch has it: on CUDA one kernel steps every matrix, and on CPU it is 3 to 5 times as fast as
     the loop over parameters (AdamW, 64 matrices of 16 x 256 on one thread: 0.5 ms a step against 3.0).
@@ -61,27 +65,62 @@ def build_optimizer(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.opti
     Args:
         parameter: float32 [P], the adapter's flat tensor.
         recipe: The trial's.
+        segments: Of the tensor, in its order; none: it is one.
     """
-    common: dict[str, Any] = {"lr": recipe.peak_learning_rate, "weight_decay": recipe.weight_decay}
+    parameters, groups = [parameter], [{"params": [parameter], **_options(recipe, Segment(0))}]
+    if segments:
+        parts = parameter.data.split([segment.numbers for segment in segments])
+        parameters = [torch.nn.Parameter(part) for part in parts]
+        groups = [
+            {"params": [part], **_options(recipe, segment)}
+            for part, segment in zip(parameters, segments, strict=True)
+        ]
     optimizer: torch.optim.Optimizer
     match recipe.optimizer:
         case "adamw":
             betas = (recipe.adam_beta1, recipe.adam_beta2)
-            optimizer = torch.optim.AdamW(
-                [parameter], betas=betas, eps=recipe.adam_epsilon, fused=True, **common
-            )
-            optimizer.state[parameter]["step"] = torch.zeros((), device=parameter.device)
+            optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.adam_epsilon, fused=True)
+            for part in parameters:
+                optimizer.state[part]["step"] = torch.zeros((), device=part.device)
         case "sgd":
             momentum = recipe.sgd_momentum
             nesterov = recipe.sgd_nesterov and momentum > 0
-            optimizer = torch.optim.SGD(
-                [parameter], momentum=momentum, nesterov=nesterov, fused=True, **common
-            )
+            optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
         case "rmsprop":
-            optimizer = SparingRMSprop([parameter], alpha=recipe.rmsprop_alpha, eps=RMSPROP_EPSILON, **common)
+            optimizer = SparingRMSprop(groups, alpha=recipe.rmsprop_alpha, eps=RMSPROP_EPSILON)
     for name in moment_names(recipe):
-        optimizer.state[parameter][name] = torch.zeros_like(parameter, requires_grad=False)
+        for part in parameters:
+            optimizer.state[part][name] = torch.zeros_like(part, requires_grad=False)
     return optimizer
+
+
+def _options(recipe: Recipe, segment: Segment) -> dict[str, Any]:
+    """A segment's learning rate and decay; the rate's ratio is kept for the later ones."""
+    ratio = recipe.head_learning_rate_ratio if segment.is_head else 1.0
+    decay = recipe.weight_decay if segment.is_decayed else 0.0
+    return {"lr": recipe.peak_learning_rate * ratio, "weight_decay": decay, "ratio": ratio}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the rate of the next step; heads have their ratio of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("ratio", 1.0)
+
+
+def step(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> None:
+    """One step of all segments.
+
+    Args:
+        optimizer: From `build_optimizer`.
+        gradient: float32 [P].
+    """
+    parameters = [group["params"][0] for group in optimizer.param_groups]
+    parts = gradient.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class SparingRMSprop(torch.optim.RMSprop):
@@ -91,9 +130,11 @@ class SparingRMSprop(torch.optim.RMSprop):
     so, which nobody minds: the next pass starts from 0.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], **options: Any) -> None:
-        super().__init__(parameters, **options)
-        self._scratch = torch.empty(min(_SCRATCH, parameters[0].numel()), device=parameters[0].device)
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        largest = max(parameter.numel() for parameter in parameters)
+        self._scratch = torch.empty(min(_SCRATCH, largest), device=parameters[0].device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -109,25 +150,31 @@ class SparingRMSprop(torch.optim.RMSprop):
                     numbers.addcdiv_(gradient, denominator.add_(group["eps"]), value=-group["lr"])
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the rate of the next step in all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-
-
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments themselves, by name."""
-    (state,) = optimizer.state.values() or [{}]
-    return {name: tensor for name, tensor in state.items() if name != "step"}
+    """The moments by name, each float32 [P] over all segments."""
+    states = _states(optimizer)
+    names = [name for name in states[0] if name != "step"]
+    return {
+        name: states[0][name] if len(states) == 1 else torch.cat([state[name] for state in states])
+        for name in names
+    }
 
 
 def restore_moments(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], *, steps: int
 ) -> None:
     """Goes back to the moments that an optimizer of the same recipe had after so many steps."""
-    for state in optimizer.state.values():
+    first = 0
+    for group, state in zip(optimizer.param_groups, _states(optimizer), strict=True):
+        last = first + group["params"][0].numel()
         for name, tensor in state.items():
             if name == "step":
                 tensor.fill_(steps)
             else:
-                tensor.copy_(tensors[name])
+                tensor.copy_(tensors[name][first:last])
+        first = last
+
+
+def _states(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
+    """What is remembered of each segment, in their order; an optimizer without moments remembers nothing."""
+    return [optimizer.state.get(group["params"][0], {}) for group in optimizer.param_groups]

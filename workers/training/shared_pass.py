@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from workers.base.base_model import set_training
-from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample, PairExample
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
-from workers.training.evaluation import Totals, evaluate
-from workers.training.forward import batch_losses
+from workers.training.evaluation import evaluate
+from workers.training.objectives.base import Evaluation
+from workers.training.objectives.registry import objective_of
 from workers.training.pass_planning import Waiting, plan_pass
 from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
 
@@ -84,6 +84,7 @@ class SharedPasses:
             heartbeat: Notified of each pass.
         """
         self.host = host
+        self._objective = objective_of(host.base)
         self._heartbeat = heartbeat
         self.token_budget = token_budget
         self.overhead_tokens = _OVERHEAD_TOKENS
@@ -96,7 +97,7 @@ class SharedPasses:
 
     def most_rows(self, run: TrialRun) -> int:
         """Rows of a trial's longest examples that one pass may hold."""
-        longest = max(len(example.input_ids) for example in run.examples)
+        longest = max(example.length for example in run.examples)
         return max(
             1,
             min(
@@ -120,7 +121,7 @@ class SharedPasses:
         while True:
             parts = self._plan(runs)
             try:
-                results, shape = self._run(parts, self._form)
+                results, padded = self._run(parts, self._form)
                 break
             except RowsUnknownError:
                 if len(parts) == 1:
@@ -134,7 +135,7 @@ class SharedPasses:
         if len(parts) > 1 and not all(result.finite for result in results):
             # 0 x NaN is NaN: what is not finite may have come from a pack-mate. Alone it shows whose it is.
             results = [self._run([part], "looped")[0][0] for part in parts]
-        self._account(parts, shape, time.perf_counter() - started)
+        self._account(parts, padded, time.perf_counter() - started)
         return [_commit(part, result) for part, result in zip(parts, results, strict=True)]
 
     def finish_batch(self, run: TrialRun) -> StepResult:
@@ -152,7 +153,7 @@ class SharedPasses:
             if advance.step is not None:
                 return advance.step
 
-    def evaluate(self, runs: Sequence[TrialRun], examples: Sequence[Example]) -> list[Totals]:
+    def evaluate(self, runs: Sequence[TrialRun], examples: Sequence[AnyExample]) -> list[Evaluation]:
         """Evaluates adapters as they are, together.
 
         Raises:
@@ -168,7 +169,7 @@ class SharedPasses:
             run.eval_seconds += seconds
         return totals
 
-    def measure_start(self, adapter: Adapter, examples: Sequence[Example]) -> Totals:
+    def measure_start(self, adapter: Adapter, examples: Sequence[AnyExample]) -> Evaluation:
         """What a trial that has not begun starts from.
 
         Raises:
@@ -177,8 +178,8 @@ class SharedPasses:
         (totals,) = self._evaluate([adapter], examples)
         return totals
 
-    def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[Example]) -> list[Totals]:
-        longest = max(len(example.input_ids) for example in examples)
+    def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
+        longest = max(example.length for example in examples)
         budget = max(self.token_budget, longest)
         while True:
             try:
@@ -204,35 +205,36 @@ class SharedPasses:
             if positions
         ]
 
-    def _run(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], tuple[int, int]]:
-        """Forward and backward. Waits for the device once."""
+    def _run(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], int]:
+        """Forward and backward: what came of each part, and the positions of the pass, padding included.
+
+        Waits for the device once.
+        """
         with self._heartbeat.passing("training"):
             return self._run_once(parts, form)
 
-    def _run_once(
-        self, parts: Sequence[PassPart], form: Form | None
-    ) -> tuple[list[PassResult], tuple[int, int]]:
+    def _run_once(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], int]:
         base = self.host.base
         if not base.model.training:  # walks all modules, so only after an evaluation
             set_training(base.model, True)
-        batch = collate([part.run.examples[i] for part in parts for i in part.indices], base.pad_id)
-        trial_of_row = torch.arange(len(parts)).repeat_interleave(
+        batch = self._objective.collate([part.run.examples[i] for part in parts for i in part.indices], base)
+        trial_of_example = torch.arange(len(parts)).repeat_interleave(
             torch.tensor([len(part.indices) for part in parts])
         )
-        owners = trial_of_row[batch.positions // batch.input_ids.shape[1]]
-        weights = torch.tensor([part.run.loss_weight for part in parts], dtype=torch.float32)[owners]
+        owners = trial_of_example[batch.target_examples]
+        shares = [part.run.share(part.indices) for part in parts]
         groups = [part.run.rows(part.indices) for part in parts]
         for part in parts:
             part.run.adapter.gradient.zero_()
         device = base.device
-        owners, batch, shape = to_device(owners, device), batch.to(device), batch.input_ids.shape
+        owners, batch = to_device(owners, device), batch.to(device)
         with (
             self._own_dropout(parts),
             self.host.multi_lora.running(
-                groups, tokens=shape[1], form=form or self.host.choose_form(groups), device=device
+                groups, tokens=batch.tokens, form=form or self.host.choose_form(groups), device=device
             ) as lora_pass,
         ):
-            losses = batch_losses(base, batch, to_device(weights, device))
+            losses = self._objective.losses(base, batch, owners, shares, gradient=True)
             assert losses.objective is not None
             losses.objective.backward()  # type: ignore[no-untyped-call]
             lora_pass.add_stacked_gradients()
@@ -240,7 +242,7 @@ class SharedPasses:
         sums.index_add_(0, owners, losses.losses.double())
         norms = torch.stack([part.run.gather() for part in parts])
         loss_sums, values = torch.stack((sums, norms.double())).tolist()
-        return [PassResult(*pair) for pair in zip(loss_sums, values, strict=True)], (shape[0], shape[1])
+        return [PassResult(*pair) for pair in zip(loss_sums, values, strict=True)], batch.padded_tokens
 
     @contextmanager
     def _own_dropout(self, parts: Sequence[PassPart]) -> Iterator[None]:
@@ -256,7 +258,7 @@ class SharedPasses:
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
-        lengths = [len(part.run.examples[i].input_ids) for part in parts for i in part.indices]
+        lengths = [part.run.examples[i].length for part in parts for i in part.indices]
         padded = len(lengths) * max(lengths)
         if len(lengths) == 1:
             raise DoesNotFitError(
@@ -272,14 +274,21 @@ class SharedPasses:
             self.token_budget,
         )
 
-    def _account(self, parts: Sequence[PassPart], shape: tuple[int, int], seconds: float) -> None:
-        """Each trial bears its rows' share of the pass."""
-        rows, tokens = shape
+    def _account(self, parts: Sequence[PassPart], padded: int, seconds: float) -> None:
+        """Each trial bears its examples' share of the pass."""
+        examples = sum(len(part.indices) for part in parts)
         for part in parts:
             run, share = part.run, len(part.indices)
-            run.train_seconds += seconds * share / rows
-            run.padded_tokens += share * tokens
-            run.real_tokens += sum(len(run.examples[i].input_ids) for i in part.indices)
+            run.train_seconds += seconds * share / examples
+            run.padded_tokens += padded * share // examples
+            run.real_tokens += sum(_real_tokens(run.examples[i]) for i in part.indices)
+
+
+def _real_tokens(example: AnyExample) -> int:
+    """Those that are not padding."""
+    if isinstance(example, PairExample):
+        return example.chosen.length + example.rejected.length
+    return example.length
 
 
 def _commit(part: PassPart, result: PassResult) -> Advance:

@@ -18,15 +18,15 @@ from search_spaces.recipe import Recipe
 from search_spaces.trial_length import TrainingPlan, warmup_steps
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder
-from workers.data.datasets import Example
+from workers.data.examples import AnyExample
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
 from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
 from workers.training.effective_batch import EffectiveBatch
-from workers.training.evaluation import Totals
 from workers.training.noise_scale import NoiseScale, measured_rows
-from workers.training.optimizers import build_optimizer, moments, restore_moments, set_learning_rate
+from workers.training.objectives.base import Evaluation, Share
+from workers.training.optimizers import build_optimizer, moments, restore_moments, set_learning_rate, step
 from workers.training.schedules import learning_rate_multiplier
 
 _FLOAT16_LOSS_SCALE = 65_536.0
@@ -86,13 +86,14 @@ class TrialRun:
         self,
         recipe: Recipe,
         adapter: Adapter,
-        examples: Sequence[Example],
+        examples: Sequence[AnyExample],
         *,
-        start: Totals,
+        start: Evaluation,
         divergence_factor: float,
         micro_batch_size: int | None = None,
         loss_scaled: bool = False,
         steps: int | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -104,6 +105,7 @@ class TrialRun:
             micro_batch_size: Most rows it has in one pass; None: any number.
             loss_scaled: Scale the loss, as float16 compute needs it.
             steps: Optimizer steps, over as many epochs as they take; None: those of the recipe's epochs.
+            class_weights: float32 [C], what each class counts in its loss; None: all count alike.
         """
         self.recipe = recipe
         self.adapter = adapter
@@ -116,7 +118,8 @@ class TrialRun:
         self.real_tokens = 0
         self.padded_tokens = 0
         # All the memory that a step takes is taken here, so that no step runs out of it half-way.
-        self._optimizer = build_optimizer(adapter.master, recipe)
+        self._optimizer = build_optimizer(adapter.master, recipe, adapter.segments)
+        self._class_weights = class_weights
         self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
         self._warmup = warmup_steps(recipe.warmup_ratio, self.plan.total_steps)
         self._order = DataOrder(self.plan, recipe.seed)
@@ -150,7 +153,7 @@ class TrialRun:
     @property
     def waiting_lengths(self) -> list[int]:
         """Their tokens."""
-        return [len(self.examples[index].input_ids) for index in self.waiting]
+        return [self.examples[index].length for index in self.waiting]
 
     @property
     def loss_weight(self) -> float:
@@ -169,10 +172,16 @@ class TrialRun:
 
     def rows(self, indices: Sequence[int]) -> RowGroup:
         """These rows as a part of a training pass, each with its own dropout."""
-        drops = self.adapter.dropout > 0
-        return self.adapter.rows(
-            len(indices), row_keys(self.recipe.seed, self.steps, indices) if drops else ()
-        )
+        each = self.examples[0].rows
+        keys: Sequence[int] = ()
+        if self.adapter.dropout > 0:
+            drawn = indices if each == 1 else [each * index + row for index in indices for row in range(each)]
+            keys = row_keys(self.recipe.seed, self.steps, drawn)
+        return self.adapter.rows(len(indices) * each, keys)
+
+    def share(self, indices: Sequence[int]) -> Share:
+        """The same rows as a part of a pass's loss."""
+        return Share(len(indices), self.recipe, self.loss_weight, self._class_weights)
 
     def gather(self) -> torch.Tensor:
         """After a pass: makes its gradient that of all the rows so far; its norm, float32 []."""
@@ -275,9 +284,7 @@ class TrialRun:
         if factor != 1.0:
             self.adapter.gradient.mul_(factor)
         set_learning_rate(self._optimizer, learning_rate)
-        self.adapter.master.grad = self.adapter.gradient
-        self._optimizer.step()
-        self.adapter.master.grad = None
+        step(self._optimizer, self.adapter.gradient)
         self.steps += 1
         self._batch = self._next_batch()
         return result
@@ -308,7 +315,7 @@ class TrialRun:
         )
 
 
-def first_examples(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyExample]:
     """What the start of a trial is measured on: the first examples of its own order."""
     window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
     return [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]

@@ -9,6 +9,7 @@ import typer
 
 from search_spaces.faults import nearest_name
 from search_spaces.recipe import SYNONYMS
+from search_spaces.tasks import DIRECTIONS
 from service.cli.errors import CommandError
 from service.cli.options import Json, Server, StudyName, connect
 from service.cli.views.output import say, say_json, setting
@@ -95,8 +96,6 @@ def _reading(
     study: StudyView, trials: Sequence[TrialView], key: str
 ) -> tuple[Callable[[TrialView], Any], bool]:
     """What a trial is sorted by, and whether the largest comes first."""
-    from search_spaces.definition import DIRECTIONS  # slow to import, and rarely needed
-
     if key in ("value", "best", study.metric):
         return (lambda trial: trial.value), study.maximizes
     if key in _PROGRESS:

@@ -111,7 +111,7 @@ class WorkerEvents:
         self._study.transact(note)
 
     def on_report(self, event: Report, seq: int) -> str | None:
-        """Tell Optuna the rung's metric; why the trial should be pruned, if it should.
+        """Tell Optuna the rung's objective, if it was measured; why the trial should be pruned, if it should.
 
         Optuna first: reporting a step twice changes nothing, while an event that SQL already counts as
         applied would not be looked at again after a crash. A repeat is never pruned.
@@ -121,7 +121,8 @@ class WorkerEvents:
             return None if attempt is None else attempt.verdict_reason
         number, total = attempt.trial_number, attempt.total_examples or event.examples_seen
         optuna, definition = self._study.optuna, self._study.definition
-        newest = optuna_store.report(optuna, number, event.rung, event.metrics[definition.objective.metric])
+        value = event.metrics.get(definition.objective.metric)  # what is generated may be measured at the end only
+        newest = value is not None and optuna_store.report(optuna, number, event.rung, value)
         reason = None
         # At its end nothing is left to save.
         if newest and event.examples_seen < total and self._study.asked[number].repeat_of is None:

@@ -45,6 +45,7 @@ class _Training:
     total: int
     seen: int = 0
     best: tuple[float, int] = (math.inf, 0)
+    """The objective, negated where it is maximized, and its rung."""
     started: bool = False
     passed_over: tuple[UnusableCheckpoint, ...] = ()
     evaluated: bool = True
@@ -93,6 +94,7 @@ class FakeCluster:
         lethal: whether a trial kills its worker when it goes on from that many examples; default: never.
         unloadable: whether an order kills its worker while that loads model and data; default: never.
         gpus: so many workers fit in place of `cpus`, each with one of them, the lowest that is free.
+        measures: the metrics of an order at a rung; default: its eval loss.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class FakeCluster:
         lethal: Callable[[TrialOrder, int], bool] | None = None,
         unloadable: Callable[[TrialOrder], bool] = lambda _: False,
         gpus: int = 0,
+        measures: Callable[[TrialOrder, int], Mapping[str, float]] | None = None,
     ) -> None:
         self.cpus = cpus
         self.gpus = gpus
@@ -120,6 +123,7 @@ class FakeCluster:
         self._ending = ending
         self._lethal = lethal
         self._unloadable = unloadable
+        self._measures = measures or (lambda order, rung: {"eval_loss": loss_of(order.recipe, rung)})
         self._start_polls = dict(start_polls or {})
         self._workers: dict[str, _FakeWorker] = {}
         self._checkpoints: dict[str, tuple[int, tuple[float, int]]] = {}
@@ -352,16 +356,19 @@ class FakeCluster:
             self._evaluate(worker, training)
         else:
             outcome = self._ending(training.order) if self._ending else None
-            self._end(worker, outcome or _completed(training))
+            self._end(worker, outcome or self._completed(training))
 
     def _evaluate(self, worker: _FakeWorker, training: _Training) -> None:
         training.evaluated = True
         attempt_id, seen = training.order.attempt_id, training.seen
         self.reported.append((attempt_id, seen))
-        loss = loss_of(training.order.recipe, seen)
-        better = loss < training.best[0]
+        metrics = dict(self._measures(training.order, seen))
+        objective = training.order.objective
+        value = metrics.get(objective.metric, math.inf if objective.direction == "minimize" else -math.inf)
+        rank = value if objective.direction == "minimize" else -value
+        better = rank < training.best[0]
         if better:
-            training.best = (loss, seen)
+            training.best = (rank, seen)
         worker.log.append(
             Report(
                 attempt_id=attempt_id,
@@ -369,12 +376,26 @@ class FakeCluster:
                 examples_seen=seen,
                 step=seen,
                 epoch=seen / ROWS,
-                metrics={"eval_loss": loss},
-                train_loss=loss,
+                metrics=metrics,
+                train_loss=metrics["eval_loss"],
                 gradient_noise_scale=100.0,
                 train_seconds=1.0,
                 is_best=better,
             )
+        )
+
+    def _completed(self, training: _Training) -> TrialOutcome:
+        order, (_, rung) = training.order, training.best
+        metrics = self._measures(order, rung)
+        return TrialOutcome(
+            attempt_id=order.attempt_id,
+            status=OutcomeStatus.COMPLETED,
+            reason="trained to the end",
+            value=metrics[order.objective.metric],
+            best_rung=rung,
+            metrics=metrics,
+            examples_seen=training.seen,
+            **costs_of(order.recipe),
         )
 
     def _end(self, worker: _FakeWorker, outcome: TrialOutcome) -> None:
@@ -420,20 +441,6 @@ def _started(training: _Training) -> TrialStarted:
 
 def _stopped(verdict: Verdict) -> TrialOutcome:
     return TrialOutcome(attempt_id=verdict.attempt_id, status=verdict.decision.ends_as, reason=verdict.reason)
-
-
-def _completed(training: _Training) -> TrialOutcome:
-    value, rung = training.best
-    return TrialOutcome(
-        attempt_id=training.order.attempt_id,
-        status=OutcomeStatus.COMPLETED,
-        reason="trained to the end",
-        value=value,
-        best_rung=rung,
-        metrics={"eval_loss": value},
-        examples_seen=training.seen,
-        **costs_of(training.order.recipe),
-    )
 
 
 def _swept(order: TrialOrder) -> TrialOutcome:

@@ -15,11 +15,11 @@ from tests.support.workers.trials import of_type, relative_difference
 from workers.base.base_model import LoadedBase
 from workers.contract import Event, Progress, Report, TrialOrder, TrialOutcome
 from workers.data.batches import MicroBatch
-from workers.pack import capacity, probe
+from workers.pack import capacity
 from workers.pack.cost_model import MemoryCost, PassCost
 from workers.pack.pack import Pack
 from workers.pack.probe import Costs
-from workers.training import evaluation, shared_pass
+from workers.training.objectives import language
 
 CPU = torch.device("cpu")
 
@@ -101,14 +101,15 @@ class Device:
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, limit_bytes: float = float("inf")) -> Device:
         """In the place of the device that trials train on, evaluate on, and are probed on."""
         device = cls(limit_bytes)
-        for module in (shared_pass, evaluation, probe):
-            monkeypatch.setattr(module, "batch_losses", device.around(module.batch_losses))
+        monkeypatch.setattr(language, "batch_losses", device.around(language.batch_losses))
         return device
 
     def around(self, batch_losses: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with memory that is limited."""
 
-        def limited(base: LoadedBase, batch: MicroBatch, weights: torch.Tensor | None = None) -> Any:
+        def limited(
+            base: LoadedBase, batch: MicroBatch, weights: torch.Tensor | None = None, **options: Any
+        ) -> Any:
             trained = weights is not None
             if self.needed(base, batch.input_ids.numel(), trained=trained) > self.limit_bytes:
                 self.refused += 1
@@ -116,7 +117,7 @@ class Device:
             self.fault(batch, trained)
             rows, tokens = batch.input_ids.shape
             self.passes.append(Pass(trained, rows, tokens, int(batch.attention_mask.sum())))
-            return batch_losses(base, batch, weights)
+            return batch_losses(base, batch, weights, **options)
 
         return limited
 

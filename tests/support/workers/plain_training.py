@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase, set_training
 from workers.data.batches import epoch_order
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.lora_dropout import keep_scale, row_keys
 
 

@@ -14,8 +14,10 @@ import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.definition import DataSpec, ModelSpec
+from search_spaces.tasks import Task
 from tests.support.workers.models import build_tiny_tokenizer
 from workers.data.datasets import load_data
+from workers.data.labels import Labels
 
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
@@ -38,6 +40,8 @@ class TinyReader:
     spec: ModelSpec = field(default_factory=lambda: ModelSpec(id="tiny"))
     vocabulary_size: int = 10_000
     max_positions: int | None = None
+    task: Task = "causal_lm"
+    labels: Labels | None = None
 
 
 @cache

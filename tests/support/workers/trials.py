@@ -15,7 +15,7 @@ from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, Object
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.contract import TrialOrder, WorkerSpec
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses

@@ -88,7 +88,8 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "reason": "it completed",
         "params": params,
         "recipe": build_recipe(lab.definition, params).model_dump(mode="json")
-        | {"lora_alpha": 32.0, "quantization": "nf4", "max_length": 512},
+        | {"lora_alpha": 32.0, "quantization": "nf4", "max_length": 512}
+        | {"loss": "cross_entropy", "focal_gamma": 2.0, "label_smoothing": 0.0, "neftune_alpha": 0.0},
         "repeat_of": None,
         "seed": None,
         "value": 1.5,

@@ -27,18 +27,20 @@ def curve(
     state: AttemptState = AttemptState.COMPLETED,
     total: int | None = None,
     number: int = 0,
+    objectives: Sequence[float] | None = None,
     **recipe: Any,
 ) -> Curve:
     """One rung every 100 examples; a constant rate unless the recipe says otherwise."""
     losses = [None] * len(evals) if trains is None else list(trains)
+    others = [None] * len(evals) if objectives is None else list(objectives)
     return Curve(
         number=number,
         state=state,
         reason=f"it {state}",
         recipe=Recipe.build({"lr_scheduler": "constant", **recipe}),
         rungs=[
-            Rung(examples=100 * place, eval_loss=loss, train_loss=train)
-            for place, (loss, train) in enumerate(zip(evals, losses, strict=True), 1)
+            Rung(examples=100 * place, eval_loss=loss, train_loss=train, objective=other)
+            for place, (loss, train, other) in enumerate(zip(evals, losses, others, strict=True), 1)
         ],
         total_examples=total or 100 * len(evals),
     )
@@ -143,6 +145,29 @@ def test_one_higher_evaluation_or_a_slight_rise_is_noise(tail: list[float]) -> N
     evals = [3.0, 2.0, 1.7, 1.5, *tail]
     trains = falling(lambda x: 3 - 2 * x, len(evals))
     assert Verdict.OVERFITTING not in verdicts(curve(evals, trains))
+
+
+def test_a_rising_loss_is_no_overfitting_while_another_objective_gets_better() -> None:
+    evals, trains = [3.0, 2.0, 1.5, 1.6, 1.7, 1.8], [3.5, 2.1, 1.4, 1.0, 0.8, 0.6]
+    rising, settled = [-0.4, -0.6, -0.7, -0.75, -0.8, -0.82], [-0.4, -0.6, -0.7, -0.7, -0.69, -0.7]
+    assert verdicts(curve(evals, trains, objectives=rising)) == []
+    assert verdicts(curve(evals, trains, objectives=settled)) == [Verdict.OVERFITTING]
+
+
+def test_a_second_half_that_betters_another_objective_is_no_plateau() -> None:
+    evals = [5.0, 3.0, 2.2, 2.01, 2.0, 2.0, 2.0, 1.995, 2.0, 2.0]
+    rising = falling(lambda x: -0.3 - 0.5 * x)
+    assert verdicts(curve(evals, objectives=rising)) == []
+    assert verdicts(curve(evals, objectives=[-0.3, *[-0.8] * 9])) == [Verdict.PLATEAUED_EARLY]
+
+
+def test_a_loss_that_is_as_good_as_zero_neither_overfits_nor_goes_up_and_down() -> None:
+    """As that of a classifier that gets every row right."""
+    evals = [0.3, 0.01, 0.0002, 0.001, 0.0003, 0.0012, 0.0004, 0.0013]
+    trains = [1.4, 0.05, 0.002, 0.001, 0.002, 0.0008, 0.001, 0.0005]
+    assert set(verdicts(curve(evals, trains))) <= {Verdict.PLATEAUED_EARLY}
+    larger = [1000 * loss for loss in evals[2:]]
+    assert verdicts(curve([3.0, 1.0, *larger], trains)) == [Verdict.LEARNING_RATE_TOO_HIGH]
 
 
 def test_a_loss_that_goes_up_and_down_is_a_rate_too_high() -> None:

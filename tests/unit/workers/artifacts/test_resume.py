@@ -31,7 +31,7 @@ from workers.contract import (
 from workers.pack import attempt
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import LoadedStudies
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -58,22 +58,42 @@ def problem(
 
 
 def plainly(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    smoothing: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[TargetLosses, torch.Tensor]:
     """All logits at once and torch's own cross-entropy; the results and the gradient."""
     inputs = hidden.clone().requires_grad_()
-    logits = head(inputs).float()
+    logits = head(inputs).to(dtype)
     losses = F.cross_entropy(logits, targets, reduction="none")
-    objective = (losses * weights).sum()
+    counted = losses
+    if smoothing is not None and len(targets):
+        counted = torch.stack(
+            [
+                F.cross_entropy(row, target, label_smoothing=spread)
+                for row, target, spread in zip(logits, targets, smoothing.tolist(), strict=True)
+            ]
+        )
+    objective = (counted * weights).sum()
     (gradient,) = torch.autograd.grad(objective, inputs)
-    return TargetLosses(losses.detach(), logits.argmax(-1) == targets, objective.detach()), gradient
+    correct = logits.float().argmax(-1) == targets
+    return TargetLosses(losses.detach(), correct, objective.detach()), gradient
 
 
 def in_chunks(
-    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, chunk_tokens: int
+    head: nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    chunk_tokens: int,
+    smoothing: torch.Tensor | None = None,
 ) -> tuple[TargetLosses, torch.Tensor]:
     inputs = hidden.clone().requires_grad_()
-    found = target_losses(head, inputs, targets, weights, chunk_tokens=chunk_tokens)
+    found = target_losses(head, inputs, targets, weights, smoothing=smoothing, chunk_tokens=chunk_tokens)
     assert found.objective is not None
     (gradient,) = torch.autograd.grad(found.objective, inputs)
     return found, gradient
@@ -123,6 +143,70 @@ def test_a_head_that_is_not_a_plain_linear_gives_the_same_through_autograd(
     head = Wrapped(linear(hidden_size, vocabulary, seed=seed))
     values = problem(rows, hidden_size, vocabulary, seed)
     assert_same(in_chunks(head, *values, chunk_tokens), plainly(head, *values))
+
+
+def mixed_smoothing(rows: int, seed: int = 0) -> torch.Tensor:
+    """One in three targets without, the others with amounts of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) > 0.3)
+
+
+@given(
+    **shapes, bias=st.booleans(), plain=st.booleans(), dtype=st.sampled_from([torch.float32, torch.float64])
+)
+def test_label_smoothing_is_torchs_with_an_amount_for_each_target(
+    rows: int,
+    hidden_size: int,
+    vocabulary: int,
+    chunk_tokens: int,
+    seed: int,
+    bias: bool,
+    plain: bool,
+    dtype: torch.dtype,
+) -> None:
+    head: nn.Module = linear(hidden_size, vocabulary, bias=bias, seed=seed).to(dtype)
+    head = head if plain else Wrapped(head)
+    hidden, targets, weights = problem(rows, hidden_size, vocabulary, seed)
+    values = hidden.to(dtype), targets, weights
+    smoothing = mixed_smoothing(rows, seed)
+    found, gradient = in_chunks(head, *values, chunk_tokens, smoothing)
+    expected, expected_gradient = plainly(head, *values, smoothing, dtype=dtype)
+    assert expected.objective is not None
+    same = TargetLosses(expected.losses.float(), expected.correct, expected.objective.float())
+    assert_same((found, gradient), (same, expected_gradient))
+
+
+def test_losses_stay_those_of_the_targets_whatever_the_smoothing() -> None:
+    head = linear(8, 20)
+    values = problem(10, 8, 20)
+    plain, _ = in_chunks(head, *values, 4)
+    smoothed, _ = in_chunks(head, *values, 4, torch.full((10,), 0.2))
+    assert torch.equal(smoothed.losses, plain.losses)
+    assert torch.equal(smoothed.correct, plain.correct)
+    assert smoothed.objective != plain.objective
+
+
+@pytest.mark.parametrize("head", [linear(8, 20), Wrapped(linear(8, 20))], ids=["plain", "wrapped"])
+def test_a_smoothing_of_zero_changes_no_bit(head: nn.Module) -> None:
+    values = problem(10, 8, 20)
+    plain, gradient = in_chunks(head, *values, 4)
+    smoothed, smoothed_gradient = in_chunks(head, *values, 4, torch.zeros(10))
+    assert plain.objective is not None
+    assert smoothed.objective is not None
+    assert torch.equal(smoothed.objective, plain.objective)
+    assert torch.equal(smoothed_gradient, gradient)
+
+
+def test_an_impossible_token_makes_only_smoothed_losses_infinite() -> None:
+    hidden = torch.tensor([[1.0, float("-inf"), 3.0], [2.0, float("-inf"), 0.0]])
+    targets, weights = torch.tensor([0, 2]), torch.tensor([0.5, 0.25])
+    plain, gradient = in_chunks(Passing(), hidden, targets, weights, 2)
+    found, found_gradient = in_chunks(Passing(), hidden, targets, weights, 2, torch.zeros(2))
+    assert torch.equal(found_gradient, gradient)
+    assert found.objective == plain.objective
+    smoothed, _ = in_chunks(Passing(), hidden, targets, weights, 2, torch.tensor([0.1, 0.0]))
+    assert smoothed.objective == float("inf")
+    assert torch.equal(smoothed.losses, plain.losses)
 
 
 def hooked() -> nn.Linear:
@@ -202,12 +286,15 @@ def test_a_bfloat16_model_without_autocast_has_bfloat16_gradients_and_float32_lo
 
 @pytest.mark.parametrize("head", [linear(8, 20), Wrapped(linear(8, 20))], ids=["plain", "wrapped"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_stays_alone(head: nn.Module, poison: float) -> None:
+@pytest.mark.parametrize("smoothing", [None, mixed_smoothing(10)], ids=["unsmoothed", "smoothed"])
+def test_a_row_that_is_not_finite_stays_alone(
+    head: nn.Module, poison: float, smoothing: torch.Tensor | None
+) -> None:
     hidden, targets, _ = problem(10, 8, 20)
     weights = torch.linspace(0.1, 1, 10)
-    healthy, gradient = in_chunks(head, hidden, targets, weights, 4)
+    healthy, gradient = in_chunks(head, hidden, targets, weights, 4, smoothing)
     hidden[5, 3] = poison
-    found, found_gradient = in_chunks(head, hidden, targets, weights, 4)
+    found, found_gradient = in_chunks(head, hidden, targets, weights, 4, smoothing)
     expected, _ = plainly(head, hidden, targets, weights)
     others = torch.arange(10) != 5
     assert torch.equal(found.losses[others], healthy.losses[others])
@@ -291,6 +378,7 @@ SMALL = 5 * 4 * ROWS * HIDDEN
 """Room for gradients, losses and the like: a third of a byte for each logit of a chunk."""
 
 
+@pytest.mark.parametrize("smoothed", [False, True])
 @pytest.mark.parametrize(
     ("kind", "dtype", "training", "bytes_per_logit"),
     [
@@ -305,13 +393,20 @@ SMALL = 5 * 4 * ROWS * HIDDEN
     ],
 )
 def test_logits_are_never_held_whole_and_take_what_is_documented(
-    kind: type[nn.Linear], dtype: torch.dtype, training: bool, bytes_per_logit: int
+    kind: type[nn.Linear], dtype: torch.dtype, training: bool, bytes_per_logit: int, smoothed: bool
 ) -> None:
     head = kind(HIDDEN, VOCABULARY, bias=False, dtype=dtype).requires_grad_(False)
     hidden, targets, weights = problem(ROWS, HIDDEN, VOCABULARY)
     hidden = hidden.to(dtype).requires_grad_()
     with watched() as live:
-        found = target_losses(head, hidden, targets, weights if training else None, chunk_tokens=CHUNK)
+        found = target_losses(
+            head,
+            hidden,
+            targets,
+            weights if training else None,
+            smoothing=mixed_smoothing(ROWS) if smoothed else None,
+            chunk_tokens=CHUNK,
+        )
         if found.objective is not None:
             found.objective.backward()
     assert live.largest <= 4 * CHUNK * VOCABULARY

@@ -17,7 +17,7 @@ from tests.support.workers.models import build_tiny_base, build_tiny_falcon, bui
 from tests.support.workers.trials import random_examples
 from workers.base.base_model import LoadedBase, checkpoint_activations, load_base, set_training
 from workers.data.batches import collate
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import Form

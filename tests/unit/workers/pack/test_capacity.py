@@ -19,7 +19,7 @@ from tests.support.workers.packs import CPU, LATENCY_BOUND, Device, Recorder, as
 from tests.support.workers.trials import matrices, new_run, of_type, random_examples, trial_order
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import PackCapacity, TrialOutcome
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack import capacity
 from workers.pack.attempt import Attempt

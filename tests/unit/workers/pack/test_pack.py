@@ -36,7 +36,7 @@ from workers.contract import (
 )
 from workers.pack import loaded
 from workers.training import trial_run
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

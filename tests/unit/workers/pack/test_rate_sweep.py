@@ -29,7 +29,7 @@ from workers.contract import (
 from workers.lora.adapters import AdapterHost
 from workers.pack import rate_sweep
 from workers.pack.rate_sweep import SMOOTHING, RateSweepRun, sweep_rate
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import PassResult, TrialEndedError
 

@@ -32,7 +32,7 @@ from workers.data.batches import MicroBatch, epoch_order
 from workers.pack import capacity
 from workers.pack.attempt import Attempt
 from workers.training import trial_run
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 from workers.training.optimizers import set_learning_rate
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.

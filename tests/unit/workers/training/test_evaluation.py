@@ -20,7 +20,8 @@ from tests.support.workers.trials import random_examples
 from workers.base.base_model import LoadedBase, load_base, set_training
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
-from workers.training.evaluation import Totals, evaluate, length_batches
+from workers.training.evaluation import evaluate, length_batches
+from workers.training.objectives.language import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -223,7 +224,7 @@ def test_running_out_of_memory_is_for_the_caller_to_mend(
     def run_out(*_args: object, **_kwargs: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("workers.training.evaluation.batch_losses", run_out)
+    monkeypatch.setattr("workers.training.objectives.language.batch_losses", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(host, adapters, random_examples(2), token_budget=100)
     assert host.multi_lora._running is None

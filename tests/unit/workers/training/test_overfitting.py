@@ -18,7 +18,7 @@ from tests.support.workers.packs import Recorder, final_weights
 from tests.support.workers.trials import trial_order
 from workers.artifacts.checkpoints import read_checkpoint, write_checkpoint
 from workers.contract import OutcomeStatus, Report, TrialOrder
-from workers.training.evaluation import Totals
+from workers.training.objectives.language import Totals
 from workers.training.overfitting import OverfitWatch
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.

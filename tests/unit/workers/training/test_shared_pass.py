@@ -29,7 +29,7 @@ from tests.support.workers.trials import (
 )
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
 from workers.training.shared_pass import DoesNotFitError, SharedPasses

@@ -22,7 +22,7 @@ from tests.support.workers.trials import (
 )
 from workers.base.base_model import load_base
 from workers.data.batches import epoch_order
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.multi_lora import Form
 
 # PEFT 0.21 and accelerate 1.15 use properties that transformers 5.23 and torch 2.13 renamed.

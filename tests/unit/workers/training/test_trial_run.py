@@ -29,7 +29,7 @@ from tests.support.workers.trials import (
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder
-from workers.data.datasets import Example
+from workers.data.examples import Example
 from workers.lora.adapters import AdapterHost
 from workers.training import trial_run
 from workers.training.evaluation import evaluate

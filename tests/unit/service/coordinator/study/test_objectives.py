@@ -172,3 +172,83 @@ def test_each_rung_is_kept_once_with_what_was_measured_at_it(make_lab: Callable[
             row.rung,
         )
         assert (row.epoch, row.train_seconds, row.gradient_noise_scale) == (row.rung / 100, 1.0, 100.0)
+
+
+def shares(order: TrialOrder, rung: int) -> dict[str, float]:
+    """An accuracy that is the better the lower the loss, in 0..1."""
+    loss = loss_of(order.recipe, rung)
+    return {"eval_loss": loss, "accuracy": 1.0 / loss}
+
+
+ACCURACY = {"metric": "accuracy"}
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [{"algorithm": "median", "n_startup_trials": 2}, {"algorithm": "threshold", "lower": 0.26}],
+    ids=lambda pruning: str(pruning["algorithm"]),
+)
+def test_a_pruner_stops_the_low_accuracies(
+    make_lab: Callable[..., CoordinatorLab], pruning: dict[str, Any]
+) -> None:
+    lab = make_lab(cpus=1, measures=shares)
+    study_id = lab.submit(
+        search={**search("random", 12), "seed": 3}, objective=ACCURACY, pruning=pruning, resources=ALONE
+    )
+    lab.run(study_id)
+    trials = read_trials(lab.storage, "s")
+    last = {trial.number: trial.rungs[-1][1] for trial in trials}
+    pruned = [last[trial.number] for trial in trials if trial.state == "pruned"]
+    completed = [trial.value for trial in trials if trial.value is not None]
+    assert pruned
+    assert max(pruned) < max(completed)
+    summary = read_summary(lab.storage, "s")
+    assert summary is not None
+    assert summary.best is not None
+    assert summary.best.value == max(completed)
+
+
+def test_an_accuracy_that_is_high_enough_ends_the_search(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1, measures=shares)
+    study_id = lab.submit(
+        search=search("random"), objective=ACCURACY, budget={"target_value": 0.45}, resources=ALONE
+    )
+    lab.run(study_id)
+    trials = read_trials(lab.storage, "s")
+    assert [trial.value is not None and trial.value >= 0.45 for trial in trials][-1]
+    assert all(trial.value is None or trial.value < 0.45 for trial in trials[:-1])
+    assert lab.study(study_id).reason.startswith("budget.target_value of 0.45 reached: trial")
+
+
+def test_repeats_run_the_highest_accuracies_again(make_lab: Callable[..., CoordinatorLab]) -> None:
+    lab = make_lab(cpus=1, measures=shares)
+    study_id = lab.submit(
+        search=search("random", 6), objective=ACCURACY, repeats={"top_k": 2, "seeds": 2}, resources=ALONE
+    )
+    lab.run(study_id)
+    trials = read_trials(lab.storage, "s")
+    ranked = sorted(
+        (trial for trial in trials if trial.repeat_of is None), key=lambda trial: -(trial.value or 0.0)
+    )
+    assert {trial.repeat_of for trial in trials} - {None} == {trial.number for trial in ranked[:2]}
+
+
+@pytest.mark.parametrize("pruning", ["none", "median"])
+def test_a_metric_that_is_measured_at_the_end_alone_leaves_the_rungs_before_it_without_one(
+    make_lab: Callable[..., CoordinatorLab], pruning: str
+) -> None:
+    """As texts are, which take long to generate."""
+
+    def at_the_end(order: TrialOrder, rung: int) -> dict[str, float]:
+        measured = shares(order, rung)
+        return measured if rung == round(100 * order.recipe.epochs) else {"eval_loss": measured["eval_loss"]}
+
+    lab = make_lab(cpus=1, measures=at_the_end)
+    study_id = lab.submit(
+        search=search("random", 3), objective=ACCURACY, pruning={"algorithm": pruning}, resources=ALONE
+    )
+    lab.run(study_id)
+    assert lab.study(study_id).state == StudyState.COMPLETED
+    for trial in read_trials(lab.storage, "s"):
+        assert len(trial.rungs) == 1
+        assert trial.value == trial.rungs[0][1]

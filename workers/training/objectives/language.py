@@ -1,0 +1,104 @@
+"""Language models, decoders and encoder-decoders: cross-entropy of the tokens that carry loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from search_spaces.recipe import Recipe
+from workers.base.base_model import LoadedBase
+from workers.data.batches import MicroBatch, collate, collate_sources
+from workers.data.examples import AnyExample, Example, Seq2SeqExample
+from workers.training.forward import batch_losses
+from workers.training.objectives.base import PassLosses, Share, weights_of
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the supervised tokens of a data set, from which every metric is made."""
+
+    loss_sum: float
+    """Cross-entropy in nats."""
+    correct: int
+    """Tokens that the argmax predicts."""
+    tokens: int
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.loss_sum + other.loss_sum, self.correct + other.correct, self.tokens + other.tokens
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """`eval_loss` (token-weighted mean, nats), `perplexity` (its exponential) and `accuracy`."""
+        eval_loss = self.loss_sum / self.tokens
+        return {
+            "eval_loss": eval_loss,
+            "perplexity": _exp(eval_loss),
+            "accuracy": self.correct / self.tokens,
+        }
+
+
+class LanguageModel:
+    """`causal_lm` and `seq2seq_lm`."""
+
+    def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> MicroBatch:
+        if base.task == "seq2seq_lm":
+            sources = [example for example in examples if isinstance(example, Seq2SeqExample)]
+            return collate_sources(sources, base.pad_id, base.decoder_start_id)
+        return collate([example for example in examples if isinstance(example, Example)], base.pad_id)
+
+    def losses(
+        self,
+        base: LoadedBase,
+        batch: MicroBatch,
+        owners: torch.Tensor,
+        shares: Sequence[Share],
+        *,
+        gradient: bool,
+    ) -> PassLosses:
+        if not gradient:
+            found = batch_losses(base, batch)
+            return PassLosses(found.losses, None, found.correct)
+        smoothing = None
+        if any(share.recipe.label_smoothing for share in shares):
+            values = [share.recipe.label_smoothing for share in shares]
+            smoothing = torch.tensor(values, dtype=torch.float32, device=owners.device)[owners]
+        gammas = [share.recipe.focal_gamma if share.recipe.loss == "focal" else 0.0 for share in shares]
+        focus = torch.tensor(gammas, device=owners.device)[owners] if any(gammas) else None
+        found = batch_losses(base, batch, weights_of(shares, owners), smoothing=smoothing, focus=focus)
+        return PassLosses(found.losses, found.objective, found.correct)
+
+    def tally(self, adapters: int, base: LoadedBase) -> TokenTally:
+        return TokenTally(adapters, base.device)
+
+    def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> None:
+        return None
+
+
+class TokenTally:
+    """Sums of each adapter's tokens, kept on the device."""
+
+    def __init__(self, adapters: int, device: torch.device) -> None:
+        self._adapters = adapters
+        self._loss = torch.zeros(adapters, dtype=torch.float64, device=device)
+        self._correct = torch.zeros(adapters, dtype=torch.int64, device=device)
+        self._tokens = 0
+
+    def add(self, losses: PassLosses, batch: MicroBatch, indices: Sequence[int]) -> None:
+        self._loss += losses.losses.double().view(self._adapters, -1).sum(1)
+        self._correct += losses.answers.view(self._adapters, -1).sum(1)
+        self._tokens += batch.supervised_tokens // self._adapters
+
+    def results(self) -> list[Totals]:
+        pairs = zip(self._loss.tolist(), self._correct.tolist(), strict=True)
+        return [Totals(loss_sum=loss_sum, correct=right, tokens=self._tokens) for loss_sum, right in pairs]
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
