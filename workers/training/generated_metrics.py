@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import zip_longest
 from typing import Any
 
 import re2
@@ -17,14 +18,12 @@ import re2
 from search_spaces.wording import counted, shortened
 from workers.errors import DataError
 
-METRICS = ("exact_match", "rouge_l", "bleu", "answer_match")
-
 LONGEST_PATTERN = 1_000
 """Characters of an answer pattern."""
 
 SEARCHED = 10_000
 """Characters at the end of a text in which an answer is looked for. One search takes time that is linear in
-the text, but the last match is the last of many searches: half a second at worst, for the worst of patterns."""
+the text, but the last match is the last of many searches: half a second with the worst of patterns."""
 
 _NUMBER = re.compile(
     r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
@@ -51,15 +50,15 @@ def generated_metrics(
     - `exact_match`: the share of predictions that are equal to a reference, without white space at the ends.
     - `rouge_l`: F-measure by rouge-score, 0 to 1. It knows the letters a to z and digits only, without case.
     - `bleu`: over the corpus by sacrebleu with its own defaults, 0 to 100.
-    - `answer_match`: the share of predictions whose answer is that of a reference. The answer is the last match
-      of the pattern that is not empty: its first group, or all of it where it has none. Two numbers are
-      compared as numbers (1,000 is 1000.0), anything else without white space at the ends.
+    - `answer_match`: the share of predictions whose answer is that of a reference. The answer is the last
+      match of the pattern that is not empty: its first group, or all of it where it has none. Two numbers
+      are compared as numbers (1,000 is 1000.0), anything else without white space at the ends.
 
     Args:
         predictions: One for each row, at least one; equal where the prompts are.
         references: One for each row.
         prompt_keys: Equal for rows of the same prompt.
-        wanted: Of `METRICS`; other names are passed over.
+        wanted: Names of metrics; others than these four are passed over.
         answer_pattern: For `answer_match`.
 
     Raises:
@@ -95,14 +94,14 @@ def check_references(
         without = [number for number, text in enumerate(references, 1) if _answer(pattern, text) is None]
         if without:
             raise DataError(
-                f"evaluation.generate.answer_pattern finds no answer in {counted(len(without), 'reference')} of "
-                f"{len(references)}, the first of them that of eval example {without[0]}. Change the pattern so "
-                "that it matches the answer in each, or correct the data."
+                f"evaluation.generate.answer_pattern finds no answer in {len(without):,} of "
+                f"{counted(len(references), 'reference')}, the first of them that of eval example {without[0]}."
+                " Change the pattern so that it matches the answer in each, or correct the data."
             )
     if "rouge_l" in wanted and not any(re.search("[a-z0-9]", text.lower()) for text in references):
         raise DataError(
-            "rouge_l cannot be measured: it knows the letters a to z and digits only, and no reference has any. "
-            "Use bleu or exact_match."
+            "rouge_l cannot be measured: it knows the letters a to z and digits only, and no reference has "
+            "any. Use bleu or exact_match."
         )
 
 
@@ -117,7 +116,7 @@ def compile_answer_pattern(pattern: str | None) -> Any:
         raise DataError(f"The metric answer_match needs {what}.")
     if len(pattern) > LONGEST_PATTERN:
         raise DataError(f"{what} has {len(pattern)} characters; at most {LONGEST_PATTERN} are allowed.")
-    options = re2.Options()
+    options = re2.Options()  # type: ignore[no-untyped-call]
     options.log_errors = False
     try:
         return re2.compile(pattern, options)
@@ -163,16 +162,11 @@ def _rouge_l(questions: Sequence[_Question]) -> float:
 def _bleu(questions: Sequence[_Question]) -> float:
     from sacrebleu.metrics.bleu import BLEU
 
-    most = max(len(q.references) for q in questions)
-    streams = [[_nth(q.references, number) for q in questions] for number in range(most)]
+    # One stream for each first, second ... reference; None where a prompt has fewer than others.
+    streams: Any = list(zip_longest(*(q.references for q in questions)))
     # Forced: else it warns of texts that end in a full stop as if they had been tokenised.
     score: float = BLEU(force=True).corpus_score([q.prediction for q in questions], streams).score
     return min(score, 100.0)  # rounding takes it beyond
-
-
-def _nth(references: Sequence[str], number: int) -> str | None:
-    """None where a prompt has fewer references than others."""
-    return references[number] if number < len(references) else None
 
 
 def _share(right: Iterable[bool]) -> float:

@@ -1,8 +1,8 @@
 """Greedy generation by adapters, and what a row gives them to go on from and expects of them.
 
-Plain greedy decoding: the checkpoint's own generation_config may ask for sampling, beams, penalties, or forced
-and suppressed tokens, and an adapter would be measured by them too. Of it only the token that a decoder begins
-with (where config.json names none) and the tokens that end a text are kept.
+Plain greedy decoding: the checkpoint's own generation_config may ask for sampling, beams, penalties, or
+forced and suppressed tokens, and an adapter would be measured by them, too. Kept of it are only the tokens
+that end a text, and the one that a decoder begins with where config.json names none.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from workers.base.base_model import LoadedBase, set_training
 from workers.base.causal_attention import NAME as WITHOUT_MASKS
-from workers.data.datasets import Example
+from workers.data.examples import Example, Seq2SeqExample
 from workers.data.tokenization import IGNORED, is_special
 from workers.device.devices import to_device
 from workers.errors import RowError
@@ -26,18 +26,6 @@ from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
 from workers.training.evaluation import length_batches
-
-
-class SourceAndTarget(Protocol):
-    """A row for an encoder and a decoder."""
-
-    @property
-    def input_ids(self) -> torch.Tensor:
-        """int64, [T]: the source."""
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """int64, [U]: the target."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class Prompt:
         return _key(self.input_ids)
 
 
-def prompt_of(example: Example | SourceAndTarget, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def prompt_of(example: Example | Seq2SeqExample, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """The tokens before the last run of supervised ones, which is the reference: of a conversation, the last
     turn that carries loss. Of a row with a source and a target, those.
 
@@ -72,8 +60,8 @@ def prompt_of(example: Example | SourceAndTarget, tokenizer: PreTrainedTokenizer
         start = int(masked[-1]) + 1
         if start <= 1:  # the first token never carries loss, as nothing predicts it
             raise RowError(
-                "The row has no prompt to generate from: all of it carries loss. Metrics of generated text need "
-                "data in a format with prompts, such as prompt_completion or messages; for this data use eval_loss."
+                "The row has no prompt to generate from: all of it carries loss. Metrics of generated text"
+                " need data with prompts, such as the formats prompt_completion and messages; or use eval_loss."
             )
         input_ids, reference = input_ids[:start], reference[start:end]
     last = int(reference[-1])
@@ -114,9 +102,9 @@ def generate(
 ) -> list[list[torch.Tensor]]:
     """Lets adapters write greedily from the same prompts, in shared batches with a cache of keys and values.
 
-    By transformers' own `generate`. Equal prompts are written from once. Modules are switched to evaluation, all
-    but the quantized ones (see `base_model.set_training`), and left so; everything else about the model is as it
-    was before, also after an exception.
+    By transformers' own `generate`. Equal prompts are written from once. Modules are switched to evaluation,
+    all but the quantized ones (see `base_model.set_training`), and left so; everything else about the model
+    is afterwards as it was, also after an exception.
 
     Args:
         host: The base with the adapters on it.

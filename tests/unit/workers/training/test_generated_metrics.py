@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
+from search_spaces.tasks import TASKS
 from workers.errors import DataError
 from workers.training.generated_metrics import (
     LONGEST_PATTERN,
-    METRICS,
     SEARCHED,
     check_references,
     compile_answer_pattern,
@@ -22,7 +22,8 @@ from workers.training.generated_metrics import (
 )
 
 FINAL = r"#### (.+)"
-WORDS = "the name of a restaurant near river is cheap and serves food".split()
+WORDS = ("the", "name", "of", "a", "restaurant", "near", "river", "is", "cheap", "and", "serves", "food")
+METRICS = TASKS["causal_lm"].generated
 
 
 def measure(
@@ -165,8 +166,8 @@ def test_a_reference_without_an_answer_is_named() -> None:
     with pytest.raises(DataError) as raised:
         check_references(references, ["answer_match"], FINAL)
     assert str(raised.value) == (
-        "evaluation.generate.answer_pattern finds no answer in 2 references of 4, the first of them that of eval "
-        "example 2. Change the pattern so that it matches the answer in each, or correct the data."
+        "evaluation.generate.answer_pattern finds no answer in 2 of 4 references, the first of them that of "
+        "eval example 2. Change the pattern so that it matches the answer in each, or correct the data."
     )
     with pytest.raises(DataError, match="the first of them that of eval example 2"):
         measure("answer_match", references, references, pattern=FINAL)

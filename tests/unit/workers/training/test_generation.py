@@ -37,7 +37,7 @@ from tests.support.workers.models import (
 from workers.artifacts.folders import LocalFolder
 from workers.base.base_model import LoadedBase, load_base, set_training
 from workers.base.causal_attention import NAME
-from workers.data.datasets import Example
+from workers.data.examples import Example, Seq2SeqExample
 from workers.errors import RowError
 from workers.heartbeat import Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
@@ -101,11 +101,7 @@ def load_model(folder: Path, family: str, quantization: str) -> PreTrainedModel:
 
 def load(folder: Path, family: str, quantization: str = "none") -> LoadedBase:
     spec = ModelSpec.model_validate({"id": str(folder), "quantization": quantization})
-    if family in BUILDERS:
-        return load_base(spec, CPU)
-    model = load_model(folder, family, quantization).requires_grad_(False)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return LoadedBase(model, TOKENIZER, CPU, torch.float32, spec, max_positions=positions)
+    return load_base(spec, CPU, task="causal_lm" if family in BUILDERS else "seq2seq_lm")
 
 
 def add_adapters(host: AdapterHost) -> list[Adapter]:
@@ -507,12 +503,7 @@ def test_a_reference_that_was_cut_names_no_end() -> None:
 
 
 def test_of_a_source_and_a_target_those_are_prompt_and_reference() -> None:
-    @dataclass(frozen=True)
-    class Pair:
-        input_ids: torch.Tensor
-        labels: torch.Tensor
-
-    pair = Pair(torch.tensor(ids(f"name[x]{EOS}")), torch.tensor(ids(f"x is a name{EOS}")))
+    pair = Seq2SeqExample(torch.tensor(ids(f"name[x]{EOS}")), torch.tensor(ids(f"x is a name{EOS}")))
     prompt = prompt_of(pair, TOKENIZER)
     assert prompt.input_ids is pair.input_ids
     assert (prompt.reference, prompt.end) == ("x is a name", TOKENIZER.eos_token_id)
