@@ -64,8 +64,7 @@ class RowDropout:
             tokens: T, padding included.
             dtype: A floating dtype, that of the activations.
         """
-        words = keys.to(torch.int32).unsqueeze(1) ^ _counted(tokens, keys.device)
-        self._words = _lowbias32(words).unsqueeze(2)
+        self._words = _row_words(keys, tokens)
         rates = rates.double()[:, None, None]
         # Clamped, because a rate of 1 is one past the largest word.
         self._thresholds = (rates * _WORDS - _SIGN).clamp(max=_SIGN - 1).to(torch.int32)
@@ -95,6 +94,29 @@ def keep_scale(
 ) -> torch.Tensor:
     """`RowDropout.keep_scale` for a single layer: [B, tokens, features]."""
     return RowDropout(keys, rates, tokens, dtype).keep_scale(layer, features)
+
+
+def uniform_noise(keys: torch.Tensor, layer: int, tokens: int, features: int) -> torch.Tensor:
+    """Numbers between -1 and 1, each a hash of the same counters as an element's mask.
+
+    Hashed by lowbias32 to the end, so that all the bits that float32 keeps are mixed, not the highest only.
+
+    Args:
+        keys: int32 or int64 [B], from `row_keys`; on the device where the noise is wanted.
+        layer: A number that no layer with dropout has, such as a negative one.
+        tokens: T, padding included.
+        features: d
+
+    Returns:
+        float32 [B, T, d].
+    """
+    words = _row_words(keys, tokens) ^ _feature_words(layer, features, keys.device)
+    return _lowbias32(words).float().mul_(1 / _SIGN)
+
+
+def _row_words(keys: torch.Tensor, tokens: int) -> torch.Tensor:
+    """int32 [B, T, 1]."""
+    return _lowbias32(keys.to(torch.int32).unsqueeze(1) ^ _counted(tokens, keys.device)).unsqueeze(2)
 
 
 def _lowbias32(x: torch.Tensor) -> torch.Tensor:
