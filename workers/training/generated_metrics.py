@@ -7,7 +7,7 @@ Rows of one prompt are one question with several references: the prompt counts o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import zip_longest
@@ -69,7 +69,7 @@ def generated_metrics(
     for prediction, reference, key in zip(predictions, references, prompt_keys, strict=True):
         questions.setdefault(key, _Question(prediction)).references.append(reference)
     asked = list(questions.values())
-    measures = {
+    measures: dict[str, Callable[[], float]] = {
         "exact_match": lambda: _share(
             q.prediction.strip() in {r.strip() for r in q.references} for q in asked
         ),
@@ -93,10 +93,11 @@ def check_references(
         pattern = compile_answer_pattern(answer_pattern)
         without = [number for number, text in enumerate(references, 1) if _answer(pattern, text) is None]
         if without:
+            of = counted(len(references), "reference")
             raise DataError(
-                f"evaluation.generate.answer_pattern finds no answer in {len(without):,} of "
-                f"{counted(len(references), 'reference')}, the first of them that of eval example {without[0]}."
-                " Change the pattern so that it matches the answer in each, or correct the data."
+                f"evaluation.generate.answer_pattern finds no answer in {len(without):,} of {of}, the"
+                f" first of them that of eval example {without[0]}. Change the pattern so that it matches"
+                " the answer in each, or correct the data."
             )
     if "rouge_l" in wanted and not any(re.search("[a-z0-9]", text.lower()) for text in references):
         raise DataError(
@@ -116,7 +117,7 @@ def compile_answer_pattern(pattern: str | None) -> Any:
         raise DataError(f"The metric answer_match needs {what}.")
     if len(pattern) > LONGEST_PATTERN:
         raise DataError(f"{what} has {len(pattern)} characters; at most {LONGEST_PATTERN} are allowed.")
-    options = re2.Options()  # type: ignore[no-untyped-call]
+    options = re2.Options()
     options.log_errors = False
     try:
         return re2.compile(pattern, options)

@@ -61,7 +61,7 @@ def prompt_of(example: Example | Seq2SeqExample, tokenizer: PreTrainedTokenizerB
         if start <= 1:  # the first token never carries loss, as nothing predicts it
             raise RowError(
                 "The row has no prompt to generate from: all of it carries loss. Metrics of generated text"
-                " need data with prompts, such as the formats prompt_completion and messages; or use eval_loss."
+                " need data with prompts, as of the formats prompt_completion and messages. Or use eval_loss."
             )
         input_ids, reference = input_ids[:start], reference[start:end]
     last = int(reference[-1])
