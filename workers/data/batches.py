@@ -92,9 +92,15 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
-        fields = (self.input_ids, self.attention_mask, self.positions, self.targets)
-        decoder = None if self.decoder_input_ids is None else to_device(self.decoder_input_ids, device)
-        return MicroBatch(*(to_device(tensor, device) for tensor in fields), decoder)
+        return MicroBatch(
+            input_ids=to_device(self.input_ids, device),
+            attention_mask=to_device(self.attention_mask, device),
+            positions=to_device(self.positions, device),
+            targets=to_device(self.targets, device),
+            decoder_input_ids=(
+                None if self.decoder_input_ids is None else to_device(self.decoder_input_ids, device)
+            ),
+        )
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:

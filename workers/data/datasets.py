@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.tasks import Task
 from search_spaces.wording import counted
+from workers.base.heads import Labels
 from workers.data.chat_templates import PLAIN, Rendering
 from workers.data.data_files import describe_source
 from workers.data.examples import AnyExample, PairExample, Seq2SeqExample
 from workers.data.formats import FORMATS, Format, RowShape
-from workers.data.labels import Labels
 from workers.data.rows import TASK_SHAPES, TaskShape, named_row, open_rows
 from workers.data.task_formats import ReadRow, TaskEncoder, cut
 from workers.data.text_files import PlacedRow

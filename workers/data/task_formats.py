@@ -12,8 +12,9 @@
 Texts are tokenised as `tokenizer(text)` does it at inference. A tokenizer that ends each text with a special
 token (BERT's, T5's) has a form for pairs, which is used, with token types where it gives them. Others, of
 decoders, have none, or put a BOS between: there a pair is one text with a line break between its parts, and
-has no token types. Texts that are too long are cut by the tokenizer, which keeps the special token at the end.
-Words are tokenised as by `tokenizer(words, is_split_into_words=True)`; one that gives no token loses its label.
+has no token types. Texts that are too long are cut by the tokenizer, which keeps the special token at the
+end. Words are tokenised as by `tokenizer(words, is_split_into_words=True)`; one that gives no token loses its
+label.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from search_spaces.tasks import Task
+from workers.base.heads import Labels
 from workers.data.chat_templates import Rendering
 from workers.data.examples import (
     AnyExample,
@@ -38,7 +40,7 @@ from workers.data.examples import (
     TokenLabelsExample,
 )
 from workers.data.formats import Row, encode_answer, encode_messages, encode_text, text_of
-from workers.data.labels import LabelReader, Labels
+from workers.data.labels import LabelReader
 from workers.data.loss_flags import asks_for_loss, refuse_lost_columns
 from workers.data.rows import TASK_SHAPES
 from workers.data.tokenization import IGNORED, EncodedRow, check_text, end_of_text_id, is_special

@@ -11,14 +11,17 @@ import torch
 
 from search_spaces.definition import ModelSpec
 from workers.base.base_model import checkpoint_activations, load_base
+from workers.base.heads import Labels
 from workers.contract import Preparing, TrialOrder
 from workers.data.datasets import TokenizedData, load_eval, load_train
+from workers.data.labels import TASKS_WITH_LABELS, read_labels
 from workers.device.memory import limited_memory, release, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.pack.probe import Costs
 from workers.report.loading_check import check_loading
+from workers.training.references import needs_references, with_references
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4
@@ -93,6 +96,7 @@ class LoadedStudies:
         """What is loaded, if anything is."""
         self._train: dict[tuple[str, str, int], TokenizedData] = {}
         self._evaluation: dict[tuple[str, str], TokenizedData] = {}
+        self._labels: dict[tuple[str, str], Labels | None] = {}
 
     @property
     def description(self) -> str | None:
@@ -126,10 +130,11 @@ class LoadedStudies:
             emit(Preparing(attempt_id=order.attempt_id, stage=stage))
 
         running = list(running)
-        key = _base_key(order.model)
-        if order.check_loading and not self._has(order, key):
+        if order.check_loading and not self._has(order):
             say("loading tokenizer and data in a process of their own, because a worker ended")
             check_loading(order)
+        labels = self._read_labels(order, say)
+        key = (order.task, labels, *_base_key(order.model))
         if self.base is None or (self.base.key != key and not running):
             say(f"loading the base {order.model.id} ({order.model.quantization})")
             # The older base goes before the new one comes: a device seldom holds two.
@@ -138,7 +143,16 @@ class LoadedStudies:
             self._evaluation.clear()
             release(self._device)
             limits = order.limits
-            host = AdapterHost(load_base(order.model, self._device, limits.data_roots, limits.memory_gib))
+            host = AdapterHost(
+                load_base(
+                    order.model,
+                    self._device,
+                    limits.data_roots,
+                    limits.memory_gib,
+                    task=order.task,
+                    labels=labels,
+                )
+            )
             budget = tokens_per_forward(self._device)
             self.base = SharedBase(
                 key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
@@ -151,6 +165,9 @@ class LoadedStudies:
             say("reading and tokenising the train data")
             with limited_memory(order.limits.memory_gib, "The train data cannot be loaded"):
                 train = _load_train(order, base, self._heartbeat.beat)
+        if needs_references(order.recipe, train):
+            say("computing the reference's log-probabilities of the train data")
+            train = with_references(base.host, base.passes.token_budget, train, self._heartbeat)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -164,12 +181,27 @@ class LoadedStudies:
                     order.limits.data_roots,
                     self._heartbeat.beat,
                 )
-            self._evaluation[_data_key(order)] = evaluation
+        if needs_references(order.recipe, evaluation):
+            say("computing the reference's log-probabilities of the eval data")
+            evaluation = with_references(base.host, base.passes.token_budget, evaluation, self._heartbeat)
+        self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
 
-    def _has(self, order: TrialOrder, key: tuple[object, ...]) -> bool:
+    def _read_labels(self, order: TrialOrder, say: Callable[[str], None]) -> Labels | None:
+        """The labels of an order's study, which its base's head must be made for."""
+        if order.task not in TASKS_WITH_LABELS:
+            return None
+        if _data_key(order) not in self._labels:
+            say("reading the labels of the train data")
+            with limited_memory(order.limits.memory_gib, "The train data cannot be loaded"):
+                labels = read_labels(order.data, order.task, order.limits.data_roots, self._heartbeat.beat)
+            self._labels[_data_key(order)] = labels
+        return self._labels[_data_key(order)]
+
+    def _has(self, order: TrialOrder) -> bool:
         """Whether nothing of an order's tokenizer and data is to be loaded."""
         is_there = _train_key(order) in self._train and _data_key(order) in self._evaluation
+        key = (order.task, self._labels.get(_data_key(order)), *_base_key(order.model))
         return is_there and self.base is not None and self.base.key == key
 
     def _forget(self, orders: Sequence[TrialOrder]) -> None:
@@ -178,6 +210,7 @@ class LoadedStudies:
         spare = [key for key in self._train if key[:2] in studies and key not in needed][-_SPARE_LENGTHS:]
         self._train = {key: data for key, data in self._train.items() if key in needed or key in spare}
         self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
+        self._labels = {key: labels for key, labels in self._labels.items() if key in studies}
 
 
 def _load_train(order: TrialOrder, shared: SharedBase, on_row: Callable[[], object]) -> TokenizedData:

@@ -27,6 +27,7 @@ from workers.contract import (
     TrialOutcome,
     Verdict,
 )
+from workers.data.labels import TASKS_WITH_LABELS
 from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.pack.admission import prepare
@@ -48,6 +49,12 @@ class _Parked:
     last: TrialOutcome
     """What its outcome would be, but for status and reason."""
     started: bool = True
+
+
+def _share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
+    """Whether two trials train on one base: where it has a head, that is made for one study's labels."""
+    same_head = one.task not in TASKS_WITH_LABELS or one.study_id == other.study_id
+    return one.model == other.model and one.task == other.task and same_head
 
 
 class Pack:
@@ -108,7 +115,7 @@ class Pack:
         """Whether one more trial may join, and those that are there use the same base."""
         if self._parked or len(self._running) >= self._slots.most:
             return False
-        return all(other.model == order.model for other in self._orders())
+        return all(_share_a_base(other, order) for other in self._orders())
 
     def admit(self, order: TrialOrder) -> None:
         """Loads what the trial needs and gives it a slot; emits `TrialStarted`, or the outcome `failed`.

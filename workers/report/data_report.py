@@ -31,12 +31,12 @@ from search_spaces.data_report import (
 from search_spaces.definition import HubData, ModelSpec
 from search_spaces.tasks import Task
 from workers.base.base_model import faults_of_loading, load_tokenizer
+from workers.base.heads import Labels
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
 from workers.data.chat_templates import ChatTemplate, Rendering
 from workers.data.data_files import describe_source
 from workers.data.datasets import check_positions, encode_row, nothing_usable
 from workers.data.formats import FORMATS, Format
-from workers.data.labels import Labels
 from workers.data.loss_flags import FLAGS, is_empty
 from workers.data.rows import open_rows, renamed_row
 from workers.data.tokenization import IGNORED

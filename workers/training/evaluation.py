@@ -116,4 +116,4 @@ def _evaluate(
             result = objective.losses(base, batch, owners, shares, gradient=False)
         tally.add(result, batch, indices)
         del result, batch  # else they stay alive through the next pass, and the peak doubles
-    return tally.results()
+    return list(tally.results())

@@ -69,7 +69,7 @@ def build_optimizer(
     """
     parameters, groups = [parameter], [{"params": [parameter], **_options(recipe, Segment(0))}]
     if segments:
-        parts = parameter.data.split([segment.numbers for segment in segments])
+        parts = torch.split(parameter.data, [segment.numbers for segment in segments])
         parameters = [torch.nn.Parameter(part) for part in parts]
         groups = [
             {"params": [part], **_options(recipe, segment)}
@@ -115,7 +115,7 @@ def step(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> None:
         gradient: float32 [P].
     """
     parameters = [group["params"][0] for group in optimizer.param_groups]
-    parts = gradient.split([parameter.numel() for parameter in parameters])
+    parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part
     optimizer.step()

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.tasks import Task
 from tests.support.workers.models import build_tiny_tokenizer
+from workers.base.heads import Labels
 from workers.data.datasets import load_data
-from workers.data.labels import Labels
 
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"

@@ -89,7 +89,7 @@ class Tally(Protocol):
             indices: Of those examples in the data set.
         """
 
-    def results(self) -> list[Evaluation]:
+    def results(self) -> Sequence[Evaluation]:
         """Of each adapter. Waits for the device."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 
@@ -112,9 +113,9 @@ class LabelledRows:
         if self._labels is None:
             return None
         rows = [example.label for example in examples if isinstance(example, LabelledExample)]
-        counts = torch.zeros(len(self._labels.names), dtype=torch.float64)
+        counts = torch.zeros(len(self._labels.names), dtype=torch.int64)
         for label in rows:
-            counts += label if self._labels.multi_label else _one_hot(label, len(counts))
+            counts += label.long() if self._labels.multi_label else _one_hot(label, len(counts))
         return weights_from(recipe, self._labels, counts)
 
 
@@ -156,11 +157,11 @@ class LabelledTokens:
         return LabelTally(adapters, self._labels, of_tokens=True)
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
-        counts = torch.zeros(len(self._labels.names), dtype=torch.float64)
+        counts = torch.zeros(len(self._labels.names), dtype=torch.int64)
         for example in examples:
             if isinstance(example, TokenLabelsExample):
                 own = example.labels[example.labels != IGNORED]
-                counts += torch.bincount(own, minlength=len(counts)).double()
+                counts += torch.bincount(own, minlength=len(counts))
         return weights_from(recipe, self._labels, counts)
 
 
@@ -183,27 +184,23 @@ def weighed(
     """
     is_score = answers.dim() == 1
     seen = answers.detach()
-    if is_score:
-        plain = regression_losses(seen, targets, loss="mse", huber_delta=1.0)
-    else:
-        plain = class_losses(
-            seen, targets, loss="cross_entropy", focal_gamma=0.0, label_smoothing=0.0, class_weights=None
-        )
+    plain = regression_losses(seen, targets) if is_score else class_losses(seen, targets)
     if not gradient:
         return PassLosses(plain, None, seen)
     objective = answers.new_zeros(())
     counts = torch.bincount(owners, minlength=len(shares)).tolist()
-    parts = zip(answers.split(counts), targets.split(counts), shares, strict=True)
+    parts = zip(torch.split(answers, counts), torch.split(targets, counts), shares, strict=True)
     for own, wanted, share in parts:
         recipe = share.recipe
         if is_score:
-            losses = regression_losses(own, wanted, loss=recipe.loss or "mse", huber_delta=recipe.huber_delta)
+            loss: Literal["huber", "mse"] = "huber" if recipe.loss == "huber" else "mse"
+            losses = regression_losses(own, wanted, loss=loss, huber_delta=recipe.huber_delta)
         else:
             weights = share.class_weights
             losses = class_losses(
                 own,
                 wanted,
-                loss=recipe.loss or "cross_entropy",
+                loss="focal" if recipe.loss == "focal" else "cross_entropy",
                 focal_gamma=recipe.focal_gamma,
                 label_smoothing=recipe.label_smoothing,
                 class_weights=None if weights is None else weights.to(own.device),
@@ -218,13 +215,13 @@ def weights_from(recipe: Recipe, labels: Labels, counts: torch.Tensor) -> torch.
     Args:
         recipe: The trial's.
         labels: The classes.
-        counts: float64 [C], rows or tokens of each in the train data.
+        counts: int64 [C], rows or tokens of each in the train data.
     """
     wanted = recipe.class_weights
     if wanted == "none":
         return None
     if wanted == "balanced":
-        return balanced_weights(counts).float()
+        return balanced_weights(counts)
     return torch.tensor([float(wanted.get(name, 1.0)) for name in labels.names])
 
 
@@ -257,11 +254,10 @@ class Answers:
         if self.labels is None:
             return {**eval_loss, **regression_metrics(self.answers, self.targets)}
         if self.rows is None:
-            return {**eval_loss, **class_metrics(self.answers, self.targets, self.labels.names)}
+            return {**eval_loss, **class_metrics(self.answers, self.targets)}
         counts = torch.unique_consecutive(self.rows, return_counts=True)[1].tolist()
-        found = [part.argmax(-1).tolist() for part in self.answers.split(counts)]
-        wanted = [part.tolist() for part in self.targets.split(counts)]
-        return {**eval_loss, **token_metrics(found, wanted, self.labels.names)}
+        names = self.labels.names
+        return {**eval_loss, **token_metrics(self.answers, self.targets, counts, names)}
 
 
 class LabelTally:
@@ -294,4 +290,4 @@ class LabelTally:
 
 
 def _one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(label, classes).double()
+    return torch.nn.functional.one_hot(label, classes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,7 +17,7 @@ from workers.training.forward import LanguagePass, autocast
 from workers.training.metrics import pair_metrics
 from workers.training.objectives.base import PassLosses, Share
 from workers.training.objectives.labels import HeadBatch, head_inputs
-from workers.training.preference import PairLosses, bradley_terry, preference_losses
+from workers.training.preference import PairLosses, bradley_terry, dpo, orpo, row_weights, simpo
 
 
 def rows_of(pairs: Sequence[AnyExample]) -> list[Example]:
@@ -121,28 +122,27 @@ class PreferredPairs:
         gradient: bool,
     ) -> PassLosses:
         language = LanguagePass(base, batch.batch)
-        seen = language.losses(None).losses
-        counts = torch.bincount(batch.token_rows, minlength=batch.rows)
-        sums = torch.zeros(batch.rows, dtype=torch.float32, device=seen.device)
-        sums = sums.index_add(0, batch.token_rows, -seen).requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
-            found = [
-                _of_share(share, *parts)
-                for share, *parts in zip(
-                    shares,
-                    *(_by_share(tensor, shares) for tensor in (sums, counts)),
-                    _by_share(batch.references, shares),
-                    strict=True,
-                )
-            ]
-        losses = torch.cat([one.losses for one in found])
-        margins = torch.cat([one.margins for one in found]).detach()
-        if not gradient:
-            return PassLosses(losses, None, margins)
-        weights = torch.tensor([share.weight for share in shares], device=owners.device)[owners]
-        (pull,) = torch.autograd.grad((losses * weights).sum(), sums)
-        objective = language.losses(-pull[batch.token_rows]).objective
-        return PassLosses(losses.detach(), objective, margins)
+        sums = _row_sums(language.losses(None).losses, batch.token_rows, batch.rows)
+        tokens = torch.bincount(batch.token_rows, minlength=batch.rows)
+        found: list[PairLosses] = []
+        slopes: list[torch.Tensor] = []
+        first = 0
+        for share in shares:
+            rows = slice(first, first := first + 2 * share.examples)
+            references = None if batch.references is None else batch.references[rows]
+            of_rows = _preference(share.recipe, tokens[rows], references)
+            chosen, rejected = sums[rows].view(-1, 2).unbind(1)
+            if gradient:
+                pairs, *both = row_weights(of_rows, chosen, rejected, torch.full_like(chosen, share.weight))
+                slopes.append(torch.stack(both, dim=1).flatten())
+            else:
+                pairs = of_rows(chosen, rejected)
+            found.append(pairs)
+        objective = None
+        if gradient:
+            objective = language.losses(-torch.cat(slopes)[batch.token_rows]).objective
+        losses, margins = (torch.cat([getattr(one, name) for one in found]) for name in ("losses", "margins"))
+        return PassLosses(losses, objective, margins)
 
     def tally(self, adapters: int, base: LoadedBase) -> PairTally:
         return PairTally(adapters, "reward_accuracy")
@@ -153,24 +153,43 @@ class PreferredPairs:
 
 def answer_log_probabilities(base: LoadedBase, batch: MicroBatch) -> torch.Tensor:
     """float32 [B]: of the supervised tokens of each row together, under whatever adapters are in force."""
-    losses = LanguagePass(base, batch).losses(None).losses
-    sums = torch.zeros(batch.rows, dtype=torch.float32, device=losses.device)
-    return sums.index_add(0, batch.target_examples, -losses)
+    return _row_sums(LanguagePass(base, batch).losses(None).losses, batch.target_examples, batch.rows)
 
 
-def _by_share(tensor: torch.Tensor | None, shares: Sequence[Share]) -> list[torch.Tensor | None]:
-    if tensor is None:
-        return [None] * len(shares)
-    return list(tensor.split([2 * share.examples for share in shares]))
+def _row_sums(losses: torch.Tensor, token_rows: torch.Tensor, rows: int) -> torch.Tensor:
+    """float32 [rows]: the log-probability of each row, from the loss of each token."""
+    sums = torch.zeros(rows, dtype=torch.float32, device=losses.device)
+    return sums.index_add(0, token_rows, -losses)
 
 
-def _of_share(
-    share: Share, sums: torch.Tensor, counts: torch.Tensor, references: torch.Tensor | None
-) -> PairLosses:
-    chosen, rejected = sums.view(-1, 2).unbind(1)
-    chosen_tokens, rejected_tokens = counts.view(-1, 2).unbind(1)
-    reference = (None, None) if references is None else references.view(-1, 2).unbind(1)
-    return preference_losses(chosen, rejected, chosen_tokens, rejected_tokens, *reference, share.recipe)
+def _preference(
+    recipe: Recipe, tokens: torch.Tensor, references: torch.Tensor | None
+) -> Callable[[torch.Tensor, torch.Tensor], PairLosses]:
+    """The recipe's loss of the log-probabilities of chosen and rejected answers.
+
+    Args:
+        recipe: A trial's.
+        tokens: int64 [2 N], supervised ones of each row, chosen and rejected in turn.
+        references: float32 [2 N], as in `PairBatch`; only DPO needs them.
+    """
+    counts = tokens.view(-1, 2).unbind(1)
+    match recipe.loss:
+        case "orpo":
+            return lambda chosen, rejected: orpo(chosen, rejected, *counts, beta=recipe.preference_beta)
+        case "simpo":
+            return lambda chosen, rejected: simpo(
+                chosen, rejected, *counts, beta=recipe.preference_beta, gamma=recipe.simpo_gamma
+            )
+        case _:
+            assert references is not None  # computed when the data was loaded
+            known = references.view(-1, 2).unbind(1)
+            return lambda chosen, rejected: dpo(
+                chosen,
+                rejected,
+                *known,
+                beta=recipe.preference_beta,
+                label_smoothing=recipe.label_smoothing,
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +200,7 @@ class PairAnswers:
     """float32 [N], on the CPU."""
     margins: torch.Tensor
     """float32 [N]"""
-    accuracy: str
+    accuracy: Literal["pairwise_accuracy", "reward_accuracy"]
     """What the share of pairs with the chosen answer ahead is called."""
 
     @property
@@ -202,7 +221,7 @@ class PairAnswers:
 class PairTally:
     """Each adapter's losses and margins, kept on the device until the end."""
 
-    def __init__(self, adapters: int, accuracy: str) -> None:
+    def __init__(self, adapters: int, accuracy: Literal["pairwise_accuracy", "reward_accuracy"]) -> None:
         self._adapters = adapters
         self._accuracy = accuracy
         self._parts: list[torch.Tensor] = []
