@@ -156,6 +156,16 @@ POSITIONS = {"text": 5, "text_pair": "6", "score": 4}
             "search": searching(simpo_gamma={"choices": [0.5, 1.0]}),
         },
         {
+            "task": "preference",
+            "objective": {"metric": "margin"},
+            "recipe": {"loss": "orpo"},
+            "search": searching(preference_beta={"min": 0.1, "max": 1.0}),
+        },
+        {
+            "task": "preference",
+            "search": searching(loss={"choices": ["dpo", "orpo"]}, label_smoothing={"min": 0.0, "max": 0.5}),
+        },
+        {
             "task": "regression",
             "recipe": {"loss": "huber"},
             "search": searching(huber_delta={"choices": [0.5, 1.0]}),
@@ -189,6 +199,20 @@ def test_a_field_of_one_loss_is_searched_where_that_loss_is() -> None:
     space = searching(loss={"choices": ["dpo", "simpo"]}, simpo_gamma={"choices": [0.5, 1.0]})
     definition = parse_definition(study("preference", search=space))
     assert definition.search.space.parameters["simpo_gamma"].when == {"loss": ("simpo",)}
+
+
+def test_a_field_that_all_searched_losses_use_has_no_condition() -> None:
+    space = searching(loss={"choices": ["dpo", "orpo"]}, preference_beta={"min": 0.1, "max": 1.0})
+    parameters = parse_definition(study("preference", search=space)).search.space.parameters
+    assert parameters["preference_beta"].when == {}
+    condition = {"optimizer": ["adamw"]}
+    space = searching(
+        optimizer={"choices": ["adamw", "sgd"]},
+        loss={"choices": ["dpo", "orpo"], "when": condition},
+        preference_beta={"min": 0.1, "max": 1.0},
+    )
+    parameters = parse_definition(study("preference", search=space)).search.space.parameters
+    assert parameters["preference_beta"].when == {"loss": ("dpo", "orpo")}
 
 
 @pytest.mark.parametrize(
@@ -366,6 +390,36 @@ def test_a_field_of_one_loss_is_searched_where_that_loss_is() -> None:
             },
             "objective.metric",
             "cannot be compared between trials, because it depends on loss, which the study searches",
+        ),
+        (
+            {
+                "task": "preference",
+                "objective": {"metric": "margin"},
+                "search": searching(preference_beta={"min": 0.1, "max": 1}),
+            },
+            "objective.metric",
+            "cannot be compared between trials, because it depends on preference_beta, which the study"
+            " searches",
+        ),
+        (
+            {"task": "preference", "recipe": {"label_smoothing": 0.6}},
+            "recipe.label_smoothing",
+            "takes more pairs to be labelled the wrong way round than the right way",
+        ),
+        (
+            {"task": "preference", "search": searching(label_smoothing={"choices": [0.0, 0.7]})},
+            "search.space.label_smoothing",
+            "takes more pairs to be labelled the wrong way round than the right way",
+        ),
+        (
+            {
+                "task": "preference",
+                "recipe": {"loss": "orpo"},
+                "search": searching(label_smoothing={"min": 0.0, "max": 0.1}),
+            },
+            "search.space.label_smoothing",
+            "has no effect: only dpo uses it, and loss is orpo (fixed in recipe); set loss to dpo in recipe,"
+            " search it too, or remove this key",
         ),
         (
             {"task": "regression", "objective": {"metric": "r2"}, "budget": {"target_value": 1.5}},
