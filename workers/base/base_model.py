@@ -196,7 +196,7 @@ def _load_base(
         _silence_int8_cast_notice()
     heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
     pooler = pooler_path(outline) if heads else None
-    unquantized = [*heads, *([pooler] if pooler else [])]
+    unquantized = [*([pooler] if pooler else []), *heads]
     try:
         model, loading = TASK_MODELS[task].auto.from_pretrained(
             str(folder),
@@ -231,7 +231,7 @@ def _load_base(
         head_is_plain=not heads and head_is_plain(model),
         has_dropout=_has_dropout(model),
         task=task,
-        heads=(*heads, *(path for path in new if path not in heads)),
+        heads=tuple(path for path in unquantized if path in heads or path in new),
         new_heads=new,
     )
 
@@ -364,7 +364,8 @@ def _check_loaded(
     Returns:
         Those of `heads` that the checkpoint does not have, or not whole.
     """
-    new = tuple(dict.fromkeys(head for key in loading["missing_keys"] if (head := lies_in(key, heads))))
+    absent = {lies_in(key, heads) for key in loading["missing_keys"]}
+    new = tuple(head for head in heads if head in absent)
     if missing := {key for key in loading["missing_keys"] if not lies_in(key, heads)}:
         raise ModelError(
             f"The weights of the model {name} lack {counted(len(missing), 'tensor')} that its config.json "
