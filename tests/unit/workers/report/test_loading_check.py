@@ -178,7 +178,7 @@ def test_memory_beyond_the_limit_while_rows_are_read_ends_the_study(
     def hungry(*_: object) -> bytearray:
         return bytearray(3 * 2**30)
 
-    monkeypatch.setattr("workers.data.datasets.read_structures", hungry)
+    monkeypatch.setattr("workers.data.rows.read_structures", hungry)
     outcome = Recorder().outcome(order_for(tmp_path, tiny_base_dir))
     assert outcome.fatal_to_study
     assert outcome.reason.startswith(
