@@ -131,8 +131,8 @@ class Recipe(BaseModel):
     huber_delta: Annotated[Real, Field(gt=0), unsaid_if(1.0)] = 1.0
     """The error from which Huber's loss grows linearly (torch.nn.HuberLoss)."""
     label_smoothing: Annotated[Real, Field(ge=0, lt=1), unsaid_if(0.0)] = 0.0
-    """Share of a target spread over all classes (Szegedy et al. 2015, arXiv 1512.00567); in `dpo` and
-    `simpo` the share of pairs taken to be labelled the wrong way round."""
+    """Share of a target spread over all classes (Szegedy et al. 2015, arXiv 1512.00567); with `dpo` the share
+    of pairs taken to be labelled the wrong way round, at most 0.5."""
     class_weights: Annotated[ClassWeights, unsaid_if("none")] = "none"
     """Weights of the classes in the loss. balanced: rows / (classes x rows of the class), as scikit-learn."""
     neftune_alpha: Annotated[Real, Field(ge=0), unsaid_if(0.0)] = 0.0
@@ -240,6 +240,7 @@ DEPENDENT_FIELDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "learning_rate_batch_size": ("learning_rate_scaling", ("sqrt", "linear")),
     "focal_gamma": ("loss", ("focal",)),
     "huber_delta": ("loss", ("huber",)),
+    "label_smoothing": ("loss", ("cross_entropy", "focal", "dpo")),
     "preference_beta": ("loss", ("dpo", "orpo", "simpo")),
     "simpo_gamma": ("loss", ("simpo",)),
 }

@@ -60,6 +60,7 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     task_rules.fields_are_the_tasks,
     task_rules.header_and_columns_agree,
     task_rules.recipe_fits_the_task,
+    task_rules.fewer_pairs_are_wrong_than_right,
     metric_rules.metrics_are_the_tasks,
     metric_rules.generation_is_possible,
     metric_rules.trials_compare,

@@ -102,15 +102,14 @@ def generation_is_possible(draft: Draft) -> Iterator[Fault]:
 
 
 def trials_compare(draft: Draft) -> Iterator[Fault]:
-    """What a preference's loss and rewards are depends on fields that may be searched."""
-    if draft.task != "preference" or draft.objective is None:
+    """The loss and the rewards of a preference depend on fields that may be searched."""
+    if draft.task != "preference" or draft.objective is None or draft.recipe is None:
         return
     metric = draft.objective.metric
-    if metric not in ("eval_loss", "margin"):
-        return
-    searched = [name for name in ("loss", "preference_beta", "simpo_gamma") if name in draft.parameters]
-    if metric == "margin":
-        searched = [name for name in searched if name != "simpo_gamma"]
+    scales = {"eval_loss": ["loss", "preference_beta", "simpo_gamma"], "margin": ["loss"]}
+    if draft.fixed("loss") != "orpo":  # whose margin is one of log-odds
+        scales["margin"].append("preference_beta")
+    searched = [name for name in scales.get(metric, ()) if name in draft.parameters]
     if searched:
         message = f"cannot be compared between trials, because it depends on {' and '.join(searched)}, which"
         message += " the study searches"

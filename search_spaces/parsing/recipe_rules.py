@@ -20,11 +20,13 @@ def searched_fields_have_an_effect(draft: Draft) -> Iterator[Fault]:
         parent, users = DEPENDENT_FIELDS.get(name, (None, ()))
         if parent is None or parent in draft.parameters:
             continue
-        if parent == "loss" and (draft.task is None or draft.task not in TASK_FIELDS[name]):
-            continue
         value = draft.fixed(parent)
-        if value is None and parent == "loss" and draft.task is not None:
-            value = TASKS[draft.task].losses[0]
+        if parent == "loss":
+            if draft.task is None or draft.task not in TASK_FIELDS[name]:
+                continue
+            losses = TASKS[draft.task].losses
+            users = tuple(loss for loss in losses if loss in users)
+            value = losses[0] if value is None else value
         if value not in users:
             words = " or ".join(users)
             how = "fixed in recipe" if parent in draft.recipe else "the default"

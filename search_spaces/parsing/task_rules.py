@@ -13,6 +13,7 @@ from search_spaces.parsing.draft import Draft
 from search_spaces.recipe import TASK_FIELDS
 from search_spaces.tasks import TASKS
 
+MOST_WRONG_PAIRS = 0.5
 _WITH_NAMES = (".json", ".jsonl", ".parquet")
 
 
@@ -75,6 +76,23 @@ def recipe_fits_the_task(draft: Draft) -> Iterator[Fault]:
             others = [task for task, spec in TASKS.items() if loss in spec.losses]
             message = f"is a loss of {_listed(others)}, and the task is {draft.task}"
             yield Fault(path=path, value=loss, message=message, allowed=", ".join(losses))
+
+
+def fewer_pairs_are_wrong_than_right(draft: Draft) -> Iterator[Fault]:
+    """Label smoothing of a preference is the share of pairs taken to be the wrong way round."""
+    if draft.task != "preference":
+        return
+    name = "label_smoothing"
+    largest = {f"recipe.{name}": 0.0 if draft.recipe is None else draft.recipe.get(name, 0.0)}
+    searched = draft.parameters.get(name)
+    if searched is not None:
+        most = max(searched.choices) if isinstance(searched, Choice) else searched.max
+        largest[f"search.space.{name}"] = most
+    for path, value in largest.items():
+        if value > MOST_WRONG_PAIRS:
+            message = "takes more pairs to be labelled the wrong way round than the right way"
+            allowed = f"at most {MOST_WRONG_PAIRS} in a preference"
+            yield Fault(path=path, value=value, message=message, allowed=allowed)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ def _imply(
         value = shown(when[parent])
         path = f"{name}.when.{parent}"
         faults.append(Fault(path=path, value=value, message=message, allowed=words))
-    elif parent not in when:
+    elif parent not in when and (len(possible) < len(searched.choices) or searched.when):
         when[parent] = possible
 
 

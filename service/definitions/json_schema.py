@@ -74,9 +74,8 @@ def definition_schemas() -> dict[str, Schema]:
     definition["examples"] = [dict(EXAMPLE)]
 
     columns = schemas["DataSpec"]["properties"]["columns"]
-    schemas["DataSpec"]["properties"]["columns"] = _mapping(
-        dict.fromkeys(DATA_FIELDS, {"anyOf": [columns["additionalProperties"], _POSITION]})
-    )
+    column = {"anyOf": [columns["additionalProperties"], _POSITION]}
+    schemas["DataSpec"]["properties"]["columns"] = _mapping(dict.fromkeys(DATA_FIELDS, column))
     objective = schemas["ObjectiveSpec"]["properties"]
     objective["direction"] = {"anyOf": [objective["direction"], _NULL]}
     objective["metric"] |= {"description": "A metric of the task, or of the study's own; omitted: the task's"}

@@ -31,11 +31,13 @@ _FLOATS = {
     "lora_dropout": (0.0, 0.99),
     "warmup_ratio": (0.0, 1.0),
     "lora_alpha_ratio": (1e-3, 64.0),
+    "neftune_alpha": (0.0, 50.0),
 }
 _INTS = {"batch_size": (1, 4096), "lora_r": (1, 512)}
 _CHOICES: dict[str, list[Any]] = {
     "lr_scheduler": ["linear", "cosine", "constant"],
     "use_rslora": [True, False],
+    "loss": ["cross_entropy", "focal"],
     "target_modules": ["all-linear", "attention", ["q_proj", "v_proj"], ["q_proj"]],
 }
 _OF_SGD: dict[str, Any] = {"sgd_momentum": [0.0, 0.9], "sgd_nesterov": [True, False]}

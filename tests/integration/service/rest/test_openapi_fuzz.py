@@ -72,6 +72,13 @@ def test_the_published_example_is_accepted(validator: Any) -> None:
         {"pruning": {"algorithm": "ashaa"}},
         {"budget": {"max_gpu_hours": 0}},
         {"constraints": {"loss": {}}},
+        {"task": "seq2seq"},
+        {"data": {"train": "a", "eval": "b", "header": "none", "columns": {"text": -1}}},
+        {"recipe": {"loss": "hinge"}},
+        {"recipe": {"class_weights": {"yes": 0}}},
+        {"metrics": {"net profit": "m:f"}},
+        {"metrics": {"profit": "profit"}},
+        {"evaluation": {"generate": {"max_new_tokens": 0}}},
     ],
 )
 def test_what_the_schema_refuses_is_refused(validator: Any, change: dict[str, Any]) -> None:
