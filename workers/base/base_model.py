@@ -85,8 +85,8 @@ class LoadedBase:
     def decoder_start_id(self) -> int:
         """What the decoder of an encoder-decoder model is given first."""
         config = self.model.config
-        for token in (config.decoder_start_token_id, config.bos_token_id):
-            if token is not None:
+        for key in ("decoder_start_token_id", "bos_token_id"):
+            if (token := getattr(config, key, None)) is not None:
                 return int(token)
         raise ModelError(
             f"The config.json of the model {self.spec.id} names no decoder_start_token_id, so nothing says "
@@ -219,8 +219,7 @@ def _load_base(
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
     model.requires_grad_(False)
     set_training(model, False)
-    if not model.config.is_encoder_decoder:
-        attend_without_masks(model)
+    attend_without_masks(model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedBase(
         model=model,

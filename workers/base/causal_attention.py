@@ -30,13 +30,13 @@ def attend_without_masks(model: PreTrainedModel) -> bool:
     on two short rows shows those: do the tokens of a padded row get the states that they get with its mask?
 
     Args:
-        model: Any causal language model of transformers, on its device.
+        model: Any model of transformers, on its device.
 
     Returns:
         Whether it does without from now on.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or _sees_less_than_all(config):
+    if config._attn_implementation != "sdpa" or _sees_less_than_all(config) or not _is_causal(model):
         return False
     AttentionInterface.register(NAME, sdpa_attention_forward)
     with_masks = _states_beside_padding(model)
@@ -46,6 +46,12 @@ def attend_without_masks(model: PreTrainedModel) -> bool:
         return True
     model.set_attn_implementation("sdpa")
     return False
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether no layer sees what comes later, as those of encoders do. Attention says so of itself."""
+    known = [bool(layer.is_causal) for layer in model.modules() if hasattr(layer, "is_causal")]
+    return bool(known) and all(known)
 
 
 def _same(states: torch.Tensor | None, expected: torch.Tensor | None) -> bool:

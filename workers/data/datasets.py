@@ -21,6 +21,7 @@ from workers.data.chat_templates import PLAIN, Rendering
 from workers.data.data_files import describe_source
 from workers.data.examples import AnyExample, PairExample, Seq2SeqExample
 from workers.data.formats import FORMATS, Format, RowShape
+from workers.data.labels import LabelReader, first_rows
 from workers.data.rows import TASK_SHAPES, TaskShape, named_row, open_rows
 from workers.data.task_formats import ReadRow, TaskEncoder, cut
 from workers.data.text_files import PlacedRow
@@ -215,7 +216,10 @@ def row_encoder(
         return lambda place, row: cut(
             encode_row(place, row, format_, spec.columns, base, rendering), spec.max_length
         )
-    encoder = TaskEncoder(base.task, base.tokenizer, base.labels, rendering, spec.max_length)
+    labels = None
+    if base.labels is not None:
+        labels = LabelReader(base.labels, first_rows("the train data", spec.max_train_examples))
+    encoder = TaskEncoder(base.task, base.tokenizer, labels, rendering, spec.max_length)
 
     def read(place: str, row: dict[str, Any]) -> ReadRow:
         renamed = named_row(place, row, spec.columns, shape)

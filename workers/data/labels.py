@@ -44,6 +44,8 @@ class LabelReader:
     """Finds the numbers of labels."""
 
     labels: Labels
+    source: str = "the train data"
+    """What they were read from, for messages."""
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -67,7 +69,7 @@ class LabelReader:
         else:
             known = f"Labels there are {', '.join(map(_shown, names[:_LISTED]))}"
             known += f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-        raise RowError(f"The label {_shown(name)} does not occur in the train data. {known}.")
+        raise RowError(f"The label {_shown(name)} does not occur in {self.source}. {known}.")
 
     def numbers(self, value: object) -> list[int]:
         """The numbers of all classes in the list of a row.
@@ -112,9 +114,9 @@ def read_labels(
     if field is None:
         return None
     shape = TASK_SHAPES[task]
-    source = describe_source(spec.train)
+    source = first_rows(describe_source(spec.train), spec.max_train_examples)
     _, rows = open_rows(spec.train, spec.columns, spec.max_train_examples, shape, roots, spec.header)
-    seen = _SeenLabels(source, task, spec.max_train_examples)
+    seen = _SeenLabels(source, task)
     for place, row in rows:
         on_row()
         renamed = named_row(place, row, spec.columns, shape)
@@ -125,13 +127,17 @@ def read_labels(
     return seen.labels()
 
 
+def first_rows(source: str, limit: int | None) -> str:
+    """What is read of a data set, for messages."""
+    return source if limit is None else f"the first {counted(limit, 'row')} of {source}"
+
+
 class _SeenLabels:
     """Collects the labels of a data set, each of which is checked against those before."""
 
-    def __init__(self, source: str, task: Task, limit: int | None) -> None:
+    def __init__(self, source: str, task: Task) -> None:
         self._source = source
         self._of_tokens = task == "token_classification"
-        self._first_rows = "" if limit is None else f"the first {counted(limit, 'row')} of "
         self._names: set[str] = set()
         self._number: tuple[str, str] | None = None  # the first one, and its place
         self._name: tuple[str, str] | None = None
@@ -203,7 +209,7 @@ class _SeenLabels:
             only = next(iter(self._names), None)
             what = "No row has a label" if only is None else f"The only label is {_shown(only)}"
             raise DataError(
-                f"{what} in {self._first_rows}{self._source}, so there is nothing to tell apart. Give the "
+                f"{what} in {self._source}, so there is nothing to tell apart. Give the "
                 "train data at least two labels."
             )
         names = sorted(self._names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal, TypeVar
@@ -43,13 +43,18 @@ class TaskShape(RowShape):
         meant = {field: nearest_name(field, others) for field in missing}
         found = [f"{name!r} for {field!r}" for field, name in meant.items() if name is not None]
         renames = ", ".join(f"{field}: {meant[field] or 'COLUMN'}" for field in missing)
-        optional = f" (and may have {' and '.join(self.optional)})" if self.optional else ""
+        optional = f" (and may have {_listed(self.optional)})" if self.optional else ""
         raise DataError(
-            f"The task {self.name} needs {' and '.join(self.required)}{optional}, but the data has the "
+            f"The task {self.name} needs {_listed(self.required)}{optional}, but the data has the "
             f"columns {column_list(sorted(columns))}. "
             + (f"Nearest column names: {', '.join(found)}. " if found else "")
             + f"Name the columns with data.columns: {{{renames}}}."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _shape(task: Task) -> TaskShape:

@@ -13,8 +13,8 @@ Texts are tokenised as `tokenizer(text)` does it at inference. A tokenizer that 
 token (BERT's, T5's) has a form for pairs, which is used, with token types where it gives them. Others, of
 decoders, have none, or put a BOS between: there a pair is one text with a line break between its parts, and
 has no token types. Texts that are too long are cut by the tokenizer, which keeps the special token at the
-end. Words are tokenised as by `tokenizer(words, is_split_into_words=True)`; one that gives no token loses its
-label.
+end. Words are tokenised as by `tokenizer(words, is_split_into_words=True)`, so a byte-level tokenizer puts a
+space before them only if it says so (`add_prefix_space`). A word that gives no token loses its label.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from search_spaces.tasks import Task
-from workers.base.heads import Labels
 from workers.data.chat_templates import Rendering
 from workers.data.examples import (
     AnyExample,
@@ -80,7 +79,7 @@ class TaskEncoder:
         self,
         task: Task,
         tokenizer: PreTrainedTokenizerBase,
-        labels: Labels | None,
+        labels: LabelReader | None,
         rendering: Rendering,
         max_length: int,
     ) -> None:
@@ -102,7 +101,7 @@ class TaskEncoder:
             )
         self._fields = TASK_SHAPES[task].fields
         self._tokenizer = tokenizer
-        self._labels = None if labels is None else LabelReader(labels)
+        self._labels = labels
         self._rendering = rendering
         self._max_length = max_length
         self._ends_texts = _ends_texts(tokenizer)

@@ -87,6 +87,8 @@ class MultiLora:
             if lora_pass is None:
                 output: torch.Tensor = own(x, *args, **kwargs)
                 return output
+            for group in lora_pass.groups:
+                group.heads[path].requires_grad_(True)  # PEFT freezes all but those of its active adapter
             if x.shape[0] != lora_pass.rows:
                 self.rows_separate = False
                 if len(lora_pass.groups) > 1:

@@ -1,0 +1,175 @@
+"""Metrics of generated texts against their references.
+
+Rows of one prompt are one question with several references: the prompt counts once, at its best reference
+(`bleu` takes all of them together). Texts are compared as they are but for white space at both ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import zip_longest
+from typing import Any
+
+import re2
+
+from search_spaces.wording import counted, shortened
+from workers.errors import DataError
+
+LONGEST_PATTERN = 1_000
+"""Characters of an answer pattern."""
+
+SEARCHED = 10_000
+"""Characters at the end of a text in which an answer is looked for. One search takes time that is linear in
+the text, but the last match is the last of many searches: half a second with the worst of patterns."""
+
+_NUMBER = re.compile(
+    r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
+)
+
+
+@dataclass
+class _Question:
+    """What was written from one prompt, and all that would have been right."""
+
+    prediction: str
+    references: list[str] = field(default_factory=list)
+
+
+def generated_metrics(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    prompt_keys: Sequence[Hashable],
+    wanted: Collection[str],
+    answer_pattern: str | None = None,
+) -> dict[str, float]:
+    """The mean of each metric over the prompts.
+
+    - `exact_match`: the share of predictions that are equal to a reference, without white space at the ends.
+    - `rouge_l`: F-measure by rouge-score, 0 to 1. It knows the letters a to z and digits only, without case.
+    - `bleu`: over the corpus by sacrebleu with its own defaults, 0 to 100.
+    - `answer_match`: the share of predictions whose answer is that of a reference. The answer is the last
+      match of the pattern that is not empty: its first group, or all of it where it has none. Two numbers
+      are compared as numbers (1,000 is 1000.0), anything else without white space at the ends.
+
+    Args:
+        predictions: One for each row, at least one; equal where the prompts are.
+        references: One for each row.
+        prompt_keys: Equal for rows of the same prompt.
+        wanted: Names of metrics; others than these four are passed over.
+        answer_pattern: For `answer_match`.
+
+    Raises:
+        DataError: As `check_references`.
+    """
+    check_references(references, wanted, answer_pattern)
+    questions: dict[Hashable, _Question] = {}
+    for prediction, reference, key in zip(predictions, references, prompt_keys, strict=True):
+        questions.setdefault(key, _Question(prediction)).references.append(reference)
+    asked = list(questions.values())
+    measures: dict[str, Callable[[], float]] = {
+        "exact_match": lambda: _share(
+            q.prediction.strip() in {r.strip() for r in q.references} for q in asked
+        ),
+        "rouge_l": lambda: _rouge_l(asked),
+        "bleu": lambda: _bleu(asked),
+        "answer_match": lambda: _answer_match(asked, compile_answer_pattern(answer_pattern)),
+    }
+    return {name: measure() for name, measure in measures.items() if name in wanted}
+
+
+def check_references(
+    references: Sequence[str], wanted: Collection[str], answer_pattern: str | None = None
+) -> None:
+    """What is wrong with references shows before any text is generated.
+
+    Raises:
+        DataError: `answer_pattern` cannot be used or finds no answer in a reference, or no reference has a
+            letter that `rouge_l` knows.
+    """
+    if "answer_match" in wanted:
+        pattern = compile_answer_pattern(answer_pattern)
+        without = [number for number, text in enumerate(references, 1) if _answer(pattern, text) is None]
+        if without:
+            of = counted(len(references), "reference")
+            raise DataError(
+                f"evaluation.generate.answer_pattern finds no answer in {len(without):,} of {of}, the"
+                f" first of them that of eval example {without[0]}. Change the pattern so that it matches"
+                " the answer in each, or correct the data."
+            )
+    if "rouge_l" in wanted and not any(re.search("[a-z0-9]", text.lower()) for text in references):
+        raise DataError(
+            "rouge_l cannot be measured: it knows the letters a to z and digits only, and no reference has "
+            "any. Use bleu or exact_match."
+        )
+
+
+def compile_answer_pattern(pattern: str | None) -> Any:
+    """A pattern in the syntax of RE2, whose time is linear in the text: without look-around and references.
+
+    Raises:
+        DataError: It is none, or longer than `LONGEST_PATTERN`.
+    """
+    what = "evaluation.generate.answer_pattern"
+    if pattern is None:
+        raise DataError(f"The metric answer_match needs {what}.")
+    if len(pattern) > LONGEST_PATTERN:
+        raise DataError(f"{what} has {len(pattern)} characters; at most {LONGEST_PATTERN} are allowed.")
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except (re2.error, UnicodeError) as error:
+        reason = error.args[0]
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)
+        raise DataError(
+            f"{what} is not a valid regular expression of RE2, which has neither look-around nor "
+            f"backreferences: {shortened(text, 200)}."
+        ) from error
+
+
+def _answer(pattern: Any, text: str) -> str | None:
+    found = None
+    for match in pattern.finditer(text[-SEARCHED:]):
+        found = (match.group(1 if pattern.groups else 0) or "").strip() or found
+    return found
+
+
+def _answer_match(questions: Sequence[_Question], pattern: Any) -> float:
+    def right(question: _Question) -> bool:
+        own = _answer(pattern, question.prediction)
+        return own is not None and _value(own) in {
+            _value(answer) for text in question.references if (answer := _answer(pattern, text)) is not None
+        }
+
+    return _share(right(question) for question in questions)
+
+
+def _value(answer: str) -> str | Decimal:
+    """A number where it is one, exactly."""
+    return Decimal(answer.replace(",", "")) if _NUMBER.fullmatch(answer) else answer
+
+
+def _rouge_l(questions: Sequence[_Question]) -> float:
+    from rouge_score.rouge_scorer import RougeScorer  # takes two seconds to import, for nltk
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    scores = [scorer.score_multi(q.references, q.prediction)["rougeL"].fmeasure for q in questions]
+    return float(sum(scores) / len(scores))
+
+
+def _bleu(questions: Sequence[_Question]) -> float:
+    from sacrebleu.metrics.bleu import BLEU
+
+    # One stream for each first, second ... reference; None where a prompt has fewer than others.
+    streams: Any = list(zip_longest(*(q.references for q in questions)))
+    # Forced: else it warns of texts that end in a full stop as if they had been tokenised.
+    score: float = BLEU(force=True).corpus_score([q.prediction for q in questions], streams).score
+    return min(score, 100.0)  # rounding takes it beyond
+
+
+def _share(right: Iterable[bool]) -> float:
+    values = list(right)
+    return sum(values) / len(values)
