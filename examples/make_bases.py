@@ -1,6 +1,6 @@
 """Pretrains the small encoder and the small encoder-decoder of the examples from nothing.
 
-    python examples/make_bases.py [--out FOLDER] [--steps 2000]
+    python examples/make_bases.py [--out FOLDER] [--steps N] [--only encoder]
 
 Both read the quickstart's pretraining text. The encoder (BERT) fills in masked words; the encoder-decoder
 (T5) writes a text whose words were partly left out. Each has fewer than 250,000 parameters. All widths are
@@ -170,19 +170,25 @@ def train(
         schedule.step()
         optimizer.zero_grad()
         if step % 250 == 0 or step == steps - 1:
-            print(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s")
+            print(
+                f"step {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the bases of the examples.")
     parser.add_argument("--out", type=Path, default=HERE / "bases")
-    parser.add_argument("--steps", type=int, default=2000, help="fewer for a quick look")
+    parser.add_argument("--steps", type=int, default=1500, help="fewer for a quick look")
+    parser.add_argument("--only", choices=("encoder", "seq2seq"), help="make one of them")
     arguments = parser.parse_args()
     texts = list(documents(5_000))
     for name, tokenizer, new_model, batch_of in (
         ("encoder", encoder_tokenizer(texts), new_encoder, masked),
         ("seq2seq", seq2seq_tokenizer(texts), new_seq2seq, with_gaps),
     ):
+        if arguments.only not in (None, name):
+            continue
         torch.manual_seed(SEED)
         model = new_model(tokenizer)
         print(f"{name}: {model.num_parameters():,} parameters")

@@ -94,7 +94,9 @@ def ranking(dice: Dice) -> Row:
         f"the {slot} is {value}" for slot, value in answer.items() if slot not in ("action", "to")
     )
     good = f" {dice.pick(('yes', 'ok', 'of course'))}, {told}."
-    bad = f" {dice.pick(('no', 'maybe', 'i am busy'))}, {dice.pick(words.FEELINGS)} {dice.pick(words.THINGS)}."
+    bad = (
+        f" {dice.pick(('no', 'maybe', 'i am busy'))}, {dice.pick(words.FEELINGS)} {dice.pick(words.THINGS)}."
+    )
     return {"prompt": text, "chosen": good, "rejected": bad}
 
 

@@ -87,7 +87,9 @@ class Predictor:
         if self.task == "token_classification":
             return self._labels(row["tokens"])
         if self.task == "preference":
-            return tuple(self._implied_reward(row["prompt"], row[answer]) for answer in ("chosen", "rejected"))
+            return tuple(
+                self._implied_reward(row["prompt"], row[answer]) for answer in ("chosen", "rejected")
+            )
         if self.task == "ranking":
             return tuple(self._reward(row["prompt"], row[answer]) for answer in ("chosen", "rejected"))
         logits = self.model(**self.tokenizer(row["text"], return_tensors="pt")).logits[0]
