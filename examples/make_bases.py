@@ -179,20 +179,20 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the bases of the examples.")
     parser.add_argument("--out", type=Path, default=HERE / "bases")
-    parser.add_argument("--steps", type=int, default=1500, help="fewer for a quick look")
+    parser.add_argument("--steps", type=int, help="fewer for a quick look")
     parser.add_argument("--only", choices=("encoder", "seq2seq"), help="make one of them")
     arguments = parser.parse_args()
     texts = list(documents(5_000))
-    for name, tokenizer, new_model, batch_of in (
-        ("encoder", encoder_tokenizer(texts), new_encoder, masked),
-        ("seq2seq", seq2seq_tokenizer(texts), new_seq2seq, with_gaps),
+    for name, tokenizer, new_model, batch_of, steps in (
+        ("encoder", encoder_tokenizer(texts), new_encoder, masked, 2000),
+        ("seq2seq", seq2seq_tokenizer(texts), new_seq2seq, with_gaps, 1500),
     ):
         if arguments.only not in (None, name):
             continue
         torch.manual_seed(SEED)
         model = new_model(tokenizer)
         print(f"{name}: {model.num_parameters():,} parameters")
-        train(model, partial(batch_of, tokenizer), arguments.steps)
+        train(model, partial(batch_of, tokenizer), arguments.steps or steps)
         model.save_pretrained(arguments.out / name)
         tokenizer.save_pretrained(arguments.out / name)
 
