@@ -1,7 +1,7 @@
 """`python -m tests.soak.tasks [TASK ...]`: a worker is killed in the middle of a study of each task.
 
-The study of each example runs twice on one service, two trials at two rungs: undisturbed, and with SIGKILL for
-its worker after the first rung. Exits with 1 unless both gave the same values at every rung, and prints both. It
+Each example's study runs twice on one service, two trials at two rungs: undisturbed, and with SIGKILL for its
+worker after the first rung. Prints the values at every rung, and exits with 1 unless they are the same. It
 takes a minute or two for each task on two cores.
 """
 
