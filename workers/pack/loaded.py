@@ -21,7 +21,7 @@ from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.pack.probe import Costs
 from workers.report.loading_check import check_loading
-from workers.training.references import needs_references, with_references
+from workers.training.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4
@@ -167,7 +167,7 @@ class LoadedStudies:
                 train = _load_train(order, base, self._heartbeat.beat)
         if needs_references(order.recipe, train):
             say("computing the reference's log-probabilities of the train data")
-            train = with_references(base.host, base.passes.token_budget, train, self._heartbeat)
+            train = self._with_references(order, base, train)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -183,9 +183,14 @@ class LoadedStudies:
                 )
         if needs_references(order.recipe, evaluation):
             say("computing the reference's log-probabilities of the eval data")
-            evaluation = with_references(base.host, base.passes.token_budget, evaluation, self._heartbeat)
+            evaluation = self._with_references(order, base, evaluation)
         self._evaluation[_data_key(order)] = evaluation
         return Loaded(base, train, evaluation)
+
+    def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
+        """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""
+        place = order.limits.cache_dir
+        return shared_references(base.passes, data, self._heartbeat, cache_dir=place, origin=base.key)
 
     def _read_labels(self, order: TrialOrder, say: Callable[[str], None]) -> Labels | None:
         """The labels of an order's study, which its base's head must be made for."""

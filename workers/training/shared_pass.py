@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +27,7 @@ from workers.training.trial_run import PassResult, StepResult, TrialEndedError, 
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 
 _OVERHEAD_TOKENS = 64.0
 """Until it has been measured: the quickstart's base on one CPU core."""
@@ -180,16 +182,35 @@ class SharedPasses:
 
     def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
         longest = max(example.length for example in examples)
+        return self.shrinking(
+            lambda budget: evaluate(
+                self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat
+            ),
+            longest=longest,
+            what=f"evaluating one example of {longest} tokens",
+        )
+
+    def shrinking(self, work: Callable[[int], _T], *, longest: int, what: str) -> _T:
+        """Work in passes, done again with half the tokens a pass, for good, whenever it runs out of memory.
+
+        Args:
+            work: Given the padded tokens that a pass may hold. It begins anew each time.
+            longest: Padded tokens of the longest example, which are never halved.
+            what: What did not fit if that does not fit.
+
+        Raises:
+            DoesNotFitError: One example does not fit.
+        """
         budget = max(self.token_budget, longest)
         while True:
             try:
-                return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+                return work(budget)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             release(self.host.base.device)
             if budget <= longest:
-                raise DoesNotFitError(None, f"evaluating one example of {longest} tokens")
+                raise DoesNotFitError(None, what)
             budget = max(budget // 2, longest)
             self._fitting = min(self._fitting or budget, budget)
             self.set_token_budget(self.token_budget)
