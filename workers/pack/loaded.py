@@ -40,6 +40,8 @@ class SharedBase:
     """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
     """Trials that fit together, where one more left no room to train a single row."""
+    preflighted: set[str] = field(default_factory=set)
+    """Studies that can be trained on it."""
     limits_by_attempt: dict[int, int] = field(default_factory=dict)
     """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 

@@ -81,10 +81,10 @@ def shared_references(
     found = None if folder is None else _read(folder / f"{key}{_ENDING}", key, len(data.examples))
     if found is None:
         longest = max(example.length for example in data.examples)
-        found = passes.shrinking(
+        found = passes.within_memory(
             lambda budget: references(passes.host, budget, data, heartbeat),
-            longest=longest,
-            what=f"computing the reference of one pair of {longest} tokens",
+            longest,
+            f"computing the reference of one pair of {longest} tokens",
         )
         if folder is not None:
             _write(folder / f"{key}{_ENDING}", key, found)
@@ -177,8 +177,8 @@ def _read(file: Path, key: str, pairs: int) -> References | None:
     except OSError as error:
         _log.warning("the reference in %s cannot be read, so it is computed again: %s", file, error)
         return None
-    both: list[tuple[float, float]] = np.frombuffer(numbers, dtype="<f4").reshape(pairs, 2).tolist()
-    return both
+    values = np.frombuffer(numbers, dtype="<f4").tolist()
+    return list(zip(values[::2], values[1::2], strict=True))
 
 
 def _write(file: Path, key: str, found: References) -> None:

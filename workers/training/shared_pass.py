@@ -27,7 +27,7 @@ from workers.training.trial_run import PassResult, StepResult, TrialEndedError, 
 
 _log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 _OVERHEAD_TOKENS = 64.0
 """Until it has been measured: the quickstart's base on one CPU core."""
@@ -182,24 +182,17 @@ class SharedPasses:
 
     def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
         longest = max(example.length for example in examples)
-        return self.shrinking(
-            lambda budget: evaluate(
-                self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat
-            ),
-            longest=longest,
-            what=f"evaluating one example of {longest} tokens",
-        )
 
-    def shrinking(self, work: Callable[[int], _T], *, longest: int, what: str) -> _T:
-        """Work in passes, done again with half the tokens a pass, for good, whenever it runs out of memory.
+        def work(budget: int) -> list[Evaluation]:
+            return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
 
-        Args:
-            work: Given the padded tokens that a pass may hold. It begins anew each time.
-            longest: Padded tokens of the longest example, which are never halved.
-            what: What did not fit if that does not fit.
+        return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
+
+    def within_memory(self, work: Callable[[int], _Result], longest: int, what: str) -> _Result:
+        """Does a piece of work with ever fewer padded tokens at once, until it fits.
 
         Raises:
-            DoesNotFitError: One example does not fit.
+            DoesNotFitError: It does not with `longest`.
         """
         budget = max(self.token_budget, longest)
         while True:

@@ -63,6 +63,7 @@ def make_order(
         task=definition.task,
         metrics=definition.metrics,
         recipe=recipe,
+        varied=tuple(definition.search.space.parameters),
         objective=definition.objective,
         evaluation=definition.evaluation,
         micro_batch_size=None if micro_batch == "auto" else micro_batch,

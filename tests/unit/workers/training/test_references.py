@@ -46,7 +46,7 @@ DATA = pairs(7)
 
 def known(data: TokenizedData) -> list[float]:
     """The log-probabilities, chosen and rejected in turn."""
-    found = []
+    found: list[float] = []
     for example in data.examples:
         assert isinstance(example, PairExample)
         assert example.reference is not None
