@@ -24,8 +24,8 @@ from workers.data.examples import Example, PairExample
 from workers.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.pack.loaded import LoadedStudies
-from workers.training import references as module
-from workers.training.references import needs_references, shared_references, with_references
+from workers.training.objectives import references as module
+from workers.training.objectives.references import needs_references, shared_references, with_references
 from workers.training.shared_pass import DoesNotFitError, SharedPasses
 
 # PEFT 0.21 uses a property that transformers 5.23 renamed.
