@@ -44,6 +44,8 @@ class LoadingLimits(_Part):
     """Folders that local files must lie in when they are opened; None: anywhere."""
     memory_gib: float | None = None
     """GiB of memory that reading and tokenising may take; None: half of the machine's."""
+    plugins: tuple[str, ...] = ()
+    """Modules that a study's own metrics may be from."""
 
 
 class ReportRequest(_Part):
