@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.training.evaluation import evaluate
 from workers.training.generation import Prompt, decoded, generate, generation_lengths
+from workers.training.neftune import noisy_embeddings
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
 from workers.training.pass_planning import Waiting, plan_pass
@@ -281,6 +282,7 @@ class SharedPasses:
         owners, batch = to_device(owners, device), batch.to(device)
         with (
             self._own_dropout(parts),
+            self._noise(parts),
             self.host.multi_lora.running(
                 groups, tokens=batch.tokens, form=form or self.host.choose_form(groups), device=device
             ) as lora_pass,
@@ -305,6 +307,23 @@ class SharedPasses:
         seed = derive_seed(run.recipe.seed, f"the base's dropout from example {first}", run.steps)
         with seeded(seed, self.host.base.device):
             yield
+
+    def _noise(self, parts: Sequence[PassPart]) -> AbstractContextManager[None]:
+        """NEFTune's noise on the rows of the trials that have it."""
+        if not any(part.run.recipe.neftune_alpha for part in parts):
+            return nullcontext()
+        alphas: list[float] = []
+        keys: list[int] = []
+        lengths: list[int] = []
+        for part in parts:
+            run = part.run
+            own = [length for i in part.indices for length in _row_lengths(run.examples[i])]
+            lengths += own
+            alphas += [run.recipe.neftune_alpha] * len(own)
+            keys += run.row_keys(part.indices)
+        device = self.host.base.device
+        values = [to_device(torch.tensor(each), device) for each in (alphas, keys, lengths)]
+        return noisy_embeddings(self.host.base.model, *values)
 
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
@@ -337,9 +356,14 @@ class SharedPasses:
 
 def _real_tokens(example: AnyExample) -> int:
     """Those that are not padding."""
+    return sum(_row_lengths(example)) if isinstance(example, PairExample) else example.length
+
+
+def _row_lengths(example: AnyExample) -> list[int]:
+    """Tokens of each of its rows that have embeddings; of an encoder-decoder model, those of the source."""
     if isinstance(example, PairExample):
-        return example.chosen.length + example.rejected.length
-    return example.length
+        return [example.chosen.length, example.rejected.length]
+    return [len(example.input_ids)]
 
 
 def _commit(part: PassPart, result: PassResult) -> Advance:
