@@ -29,8 +29,8 @@ from service.schedules import commands, queries
 from service.schedules.documents import CHANGE_SCHEMA, CREATE_SCHEMA, read_change, read_new
 from service.schedules.schemas import ScheduleHistory, ScheduleList, ScheduleView
 from service.studies import queries as studies
-from service.studies.cursors import Cursor
 from service.studies.limits import Limits
+from service.studies.parameters import Cursor
 from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])

@@ -11,7 +11,6 @@ in float32 whatever their weights are, and PEFT keeps the adapter's own weights 
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,10 @@ import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from search_spaces.definition import ModelSpec
 from search_spaces.tasks import Task
@@ -36,6 +33,7 @@ from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
 from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, lies_in, pooler_path
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder
+from workers.base.quantization import compute_dtype_of, quantization_config, silence_int8_cast_notice
 from workers.device.memory import limited_memory
 from workers.errors import ModelError, faults_of_libraries
 from workers.local_files import Roots
@@ -191,9 +189,9 @@ def _load_base(
     outline: PreTrainedModel,
     task: Task,
 ) -> LoadedBase:
-    compute_dtype = _compute_dtype(spec, device)
+    compute_dtype = compute_dtype_of(spec, device)
     if spec.quantization == "int8" and device.type == "cuda":
-        _silence_int8_cast_notice()
+        silence_int8_cast_notice()
     heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
     pooler = pooler_path(outline) if heads else None
     unquantized = [*([pooler] if pooler else []), *heads]
@@ -205,7 +203,7 @@ def _load_base(
             use_safetensors=True,
             local_files_only=True,
             dtype=compute_dtype,
-            quantization_config=_quantization_config(spec, compute_dtype, outline, unquantized),
+            quantization_config=quantization_config(spec, compute_dtype, outline, unquantized),
             device_map={"": str(device)},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
@@ -301,42 +299,6 @@ def leave_inputs_without_gradient(model: PreTrainedModel) -> None:
         model.disable_input_require_grads()
 
 
-def _quantization_config(
-    spec: ModelSpec, compute_dtype: torch.dtype, outline: PreTrainedModel, heads: list[str]
-) -> BitsAndBytesConfig | None:
-    """Quantizes all but heads and what transformers spares by itself: the output head and tied weights."""
-    if spec.quantization == "none":
-        return None
-    spared = [*get_keys_to_not_convert(outline), *heads] if heads else None
-    if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=spared,
-        bnb_4bit_quant_type=spec.quantization,
-        bnb_4bit_use_double_quant=spec.double_quantization,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def _compute_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    match spec.compute_dtype:
-        case "auto":
-            return torch.bfloat16 if bfloat16 else torch.float32
-        case "float32":
-            return torch.float32
-        case "float16":
-            return torch.float16
-        case "bfloat16":
-            if device.type == "cuda" and not bfloat16:
-                raise ModelError(
-                    f"{torch.cuda.get_device_name(device)} does not support bfloat16. Set "
-                    "model.compute_dtype to auto or float32."
-                )
-            return torch.bfloat16
-
-
 def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's folder. Raises ModelError, naming the model as the definition does."""
     with faults_of_loading(f"The tokenizer of the model {name} could not be loaded from {folder}"):
@@ -396,21 +358,3 @@ def _check_loaded(
             f"file, expected {list(asked)}. Download or save the model again."
         )
     return new
-
-
-class _Int8CastNotice(logging.Filter):
-    """Drops one line that `Linear8bitLt` logs in every forward of every layer in bfloat16.
-
-    It says that activations are cast to float16 to be quantized, which is how LLM.int8() works
-    (arXiv 2208.07339) and nothing a person can act on.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
-
-
-_INT8_CAST_NOTICE = _Int8CastNotice()
-
-
-def _silence_int8_cast_notice() -> None:
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_INT8_CAST_NOTICE)

@@ -22,7 +22,7 @@ from workers.lora.adapters import AdapterHost
 from workers.pack.measures import Measures, read_measures
 from workers.pack.probe import Costs
 from workers.report.loading_check import check_loading
-from workers.training.references import needs_references, with_references
+from workers.training.objectives.references import needs_references, with_references
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4

@@ -19,8 +19,8 @@ from workers.device.generators import seeded
 from workers.device.memory import allocated_bytes, is_out_of_memory, release
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack.cost_model import MemoryCost, PassCost, fit_pass_cost
-from workers.training.forward import chunk_tokens
 from workers.training.objectives.base import Share
+from workers.training.objectives.forward import chunk_tokens
 from workers.training.objectives.registry import objective_of
 
 _ROWS = 8

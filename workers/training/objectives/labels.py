@@ -15,10 +15,10 @@ from workers.base.heads import Labels
 from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExample
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
-from workers.training.forward import autocast
-from workers.training.losses import balanced_weights, class_losses, regression_losses
-from workers.training.metrics import class_metrics, regression_metrics, token_metrics
 from workers.training.objectives.base import PassLosses, Share, mask_of, padded
+from workers.training.objectives.forward import autocast
+from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
+from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
 
 
 @dataclass(frozen=True)
