@@ -15,9 +15,9 @@ from workers.data.datasets import TokenizedData
 from workers.data.examples import Example, Seq2SeqExample
 from workers.errors import DataError, RowError
 from workers.plugins import EvalAnswers, OwnMetric, load_metrics
-from workers.training.generated_metrics import check_references, generated_metrics
 from workers.training.generation import Prompt, prompt_of
 from workers.training.objectives.base import Evaluation
+from workers.training.objectives.generated_metrics import check_references, generated_metrics
 from workers.training.objectives.labels import Answers
 from workers.training.objectives.pairs import PairAnswers
 from workers.training.shared_pass import SharedPasses

@@ -19,9 +19,9 @@ from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
+from workers.lora.neftune import noisy_embeddings
 from workers.training.evaluation import evaluate
 from workers.training.generation import Prompt, decoded, generate, generation_lengths
-from workers.training.neftune import noisy_embeddings
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
 from workers.training.pass_planning import Waiting, plan_pass
