@@ -235,7 +235,6 @@ def build_tiny_t5(folder: Path) -> Path:
         num_layers=2,
         num_heads=4,
         dropout_rate=0.0,
-        initializer_factor=3.0,  # else tiny models write one token over and over
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
