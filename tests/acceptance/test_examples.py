@@ -1,4 +1,4 @@
-"""The study of each example, as it is in its folder, through REST; its adapter in plain transformers and PEFT."""
+"""The study of each example through REST, and its adapter in plain transformers and PEFT."""
 
 from __future__ import annotations
 

@@ -488,9 +488,7 @@ def flaky() -> Iterator[type[FlakyFileSystem]]:
         yield made
 
 
-def upload(
-    settings: Settings, lab: Lab, trial: int, name: str = "best", files: Sequence[str] = FILES
-) -> str:
+def upload(settings: Settings, lab: Lab, trial: int, name: str = "best", files: Sequence[str] = FILES) -> str:
     import fsspec.core
 
     place = f"{settings.artifacts_url}/{lab.id}/{trial}/1/{name}"
