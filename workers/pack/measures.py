@@ -10,6 +10,7 @@ from typing import Any
 from search_spaces.definition import GenerateSpec
 from search_spaces.tasks import TASKS
 from workers.base.base_model import LoadedBase
+from workers.base.heads import Labels
 from workers.contract import OutcomeStatus, TrialOrder
 from workers.data.datasets import TokenizedData
 from workers.data.examples import Example, Seq2SeqExample
@@ -104,12 +105,23 @@ def read_measures(order: TrialOrder, data: TokenizedData, base: LoadedBase) -> M
     """What an order's study measures, with the prompts and references of its eval data.
 
     Raises:
-        DataError: The data has no prompt for a text or no answer in it.
+        DataError: The data has no prompt for a text or no answer in it, or not the two labels of a ROC curve.
         PluginError: A function of the study's own cannot be used.
     """
     if order.rate_sweep is not None:  # which evaluates nothing
         return Measures()
+    if base.labels is not None:
+        _check_labels(base.labels, named_metrics(order))
     return Measures(_read_texts(order, data, base), load_metrics(order.metrics, order.limits.plugins))
+
+
+def _check_labels(labels: Labels, named: Mapping[str, str]) -> None:
+    count = len(labels.names)
+    for metric in ("mcc", "roc_auc"):
+        if metric in named and labels.multi_label:
+            raise DataError(f"The metric {metric} is for rows of one label; choose macro_f1 or micro_f1.")
+    if "roc_auc" in named and count != 2:
+        raise DataError(f"The metric roc_auc is for two labels; the train data has {count:,}. Choose mcc.")
 
 
 def named_metrics(order: TrialOrder) -> dict[str, str]:

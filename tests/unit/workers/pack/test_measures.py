@@ -19,7 +19,7 @@ from tests.support.workers.trials import data_spec, trial_order
 from workers.contract import OutcomeStatus, Report, TrialOrder
 from workers.data.datasets import TokenizedData
 from workers.data.labels import Labels
-from workers.errors import WorkerError
+from workers.errors import DataError, WorkerError
 from workers.pack import measures
 from workers.pack.measures import Measures, read_measures
 from workers.plugins import EvalAnswers, OwnMetric
@@ -305,3 +305,20 @@ def test_what_a_metric_sees_of_each_task(tmp_path: Path) -> None:
     assert scores.targets.tolist() == [2.5, 0.0]
     assert pairs.answers is not None
     assert pairs.answers.tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "why"),
+    [
+        ("roc_auc", Labels(("a", "b", "c")), "is for two labels; the train data has 3"),
+        ("roc_auc", Labels(("a", "b"), multi_label=True), "is for rows of one label"),
+        ("mcc", Labels(("a", "b"), multi_label=True), "is for rows of one label"),
+    ],
+)
+def test_a_metric_that_the_labels_do_not_allow_is_refused_before_the_first_trial(
+    tmp_path: Path, tiny_base_dir: Path, metric: str, labels: Labels, why: str
+) -> None:
+    order = replace(ordered(tmp_path, tiny_base_dir, metric=metric), task="sequence_classification")
+    base: Any = SimpleNamespace(labels=labels)
+    with pytest.raises(DataError, match=f"^The metric {metric} {why}"):
+        read_measures(order, TokenizedData((), "sequence_classification", 0, 0, 0, 1, 1), base)

@@ -15,6 +15,7 @@ from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.base.heads import Labels
 from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExample
+from workers.errors import DataError
 from workers.training.objectives.base import PassLosses, Share
 from workers.training.objectives.labels import LabelledRows, LabelledTokens
 from workers.training.objectives.losses import class_losses, regression_losses
@@ -197,6 +198,11 @@ def test_of_several_labels_each_one_counts_as_a_target() -> None:
     found = LabelledRows(SEVERAL).class_weights(Recipe(class_weights="balanced"), rows)
     assert found is not None
     assert found.tolist() == pytest.approx([6 / (3 * 2), 6 / (3 * 1), 6 / (3 * 3)])
+
+
+def test_a_weight_of_an_unknown_label_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'yess', which is not a label .*'yes'\?$"):
+        LabelledRows(LABELS).class_weights(Recipe(class_weights={"yess": 2.0}), [row(0, 5)])
 
 
 def test_scores_have_no_class_weights() -> None:
