@@ -97,7 +97,7 @@ class Predictor:
             )
         if self.task == "ranking":
             return tuple(self._reward(row["prompt"], row[answer]) for answer in ("chosen", "rejected"))
-        logits = self.model(**self.tokenizer(row["text"], return_tensors="pt")).logits[0]
+        logits = self.model(**self.tokenizer(row["text"], return_tensors="pt")).logits[0].detach()
         if self.task == "regression":
             return float(logits)
         return self.model.config.id2label[int(logits.argmax())]
@@ -124,7 +124,7 @@ class Predictor:
         return torch.tensor([[*first, *second, self.tokenizer.eos_token_id]]), len(first)
 
     def _reward(self, prompt: str, answer: str) -> float:
-        return float(self.model(input_ids=self._ids(prompt, answer)[0]).logits)
+        return float(self.model(input_ids=self._ids(prompt, answer)[0]).logits.detach())
 
     def _implied_reward(self, prompt: str, answer: str) -> float:
         """DPO's reward over beta: how much likelier the answer has become."""
@@ -134,7 +134,7 @@ class Predictor:
 
     def _log_probability(self, prompt: str, answer: str) -> float:
         ids, start = self._ids(prompt, answer)
-        scores = self.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        scores = self.model(input_ids=ids).logits[0, :-1].detach().log_softmax(-1)
         return float(scores.gather(1, ids[0, 1:, None])[start - 1 :].sum())
 
 
