@@ -24,7 +24,9 @@ from workers.training.objectives.pairs import answer_log_probabilities, rows_of
 def needs_references(recipe: Recipe, data: TokenizedData) -> bool:
     """Whether a trial's loss goes by a reference that the data does not have yet."""
     first = data.examples[0]
-    return isinstance(first, PairExample) and recipe.loss in (None, "dpo") and first.reference is None
+    if not isinstance(first, PairExample) or data.format == "ranking":
+        return False
+    return recipe.loss in (None, "dpo") and first.reference is None
 
 
 @torch.no_grad()
