@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     artifacts_url: str | None = None
     """Any fsspec URL, such as `s3://bucket/nightsweep`, to use instead of `artifacts_dir`, so that machines
     need not share a folder. It must not contain credentials: configure those for fsspec."""
+    cache_dir: Path = Field(default_factory=lambda values: values["home"] / "cache")
+    """Folder, on each machine that trains, for what was computed of a base and its data and can be computed
+    again."""
     keep_best_adapters: Annotated[int, Field(ge=0)] | None = None
     """How many trials keep their adapters, for each study that ends from now on; None: all. See `nightsweep
     artifacts sweep`."""
@@ -134,7 +137,7 @@ class Settings(BaseSettings):
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("home", "artifacts_dir")
+    @field_validator("home", "artifacts_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return Path(os.path.abspath(value.expanduser()))
@@ -164,11 +167,12 @@ class Settings(BaseSettings):
 
     @property
     def loading_limits(self) -> LoadingLimits:
-        """What a process may read and import for a study, and how much memory that may take."""
+        """What a process may read, import and keep for a study, and how much memory it may take."""
         return LoadingLimits(
             data_roots=tuple(map(str, self.data_roots)),
             memory_gib=self.loading_memory_gib,
             plugins=self.plugins,
+            cache_dir=str(self.cache_dir),
         )
 
     @property

@@ -76,6 +76,8 @@ class TrialOrder:
     model: ModelSpec
     data: DataSpec
     recipe: Recipe
+    varied: tuple[str, ...] | None = None
+    """Recipe fields in which the study's trials may differ; None: not known, so none is judged by another."""
     objective: ObjectiveSpec
     evaluation: EvaluationSpec
     task: Task = "causal_lm"

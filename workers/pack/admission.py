@@ -10,6 +10,7 @@ from workers.artifacts.checkpoints import newest_usable
 from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded
+from workers.pack.preflight import preflight
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
 from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
@@ -19,10 +20,12 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
     """The attempt at its beginning, or at its newest checkpoint. Its adapter is on the base.
 
     Raises:
+        ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
         DoesNotFitError: One example does not fit.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
+    preflight(order, loaded)
     base, examples = loaded.base, loaded.train.examples
     adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
     try:

@@ -22,7 +22,7 @@ from workers.lora.adapters import AdapterHost
 from workers.pack.measures import Measures, read_measures
 from workers.pack.probe import Costs
 from workers.report.loading_check import check_loading
-from workers.training.objectives.references import needs_references, with_references
+from workers.training.objectives.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4
@@ -41,6 +41,8 @@ class SharedBase:
     """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
     """Trials that fit together, where one more left no room to train a single row."""
+    preflighted: set[str] = field(default_factory=set)
+    """Studies that can be trained on it."""
     limits_by_attempt: dict[int, int] = field(default_factory=dict)
     """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 
@@ -172,7 +174,7 @@ class LoadedStudies:
                 train = _load_train(order, base, self._heartbeat.beat)
         if needs_references(order.recipe, train):
             say("computing the reference's log-probabilities of the train data")
-            train = with_references(base.host, base.passes.token_budget, train, self._heartbeat)
+            train = self._with_references(order, base, train)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -188,12 +190,17 @@ class LoadedStudies:
                 )
         if needs_references(order.recipe, evaluation):
             say("computing the reference's log-probabilities of the eval data")
-            evaluation = with_references(base.host, base.passes.token_budget, evaluation, self._heartbeat)
+            evaluation = self._with_references(order, base, evaluation)
         self._evaluation[_data_key(order)] = evaluation
         measures = self._measures.get(_measures_key(order))
         if measures is None:
             measures = self._measures[_measures_key(order)] = read_measures(order, evaluation, base.host.base)
         return Loaded(base, train, evaluation, measures)
+
+    def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
+        """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""
+        place = order.limits.cache_dir
+        return shared_references(base.passes, data, self._heartbeat, cache_dir=place, origin=base.key)
 
     def _read_labels(self, order: TrialOrder, say: Callable[[str], None]) -> Labels | None:
         """The labels of an order's study, which its base's head must be made for."""

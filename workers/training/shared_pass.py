@@ -194,7 +194,7 @@ class SharedPasses:
             )
 
         with self._evaluating(runs):
-            written = self._within_memory(work, longest, f"generating one text of {longest} tokens")
+            written = self.within_memory(work, longest, f"generating one text of {longest} tokens")
             return [[decoded(self.host.base.tokenizer, text) for text in texts] for texts in written]
 
     def measure_start(self, adapter: Adapter, examples: Sequence[AnyExample]) -> Evaluation:
@@ -212,7 +212,7 @@ class SharedPasses:
         def work(budget: int) -> list[Evaluation]:
             return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
 
-        return self._within_memory(work, longest, f"evaluating one example of {longest} tokens")
+        return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
 
     @contextmanager
     def _evaluating(self, runs: Sequence[TrialRun]) -> Iterator[None]:
@@ -226,7 +226,7 @@ class SharedPasses:
         for run in runs:
             run.eval_seconds += seconds
 
-    def _within_memory(self, work: Callable[[int], _Result], longest: int, what: str) -> _Result:
+    def within_memory(self, work: Callable[[int], _Result], longest: int, what: str) -> _Result:
         """Does a piece of work with ever fewer padded tokens at once, until it fits.
 
         Raises:

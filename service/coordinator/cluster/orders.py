@@ -64,6 +64,7 @@ def make_order(
         metrics=definition.metrics,
         constrained=tuple(name for name in definition.constraints if name not in COSTS),
         recipe=recipe,
+        varied=tuple(definition.search.space.parameters),
         objective=definition.objective,
         evaluation=definition.evaluation,
         micro_batch_size=None if micro_batch == "auto" else micro_batch,
