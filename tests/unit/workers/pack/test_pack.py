@@ -54,9 +54,9 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loads: list[str] = []
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             loads.append(name)
-            return function(*args)
+            return function(*args, **options)
 
         return call
 
