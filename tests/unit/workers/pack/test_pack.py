@@ -245,9 +245,9 @@ def test_the_older_base_is_gone_when_the_next_one_is_loaded(
     models: list[weakref.ref[Any]] = []
     alive: list[int] = []
 
-    def load(*args: Any) -> Any:
+    def load(*args: Any, **options: Any) -> Any:
         alive.append(sum(model() is not None for model in models))
-        base = load_base(*args)
+        base = load_base(*args, **options)
         models.append(weakref.ref(base.model))
         return base
 
