@@ -47,6 +47,8 @@ class LoadingLimits(_Part):
     cache_dir: str | None = None
     """Folder of a worker's own machine for what was computed of a base and data and can be computed again;
     None: nothing is kept."""
+    plugins: tuple[str, ...] = ()
+    """Modules that a study's own metrics may be from."""
 
 
 class ReportRequest(_Part):

@@ -83,6 +83,8 @@ class TrialOrder:
     task: Task = "causal_lm"
     metrics: Mapping[str, str] = field(default_factory=dict)
     """The study's own metrics: name -> `module:function`."""
+    constrained: tuple[str, ...] = ()
+    """Metrics that the study's constraints name, which a completed trial must have."""
     micro_batch_size: int | None
     """Examples of the trial per pass; None: the worker chooses. Changes no number, but for the activations
     that a base's own dropout drops (as in GPT-2), which are drawn by micro-batch."""

@@ -85,7 +85,7 @@ def submit(
     if (earlier := change.earlier_answer()) is not None:
         return earlier
     settings = resources.settings
-    definition = accept_definition(document, settings.data_roots)
+    definition = accept_definition(document, settings.data_roots, settings.plugins)
     unchecked = checks.require_sound(definition)
     sweeps = derive(definition, definition.name)
 

@@ -88,7 +88,8 @@ def submit(
         return JSONResponse(plans.dry_run(document, resources, reports).model_dump(mode="json"))
     if (earlier := change.earlier_answer()) is not None:
         return earlier
-    definition = accept_definition(document, resources.settings.data_roots)
+    settings = resources.settings
+    definition = accept_definition(document, settings.data_roots, settings.plugins)
     unchecked = checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 

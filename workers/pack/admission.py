@@ -37,13 +37,14 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
             "class_weights": objective_of(base.host.base).class_weights(order.recipe, examples),
         }
         whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
+        measured = (base.host, loaded.evaluation.examples)
         attempt: Attempt
         if order.rate_sweep is None:
             run = TrialRun(*trial, divergence_factor=order.evaluation.divergence_factor, **options)
-            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, **whose)
+            attempt = Attempt(order, run, *measured, measures=loaded.measures, **whose)
         else:
             sweep = RateSweepRun(order.rate_sweep, *trial, **options)
-            attempt = SweepAttempt(order, sweep, base.host, loaded.evaluation.examples, **whose)
+            attempt = SweepAttempt(order, sweep, *measured, **whose)
         passed_over: list[UnusableCheckpoint] = []
         found = newest_usable(
             order.resume_from, **whose, objection=attempt.objection_to, pass_over=passed_over.append

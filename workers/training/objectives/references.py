@@ -52,8 +52,10 @@ References = Sequence[tuple[float, float]]
 
 def needs_references(recipe: Recipe, data: TokenizedData) -> bool:
     """Whether a trial's loss goes by a reference that the data does not have yet."""
+    if data.format != "preference" or recipe.loss not in (None, "dpo"):
+        return False  # ranked pairs have none, either
     first = data.examples[0]
-    return isinstance(first, PairExample) and recipe.loss in (None, "dpo") and first.reference is None
+    return isinstance(first, PairExample) and first.reference is None
 
 
 def shared_references(
