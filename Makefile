@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --durations=10
-# The acceptance tests start the real processes, which wait for one another: two files of them run at a time.
-FILES_AT_ONCE := 2
+# The acceptance tests start the real processes, which wait for one another: two groups of them run at a time.
+GROUPS_AT_ONCE := 2
 
 .PHONY: demo test lint bench faults soak clean fuzz
 
@@ -16,7 +16,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	failed=0; \
 	$(PYTEST) -n auto --dist worksteal tests/unit tests/integration tests/gpu || failed=1; \
-	$(PYTEST) -n $(FILES_AT_ONCE) --dist loadfile --timeout 600 tests/acceptance || failed=1; \
+	$(PYTEST) -n $(GROUPS_AT_ONCE) --dist loadgroup --timeout 600 tests/acceptance || failed=1; \
 	exit $$failed
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.

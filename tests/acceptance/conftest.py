@@ -88,7 +88,11 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) 
     return folder
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+# All tests of one database are given to one process, whatever file they are in: they share the service.
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")],
+)
 def running_service(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
