@@ -18,7 +18,7 @@ from tests.support.data import rows
 from tests.support.databases import fresh_postgres_database
 from tests.support.waiting import wait_until
 
-DEADLINE_SECONDS = 240.0
+DEADLINE_SECONDS = 480.0
 
 
 @dataclass(frozen=True)
@@ -112,5 +112,5 @@ def running_service(
         lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,
     )
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield RunningService(settings=settings, client=client, folder=study_folder, supervisor=server)
