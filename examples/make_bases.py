@@ -36,7 +36,6 @@ from pretraining_text import documents  # noqa: E402 - the quickstart's scripts 
 SEED = 5
 VOCABULARY = 640
 POSITIONS = 64
-BATCH = 32
 PEAK_RATE = 3e-3
 LEFT_OUT = 0.2
 """Share of the tokens that are masked, or left out."""
@@ -155,15 +154,16 @@ def train(
     model: PreTrainedModel,
     batch_of: Callable[[list[str], torch.Generator], dict[str, torch.Tensor]],
     steps: int,
+    size: int,
 ) -> None:
-    """One pass over so many batches of text, each seen once."""
+    """One pass over `steps` batches of `size` texts, each seen once."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    text, dice = documents(steps * BATCH), torch.Generator().manual_seed(SEED)
+    text, dice = documents(steps * size), torch.Generator().manual_seed(SEED)
     model.train()
     started = time.monotonic()
     for step in range(steps):
-        loss = model(**batch_of(list(islice(text, BATCH)), dice)).loss
+        loss = model(**batch_of(list(islice(text, size)), dice)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -183,16 +183,16 @@ def main() -> None:
     parser.add_argument("--only", choices=("encoder", "seq2seq"), help="make one of them")
     arguments = parser.parse_args()
     texts = list(documents(5_000))
-    for name, tokenizer, new_model, batch_of, steps in (
-        ("encoder", encoder_tokenizer(texts), new_encoder, masked, 2000),
-        ("seq2seq", seq2seq_tokenizer(texts), new_seq2seq, with_gaps, 1500),
+    for name, tokenizer, new_model, batch_of, steps, size in (
+        ("encoder", encoder_tokenizer(texts), new_encoder, masked, 2000, 32),
+        ("seq2seq", seq2seq_tokenizer(texts), new_seq2seq, with_gaps, 600, 16),
     ):
         if arguments.only not in (None, name):
             continue
         torch.manual_seed(SEED)
         model = new_model(tokenizer)
         print(f"{name}: {model.num_parameters():,} parameters")
-        train(model, partial(batch_of, tokenizer), arguments.steps or steps)
+        train(model, partial(batch_of, tokenizer), arguments.steps or steps, size)
         model.save_pretrained(arguments.out / name)
         tokenizer.save_pretrained(arguments.out / name)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,16 +36,6 @@ MODELS = {
     "ranking": AutoModelForSequenceClassification,
     "preference": AutoModelForCausalLM,
 }
-QUANTIZATIONS = {
-    "nf4": BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    ),
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-    "none": None,
-}
 NEW_TOKENS = 32
 
 Row = dict[str, Any]
@@ -54,6 +44,20 @@ Row = dict[str, Any]
 def eval_rows(task: str) -> list[Row]:
     lines = (HERE / task / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def quantization(kind: str, heads: list[str] | None) -> BitsAndBytesConfig | None:
+    """The base's, as it was in training: its heads, which the adapter replaces, are in full precision."""
+    if kind == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=kind == "nf4",
+        load_in_8bit=kind == "int8",
+        llm_int8_skip_modules=heads,  # of 4 bits, too
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
 
 
 class Predictor:
@@ -67,10 +71,11 @@ class Predictor:
         spec = yaml.safe_load((HERE / task / "study.yaml").read_text(encoding="utf-8"))["model"]
         base = HERE / task / spec["id"]
         has_head = (adapter / "config.json").is_file()
+        heads = PeftConfig.from_pretrained(adapter).modules_to_save
         model = MODELS[task].from_pretrained(
             base,
             config=AutoConfig.from_pretrained(adapter if has_head else base),
-            quantization_config=QUANTIZATIONS[spec["quantization"]],
+            quantization_config=quantization(spec["quantization"], heads),
             device_map="cpu",
             dtype=torch.float32,
         )
