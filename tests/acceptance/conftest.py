@@ -18,7 +18,7 @@ from tests.support.data import rows
 from tests.support.databases import fresh_postgres_database
 from tests.support.waiting import wait_until
 
-DEADLINE_SECONDS = 240.0
+DEADLINE_SECONDS = 480.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,11 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) 
     return folder
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+# All tests of one database are given to one process, whatever file they are in: they share the service.
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql")],
+)
 def running_service(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -108,5 +112,5 @@ def running_service(
         lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,
     )
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield RunningService(settings=settings, client=client, folder=study_folder, supervisor=server)
