@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --durations=10
-# The acceptance tests start the real processes, which wait for one another: two groups of them run at a time.
-GROUPS_AT_ONCE := 2
+# The acceptance tests start the real processes, which wait for one another: two tests run at a time.
+TESTS_AT_ONCE := 2
 # What they print is shown at their end: the other tests print meanwhile.
 ACCEPTANCE_LOG := $(VENV)/acceptance-tests.log
 
@@ -20,7 +20,7 @@ test: $(STAMP)
 
 test-acceptance: $(STAMP)
 	failed=0; \
-	$(PYTEST) -n $(GROUPS_AT_ONCE) --dist loadgroup --timeout 1200 tests/acceptance >$(ACCEPTANCE_LOG) 2>&1 || failed=1; \
+	$(PYTEST) -n $(TESTS_AT_ONCE) --dist loadfile --timeout 1200 tests/acceptance >$(ACCEPTANCE_LOG) 2>&1 || failed=1; \
 	cat $(ACCEPTANCE_LOG); \
 	exit $$failed
 
