@@ -44,6 +44,11 @@ class LoadingLimits(_Part):
     """Folders that local files must lie in when they are opened; None: anywhere."""
     memory_gib: float | None = None
     """GiB of memory that reading and tokenising may take; None: half of the machine's."""
+    cache_dir: str | None = None
+    """Folder of a worker's own machine for what was computed of a base and data and can be computed again;
+    None: nothing is kept."""
+    plugins: tuple[str, ...] = ()
+    """Modules that a study's own metrics may be from."""
 
 
 class ReportRequest(_Part):

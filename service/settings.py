@@ -57,12 +57,17 @@ class Settings(BaseSettings):
     `optuna` of the same database."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
     """Folders that may contain local data and models, separated by `:` (`;` on Windows)."""
+    plugins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Modules that metrics of a study's own may be from, separated by commas. Workers import them."""
     artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
     """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`, and checkpoints while a trial may
     need them."""
     artifacts_url: str | None = None
     """Any fsspec URL, such as `s3://bucket/nightsweep`, to use instead of `artifacts_dir`, so that machines
     need not share a folder. It must not contain credentials: configure those for fsspec."""
+    cache_dir: Path = Field(default_factory=lambda values: values["home"] / "cache")
+    """Folder, on each machine that trains, for what was computed of a base and its data and can be computed
+    again."""
     keep_best_adapters: Annotated[int, Field(ge=0)] | None = None
     """How many trials keep their adapters, for each study that ends from now on; None: all. See `nightsweep
     artifacts sweep`."""
@@ -132,7 +137,7 @@ class Settings(BaseSettings):
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("home", "artifacts_dir")
+    @field_validator("home", "artifacts_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return Path(os.path.abspath(value.expanduser()))
@@ -162,8 +167,13 @@ class Settings(BaseSettings):
 
     @property
     def loading_limits(self) -> LoadingLimits:
-        """What the process that reads a study's files may read, and how much memory it may take."""
-        return LoadingLimits(data_roots=tuple(map(str, self.data_roots)), memory_gib=self.loading_memory_gib)
+        """What a process may read, import and keep for a study, and how much memory it may take."""
+        return LoadingLimits(
+            data_roots=tuple(map(str, self.data_roots)),
+            memory_gib=self.loading_memory_gib,
+            plugins=self.plugins,
+            cache_dir=str(self.cache_dir),
+        )
 
     @property
     def artifacts_root(self) -> str:
@@ -192,6 +202,21 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _split_modules(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("plugins")
+    @classmethod
+    def _modules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for module in value:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ValueError(f"{module[:200]!r} is not the name of a module, such as my_metrics")
         return value
 
     @field_validator("data_roots")

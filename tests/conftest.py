@@ -20,6 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no thread pool to wa
 # second thread of torch's takes it from another process, and the first waits for it at each matrix product.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Until everything is collected: of what is imported next to nothing becomes garbage.
+gc.disable()
+
 # How long an example takes is the machine's affair: no test asserts a time.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -30,6 +33,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

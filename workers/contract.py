@@ -76,11 +76,15 @@ class TrialOrder:
     model: ModelSpec
     data: DataSpec
     recipe: Recipe
+    varied: tuple[str, ...] | None = None
+    """Recipe fields in which the study's trials may differ; None: not known, so none is judged by another."""
     objective: ObjectiveSpec
     evaluation: EvaluationSpec
     task: Task = "causal_lm"
     metrics: Mapping[str, str] = field(default_factory=dict)
     """The study's own metrics: name -> `module:function`."""
+    constrained: tuple[str, ...] = ()
+    """Metrics that the study's constraints name, which a completed trial must have."""
     micro_batch_size: int | None
     """Examples of the trial per pass; None: the worker chooses. Changes no number, but for the activations
     that a base's own dropout drops (as in GPT-2), which are drawn by micro-batch."""

@@ -8,12 +8,13 @@
     ├── AdapterError    this recipe's adapter cannot be put on this base
     ├── ArtifactError   adapters or checkpoints cannot be written or read: the storage's trouble, no trial's
     ├── CheckpointError (in `workers.artifacts.checkpoint_format`) a checkpoint is not what was written
+    ├── PluginError     a metric of the study's own cannot be loaded
     └── RecipeLengthError   `max_length` cannot be used, and is this recipe's own
 
-The first two are faults of the study, not of a trial: every trial of the study would fail alike, so a
-worker answers with an outcome that is `fatal_to_study`. A message is made of whole sentences that say what is
-wrong, where (file and line), what was expected and what to do, because it reaches a person as it stands
-in REST, the command line and the dashboard.
+The first two and `PluginError` are faults of the study, not of a trial: every trial of the study would fail
+alike, so a worker answers with an outcome that is `fatal_to_study`. A message is made of whole sentences that
+say what is wrong, where (file and line), what was expected and what to do, because it reaches a person as it
+stands in REST, the command line and the dashboard.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class AdapterError(WorkerError):
 
 class ArtifactError(WorkerError):
     """Adapters or checkpoints cannot be written or read. The trial can go on once they can."""
+
+
+class PluginError(WorkerError):
+    """A metric of the study's own is from a module that may not be used, or there is no such function."""
 
 
 class RecipeLengthError(WorkerError):

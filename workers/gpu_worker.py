@@ -144,6 +144,8 @@ class GpuWorker:
             self._wake.notify_all()
 
     def _make_pack(self) -> Pack:
+        import workers.pack.preload  # noqa: F401 - first, so that what follows has been imported
+
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are the training's
         import torch
         from transformers.utils import logging as transformers_logging

@@ -96,7 +96,8 @@ def generation_is_possible(draft: Draft) -> Iterator[Fault]:
         path = "evaluation.generate.answer_pattern"
         yield Fault(path=path, value=None, message=message, allowed="a regular expression")
     pruned = draft.pruning is not None and not isinstance(draft.pruning, NoPruning)
-    if pruned and objective in spec.generated and generate.when == "end":
+    measured_late = objective in spec.generated or objective in (draft.metrics or ())
+    if pruned and measured_late and generate.when == "end":
         message = f"must be rungs, because pruning compares {objective} at rungs"
         yield Fault(path="evaluation.generate.when", value="end", message=message, allowed="rungs")
 

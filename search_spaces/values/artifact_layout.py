@@ -16,3 +16,5 @@ MODEL_CONFIG = "config.json"
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 """All that `PeftModel.from_pretrained` reads, in the order of writing: with the last file the adapter is
 complete."""
+HEAD_FILES = (MODEL_CONFIG,)
+"""What an adapter with a head has beside them, written before the last of them. Older adapters have none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,17 @@ def build_settings(**options: Any) -> Settings:
             if details["type"] != "default_factory_not_called"
         ]
         raise CommandError("\n".join(["these settings are not valid:", *faults])) from error
+
+
+@contextmanager
+def uncollected_imports() -> Iterator[None]:
+    """Imports take an eighth less time without the garbage collector, which finds hardly anything of them."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor does it later
+        gc.enable()
 
 
 @contextmanager

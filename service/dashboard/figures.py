@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import optuna_dashboard
-
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import load_study
 
@@ -21,5 +19,7 @@ def save_figure(storage: Storage, study: str, figure: Any, name: str) -> None:
         figure: the figure.
         name: letters, digits, `-`, `_` and `.`.
     """
+    import optuna_dashboard  # takes scikit-learn and pandas along, and only a range test's end needs it
+
     loaded = load_study(storage, study)
     optuna_dashboard.save_plotly_graph_object(loaded, figure, graph_object_id=name)

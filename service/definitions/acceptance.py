@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,45 @@ from service.definitions.local_files import resolve_paths
 from service.errors import Invalid
 
 
-def check_definition(document: Any, data_roots: Sequence[Path]) -> tuple[StudyDefinition | None, list[Fault]]:
-    """The definition with its paths resolved, or everything that is wrong with it."""
+def check_definition(
+    document: Any, data_roots: Sequence[Path], plugins: Collection[str] | None
+) -> tuple[StudyDefinition | None, list[Fault]]:
+    """The definition with its paths resolved, or everything that is wrong with it.
+
+    Args:
+        document: what was sent.
+        data_roots: folders that its paths may lead to.
+        plugins: modules that its metrics may be from; None: not known here.
+    """
     resolved, file_faults = resolve_paths(document, data_roots)
     try:
         definition = parse_definition(resolved)
     except InvalidDefinition as error:
         known = {fault.path for fault in error.faults}
         return None, [*error.faults, *(fault for fault in file_faults if fault.path not in known)]
-    return (None, file_faults) if file_faults else (definition, [])
+    faults = [*file_faults, *_plugin_faults(definition, plugins)]
+    return (None, faults) if faults else (definition, [])
 
 
-def accept_definition(document: Any, data_roots: Sequence[Path]) -> StudyDefinition:
+def accept_definition(
+    document: Any, data_roots: Sequence[Path], plugins: Collection[str] | None
+) -> StudyDefinition:
     """The definition, as it will be stored. Raises `Invalid` with every fault at once."""
-    definition, faults = check_definition(document, data_roots)
+    definition, faults = check_definition(document, data_roots, plugins)
     if definition is None:
         raise Invalid("The definition", faults)
     return definition
+
+
+def _plugin_faults(definition: StudyDefinition, plugins: Collection[str] | None) -> Iterator[Fault]:
+    for name, function in definition.metrics.items():
+        if plugins is not None and function.partition(":")[0] not in plugins:
+            message = (
+                "is from a module that NIGHTSWEEP_PLUGINS does not name; whoever runs the service can add it"
+            )
+            yield Fault(
+                path=f"metrics.{name}",
+                value=function,
+                message=message,
+                allowed=f"a function of {', '.join(plugins)}" if plugins else None,
+            )

@@ -16,6 +16,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
             continue
         if name == "data_roots":
             text = os.pathsep.join(str(root) for root in value)
+        elif name == "plugins":
+            text = ",".join(value)
         elif name == "api_key":
             text = value.get_secret_value()
         else:

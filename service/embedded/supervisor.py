@@ -149,7 +149,7 @@ class Supervisor:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray starts a process per core before anybody asks for one. They import what a worker needs
             # (seconds of torch, transformers and peft) while the API and the coordinator start, too.
-            "RAY_preload_python_modules": "workers.pack.pack",
+            "RAY_preload_python_modules": "workers.pack.preload",
         }
 
     def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:

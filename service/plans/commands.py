@@ -32,7 +32,8 @@ def dry_run(document: Any, resources: Resources, reports: ReportProcesses) -> Pl
         Invalid: The definition would not be accepted.
         Unavailable: Too many plans are being made.
     """
-    definition = accept_definition(document, resources.settings.data_roots)
+    settings = resources.settings
+    definition = accept_definition(document, settings.data_roots, settings.plugins)
     with resources.database.read() as session:
         if faults := check_warm_start(session, definition):
             raise Invalid("The definition", faults)
@@ -49,7 +50,7 @@ def local_plan(document: Any, timeout_seconds: float) -> PlanView:
     Raises:
         Invalid: The definition would not be accepted.
     """
-    definition = accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)])
+    definition = accept_definition(document, [Path.cwd(), Path(Path.cwd().anchor)], None)
     with ReportProcesses(timeout_seconds) as processes:
         report, unknown = _report(processes, definition)
     return make_plan(definition, report, unknown, None, name_taken=False)

@@ -60,7 +60,7 @@ def make_plan(
     training, training_unknown, rows = None, report_unknown, None
     if data is not None:
         rows, training_unknown = rows_of(data)
-        warnings += data_warnings(data)
+        warnings += data_warnings(definition, data)
     elif report is not None:
         training_unknown = "the data cannot be tokenised; see the problems"
     if rows is not None:

@@ -36,10 +36,9 @@ from service.rest.etags import ETAG_HEADER, IfMatch, etag
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
 from service.studies.commands import request_cancel
-from service.studies.cursors import Cursor
 from service.studies.endpoints import CHANGED
 from service.studies.limits import Limits, require_within_limits
-from service.studies.parameters import StudyStates
+from service.studies.parameters import Cursor, StudyStates
 from service.studies.queries import Filters, list_studies
 
 router = APIRouter(prefix="/v1/range-tests", tags=["range tests"])
@@ -86,7 +85,7 @@ def submit(
     if (earlier := change.earlier_answer()) is not None:
         return earlier
     settings = resources.settings
-    definition = accept_definition(document, settings.data_roots)
+    definition = accept_definition(document, settings.data_roots, settings.plugins)
     unchecked = checks.require_sound(definition)
     sweeps = derive(definition, definition.name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,7 +96,9 @@ class ScheduleChange:
     definition: StudyDefinition | None
 
 
-def read_new(document: Any, data_roots: Sequence[Path], now: datetime) -> NewSchedule:
+def read_new(
+    document: Any, data_roots: Sequence[Path], plugins: Collection[str], now: datetime
+) -> NewSchedule:
     """A new schedule from what was sent. Raises `Invalid` with every fault at once."""
     sent, faults = _mapping(document, list(CREATE_SCHEMA["properties"]))
     for key in CREATE_SCHEMA["required"]:
@@ -106,7 +108,7 @@ def read_new(document: Any, data_roots: Sequence[Path], now: datetime) -> NewSch
     cron_faults = firings.check(sent.get("cron"), timezone, now)
     faults += [fault for fault in cron_faults if fault.path in sent]
     faults += _option_faults(sent)
-    definition, found = _definition(sent, data_roots)
+    definition, found = _definition(sent, data_roots, plugins)
     faults += found
     name = sent.get("name")
     if name is None and definition is not None:
@@ -127,7 +129,13 @@ def read_new(document: Any, data_roots: Sequence[Path], now: datetime) -> NewSch
 
 
 def read_change(
-    document: Any, data_roots: Sequence[Path], *, cron: str, timezone: str, now: datetime
+    document: Any,
+    data_roots: Sequence[Path],
+    plugins: Collection[str],
+    *,
+    cron: str,
+    timezone: str,
+    now: datetime,
 ) -> ScheduleChange:
     """A change from what was sent, checked against what the schedule has. Raises `Invalid`."""
     known = list(CHANGE_SCHEMA["properties"])
@@ -143,7 +151,7 @@ def read_change(
         faults += _name_faults(sent["name"])
     if "seed" in sent:
         faults += _seed_faults(sent["seed"])
-    definition, found = _definition(sent, data_roots)
+    definition, found = _definition(sent, data_roots, plugins)
     faults += found
     if faults:
         raise Invalid("The change", faults)
@@ -169,11 +177,11 @@ def _mapping(document: Any, known: list[str]) -> tuple[Mapping[str, Any], list[F
 
 
 def _definition(
-    sent: Mapping[str, Any], data_roots: Sequence[Path]
+    sent: Mapping[str, Any], data_roots: Sequence[Path], plugins: Collection[str]
 ) -> tuple[StudyDefinition | None, list[Fault]]:
     if "definition" not in sent:
         return None, []
-    definition, found = check_definition(sent["definition"], data_roots)
+    definition, found = check_definition(sent["definition"], data_roots, plugins)
     return definition, [fault.below("definition") for fault in found]
 
 

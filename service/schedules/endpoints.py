@@ -29,8 +29,8 @@ from service.schedules import commands, queries
 from service.schedules.documents import CHANGE_SCHEMA, CREATE_SCHEMA, read_change, read_new
 from service.schedules.schemas import ScheduleHistory, ScheduleList, ScheduleView
 from service.studies import queries as studies
-from service.studies.cursors import Cursor
 from service.studies.limits import Limits
+from service.studies.parameters import Cursor
 from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
@@ -67,7 +67,7 @@ def create(
         return earlier
     with resources.database.read() as session:
         now = database_now(session)
-    new = read_new(document, resources.settings.data_roots, now)
+    new = read_new(document, resources.settings.data_roots, resources.settings.plugins, now)
     unchecked = checks.require_sound(new.definition, what="The schedule", below="definition")
 
     def work(session: Session) -> Answer:
@@ -194,8 +194,8 @@ def change(
         present = _as_expected(queries.get_schedule(session, schedule), expected)
         now = database_now(session)
     # Before the transaction, which must not wait for files.
-    roots = resources.settings.data_roots
-    wanted = read_change(document, roots, cron=present.cron, timezone=present.timezone, now=now)
+    settings, timing = resources.settings, {"cron": present.cron, "timezone": present.timezone}
+    wanted = read_change(document, settings.data_roots, settings.plugins, **timing, now=now)
     unchecked = None
     if wanted.definition is not None:
         unchecked = checks.require_sound(wanted.definition, what="The change", below="definition")

@@ -8,22 +8,10 @@ are sent again for the next page.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
-
-from fastapi import Query
 
 from service.db.models import Study
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-Cursor = Annotated[
-    str,
-    Query(
-        pattern=r"^[0-9]{1,16}-[0-9a-f]{32}$",
-        description="`next_cursor` of the previous page; send it with the same filters",
-        examples=["1767225600000000-0123456789abcdef0123456789abcdef"],
-    ),
-]
 
 
 def make_cursor(study: Study) -> str:
@@ -32,6 +20,6 @@ def make_cursor(study: Study) -> str:
 
 
 def read_cursor(cursor: str) -> tuple[datetime, str]:
-    """The creation time and id of a cursor of the form that `Cursor` has."""
+    """The creation time and id of a cursor of the form that `parameters.Cursor` has."""
     microseconds, study_id = cursor.split("-")
     return _EPOCH + timedelta(microseconds=int(microseconds)), study_id

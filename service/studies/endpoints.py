@@ -30,9 +30,8 @@ from service.rest.etags import ETAG_HEADER, IfMatch, etag
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
 from service.studies import commands, pauses, queries
-from service.studies.cursors import Cursor
 from service.studies.limits import Limits
-from service.studies.parameters import DryRun, ScheduleName, StudyRef, StudyStates
+from service.studies.parameters import Cursor, DryRun, ScheduleName, StudyRef, StudyStates
 from service.studies.schemas import EventPage, StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
@@ -89,7 +88,8 @@ def submit(
         return JSONResponse(plans.dry_run(document, resources, reports).model_dump(mode="json"))
     if (earlier := change.earlier_answer()) is not None:
         return earlier
-    definition = accept_definition(document, resources.settings.data_roots)
+    settings = resources.settings
+    definition = accept_definition(document, settings.data_roots, settings.plugins)
     unchecked = checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 

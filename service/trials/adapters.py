@@ -11,15 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from search_spaces.values.artifact_layout import ADAPTER_FILES
+from search_spaces.values.artifact_layout import ADAPTER_FILES, HEAD_FILES
 from search_spaces.values.artifact_urls import is_url
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import place_behind
 from service.errors import NotFound
 from service.settings import Settings
 
-_FILES = sorted(ADAPTER_FILES)
-"""All that is given out."""
+_FILES = sorted((*ADAPTER_FILES, *HEAD_FILES))
+"""All that is given out, those of a head only where there are some."""
 
 _CHUNK = 1 << 20
 _ZIP64 = 0x7FFF_FFFF
@@ -35,7 +35,7 @@ class _File(NamedTuple):
 
 
 def stream_zip(folder: str, settings: Settings) -> Iterator[bytes]:
-    """The PEFT files of an adapter's folder as an uncompressed zip (weights do not compress).
+    """The files of an adapter's folder as an uncompressed zip (weights do not compress).
 
     The files are opened before this returns, so what is missing is said before any byte is sent.
 
@@ -60,9 +60,10 @@ def _open_local(folder: str, root: Path, stack: ExitStack) -> list[_File]:
     real = Path(os.path.realpath(folder))
     if not real.is_relative_to(os.path.realpath(root)):
         raise NotFound(_ELSEWHERE)
-    files = [stack.enter_context(_open_regular(real / name)) for name in _FILES]
+    names = [name for name in _FILES if name not in HEAD_FILES or os.path.lexists(real / name)]
+    files = [stack.enter_context(_open_regular(real / name)) for name in names]
     return [
-        _File(name, file, os.fstat(file.fileno()).st_size) for name, file in zip(_FILES, files, strict=True)
+        _File(name, file, os.fstat(file.fileno()).st_size) for name, file in zip(names, files, strict=True)
     ]
 
 
@@ -78,7 +79,12 @@ def _open_remote(folder: str, root: str | None, stack: ExitStack) -> list[_File]
         return _open_local(str(place.root / within), place.root, stack)
     files = []
     for name in _FILES:
-        file, size = place.open(f"{within}/{name}")
+        try:
+            file, size = place.open(f"{within}/{name}")
+        except NotFound:
+            if name in HEAD_FILES:
+                continue
+            raise
         files.append(_File(name, stack.enter_context(file), size))
     return files
 

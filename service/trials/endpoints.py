@@ -66,7 +66,8 @@ def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> BestV
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "A zip of adapter_config.json and adapter_model.safetensors",
+            "description": "A zip of adapter_config.json and adapter_model.safetensors, and of config.json if"
+            " the task has a head",
             "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
         },
         **declare(404, 422),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from service.embedded.ports import free_port
 from service.embedded.supervisor import Supervisor
@@ -18,7 +20,20 @@ from tests.support.data import rows
 from tests.support.databases import fresh_postgres_database
 from tests.support.waiting import wait_until
 
-DEADLINE_SECONDS = 240.0
+DEADLINE_SECONDS = 480.0
+
+
+class _ByService(LoadFileScheduling):
+    """Gives all tests of one `running_service` to one process, whatever file they are in."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        service = re.search(r"served on \w+", nodeid)
+        return service[0] if service else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return _ByService(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,10 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) 
     return folder
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, id=f"served on {name}") for name in ("sqlite", "postgresql")],
+)
 def running_service(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -108,5 +126,5 @@ def running_service(
         lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,
     )
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield RunningService(settings=settings, client=client, folder=study_folder, supervisor=server)

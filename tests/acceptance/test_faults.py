@@ -32,7 +32,7 @@ from tests.soak.faults.outages import outage
 from tests.soak.faults.scenarios import Tally
 from tests.support.checkout import ROOT
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = pytest.mark.timeout(3600)
 
 OUTAGE_SECONDS = 15.0
 SECONDS = 3.0

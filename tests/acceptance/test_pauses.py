@@ -53,7 +53,7 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
             for t in running_service.trials("night")
         )
 
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         running_service = RunningService(
             settings=settings, client=client, folder=study_folder, supervisor=server
         )
@@ -71,7 +71,7 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
     assert "paused" in states
     assert not states & {"running", "dispatched", "lost"}
 
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         running_service = RunningService(
             settings=settings, client=client, folder=study_folder, supervisor=server
         )

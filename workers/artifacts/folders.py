@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from search_spaces.values.artifact_layout import ADAPTER_FILES, CHECKPOINT
+from search_spaces.values.artifact_layout import ADAPTER_CONFIG, ADAPTER_FILES, CHECKPOINT
 from search_spaces.values.artifact_urls import is_url, join, without_password
 from workers.errors import ArtifactError
 
@@ -64,7 +64,8 @@ class ArtifactFolder:
 
         Args:
             which: One of `ADAPTERS`.
-            files: Makes the contents of PEFT's files, by their names.
+            files: Makes the contents of the adapter's files, by their names. PEFT's configuration is written
+                last: with it the adapter is complete.
 
         Returns:
             Where the adapter is: a path or a URL.
@@ -74,10 +75,12 @@ class ArtifactFolder:
         """
         place = join(self.place, which)
         with self.writing(f"{which} adapter"):
+            made = files()
+            ordered = {name: made[name] for name in sorted(made, key=lambda name: name == ADAPTER_CONFIG)}
             if is_url(place):
-                RemoteFolder(place).put_files(files())
+                RemoteFolder(place).put_files(ordered)
             else:
-                LocalFolder(Path(self.place)).put_folder(which, files())
+                LocalFolder(Path(self.place)).put_folder(which, ordered)
         return place
 
 

@@ -20,21 +20,20 @@ import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from search_spaces.definition import ModelSpec
 from search_spaces.tasks import Task
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
 from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path
-from workers.base.loaded_weights import check_loaded, silence_int8_cast_notice, without_load_report
+from workers.base.loaded_weights import check_loaded, without_load_report
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder
 from workers.base.own_dropout import disable_dropout_layers, has_dropout, switch_dropout_off
+from workers.base.quantization import compute_dtype_of, quantization_config, silence_int8_cast_notice
 from workers.device.memory import limited_memory
 from workers.errors import ModelError, faults_of_libraries
 from workers.local_files import Roots
@@ -97,10 +96,6 @@ class LoadedBase:
     def vocabulary_size(self) -> int:
         """Rows of the input embedding: token ids must be below it."""
         return int(self.model.get_input_embeddings().weight.shape[0])
-
-
-_FULL_PRECISION_ONLY = ("deberta",)
-"""Model types whose attention works in float32 only. DeBERTa v2 and v3 are of another type."""
 
 
 def pick_device() -> torch.device:
@@ -196,7 +191,7 @@ def _load_base(
     outline: PreTrainedModel,
     task: Task,
 ) -> LoadedBase:
-    compute_dtype = _compute_dtype(spec, device, config.model_type)
+    compute_dtype = compute_dtype_of(spec, device, config.model_type)
     if spec.quantization == "int8" and device.type == "cuda":
         silence_int8_cast_notice()
     heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
@@ -211,7 +206,7 @@ def _load_base(
                 use_safetensors=True,
                 local_files_only=True,
                 dtype=compute_dtype,
-                quantization_config=_quantization_config(spec, compute_dtype, outline, unquantized),
+                quantization_config=quantization_config(spec, compute_dtype, outline, unquantized),
                 device_map={"": str(device)},
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
@@ -294,50 +289,6 @@ def leave_inputs_without_gradient(model: PreTrainedModel) -> None:
     """
     if getattr(model, "_require_grads_hook", None) is not None:
         model.disable_input_require_grads()
-
-
-def _quantization_config(
-    spec: ModelSpec, compute_dtype: torch.dtype, outline: PreTrainedModel, heads: list[str]
-) -> BitsAndBytesConfig | None:
-    """Quantizes all but heads and what transformers spares by itself: the output head and tied weights."""
-    if spec.quantization == "none":
-        return None
-    spared = [*get_keys_to_not_convert(outline), *heads] if heads else None
-    if spec.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=spared,
-        bnb_4bit_quant_type=spec.quantization,
-        bnb_4bit_use_double_quant=spec.double_quantization,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def _compute_dtype(spec: ModelSpec, device: torch.device, kind: str) -> torch.dtype:
-    """What activations are computed in, of a model of that type."""
-    if kind in _FULL_PRECISION_ONLY:
-        if spec.compute_dtype not in ("auto", "float32"):
-            raise ModelError(
-                f"The attention of {spec.id} ({kind}) overflows in {spec.compute_dtype}: it masks with the "
-                "least number of float32. Set model.compute_dtype to auto or float32."
-            )
-        return torch.float32
-    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    match spec.compute_dtype:
-        case "auto":
-            return torch.bfloat16 if bfloat16 else torch.float32
-        case "float32":
-            return torch.float32
-        case "float16":
-            return torch.float16
-        case "bfloat16":
-            if device.type == "cuda" and not bfloat16:
-                raise ModelError(
-                    f"{torch.cuda.get_device_name(device)} does not support bfloat16. Set "
-                    "model.compute_dtype to auto or float32."
-                )
-            return torch.bfloat16
 
 
 def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:

@@ -77,21 +77,3 @@ def without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(report)
-
-
-class _Int8CastNotice(logging.Filter):
-    """Drops one line that `Linear8bitLt` logs in every forward of every layer in bfloat16.
-
-    It says that activations are cast to float16 to be quantized, which is how LLM.int8() works
-    (arXiv 2208.07339) and nothing a person can act on.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
-
-
-_INT8_CAST_NOTICE = _Int8CastNotice()
-
-
-def silence_int8_cast_notice() -> None:
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_INT8_CAST_NOTICE)

@@ -12,11 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import datasets as hub_datasets
 import httpx
 import pyarrow
 import pyarrow.parquet
-from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from search_spaces.definition import HubData
 from search_spaces.values.hub_ids import is_hub_id, is_revision
@@ -190,6 +188,10 @@ def _with_json(value: Any, kind: pyarrow.DataType) -> Any:
 
 
 def _read_hub(source: HubData, needed: Collection[str]) -> Iterator[PlacedRow]:
+    # Imported late: it takes pandas along, and only data sets of the hub need it.
+    import datasets as hub_datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
     name = describe_source(source)
     if not is_hub_id(source.hub) or Path(source.hub).exists():
         raise DataError(

@@ -17,7 +17,7 @@ from search_spaces.definition import DataSpec, ModelSpec
 from search_spaces.tasks import Task
 from search_spaces.wording import counted
 from workers.base.heads import Labels
-from workers.data.chat_templates import PLAIN, Rendering
+from workers.data.chat.chat_templates import PLAIN, Rendering
 from workers.data.data_files import describe_source
 from workers.data.examples import AnyExample, PairExample, Seq2SeqExample
 from workers.data.formats import FORMATS, Format, RowShape

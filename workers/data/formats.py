@@ -17,8 +17,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.wording import shortened
-from workers.data.chat_templates import PLAIN, Rendering
-from workers.data.conversations import check_messages, encode_conversation
+from workers.data.chat.chat_templates import PLAIN, Rendering
+from workers.data.chat.conversations import check_messages, encode_conversation
 from workers.data.loss_flags import asks_for_loss, refuse_lost_columns
 from workers.data.row_structures import CONVERSATIONS
 from workers.data.tokenization import (

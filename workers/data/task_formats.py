@@ -29,7 +29,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from search_spaces.tasks import Task
-from workers.data.chat_templates import Rendering
+from workers.data.chat.chat_templates import Rendering
 from workers.data.examples import (
     AnyExample,
     Example,

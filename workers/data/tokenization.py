@@ -16,7 +16,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import TurnsFoundBy
-from workers.data.chat_templates import Span
+from workers.data.chat.chat_templates import Span
 from workers.errors import ModelError, RowError
 
 IGNORED = -100

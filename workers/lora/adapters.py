@@ -107,6 +107,11 @@ class AdapterHost:
         return self.shares_evaluations and not self.base.has_dropout
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether any adapter is on the base."""
+        return bool(self._names)
+
+    @property
     def trains_heads(self) -> bool:
         """Whether adapters come with heads of their own."""
         return bool(self._heads)

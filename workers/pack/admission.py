@@ -10,6 +10,7 @@ from workers.artifacts.checkpoints import newest_usable
 from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded
+from workers.pack.preflight import preflight
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
 from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
@@ -19,10 +20,12 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
     """The attempt at its beginning, or at its newest checkpoint. Its adapter is on the base.
 
     Raises:
+        ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
         DoesNotFitError: One example does not fit.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
+    preflight(order, loaded)
     base, examples = loaded.base, loaded.train.examples
     adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
     try:
@@ -34,13 +37,14 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
             "class_weights": objective_of(base.host.base).class_weights(order.recipe, examples),
         }
         whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
+        measured = (base.host, loaded.evaluation.examples)
         attempt: Attempt
         if order.rate_sweep is None:
             run = TrialRun(*trial, divergence_factor=order.evaluation.divergence_factor, **options)
-            attempt = Attempt(order, run, base.host, loaded.evaluation.examples, **whose)
+            attempt = Attempt(order, run, *measured, measures=loaded.measures, **whose)
         else:
             sweep = RateSweepRun(order.rate_sweep, *trial, **options)
-            attempt = SweepAttempt(order, sweep, base.host, loaded.evaluation.examples, **whose)
+            attempt = SweepAttempt(order, sweep, *measured, **whose)
         passed_over: list[UnusableCheckpoint] = []
         found = newest_usable(
             order.resume_from, **whose, objection=attempt.objection_to, pass_over=passed_over.append

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from search_spaces.values.artifact_urls import without_password
-from workers.artifacts.checkpoints import Checkpoint, CheckpointError, remove_checkpoints, write_checkpoint
+from workers.artifacts.checkpoints import Checkpoint, CheckpointError, write_checkpoint
 from workers.artifacts.folders import ArtifactFolder, has_adapter
 from workers.contract import (
     DataSummary,
@@ -28,6 +29,7 @@ from workers.device.memory import is_out_of_memory, peak_bytes
 from workers.errors import ArtifactError
 from workers.lora.adapters import AdapterHost
 from workers.pack.loaded import Loaded
+from workers.pack.measures import Measures, check_metrics, named_metrics
 from workers.training.objectives.base import Evaluation
 from workers.training.overfitting import OverfitWatch
 from workers.training.rungs import rung_reached
@@ -55,6 +57,7 @@ class Attempt:
         *,
         recipe_key: str,
         made_of: Mapping[str, str] | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """
         Args:
@@ -64,10 +67,12 @@ class Attempt:
             eval_examples: What every rung evaluates on.
             recipe_key: What a checkpoint must have been made of to be this trial's.
             made_of: The parts of that, by name.
+            measures: What the study measures beyond the task's own metrics.
         """
         self.order = order
         self.run = run
         self.eval_examples = eval_examples
+        self.measures = measures or Measures()
         self.due: int | None = None
         self.reports: list[Report] = []
         self.passed_over: tuple[UnusableCheckpoint, ...] = ()
@@ -227,19 +232,42 @@ class Attempt:
         ours = {"attempt_id": self.order.attempt_id}
         self.reports = [Report(**{**report, **ours}) for report in state.get("reports", ())]  # likewise
 
-    def report(self, totals: Evaluation) -> Report:
+    def measures_all(self, totals: Evaluation) -> bool:
+        """Whether the report of the rung that is due has all of the study's metrics, as the last one has.
+
+        Args:
+            totals: What the trial came to at the rung. If that is not finite, nothing more is measured.
+        """
+        if not self.measures.names:
+            return True
+        eval_loss = totals.loss_sum / totals.tokens
+        if not math.isfinite(eval_loss) or not math.isfinite(self._adapter_norm()):
+            return False
+        if self.run.finished or not self.measures.at_the_end:
+            return True
+        return self._overfitting.after(eval_loss=eval_loss, train_loss=self._train_loss()).overfits
+
+    def report(self, totals: Evaluation, written: Sequence[str] | None = None) -> Report:
         """The report of the rung that is due; saves the adapter when it is the best so far.
+
+        Args:
+            totals: What the trial came to at the rung.
+            written: What it wrote from each prompt of its `measures`, where it `measures_all`.
 
         Raises:
             ArtifactError: The adapter cannot be saved.
             TrialEndedError: A metric is not finite, or the objective's metric is missing.
+            WorkerError: A metric of the study's own went wrong.
         """
         assert self.due is not None
         rung, self.due = self.due, None
-        metrics = totals.metrics()
         self._require_finite_adapter(rung)
-        self._require_objective(metrics, rung)
-        train_loss = self._loss_since_rung / self._tokens_since_rung
+        complete = self.measures_all(totals)
+        started = time.perf_counter()
+        metrics = self.measures.metrics(totals, self.order, written) if complete else totals.metrics()
+        self.run.eval_seconds += time.perf_counter() - started
+        check_metrics(metrics, self.order, rung, later=() if complete else self.measures.names)
+        train_loss = self._train_loss()
         self._loss_since_rung, self._tokens_since_rung = 0.0, 0
         self._final = metrics
         self._overfitting.update(eval_loss=metrics["eval_loss"], train_loss=train_loss)
@@ -318,32 +346,26 @@ class Attempt:
         """Takes the trial's adapter off the base."""
         self._host.remove(self.run.adapter.name)
 
+    def _train_loss(self) -> float:
+        """Mean since the last rung."""
+        return self._loss_since_rung / self._tokens_since_rung
+
+    def _adapter_norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.run.adapter.master.detach()))
+
     def _require_finite_adapter(self, rung: int) -> None:
         """An attention kernel may turn a query that is not a number into zeros, and the loss be finite."""
-        norm = torch.linalg.vector_norm(self.run.adapter.master.detach()).item()
+        norm = self._adapter_norm()
         if not math.isfinite(norm):
             raise TrialEndedError(
                 OutcomeStatus.DIVERGED,
                 f"Diverged: the norm of the adapter's weights is {norm} at {rung:,} examples.",
             )
 
-    def _require_objective(self, metrics: Mapping[str, float], rung: int) -> None:
-        """Nothing is ever substituted for a metric: missing fails the trial, not finite is divergence."""
-        metric = self.order.objective.metric
-        if metric not in metrics:
-            raise TrialEndedError(
-                OutcomeStatus.FAILED,
-                f"The evaluation at {rung:,} examples produced no {metric!r}, which is the objective;"
-                f" it produced {', '.join(sorted(metrics))}.",
-            )
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise TrialEndedError(
-                    OutcomeStatus.DIVERGED,
-                    f"Diverged: {name} is {value} in the evaluation at {rung:,} examples.",
-                )
-
     def _improves(self, metrics: Mapping[str, float]) -> bool:
+        """Only rungs compare at which all that the definition names was measured."""
+        if any(metric not in metrics for metric in named_metrics(self.order)):
+            return False
         if self._best_rung is None:
             return True
         objective = self.order.objective
@@ -353,13 +375,3 @@ class Attempt:
     def _save(self, which: str) -> None:
         name = self.run.adapter.name
         self._folders[which] = self._artifacts.save_adapter(which, lambda: self._host.files(name))
-
-
-def is_resumed(outcome: TrialOutcome) -> bool:
-    """Whether another attempt is to resume from this one's checkpoint."""
-    return outcome.status is OutcomeStatus.PAUSED or outcome.storage_fault
-
-
-def forget_checkpoints(order: TrialOrder) -> None:
-    """Removes the checkpoints of a trial that has ended: optimizer states are large."""
-    remove_checkpoints((ArtifactFolder(order.artifact_dir).checkpoint, *order.resume_from))

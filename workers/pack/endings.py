@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 
 from search_spaces.errors import machine_fault
-from workers.contract import OutcomeStatus
+from workers.artifacts.checkpoints import remove_checkpoints
+from workers.artifacts.folders import ArtifactFolder
+from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 from workers.device.memory import describe, is_device_fault, is_out_of_memory
-from workers.errors import ArtifactError, DataError, ModelError, WorkerError
+from workers.errors import ArtifactError, DataError, ModelError, PluginError, WorkerError
 from workers.training.shared_pass import DoesNotFitError
 from workers.training.trial_run import TrialEndedError, TrialRun
 
@@ -49,7 +51,7 @@ def ending(error: Exception) -> Ending:
         return Ending(
             OutcomeStatus.FAILED,
             str(error),
-            fatal_to_study=isinstance(error, DataError | ModelError),
+            fatal_to_study=isinstance(error, DataError | ModelError | PluginError),
             storage_fault=isinstance(error, ArtifactError),
         )
     if isinstance(error, DoesNotFitError):
@@ -68,3 +70,13 @@ def does_not_fit(run: TrialRun, what: str, device: torch.device) -> str:
         f" ({run.adapter.trainable_parameters:,} trainable parameters) beside the base{describe(device)}."
         " Shorten max_length, lower the rank, or use a larger device."
     )
+
+
+def is_resumed(outcome: TrialOutcome) -> bool:
+    """Whether another attempt is to resume from this one's checkpoint."""
+    return outcome.status is OutcomeStatus.PAUSED or outcome.storage_fault
+
+
+def forget_checkpoints(order: TrialOrder) -> None:
+    """Removes the checkpoints of a trial that has ended: optimizer states are large."""
+    remove_checkpoints((ArtifactFolder(order.artifact_dir).checkpoint, *order.resume_from))

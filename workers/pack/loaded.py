@@ -19,9 +19,10 @@ from workers.device.memory import limited_memory, release, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import AdapterHost
+from workers.pack.measures import Measures, read_measures
 from workers.pack.probe import Costs
 from workers.report.loading_check import check_loading
-from workers.training.references import needs_references, with_references
+from workers.training.objectives.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
 
 _SPARE_LENGTHS = 4
@@ -40,6 +41,8 @@ class SharedBase:
     """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
     """Trials that fit together, where one more left no room to train a single row."""
+    preflighted: set[str] = field(default_factory=set)
+    """Studies that can be trained on it."""
     limits_by_attempt: dict[int, int] = field(default_factory=dict)
     """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 
@@ -57,6 +60,7 @@ class Loaded:
     base: SharedBase
     train: TokenizedData
     evaluation: TokenizedData
+    measures: Measures = field(default_factory=Measures)
 
     def made_of(self, order: TrialOrder) -> dict[str, str]:
         """The parts of `recipe_key`, so that a message can name what has changed."""
@@ -96,6 +100,7 @@ class LoadedStudies:
         """What is loaded, if anything is."""
         self._train: dict[tuple[str, str, int], TokenizedData] = {}
         self._evaluation: dict[tuple[str, str], TokenizedData] = {}
+        self._measures: dict[tuple[object, ...], Measures] = {}
         self._labels: dict[tuple[str, str], Labels | None] = {}
 
     @property
@@ -123,6 +128,7 @@ class LoadedStudies:
         Raises:
             ModelError: The base cannot be loaded.
             DataError: The data cannot be used.
+            PluginError: A metric of the study's own cannot be loaded.
             RecipeLengthError: It can, but not with the recipe's own `max_length`.
         """
 
@@ -141,6 +147,7 @@ class LoadedStudies:
             self.base = None
             self._train.clear()
             self._evaluation.clear()
+            self._measures.clear()
             release(self._device)
             limits = order.limits
             host = AdapterHost(
@@ -167,7 +174,7 @@ class LoadedStudies:
                 train = _load_train(order, base, self._heartbeat.beat)
         if needs_references(order.recipe, train):
             say("computing the reference's log-probabilities of the train data")
-            train = with_references(base.host, base.passes.token_budget, train, self._heartbeat)
+            train = self._with_references(order, base, train)
         self._train[_train_key(order)] = train  # the newest
         evaluation = self._evaluation.get(_data_key(order))
         if evaluation is None:
@@ -183,9 +190,17 @@ class LoadedStudies:
                 )
         if needs_references(order.recipe, evaluation):
             say("computing the reference's log-probabilities of the eval data")
-            evaluation = with_references(base.host, base.passes.token_budget, evaluation, self._heartbeat)
+            evaluation = self._with_references(order, base, evaluation)
         self._evaluation[_data_key(order)] = evaluation
-        return Loaded(base, train, evaluation)
+        measures = self._measures.get(_measures_key(order))
+        if measures is None:
+            measures = self._measures[_measures_key(order)] = read_measures(order, evaluation, base.host.base)
+        return Loaded(base, train, evaluation, measures)
+
+    def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
+        """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""
+        place = order.limits.cache_dir
+        return shared_references(base.passes, data, self._heartbeat, cache_dir=place, origin=base.key)
 
     def _read_labels(self, order: TrialOrder, say: Callable[[str], None]) -> Labels | None:
         """The labels of an order's study, which its base's head must be made for."""
@@ -210,7 +225,14 @@ class LoadedStudies:
         spare = [key for key in self._train if key[:2] in studies and key not in needed][-_SPARE_LENGTHS:]
         self._train = {key: data for key, data in self._train.items() if key in needed or key in spare}
         self._evaluation = {key: data for key, data in self._evaluation.items() if key in studies}
+        self._measures = {key: own for key, own in self._measures.items() if key[:2] in studies}
         self._labels = {key: labels for key, labels in self._labels.items() if key in studies}
+
+
+def share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
+    """Whether two trials train on one base: where it has a head, that is made for one study's labels."""
+    same_head = one.task not in TASKS_WITH_LABELS or one.study_id == other.study_id
+    return one.model == other.model and one.task == other.task and same_head
 
 
 def _load_train(order: TrialOrder, shared: SharedBase, on_row: Callable[[], object]) -> TokenizedData:
@@ -237,6 +259,11 @@ def _base_key(spec: ModelSpec) -> tuple[object, ...]:
 
 def _data_key(order: TrialOrder) -> tuple[str, str]:
     return order.study_id, order.data.model_dump_json()
+
+
+def _measures_key(order: TrialOrder) -> tuple[object, ...]:
+    own = tuple(order.metrics.items()), order.objective.metric, order.constrained, order.rate_sweep is None
+    return *_data_key(order), order.evaluation.model_dump_json(), *own
 
 
 def _train_key(order: TrialOrder) -> tuple[str, str, int]:

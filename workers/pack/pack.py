@@ -27,15 +27,14 @@ from workers.contract import (
     TrialOutcome,
     Verdict,
 )
-from workers.data.labels import TASKS_WITH_LABELS
 from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.pack.admission import prepare
-from workers.pack.attempt import Attempt, forget_checkpoints, is_resumed
+from workers.pack.attempt import Attempt
 from workers.pack.capacity import Slots, limited, plan
 from workers.pack.cost_model import Capacity
-from workers.pack.endings import Ending, does_not_fit, ending
-from workers.pack.loaded import LoadedStudies, SharedBase
+from workers.pack.endings import Ending, does_not_fit, ending, forget_checkpoints, is_resumed
+from workers.pack.loaded import LoadedStudies, SharedBase, share_a_base
 from workers.training.shared_pass import Advance, DoesNotFitError
 
 _log = logging.getLogger(__name__)
@@ -49,12 +48,6 @@ class _Parked:
     last: TrialOutcome
     """What its outcome would be, but for status and reason."""
     started: bool = True
-
-
-def _share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
-    """Whether two trials train on one base: where it has a head, that is made for one study's labels."""
-    same_head = one.task not in TASKS_WITH_LABELS or one.study_id == other.study_id
-    return one.model == other.model and one.task == other.task and same_head
 
 
 class Pack:
@@ -87,6 +80,7 @@ class Pack:
         self._slots = Slots(slots or 1)
         self._emit = emit
         self._device = device
+        self._heartbeat = heartbeat
         self._progress_interval_s = progress_interval_s
         self._loaded = LoadedStudies(device, heartbeat)
         self._running: dict[int, Attempt] = {}
@@ -115,7 +109,7 @@ class Pack:
         """Whether one more trial may join, and those that are there use the same base."""
         if self._parked or len(self._running) >= self._slots.most:
             return False
-        return all(_share_a_base(other, order) for other in self._orders())
+        return all(share_a_base(other, order) for other in self._orders())
 
     def admit(self, order: TrialOrder) -> None:
         """Loads what the trial needs and gives it a slot; emits `TrialStarted`, or the outcome `failed`.
@@ -280,12 +274,16 @@ class Pack:
     def _report_due(self) -> None:
         """Evaluates the trials that are at a rung, those with the same data together."""
         while due := [attempt for attempt in self._running.values() if attempt.due is not None]:
-            together = [a for a in due if a.eval_examples is due[0].eval_examples]
-            self._evaluate(together)
+            data, measures = due[0].eval_examples, due[0].measures
+            self._evaluate([a for a in due if a.eval_examples is data and a.measures is measures])
 
     def _evaluate(self, attempts: Sequence[Attempt]) -> None:
+        passes = self._shared.passes
         try:
-            totals = self._shared.passes.evaluate([a.run for a in attempts], attempts[0].eval_examples)
+            totals = passes.evaluate([a.run for a in attempts], attempts[0].eval_examples)
+            writers = [a for a, total in zip(attempts, totals, strict=True) if a.measures_all(total)]
+            texts = attempts[0].measures.write(passes, [a.run for a in writers])
+            written = {a.order.attempt_id: own for a, own in zip(writers, texts, strict=True)}
         except DoesNotFitError as error:
             misfit = error
         except Exception as error:  # noqa: BLE001 - becomes a trial's outcome
@@ -293,8 +291,9 @@ class Pack:
             return
         else:
             for attempt, total in zip(attempts, totals, strict=True):
+                self._heartbeat.beat()  # some metrics take their time
                 try:
-                    self._emit(attempt.report(total))
+                    self._emit(attempt.report(total, written.get(attempt.order.attempt_id)))
                     outcome = attempt.complete(self._device) if attempt.finished else None
                 except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
                     self._retire(attempt, ending(error))

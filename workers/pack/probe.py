@@ -19,8 +19,8 @@ from workers.device.generators import seeded
 from workers.device.memory import allocated_bytes, is_out_of_memory, release
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack.cost_model import MemoryCost, PassCost, fit_pass_cost
-from workers.training.forward import chunk_tokens
 from workers.training.objectives.base import Share
+from workers.training.objectives.forward import chunk_tokens
 from workers.training.objectives.registry import objective_of
 
 _ROWS = 8
@@ -87,7 +87,8 @@ def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[AnyExample])
     )
 
 
-def _pass(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> None:
+def one_pass(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> None:
+    """Forward and backward over examples, split into so many groups, as if each were another trial's."""
     base = host.base
     adapter.gradient.zero_()
     objective = objective_of(base)
@@ -113,7 +114,7 @@ def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample]) 
     if device.type == "cuda":
         before = allocated_bytes(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _pass(host, adapter, examples, 1)
+        one_pass(host, adapter, examples, 1)
         return torch.cuda.max_memory_allocated(device) - before
     saved: dict[int, int] = {}
 
@@ -123,14 +124,14 @@ def _weigh(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample]) 
         return tensor.detach()  # itself would refer to the graph that holds it, and a broken pass never end
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _pass(host, adapter, examples, 1)
+        one_pass(host, adapter, examples, 1)
     weights = {parameter.untyped_storage().data_ptr() for parameter in host.base.model.parameters()}
     return sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
 def _time(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> float:
     started = _clock(host.base.device)
-    _pass(host, adapter, examples, parts)
+    one_pass(host, adapter, examples, parts)
     return _clock(host.base.device) - started
 
 

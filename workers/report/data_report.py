@@ -33,7 +33,7 @@ from search_spaces.tasks import Task
 from workers.base.base_model import faults_of_loading, load_tokenizer
 from workers.base.heads import Labels
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
-from workers.data.chat_templates import ChatTemplate, Rendering
+from workers.data.chat.chat_templates import ChatTemplate, Rendering
 from workers.data.data_files import describe_source
 from workers.data.datasets import (
     check_positions,

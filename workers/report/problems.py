@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import httpx
-from datasets.exceptions import DatasetsError
 
 from search_spaces.data_report import ProblemKind, ReportProblem
 from workers.errors import AdapterError, DataError, LengthError, ModelError, RecipeLengthError, WorkerError
@@ -154,11 +153,16 @@ class Problems:
 
 def _problem(error: WorkerError, path: str, *, from_hub: bool = False) -> ReportProblem:
     about = next(about for kind, about in _ABOUT.items() if isinstance(error, kind))
-    missing = from_hub and isinstance(error.__cause__, (OSError, ValueError, httpx.HTTPError, DatasetsError))
-    if missing:
+    if from_hub and _is_of_the_hubs_client(error.__cause__):
         about = "host"
     path = "model.id" if about == "model" else path
     return ReportProblem(about=about, message=str(error), path=path, every_trial=about in ("model", "data"))
+
+
+def _is_of_the_hubs_client(cause: BaseException | None) -> bool:
+    from datasets.exceptions import DatasetsError  # imported late: it takes pandas along
+
+    return isinstance(cause, (OSError, ValueError, httpx.HTTPError, DatasetsError))
 
 
 def _kind(message: str, names: Collection[str]) -> str:

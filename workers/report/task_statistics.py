@@ -23,7 +23,7 @@ from workers.data.examples import (
     TokenLabelsExample,
 )
 from workers.data.tokenization import IGNORED
-from workers.training.metrics import class_metrics, regression_metrics, token_metrics
+from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
 
 _LONGEST_TEXT = 2_000
 """Characters of a decoded segment; the middle of a longer one is left out."""

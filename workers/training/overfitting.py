@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from search_spaces.wording import counted
@@ -46,6 +47,12 @@ class OverfitWatch:
         if self._rises == 0:
             self._before = last
         self._rises += 1
+
+    def after(self, *, eval_loss: float, train_loss: float) -> OverfitWatch:
+        """A watch that has taken in one more rung; this one stays as it is."""
+        other = copy(self)
+        other.update(eval_loss=eval_loss, train_loss=train_loss)
+        return other
 
     def in_words(self) -> str:
         """The rises so far, of which there must be one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +19,9 @@ from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
+from workers.lora.neftune import noisy_embeddings
 from workers.training.evaluation import evaluate
+from workers.training.generation import Prompt, decoded, generate, generation_lengths
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
 from workers.training.pass_planning import Waiting, plan_pass
@@ -26,6 +29,7 @@ from workers.training.trial_run import PassResult, StepResult, TrialEndedError, 
 
 _log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 
 _OVERHEAD_TOKENS = 64.0
 """Until it has been measured: the quickstart's base on one CPU core."""
@@ -159,15 +163,39 @@ class SharedPasses:
         Raises:
             DoesNotFitError: One example of one trial does not fit.
         """
-        started = time.perf_counter()
-        try:
-            totals = self._evaluate([run.adapter for run in runs], examples)
-        except DoesNotFitError as error:
-            raise DoesNotFitError(runs[0], error.what) from None
-        seconds = (time.perf_counter() - started) / len(runs)
-        for run in runs:
-            run.eval_seconds += seconds
-        return totals
+        with self._evaluating(runs):
+            return self._evaluate([run.adapter for run in runs], examples)
+
+    def generate(
+        self, runs: Sequence[TrialRun], prompts: Sequence[Prompt], *, max_new_tokens: int
+    ) -> list[list[str]]:
+        """Lets adapters as they are write from the same prompts, together.
+
+        Returns:
+            Of each, what it wrote from each prompt.
+
+        Raises:
+            DoesNotFitError: One prompt of one trial does not fit.
+        """
+        tokens = [prompt.input_ids for prompt in prompts]
+        longest = max(total for total, _new in generation_lengths(self.host.base, tokens, max_new_tokens))
+        adapters = [run.adapter for run in runs]
+        ends = {prompt.end for prompt in prompts if prompt.end is not None}
+
+        def work(budget: int) -> list[list[torch.Tensor]]:
+            return generate(
+                self.host,
+                adapters,
+                tokens,
+                max_new_tokens=max_new_tokens,
+                token_budget=budget,
+                heartbeat=self._heartbeat,
+                ends=ends,
+            )
+
+        with self._evaluating(runs):
+            written = self.within_memory(work, longest, f"generating one text of {longest} tokens")
+            return [[decoded(self.host.base.tokenizer, text) for text in texts] for texts in written]
 
     def measure_start(self, adapter: Adapter, examples: Sequence[AnyExample]) -> Evaluation:
         """What a trial that has not begun starts from.
@@ -180,16 +208,40 @@ class SharedPasses:
 
     def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
         longest = max(example.length for example in examples)
+
+        def work(budget: int) -> list[Evaluation]:
+            return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+
+        return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
+
+    @contextmanager
+    def _evaluating(self, runs: Sequence[TrialRun]) -> Iterator[None]:
+        """Inside, time counts as that of these trials' evaluation; what does not fit is the first's."""
+        started = time.perf_counter()
+        try:
+            yield
+        except DoesNotFitError as error:
+            raise DoesNotFitError(runs[0], error.what) from None
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run in runs:
+            run.eval_seconds += seconds
+
+    def within_memory(self, work: Callable[[int], _Result], longest: int, what: str) -> _Result:
+        """Does a piece of work with ever fewer padded tokens at once, until it fits.
+
+        Raises:
+            DoesNotFitError: It does not with `longest`.
+        """
         budget = max(self.token_budget, longest)
         while True:
             try:
-                return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+                return work(budget)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             release(self.host.base.device)
             if budget <= longest:
-                raise DoesNotFitError(None, f"evaluating one example of {longest} tokens")
+                raise DoesNotFitError(None, what)
             budget = max(budget // 2, longest)
             self._fitting = min(self._fitting or budget, budget)
             self.set_token_budget(self.token_budget)
@@ -230,6 +282,7 @@ class SharedPasses:
         owners, batch = to_device(owners, device), batch.to(device)
         with (
             self._own_dropout(parts),
+            self._noise(parts),
             self.host.multi_lora.running(
                 groups, tokens=batch.tokens, form=form or self.host.choose_form(groups), device=device
             ) as lora_pass,
@@ -254,6 +307,23 @@ class SharedPasses:
         seed = derive_seed(run.recipe.seed, f"the base's dropout from example {first}", run.steps)
         with seeded(seed, self.host.base.device):
             yield
+
+    def _noise(self, parts: Sequence[PassPart]) -> AbstractContextManager[None]:
+        """NEFTune's noise on the rows of the trials that have it."""
+        if not any(part.run.recipe.neftune_alpha for part in parts):
+            return nullcontext()
+        alphas: list[float] = []
+        keys: list[int] = []
+        lengths: list[int] = []
+        for part in parts:
+            run = part.run
+            own = [length for i in part.indices for length in _row_lengths(run.examples[i])]
+            lengths += own
+            alphas += [run.recipe.neftune_alpha] * len(own)
+            keys += run.row_keys(part.indices)
+        device = self.host.base.device
+        values = [to_device(torch.tensor(each), device) for each in (alphas, keys, lengths)]
+        return noisy_embeddings(self.host.base.model, *values)
 
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
@@ -286,9 +356,14 @@ class SharedPasses:
 
 def _real_tokens(example: AnyExample) -> int:
     """Those that are not padding."""
+    return sum(_row_lengths(example)) if isinstance(example, PairExample) else example.length
+
+
+def _row_lengths(example: AnyExample) -> list[int]:
+    """Tokens of each of its rows that have embeddings; of an encoder-decoder model, those of the source."""
     if isinstance(example, PairExample):
-        return example.chosen.length + example.rejected.length
-    return example.length
+        return [example.chosen.length, example.rejected.length]
+    return [len(example.input_ids)]
 
 
 def _commit(part: PassPart, result: PassResult) -> Advance:

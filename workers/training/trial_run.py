@@ -172,12 +172,14 @@ class TrialRun:
 
     def rows(self, indices: Sequence[int]) -> RowGroup:
         """These rows as a part of a training pass, each with its own dropout."""
+        count = len(indices) * self.examples[0].rows
+        return self.adapter.rows(count, self.row_keys(indices) if self.adapter.dropout > 0 else ())
+
+    def row_keys(self, indices: Sequence[int]) -> Sequence[int]:
+        """What the random numbers of these examples' rows are counted from in the current step."""
         each = self.examples[0].rows
-        keys: Sequence[int] = ()
-        if self.adapter.dropout > 0:
-            drawn = indices if each == 1 else [each * index + row for index in indices for row in range(each)]
-            keys = row_keys(self.recipe.seed, self.steps, drawn)
-        return self.adapter.rows(len(indices) * each, keys)
+        drawn = indices if each == 1 else [each * index + row for index in indices for row in range(each)]
+        return row_keys(self.recipe.seed, self.steps, drawn)
 
     def share(self, indices: Sequence[int]) -> Share:
         """The same rows as a part of a pass's loss."""

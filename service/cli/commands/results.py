@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from search_spaces.values.artifact_layout import ADAPTER_FILES
+from search_spaces.values.artifact_layout import ADAPTER_FILES, HEAD_FILES
 from search_spaces.wording import counted
 from service.cli.errors import CommandError
 from service.cli.options import Server, StudyName, connect
@@ -98,14 +98,16 @@ def adapter(
 def _unpack(files: zipfile.ZipFile, folder: Path) -> None:
     """Unpacks beside `folder` and moves into place, so that a folder is whole or not there.
 
-    Raises `zipfile.BadZipFile` for an archive of anything but the two files of an adapter, not compressed:
+    Raises `zipfile.BadZipFile` for an archive of anything but the files of an adapter, not compressed:
     names that lead elsewhere, and a few bytes that fill the disk, are nothing a server of ours sends.
     """
     entries = files.infolist()
+    allowed = (*ADAPTER_FILES, *HEAD_FILES)
     for entry in entries:
-        if entry.filename not in ADAPTER_FILES or entry.compress_type != zipfile.ZIP_STORED:
+        if entry.filename not in allowed or entry.compress_type != zipfile.ZIP_STORED:
             raise zipfile.BadZipFile(f"an adapter's archive has no {entry.filename[:200]!r}")
-    if sorted(entry.filename for entry in entries) != sorted(ADAPTER_FILES):
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names) or not set(names) >= set(ADAPTER_FILES):
         raise zipfile.BadZipFile("an adapter's archive has each of its files once")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as scratch:

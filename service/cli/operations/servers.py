@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.cli.in_process import build_settings, service_errors_explained
+from service.cli.in_process import build_settings, service_errors_explained, uncollected_imports
 from service.cli.options import Home, Host, Port, RayAddress
 from service.cli.views.output import say
 
@@ -26,8 +26,10 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     """Run only the REST API and the dashboard. They need neither torch nor Ray."""
     settings = build_settings(host=host, port=port, home=home)
     with service_errors_explained():
-        from service.embedded import supervisor
-        from service.maintenance import schema
+        with uncollected_imports():
+            from service import web_server  # noqa: F401 - what `run_api` imports, all at once
+            from service.embedded import supervisor
+            from service.maintenance import schema
 
         supervisor.require_key(settings)  # before the tables, which a newcomer's home does not have either
         schema.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
@@ -38,7 +40,8 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
     """Run only a coordinator, attached to a Ray cluster."""
     settings = build_settings(home=home, ray_address=ray_address)
     with service_errors_explained():
-        from service.coordinator import loop
+        with uncollected_imports():
+            from service.coordinator import loop
 
         loop.run(settings)
 

@@ -43,8 +43,13 @@ def trial_lines(trials: TrialsPlan) -> Iterator[Line]:
         )
 
 
-def split_lines(split: SplitReport) -> Iterator[Line]:
-    """The train or the eval data."""
+def split_lines(split: SplitReport, *, of_language: bool = True) -> Iterator[Line]:
+    """The train or the eval data.
+
+    Args:
+        split: Which.
+        of_language: Whether tokens carry loss, and not labels, scores or pairs.
+    """
     yield "rows", f"{split.rows:,}" if split.rows is not None else f"over {split.rows_counted:,}"
     if split.rows != split.rows_read:
         yield "rows read", f"{split.rows_read:,}"
@@ -56,7 +61,8 @@ def split_lines(split: SplitReport) -> Iterator[Line]:
         yield f"usable rows{at}", f"{cut.usable_rows:,}"
         yield f"truncated{at}", _share(cut.truncated_rows, cut.usable_rows)
         yield f"tokens{at}", f"{cut.tokens:,}"
-        yield f"carry loss{at}", _share(cut.supervised_tokens, cut.tokens)
+        if of_language:
+            yield f"carry loss{at}", _share(cut.supervised_tokens, cut.tokens)
     if split.median_tokens is not None:
         yield "tokens per row", f"{split.median_tokens:,} (median)"
         yield "", f"{split.p95_tokens:,} (95th percentile)"

@@ -81,7 +81,8 @@ def _show_data(out: Console, data: DataReport) -> None:
         table.add_column("", min_width=_LABEL - 2)
         for name, _ in splits:
             table.add_column(name, justify="right")
-        cells = [dict(split_lines(split)) for _, split in splits]
+        of_language = data.format not in TASKS or data.format == "seq2seq_lm"
+        cells = [dict(split_lines(split, of_language=of_language)) for _, split in splits]
         for label in dict.fromkeys(label for split in cells for label in split):
             table.add_row(label, *(split.get(label, "-") for split in cells))
         out.print(Padding(table, (0, 0, 0, 2), expand=False))

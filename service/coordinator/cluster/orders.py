@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from search_spaces.definition import ModelSpec, StudyDefinition
+from search_spaces.definition import COSTS, ModelSpec, StudyDefinition
 from search_spaces.recipe import Recipe
 from search_spaces.values.artifact_layout import CHECKPOINT
 from search_spaces.values.artifact_urls import join
@@ -62,7 +62,9 @@ def make_order(
         data=definition.data,
         task=definition.task,
         metrics=definition.metrics,
+        constrained=tuple(name for name in definition.constraints if name not in COSTS),
         recipe=recipe,
+        varied=tuple(definition.search.space.parameters),
         objective=definition.objective,
         evaluation=definition.evaluation,
         micro_batch_size=None if micro_batch == "auto" else micro_batch,

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Count, DataReport, SplitReport
+from search_spaces.definition import StudyDefinition
+from search_spaces.tasks import Task
 from search_spaces.wording import counted
 from service.plans.schemas import PlanWarning, warning
 
 FEW_EVAL_ROWS = 30
 MUCH_TRUNCATED = 0.10
 LITTLE_SUPERVISED = 0.05
+IMBALANCED = 0.8
+"""Share of the most frequent label from which accuracy says little."""
 _SHOWN = 8
 _MASKS: dict[str, str] = {
     "markers": "the chat template's {% generation %} markers leave out a part of the assistant's turns, which"
@@ -23,11 +27,13 @@ _MASKS: dict[str, str] = {
 }
 
 
-def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
+def data_warnings(definition: StudyDefinition, report: DataReport) -> Iterator[PlanWarning]:
     """What the rows show."""
     for name, split in (("train", report.train), ("eval", report.eval)):
         if split is not None and split.rows_read:
-            yield from _split_warnings(name, split)
+            yield from _split_warnings(name, split, definition.task)
+    if report.eval is not None:
+        yield from _answer_warnings(definition, report.eval)
     if report.overlap_rows and report.eval is not None:
         rows, read = report.overlap_rows, report.eval.rows_read
         yield warning(
@@ -46,7 +52,32 @@ def data_warnings(report: DataReport) -> Iterator[PlanWarning]:
         )
 
 
-def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
+def _answer_warnings(definition: StudyDefinition, evaluation: SplitReport) -> Iterator[PlanWarning]:
+    """What the eval data says of the objective."""
+    labels, metric = evaluation.labels, definition.objective.metric
+    most = labels.most_frequent[0] if labels is not None else None
+    of_labels = definition.task in ("sequence_classification", "token_classification")
+    if of_labels and metric == "accuracy" and most is not None and most.share >= IMBALANCED:
+        better = "macro_f1 or mcc" if definition.task == "sequence_classification" else "micro_f1"
+        yield warning(
+            "imbalanced",
+            f"{most.share:.0%} of the labels in the eval data are {most.value}, so a trial that always"
+            f" answers that has an accuracy of {most.share:.2f}. Use {better} as the objective.",
+            label=most.value,
+            share=round(most.share, 4),
+        )
+    generate, targets = definition.evaluation.generate, evaluation.targets
+    if generate is not None and targets is not None and targets.p95 > generate.max_new_tokens:
+        yield warning(
+            "long_targets",
+            f"At least 5 % of the targets in the eval data have {targets.p95:,} tokens or more, but"
+            f" evaluation.generate.max_new_tokens is {generate.max_new_tokens:,}: no trial can write them.",
+            p95_tokens=targets.p95,
+            max_new_tokens=generate.max_new_tokens,
+        )
+
+
+def _split_warnings(name: str, split: SplitReport, task: Task) -> Iterator[PlanWarning]:
     if split.sampled and split.rows is not None:
         yield warning(
             "sampled",
@@ -65,7 +96,18 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
             rows=split.duplicate_rows,
             of=split.rows_read,
         )
+    if split.equal_pairs:
+        yield warning(
+            "equal_pairs",
+            f"Of {counted(split.rows_read, 'row')} of the {name} data,"
+            f" {counted(split.equal_pairs, 'has', 'have')} a rejected answer that equals the chosen one: they"
+            " teach nothing, and no trial can get them right.",
+            split=name,
+            rows=split.equal_pairs,
+            of=split.rows_read,
+        )
     yield from _lost_warnings(name, split)
+    of_language = task in ("causal_lm", "seq2seq_lm")
     for cut in split.by_length:
         left_out = split.unsupervised_rows + cut.cut_away_rows
         if left_out:
@@ -84,7 +126,8 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
             yield warning(
                 "truncated",
                 f"{share:.0%} of the {name} rows are longer than max_length {cut.max_length:,} and lose their"
-                f" end, and with it the end token. 95 % have at most {split.p95_tokens:,} tokens.",
+                f" end{', and with it the end token' if of_language else ''}. 95 % have at most"
+                f" {split.p95_tokens:,} tokens.",
                 split=name,
                 max_length=cut.max_length,
                 share=round(share, 4),
@@ -92,7 +135,7 @@ def _split_warnings(name: str, split: SplitReport) -> Iterator[PlanWarning]:
             )
     own = split.by_length[0]
     share = own.supervised_tokens / own.tokens if own.tokens else 1.0
-    if share < LITTLE_SUPERVISED:
+    if of_language and share < LITTLE_SUPERVISED:
         yield warning(
             "little_supervised",
             f"Only {share:.1%} of the tokens in the {name} data carry loss; the others cost as much to train"

@@ -298,7 +298,7 @@ class Deployment(Arming):
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_preload_python_modules": "workers.pack.pack",
+            "RAY_preload_python_modules": "workers.pack.preload",
         }
 
     def another(self, kind: str, *command: str, **environment: str) -> Process:

@@ -100,7 +100,7 @@ def wait_for_end(deployment: Deployment, name: str, meanwhile: Callable[[], obje
         meanwhile()
         return has_ended(deployment, name)
 
-    deployment.wait_for(ended, f"the end of {name}", seconds=400)
+    deployment.wait_for(ended, f"the end of {name}", seconds=900)
 
 
 def has_ended(deployment: Deployment, name: str) -> bool:

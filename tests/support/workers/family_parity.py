@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load
+from workers.training.references import with_references
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
@@ -32,7 +33,6 @@ from workers.errors import AdapterError, ModelError
 from workers.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.training.objectives.labels import Answers
-from workers.training.references import with_references
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import TrialRun
 

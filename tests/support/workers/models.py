@@ -7,6 +7,7 @@ weights are random but seeded, so a folder built twice holds the same model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -16,7 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
     DeepseekV3Config,
     FalconConfig,
     GPT2Config,
@@ -24,7 +28,10 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
+
+from tests.support.tokenizers_of_tasks import build_bert_tokenizer, build_t5_tokenizer
 
 BOS, EOS, PAD, TURN, UNKNOWN = "<s>", "<|im_end|>", "<pad>", "<|im_start|>", "<unk>"
 
@@ -217,10 +224,55 @@ def build_tiny_deepseek(folder: Path) -> Path:
     return _write(folder, config, tokenizer)
 
 
-def _write(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Path:
+def build_tiny_t5(folder: Path) -> Path:
+    """An encoder and a decoder, with T5's kind of tokenizer."""
+    tokenizer = build_t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer, kind=AutoModelForSeq2SeqLM)
+
+
+def build_tiny_bert(folder: Path) -> Path:
+    """An encoder without a head for any task, with BERT's kind of tokenizer."""
+    tokenizer = build_bert_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
+        dtype="float32",
+    )
+    return _write(folder, config, tokenizer, kind=AutoModel)
+
+
+def _write(
+    folder: Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int = 0,
+    *,
+    kind: type[Any] = AutoModelForCausalLM,
+) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -109,7 +109,7 @@ def examples_in(page: str) -> list[str]:
     return re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/tasks.md"])
 def test_every_yaml_example_is_a_definition_that_is_accepted(page: str) -> None:
     examples = examples_in(page)
     assert examples

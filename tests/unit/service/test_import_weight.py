@@ -1,14 +1,28 @@
-"""The REST process needs neither torch nor Ray."""
+"""The REST process needs neither torch nor Ray, and a coordinator nothing that draws or serves pages."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-HEAVY = ("ray", "torch", "transformers", "peft", "bitsandbytes", "datasets", "workers")
+import pytest
+
+HEAVY = {
+    "service.app": ("ray", "torch", "transformers", "peft", "bitsandbytes", "datasets", "workers"),
+    "service.coordinator.loop": (
+        "torch",
+        "fastapi",
+        "optuna_dashboard",
+        "sklearn",
+        "pandas",
+        "plotly",
+        "scipy",
+    ),
+}
 
 
-def test_the_api_imports_nothing_of_the_workers() -> None:
-    code = f"import sys, service.app; print([m for m in {HEAVY!r} if m in sys.modules])"
+@pytest.mark.parametrize("module", HEAVY)
+def test_a_process_of_the_service_imports_nothing_heavy_that_it_does_without(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY[module]!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

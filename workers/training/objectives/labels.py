@@ -9,16 +9,18 @@ from typing import Literal
 
 import torch
 
+from search_spaces.faults import nearest_name
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.base.heads import Labels
 from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExample
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
-from workers.training.forward import autocast
-from workers.training.losses import balanced_weights, class_losses, regression_losses
-from workers.training.metrics import class_metrics, regression_metrics, token_metrics
+from workers.errors import DataError
 from workers.training.objectives.base import PassLosses, Share, mask_of, padded
+from workers.training.objectives.forward import autocast
+from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
+from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,21 @@ def weights_from(recipe: Recipe, labels: Labels, counts: torch.Tensor) -> torch.
         recipe: The trial's.
         labels: The classes.
         counts: int64 [C], rows or tokens of each in the train data.
+
+    Raises:
+        DataError: The recipe weighs a label that the train data does not have.
     """
     wanted = recipe.class_weights
     if wanted == "none":
         return None
     if wanted == "balanced":
         return balanced_weights(counts)
+    if unknown := [name for name in wanted if name not in labels.names]:
+        nearest = nearest_name(unknown[0], labels.names)
+        raise DataError(
+            f"recipe.class_weights names {unknown[0]!r}, which is not a label of the train data."
+            + ("" if nearest is None else f" Did you mean {nearest!r}?")
+        )
     return torch.tensor([float(wanted.get(name, 1.0)) for name in labels.names])
 
 

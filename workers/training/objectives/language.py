@@ -12,8 +12,8 @@ from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.batches import MicroBatch, collate, collate_sources
 from workers.data.examples import AnyExample, Example, Seq2SeqExample
-from workers.training.forward import batch_losses
 from workers.training.objectives.base import PassLosses, Share, weights_of
+from workers.training.objectives.forward import batch_losses
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from workers.base.base_model import LoadedBase
 from workers.data.batches import MicroBatch, collate
 from workers.data.examples import AnyExample, Example, PairExample
 from workers.device.devices import to_device
-from workers.training.forward import LanguagePass, autocast
-from workers.training.metrics import pair_metrics
 from workers.training.objectives.base import PassLosses, Share
+from workers.training.objectives.forward import LanguagePass, autocast
 from workers.training.objectives.labels import HeadBatch, head_inputs
-from workers.training.preference import PairLosses, bradley_terry, dpo, orpo, row_weights, simpo
+from workers.training.objectives.metrics import pair_metrics
+from workers.training.objectives.preference import PairLosses, bradley_terry, dpo, orpo, row_weights, simpo
 
 
 def rows_of(pairs: Sequence[AnyExample]) -> list[Example]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -488,13 +488,13 @@ def flaky() -> Iterator[type[FlakyFileSystem]]:
         yield made
 
 
-def upload(settings: Settings, lab: Lab, trial: int, name: str = "best") -> str:
+def upload(settings: Settings, lab: Lab, trial: int, name: str = "best", files: Sequence[str] = FILES) -> str:
     import fsspec.core
 
     place = f"{settings.artifacts_url}/{lab.id}/{trial}/1/{name}"
     fs, path = fsspec.core.url_to_fs(place)
     fs.makedirs(path, exist_ok=True)
-    for file in FILES:
+    for file in files:
         fs.pipe_file(f"{path}/{file}", f"{trial} {file}".encode())
     return place
 
@@ -530,6 +530,18 @@ def test_an_adapter_behind_a_url_is_given_out_and_swept(
     assert list(commands.plan(lab.database, storage, open_places(settings), keep=1)) == []
     assert client.get("/v1/studies/support-tone/trials/1/adapter").status_code == 200
     assert "was swept" in client.get("/v1/studies/support-tone/trials/0/adapter").json()["detail"]
+
+
+@on_sqlite
+@behind(FLAKY, FILE)
+def test_the_model_s_configuration_is_given_out_where_an_adapter_has_one(
+    client: TestClient, lab: Lab, settings: Settings, flaky: type[FlakyFileSystem]
+) -> None:
+    lab.complete(1.0, best_adapter_dir=upload(settings, lab, 0, files=(*FILES, "config.json")))
+    answer = client.get("/v1/studies/support-tone/trials/0/adapter")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors", "config.json"]
+        assert archive.read("config.json") == b"0 config.json"
 
 
 @on_sqlite

@@ -200,12 +200,14 @@ def _finished(lab: Lab, folder: Path, which: str = "best") -> None:
     lab.attempt(number, 1, AttemptState.COMPLETED, outcome={f"{which}_adapter_dir": str(folder)})
 
 
-@pytest.mark.parametrize("which", ["best", "last"])
-def test_an_adapter_comes_as_a_zip_of_its_peft_files_alone(
-    client: TestClient, lab: Lab, settings: Settings, which: str
+@pytest.mark.parametrize(("which", "head"), [("best", {}), ("last", {"config.json": b"{}"})])
+def test_an_adapter_comes_as_a_zip_of_its_own_files_alone(
+    client: TestClient, lab: Lab, settings: Settings, which: str, head: dict[str, bytes]
 ) -> None:
     folder = settings.artifacts_dir / lab.id / "0" / "1" / which
-    expected = _adapter(folder)
+    expected = _adapter(folder) | head
+    for name, content in head.items():
+        (folder / name).write_bytes(content)
     _finished(lab, folder, which)
     answer = client.get("/v1/studies/support-tone/trials/0/adapter", params={"which": which})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")

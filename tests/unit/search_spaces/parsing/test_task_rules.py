@@ -355,6 +355,16 @@ def test_a_field_that_all_searched_losses_use_has_no_condition() -> None:
         ),
         (
             {
+                "metrics": {"profit": "my_metrics:profit"},
+                "objective": {"metric": "profit", "direction": "maximize"},
+                "evaluation": {"every_examples": 100, "generate": {}},
+                "pruning": {"algorithm": "median"},
+            },
+            "evaluation.generate.when",
+            "must be rungs, because pruning compares profit at rungs",
+        ),
+        (
+            {
                 "objective": {"metric": "rouge_l"},
                 "evaluation": {"every_examples": 100},
                 "pruning": {"algorithm": "median"},

@@ -511,6 +511,12 @@ def test_the_best_trials_adapter_lands_in_a_folder_named_after_it(
     assert [entry.name for entry in tmp_path.iterdir()] == ["tone-7-best"]
 
 
+def test_an_adapter_with_a_head_lands_with_its_model_s_configuration(run: Any, tmp_path: Path) -> None:
+    replies = adapter_replies(archive(**PEFT, **{"config.json": "{}"}))
+    assert run(replies, "adapter", "tone", "-o", str(tmp_path / "out")).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*PEFT, "config.json"])
+
+
 def test_an_adapter_never_overwrites_what_is_there(run: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     result = run(adapter_replies(archive(x="y")), "adapter", "tone", "7", "-o", str(tmp_path))
@@ -534,6 +540,7 @@ def test_an_adapter_that_is_no_archive_leaves_no_folder(run: Any, tmp_path: Path
         {**PEFT, "adapter_config.json/../../escaped": "x"},
         {**PEFT, "sitecustomize.py": "x"},
         {"adapter_config.json": "{}"},
+        {"adapter_config.json": "{}", "config.json": "{}"},
         {},
     ],
 )

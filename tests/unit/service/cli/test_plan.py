@@ -13,11 +13,16 @@ from typer.testing import CliRunner, Result
 
 from search_spaces.data_report import (
     AdapterBytes,
+    Balance,
     BaseBytes,
+    Baseline,
+    Count,
     DecodedExample,
     FilesReport,
+    Lengths,
     ModelReport,
     ReportProblem,
+    Scores,
     Segment,
 )
 from service.cli import options
@@ -44,7 +49,7 @@ EXAMPLE = DecodedExample(
 
 
 def plan_json(sections: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    data = make_data(make_split(duplicate_rows=2), examples=(EXAMPLE,))
+    data = changes.pop("data", None) or make_data(make_split(duplicate_rows=2), examples=(EXAMPLE,))
     model, earlier = changes.pop("model", None), changes.pop("earlier", [])
     report = FilesReport(model=model, data=data, problems=changes.pop("problems", ()))
     view = make_plan(make_definition(**sections or {}), report, None, earlier, name_taken=False)
@@ -93,6 +98,30 @@ def test_the_plan_is_shown_in_sections_with_its_warnings(run: Any) -> None:
         assert words in output
     assert "\x1b" not in printed
     assert all(line == line.rstrip() for line in printed.splitlines())
+
+
+def test_labels_and_what_no_training_reaches_are_shown(run: Any) -> None:
+    counts = [Count(value=f"label {n}", rows=rows, share=rows / 100) for n, rows in enumerate([90, 10])]
+    labels = Balance(column="label", distinct=12, most_frequent=tuple(counts), rarest=counts[1])
+    data = make_data(
+        make_split(labels=labels),
+        format="sequence_classification",
+        baseline=Baseline(answer="label 0", metrics={"accuracy": 0.9, "macro_f1": 0.0789}),
+    )
+    sections = {"task": "sequence_classification", "objective": {"metric": "macro_f1"}}
+    output = " ".join(run(httpx.Response(200, json=plan_json(sections, data=data))).stdout.split())
+    assert "Data (task: sequence_classification)" in output
+    assert "train labels label 0 90%, label 1 10% and 10 more; the rarest is label 1 10%" in output
+    assert "baseline label 0 for every row: accuracy 0.9, macro_f1 0.0789" in output
+    assert "carry loss" not in output
+
+
+def test_scores_targets_and_equal_pairs_are_shown(run: Any) -> None:
+    scores = Scores(lowest=0.0, mean=2.5, highest=5.0, standard_deviation=1.5)
+    split = make_split(scores=scores, targets=Lengths(median=4, p95=9, longest=12), equal_pairs=3)
+    output = " ".join(run(httpx.Response(200, json=plan_json(data=make_data(split)))).stdout.split())
+    for words in ("scores 0 to 5", "mean score 2.5 ± 1.5", "tokens per target 4 (median)", "equal pairs 3"):
+        assert words in output
 
 
 def test_range_test_and_repeats_have_lines_and_are_in_the_total(run: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.data_report import Count, DataReport, FilesReport, ReportProblem
+from search_spaces.data_report import Balance, Count, DataReport, FilesReport, Lengths, ReportProblem
 from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster, Node
 from service.plans.plan import make_plan
@@ -130,11 +130,37 @@ def test_a_single_step_of_warm_up_trains_nothing() -> None:
             make_data(make_split(unsupervised_rows=1, cut={"usable_rows": 97, "cut_away_rows": 2})),
             {"split": "train", "max_length": 64, "unsupervised": 1, "cut_away": 2},
         ),
+        ("equal_pairs", make_data(make_split(equal_pairs=4)), {"split": "train", "rows": 4, "of": 100}),
         ("sampled", make_data(make_split(1_000, rows_read=100)), {"read": 100, "rows": 1_000}),
     ],
 )
 def test_rows_that_call_for_a_warning_get_it(code: str, data: DataReport, evidence: dict[str, Any]) -> None:
     assert warnings(data=data)[code].evidence == evidence
+
+
+def of_task(**sections: Any) -> StudyDefinition:
+    return make_definition(recipe={"batch_size": 4}, search=rate(1e-4, 1e-3), **sections)
+
+
+CLASSES = {"task": "sequence_classification", "objective": {"metric": "accuracy"}}
+
+
+def test_accuracy_is_no_objective_for_labels_of_one_kind() -> None:
+    most = Count(value="on", rows=45, share=0.9)
+    labels = Balance(column="label", distinct=2, most_frequent=(most,))
+    data = make_data(make_split(cut={"supervised_tokens": 1}), make_split(50, labels=labels))
+    assert warnings(of_task(**CLASSES), data)["imbalanced"].evidence == {"label": "on", "share": 0.9}
+    # One label for each row is no small share of its tokens.
+    assert warnings(of_task(**{**CLASSES, "objective": {"metric": "mcc"}}), data) == {}
+
+
+def test_targets_that_no_trial_can_write_are_named() -> None:
+    data = make_data(None, make_split(50, targets=Lengths(median=20, p95=80, longest=90)))
+    sections = {"evaluation": {"generate": {"max_new_tokens": 64}}, "objective": {"metric": "rouge_l"}}
+    assert warnings(of_task(**sections), data)["long_targets"].evidence == {
+        "p95_tokens": 80,
+        "max_new_tokens": 64,
+    }
 
 
 def test_a_tenth_truncated_is_not_worth_a_warning() -> None:

@@ -32,9 +32,7 @@ def test_keys_that_are_left_out_at_their_default_are_compared_both_ways() -> Non
 def test_another_task_and_other_metrics_are_differences() -> None:
     own = {"metrics": {"profit": "m:f"}, "objective": {"metric": "profit", "direction": "maximize"}}
     changed = own | {"metrics": {"profit": "m:g"}}
-    assert differences(study(**own), study(**changed)) == [
-        "metrics is {'profit': 'm:f'} there and {'profit': 'm:g'} here"
-    ]
+    assert differences(study(**own), study(**changed)) == ["metrics.profit is m:f there and m:g here"]
     found = differences(study(), study(task="seq2seq_lm"))
     assert found == ["task is causal_lm there and seq2seq_lm here"]
 

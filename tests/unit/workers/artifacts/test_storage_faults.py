@@ -18,7 +18,7 @@ from tests.scripts.train_orders import train_elsewhere
 from tests.support.fakes.storage import Cut, FlakyFileSystem, failing, flaky_storage
 from tests.support.workers.packs import Recorder
 from tests.support.workers.trials import trial_order
-from workers.artifacts.folders import LocalFolder
+from workers.artifacts.folders import ArtifactFolder, LocalFolder, has_adapter
 from workers.contract import OutcomeStatus, Report, TrialOrder, TrialOutcome, TrialStarted
 from workers.pack.attempt import Attempt
 
@@ -71,6 +71,19 @@ def assert_goes_on_as_if_nothing_had_happened(
     outcome, expected = after.outcomes()[number], whole.outcomes()[9]
     assert (outcome.status, outcome.value) == (OutcomeStatus.COMPLETED, expected.value)
     return outcome
+
+
+def test_an_adapter_is_complete_with_peft_s_configuration_whatever_comes_beside_it(
+    storage: type[FlakyFileSystem],
+) -> None:
+    written: list[str] = []
+    storage.fault = staticmethod(
+        lambda operation, path: written.append(path.rpartition("/")[2]) if operation == "put" else None
+    )
+    files = {"adapter_model.safetensors": b"w", "adapter_config.json": b"{}", "config.json": b"{}"}
+    place = ArtifactFolder("flaky://bucket/study/0/1").save_adapter("best", lambda: files)
+    assert (written[-1], sorted(written)) == ("adapter_config.json", sorted(files))
+    assert has_adapter(place)
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EROFS", "EACCES", "EIO", "ENOENT", "EDQUOT"])

@@ -344,9 +344,7 @@ class HubRows:
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     builder = SimpleNamespace(download_and_prepare=lambda: None, as_dataset=lambda split: HubRows())
     monkeypatch.setattr(workers.data.data_files, "_check_builder", lambda *args: None)
-    monkeypatch.setattr(
-        workers.data.data_files.hub_datasets, "load_dataset_builder", lambda *args, **options: builder
-    )
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *args, **options: builder)
     return {"hub": "org/data", "split": "train"}
 
 

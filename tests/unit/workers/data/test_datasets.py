@@ -14,7 +14,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-import workers.data.data_files
 from search_spaces.definition import DataSpec, ModelSpec
 from tests.support.workers.models import build_tiny_base, build_tiny_tokenizer
 from workers.base.base_model import LoadedBase, load_base
@@ -428,7 +427,7 @@ def stand_in(
         asked.update(path=path, name=name, revision=revision)
         return kind(asked, files)
 
-    monkeypatch.setattr(workers.data.data_files.hub_datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr("datasets.load_dataset_builder", load_dataset_builder)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.support.tokenizers_of_tasks import (
 )
 from tests.support.workers.models import build_tiny_tokenizer
 from workers.base.heads import Labels
-from workers.data.chat_templates import PLAIN
+from workers.data.chat.chat_templates import PLAIN
 from workers.data.examples import (
     Example,
     LabelledExample,

@@ -20,7 +20,7 @@ from workers.device.memory import (
     reset_peak,
     tokens_per_forward,
 )
-from workers.training.forward import LOGITS_BYTES_PER_CHUNK, chunk_tokens
+from workers.training.objectives.forward import LOGITS_BYTES_PER_CHUNK, chunk_tokens
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MEGABYTE = 2**20

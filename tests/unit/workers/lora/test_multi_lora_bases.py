@@ -21,7 +21,7 @@ from workers.data.examples import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import Form
-from workers.training.forward import batch_losses
+from workers.training.objectives.forward import batch_losses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

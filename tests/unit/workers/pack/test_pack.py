@@ -54,9 +54,9 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loads: list[str] = []
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             loads.append(name)
-            return function(*args)
+            return function(*args, **options)
 
         return call
 
@@ -245,9 +245,9 @@ def test_the_older_base_is_gone_when_the_next_one_is_loaded(
     models: list[weakref.ref[Any]] = []
     alive: list[int] = []
 
-    def load(*args: Any) -> Any:
+    def load(*args: Any, **options: Any) -> Any:
         alive.append(sum(model() is not None for model in models))
-        base = load_base(*args)
+        base = load_base(*args, **options)
         models.append(weakref.ref(base.model))
         return base
 

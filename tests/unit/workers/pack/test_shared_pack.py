@@ -153,7 +153,7 @@ def test_a_step_that_breaks_fails_that_trial_only(
     orders: list[TrialOrder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-        if optimizer.defaults["weight_decay"] == MIXED[1].weight_decay:
+        if optimizer.param_groups[0]["weight_decay"] == MIXED[1].weight_decay:
             raise ArithmeticError("no step of this one")
         set_learning_rate(optimizer, learning_rate)
 

@@ -18,7 +18,7 @@ from tests.support.workers.trials import (
     train_together,
 )
 from workers.base.base_model import load_base
-from workers.lora.adapters import AdapterHost
+from workers.lora.adapters import AdapterHost, Segment
 from workers.training import optimizers
 from workers.training.optimizers import (
     adapter_bytes,
@@ -152,3 +152,30 @@ def test_a_trial_takes_the_bytes_of_its_own_optimizer(tiny_base_dir: Path) -> No
         assert held == bytes_each * parameters
         assert held == adapter_bytes(parameters, RECIPES[name], accumulates=True)
         host.remove("trial")
+
+
+@ALL
+def test_a_head_steps_at_its_own_rate_and_decay_spares_its_biases(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrices, the head's weights and its biases are as three of torch's own optimizers make them."""
+    monkeypatch.setattr(optimizers, "_SCRATCH", 300)
+    recipe = recipe.model_copy(update={"head_learning_rate_ratio": 3.0})
+    segments = [Segment(600), Segment(350, is_head=True), Segment(50, is_head=True, is_decayed=False)]
+    sizes = [segment.numbers for segment in segments]
+    ours = torch.nn.Parameter(numbers(0))
+    optimizer = build_optimizer(ours, recipe, segments)
+    parts = [torch.nn.Parameter(part.clone()) for part in numbers(0).split(sizes)]
+    undecayed = recipe.model_copy(update={"weight_decay": 0.0})
+    others = [torchs_own(part, own) for part, own in zip(parts, (recipe, recipe, undecayed), strict=True)]
+    for number in range(4):
+        rate = 10.0 ** -(number + 1)
+        set_learning_rate(optimizer, rate)
+        optimizers.step(optimizer, numbers(number + 1))
+        gradients = numbers(number + 1).split(sizes)
+        for other, part, gradient, ratio in zip(others, parts, gradients, (1, 3, 3), strict=True):
+            set_learning_rate(other, rate * ratio)
+            part.grad = gradient
+            other.step()
+    expected = torch.cat([part.detach() for part in parts])
+    torch.testing.assert_close(ours.detach(), expected, rtol=1e-6, atol=1e-6)

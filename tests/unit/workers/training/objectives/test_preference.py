@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from workers.base.chunked_loss import target_losses
-from workers.training.preference import PairLosses, bradley_terry, dpo, orpo, row_weights, simpo
+from workers.training.objectives.preference import PairLosses, bradley_terry, dpo, orpo, row_weights, simpo
 
 seeds = st.integers(0, 10_000)
 betas = st.sampled_from([0.01, 0.1, 0.5, 2.0])

@@ -8,7 +8,7 @@ A template with `{% generation %}` markers says itself what the assistant wrote.
 prefix-consistent, the markers are checked: they are followed within the assistant's turns, and not at all if
 they go beyond. Where it is not, the markers alone decide; without any, that is an error and never a guess.
 
-What the template leaves out, cuts or rewrites of a row is found by `workers.data.rendered_parts`.
+What the template leaves out, cuts or rewrites of a row is found by `workers.data.chat.rendered_parts`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from search_spaces.data_report import TurnsFoundBy
-from workers.data.chat_templates import ChatTemplate, Message, Rendering, Span
-from workers.data.loss_flags import asks_for_loss
-from workers.data.rendered_parts import (
+from workers.data.chat.chat_templates import ChatTemplate, Message, Rendering, Span
+from workers.data.chat.rendered_parts import (
     RowPart,
     describe_lost,
     missing,
@@ -33,6 +32,8 @@ from workers.data.rendered_parts import (
     parts_of_tools,
     parts_of_turn,
 )
+from workers.data.chat.tool_calls import in_the_templates_form
+from workers.data.loss_flags import asks_for_loss
 from workers.data.tokenization import (
     EncodedRow,
     TextSegment,
@@ -43,7 +44,6 @@ from workers.data.tokenization import (
     overlap,
     without_trailing_space,
 )
-from workers.data.tool_calls import in_the_templates_form
 from workers.errors import DataError, RowError
 
 _ASSISTANTS = ("assistant", "model", "gpt", "bot", "chatbot", "ai")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.data.chat_templates import REASONING_KEYS, Message
+from workers.data.chat.chat_templates import REASONING_KEYS, Message
 from workers.data.loss_flags import FLAGS, is_empty
 
 BOOKKEEPING = frozenset(

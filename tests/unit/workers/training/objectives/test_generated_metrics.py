@@ -13,7 +13,7 @@ from sacrebleu import corpus_bleu
 
 from search_spaces.tasks import TASKS
 from workers.errors import DataError
-from workers.training.generated_metrics import (
+from workers.training.objectives.generated_metrics import (
     LONGEST_PATTERN,
     SEARCHED,
     check_references,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.workers.models import CHATML, CHATML_WITH_MARKERS, EOS, build_tiny_tokenizer
-from workers.data.chat_templates import Rendering
+from workers.data.chat.chat_templates import Rendering
 from workers.data.formats import FORMATS
 from workers.data.tokenization import EncodedRow
 from workers.errors import DataError, RowError

@@ -14,7 +14,7 @@ from seqeval import metrics as seqeval_metrics
 from seqeval.scheme import IOB2
 from sklearn import metrics as sklearn_metrics
 
-from workers.training.metrics import class_metrics, pair_metrics, regression_metrics, token_metrics
+from workers.training.objectives.metrics import class_metrics, pair_metrics, regression_metrics, token_metrics
 
 NAN = pytest.approx(math.nan, nan_ok=True)
 shapes = {"rows": st.integers(1, 40), "classes": st.integers(2, 6), "seed": st.integers(0, 10_000)}

@@ -46,7 +46,8 @@ def batch_losses(
         base: The base.
         batch: On the base's device, with S targets.
         weights: float32 [S], what each target's loss counts in the objective; None: no gradient is wanted.
-        smoothing: float32 [S], label smoothing in the objective; None: none.
+        smoothing: float32 [S], label smoothing in the objective; None: none. The part that goes to all tokens
+            alike stays cross-entropy where there is a focus.
         focus: float32 [S], gamma of the focal loss in the objective, 0 for cross-entropy; None: all 0.
     """
     return LanguagePass(base, batch).losses(weights, smoothing=smoothing, focus=focus)
@@ -79,7 +80,11 @@ class LanguagePass:
     ) -> TargetLosses:
         """As `batch_losses`."""
         if weights is not None and focus is not None:
-            weights = weights * focal_factor(self.losses(None).losses, focus)
+            share = focal_factor(self.losses(None).losses, focus)
+            if smoothing is not None:  # only the target's own part has the focus
+                share = torch.lerp(share, torch.ones_like(share), smoothing)
+                smoothing = smoothing / share.clamp_min(torch.finfo(share.dtype).tiny)
+            weights = weights * share
         targets = self._batch.targets
         if self._chunked:
             with autocast(self._base):

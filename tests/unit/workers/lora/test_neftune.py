@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from workers.lora.lora_dropout import keep_scale, row_keys, uniform_noise
-from workers.training.neftune import noisy_embeddings
+from workers.lora.neftune import noisy_embeddings
 
 FEATURES = 24
 SMALL: dict[str, Any] = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from workers.training.losses import balanced_weights, class_losses, regression_losses
+from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
 
 shapes = {"rows": st.integers(1, 12), "classes": st.integers(2, 9), "seed": st.integers(0, 10_000)}
 options: dict[str, Any] = {
