@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BitsAndBytesConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
 from search_spaces.recipe import Recipe
 from search_spaces.tasks import Task
@@ -117,6 +118,7 @@ def train_plain(
                 lora_alpha=recipe.alpha,  # type: ignore[arg-type]
                 use_rslora=recipe.use_rslora,
                 target_modules=list(targets),
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
                 modules_to_save=list(heads) or None,
                 task_type=_AUTO[task][1],
             ),
