@@ -11,10 +11,9 @@ in float32 whatever their weights are, and PEFT keeps the adapter's own weights 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -28,11 +27,12 @@ from transformers import (
 
 from search_spaces.definition import ModelSpec
 from search_spaces.tasks import Task
-from search_spaces.wording import counted
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
-from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, lies_in, pooler_path
+from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path
+from workers.base.loaded_weights import check_loaded, without_load_report
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder
+from workers.base.own_dropout import disable_dropout_layers, has_dropout, switch_dropout_off
 from workers.base.quantization import compute_dtype_of, quantization_config, silence_int8_cast_notice
 from workers.device.memory import limited_memory
 from workers.errors import ModelError, faults_of_libraries
@@ -76,8 +76,9 @@ class LoadedBase:
     @property
     def pad_id(self) -> int:
         """A token id to fill up shorter rows with. Attention mask and labels hide it, so any will do, but for
-        a head on a decoder, which finds a row's last token by it."""
-        return _pad_id(self.tokenizer, self.vocabulary_size)
+        a head on a decoder, which finds a row's last token by it, and for RoBERTa, which counts positions by
+        it: the model's own."""
+        return _pad_id(self.model.config, self.tokenizer, self.vocabulary_size)
 
     @property
     def decoder_start_id(self) -> int:
@@ -140,11 +141,11 @@ def load_base(
         tokenizer = load_tokenizer(str(folder), spec.id)
         config = _read_config(folder)
         if spec.dropout == "off":
-            _switch_dropout_off(config)
+            switch_dropout_off(config)
         with limited_memory(memory_gib, f"The model {spec.id} cannot be loaded"):
             if TASK_MODELS[task].has_head:
                 vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0)) or len(tokenizer)
-                configure_head(config, task, labels, _pad_id(tokenizer, vocabulary))
+                configure_head(config, task, labels, _pad_id(config, tokenizer, vocabulary))
             outline = _build_without_weights(config, task)
         base = _load_base(spec, device, folder, tokenizer, config, outline, task)
     base.labels = labels
@@ -175,9 +176,10 @@ def _build_without_weights(config: PretrainedConfig, task: Task) -> PreTrainedMo
     return model
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in candidates if token is not None and token < vocabulary)
+def _pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
+    own = getattr(config.get_text_config(), "pad_token_id", None)
+    candidates = (own, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in candidates if token is not None and 0 <= token < vocabulary)
 
 
 def _load_base(
@@ -189,72 +191,62 @@ def _load_base(
     outline: PreTrainedModel,
     task: Task,
 ) -> LoadedBase:
-    compute_dtype = compute_dtype_of(spec, device)
+    compute_dtype = compute_dtype_of(spec, device, config.model_type)
     if spec.quantization == "int8" and device.type == "cuda":
         silence_int8_cast_notice()
     heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
     pooler = pooler_path(outline) if heads else None
     unquantized = [*([pooler] if pooler else []), *heads]
     try:
-        model, loading = TASK_MODELS[task].auto.from_pretrained(
-            str(folder),
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=compute_dtype,
-            quantization_config=quantization_config(spec, compute_dtype, outline, unquantized),
-            device_map={"": str(device)},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
-        )
+        with without_load_report() if heads else nullcontext():
+            model, loading = TASK_MODELS[task].auto.from_pretrained(
+                str(folder),
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=compute_dtype,
+                quantization_config=quantization_config(spec, compute_dtype, outline, unquantized),
+                device_map={"": str(device)},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the shapes in the message
+            )
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"The model {spec.id} with quantization {spec.quantization} does not fit the memory of {device}. "
             "Use nf4, a smaller model, or a device with more free memory."
         ) from error
-    new = _check_loaded(model, loading, spec.id, unquantized)
+    new = check_loaded(model, loading, spec.id, unquantized)
     model.config.use_cache = False  # keys and values of past tokens are of no use in training
     model.requires_grad_(False)
+    if spec.dropout == "off":
+        disable_dropout_layers(model)
     set_training(model, False)
     attend_without_masks(model)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
         device=device,
         compute_dtype=compute_dtype,
         spec=spec,
-        max_positions=int(positions) if positions else None,
+        max_positions=max_positions(model),
         head_is_plain=not heads and head_is_plain(model),
-        has_dropout=_has_dropout(model),
+        has_dropout=has_dropout(model),
         task=task,
         heads=tuple(path for path in unquantized if path in heads or path in new),
         new_heads=new,
     )
 
 
-def _switch_dropout_off(config: PretrainedConfig) -> None:
-    """Whatever the architecture drops in training, its heads included."""
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for key, value in part.to_dict().items():
-            if "drop" in key and isinstance(value, float) and value > 0:
-                setattr(part, key, 0.0)
-
-
-def _has_dropout(model: PreTrainedModel) -> bool:
-    """By its modules, and by its configuration for what is drawn inside functions: dropped or jittered.
-
-    Configurations also hold the dropout of classification heads, which a language model does not have.
-    """
-    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    return layers or any(
-        ("drop" in key or "jitter" in key)
-        and not key.startswith(("classifier", "summary"))
-        and isinstance(value, float)
-        and value > 0
-        for key, value in model.config.get_text_config().to_dict().items()
-    )
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a row may have. RoBERTa and its kin number positions from behind that of the padding."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not positions:
+        return None
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return int(positions)
 
 
 def set_training(model: torch.nn.Module, training: bool) -> None:
@@ -316,45 +308,3 @@ def load_tokenizer(folder: str, name: str) -> PreTrainedTokenizerBase:
 def faults_of_loading(what: str) -> AbstractContextManager[None]:
     """What transformers raises for a checkpoint that it cannot load is a ModelError; a broken GPU is not."""
     return faults_of_libraries(lambda: what, ModelError, passing=(torch.AcceleratorError,))
-
-
-def _check_loaded(
-    model: PreTrainedModel, loading: dict[str, Any], name: str, heads: list[str]
-) -> tuple[str, ...]:
-    """Refuses a model that transformers completed with random numbers, or filled with wrong shapes.
-
-    Returns:
-        Those of `heads` that the checkpoint does not have, or not whole.
-    """
-    absent = {lies_in(key, heads) for key in loading["missing_keys"]}
-    new = tuple(head for head in heads if head in absent)
-    if missing := {key for key in loading["missing_keys"] if not lies_in(key, heads)}:
-        raise ModelError(
-            f"The weights of the model {name} lack {counted(len(missing), 'tensor')} that its config.json "
-            f"requires, such as {min(missing)}. Download or save the model again."
-        )
-    wrong = [(key, tuple(found), tuple(asked)) for key, found, asked in loading["mismatched_keys"]]
-    for key, found, asked in wrong:
-        if lies_in(key, heads):
-            raise ModelError(
-                f"The model {name} already has a head, of another size: {key} is {list(found)} in the file, "
-                f"but the study's labels need {list(asked)}. Use the checkpoint that it was fine-tuned from, "
-                "or data with as many labels."
-            )
-    for path, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            shape = tuple(module.weight.quant_state.shape)
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            shape = tuple(module.weight.shape)
-        else:
-            continue  # transformers compares the shapes of what is not quantized, and of nothing else
-        asked = (module.out_features, module.in_features)
-        if shape != asked:
-            wrong.append((f"{path}.weight", shape, asked))
-    if wrong:
-        key, found, asked = min(wrong)
-        raise ModelError(
-            f"The weights of the model {name} do not fit its config.json: {key} is {list(found)} in the "
-            f"file, expected {list(asked)}. Download or save the model again."
-        )
-    return new

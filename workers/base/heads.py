@@ -15,6 +15,9 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers import (
+    initialization as init,
+)
 
 from search_spaces.tasks import Task
 
@@ -105,14 +108,25 @@ def lies_in(path: str, modules: Collection[str]) -> str | None:
     return next((module for module in modules if path == module or path.startswith(f"{module}.")), None)
 
 
-def initialise(model: PreTrainedModel, path: str) -> None:
-    """Gives a head the weights that the architecture begins with, drawn from torch's global generator."""
-    head = model.get_submodule(path)
-    for module in head.modules():
-        for marked in (module, *module.parameters(recurse=False)):
-            if hasattr(marked, "_is_hf_initialized"):
-                del marked._is_hf_initialized
-    head.apply(model._init_weights)
+def initialise(model: PreTrainedModel, heads: Collection[str]) -> None:
+    """Gives heads the weights that the architecture begins with, drawn from torch's global generator.
+
+    As transformers does where a checkpoint lacks them: module by module in the model's order, and the whole
+    model at last, as which some architectures (ModernBERT, T5 for tokens) initialise their heads.
+
+    Args:
+        model: With the heads themselves in their places, not PEFT's wrappers.
+        heads: Their paths.
+    """
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # left alone
+    with init.guard_torch_init_functions():
+        for path in heads:
+            head = model.get_submodule(path)
+            for parameter in head.parameters():
+                parameter._is_hf_initialized = False
+            head.apply(model._init_weights)
+        model._init_weights(model)
 
 
 def undecayed(module: torch.nn.Module) -> Iterator[str]:

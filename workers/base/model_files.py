@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -234,9 +235,9 @@ def _check_architecture(config: dict[str, Any], name: str, task: Task) -> None:
             f"The installed transformers does not know the architecture {kind!r} of the model {name}. "
             "Update transformers on the workers or choose another model."
         )
-    architectures, wanted, advice = _ARCHITECTURES[task]
-    if model_type not in architectures:
-        others = [other for other, (types, *_) in _ARCHITECTURES.items() if model_type in types]
+    if not _fits(config, task):
+        _, wanted, advice = _ARCHITECTURES[task]
+        others = [other for other in _ARCHITECTURES if _fits(config, other)]
         can = f" It can be trained for {', '.join(others)}." if others else ""
         raise ModelError(
             f"The model {name} ({kind}) is not {wanted}, and the task is {task}.{can} Choose {advice}."
@@ -248,6 +249,21 @@ def _check_architecture(config: dict[str, Any], name: str, task: Task) -> None:
             f"The model {name} is already quantized ({method}). Use the original model: Nightsweep "
             "quantizes it on loading as model.quantization says."
         )
+
+
+def _fits(config: dict[str, Any], task: Task) -> bool:
+    """Whether the architecture has a class for the task, and for language models sees no token to come.
+
+    transformers loads BERT as a causal language model, too: with attention to both sides, which shows it what
+    it is to predict. And the decoder of BART as one, from a checkpoint that has no such decoder.
+    """
+    kind = config["model_type"]
+    if kind not in _ARCHITECTURES[task][0]:
+        return False
+    sees_all = (
+        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )
+    return _ARCHITECTURES[task] is not _DECODER or not sees_all or config.get("is_decoder") is True
 
 
 def _check_references(config: dict[str, Any], folder: Path, name: str) -> None:

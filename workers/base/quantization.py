@@ -37,12 +37,28 @@ def quantization_config(
     )
 
 
-def compute_dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
+_FULL_PRECISION_ONLY = ("deberta",)
+"""Model types whose attention works in float32 only. DeBERTa v2 and v3 are of another type."""
+
+
+def compute_dtype_of(spec: ModelSpec, device: torch.device, kind: str) -> torch.dtype:
     """The dtype of activations, and of all that is not quantized.
 
+    Args:
+        spec: Which one is asked for.
+        device: Where the model runs.
+        kind: Its `model_type`.
+
     Raises:
-        ModelError: The device does not have the one that is asked for.
+        ModelError: The device does not have the one that is asked for, or the model does not work in it.
     """
+    if kind in _FULL_PRECISION_ONLY:
+        if spec.compute_dtype not in ("auto", "float32"):
+            raise ModelError(
+                f"The attention of {spec.id} ({kind}) overflows in {spec.compute_dtype}: it masks with the "
+                "least number of float32. Set model.compute_dtype to auto or float32."
+            )
+        return torch.float32
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     match spec.compute_dtype:
         case "auto":

@@ -152,8 +152,7 @@ class AdapterHost:
         self._refuse_fused_experts(config)
         try:
             with seeded(recipe.seed, self.base.device):
-                for path in self.base.new_heads:
-                    initialise(self.base.model, self._wrapper_path(path))
+                self._draw_heads()
                 wrapped = dict(self._wrapped())
                 if self._peft is not None and wrapped.keys() >= set(selected):
                     self._extend(name, config, {path: wrapped[path] for path in selected})
@@ -224,10 +223,17 @@ class AdapterHost:
                 self.multi_lora.take_over_head(module, path)
                 self._taken_over.add(module)
 
-    def _wrapper_path(self, path: str) -> str:
-        """Where the head that adapters copy is now: PEFT puts a wrapper in its place."""
-        wrapped = isinstance(self.base.model.get_submodule(path), ModulesToSaveWrapper)
-        return f"{path}.original_module" if wrapped else path
+    def _draw_heads(self) -> None:
+        """Draws new heads in the modules that PEFT copies for an adapter, which it keeps in wrappers."""
+        if not self.base.new_heads:
+            return
+        model = self.base.model
+        wrappers = {path: model.get_submodule(path) for path in self._heads}
+        for path, head in self._heads.items():
+            model.set_submodule(path, head)
+        initialise(model, self.base.new_heads)
+        for path, wrapper in wrappers.items():
+            model.set_submodule(path, wrapper)
 
     def _extend(self, name: str, config: LoraConfig, layers: dict[str, BaseTunerLayer]) -> None:
         """What PEFT's `add_adapter` does to layers that have adapters already.

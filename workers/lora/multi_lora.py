@@ -126,7 +126,8 @@ class MultiLora:
         return adapted.view(base.shape)
 
     def _by_rows(self, x: torch.Tensor, lora_pass: MultiLoraPass) -> torch.Tensor:
-        """The input as [B, T, d_in]. Some architectures flatten it, as OPT does before its MLP.
+        """The input as [B, T, d_in]. Some architectures flatten it, as OPT does before its MLP. Poolers are
+        given one token of each row.
 
         Where it is neither (the tokens routed to an expert), one adapter alone takes it as one long row.
         """
@@ -134,6 +135,8 @@ class MultiLora:
             return x
         if x.dim() == 2 and x.shape[0] == lora_pass.rows * lora_pass.tokens:
             return x.view(lora_pass.rows, lora_pass.tokens, -1)
+        if x.dim() == 2 and x.shape[0] == lora_pass.rows:
+            return x.unsqueeze(1)
         self.rows_separate = False
         if len(lora_pass.groups) == 1:
             return x.reshape(1, -1, x.shape[-1])

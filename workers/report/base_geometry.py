@@ -16,7 +16,7 @@ from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, Com
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
 from search_spaces.tasks import Task
-from workers.base.base_model import build_without_weights, faults_of_loading
+from workers.base.base_model import build_without_weights, faults_of_loading, max_positions
 from workers.base.heads import TASK_MODELS, Labels, head_paths, lies_in, pooler_path
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
 from workers.training.optimizers import adapter_bytes
@@ -124,14 +124,13 @@ def read_geometry(
 def _geometry(model: PreTrainedModel, has_head: bool) -> BaseGeometry:
     heads = head_paths(model) if has_head else ()
     modules = dict(model.named_modules())
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     shapes = {path: modules[path].weight.shape for path in linear_layers(model) if not lies_in(path, heads)}
     return BaseGeometry(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linear={path: (int(shape[0]), int(shape[1])) for path, shape in shapes.items()},
         vocabulary_size=int(model.get_input_embeddings().weight.shape[0]),
-        max_positions=int(positions) if positions else None,
+        max_positions=max_positions(model),
         head=output_head(model),
         pooler=pooler_path(model) if heads else None,
         head_parameters=sum(
