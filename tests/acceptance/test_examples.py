@@ -37,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     settings = Settings(
         home=tmp_path_factory.mktemp("home"), data_roots=(EXAMPLES,), port=free_port(), poll_seconds=0.1
     )
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         yield RunningService(settings=settings, client=client, folder=EXAMPLES, supervisor=server)
 
 

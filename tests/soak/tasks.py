@@ -102,7 +102,7 @@ def main() -> int:
     tasks = parser.parse_args().tasks
     with tempfile.TemporaryDirectory(prefix="nsweep-tasks-") as folder:
         settings = Settings(home=Path(folder), data_roots=(EXAMPLES,), port=free_port(), poll_seconds=0.1)
-        with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
             service = RunningService(settings=settings, client=client, folder=EXAMPLES, supervisor=server)
             passed = [run_task(service, task) for task in tasks]  # all of them, whatever the first one says
             return 0 if all(passed) else 1

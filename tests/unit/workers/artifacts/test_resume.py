@@ -192,7 +192,7 @@ def test_a_trial_that_is_resumed_at_a_rung_reports_it_again_and_keeps_what_was_b
 def test_a_trial_that_lacked_only_its_last_report_makes_it(
     order: TrialOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(self: Attempt, totals: Totals) -> None:
+    def dies(self: Attempt, totals: Totals, written: object) -> None:
         raise KeyboardInterrupt
 
     whole = uninterrupted(order)
