@@ -4,29 +4,21 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --durations=10
-# The acceptance tests start the real processes, which wait for one another: two tests run at a time.
-TESTS_AT_ONCE := 2
-# What they print is shown at their end: the other tests print meanwhile.
-ACCEPTANCE_LOG := $(VENV)/acceptance-tests.log
+# The acceptance tests start the real processes, which wait for one another: two files run at a time, and the
+# files of one service after each other.
+FILES_AT_ONCE := 2
 
-.PHONY: demo test test-acceptance test-others lint bench faults soak clean fuzz
+.PHONY: demo test lint bench faults soak clean fuzz
 
 demo: $(STAMP)
 	$(BIN)/nightsweep demo
 
-# Both halves at once, to their ends, each with its slowest ten tests last.
+# Both halves, to their ends, each with its slowest ten tests last.
 test: $(STAMP)
-	+$(MAKE) --no-print-directory --keep-going --jobs=2 test-acceptance test-others
-
-test-acceptance: $(STAMP)
 	failed=0; \
-	$(PYTEST) -n $(TESTS_AT_ONCE) --dist loadfile --timeout 1200 tests/acceptance >$(ACCEPTANCE_LOG) 2>&1 || failed=1; \
-	cat $(ACCEPTANCE_LOG); \
+	$(PYTEST) -n auto --dist worksteal tests/unit tests/integration tests/gpu || failed=1; \
+	$(PYTEST) -n $(FILES_AT_ONCE) --dist loadfile --timeout 1200 tests/acceptance || failed=1; \
 	exit $$failed
-
-# They take the processor time that the acceptance tests leave, but for Ray's workers, which are nice by 15, too.
-test-others: $(STAMP)
-	nice -n 15 $(PYTEST) -n auto --dist worksteal tests/unit tests/integration tests/gpu
 
 # Thousands of requests made of the OpenAPI document, to SQLite and to PostgreSQL.
 fuzz: $(STAMP)
