@@ -138,11 +138,11 @@ def load_base(
         faults_of_loading(f"The model {spec.id} could not be loaded from {folder}"),
     ):
         check_model_folder(folder, spec.id, task=task)
-        tokenizer = load_tokenizer(str(folder), spec.id)
-        config = _read_config(folder)
-        if spec.dropout == "off":
-            switch_dropout_off(config)
         with limited_memory(memory_gib, f"The model {spec.id} cannot be loaded"):
+            config = _read_config(folder)
+            if spec.dropout == "off":
+                switch_dropout_off(config)
+            tokenizer = load_tokenizer(str(folder), spec.id)
             if TASK_MODELS[task].has_head:
                 vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0)) or len(tokenizer)
                 configure_head(config, task, labels, _pad_id(config, tokenizer, vocabulary))
