@@ -60,7 +60,12 @@ def make_world(settings: Settings) -> World:
 
     The application has a key, so that authentication is fuzzed, too.
     """
-    changes = {"api_key": SecretStr(KEY), "plan_timeout_seconds": PLAN_SECONDS, "submission_check_seconds": 0}
+    changes = {
+        "api_key": SecretStr(KEY),
+        "plan_timeout_seconds": PLAN_SECONDS,
+        "submission_check_seconds": 0,
+        "plugins": ("my_metrics",),  # which definitions may name, and nothing here imports
+    }
     settings = settings.model_copy(update=changes)
     for name in ("train.jsonl", "eval.jsonl"):
         rows = [{"text": f"Row {i} of {name}, with a few words in it."} for i in range(20)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -32,8 +33,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator
     version_before = VersionBefore.unpacked(tmp_path)
     assert version_before.nightsweep("db", "upgrade").exit_code == 0
 
-    def moved(spec: ModelSpec, *options: object) -> LoadedBase:
-        return load_base(spec.model_copy(update={"id": str(tmp_path / "base")}), *options)  # type: ignore[arg-type]
+    def moved(spec: ModelSpec, *limits: Any, **options: Any) -> LoadedBase:
+        return load_base(spec.model_copy(update={"id": str(tmp_path / "base")}), *limits, **options)
 
     monkeypatch.setattr("workers.pack.loaded.load_base", moved)
     home = version_before.home

@@ -347,8 +347,8 @@ def test_only_the_trial_whose_row_does_not_fit_alone_is_out_of_memory(
     memory = LimitedMemory(50, where)  # the short rows have 28 to 46 tokens
     load = loaded.load_base
 
-    def load_limited(spec: ModelSpec, device: torch.device, *limits: Any) -> LoadedBase:
-        base = load(spec, device, *limits)
+    def load_limited(spec: ModelSpec, device: torch.device, *limits: Any, **options: Any) -> LoadedBase:
+        base = load(spec, device, *limits, **options)
         memory.watch(base)
         return base
 
