@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from search_spaces.definition import ModelSpec
-from search_spaces.tasks import Task
+from search_spaces.tasks import TASKS, Task
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
 from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path
@@ -143,7 +143,7 @@ def load_base(
             if spec.dropout == "off":
                 switch_dropout_off(config)
             tokenizer = load_tokenizer(str(folder), spec.id)
-            if TASK_MODELS[task].has_head:
+            if TASKS[task].has_head:
                 vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0)) or len(tokenizer)
                 configure_head(config, task, labels, _pad_id(config, tokenizer, vocabulary))
             outline = _build_without_weights(config, task)
@@ -158,7 +158,7 @@ def build_without_weights(
     """The model that a config.json describes, on torch's device `meta`, with the head of the task. A number
     in it may ask for any amount of memory all the same."""
     config = _read_config(folder)
-    if TASK_MODELS[task].has_head:
+    if TASKS[task].has_head:
         configure_head(config, task, labels, pad_id=0)
     return _build_without_weights(config, task)
 
@@ -194,7 +194,7 @@ def _load_base(
     compute_dtype = compute_dtype_of(spec, device, config.model_type)
     if spec.quantization == "int8" and device.type == "cuda":
         silence_int8_cast_notice()
-    heads = head_paths(outline) if TASK_MODELS[task].has_head else ()
+    heads = head_paths(outline) if TASKS[task].has_head else ()
     pooler = pooler_path(outline) if heads else None
     unquantized = [*([pooler] if pooler else []), *heads]
     try:

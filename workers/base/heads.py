@@ -43,21 +43,19 @@ class TaskModel:
     """The `AutoModelFor...` class that loads it."""
     peft_type: str
     """`task_type` in adapter_config.json."""
-    has_head: bool
-    """Whether there is a head on the backbone that each trial trains anew."""
 
 
-_CAUSAL = TaskModel(AutoModelForCausalLM, "CAUSAL_LM", has_head=False)
-_SEQUENCE = TaskModel(AutoModelForSequenceClassification, "SEQ_CLS", has_head=True)
+_CAUSAL = TaskModel(AutoModelForCausalLM, "CAUSAL_LM")
+_SEQUENCE = TaskModel(AutoModelForSequenceClassification, "SEQ_CLS")
 
 TASK_MODELS: Mapping[Task, TaskModel] = {
     "causal_lm": _CAUSAL,
     "preference": _CAUSAL,
-    "seq2seq_lm": TaskModel(AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", has_head=False),
+    "seq2seq_lm": TaskModel(AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM"),
     "sequence_classification": _SEQUENCE,
     "regression": _SEQUENCE,
     "ranking": _SEQUENCE,
-    "token_classification": TaskModel(AutoModelForTokenClassification, "TOKEN_CLS", has_head=True),
+    "token_classification": TaskModel(AutoModelForTokenClassification, "TOKEN_CLS"),
 }
 
 

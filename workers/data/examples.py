@@ -18,8 +18,24 @@ import torch
 from workers.data.tokenization import IGNORED
 
 
+class _OneRow:
+    """An example that is one row of T tokens."""
+
+    input_ids: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.input_ids)
+
+    @property
+    def rows(self) -> int:
+        """One."""
+        return 1
+
+
 @dataclass(frozen=True)
-class Example:
+class Example(_OneRow):
     """A row of a language model, with at least one supervised token.
 
     `labels` follow the Hugging Face convention: not shifted, `labels[i] == input_ids[i]` where supervised,
@@ -35,16 +51,6 @@ class Example:
     """int64, [T]: 0 in the prompt and 1 in the answer, of a pair that an encoder ranks. None: the tokenizer
     gives none."""
 
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.input_ids)
-
-    @property
-    def rows(self) -> int:
-        """One."""
-        return 1
-
     @cached_property
     def supervised_tokens(self) -> int:
         """Tokens that carry loss."""
@@ -56,7 +62,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class LabelledExample:
+class LabelledExample(_OneRow):
     """A text, or a pair of texts, with one class, several classes or a score."""
 
     input_ids: torch.Tensor
@@ -66,16 +72,6 @@ class LabelledExample:
     label: torch.Tensor
     """The class: int64, []. Several classes: float32, [C], 1 for each that the row has, else 0. The score:
     float32, []."""
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.input_ids)
-
-    @property
-    def rows(self) -> int:
-        """One."""
-        return 1
 
     @property
     def supervised_tokens(self) -> int:
@@ -88,23 +84,13 @@ class LabelledExample:
 
 
 @dataclass(frozen=True)
-class TokenLabelsExample:
+class TokenLabelsExample(_OneRow):
     """A text with a class for some of its tokens, at least one."""
 
     input_ids: torch.Tensor
     """int64, [T]."""
     labels: torch.Tensor
     """int64, [T]: the class of the token itself (nothing is shifted), -100 where it has none."""
-
-    @property
-    def length(self) -> int:
-        """T."""
-        return len(self.input_ids)
-
-    @property
-    def rows(self) -> int:
-        """One."""
-        return 1
 
     @cached_property
     def supervised_tokens(self) -> int:

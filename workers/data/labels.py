@@ -24,8 +24,6 @@ from workers.data.tokenization import check_text
 from workers.errors import DataError, RowError
 from workers.local_files import Roots
 
-TASKS_WITH_LABELS: tuple[Task, ...] = ("sequence_classification", "token_classification")
-"""Tasks whose rows have classes."""
 MOST_LABELS = 10_000
 """Different labels that a study may have."""
 _LONGEST_LABEL = 200

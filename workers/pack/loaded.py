@@ -14,7 +14,7 @@ from workers.base.base_model import checkpoint_activations, load_base
 from workers.base.heads import Labels
 from workers.contract import Preparing, TrialOrder
 from workers.data.datasets import TokenizedData, load_eval, load_train
-from workers.data.labels import TASKS_WITH_LABELS, read_labels
+from workers.data.labels import needs_labels, read_labels
 from workers.device.memory import limited_memory, release, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.heartbeat import UNWATCHED, Heartbeat
@@ -204,7 +204,7 @@ class LoadedStudies:
 
     def _read_labels(self, order: TrialOrder, say: Callable[[str], None]) -> Labels | None:
         """The labels of an order's study, which its base's head must be made for."""
-        if order.task not in TASKS_WITH_LABELS:
+        if not needs_labels(order.task):
             return None
         if _data_key(order) not in self._labels:
             say("reading the labels of the train data")
@@ -231,7 +231,7 @@ class LoadedStudies:
 
 def share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
     """Whether two trials train on one base: where it has a head, that is made for one study's labels."""
-    same_head = one.task not in TASKS_WITH_LABELS or one.study_id == other.study_id
+    same_head = not needs_labels(one.task) or one.study_id == other.study_id
     return one.model == other.model and one.task == other.task and same_head
 
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization, Recipe, TargetModules
-from search_spaces.tasks import Task
+from search_spaces.tasks import TASKS, Task
 from workers.base.base_model import build_without_weights, faults_of_loading, max_positions
-from workers.base.heads import TASK_MODELS, Labels, head_paths, lies_in, pooler_path
+from workers.base.heads import Labels, head_paths, lies_in, pooler_path
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
 from workers.training.optimizers import adapter_bytes
 
@@ -118,7 +118,7 @@ def read_geometry(
         ModelError: transformers cannot build the model that config.json describes.
     """
     with faults_of_loading(f"The model {name} could not be loaded from {folder}"):
-        return _geometry(build_without_weights(folder, task, labels), TASK_MODELS[task].has_head)
+        return _geometry(build_without_weights(folder, task, labels), TASKS[task].has_head)
 
 
 def _geometry(model: PreTrainedModel, has_head: bool) -> BaseGeometry:

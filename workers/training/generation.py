@@ -26,6 +26,7 @@ from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
 from workers.training.evaluation import length_batches
+from workers.training.objectives.forward import autocast
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,7 @@ class _Writer:
         with (
             self.heartbeat.passing("generation"),
             self.host.multi_lora.running(groups, tokens=tokens, form=form, device=base.device) as lora_pass,
-            torch.autocast(
-                base.device.type, dtype=base.compute_dtype, enabled=base.compute_dtype != torch.float32
-            ),
+            autocast(base),
         ):
 
             def begin_step(_model: Any, _args: Any, inputs: dict[str, Any]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.examples import AnyExample
+
+_Example = TypeVar("_Example", bound=AnyExample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,12 @@ class Objective(Protocol):
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
         """float32 [C]: what each class counts in a trial's loss, on the CPU; None: all count alike."""
+
+
+def of_kind(examples: Sequence[AnyExample], kind: type[_Example]) -> list[_Example]:
+    """The examples, all of which must be of the task's kind: one that is not would be a fault of the code."""
+    assert all(isinstance(example, kind) for example in examples)
+    return cast(list[_Example], list(examples))
 
 
 def weights_of(shares: Sequence[Share], owners: torch.Tensor) -> torch.Tensor:

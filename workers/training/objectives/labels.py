@@ -17,7 +17,7 @@ from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExampl
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
 from workers.errors import DataError
-from workers.training.objectives.base import PassLosses, Share, mask_of, padded
+from workers.training.objectives.base import PassLosses, Share, mask_of, of_kind, padded
 from workers.training.objectives.forward import autocast
 from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
 from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
@@ -87,7 +87,7 @@ class LabelledRows:
         self._labels = labels
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> HeadBatch:
-        rows = [example for example in examples if isinstance(example, LabelledExample)]
+        rows = of_kind(examples, LabelledExample)
         return HeadBatch(
             head_inputs([row.input_ids for row in rows], [row.token_type_ids for row in rows], base.pad_id),
             torch.stack([row.label for row in rows]),
@@ -114,7 +114,7 @@ class LabelledRows:
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
         if self._labels is None:
             return None
-        rows = [example.label for example in examples if isinstance(example, LabelledExample)]
+        rows = [example.label for example in of_kind(examples, LabelledExample)]
         counts = torch.zeros(len(self._labels.names), dtype=torch.int64)
         for label in rows:
             counts += label.long() if self._labels.multi_label else _one_hot(label, len(counts))
@@ -132,7 +132,7 @@ class LabelledTokens:
         self._labels = labels
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> HeadBatch:
-        rows = [example for example in examples if isinstance(example, TokenLabelsExample)]
+        rows = of_kind(examples, TokenLabelsExample)
         inputs = head_inputs([row.input_ids for row in rows], [None] * len(rows), base.pad_id)
         flat = padded([row.labels for row in rows], IGNORED).flatten()
         positions = (flat != IGNORED).nonzero().squeeze(1)
@@ -160,10 +160,9 @@ class LabelledTokens:
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
         counts = torch.zeros(len(self._labels.names), dtype=torch.int64)
-        for example in examples:
-            if isinstance(example, TokenLabelsExample):
-                own = example.labels[example.labels != IGNORED]
-                counts += torch.bincount(own, minlength=len(counts))
+        for example in of_kind(examples, TokenLabelsExample):
+            own = example.labels[example.labels != IGNORED]
+            counts += torch.bincount(own, minlength=len(counts))
         return weights_from(recipe, self._labels, counts)
 
 

@@ -12,7 +12,7 @@ from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.batches import MicroBatch, collate, collate_sources
 from workers.data.examples import AnyExample, Example, Seq2SeqExample
-from workers.training.objectives.base import PassLosses, Share, weights_of
+from workers.training.objectives.base import PassLosses, Share, of_kind, weights_of
 from workers.training.objectives.forward import batch_losses
 
 
@@ -46,9 +46,9 @@ class LanguageModel:
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> MicroBatch:
         if base.task == "seq2seq_lm":
-            sources = [example for example in examples if isinstance(example, Seq2SeqExample)]
+            sources = of_kind(examples, Seq2SeqExample)
             return collate_sources(sources, base.pad_id, base.decoder_start_id)
-        return collate([example for example in examples if isinstance(example, Example)], base.pad_id)
+        return collate(of_kind(examples, Example), base.pad_id)
 
     def losses(
         self,

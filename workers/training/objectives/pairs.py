@@ -13,7 +13,7 @@ from workers.base.base_model import LoadedBase
 from workers.data.batches import MicroBatch, collate
 from workers.data.examples import AnyExample, Example, PairExample
 from workers.device.devices import to_device
-from workers.training.objectives.base import PassLosses, Share
+from workers.training.objectives.base import PassLosses, Share, of_kind, weights_of
 from workers.training.objectives.forward import LanguagePass, autocast
 from workers.training.objectives.labels import HeadBatch, head_inputs
 from workers.training.objectives.metrics import pair_metrics
@@ -22,7 +22,7 @@ from workers.training.objectives.preference import PairLosses, bradley_terry, dp
 
 def rows_of(pairs: Sequence[AnyExample]) -> list[Example]:
     """The rows of pairs, chosen and rejected in turn."""
-    return [row for pair in pairs if isinstance(pair, PairExample) for row in (pair.chosen, pair.rejected)]
+    return [row for pair in of_kind(pairs, PairExample) for row in (pair.chosen, pair.rejected)]
 
 
 class RankedPairs:
@@ -49,8 +49,7 @@ class RankedPairs:
             scores = base.model(**batch.inputs).logits
         chosen, rejected = scores.float().view(-1, 2).unbind(1)
         found = bradley_terry(chosen, rejected)
-        weights = torch.tensor([share.weight for share in shares], device=owners.device)[owners]
-        objective = (found.losses * weights).sum() if gradient else None
+        objective = (found.losses * weights_of(shares, owners)).sum() if gradient else None
         return PassLosses(found.losses.detach(), objective, found.margins.detach())
 
     def tally(self, adapters: int, base: LoadedBase) -> PairTally:
@@ -106,7 +105,7 @@ class PreferredPairs:
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> PairBatch:
         batch = collate(rows_of(examples), base.pad_id)
-        known = [pair.reference for pair in examples if isinstance(pair, PairExample) and pair.reference]
+        known = [pair.reference for pair in of_kind(examples, PairExample) if pair.reference]
         references = (
             torch.tensor(known, dtype=torch.float32).flatten() if len(known) == len(examples) else None
         )

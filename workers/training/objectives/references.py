@@ -32,6 +32,7 @@ from workers.heartbeat import Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import RowGroup
 from workers.training.evaluation import length_batches
+from workers.training.objectives.base import of_kind
 from workers.training.objectives.pairs import answer_log_probabilities, rows_of
 from workers.training.shared_pass import SharedPasses
 
@@ -155,7 +156,7 @@ def cache_key(base: LoadedBase, data: TokenizedData, origin: object) -> str:
 
 
 def _given(data: TokenizedData, found: References) -> TokenizedData:
-    pairs = [example for example in data.examples if isinstance(example, PairExample)]
+    pairs = of_kind(data.examples, PairExample)
     examples = (replace(pair, reference=own) for pair, own in zip(pairs, found, strict=True))
     return replace(data, examples=tuple(examples))
 
