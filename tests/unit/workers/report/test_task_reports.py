@@ -14,7 +14,8 @@ from search_spaces.definition import DataSpec, ModelSpec
 from tests.support.workers.models import build_tiny_tokenizer
 from workers.data.datasets import load_data
 from workers.data.labels import read_labels
-from workers.report.data_report import make_report, read_base
+from workers.report.base_reader import read_base
+from workers.report.data_report import make_report
 
 LAMPS = [
     {"text": "turn on the lamp", "label": "on"},
