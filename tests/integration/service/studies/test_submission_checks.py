@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from transformers import BertConfig, BertForSequenceClassification
 
 from service.app import create_app
 from service.maintenance import schema
@@ -19,6 +20,7 @@ from service.plans.checks import FIRST_ROWS
 from service.plans.data_reports import processes
 from service.settings import Settings
 from tests.support.service.api import LOCAL, expect_problem
+from tests.support.workers.families import build_family
 
 PAIR = {"prompt": "turn on the lamp\n", "completion": "lamp on"}
 LONG = {"prompt": "lamp " * 80, "completion": "on"}
@@ -31,6 +33,12 @@ Submit = Callable[..., httpx.Response]
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
     made = tmp_path_factory.mktemp("data")
     shutil.copytree(tiny_base_dir, made / "base")
+    for family in ("t5", "deepseek", "deberta"):
+        build_family(family, made / family)
+    build_family("bert", made / "bert", dropout=True)
+    shutil.copytree(made / "bert", made / "of_five")
+    config = BertConfig.from_pretrained(made / "bert", num_labels=5)
+    BertForSequenceClassification(config).save_pretrained(made / "of_five")
     return made
 
 
@@ -129,6 +137,9 @@ OF_LABELS = {"task": "sequence_classification", "train": LABELLED, "eval_rows": 
 ANSWERS = [{"prompt": f"two plus {n}\n", "completion": f"it is #### {n}"} for n in ("one", "two")]
 
 
+END = "<|im_end|>"
+
+
 def answer_match(pattern: str, **generate: Any) -> dict[str, Any]:
     return {
         "objective": {"metric": "answer_match"},
@@ -186,6 +197,42 @@ FAULTY |= {
         "constraints.mcc",
         "The metric mcc is for rows of one label",
     ),
+    "layers that PEFT takes for fused experts": (
+        {"train": [PAIR], "model": {"id": "deepseek"}},
+        "recipe.target_modules",
+        "for its fused experts, which cannot be adapted. Leave them out of target_modules",
+    ),
+    "a head of another size": (
+        {**OF_LABELS, "model": {"id": "of_five"}},
+        "model.id",
+        "already has a head, of another size: classifier.bias is [5] in the file, but the study's labels"
+        " need [3]",
+    ),
+    "a number format that overflows": (
+        {**OF_LABELS, "model": {"id": "deberta", "compute_dtype": "float16"}},
+        "model.id",
+        "(deberta) overflows in float16",
+    ),
+    "rows with other numbers of end tokens": (
+        {
+            "task": "regression",
+            "train": [{"text": f"lamp on{END}", "score": 1}, {"text": f"lamp{END} off{END}", "score": 2}],
+            "eval_rows": [{"text": f"lamp{END}", "score": 1}],
+            "model": {"id": "t5"},
+        },
+        "data.train",
+        f"train.jsonl:2: The row has the end token '{END}' 2 times, but ",
+    ),
+    "rows without the end token that the model reads them at": (
+        {
+            "task": "sequence_classification",
+            "train": LABELLED,
+            "eval_rows": [{"text": f"lamp on{END}", "label": "on"}],
+            "model": {"id": "t5"},
+        },
+        "data.train",
+        f"train.jsonl:1: The row does not have the end token '{END}', at which the model",
+    ),
 }
 
 
@@ -223,6 +270,23 @@ def test_a_plan_refuses_for_the_same_reason(checking: TestClient, folder: Path) 
     plan = checking.post("/v1/studies?dry_run=true", json=definition(folder, **given)).json()
     assert [(problem["path"], words in problem["message"]) for problem in plan["problems"]] == [(path, True)]
     assert not plan["acceptable"]
+
+
+@pytest.mark.parametrize(
+    ("model", "evidence"),
+    [
+        ({"id": "deberta"}, {"reason": "layers", "layers": "pos_proj, pos_q_proj"}),
+        ({"id": "bert"}, {"reason": "dropout"}),
+        ({"id": "bert", "dropout": "off"}, None),
+    ],
+)
+def test_a_plan_says_whose_trials_are_not_packed(
+    checking: TestClient, folder: Path, model: dict[str, str], evidence: dict[str, str] | None
+) -> None:
+    sent = definition(folder, LABELLED, LABELLED, task="sequence_classification", model=model)
+    plan = checking.post("/v1/studies?dry_run=true", json=sent).json()
+    found = [given["evidence"] for given in plan["warnings"] if given["code"] == "not_packed"]
+    assert (plan["acceptable"], found) == (True, [evidence] if evidence else [])
 
 
 def test_a_pattern_that_finds_some_answers_is_accepted_and_the_plan_counts_the_others(
