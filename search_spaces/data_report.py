@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from search_spaces.definition import DataSpec, ModelSpec
-from search_spaces.recipe import Optimizer, Quantization, TargetModules
+from search_spaces.definition import DataSpec, GenerateSpec, ModelSpec
+from search_spaces.recipe import ClassWeights, Optimizer, Quantization, TargetModules
 from search_spaces.tasks import Task
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 
@@ -62,11 +62,24 @@ class ReportRequest(_Part):
     quantizations: tuple[Quantization, ...]
     compute_dtypes: tuple[ComputeDtype, ...]
     adapters: tuple[AdapterShape, ...]
+    objective: str = "eval_loss"
+    """The metric that trials are compared by."""
+    constrained: tuple[str, ...] = ()
+    """Metrics that have a constraint."""
+    generate: GenerateSpec | None = None
+    """How text is generated; None: as `GenerateSpec` says by default, where a metric needs it."""
+    class_weights: ClassWeights = "none"
+    """Of all recipes: a mapping cannot be searched."""
     max_rows: int
     """Rows of each data set that are tokenised."""
     max_counted: int
     """Rows after them that are counted."""
     limits: LoadingLimits = LoadingLimits()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Metrics without which a trial fails."""
+        return (self.objective, *self.constrained)
 
 
 class Count(_Part):
@@ -103,6 +116,14 @@ class Lengths(_Part):
     median: int
     p95: int
     longest: int
+
+
+class Answers(_Part):
+    """What `evaluation.generate.answer_pattern` finds in the references of the eval data."""
+
+    references: int = Field(description="Those that were searched: of the rows that were read")
+    without_answer: int
+    first_without: str | None = Field(description="The place of the first one without an answer")
 
 
 class Baseline(_Part):
@@ -175,6 +196,9 @@ class SplitReport(_Part):
     equal_pairs: int | None = Field(
         default=None, description="Pairs whose chosen answer is also the rejected one; null: no pairs"
     )
+    answers: Answers | None = Field(
+        default=None, description="Of the eval data, where the study measures answer_match"
+    )
 
     @property
     def sampled(self) -> bool:
@@ -228,12 +252,22 @@ class AdapterBytes(_Part):
     optimizer: Optimizer
     trainable_parameters: int
     bytes: int
+    layers_without_rows: tuple[str, ...] = Field(
+        default=(),
+        description="Adapted layers that are given something that belongs to no row, so that trials with them"
+        " train one after the other",
+    )
 
 
 class ModelReport(_Part):
     """The base, from its configuration."""
 
     architecture: str
+    own_dropout: bool = Field(
+        default=False,
+        description="Whether it draws numbers of its own in training, so that trials train one after the"
+        " other",
+    )
     parameters: int
     quantizable_parameters: int = Field(description="Parameters of the linear layers without the output head")
     max_positions: int | None

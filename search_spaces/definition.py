@@ -273,8 +273,8 @@ class GenerateSpec(Section):
     when: Literal["end", "rungs"] = "end"
     """At a trial's end, or at each rung, where pruning needs it."""
     answer_pattern: Text | None = None
-    """A regular expression that finds the answer in a text, for `answer_match`. Workers compile it, with an
-    engine whose time is linear."""
+    """A regular expression that finds the answer in a text, for `answer_match`. It is compiled
+    with an engine whose time is linear."""
 
 
 class EvaluationSpec(Section):

@@ -15,6 +15,7 @@ from service.plans.lengths import rows_of, rung_fault
 from service.plans.schemas import PlanView, PlanWarning, warning
 from service.plans.training import plan_training, plan_trials, trial_lengths
 from service.plans.warnings.data import data_warnings
+from service.plans.warnings.model import model_warnings
 from service.plans.warnings.search import search_warnings
 from service.plans.warnings.training import training_warnings
 
@@ -48,6 +49,8 @@ def make_plan(
     warnings += search_warnings(definition, trials)
     machines = plan_cluster(definition.resources, cluster, has_server=earlier is not None)
     warnings += cluster_warnings(definition.resources, machines)
+    if report is not None and report.model is not None:
+        warnings += model_warnings(report.model)
     data = report.data if report is not None else None
     problems = [
         problem.model_copy(update={"path": path_in(definition, problem.path)})

@@ -27,6 +27,8 @@ WarningCode = Literal[
     "imbalanced",
     "equal_pairs",
     "long_targets",
+    "answers_missing",
+    "not_packed",
     "rows_left_out",
     "unrendered",
     "unread_fields",

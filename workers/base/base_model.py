@@ -29,7 +29,7 @@ from search_spaces.definition import ModelSpec
 from search_spaces.tasks import TASKS, Task
 from workers.base.causal_attention import attend_without_masks
 from workers.base.chunked_loss import head_is_plain
-from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path
+from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path, row_end_id
 from workers.base.loaded_weights import check_loaded, without_load_report
 from workers.base.model_files import check_model_folder, confined_model, find_model_folder
 from workers.base.own_dropout import disable_dropout_layers, has_dropout, switch_dropout_off
@@ -83,14 +83,12 @@ class LoadedBase:
     @property
     def decoder_start_id(self) -> int:
         """What the decoder of an encoder-decoder model is given first."""
-        config = self.model.config
-        for key in ("decoder_start_token_id", "bos_token_id"):
-            if (token := getattr(config, key, None)) is not None:
-                return int(token)
-        raise ModelError(
-            f"The config.json of the model {self.spec.id} names no decoder_start_token_id, so nothing says "
-            "what its decoder begins with. Add it, as the model's authors trained it."
-        )
+        return decoder_start_id(self.model.config, self.spec.id)
+
+    @property
+    def row_end_id(self) -> int | None:
+        """The token of which every row must have as many; None: there is none."""
+        return row_end_id(self.model.config, self.task)
 
     @property
     def vocabulary_size(self) -> int:
@@ -235,6 +233,25 @@ def _load_base(
         task=task,
         heads=tuple(path for path in unquantized if path in heads or path in new),
         new_heads=new,
+    )
+
+
+def decoder_start_id(config: PretrainedConfig, name: str) -> int:
+    """What the decoder of an encoder-decoder model is given first.
+
+    Args:
+        config: The model's.
+        name: The model as the definition calls it, for messages.
+
+    Raises:
+        ModelError: Nothing says what.
+    """
+    for key in ("decoder_start_token_id", "bos_token_id"):
+        if (token := getattr(config, key, None)) is not None:
+            return int(token)
+    raise ModelError(
+        f"The config.json of the model {name} names no decoder_start_token_id, so nothing says what its "
+        "decoder begins with. Add it, as the model's authors trained it."
     )
 
 

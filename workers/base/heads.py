@@ -101,6 +101,21 @@ def pooler_path(model: PreTrainedModel) -> str | None:
     return f"{model.base_model_prefix}.{_POOLER}"
 
 
+def row_end_id(config: PretrainedConfig, task: Task) -> int | None:
+    """The token at whose last place an encoder-decoder model with a head reads a row. transformers takes only
+    rows that have as many of it (`T5ForSequenceClassification`, `BartForSequenceClassification`).
+
+    Args:
+        config: The model's.
+        task: What it is trained for.
+
+    Returns:
+        None: The model reads rows in another way.
+    """
+    end = config.eos_token_id if TASK_MODELS[task] is _SEQUENCE and config.is_encoder_decoder else None
+    return None if end is None else int(end)
+
+
 def lies_in(path: str, modules: Collection[str]) -> str | None:
     """Which of the modules a path belongs to."""
     return next((module for module in modules if path == module or path.startswith(f"{module}.")), None)

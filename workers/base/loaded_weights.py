@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from search_spaces.wording import counted
 from workers.base.heads import lies_in
+from workers.base.model_files import weight_files
 from workers.errors import ModelError
 
 
@@ -33,11 +36,7 @@ def check_loaded(
     wrong = [(key, tuple(found), tuple(asked)) for key, found, asked in loading["mismatched_keys"]]
     for key, found, asked in wrong:
         if lies_in(key, heads):
-            raise ModelError(
-                f"The model {name} already has a head, of another size: {key} is {list(found)} in the file, "
-                f"but the study's labels need {list(asked)}. Use the checkpoint that it was fine-tuned from, "
-                "or data with as many labels."
-            )
+            raise _other_head(name, key, found, asked)
     for path, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             shape = tuple(module.weight.quant_state.shape)
@@ -55,6 +54,39 @@ def check_loaded(
             f"file, expected {list(asked)}. Download or save the model again."
         )
     return new
+
+
+def check_head_sizes(folder: Path, outline: PreTrainedModel, heads: list[str], name: str) -> None:
+    """Refuses a model that has a head of another size already, by what its files say of their tensors.
+
+    Args:
+        folder: Holds the weights.
+        outline: The model as it is to be trained, without weights.
+        heads: Paths of its heads.
+        name: The model as the definition calls it, for messages.
+
+    Raises:
+        ModelError: It has one.
+    """
+    asked = {
+        f"{path}.{own}": tuple(parameter.shape)
+        for path in heads
+        for own, parameter in outline.get_submodule(path).named_parameters()
+    }
+    for shard in weight_files(folder):
+        with safe_open(shard, framework="pt") as file:
+            for key in sorted(asked.keys() & set(file.keys())):
+                found = tuple(file.get_slice(key).get_shape())
+                if found != asked[key]:
+                    raise _other_head(name, key, found, asked[key])
+
+
+def _other_head(name: str, key: str, found: Sequence[int], asked: Sequence[int]) -> ModelError:
+    return ModelError(
+        f"The model {name} already has a head, of another size: {key} is {list(found)} in the file, "
+        f"but the study's labels need {list(asked)}. Use the checkpoint that it was fine-tuned from, "
+        "or data with as many labels."
+    )
 
 
 class _LoadReport(logging.Filter):

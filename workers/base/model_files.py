@@ -194,6 +194,9 @@ def check_model_folder(
     return config
 
 
+_INDEX = "model.safetensors.index.json"
+
+
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -300,10 +303,7 @@ def _named_kernel(config: object) -> str | None:
 
 
 def _check_weights(folder: Path, name: str) -> None:
-    shards = sorted(folder.glob("model*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = [folder / shard for shard in _shards(index)]
+    shards = weight_files(folder)
     if not shards:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -319,7 +319,7 @@ def _check_weights(folder: Path, name: str) -> None:
     for shard in shards:
         if not shard.is_file():
             raise ModelError(
-                f"The model {name} lacks {shard.name}, which {index.name} names. Download the model again."
+                f"The model {name} lacks {shard.name}, which {_INDEX} names. Download the model again."
             )
         try:
             with safe_open(shard, framework="pt"):
@@ -331,6 +331,18 @@ def _check_weights(folder: Path, name: str) -> None:
             raise ModelError(
                 f"The weights {shard} are corrupt or cut short ({_first_line(error)}). {hint}"
             ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, which need not be there.
+
+    Raises:
+        ModelError: Its index is none.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        return [folder / shard for shard in _shards(index)]
+    return sorted(folder.glob("model*.safetensors"))
 
 
 def _shards(index: Path) -> list[str]:

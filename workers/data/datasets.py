@@ -55,6 +55,10 @@ class RowReader(Protocol):
     def labels(self) -> Labels | None:
         """Those of the train data; None: the task has none."""
 
+    @property
+    def row_end_id(self) -> int | None:
+        """The token of which every row must have as many; None: there is none."""
+
 
 @dataclass(frozen=True)
 class TokenizedData:
@@ -197,7 +201,12 @@ def _tokenize(
 
 
 def row_encoder(
-    shape: RowShape, spec: DataSpec, base: RowReader, now: datetime | None = None
+    shape: RowShape,
+    spec: DataSpec,
+    base: RowReader,
+    now: datetime | None = None,
+    *,
+    trains: bool = True,
 ) -> Callable[[str, dict[str, Any]], ReadRow]:
     """What makes an example of a row and its place, cut to `max_length`.
 
@@ -206,6 +215,7 @@ def row_encoder(
         spec: How rows are read.
         base: Whose tokenizer and task they are read with.
         now: As in `load_data`.
+        trains: Whether the model is given the examples as they are.
 
     Raises:
         DataError: here and from what is returned, as `load_data` does.
@@ -220,6 +230,7 @@ def row_encoder(
     if base.labels is not None:
         labels = LabelReader(base.labels, first_rows("the train data", spec.max_train_examples))
     encoder = TaskEncoder(base.task, base.tokenizer, labels, rendering, spec.max_length)
+    ends = _RowEnds(base) if trains else None
 
     def read(place: str, row: dict[str, Any]) -> ReadRow:
         renamed = named_row(place, row, spec.columns, shape)
@@ -227,9 +238,42 @@ def row_encoder(
             found = encoder.encode(renamed)
         if found.example is not None:
             _check_vocabulary(place, _highest_token(found.example), base)
+            if ends is not None:
+                ends.check(place, found.example)
         return found
 
     return read
+
+
+class _RowEnds:
+    """Compares how many end tokens the rows of a data set have, where a model wants as many in each."""
+
+    def __init__(self, base: RowReader) -> None:
+        self._base = base
+        self._first: tuple[str, int] | None = None  # the place of the first row, and how many it has
+
+    def check(self, place: str, example: AnyExample) -> None:
+        """Raises RowError where a row has none, or more or fewer than the first one."""
+        end = self._base.row_end_id
+        if end is None:
+            return
+        rows = [example.chosen, example.rejected] if isinstance(example, PairExample) else [example]
+        for row in rows:
+            count = int((row.input_ids == end).sum())
+            token = repr(self._base.tokenizer.convert_ids_to_tokens(end))
+            if not count:
+                raise RowError(
+                    f"{place}: The row does not have the end token {token}, at which the model"
+                    f" {self._base.spec.id} reads a row. Use the tokenizer that the model was trained with."
+                )
+            self._first = self._first or (place, count)
+            if count != self._first[1]:
+                raise RowError(
+                    f"{place}: The row has the end token {token} {counted(count, 'time')}, but"
+                    f" {self._first[0]} has it {counted(self._first[1], 'time')}. The model"
+                    f" {self._base.spec.id} needs as many in every row: give all rows a second text or none,"
+                    f" and do not write {token} in texts."
+                )
 
 
 def is_equal_pair(example: AnyExample) -> bool:

@@ -17,7 +17,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -28,7 +27,7 @@ from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
 from workers.base.heads import TASK_MODELS, initialise, lies_in, undecayed
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
-from workers.errors import AdapterError
+from workers.lora.fused_experts import refuse_fused_experts
 from workers.lora.multi_lora import CONCATENATED_SHARE, Form, LayerAdapter, MultiLora, RowGroup
 
 
@@ -149,7 +148,7 @@ class AdapterHost:
             recipe.target_modules, self._linear, type(self.base.model).__name__, self._head
         )
         config = self._config(recipe, selected)
-        self._refuse_fused_experts(config)
+        refuse_fused_experts(config, self.base.model)
         try:
             with seeded(recipe.seed, self.base.device):
                 self._draw_heads()
@@ -333,26 +332,6 @@ class AdapterHost:
             task_type=TASK_MODELS[self.base.task].peft_type,
             modules_to_save=list(self._heads) or None,
         )
-
-    def _refuse_fused_experts(self, config: LoraConfig) -> None:
-        """PEFT takes the names that a base's layers share with its fused experts for the experts'.
-
-        So it does when an adapter is loaded, too: one of those layers alone could be saved, but not used.
-
-        Raises:
-            AdapterError: The adapter would be one of the experts.
-        """
-        converted = copy.deepcopy(config)
-        try:
-            convert_peft_config_for_transformers(converted, self.base.model, None)
-        except ValueError as error:  # some of the names that are fused into one, but not all
-            raise AdapterError(f"target_modules cannot be adapted: {error}") from error
-        if converted.target_parameters:
-            taken = sorted(set(config.target_modules or ()) - set(converted.target_modules or ()))
-            raise AdapterError(
-                f"PEFT takes {', '.join(taken)} of {type(self.base.model).__name__} for its fused experts,"
-                " which cannot be adapted. Leave them out of target_modules, for example with `attention`."
-            )
 
     def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
         """An adapter's matrices by PEFT's names, in the model's order."""

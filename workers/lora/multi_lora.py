@@ -39,6 +39,7 @@ __all__ = [
     "MultiLoraPass",
     "RowGroup",
     "RowsUnknownError",
+    "by_rows",
 ]
 
 CONCATENATED_SHARE = 0.05
@@ -126,21 +127,35 @@ class MultiLora:
         return adapted.view(base.shape)
 
     def _by_rows(self, x: torch.Tensor, lora_pass: MultiLoraPass) -> torch.Tensor:
-        """The input as [B, T, d_in]. Some architectures flatten it, as OPT does before its MLP. Poolers are
-        given one token of each row.
-
-        Where it is neither (the tokens routed to an expert), one adapter alone takes it as one long row.
-        """
-        if x.dim() == 3 and x.shape[0] == lora_pass.rows:
-            return x
-        if x.dim() == 2 and x.shape[0] == lora_pass.rows * lora_pass.tokens:
-            return x.view(lora_pass.rows, lora_pass.tokens, -1)
-        if x.dim() == 2 and x.shape[0] == lora_pass.rows:
-            return x.unsqueeze(1)
+        """The input as `by_rows` gives it. Where that cannot be told, one adapter alone takes it as one long
+        row."""
+        separate = by_rows(x, lora_pass.rows, lora_pass.tokens)
+        if separate is not None:
+            return separate
         self.rows_separate = False
         if len(lora_pass.groups) == 1:
             return x.reshape(1, -1, x.shape[-1])
         raise RowsUnknownError(f"a layer was given {list(x.shape)} in a pass of {lora_pass.rows} rows")
+
+
+def by_rows(x: torch.Tensor, rows: int, tokens: int) -> torch.Tensor | None:
+    """A layer's input as [B, T, d_in]; None: it does not tell which of its vectors belong to which row.
+
+    Some architectures flatten it, as OPT does before its MLP. Poolers are given one token of each row. The
+    tokens routed to an expert are neither.
+
+    Args:
+        x: The input, [..., d_in].
+        rows: Of the pass, B.
+        tokens: Of each row, T.
+    """
+    if x.dim() == 3 and x.shape[0] == rows:
+        return x
+    if x.dim() == 2 and x.shape[0] == rows * tokens:
+        return x.view(rows, tokens, -1)
+    if x.dim() == 2 and x.shape[0] == rows:
+        return x.unsqueeze(1)
+    return None
 
 
 class RowsUnknownError(Exception):

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.definition import GenerateSpec
-from search_spaces.tasks import TASKS
 from workers.base.base_model import LoadedBase
-from workers.base.heads import Labels
 from workers.contract import OutcomeStatus, TrialOrder
 from workers.data.datasets import TokenizedData
 from workers.data.examples import Example, Seq2SeqExample
@@ -18,8 +16,8 @@ from workers.errors import DataError, RowError
 from workers.plugins import EvalAnswers, OwnMetric, load_metrics
 from workers.training.generation import Prompt, prompt_of
 from workers.training.objectives.base import Evaluation
-from workers.training.objectives.generated_metrics import check_references, generated_metrics
-from workers.training.objectives.labels import Answers
+from workers.training.objectives.generated_metrics import generated_metrics, measurable, wanted_metrics
+from workers.training.objectives.labels import Answers, check_label_metrics
 from workers.training.objectives.pairs import PairAnswers
 from workers.training.shared_pass import SharedPasses
 from workers.training.trial_run import TrialEndedError, TrialRun
@@ -111,17 +109,8 @@ def read_measures(order: TrialOrder, data: TokenizedData, base: LoadedBase) -> M
     if order.rate_sweep is not None:  # which evaluates nothing
         return Measures()
     if base.labels is not None:
-        _check_labels(base.labels, named_metrics(order))
+        check_label_metrics(base.labels, named_metrics(order))
     return Measures(_read_texts(order, data, base), load_metrics(order.metrics, order.limits.plugins))
-
-
-def _check_labels(labels: Labels, named: Mapping[str, str]) -> None:
-    count = len(labels.names)
-    for metric in ("mcc", "roc_auc"):
-        if metric in named and labels.multi_label:
-            raise DataError(f"The metric {metric} is for rows of one label; choose macro_f1 or micro_f1.")
-    if "roc_auc" in named and count != 2:
-        raise DataError(f"The metric roc_auc is for two labels; the train data has {count:,}. Choose mcc.")
 
 
 def named_metrics(order: TrialOrder) -> dict[str, str]:
@@ -160,10 +149,8 @@ def check_metrics(
 
 
 def _read_texts(order: TrialOrder, data: TokenizedData, base: LoadedBase) -> Texts | None:
-    needed = {order.objective.metric, *order.constrained}
-    spec, names = order.evaluation.generate, TASKS[order.task].generated
-    if spec is None:
-        spec, names = GenerateSpec(), tuple(name for name in names if name in needed)
+    needed = named_metrics(order)
+    spec, names = wanted_metrics(order.task, order.evaluation.generate, needed)
     if not names:
         return None
     prompts = []
@@ -174,18 +161,7 @@ def _read_texts(order: TrialOrder, data: TokenizedData, base: LoadedBase) -> Tex
         except RowError as error:
             raise DataError(f"Eval example {number} of {order.data.eval}: {error}") from error
     references = [prompt.reference for prompt in prompts]
-    wanted = []
-    for name in names:
-        if name == "answer_match" and spec.answer_pattern is None and name not in needed:
-            continue
-        try:
-            check_references(references, [name], spec.answer_pattern)
-        except DataError:
-            if name in needed or name == "answer_match":
-                raise
-        else:
-            wanted.append(name)
-    return Texts(spec, tuple(prompts), tuple(wanted))
+    return Texts(spec, tuple(prompts), measurable(references, names, needed, spec.answer_pattern))
 
 
 def _arrays(evaluation: Evaluation) -> dict[str, Any]:

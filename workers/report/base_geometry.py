@@ -10,15 +10,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from search_spaces.data_report import AdapterBytes, AdapterShape, BaseBytes, ComputeDtype
 from search_spaces.definition import ModelSpec
-from search_spaces.recipe import Quantization, Recipe, TargetModules
+from search_spaces.recipe import Quantization, Recipe
 from search_spaces.tasks import TASKS, Task
 from workers.base.base_model import build_without_weights, faults_of_loading, max_positions
 from workers.base.heads import Labels, head_paths, lies_in, pooler_path
-from workers.base.target_modules import linear_layers, output_head, resolve_target_modules
+from workers.base.own_dropout import has_dropout
+from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
+from workers.lora.fused_experts import refuse_fused_experts
+from workers.lora.row_layers import layers_without_rows
 from workers.training.optimizers import adapter_bytes
 
 _BLOCK = 64
@@ -32,7 +36,8 @@ _BYTES: dict[ComputeDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 class BaseGeometry:
     """The shapes of a base."""
 
-    architecture: str
+    outline: PreTrainedModel
+    """Without weights."""
     parameters: int
     """Shared ones counted once."""
     linear: dict[str, tuple[int, int]]
@@ -44,8 +49,22 @@ class BaseGeometry:
     """The path of the output head, which is not adapted."""
     pooler: str | None = None
     """The path of the layer before a new head, which is adapted, but not quantized."""
+    heads: tuple[str, ...] = ()
+    """Paths of the new heads, which each trial has for itself, in full precision."""
     head_parameters: int = 0
-    """Of the new heads, which each trial has for itself, in full precision."""
+    """Theirs."""
+    without_rows: frozenset[str] = frozenset()
+    """Paths of layers where trials cannot be told apart (`workers.lora.row_layers`)."""
+
+    @property
+    def architecture(self) -> str:
+        """The model's class."""
+        return type(self.outline).__name__
+
+    @property
+    def own_dropout(self) -> bool:
+        """Whether it draws numbers of its own in training, unless that is turned off."""
+        return has_dropout(self.outline)
 
     @property
     def quantizable_parameters(self) -> int:
@@ -85,9 +104,14 @@ class BaseGeometry:
         batch of one row has none.
 
         Raises:
-            AdapterError: The target modules match no layer.
+            AdapterError: The target modules match no layer, or layers that PEFT takes for others.
         """
-        parameters = shape.lora_r * self._sides(shape.target_modules) + self.head_parameters
+        paths = resolve_target_modules(shape.target_modules, list(self.linear), self.architecture, self.head)
+        modules = [name for name, _ in self.outline.named_modules()]
+        refuse_fused_experts(LoraConfig(target_modules=shortest_suffixes(paths, modules)), self.outline)
+        # Rows and columns of all the weights adapted: the parameters of an adapter of rank 1.
+        sides = sum(sum(self.linear[path]) for path in paths)
+        parameters = shape.lora_r * sides + self.head_parameters
         recipe = Recipe(optimizer=shape.optimizer, sgd_momentum=shape.sgd_momentum)
         return AdapterBytes(
             lora_r=shape.lora_r,
@@ -95,12 +119,12 @@ class BaseGeometry:
             optimizer=shape.optimizer,
             trainable_parameters=parameters,
             bytes=adapter_bytes(parameters, recipe, accumulates=True),
+            layers_without_rows=tuple(
+                sorted(
+                    {path.rpartition(".")[2] for path in (*paths, *self.heads) if path in self.without_rows}
+                )
+            ),
         )
-
-    def _sides(self, targets: TargetModules) -> int:
-        """Rows and columns of all the weights adapted: the parameters of an adapter of rank 1."""
-        paths = resolve_target_modules(targets, list(self.linear), self.architecture, self.head)
-        return sum(sum(self.linear[path]) for path in paths)
 
 
 def read_geometry(
@@ -126,13 +150,15 @@ def _geometry(model: PreTrainedModel, has_head: bool) -> BaseGeometry:
     modules = dict(model.named_modules())
     shapes = {path: modules[path].weight.shape for path in linear_layers(model) if not lies_in(path, heads)}
     return BaseGeometry(
-        architecture=type(model).__name__,
+        outline=model,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linear={path: (int(shape[0]), int(shape[1])) for path, shape in shapes.items()},
         vocabulary_size=int(model.get_input_embeddings().weight.shape[0]),
         max_positions=max_positions(model),
         head=output_head(model),
         pooler=pooler_path(model) if heads else None,
+        heads=heads,
+        without_rows=layers_without_rows(model, heads),
         head_parameters=sum(
             parameter.numel() for path in heads for parameter in model.get_submodule(path).parameters()
         ),

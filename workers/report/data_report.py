@@ -10,12 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from search_spaces.data_report import (
@@ -23,16 +21,13 @@ from search_spaces.data_report import (
     DataReport,
     DecodedExample,
     FilesReport,
-    LoadingLimits,
     ModelReport,
     ReportRequest,
     SplitReport,
 )
-from search_spaces.definition import HubData, ModelSpec
-from search_spaces.tasks import Task
-from workers.base.base_model import faults_of_loading, load_tokenizer
+from search_spaces.definition import HubData
 from workers.base.heads import Labels
-from workers.base.model_files import check_model_folder, confined_model, find_model_folder, is_local
+from workers.base.model_files import is_local
 from workers.data.chat.chat_templates import ChatTemplate, Rendering
 from workers.data.data_files import describe_source
 from workers.data.datasets import (
@@ -46,12 +41,15 @@ from workers.data.formats import FORMATS, Format, RowShape
 from workers.data.labels import needs_labels, read_labels
 from workers.data.loss_flags import FLAGS, is_empty
 from workers.data.rows import TASK_SHAPES, open_rows, renamed_row
+from workers.data.task_formats import cut
 from workers.data.tokenization import IGNORED
 from workers.device.memory import limited_memory
 from workers.errors import AdapterError, DataError, LengthError, ModelError, faults_of_libraries
-from workers.report.base_geometry import BaseGeometry, read_geometry
+from workers.report.base_geometry import BaseGeometry
+from workers.report.base_reader import BaseReader, read_base
 from workers.report.data_statistics import SplitStatistics, decoded
 from workers.report.problems import Problems
+from workers.report.study_checks import References, faults_of_settings
 from workers.report.task_statistics import TaskStatistics, decoded_example
 
 _EXAMPLES = 2
@@ -61,22 +59,12 @@ _UNREADABLE = "The data cannot be read"
 _READ_KEYS = FLAGS | {"role", "content"}
 
 
-@dataclass(frozen=True)
-class BaseReader:
-    """What a base tells of rows, without its weights."""
-
-    spec: ModelSpec
-    tokenizer: PreTrainedTokenizerBase
-    vocabulary_size: int
-    max_positions: int | None
-    task: Task = "causal_lm"
-    labels: Labels | None = None
-
-
 def make_report(request: ReportRequest) -> FilesReport:
     """The report. Faults of the model, the data and the recipes become its problems."""
     problems = Problems()
     labels = _read_labels(request, problems)
+    for path, fault in faults_of_settings(request, labels):
+        problems.add(fault, path)
     try:
         geometry, reader = read_base(request.model, request.limits, request.task, labels)
     except (ModelError, DataError) as error:
@@ -111,36 +99,6 @@ def _read_labels(request: ReportRequest, problems: Problems) -> Labels | None:
         return None
 
 
-def read_base(
-    spec: ModelSpec, limits: LoadingLimits, task: Task = "causal_lm", labels: Labels | None = None
-) -> tuple[BaseGeometry, BaseReader]:
-    """A base's shapes and its tokenizer, without its weights.
-
-    Args:
-        spec: Which base.
-        limits: What may be read, and how much memory that may take.
-        task: What it is to be trained for.
-        labels: Those of the train data; None: the task has none, or they are not known.
-
-    Raises:
-        ModelError: It cannot be used.
-        DataError: The limit of memory is not enough.
-    """
-    local = is_local(spec)
-    folder = find_model_folder(spec, weights=local)
-    what = f"The model {spec.id} cannot be read"
-    with (
-        limited_memory(limits.memory_gib, what),
-        confined_model(spec, limits.data_roots),
-        faults_of_loading(what),
-    ):
-        check_model_folder(folder, spec.id, weights=local, task=task)
-        geometry = read_geometry(folder, spec.id, task, labels)
-        tokenizer = load_tokenizer(str(folder), spec.id)
-    reader = BaseReader(spec, tokenizer, geometry.vocabulary_size, geometry.max_positions, task, labels)
-    return geometry, reader
-
-
 def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Problems) -> ModelReport:
     adapters: list[AdapterBytes] = []
     faults: list[AdapterError] = []
@@ -153,6 +111,7 @@ def _model_report(request: ReportRequest, geometry: BaseGeometry, problems: Prob
         problems.add(fault, "recipe.target_modules", every_trial=not adapters)
     return ModelReport(
         architecture=geometry.architecture,
+        own_dropout=geometry.own_dropout and request.model.dropout == "keep",
         parameters=geometry.parameters,
         quantizable_parameters=geometry.quantizable_parameters,
         max_positions=geometry.max_positions,
@@ -173,6 +132,7 @@ class _DataReader:
         self._base = base
         self._problems = problems
         self._examples: list[DecodedExample] = []
+        self._references = References(request, base.tokenizer)
         self._now = datetime.now(UTC)
 
     def report(self) -> DataReport:
@@ -225,7 +185,8 @@ class _DataReader:
             self._problems.add(error, path, source=name, from_hub=isinstance(source, HubData))
             return None
         names = {*format_.fields, *columns, *columns.values()}
-        add = self._adder(format_, statistics := self._statistics(format_, max_lengths), max_lengths, decode)
+        statistics = self._statistics(format_, max_lengths)
+        add = self._adder(split, format_, statistics, max_lengths, decode)
         read = faulty = unread = 0
         ended = True
         try:
@@ -249,33 +210,54 @@ class _DataReader:
         report = statistics.report(
             name, rows=counted if ended else None, counted=counted, read=read, faulty=faulty
         )
-        if not faulty and ended and not unread:
-            if statistics.task is not None and statistics.task.all_pairs_equal:
-                self._problems.add(DataError(nothing_to_prefer(name, max_lengths[0])), path, source=name)
-            for cut in report.by_length:
-                if not cut.usable_rows:
-                    shortest = statistics.fewest_tokens_before_supervised(cut.max_length)
-                    message = nothing_usable(name, read, format_, cut.max_length, shortest)
-                    if shortest is None:
-                        self._problems.add(DataError(message), path)
-                    else:
-                        self._add_length_fault(LengthError(message), cut.max_length)
+        is_whole = not faulty and ended and not unread
+        if is_whole:
+            self._check_rows(split, statistics, report, format_)
+        if split == "eval":
+            for key, fault in self._references.faults(is_whole=is_whole):
+                self._problems.add(fault, key)
+            report = report.model_copy(update={"answers": self._references.answers()})
         return format_, statistics, report
+
+    def _check_rows(
+        self, split: str, statistics: SplitStatistics, report: SplitReport, format_: RowShape
+    ) -> None:
+        """What is wrong with a data set as a whole, of which each row was read."""
+        name, path = report.source, f"data.{split}"
+        if statistics.task is not None and statistics.task.all_pairs_equal:
+            length = report.by_length[0].max_length
+            self._problems.add(DataError(nothing_to_prefer(name, length)), path, source=name)
+        for rows in report.by_length:
+            if not rows.usable_rows:
+                shortest = statistics.fewest_tokens_before_supervised(rows.max_length)
+                message = nothing_usable(name, report.rows_read, format_, rows.max_length, shortest)
+                if shortest is None:
+                    self._problems.add(DataError(message), path)
+                else:
+                    self._add_length_fault(LengthError(message), rows.max_length)
 
     def _statistics(self, shape: RowShape, max_lengths: Sequence[int]) -> SplitStatistics:
         task = None if isinstance(shape, Format) else TaskStatistics(self._base.task, self._base.labels)
         return SplitStatistics(shape, max_lengths, self._request.data.columns, task)
 
     def _adder(
-        self, shape: RowShape, statistics: SplitStatistics, max_lengths: Sequence[int], decode: int
+        self,
+        split: str,
+        shape: RowShape,
+        statistics: SplitStatistics,
+        max_lengths: Sequence[int],
+        decode: int,
     ) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
         """What counts a row and answers it under its fields' names. The first rows are decoded, too."""
         spec, base, tokenizer = self._request.data, self._base, self._base.tokenizer
         columns, own = spec.columns, max_lengths[0]
+        is_compared = split == "eval"  # with what trials generate
 
         def add_text(place: str, row: dict[str, Any]) -> dict[str, Any]:
             assert isinstance(shape, Format)
             encoded = encode_row(place, row, shape, columns, base, Rendering(self._now, spec.unrendered))
+            if is_compared:
+                self._references.add(place, cut(encoded, own).example)
             named = renamed_row(place, row, columns, shape)
             statistics.add(named, encoded)
             ids, labels = encoded.input_ids[:own], encoded.labels[:own]
@@ -286,15 +268,23 @@ class _DataReader:
         if isinstance(shape, Format):
             return add_text
         encoders = {
-            length: row_encoder(shape, spec.model_copy(update={"max_length": length}), base, self._now)
+            length: row_encoder(
+                shape,
+                spec.model_copy(update={"max_length": length}),
+                base,
+                self._now,
+                trains=length != _UNCUT,
+            )
             for length in (_UNCUT, *max_lengths)
         }
 
         def add_example(place: str, row: dict[str, Any]) -> dict[str, Any]:
             read = {length: encode(place, row) for length, encode in encoders.items()}
+            example = read[own].example
+            if is_compared:
+                self._references.add(place, example)
             named = renamed_row(place, row, columns, shape)
             statistics.add_read(named, read[_UNCUT], read)
-            example = read[own].example
             if len(self._examples) < decode and example is not None:
                 self._examples.append(decoded_example(place, example, base.labels, tokenizer))
             return named

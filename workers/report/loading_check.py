@@ -127,7 +127,7 @@ def _load(request: dict[str, Any], stages: IO[str]) -> None:
     from workers.data.datasets import load_eval, load_train
     from workers.data.labels import read_labels
     from workers.device.memory import limited_memory
-    from workers.report.data_report import read_base
+    from workers.report.base_reader import read_base
 
     model, data = ModelSpec.model_validate(request["model"]), DataSpec.model_validate(request["data"])
     limits = LoadingLimits.model_validate(request["limits"])

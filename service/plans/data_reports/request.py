@@ -6,6 +6,7 @@ import itertools
 
 from search_spaces.data_report import AdapterShape, ComputeDtype, ReportRequest
 from search_spaces.definition import StudyDefinition
+from search_spaces.tasks import METRICS
 from service.plans.lengths import field_values
 
 MOST_ROWS = 20_000
@@ -47,6 +48,10 @@ def report_request(
             AdapterShape(lora_r=rank, target_modules=modules, optimizer=optimizer, sgd_momentum=momentum)
             for rank, modules, optimizer in shapes
         ),
+        objective=definition.objective.metric,
+        constrained=tuple(name for name in definition.constraints if name in METRICS),
+        generate=definition.evaluation.generate,
+        class_weights=definition.recipe.get("class_weights", "none"),
         max_rows=max_rows,
         max_counted=max_counted,
     )

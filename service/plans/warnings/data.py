@@ -75,6 +75,17 @@ def _answer_warnings(definition: StudyDefinition, evaluation: SplitReport) -> It
             p95_tokens=targets.p95,
             max_new_tokens=generate.max_new_tokens,
         )
+    answers = evaluation.answers
+    if answers is not None and answers.without_answer:
+        yield warning(
+            "answers_missing",
+            f"evaluation.generate.answer_pattern finds no answer in {answers.without_answer:,} of"
+            f" {counted(answers.references, 'reference')} of the eval data. The first of them is that of"
+            f" {answers.first_without}. Whatever a trial writes there counts as wrong, unless another"
+            " reference of the same prompt has an answer.",
+            without_answer=answers.without_answer,
+            references=answers.references,
+        )
 
 
 def _split_warnings(name: str, split: SplitReport, task: Task) -> Iterator[PlanWarning]:

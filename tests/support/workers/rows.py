@@ -42,6 +42,7 @@ class TinyReader:
     max_positions: int | None = None
     task: Task = "causal_lm"
     labels: Labels | None = None
+    row_end_id: int | None = None
 
 
 @cache

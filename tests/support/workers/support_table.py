@@ -27,6 +27,7 @@ adapter gives other answers on a base that transformers and PEFT load afresh.
 - **alone**: trials train one after the other, with the same numbers as a script's. A layer of these models
   is given something that belongs to no row, the embeddings of relative positions, so the trials' outputs
   cannot be told apart. Trials whose `target_modules` leave such layers out are packed.
+  A plan warns of it (`not_packed`).
 - **refused**: not accepted, for the reasons below.
 
 All of it is with `model.dropout: off`. With `dropout: keep`, the default, a model that drops numbers of its

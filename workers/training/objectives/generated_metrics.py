@@ -15,6 +15,8 @@ from typing import Any
 
 import re2
 
+from search_spaces.definition import GenerateSpec
+from search_spaces.tasks import TASKS, Task
 from search_spaces.wording import counted, shortened
 from workers.errors import DataError
 
@@ -24,6 +26,9 @@ LONGEST_PATTERN = 1_000
 SEARCHED = 10_000
 """Characters at the end of a text in which an answer is looked for. One search takes time that is linear in
 the text, but the last match is the last of many searches: half a second with the worst of patterns."""
+
+_SHOWN = 200
+"""Characters of a reference in messages."""
 
 _NUMBER = re.compile(
     r"[-+]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
@@ -52,7 +57,8 @@ def generated_metrics(
     - `bleu`: over the corpus by sacrebleu with its own defaults, 0 to 100.
     - `answer_match`: the share of predictions whose answer is that of a reference. The answer is the last
       match of the pattern that is not empty: its first group, or all of it where it has none. Two numbers
-      are compared as numbers (1,000 is 1000.0), anything else without white space at the ends.
+      are compared as numbers (1,000 is 1000.0), anything else without white space at the ends. A reference
+      without an answer is met by none.
 
     Args:
         predictions: One for each row, at least one; equal where the prompts are.
@@ -80,24 +86,63 @@ def generated_metrics(
     return {name: measure() for name, measure in measures.items() if name in wanted}
 
 
+def wanted_metrics(
+    task: Task, generate: GenerateSpec | None, needed: Collection[str]
+) -> tuple[GenerateSpec, tuple[str, ...]]:
+    """How text is generated in a study, and the metrics of it that are wanted; none: nothing is generated.
+
+    Args:
+        task: The study's.
+        generate: Its `evaluation.generate`; None: only what is needed is generated.
+        needed: Its objective and the metrics that have a constraint.
+    """
+    names: tuple[str, ...] = TASKS[task].generated
+    if generate is None:
+        return GenerateSpec(), tuple(name for name in names if name in needed)
+    without_answers = generate.answer_pattern is None and "answer_match" not in needed
+    return generate, tuple(name for name in names if name != "answer_match" or not without_answers)
+
+
+def measurable(
+    references: Sequence[str],
+    wanted: Sequence[str],
+    needed: Collection[str],
+    answer_pattern: str | None = None,
+) -> tuple[str, ...]:
+    """Those of the wanted metrics that references allow: `rouge_l` is left out unless it is needed.
+
+    Raises:
+        DataError: As `check_references`, for what is needed, and for `answer_match` in any case.
+    """
+    possible = []
+    for name in wanted:
+        try:
+            check_references(references, [name], answer_pattern)
+        except DataError:
+            if name in needed or name == "answer_match":
+                raise
+        else:
+            possible.append(name)
+    return tuple(possible)
+
+
 def check_references(
     references: Sequence[str], wanted: Collection[str], answer_pattern: str | None = None
 ) -> None:
     """What is wrong with references shows before any text is generated.
 
     Raises:
-        DataError: `answer_pattern` cannot be used or finds no answer in a reference, or no reference has a
+        DataError: `answer_pattern` cannot be used or finds no answer in any reference, or no reference has a
             letter that `rouge_l` knows.
     """
     if "answer_match" in wanted:
         pattern = compile_answer_pattern(answer_pattern)
-        without = [number for number, text in enumerate(references, 1) if _answer(pattern, text) is None]
-        if without:
-            of = counted(len(references), "reference")
+        if not any(has_answer(pattern, text) for text in references):
             raise DataError(
-                f"evaluation.generate.answer_pattern finds no answer in {len(without):,} of {of}, the"
-                f" first of them that of eval example {without[0]}. Change the pattern so that it matches"
-                " the answer in each, or correct the data."
+                "evaluation.generate.answer_pattern finds no answer in any reference of the eval data"
+                f" ({counted(len(references), 'reference')}). The first one is"
+                f" {shortened(repr(references[0]), _SHOWN)}. Change the pattern so that it matches the"
+                " answer, or correct the data."
             )
     if "rouge_l" in wanted and not any(re.search("[a-z0-9]", text.lower()) for text in references):
         raise DataError(
@@ -128,6 +173,11 @@ def compile_answer_pattern(pattern: str | None) -> Any:
             f"{what} is not a valid regular expression of RE2, which has neither look-around nor "
             f"backreferences: {shortened(text, 200)}."
         ) from error
+
+
+def has_answer(pattern: Any, text: str) -> bool:
+    """Whether a pattern of `compile_answer_pattern` finds an answer in a text."""
+    return _answer(pattern, text) is not None
 
 
 def _answer(pattern: Any, text: str) -> str | None:

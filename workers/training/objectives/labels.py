@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from search_spaces.faults import nearest_name
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import ClassWeights, Recipe
+from search_spaces.wording import shortened
 from workers.base.base_model import LoadedBase
 from workers.base.heads import Labels
 from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExample
@@ -21,6 +22,9 @@ from workers.training.objectives.base import PassLosses, Share, mask_of, of_kind
 from workers.training.objectives.forward import autocast
 from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
 from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
+
+_LISTED, _SHOWN = 10, 60
+"""Labels that a message lists, and characters of each."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,42 @@ def weights_from(recipe: Recipe, labels: Labels, counts: torch.Tensor) -> torch.
         return None
     if wanted == "balanced":
         return balanced_weights(counts)
-    if unknown := [name for name in wanted if name not in labels.names]:
+    check_class_weights(wanted, labels)
+    return torch.tensor([float(wanted.get(name, 1.0)) for name in labels.names])
+
+
+def check_class_weights(wanted: ClassWeights, labels: Labels) -> None:
+    """Raises DataError where a weight is of a label that the train data does not have."""
+    unknown = [] if isinstance(wanted, str) else [name for name in wanted if name not in labels.names]
+    if unknown:
         nearest = nearest_name(unknown[0], labels.names)
+        hint = f"Its labels are {_listed(labels)}" if nearest is None else f"Did you mean {nearest!r}"
         raise DataError(
             f"recipe.class_weights names {unknown[0]!r}, which is not a label of the train data."
-            + ("" if nearest is None else f" Did you mean {nearest!r}?")
+            f" {hint}{'.' if nearest is None else '?'}"
         )
-    return torch.tensor([float(wanted.get(name, 1.0)) for name in labels.names])
+
+
+def check_label_metrics(labels: Labels, needed: Collection[str]) -> None:
+    """Raises DataError where a metric cannot be measured with the labels of the train data."""
+    for metric in ("mcc", "roc_auc"):
+        if metric in needed and labels.multi_label:
+            raise DataError(
+                f"The metric {metric} is for rows of one label, and rows of the train data have lists of"
+                " labels. Choose macro_f1 or micro_f1."
+            )
+    if "roc_auc" in needed and len(labels.names) != 2:
+        raise DataError(
+            f"The metric roc_auc is for two labels; the train data has {len(labels.names):,}:"
+            f" {_listed(labels)}. Choose mcc."
+        )
+
+
+def _listed(labels: Labels) -> str:
+    """The first labels, for messages."""
+    more = len(labels.names) - _LISTED
+    shown = ", ".join(shortened(repr(name), _SHOWN) for name in labels.names[:_LISTED])
+    return shown if more <= 0 else f"{shown} and {more:,} more"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.testclient import TestClient
+from transformers import BertConfig, BertForSequenceClassification
 
 from service.app import create_app
 from service.maintenance import schema
@@ -19,6 +20,7 @@ from service.plans.checks import FIRST_ROWS
 from service.plans.data_reports import processes
 from service.settings import Settings
 from tests.support.service.api import LOCAL, expect_problem
+from tests.support.workers.families import build_family
 
 PAIR = {"prompt": "turn on the lamp\n", "completion": "lamp on"}
 LONG = {"prompt": "lamp " * 80, "completion": "on"}
@@ -31,6 +33,12 @@ Submit = Callable[..., httpx.Response]
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_dir: Path) -> Path:
     made = tmp_path_factory.mktemp("data")
     shutil.copytree(tiny_base_dir, made / "base")
+    for family in ("t5", "deepseek", "deberta"):
+        build_family(family, made / family)
+    build_family("bert", made / "bert", dropout=True)
+    shutil.copytree(made / "bert", made / "of_five")
+    config = BertConfig.from_pretrained(made / "bert", num_labels=5)
+    BertForSequenceClassification(config).save_pretrained(made / "of_five")
     return made
 
 
@@ -60,11 +68,11 @@ def write(folder: Path, name: str, rows: list[Any]) -> str:
 
 
 def definition(
-    folder: Path, train: list[Any], evaluation: list[Any] | None = None, **sections: Any
+    folder: Path, train: list[Any], eval_rows: list[Any] | None = None, **sections: Any
 ) -> dict[str, Any]:
     data = {
         "train": write(folder, "train.jsonl", train),
-        "eval": write(folder, "eval.jsonl", [PAIR] if evaluation is None else evaluation),
+        "eval": write(folder, "eval.jsonl", [PAIR] if eval_rows is None else eval_rows),
         "max_length": 64,
         **sections.pop("data", {}),
     }
@@ -87,7 +95,7 @@ FAULTY: dict[str, tuple[dict[str, Any], str, str]] = {
         " goes for data.eval.",
     ),
     "another format than is said": ({"train": [PAIR], "data": {"format": "text"}}, "data.train", "no 'text'"),
-    "an empty eval set": ({"train": [PAIR], "evaluation": []}, "data.eval", "has no rows"),
+    "an empty eval set": ({"train": [PAIR], "eval_rows": []}, "data.eval", "has no rows"),
     "an empty train set": ({"train": []}, "data.train", "has no rows"),
     "a line that is not JSON": ({"train": [PAIR, "no json"]}, "data.train", "not valid JSON"),
     "a length above the model's": (
@@ -97,12 +105,12 @@ FAULTY: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "rows that all lose their answer": ({"train": [LONG] * 3}, "data.max_length", "No row of "),
     "eval rows that all lose their answer": (
-        {"train": [PAIR], "evaluation": [LONG]},
+        {"train": [PAIR], "eval_rows": [LONG]},
         "data.max_length",
         "No row of ",
     ),
     "conversations without an answer": (
-        {"train": [{"messages": TALK["messages"][:1]}], "evaluation": [TALK]},
+        {"train": [{"messages": TALK["messages"][:1]}], "eval_rows": [TALK]},
         "data.train",
         "every token is masked",
     ),
@@ -121,6 +129,109 @@ FAULTY: dict[str, tuple[dict[str, Any], str, str]] = {
         },
         "search.space.max_length",
         "has positions for",
+    ),
+}
+
+LABELLED = [{"text": f"lamp {name}", "label": name} for name in ("on", "off", "dim")]
+OF_LABELS = {"task": "sequence_classification", "train": LABELLED, "eval_rows": LABELLED}
+ANSWERS = [{"prompt": f"two plus {n}\n", "completion": f"it is #### {n}"} for n in ("one", "two")]
+
+
+END = "<|im_end|>"
+
+
+def answer_match(pattern: str, **generate: Any) -> dict[str, Any]:
+    return {
+        "objective": {"metric": "answer_match"},
+        "evaluation": {"generate": {"answer_pattern": pattern, **generate}},
+    }
+
+
+FAULTY |= {
+    "a pattern that finds no answer": (
+        {"train": [PAIR], "eval_rows": ANSWERS, **answer_match(r"answer: (\w+)")},
+        "evaluation.generate.answer_pattern",
+        "finds no answer in any reference of the eval data (2 references). The first one is"
+        " 'it is #### one'. Change the pattern",
+    ),
+    "a pattern that is none": (
+        {"train": [PAIR], **answer_match("#### (?=o)")},
+        "evaluation.generate.answer_pattern",
+        "is not a valid regular expression of RE2, which has neither look-around nor backreferences",
+    ),
+    "text to generate from rows without a prompt": (
+        {
+            "train": [{"text": "lamp on"}],
+            "eval_rows": [{"text": "lamp on"}],
+            "objective": {"metric": "exact_match"},
+        },
+        "data.eval",
+        "eval.jsonl:1: The row has no prompt to generate from",
+    ),
+    "references that rouge cannot read": (
+        {
+            "train": [PAIR],
+            "eval_rows": [{"prompt": "lamp", "completion": "???"}],
+            "objective": {"metric": "rouge_l"},
+        },
+        "objective.metric",
+        "rouge_l cannot be measured: it knows the letters a to z and digits only",
+    ),
+    "a weight of an unknown label": (
+        {**OF_LABELS, "recipe": {"class_weights": {"dims": 2.0}}},
+        "recipe.class_weights",
+        "names 'dims', which is not a label of the train data. Did you mean 'dim'?",
+    ),
+    "roc_auc of three labels": (
+        {**OF_LABELS, "objective": {"metric": "roc_auc"}},
+        "objective.metric",
+        "The metric roc_auc is for two labels; the train data has 3: 'dim', 'off', 'on'. Choose mcc.",
+    ),
+    "a constraint on a metric of one label": (
+        {
+            "task": "sequence_classification",
+            "train": [{"text": "lamp on", "label": ["on", "lamp"]}],
+            "eval_rows": [{"text": "lamp on", "label": ["on"]}],
+            "constraints": {"mcc": {"min": 0.5}},
+        },
+        "constraints.mcc",
+        "The metric mcc is for rows of one label",
+    ),
+    "layers that PEFT takes for fused experts": (
+        {"train": [PAIR], "model": {"id": "deepseek"}},
+        "recipe.target_modules",
+        "for its fused experts, which cannot be adapted. Leave them out of target_modules",
+    ),
+    "a head of another size": (
+        {**OF_LABELS, "model": {"id": "of_five"}},
+        "model.id",
+        "already has a head, of another size: classifier.bias is [5] in the file, but the study's labels"
+        " need [3]",
+    ),
+    "a number format that overflows": (
+        {**OF_LABELS, "model": {"id": "deberta", "compute_dtype": "float16"}},
+        "model.id",
+        "(deberta) overflows in float16",
+    ),
+    "rows with other numbers of end tokens": (
+        {
+            "task": "regression",
+            "train": [{"text": f"lamp on{END}", "score": 1}, {"text": f"lamp{END} off{END}", "score": 2}],
+            "eval_rows": [{"text": f"lamp{END}", "score": 1}],
+            "model": {"id": "t5"},
+        },
+        "data.train",
+        f"train.jsonl:2: The row has the end token '{END}' 2 times, but ",
+    ),
+    "rows without the end token that the model reads them at": (
+        {
+            "task": "sequence_classification",
+            "train": LABELLED,
+            "eval_rows": [{"text": f"lamp on{END}", "label": "on"}],
+            "model": {"id": "t5"},
+        },
+        "data.train",
+        f"train.jsonl:1: The row does not have the end token '{END}', at which the model",
     ),
 }
 
@@ -152,6 +263,50 @@ def test_a_model_that_cannot_be_loaded_is_refused(
     sent = definition(folder, [PAIR], model={"id": pattern.strip("*.")})
     (fault,) = expect_problem(checking.post("/v1/studies", json=sent), 422)["faults"]
     assert (fault["path"], words in fault["message"]) == ("model.id", True)
+
+
+def test_a_plan_refuses_for_the_same_reason(checking: TestClient, folder: Path) -> None:
+    given, path, words = FAULTY["roc_auc of three labels"]
+    plan = checking.post("/v1/studies?dry_run=true", json=definition(folder, **given)).json()
+    assert [(problem["path"], words in problem["message"]) for problem in plan["problems"]] == [(path, True)]
+    assert not plan["acceptable"]
+
+
+@pytest.mark.parametrize(
+    ("model", "evidence"),
+    [
+        ({"id": "deberta"}, {"reason": "layers", "layers": "pos_proj, pos_q_proj"}),
+        ({"id": "bert"}, {"reason": "dropout"}),
+        ({"id": "bert", "dropout": "off"}, None),
+    ],
+)
+def test_a_plan_says_whose_trials_are_not_packed(
+    checking: TestClient, folder: Path, model: dict[str, str], evidence: dict[str, str] | None
+) -> None:
+    sent = definition(folder, LABELLED, LABELLED, task="sequence_classification", model=model)
+    plan = checking.post("/v1/studies?dry_run=true", json=sent).json()
+    found = [given["evidence"] for given in plan["warnings"] if given["code"] == "not_packed"]
+    assert (plan["acceptable"], found) == (True, [evidence] if evidence else [])
+
+
+def test_a_pattern_that_finds_some_answers_is_accepted_and_the_plan_counts_the_others(
+    checking: TestClient, folder: Path
+) -> None:
+    sent = definition(folder, [PAIR], [*ANSWERS, PAIR], **answer_match("#### (.*)"))
+    plan = checking.post("/v1/studies?dry_run=true", json=sent).json()
+    (given,) = (each for each in plan["warnings"] if each["code"] == "answers_missing")
+    assert given["evidence"] == {"without_answer": 1, "references": 3}
+    assert f"The first of them is that of {folder}/eval.jsonl:3." in given["message"]
+    assert plan["acceptable"]
+    assert checking.post("/v1/studies", json=sent).status_code == 201
+
+
+def test_only_the_examples_that_text_is_generated_from_are_searched_for_an_answer(
+    checking: TestClient, folder: Path
+) -> None:
+    sent = definition(folder, [PAIR], [PAIR, *ANSWERS], **answer_match("#### (.*)", examples=1))
+    (fault,) = expect_problem(checking.post("/v1/studies", json=sent), 422)["faults"]
+    assert "in any reference of the eval data (1 reference)" in fault["message"]
 
 
 def test_conversations_for_a_model_without_a_chat_template_are_refused(

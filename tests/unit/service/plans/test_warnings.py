@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.data_report import Balance, Count, DataReport, FilesReport, Lengths, ReportProblem
+from search_spaces.data_report import Answers, Balance, Count, DataReport, FilesReport, Lengths, ReportProblem
 from search_spaces.definition import StudyDefinition
 from service.devices.cluster import Cluster, Node
 from service.plans.plan import make_plan
@@ -161,6 +161,19 @@ def test_targets_that_no_trial_can_write_are_named() -> None:
         "p95_tokens": 80,
         "max_new_tokens": 64,
     }
+
+
+def test_references_without_an_answer_are_counted_and_the_first_is_named() -> None:
+    answers = Answers(references=50, without_answer=2, first_without="eval.jsonl:7")
+    sections = {
+        "evaluation": {"generate": {"answer_pattern": "#### (.*)"}},
+        "objective": {"metric": "answer_match"},
+    }
+    given = warnings(of_task(**sections), make_data(None, make_split(50, answers=answers)))["answers_missing"]
+    assert given.evidence == {"without_answer": 2, "references": 50}
+    assert "no answer in 2 of 50 references of the eval data. The first of them is that of eval.jsonl:7." in (
+        given.message
+    )
 
 
 def test_a_tenth_truncated_is_not_worth_a_warning() -> None:

@@ -29,7 +29,11 @@ def jsonl(path: Path, *rows: dict[str, Any]) -> str:
 def load(
     task: Task, train: str, *, evaluation: str | None = None, tokenizer: Any = BERT, **fields: Any
 ) -> tuple[TokenizedData, TokenizedData]:
-    options = {name: fields.pop(name) for name in ("vocabulary_size", "max_positions") if name in fields}
+    options = {
+        name: fields.pop(name)
+        for name in ("vocabulary_size", "max_positions", "row_end_id")
+        if name in fields
+    }
     spec = DataSpec.model_validate({"train": train, "eval": evaluation or train, "max_length": 64, **fields})
     reader = TinyReader(tokenizer, task=task, labels=read_labels(spec, task), **options)
     return load_data(spec, reader)
@@ -211,6 +215,32 @@ def test_equal_pairs_are_counted(task: Task, tmp_path: Path) -> None:
     path = pairs(tmp_path / "d.jsonl", ("yes", "yes"), ("no", "no"))
     found = refusal(task, path, tokenizer=tokenizer)
     assert found.startswith(f"In every pair of {path}, the chosen answer and the rejected one are equal")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        (
+            "regression",
+            [{"text": "lamp", "score": 1}, {"text": "lamp", "text_pair": "light", "score": 2}],
+            "DATA:2: The row has the end token '</s>' 2 times, but DATA:1 has it 1 time. The model tiny needs"
+            " as many in every row: give all rows a second text or none, and do not write '</s>' in texts.",
+        ),
+        (
+            "ranking",
+            [{"chosen": "lamp", "rejected": "light</s>"}],
+            "DATA:1: The row has the end token '</s>' 2 times, but DATA:1 has it 1 time.",
+        ),
+    ],
+)
+def test_a_model_that_reads_rows_at_their_end_wants_as_many_in_each(
+    task: Task, rows: list[dict[str, Any]], expected: str, tmp_path: Path
+) -> None:
+    tokenizer = build_t5_tokenizer()
+    path = jsonl(tmp_path / "train.jsonl", *rows)
+    refused = refusal(task, path, tokenizer=tokenizer, row_end_id=tokenizer.eos_token_id)
+    assert refused.replace(path, "DATA").startswith(expected)
+    assert len(load(task, path, tokenizer=tokenizer)[0].examples) == len(rows)
 
 
 def test_no_answer_is_left_within_max_length(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from search_spaces.definition import DataSpec, ModelSpec
 from tests.support.workers.models import build_tiny_tokenizer
 from workers.data.datasets import load_data
 from workers.data.labels import read_labels
-from workers.report.data_report import make_report, read_base
+from workers.report.base_reader import read_base
+from workers.report.data_report import make_report
 
 LAMPS = [
     {"text": "turn on the lamp", "label": "on"},
@@ -256,3 +258,16 @@ def test_heads_are_counted_in_full_precision_for_each_trial(report: Any) -> None
     # 20 bytes a parameter: weights, two gradients and two moments.
     assert more.adapters[0].bytes - few.adapters[0].bytes == 20 * 6 * width
     assert more.bases[0].bytes - few.bases[0].bytes == 4 * 6 * width
+
+
+def test_a_decoder_whose_first_token_nothing_names_is_a_problem(
+    report: Any, tiny_t5_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_t5_dir, tmp_path / "base")
+    file = tmp_path / "base/config.json"
+    config = json.loads(file.read_text())
+    del config["decoder_start_token_id"]
+    file.write_text(json.dumps({**config, "bos_token_id": None}))
+    (problem,) = report("seq2seq_lm", TRANSLATIONS, model=tmp_path / "base").problems
+    assert (problem.about, problem.every_trial) == ("model", True)
+    assert "names no decoder_start_token_id" in problem.message

@@ -161,16 +161,22 @@ def test_every_metric_has_its_range_for_whatever_texts(
     assert all(0 <= value <= (100 if name == "bleu" else 1) for name, value in found.items())
 
 
-def test_a_reference_without_an_answer_is_named() -> None:
-    references = ["#### 1", "2", "#### 3", "four"]
+def test_references_of_which_none_has_an_answer_are_refused() -> None:
+    references = ["two", "four"]
     with pytest.raises(DataError) as raised:
         check_references(references, ["answer_match"], FINAL)
     assert str(raised.value) == (
-        "evaluation.generate.answer_pattern finds no answer in 2 of 4 references, the first of them that of "
-        "eval example 2. Change the pattern so that it matches the answer in each, or correct the data."
+        "evaluation.generate.answer_pattern finds no answer in any reference of the eval data (2 references)."
+        " The first one is 'two'. Change the pattern so that it matches the answer, or correct the data."
     )
-    with pytest.raises(DataError, match="the first of them that of eval example 2"):
+    with pytest.raises(DataError, match="finds no answer in any reference"):
         measure("answer_match", references, references, pattern=FINAL)
+
+
+def test_a_reference_without_an_answer_is_met_by_none() -> None:
+    references = ["#### 1", "2"]
+    assert measure("answer_match", ["#### 1", "2"], references, pattern=FINAL) == 0.5
+    assert measure("answer_match", ["#### 1", "#### 2"], references, pattern=FINAL) == 0.5
 
 
 def test_references_without_letters_that_rouge_knows_are_refused() -> None:
