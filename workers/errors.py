@@ -61,8 +61,7 @@ class ArtifactError(WorkerError):
 
 
 class PluginError(WorkerError):
-    """A metric or loss of the study's own is from a module that may not be used, or is not there, or goes wrong
-    in every trial."""
+    """A metric or loss of the study's own may not be used, is not there, or goes wrong in every trial."""
 
 
 class LossError(WorkerError):

@@ -133,7 +133,7 @@ def _require_independence(
     rows = [0] if len(answers) > 1 else [0, 0]
     with torch.no_grad():
         again = _asked(own, answers[rows], targets[rows])
-    one, other = float(values[0]), float(again[0])
+    one, other = values[0].item(), again[0].item()
     if not math.isclose(one, other, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
         raise LossError(
             f"The {own} gave one target the values {one:.6g} and {other:.6g}, beside other targets; it must"
