@@ -157,9 +157,9 @@ def test_a_loss_and_a_metric_of_ones_own_are_searched_and_measured(
     definition = read_study_file(EXAMPLES / "own_functions" / "study.yaml")
     service.submit(definition)
     study = service.wait(definition["name"])
-    assert (study["state"], study["counts"]["completed"]) == ("completed", 2), study["reason"]
+    assert (study["state"], study["counts"]["completed"]) == ("completed", 4), study["reason"]
     trials = service.client.get(f"/v1/studies/{study['name']}/trials").json()["items"]
-    assert Counter(trial["params"]["loss"] for trial in trials) == {"mse": 1, "too_dark": 1}
+    assert Counter(trial["params"]["loss"] for trial in trials) == {"mse": 2, "too_dark": 2}
 
     best = service.client.get(f"/v1/studies/{study['name']}/best").json()
     with zipfile.ZipFile(io.BytesIO(service.client.get(best["adapter"]["url"]).content)) as archive:
