@@ -48,7 +48,7 @@ class LoadingLimits(_Part):
     """Folder of a worker's own machine for what was computed of a base and data and can be computed again;
     None: nothing is kept."""
     plugins: tuple[str, ...] = ()
-    """Modules that a study's own metrics may be from."""
+    """Modules that a study's own metrics and losses may be from."""
 
 
 class ReportRequest(_Part):

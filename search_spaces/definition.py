@@ -32,8 +32,8 @@ from search_spaces.space.search_space import SearchSpace
 from search_spaces.tasks import DIRECTIONS, METRICS, TASKS, Direction, Task
 from search_spaces.values.columns import read_columns
 from search_spaces.values.defaults import unsaid_if
-from search_spaces.values.metric_names import FunctionPath, MetricName
 from search_spaces.values.numbers import Duration, Real, Seed, Whole, parse_duration
+from search_spaces.values.own_functions import FunctionName, LossPath, MetricPath
 from search_spaces.values.time_of_day import TimeOfDay
 
 DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
@@ -234,7 +234,7 @@ class SearchSpec(Section):
 class ObjectiveSpec(Section):
     """What makes one trial better than another."""
 
-    metric: MetricName = "eval_loss"
+    metric: FunctionName = "eval_loss"
     """One of the task's metrics, or of the study's own."""
     direction: Direction = "minimize"
     """Follows from the metric when omitted; a direction that contradicts the metric is a fault. A metric of
@@ -352,8 +352,10 @@ class StudyDefinition(Section):
     search: SearchSpec
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Recipe fields that are fixed in this study."""
-    metrics: Annotated[dict[MetricName, FunctionPath], unsaid_if({})] = Field(default_factory=dict)
+    metrics: Annotated[dict[FunctionName, MetricPath], unsaid_if({})] = Field(default_factory=dict)
     """The study's own metrics: name -> function."""
+    losses: Annotated[dict[FunctionName, LossPath], unsaid_if({})] = Field(default_factory=dict)
+    """The study's own losses, which `recipe.loss` may name: name -> function."""
     objective: ObjectiveSpec = ObjectiveSpec()
     pruning: Pruning = NoPruning()
     evaluation: EvaluationSpec = EvaluationSpec()

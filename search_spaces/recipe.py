@@ -12,9 +12,10 @@ from pydantic_core import to_jsonable_python
 
 from search_spaces.errors import Fault, InvalidRecipe
 from search_spaces.faults import one_error, translate, unknown_keys
-from search_spaces.tasks import TASKS, Loss, Task
+from search_spaces.tasks import TASKS, Task
 from search_spaces.values.defaults import unsaid_if
 from search_spaces.values.numbers import Real, Seed, Whole
+from search_spaces.values.own_functions import NAME
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
@@ -25,6 +26,7 @@ TargetModules = Annotated[
     Literal["all-linear", "attention"] | Annotated[tuple[_ModuleName, ...], Field(min_length=1)],
     one_error("all-linear, attention, or a list of module names such as [q_proj, v_proj]"),
 ]
+_LossName = Annotated[str, Field(pattern=NAME), one_error("the name of a loss")]
 _Label = Annotated[str, Field(min_length=1)]
 ClassWeights = Annotated[
     Literal["none", "balanced"] | Annotated[dict[_Label, Annotated[Real, Field(gt=0)]], Field(min_length=1)],
@@ -123,8 +125,9 @@ class Recipe(BaseModel):
     seed: Seed = 42
     """Adapter initialisation, data order and dropout. The same for all trials of a study by default, so
     that they differ by their hyperparameters alone."""
-    loss: Annotated[Loss | None, unsaid_if(None)] = None
-    """What is minimized; None: the first loss of the study's task (`search_spaces.tasks.TASKS`)."""
+    loss: Annotated[_LossName | None, unsaid_if(None)] = None
+    """What is minimized: a loss of the study's task (`search_spaces.tasks.TASKS`), or one of its own by its
+    name in `losses`; None: the task's first."""
     focal_gamma: Annotated[Real, Field(ge=0, le=10), unsaid_if(2.0)] = 2.0
     """How far focal loss turns from what is predicted well (Lin et al. 2017, arXiv 1708.02002); 0 is
     cross-entropy."""
@@ -157,7 +160,7 @@ class Recipe(BaseModel):
         factor = {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.learning_rate_scaling]
         return self.learning_rate * factor
 
-    def loss_of(self, task: Task) -> Loss:
+    def loss_of(self, task: Task) -> str:
         """What a trial of the task minimizes."""
         return self.loss or TASKS[task].losses[0]
 

@@ -43,6 +43,7 @@ Metric = Literal[
 ]
 Direction = Literal["minimize", "maximize"]
 
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 METRICS: tuple[Metric, ...] = get_args(Metric)
 _LESS_IS_BETTER = frozenset({"eval_loss", "perplexity", "mse", "mae"})
 DIRECTIONS: Mapping[str, Direction] = {
@@ -68,6 +69,8 @@ class TaskSpec:
     """The objective of a study that names none."""
     has_head: bool = False
     """Whether a new head is trained beside the adapter."""
+    no_own_losses: str | None = None
+    """Why a study may not bring a loss of its own, to go on after the task's name; None: it may."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -82,6 +85,7 @@ class TaskSpec:
 
 _OF_LANGUAGE: tuple[Metric, ...] = ("eval_loss", "perplexity", "accuracy")
 _GENERATED: tuple[Metric, ...] = ("exact_match", "rouge_l", "bleu", "answer_match")
+_NO_TARGETS = "whose losses compare two answers, while a loss of one's own compares an answer with its target"
 
 TASKS: Mapping[Task, TaskSpec] = {
     "causal_lm": TaskSpec(
@@ -128,11 +132,13 @@ TASKS: Mapping[Task, TaskSpec] = {
         metrics=("pairwise_accuracy", "margin", "eval_loss"),
         default_metric="pairwise_accuracy",
         has_head=True,
+        no_own_losses=_NO_TARGETS,
     ),
     "preference": TaskSpec(
         required=("prompt", "chosen", "rejected"),
         losses=("dpo", "orpo", "simpo"),
         metrics=("reward_accuracy", "margin", "eval_loss"),
         default_metric="reward_accuracy",
+        no_own_losses=_NO_TARGETS,
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 
 SENTENCE_CHARACTERS = 2000
 """The longest reason or event. Those of the service itself have a few hundred."""
@@ -34,6 +35,12 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
     """
     words = f"{int(number):,}" if number == int(number) else f"{number:g}"
     return f"{words} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """At least one name: `a`, `a and b`, `a, b and c`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def shortened(text: str, limit: int = 200, *, lines: bool = False) -> str:

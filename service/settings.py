@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(),))
     """Folders that may contain local data and models, separated by `:` (`;` on Windows)."""
     plugins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Modules that metrics of a study's own may be from, separated by commas. Workers import them."""
+    """Modules that a study's own metrics and losses may be from, separated by commas. Workers import them."""
     artifacts_dir: Path = Field(default_factory=lambda values: values["home"] / "artifacts")
     """Adapters: `<study id>/<trial number>/<attempt ordinal>/best|last/`, and checkpoints while a trial may
     need them."""

@@ -83,6 +83,8 @@ class TrialOrder:
     task: Task = "causal_lm"
     metrics: Mapping[str, str] = field(default_factory=dict)
     """The study's own metrics: name -> `module:function`."""
+    losses: Mapping[str, str] = field(default_factory=dict)
+    """The study's own losses, likewise."""
     constrained: tuple[str, ...] = ()
     """Metrics that the study's constraints name, which a completed trial must have."""
     micro_batch_size: int | None

@@ -8,7 +8,9 @@
     ├── AdapterError    this recipe's adapter cannot be put on this base
     ├── ArtifactError   adapters or checkpoints cannot be written or read: the storage's trouble, no trial's
     ├── CheckpointError (in `workers.artifacts.checkpoint_format`) a checkpoint is not what was written
-    ├── PluginError     a metric of the study's own cannot be loaded
+    ├── PluginError     a metric or loss of the study's own cannot be loaded, or no trial can do without it
+    ├── LossError       a loss of the study's own cannot be used in this trial
+    │   └── LossNotFiniteError  it, or its gradient, is not finite
     └── RecipeLengthError   `max_length` cannot be used, and is this recipe's own
 
 The first two and `PluginError` are faults of the study, not of a trial: every trial of the study would fail
@@ -59,7 +61,15 @@ class ArtifactError(WorkerError):
 
 
 class PluginError(WorkerError):
-    """A metric of the study's own is from a module that may not be used, or there is no such function."""
+    """A metric or loss of the study's own may not be used, is not there, or goes wrong in every trial."""
+
+
+class LossError(WorkerError):
+    """A loss of the study's own goes wrong in this trial. A trial with another loss may do well."""
+
+
+class LossNotFiniteError(LossError):
+    """A loss of the study's own, or its gradient, is not finite, of answers that are."""
 
 
 class RecipeLengthError(WorkerError):

@@ -1,4 +1,4 @@
-"""Metrics of a study's own: functions in modules that NIGHTSWEEP_PLUGINS names.
+"""Metrics and losses of a study's own: functions in modules that NIGHTSWEEP_PLUGINS names.
 
 A module imports from here what it is given, and nothing else of the package::
 
@@ -6,24 +6,30 @@ A module imports from here what it is given, and nothing else of the package::
 
     def profit(eval_answers: EvalAnswers) -> float: ...
 
-The definition names it as `metrics: {profit: "my_metrics:profit"}`. The module must be importable where the
-workers run. Light to import: no torch.
+    def under_predicting(answers: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+
+The definition names them as `metrics: {profit: "my_metrics:profit"}` and
+`losses: {under_predicting: "my_losses:under_predicting"}`. The module must be importable where the workers
+run. Light to import: no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from numbers import Real
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.tasks import Task
 from workers.errors import PluginError, WorkerError, without_values
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +66,24 @@ class EvalMetric(Protocol):
         """The metric, a finite number; equal for equal answers, since a trial may be evaluated again."""
 
 
+class TargetLoss(Protocol):
+    """What a name in `losses` leads to."""
+
+    def __call__(self, answers: Tensor, targets: Tensor, /) -> Tensor:
+        """The loss of each of S targets by itself, float32 [S], finite for finite answers.
+
+        Torch must be able to differentiate it with regard to the answers, and the gradient must be finite. It
+        must not depend on the other targets, which are there by chance (batches are split, and trials share
+        passes), nor on random numbers.
+
+        Args:
+            answers: Of a classification the logits, float32 [S, C] of C labels; of a language model those of
+                the next token, float32 [S, V]; of a regression the scores, float32 [S].
+            targets: The right class or token, int64 [S]; float32 [S, C] of 0 and 1 where a row may have
+                several labels; of a regression the right scores, float32 [S]. Not to be changed.
+        """
+
+
 @dataclass(frozen=True)
 class OwnMetric:
     """One of a study's own metrics."""
@@ -78,7 +102,7 @@ class OwnMetric:
         try:
             value: object = self.function(eval_answers)
         except Exception as error:
-            raise WorkerError(f"The metric {self.name} of {self.path} raised {_in_words(error)}.") from error
+            raise WorkerError(f"The metric {self.name} of {self.path} raised {in_words(error)}.") from error
         number = float(value) if isinstance(value, Real) else None
         if number is not None and math.isfinite(number):
             return number
@@ -86,6 +110,19 @@ class OwnMetric:
         raise WorkerError(
             f"The metric {self.name} of {self.path} returned {what}; it must return a finite number."
         )
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """One of a study's own losses. `workers.training.objectives.own_losses` calls it and checks it."""
+
+    name: str
+    path: str
+    """As `module:function`."""
+    function: TargetLoss
+
+    def __str__(self) -> str:
+        return f"loss {self.name} of {self.path}"
 
 
 def load_metrics(metrics: Mapping[str, str], plugins: Collection[str]) -> tuple[OwnMetric, ...]:
@@ -98,27 +135,46 @@ def load_metrics(metrics: Mapping[str, str], plugins: Collection[str]) -> tuple[
     Raises:
         PluginError: One is not from these, or there is no such function.
     """
-    found = []
-    for name, path in metrics.items():
+    return tuple(OwnMetric(*found) for found in _functions("metric", metrics, plugins))
+
+
+def load_losses(losses: Mapping[str, str], plugins: Collection[str]) -> dict[str, OwnLoss]:
+    """A study's own losses by name.
+
+    Args:
+        losses: Name -> `module:function`.
+        plugins: Modules that they may be from.
+
+    Raises:
+        PluginError: One is not from these, or there is no such function.
+    """
+    return {found[0]: OwnLoss(*found) for found in _functions("loss", losses, plugins)}
+
+
+def _functions(
+    what: str, paths: Mapping[str, str], plugins: Collection[str]
+) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """Name, path and function of each."""
+    for name, path in paths.items():
         module, _, attribute = path.partition(":")
         if module not in plugins:
             raise PluginError(
-                f"The metric {name} is from the module {module}, which NIGHTSWEEP_PLUGINS does not name."
+                f"The {what} {name} is from the module {module}, which NIGHTSWEEP_PLUGINS does not name."
                 " Whoever runs the service can add it there."
             )
         try:
             function = getattr(import_module(module), attribute)
         except Exception as error:
             raise PluginError(
-                f"The metric {name} of {path} cannot be loaded: {_in_words(error)}. The module must be"
+                f"The {what} {name} of {path} cannot be loaded: {in_words(error)}. The module must be"
                 " importable where the workers run."
             ) from error
         if not callable(function):
-            raise PluginError(f"The metric {name} of {path} is not a function.")
-        found.append(OwnMetric(name, path, function))
-    return tuple(found)
+            raise PluginError(f"The {what} {name} of {path} is not a function.")
+        yield name, path, function
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """What a function of a study's own raised, without values that its message quotes."""
     text = without_values(str(error)).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

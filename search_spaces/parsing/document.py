@@ -36,9 +36,17 @@ from search_spaces.definition import (
 from search_spaces.errors import Fault, InvalidDefinition
 from search_spaces.faults import MAX_FAULTS, name_fault, read_model, shown, unknown_keys
 from search_spaces.parameters.kinds import Parameter
-from search_spaces.parsing import metric_rules, recipe_rules, search_rules, study_rules, task_rules
+from search_spaces.parsing import (
+    metric_rules,
+    own_functions,
+    recipe_rules,
+    search_rules,
+    study_rules,
+    task_rules,
+)
 from search_spaces.parsing.draft import Draft
-from search_spaces.parsing.metric_rules import read_metrics, with_generation
+from search_spaces.parsing.metric_rules import with_generation
+from search_spaces.parsing.own_functions import read_losses, read_metrics
 from search_spaces.parsing.plain import plain
 from search_spaces.parsing.preset_overrides import Chosen, choose_space, doubled_faults, fix_recipe
 from search_spaces.pruning.reading import read_pruning
@@ -60,6 +68,8 @@ RULES: tuple[Callable[[Draft], Iterator[Fault]], ...] = (
     task_rules.fields_are_the_tasks,
     task_rules.header_and_columns_agree,
     task_rules.recipe_fits_the_task,
+    own_functions.losses_suit_the_task,
+    own_functions.loss_is_known,
     task_rules.fewer_pairs_are_wrong_than_right,
     metric_rules.metrics_are_the_tasks,
     metric_rules.generation_is_possible,
@@ -108,6 +118,11 @@ def parse_definition(document: Any) -> StudyDefinition:
     if definition is None:
         raise InvalidDefinition(reader.faults[:MAX_FAULTS])
     return definition
+
+
+def _readable_loss(raw_recipe: Mapping[str, Any] | None) -> str | None:
+    loss = (raw_recipe or {}).get("loss")
+    return loss if isinstance(loss, str) and not recipe_faults({"loss": loss}) else None
 
 
 class _Reader:
@@ -165,11 +180,13 @@ class _Reader:
             task=task,
             data=data,
             metrics=metrics,
+            losses=read_losses(self._optional("losses"), self.faults),
             search=search,
             algorithm=algorithm,
             parameters=parameters,
             space=space,
             recipe=recipe,
+            loss=_readable_loss(raw_recipe),
             objective=objective,
             pruning=read_pruning(self._optional("pruning"), "pruning", self.faults),
             evaluation=evaluation,

@@ -30,6 +30,7 @@ class Draft:
     task: Task | None
     data: DataSpec | None
     metrics: Mapping[str, str] | None
+    losses: Mapping[str, str] | None
     search: SearchSpec | None
     """Where `space` is None, its space stands in for one with faults."""
     algorithm: str | None
@@ -40,6 +41,9 @@ class Draft:
     """All of them; None if any is at fault."""
     recipe: Mapping[str, Any] | None
     """What is fixed, the preset's values included."""
+    loss: str | None
+    """The loss that is fixed, known even where another field of the recipe is at fault; None too where there
+    is none."""
     objective: ObjectiveSpec | None
     pruning: Any
     evaluation: EvaluationSpec | None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from search_spaces.definition import (
     COSTS,
@@ -18,30 +16,6 @@ from search_spaces.faults import name_fault, shown
 from search_spaces.parsing.draft import Draft
 from search_spaces.pruning.specs import NoPruning
 from search_spaces.tasks import METRICS, TASKS, Task
-from search_spaces.values.metric_names import FUNCTION, FUNCTION_FORM, NAME, NAME_FORM
-
-_TAKEN = frozenset({*METRICS, *COSTS, "train_loss"})
-
-
-def read_metrics(raw: Any, faults: list[Fault]) -> dict[str, str] | None:
-    """The study's own metrics; None, with faults, where one is wrong."""
-    if not isinstance(raw, Mapping):
-        message, allowed = "must be a mapping of names to functions", f"name: {FUNCTION_FORM}"
-        faults.append(Fault(path="metrics", value=shown(raw), message=message, allowed=allowed))
-        return None
-    before = len(faults)
-    for name, function in raw.items():
-        message = ""
-        if not re.fullmatch(NAME, name):
-            message, allowed = "is not a valid name of a metric", NAME_FORM
-        elif name in _TAKEN:
-            message, allowed = "is the name of a built-in metric or cost", "another name"
-        elif not isinstance(function, str) or not re.fullmatch(FUNCTION, function):
-            message, allowed = f"must be {FUNCTION_FORM}", FUNCTION_FORM
-        if message:
-            path = f"metrics.{shown(name)}"
-            faults.append(Fault(path=path, value=shown(function), message=message, allowed=allowed))
-    return dict(raw) if len(faults) == before else None
 
 
 def with_generation(

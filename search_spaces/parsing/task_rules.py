@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from search_spaces.definition import DATA_FIELDS, HubData
@@ -12,6 +12,7 @@ from search_spaces.parameters.choices import Choice
 from search_spaces.parsing.draft import Draft
 from search_spaces.recipe import TASK_FIELDS
 from search_spaces.tasks import TASKS
+from search_spaces.wording import listed
 
 MOST_WRONG_PAIRS = 0.5
 _WITH_NAMES = (".json", ".jsonl", ".parquet")
@@ -54,28 +55,16 @@ def header_and_columns_agree(draft: Draft) -> Iterator[Fault]:
 
 
 def recipe_fits_the_task(draft: Draft) -> Iterator[Fault]:
-    """The task reads what is fixed and searched, and has the loss."""
+    """The task reads what is fixed and searched."""
     if draft.task is None:
         return
-    losses = TASKS[draft.task].losses
     given: list[tuple[str, Any]] = [(f"recipe.{name}", value) for name, value in (draft.recipe or {}).items()]
     given += [(f"search.space.{name}", parameter) for name, parameter in draft.parameters.items()]
     for path, value in given:
         tasks = TASK_FIELDS.get(path.rsplit(".", 1)[1])
         if tasks is not None and draft.task not in tasks:
-            message = f"is used only by {_listed(tasks)}, and the task is {draft.task}; remove this key"
+            message = f"is used only by {listed(tasks)}, and the task is {draft.task}; remove this key"
             yield Fault(path=path, value=shown(value), message=message)
-    fixed = None if draft.recipe is None else draft.recipe.get("loss")
-    named = [("recipe.loss", fixed)] if fixed is not None else []
-    searched = draft.parameters.get("loss")
-    if isinstance(searched, Choice):
-        choices = enumerate(searched.choices)
-        named += [(f"search.space.loss.choices.{index}", loss) for index, loss in choices]
-    for path, loss in named:
-        if loss not in losses:
-            others = [task for task, spec in TASKS.items() if loss in spec.losses]
-            message = f"is a loss of {_listed(others)}, and the task is {draft.task}"
-            yield Fault(path=path, value=loss, message=message, allowed=", ".join(losses))
 
 
 def fewer_pairs_are_wrong_than_right(draft: Draft) -> Iterator[Fault]:
@@ -93,8 +82,3 @@ def fewer_pairs_are_wrong_than_right(draft: Draft) -> Iterator[Fault]:
             message = "takes more pairs to be labelled the wrong way round than the right way"
             allowed = f"at most {MOST_WRONG_PAIRS} in a preference"
             yield Fault(path=path, value=value, message=message, allowed=allowed)
-
-
-def _listed(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last

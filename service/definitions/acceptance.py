@@ -21,7 +21,7 @@ def check_definition(
     Args:
         document: what was sent.
         data_roots: folders that its paths may lead to.
-        plugins: modules that its metrics may be from; None: not known here.
+        plugins: modules that its metrics and losses may be from; None: not known here.
     """
     resolved, file_faults = resolve_paths(document, data_roots)
     try:
@@ -44,13 +44,15 @@ def accept_definition(
 
 
 def _plugin_faults(definition: StudyDefinition, plugins: Collection[str] | None) -> Iterator[Fault]:
-    for name, function in definition.metrics.items():
+    own = [(f"metrics.{name}", function) for name, function in definition.metrics.items()]
+    own += [(f"losses.{name}", function) for name, function in definition.losses.items()]
+    for path, function in own:
         if plugins is not None and function.partition(":")[0] not in plugins:
             message = (
                 "is from a module that NIGHTSWEEP_PLUGINS does not name; whoever runs the service can add it"
             )
             yield Fault(
-                path=f"metrics.{name}",
+                path=path,
                 value=function,
                 message=message,
                 allowed=f"a function of {', '.join(plugins)}" if plugins else None,

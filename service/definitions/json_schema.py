@@ -16,7 +16,7 @@ from search_spaces.parsing.plain import LONGEST_PATH, LONGEST_TEXT
 from search_spaces.recipe import SEARCHABLE_FIELDS, Recipe
 from search_spaces.space.presets import preset_names
 from search_spaces.values.columns import MAX_COLUMNS
-from search_spaces.values.metric_names import NAME as METRIC_NAME
+from search_spaces.values.own_functions import NAME as METRIC_NAME
 
 Schema = dict[str, Any]
 
@@ -25,7 +25,17 @@ REF: Schema = {"$ref": f"#/components/schemas/{NAME}"}
 
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """pydantic leaves a bound under its own name where the value is read before it is checked."""
-_EMPTY = ("recipe", "metrics", "objective", "pruning", "evaluation", "budget", "resources", "constraints")
+_EMPTY = (
+    "recipe",
+    "metrics",
+    "losses",
+    "objective",
+    "pruning",
+    "evaluation",
+    "budget",
+    "resources",
+    "constraints",
+)
 _NULL: Schema = {"type": "null"}
 _POSITION: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_COLUMNS - 1}
 
@@ -64,7 +74,8 @@ def definition_schemas() -> dict[str, Schema]:
     bound = {"$ref": template.format(model="Bound")}
     constraints = _mapping(dict.fromkeys(MEASURES, bound))
     sections["constraints"] = constraints | {"patternProperties": {METRIC_NAME: bound}}
-    sections["metrics"]["additionalProperties"] = False
+    for name in ("metrics", "losses"):
+        sections[name]["additionalProperties"] = False
     schemas["Bound"]["minProperties"] = 1
     # A mapping without any key prunes nothing.
     sections["pruning"] = {"anyOf": [sections["pruning"], {"type": "object", "maxProperties": 0}]}

@@ -54,6 +54,8 @@ def misfit(values: Mapping[str, Any], space: SearchSpace) -> str | None:
 def unlike(there: Recipe, earlier: StudyDefinition, here: Recipe, now: StudyDefinition) -> list[str]:
     """The fields in which two recipes differ and that matter to what they train, in words."""
     before, after = _resolved(there, earlier), _resolved(here, now)
+    for values, study in ((before, earlier), (after, now)):  # two functions may have one name
+        values["loss"] = study.losses.get(values["loss"], values["loss"])
     ignored = set(_NEVER_COMPARED)
     ignored |= {name for name, (parent, read) in DEPENDENT_FIELDS.items() if after[parent] not in read}
     ignored |= {name for name, tasks in TASK_FIELDS.items() if now.task not in tasks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 import zipfile
 from collections import Counter
@@ -33,12 +34,18 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """One service for all examples."""
+    """One service for all examples, whose workers can import the module of one of them."""
     settings = Settings(
-        home=tmp_path_factory.mktemp("home"), data_roots=(EXAMPLES,), port=free_port(), poll_seconds=0.1
+        home=tmp_path_factory.mktemp("home"),
+        data_roots=(EXAMPLES,),
+        plugins=("my_functions",),
+        port=free_port(),
+        poll_seconds=0.1,
     )
-    with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
-        yield RunningService(settings=settings, client=client, folder=EXAMPLES, supervisor=server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(EXAMPLES / "own_functions"), prepend=os.pathsep)
+        with Supervisor(settings) as server, httpx.Client(base_url=server.url, timeout=120) as client:
+            yield RunningService(settings=settings, client=client, folder=EXAMPLES, supervisor=server)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +143,28 @@ def test_the_winner_of_an_example_beats_its_baseline_and_gives_its_value_in_plai
 
     train = [*map(plain.json.loads, (EXAMPLES / task / "train.jsonl").read_text().splitlines())]
     assert best["value"] > baseline(task, train, rows[:examples]) + 0.1
+
+
+def annoyance(predictions: list[float], rows: Rows) -> float:
+    """As `examples/own_functions` has it."""
+    errors = [float(predicted) - row["score"] for predicted, row in zip(predictions, rows, strict=True)]
+    return sum(max(error, -3 * error) for error in errors) / len(rows)
+
+
+def test_a_loss_and_a_metric_of_ones_own_are_searched_and_measured(
+    service: RunningService, plain: ModuleType, tmp_path: Path
+) -> None:
+    definition = read_study_file(EXAMPLES / "own_functions" / "study.yaml")
+    service.submit(definition)
+    study = service.wait(definition["name"])
+    assert (study["state"], study["counts"]["completed"]) == ("completed", 4), study["reason"]
+    trials = service.client.get(f"/v1/studies/{study['name']}/trials").json()["items"]
+    assert Counter(trial["params"]["loss"] for trial in trials) == {"mse": 2, "too_dark": 2}
+
+    best = service.client.get(f"/v1/studies/{study['name']}/best").json()
+    with zipfile.ZipFile(io.BytesIO(service.client.get(best["adapter"]["url"]).content)) as archive:
+        archive.extractall(tmp_path)
+    rows = plain.eval_rows("regression")
+    predictor = plain.Predictor("regression", tmp_path)
+    assert best["value"] == pytest.approx(annoyance([predictor.predict(row) for row in rows], rows), abs=0.03)
+    assert best["value"] < min(annoyance([share / 100] * len(rows), rows) for share in range(101)) - 0.1

@@ -8,6 +8,7 @@ states. The idea is that of Liger Kernel's fused linear cross-entropy (Hsu et al
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from workers.device.generators import seeded
+
+OwnLosses = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From logits, float32 [N, V], and targets, int64 [N], to what each target adds to the objective, float32
+[N], and its gradient with regard to the logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +32,8 @@ class TargetLosses:
     correct: torch.Tensor
     """bool [S]: whether the argmax is the target."""
     objective: torch.Tensor | None
-    """float32 scalar, the sum of (smoothed) losses * weights, differentiable with regard to the hidden states
-    and to nothing else; None where no weights were given."""
+    """float32 scalar, the sum of (smoothed, or own) losses * weights, differentiable with regard to the
+    hidden states and to nothing else; None where no weights were given."""
 
 
 def target_losses(
@@ -38,6 +43,7 @@ def target_losses(
     weights: torch.Tensor | None,
     *,
     smoothing: torch.Tensor | None = None,
+    own: OwnLosses | None = None,
     chunk_tokens: int,
 ) -> TargetLosses:
     """Cross-entropy of S targets, never holding more than `chunk_tokens` rows of logits.
@@ -55,11 +61,13 @@ def target_losses(
         smoothing: float32 [S], from 0 to 1: how much of each target's probability is spread evenly over the
             vocabulary in the objective, as with `label_smoothing` of `torch.nn.functional.cross_entropy`;
             `losses` stay those of the targets themselves. Without weights it has no effect.
+        own: In the place of cross-entropy in the objective, without smoothing; what it takes itself comes to
+            `chunk_bytes`. Without weights it has no effect.
         chunk_tokens: Rows of logits at a time; `chunk_bytes` says what they take.
     """
     if weights is not None:
         objective, losses, correct = _Objective.apply(  # type: ignore[no-untyped-call]
-            hidden, head, targets, weights, smoothing, chunk_tokens
+            hidden, head, targets, weights, smoothing, own, chunk_tokens
         )
         return TargetLosses(losses, correct, objective)
     losses, correct = _results(hidden)
@@ -84,14 +92,16 @@ def chunk_bytes(chunk_tokens: int, vocabulary: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One chunk's part of what is given and, in the last three, of what is filled in; all [N]."""
+    """One chunk's part of what is given and of what is filled in (losses, minimized, correct); all [N]."""
 
     targets: torch.Tensor
     weights: torch.Tensor
     smoothing: torch.Tensor | None
     losses: torch.Tensor
-    smoothed: torch.Tensor
-    """`losses` itself without smoothing."""
+    own: OwnLosses | None
+    """None: cross-entropy, smoothed or not."""
+    minimized: torch.Tensor
+    """`losses` itself without smoothing or a loss of its own."""
     correct: torch.Tensor
 
 
@@ -106,10 +116,11 @@ class _Objective(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor,
         smoothing: torch.Tensor | None,
+        own: OwnLosses | None,
         chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         losses, correct = _results(hidden)
-        smoothed = losses if smoothing is None else torch.empty_like(losses)
+        minimized = losses if smoothing is None and own is None else torch.empty_like(losses)
         gradient = torch.empty_like(hidden)
         plain = _is_plain_linear(head)
         for rows in _chunks(hidden, chunk_tokens):
@@ -118,19 +129,20 @@ class _Objective(torch.autograd.Function):
                 weights[rows],
                 None if smoothing is None else smoothing[rows],
                 losses[rows],
-                smoothed[rows],
+                own,
+                minimized[rows],
                 correct[rows],
             )
             gradient[rows] = (_plain_chunk if plain else _any_chunk)(head, hidden[rows], part)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(losses, correct)
-        return (smoothed * weights).sum(), losses, correct
+        return (minimized * weights).sum(), losses, correct
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_objective: torch.Tensor, *_unused: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_objective, None, None, None, None, None
+        return gradient * grad_objective, None, None, None, None, None, None
 
 
 def _results(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,16 +188,26 @@ def _copy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted_gradient_in_place(scores: torch.Tensor, part: _Part) -> None:
-    """Turns float32 logits [N, V] into (softmax - distribution of the target) * weight."""
+    """Turns float32 logits [N, V] into (softmax - distribution of the target) * weight.
+
+    Of a loss of its own into that one's gradient * weight.
+    """
+    if part.own is not None:
+        values, slopes = part.own(scores, part.targets)
+        part.minimized.copy_(values)  # either may be a view of the scores
+        slopes = slopes * part.weights.unsqueeze(1)
+        _losses_in_place(scores, part.targets, part.losses, part.correct)
+        scores.copy_(slopes)
+        return
     smoothing = part.smoothing
-    means = None if smoothing is None else part.smoothed
+    means = None if smoothing is None else part.minimized
     sums = _losses_in_place(scores, part.targets, part.losses, part.correct, means)
     scores.mul_((part.weights / sums).unsqueeze(1))
     on_target = part.weights
     if smoothing is not None:
-        smoothed = part.losses.lerp(sums.log() - part.smoothed, smoothing)
+        smoothed = part.losses.lerp(sums.log() - part.minimized, smoothing)
         # A logit of -inf makes the even part infinite; where smoothing is 0, it does not count.
-        part.smoothed.copy_(smoothed.where(smoothing > 0, part.losses))
+        part.minimized.copy_(smoothed.where(smoothing > 0, part.losses))
         scores.sub_((part.weights * smoothing / scores.shape[1]).unsqueeze(1))
         on_target = part.weights * (1 - smoothing)
     scores.scatter_add_(1, part.targets.unsqueeze(1), -on_target.unsqueeze(1))

@@ -10,7 +10,7 @@ from workers.artifacts.checkpoints import newest_usable
 from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded
-from workers.pack.preflight import preflight
+from workers.pack.preflight import faults_of_all, preflight
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
 from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
@@ -23,10 +23,14 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
         ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
         DoesNotFitError: One example does not fit.
+        LossError: The trial's loss, one of the study's own, goes wrong.
+        PluginError: It does in every trial.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
     preflight(order, loaded)
     base, examples = loaded.base, loaded.train.examples
+    with faults_of_all(order, "loss", "class_weights"):
+        weights = objective_of(base.host.base).class_weights(order.recipe, examples)
     adapter = base.host.add(f"attempt-{order.attempt_id}", order.recipe)
     try:
         trial = (order.recipe, adapter, examples)
@@ -34,7 +38,8 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
             "start": base.passes.measure_start(adapter, first_examples(order.recipe, examples)),
             "micro_batch_size": order.micro_batch_size,
             "loss_scaled": base.host.base.compute_dtype == torch.float16,
-            "class_weights": objective_of(base.host.base).class_weights(order.recipe, examples),
+            "class_weights": weights,
+            "own_loss": loaded.own_loss,
         }
         whose: dict[str, Any] = {"recipe_key": loaded.recipe_key(order), "made_of": loaded.made_of(order)}
         measured = (base.host, loaded.evaluation.examples)

@@ -21,6 +21,7 @@ from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.pack.measures import Measures, read_measures
 from workers.pack.probe import Costs
+from workers.plugins import OwnLoss, load_losses
 from workers.report.loading_check import check_loading
 from workers.training.objectives.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
@@ -61,6 +62,8 @@ class Loaded:
     train: TokenizedData
     evaluation: TokenizedData
     measures: Measures = field(default_factory=Measures)
+    own_loss: OwnLoss | None = None
+    """What the trial minimizes, where that is a loss of the study's own."""
 
     def made_of(self, order: TrialOrder) -> dict[str, str]:
         """The parts of `recipe_key`, so that a message can name what has changed."""
@@ -128,7 +131,7 @@ class LoadedStudies:
         Raises:
             ModelError: The base cannot be loaded.
             DataError: The data cannot be used.
-            PluginError: A metric of the study's own cannot be loaded.
+            PluginError: A metric or loss of the study's own cannot be loaded.
             RecipeLengthError: It can, but not with the recipe's own `max_length`.
         """
 
@@ -195,7 +198,8 @@ class LoadedStudies:
         measures = self._measures.get(_measures_key(order))
         if measures is None:
             measures = self._measures[_measures_key(order)] = read_measures(order, evaluation, base.host.base)
-        return Loaded(base, train, evaluation, measures)
+        losses = load_losses(order.losses, order.limits.plugins)
+        return Loaded(base, train, evaluation, measures, losses.get(order.recipe.loss or ""))
 
     def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
         """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from search_spaces.errors import machine_fault
 from workers.base.base_model import set_training
@@ -17,7 +19,7 @@ from workers.base.target_modules import linear_layers
 from workers.contract import TrialOrder
 from workers.device.generators import seeded
 from workers.device.memory import describe, is_device_fault, is_out_of_memory, release
-from workers.errors import ModelError, WorkerError, without_values
+from workers.errors import LossError, ModelError, PluginError, WorkerError, without_values
 from workers.pack.loaded import Loaded
 from workers.pack.probe import one_pass
 
@@ -34,6 +36,8 @@ def preflight(order: TrialOrder, loaded: Loaded) -> None:
     Raises:
         ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
+        PluginError: The loss of all trials, one of the study's own, goes wrong.
+        LossError: The loss of this trial does.
         Exception: What is no study's fault, such as a broken device.
     """
     base, varied = loaded.base, order.varied
@@ -48,6 +52,21 @@ def preflight(order: TrialOrder, loaded: Loaded) -> None:
     base.preflighted.add(order.study_id)
 
 
+@contextmanager
+def faults_of_all(order: TrialOrder, *fields: str) -> Iterator[None]:
+    """What a loss of the study's own does wrong is the study's fault, if all trials have the same fields.
+
+    Raises:
+        PluginError: In place of a `LossError`, if they have.
+    """
+    try:
+        yield
+    except LossError as error:
+        if order.varied is None or {*fields} & {*order.varied}:
+            raise
+        raise PluginError(str(error)) from error
+
+
 def _fault(order: TrialOrder, loaded: Loaded) -> str | None:
     """Why the study cannot be trained, as a sentence with what to do; None: it can."""
     host = loaded.base.host
@@ -60,8 +79,9 @@ def _fault(order: TrialOrder, loaded: Loaded) -> str | None:
     adapter = host.add(_NAME, order.recipe.model_copy(update=least))
     set_training(host.base.model, True)
     try:
-        with seeded(0, host.base.device):  # for a base with dropout of its own
-            one_pass(host, adapter, [longest], 1)
+        # The seed is for a base with dropout of its own.
+        with seeded(0, host.base.device), faults_of_all(order, "loss"):
+            one_pass(host, adapter, [longest], 1, own_loss=loaded.own_loss)
     except Exception as error:
         if is_device_fault(error) or machine_fault(error) is not None or isinstance(error, WorkerError):
             raise

@@ -19,6 +19,7 @@ from workers.device.generators import seeded
 from workers.device.memory import allocated_bytes, is_out_of_memory, release
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.pack.cost_model import MemoryCost, PassCost, fit_pass_cost
+from workers.plugins import OwnLoss
 from workers.training.objectives.base import Share
 from workers.training.objectives.forward import chunk_tokens
 from workers.training.objectives.registry import objective_of
@@ -87,8 +88,18 @@ def _measure(host: AdapterHost, adapter: Adapter, longest: Sequence[AnyExample])
     )
 
 
-def one_pass(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample], parts: int) -> None:
-    """Forward and backward over examples, split into so many groups, as if each were another trial's."""
+def one_pass(
+    host: AdapterHost,
+    adapter: Adapter,
+    examples: Sequence[AnyExample],
+    parts: int,
+    *,
+    own_loss: OwnLoss | None = None,
+) -> None:
+    """Forward and backward over examples, split into so many groups, as if each were another trial's.
+
+    Without `own_loss`, a recipe's loss that is the study's own is the task's first.
+    """
     base = host.base
     adapter.gradient.zero_()
     objective = objective_of(base)
@@ -96,7 +107,7 @@ def one_pass(host: AdapterHost, adapter: Adapter, examples: Sequence[AnyExample]
     size, more = divmod(len(examples), parts)
     counts = [size + (part < more) for part in range(parts)]
     groups = [adapter.rows(count * examples[0].rows) for count in counts]
-    shares = [Share(count, adapter.recipe, 1e-6) for count in counts]
+    shares = [Share(count, adapter.recipe, 1e-6, own_loss=own_loss) for count in counts]
     owners = torch.arange(parts).repeat_interleave(torch.tensor(counts))[batch.target_examples]
     owners, batch = owners.to(base.device), batch.to(base.device)
     with host.multi_lora.running(

@@ -18,6 +18,7 @@ from workers.contract import OutcomeStatus, Progress, RateSweep, TrialOutcome
 from workers.data.examples import AnyExample
 from workers.lora.adapters import Adapter
 from workers.pack.attempt import Attempt
+from workers.plugins import OwnLoss
 from workers.training.objectives.base import Evaluation
 from workers.training.trial_run import StepResult, TrialEndedError, TrialRun
 
@@ -66,6 +67,7 @@ class RateSweepRun(TrialRun):
         micro_batch_size: int | None = None,
         loss_scaled: bool = False,
         class_weights: torch.Tensor | None = None,
+        own_loss: OwnLoss | None = None,
     ) -> None:
         """
         Args:
@@ -77,6 +79,7 @@ class RateSweepRun(TrialRun):
             micro_batch_size: Most rows it has in one pass; None: any number.
             loss_scaled: Scale the loss, as float16 compute needs it.
             class_weights: As in `TrialRun`.
+            own_loss: Likewise.
         """
         self.sweep = sweep
         self.curve: list[tuple[float, float]] = []
@@ -92,6 +95,7 @@ class RateSweepRun(TrialRun):
             loss_scaled=loss_scaled,
             steps=sweep.steps,
             class_weights=class_weights,
+            own_loss=own_loss,
         )
 
     @property
@@ -128,12 +132,12 @@ class RateSweepRun(TrialRun):
         smoothed = self._smoothed[0] / self._smoothed[1]
         self.lowest = min(self.lowest, smoothed)
         if smoothed > DIVERGED_ABOVE * self.lowest:
-            raise self._diverged(
+            raise self.diverged(
                 f"the smoothed train loss is {smoothed:.4g}, above {DIVERGED_ABOVE:g} times its lowest,"
                 f" {self.lowest:.4g}."
             )
 
-    def _diverged(self, what: str) -> TrialEndedError:
+    def diverged(self, what: str) -> TrialEndedError:
         """To diverge is what a sweep is for; only one that never stepped has failed."""
         where = f"in step {self.steps + 1} of {self.sweep.steps}, at learning rate {self.learning_rate:.3g}"
         if self.curve:

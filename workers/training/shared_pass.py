@@ -16,6 +16,7 @@ from workers.data.examples import AnyExample, PairExample
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.memory import is_device_fault, is_out_of_memory, release
+from workers.errors import LossNotFiniteError
 from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
@@ -131,6 +132,10 @@ class SharedPasses:
                 if len(parts) == 1:
                     raise
                 continue  # the host knows now, and passes are of one trial each
+            except LossNotFiniteError as error:
+                if len(parts) > 1:
+                    raise
+                return [Advance(parts[0].run, ended=parts[0].run.diverged(_lower_first(str(error))))]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -352,6 +357,10 @@ class SharedPasses:
             run.train_seconds += seconds * share / examples
             run.padded_tokens += padded * share // examples
             run.real_tokens += sum(_real_tokens(run.examples[i]) for i in part.indices)
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _real_tokens(example: AnyExample) -> int:

@@ -22,6 +22,7 @@ from workers.data.examples import AnyExample
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
+from workers.plugins import OwnLoss
 from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.noise_scale import NoiseScale, measured_rows
@@ -94,6 +95,7 @@ class TrialRun:
         loss_scaled: bool = False,
         steps: int | None = None,
         class_weights: torch.Tensor | None = None,
+        own_loss: OwnLoss | None = None,
     ) -> None:
         """
         Args:
@@ -106,6 +108,7 @@ class TrialRun:
             loss_scaled: Scale the loss, as float16 compute needs it.
             steps: Optimizer steps, over as many epochs as they take; None: those of the recipe's epochs.
             class_weights: float32 [C], what each class counts in its loss; None: all count alike.
+            own_loss: What it minimizes, where the recipe names a loss of the study's own.
         """
         self.recipe = recipe
         self.adapter = adapter
@@ -120,6 +123,7 @@ class TrialRun:
         # All the memory that a step takes is taken here, so that no step runs out of it half-way.
         self._optimizer = build_optimizer(adapter.master, recipe, adapter.segments)
         self._class_weights = class_weights
+        self.own_loss = own_loss
         self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
         self._warmup = warmup_steps(recipe.warmup_ratio, self.plan.total_steps)
         self._order = DataOrder(self.plan, recipe.seed)
@@ -183,7 +187,7 @@ class TrialRun:
 
     def share(self, indices: Sequence[int]) -> Share:
         """The same rows as a part of a pass's loss."""
-        return Share(len(indices), self.recipe, self.loss_weight, self._class_weights)
+        return Share(len(indices), self.recipe, self.loss_weight, self._class_weights, self.own_loss)
 
     def gather(self) -> torch.Tensor:
         """After a pass: makes its gradient that of all the rows so far; its norm, float32 []."""
@@ -206,7 +210,7 @@ class TrialRun:
             if self._loss_scale > 1.0:
                 self._halve_loss_scale()
                 return None
-            raise self._diverged(
+            raise self.diverged(
                 f"train loss {(self._batch.loss_sum + result.loss_sum) / self._batch.tokens:.4g},"
                 f" gradient norm {result.norm:.4g}; both must be finite."
             )
@@ -298,7 +302,7 @@ class TrialRun:
             TrialEndedError: The step shall not be taken.
         """
         if self._watch.update(loss_sum=loss_sum, tokens=tokens, examples=rows):
-            raise self._diverged(
+            raise self.diverged(
                 f"the train loss, smoothed over about {WINDOW_EXAMPLES} examples, is"
                 f" {self._watch.smoothed:.4g}, above {self._watch.limit:.4g}, the allowed multiple of"
                 f" {self._watch.start:.4g}, where it started."
@@ -309,7 +313,8 @@ class TrialRun:
         if self._accumulated is not None:
             self._accumulated.div_(2)
 
-    def _diverged(self, what: str) -> TrialEndedError:
+    def diverged(self, what: str) -> TrialEndedError:
+        """How the trial ends in the step that it is in: `what` follows a colon."""
         return TrialEndedError(
             OutcomeStatus.DIVERGED,
             f"Diverged in step {self.steps + 1} of {self.plan.total_steps}, after {self.examples_seen}"

@@ -62,6 +62,7 @@ def make_order(
         data=definition.data,
         task=definition.task,
         metrics=definition.metrics,
+        losses=definition.losses,
         constrained=tuple(name for name in definition.constraints if name not in COSTS),
         recipe=recipe,
         varied=tuple(definition.search.space.parameters),

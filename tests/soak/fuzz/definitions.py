@@ -112,6 +112,9 @@ def _task(draw: random.Random, document: dict[str, Any]) -> None:
         document["metrics"] = {"profit": "my_metrics:profit"}
         document["objective"] = {"metric": "profit", "direction": "maximize"}
         document.setdefault("constraints", {})["profit"] = {"min": 0}
+    if TASKS[task].no_own_losses is None and draw.random() < 0.2:
+        document["losses"] = {"mine": "my_metrics:mine"}
+        document["recipe"]["loss"] = draw.choice(["mine", TASKS[task].losses[0]])
 
 
 def _pruning(algorithm: str) -> dict[str, Any]:

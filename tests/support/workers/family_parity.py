@@ -31,6 +31,7 @@ from workers.data.examples import (
 from workers.errors import AdapterError, ModelError
 from workers.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
+from workers.plugins import OwnLoss
 from workers.training.objectives.labels import Answers
 from workers.training.objectives.references import with_references
 from workers.training.shared_pass import SharedPasses
@@ -151,14 +152,27 @@ def with_reference(host: AdapterHost, task: Task, examples: Sequence[AnyExample]
     return list(with_references(host, UNLIMITED, data, UNWATCHED).examples)
 
 
-def train(host: AdapterHost, examples: Sequence[AnyExample], recipes: Sequence[Recipe]) -> list[TrialNumbers]:
-    """Trains and evaluates trials together; the base is without adapters again."""
+def train(
+    host: AdapterHost,
+    examples: Sequence[AnyExample],
+    recipes: Sequence[Recipe],
+    own_losses: Mapping[str, OwnLoss] | None = None,
+) -> list[TrialNumbers]:
+    """Trains and evaluates trials together; the base is without adapters again.
+
+    Args:
+        host: The base.
+        examples: Of the task.
+        recipes: Of the trials.
+        own_losses: Of the study's own, by the names that recipes have for them.
+    """
     passes = SharedPasses(host, token_budget=UNLIMITED)
     runs = []
     for number, recipe in enumerate(recipes):
         adapter = host.add(f"trial-{number}", recipe)
         start = passes.measure_start(adapter, examples)
-        runs.append(TrialRun(recipe, adapter, examples, start=start, divergence_factor=100.0))
+        own = (own_losses or {}).get(recipe.loss or "")
+        runs.append(TrialRun(recipe, adapter, examples, start=start, divergence_factor=100.0, own_loss=own))
     losses: list[list[float]] = [[] for _ in runs]
     while live := [run for run in runs if not run.finished]:
         for advance in passes.train(live):
@@ -167,10 +181,10 @@ def train(host: AdapterHost, examples: Sequence[AnyExample], recipes: Sequence[R
             if advance.step is not None:
                 losses[runs.index(advance.run)].append(advance.step.train_loss)
     numbers = []
-    for run, own, found in zip(runs, losses, passes.evaluate(runs, examples), strict=True):
+    for run, seen, found in zip(runs, losses, passes.evaluate(runs, examples), strict=True):
         answers = found.answers if isinstance(found, Answers) else None
         files = host.files(run.adapter.name)
-        numbers.append(TrialNumbers(own, files, found.metrics()["eval_loss"], answers))
+        numbers.append(TrialNumbers(seen, files, found.metrics()["eval_loss"], answers))
     for run in runs:
         host.remove(run.adapter.name)
     return numbers
@@ -240,12 +254,12 @@ def outcome_of(name: str, base_folder: Path, task: Task, quantization: str, fold
         for losses in (alone.losses, plain.losses):
             assert found.losses == pytest.approx(losses, rel=TOLERANCE, abs=TOLERANCE), where
         assert found.eval_loss == pytest.approx(alone.eval_loss, rel=TOLERANCE, abs=TOLERANCE), where
-        _assert_same(found.weights(), alone.weights(), where)
-        _assert_same(found.weights(), plain.weights, where)
-        _assert_same(dict(enumerate(answers)), dict(enumerate(plain.answers)), f"{where}, reloaded")
+        assert_same(found.weights(), alone.weights(), where)
+        assert_same(found.weights(), plain.weights, where)
+        assert_same(dict(enumerate(answers)), dict(enumerate(plain.answers)), f"{where}, reloaded")
         if found.answers is not None:
             own = torch.cat([answer.flatten() for answer in answers])
-            _assert_same({"": found.answers.flatten()}, {"": own}, f"{where}, evaluated and reloaded")
+            assert_same({"": found.answers.flatten()}, {"": own}, f"{where}, evaluated and reloaded")
     return Outcome("packed" if host.shares_passes else "alone")
 
 
@@ -256,7 +270,8 @@ def _without_names(reason: str) -> str:
     return re.sub(r"It can be trained for [\w, ]+\. ", "", reason)
 
 
-def _assert_same(found: Mapping[Any, torch.Tensor], expected: Mapping[Any, torch.Tensor], where: str) -> None:
+def assert_same(found: Mapping[Any, torch.Tensor], expected: Mapping[Any, torch.Tensor], where: str) -> None:
+    """Equal but for rounding, by name."""
     assert found.keys() == expected.keys(), where
     for name, one in expected.items():
         # The bias of a ranking head cancels out: its gradient is rounding only.

@@ -1,7 +1,8 @@
-"""Metrics of a study's own: what may be loaded, and what they may return."""
+"""Metrics and losses of a study's own: what may be loaded, and what metrics may return."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from workers.errors import PluginError, WorkerError
-from workers.plugins import EvalAnswers, OwnMetric, load_metrics
+from workers.plugins import EvalAnswers, OwnMetric, load_losses, load_metrics
 
 ANSWERS = EvalAnswers(task="regression", metrics={"eval_loss": 0.5})
 
@@ -67,3 +68,20 @@ def test_only_modules_that_are_named_are_imported(tmp_path: Path, monkeypatch: p
         load_metrics({"rate": "plugin_of_a_test:RATE"}, ("plugin_of_a_test",))
     with pytest.raises(PluginError, match="ModuleNotFoundError"):
         load_metrics({"profit": "plugin_not_there:profit"}, ("plugin_not_there",))
+
+
+def test_losses_are_loaded_as_metrics_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "losses_of_a_test.py").write_text("def under(answers, targets): return answers\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "losses_of_a_test:under"
+    found = load_losses({"under": path}, ("losses_of_a_test",))
+    assert [(name, str(loss)) for name, loss in found.items()] == [("under", f"loss under of {path}")]
+    with pytest.raises(PluginError, match="The loss under is from the module losses_of_a_test, which"):
+        load_losses({"under": path}, ())
+    with pytest.raises(PluginError, match="The loss over of losses_of_a_test:over cannot be loaded"):
+        load_losses({"over": "losses_of_a_test:over"}, ("losses_of_a_test",))
+
+
+def test_the_module_that_plugins_import_from_is_light() -> None:
+    code = "import sys, workers.plugins; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

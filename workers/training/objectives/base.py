@@ -11,6 +11,7 @@ import torch
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.examples import AnyExample
+from workers.plugins import OwnLoss
 
 _Example = TypeVar("_Example", bound=AnyExample)
 
@@ -24,7 +25,9 @@ class Share:
     weight: float = 0.0
     """What the loss of each of its targets counts in the objective."""
     class_weights: torch.Tensor | None = None
-    """float32 [C], of the trial's own loss; None: all count alike."""
+    """float32 [C], of the trial's loss; None: all count alike."""
+    own_loss: OwnLoss | None = None
+    """Of the study's own, where the recipe names one."""
 
 
 class TaskBatch(Protocol):

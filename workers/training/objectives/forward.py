@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,15 @@ import torch.nn.functional as F
 from workers.base.base_model import LoadedBase
 from workers.base.chunked_loss import TargetLosses, hidden_states, target_losses
 from workers.data.batches import MicroBatch
+from workers.plugins import OwnLoss
+from workers.training.objectives.own_losses import own_losses, values_and_slopes
 
 LOGITS_BYTES_PER_CHUNK = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """What one chunk of float32 logits may take. Large enough for efficient products: with 152,000 tokens of
 vocabulary, 880 tokens on a GPU."""
+
+_OWN_LOSS_COPIES = 4
+"""By how much fewer targets at once a loss of a study's own gets, because it makes copies of the logits."""
 
 
 def chunk_tokens(base: LoadedBase) -> int:
@@ -36,6 +43,7 @@ def batch_losses(
     *,
     smoothing: torch.Tensor | None = None,
     focus: torch.Tensor | None = None,
+    parts: Sequence[tuple[slice, OwnLoss | None]] = (),
 ) -> TargetLosses:
     """Losses at the positions that predict a supervised target, under whatever adapters are in force.
 
@@ -49,8 +57,33 @@ def batch_losses(
         smoothing: float32 [S], label smoothing in the objective; None: none. The part that goes to all tokens
             alike stays cross-entropy where there is a focus.
         focus: float32 [S], gamma of the focal loss in the objective, 0 for cross-entropy; None: all 0.
+        parts: All targets in order, each part with its trial's loss where that is the study's own; empty: no
+            trial has one.
+
+    Raises:
+        LossError: One of them goes wrong.
     """
-    return LanguagePass(base, batch).losses(weights, smoothing=smoothing, focus=focus)
+    language = LanguagePass(base, batch)
+    if not parts:
+        return language.losses(weights, smoothing=smoothing, focus=focus)
+    found = [
+        language.losses(
+            _part(weights, rows), smoothing=_part(smoothing, rows), focus=_part(focus, rows), rows=rows
+        )
+        if own is None
+        else language.losses(_part(weights, rows), rows=rows, own=own)
+        for rows, own in parts
+    ]
+    objectives = [one.objective for one in found if one.objective is not None]
+    return TargetLosses(
+        losses=torch.cat([one.losses for one in found]),
+        correct=torch.cat([one.correct for one in found]),
+        objective=torch.stack(objectives).sum() if objectives else None,
+    )
+
+
+def _part(values: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    return None if values is None else values[rows]
 
 
 class LanguagePass:
@@ -77,29 +110,34 @@ class LanguagePass:
         *,
         smoothing: torch.Tensor | None = None,
         focus: torch.Tensor | None = None,
+        rows: slice = slice(None),
+        own: OwnLoss | None = None,
     ) -> TargetLosses:
-        """As `batch_losses`."""
+        """As `batch_losses`, of a part of the targets; `own` is in the place of smoothing and focus."""
         if weights is not None and focus is not None:
-            share = focal_factor(self.losses(None).losses, focus)
+            share = focal_factor(self.losses(None, rows=rows).losses, focus)
             if smoothing is not None:  # only the target's own part has the focus
                 share = torch.lerp(share, torch.ones_like(share), smoothing)
                 smoothing = smoothing / share.clamp_min(torch.finfo(share.dtype).tiny)
             weights = weights * share
-        targets = self._batch.targets
+        targets, states = self._batch.targets[rows], self._states[rows]
         if self._chunked:
             with autocast(self._base):
                 return target_losses(
                     self._base.model.get_output_embeddings(),
-                    self._states,
+                    states,
                     targets,
                     weights,
-                    chunk_tokens=chunk_tokens(self._base),
+                    chunk_tokens=chunk_tokens(self._base) // (1 if own is None else _OWN_LOSS_COPIES),
                     smoothing=smoothing,
+                    own=None if own is None else partial(values_and_slopes, own),
                 )
-        logits = self._states
+        logits = states
         losses = F.cross_entropy(logits, targets, reduction="none")
         minimized = losses
-        if smoothing is not None:
+        if own is not None and weights is not None:
+            minimized = own_losses(own, logits, targets)
+        elif smoothing is not None:
             minimized = (1 - smoothing) * losses - smoothing * F.log_softmax(logits, dim=-1).mean(dim=-1)
         return TargetLosses(
             losses=losses.detach(),

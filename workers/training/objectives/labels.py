@@ -11,17 +11,19 @@ import torch
 
 from search_spaces.faults import nearest_name
 from search_spaces.recipe import ClassWeights, Recipe
+from search_spaces.tasks import LOSSES
 from search_spaces.wording import shortened
 from workers.base.base_model import LoadedBase
 from workers.base.heads import Labels
 from workers.data.examples import AnyExample, LabelledExample, TokenLabelsExample
 from workers.data.tokenization import IGNORED
 from workers.device.devices import to_device
-from workers.errors import DataError
+from workers.errors import DataError, LossError
 from workers.training.objectives.base import PassLosses, Share, mask_of, of_kind, padded
 from workers.training.objectives.forward import autocast
 from workers.training.objectives.losses import balanced_weights, class_losses, regression_losses
 from workers.training.objectives.metrics import class_metrics, regression_metrics, token_metrics
+from workers.training.objectives.own_losses import own_losses
 
 _LISTED, _SHOWN = 10, 60
 """Labels that a message lists, and characters of each."""
@@ -196,19 +198,22 @@ def weighed(
     counts = torch.bincount(owners, minlength=len(shares)).tolist()
     parts = zip(torch.split(answers, counts), torch.split(targets, counts), shares, strict=True)
     for own, wanted, share in parts:
-        recipe = share.recipe
-        if is_score:
+        recipe, weights = share.recipe, share.class_weights
+        weights = None if weights is None else weights.to(own.device)
+        if share.own_loss is not None:
+            losses = own_losses(share.own_loss, own, wanted)
+            losses = losses if weights is None else losses * weights[wanted]
+        elif is_score:
             loss: Literal["huber", "mse"] = "huber" if recipe.loss == "huber" else "mse"
             losses = regression_losses(own, wanted, loss=loss, huber_delta=recipe.huber_delta)
         else:
-            weights = share.class_weights
             losses = class_losses(
                 own,
                 wanted,
                 loss="focal" if recipe.loss == "focal" else "cross_entropy",
                 focal_gamma=recipe.focal_gamma,
                 label_smoothing=recipe.label_smoothing,
-                class_weights=None if weights is None else weights.to(own.device),
+                class_weights=weights,
             )
         objective = objective + losses.sum() * share.weight
     return PassLosses(plain, objective, seen)
@@ -224,10 +229,17 @@ def weights_from(recipe: Recipe, labels: Labels, counts: torch.Tensor) -> torch.
 
     Raises:
         DataError: The recipe weighs a label that the train data does not have.
+        LossError: A loss of the study's own is to be weighed, and a row may have several labels.
     """
     wanted = recipe.class_weights
     if wanted == "none":
         return None
+    if labels.multi_label and recipe.loss not in (None, *LOSSES):
+        raise LossError(
+            f"recipe.class_weights cannot be used with {recipe.loss}, a loss of the study's own, where a row"
+            " may have several labels, because the loss is one value for the whole row. Weigh the labels in"
+            " the loss, or set class_weights to none."
+        )
     if wanted == "balanced":
         return balanced_weights(counts)
     check_class_weights(wanted, labels)

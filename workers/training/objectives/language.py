@@ -12,6 +12,7 @@ from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.batches import MicroBatch, collate, collate_sources
 from workers.data.examples import AnyExample, Example, Seq2SeqExample
+from workers.plugins import OwnLoss
 from workers.training.objectives.base import PassLosses, Share, of_kind, weights_of
 from workers.training.objectives.forward import batch_losses
 
@@ -68,7 +69,15 @@ class LanguageModel:
             smoothing = torch.tensor(values, dtype=torch.float32, device=owners.device)[owners]
         gammas = [share.recipe.focal_gamma if share.recipe.loss == "focal" else 0.0 for share in shares]
         focus = torch.tensor(gammas, device=owners.device)[owners] if any(gammas) else None
-        found = batch_losses(base, batch, weights_of(shares, owners), smoothing=smoothing, focus=focus)
+        parts: list[tuple[slice, OwnLoss | None]] = []
+        if any(share.own_loss is not None for share in shares):
+            first = 0
+            for share, count in zip(
+                shares, torch.bincount(owners, minlength=len(shares)).tolist(), strict=True
+            ):
+                parts.append((slice(first, first := first + count), share.own_loss))
+        weights = weights_of(shares, owners)
+        found = batch_losses(base, batch, weights, smoothing=smoothing, focus=focus, parts=parts)
         return PassLosses(found.losses, found.objective, found.correct)
 
     def tally(self, adapters: int, base: LoadedBase) -> TokenTally:

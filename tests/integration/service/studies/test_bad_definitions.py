@@ -71,6 +71,11 @@ BAD: dict[str, tuple[Callable[[Make], dict[str, Any]], set[str]]] = {
         {"search.algorithm"},
     ),
     "unknown metric": (lambda make: make(objective={"metric": "eval_los"}), {"objective.metric"}),
+    "unknown loss": (lambda make: make(losses={"own": "m:f"}, recipe={"loss": "ownn"}), {"recipe.loss"}),
+    "modules that are not allowed": (
+        lambda make: make(metrics={"profit": "m:f"}, losses={"own": "m:g"}, recipe={"loss": "own"}),
+        {"metrics.profit", "losses.own"},
+    ),
     "unknown pruner": (lambda make: make(pruning={"algorithm": "ashaa"}), {"pruning.algorithm"}),
     "unknown preset": (
         lambda make: make(search={"trials": 4, "preset": "qlora-defalt"}),

@@ -1,4 +1,4 @@
-"""Metrics of a study's own are accepted from the modules that the setting names, and no others."""
+"""Metrics and losses of a study's own are accepted from the modules that the setting names, and no others."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def test_another_module_is_refused(tmp_path: Path, plugins: tuple[str, ...], all
     (fault,) = faults(tmp_path, plugins)
     assert (fault.path, fault.value, fault.allowed) == ("metrics.profit", "my_metrics:profit", allowed)
     assert "a module that NIGHTSWEEP_PLUGINS does not name" in fault.message
+
+
+def test_the_module_of_a_loss_is_refused_alike(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    document = DOCUMENT | {"losses": {"under": "my_losses:under"}, "recipe": {"loss": "under"}}
+    _, (fault,) = check_definition(document, [tmp_path], ("my_metrics",))
+    assert (fault.path, fault.value) == ("losses.under", "my_losses:under")
+    assert fault.allowed == "a function of my_metrics"
+    assert "a module that NIGHTSWEEP_PLUGINS does not name" in fault.message
+    assert check_definition(document, [tmp_path], ("my_metrics", "my_losses"))[1] == []
 
 
 def test_the_setting_is_a_list_of_modules_and_reaches_workers_and_child_processes(

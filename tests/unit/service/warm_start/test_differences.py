@@ -48,6 +48,15 @@ def test_recipes_are_compared_by_the_loss_in_force_and_by_what_it_uses() -> None
     assert unlike(Recipe(loss="simpo"), there, Recipe(), there) == ["loss dpo instead of simpo"]
 
 
+def test_losses_of_a_studys_own_are_compared_by_their_functions() -> None:
+    one, renamed, other = (
+        {"losses": {name: path}} for name, path in (("a", "m:f"), ("b", "m:f"), ("a", "m:g"))
+    )
+    there = study(**one)
+    assert unlike(Recipe(loss="a"), there, Recipe(loss="b"), study(**renamed)) == []
+    assert unlike(Recipe(loss="a"), there, Recipe(loss="a"), study(**other)) == ["loss m:g instead of m:f"]
+
+
 def test_a_recipe_without_a_loss_is_a_point_with_the_tasks_own() -> None:
     search = DOCUMENT["search"] | {"space": {"loss": {"choices": ["orpo", "dpo"]}}}
     now = study(task="preference", search=search)
