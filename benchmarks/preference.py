@@ -41,8 +41,8 @@ from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase, load_base, pick_device
 from workers.data.datasets import TokenizedData
 from workers.data.examples import AnyExample, PairExample
+from workers.device.heartbeat import UNWATCHED
 from workers.device.memory import tokens_per_forward
-from workers.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import RowGroup
 from workers.training import evaluation, shared_pass

@@ -31,8 +31,8 @@ from workers.contract import (
     WorkerInfo,
     WorkerSpec,
 )
+from workers.device.heartbeat import Heartbeat
 from workers.event_log import EventLog
-from workers.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from workers.pack.pack import Pack

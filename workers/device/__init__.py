@@ -1,1 +1,1 @@
-"""The device: its memory, its id, its random generators."""
+"""What a worker trains on: its device's memory, id and random generators, and whether its thread gets on."""

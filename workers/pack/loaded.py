@@ -15,9 +15,9 @@ from workers.base.heads import Labels
 from workers.contract import Preparing, TrialOrder
 from workers.data.datasets import TokenizedData, load_eval, load_train
 from workers.data.labels import needs_labels, read_labels
+from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import limited_memory, release, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
-from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.pack.measures import Measures, read_measures
 from workers.pack.probe import Costs

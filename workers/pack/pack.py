@@ -27,8 +27,8 @@ from workers.contract import (
     TrialOutcome,
     Verdict,
 )
+from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
-from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.pack.admission import prepare
 from workers.pack.attempt import Attempt
 from workers.pack.capacity import Slots, limited, plan

@@ -10,7 +10,7 @@ import torch
 from workers.base.base_model import set_training
 from workers.data.examples import AnyExample
 from workers.device.devices import to_device
-from workers.heartbeat import UNWATCHED, Heartbeat
+from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
 from workers.training.objectives.base import Evaluation, Share

@@ -21,8 +21,8 @@ from workers.base.causal_attention import NAME as WITHOUT_MASKS
 from workers.data.examples import Example, Seq2SeqExample
 from workers.data.tokenization import IGNORED, is_special
 from workers.device.devices import to_device
+from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.errors import RowError
-from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
 from workers.training.evaluation import length_batches

@@ -15,9 +15,9 @@ from workers.base.base_model import set_training
 from workers.data.examples import AnyExample, PairExample
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
+from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import is_device_fault, is_out_of_memory, release
 from workers.errors import LossNotFiniteError
-from workers.heartbeat import UNWATCHED, Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.lora.neftune import noisy_embeddings

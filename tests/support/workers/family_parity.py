@@ -28,8 +28,8 @@ from workers.data.examples import (
     Seq2SeqExample,
     TokenLabelsExample,
 )
+from workers.device.heartbeat import UNWATCHED
 from workers.errors import AdapterError, ModelError
-from workers.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.plugins import OwnLoss
 from workers.training.objectives.labels import Answers

@@ -26,8 +26,8 @@ from workers.contract import (
     TrialOutcome,
     Verdict,
 )
+from workers.device.heartbeat import Heartbeat
 from workers.gpu_worker import GpuWorker
-from workers.heartbeat import Heartbeat
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

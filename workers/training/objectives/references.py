@@ -28,7 +28,7 @@ from workers.base.base_model import LoadedBase, set_training
 from workers.data.batches import collate
 from workers.data.datasets import TokenizedData
 from workers.data.examples import PairExample
-from workers.heartbeat import Heartbeat
+from workers.device.heartbeat import Heartbeat
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import RowGroup
 from workers.training.evaluation import length_batches

@@ -38,8 +38,8 @@ from workers.artifacts.folders import LocalFolder
 from workers.base.base_model import LoadedBase, load_base, set_training
 from workers.base.causal_attention import NAME
 from workers.data.examples import Example, Seq2SeqExample
+from workers.device.heartbeat import Heartbeat
 from workers.errors import RowError
-from workers.heartbeat import Heartbeat
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import RowsUnknownError
 from workers.training.generation import decoded, generate, generation_lengths, prompt_of

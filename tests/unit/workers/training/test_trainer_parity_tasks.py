@@ -39,7 +39,7 @@ from workers.base.heads import TASK_MODELS, Labels
 from workers.data.batches import epoch_order
 from workers.data.datasets import TokenizedData
 from workers.data.examples import AnyExample, Example, LabelledExample, PairExample, Seq2SeqExample
-from workers.heartbeat import UNWATCHED
+from workers.device.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.training.objectives.references import with_references
 from workers.training.shared_pass import SharedPasses

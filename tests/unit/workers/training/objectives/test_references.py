@@ -21,7 +21,7 @@ from tests.support.workers.trials import random_examples, trial_order
 from workers.base.base_model import LoadedBase, load_base
 from workers.data.datasets import TokenizedData
 from workers.data.examples import Example, PairExample
-from workers.heartbeat import UNWATCHED
+from workers.device.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
 from workers.pack.loaded import LoadedStudies
 from workers.training.objectives import references as module

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.workers.trials import trial_order
-from workers.heartbeat import Heartbeat, _bytes_moved
+from workers.device.heartbeat import Heartbeat, _bytes_moved
 from workers.pack.loaded import LoadedStudies
 
 
