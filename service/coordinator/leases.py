@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
@@ -106,6 +107,7 @@ def _note_wrong_clock(
         log.warning("study %s: %s", study.name, message)
 
 
+@cache
 def waits_for_stages() -> ColumnElement[bool]:
     """Searches that `chores.preparation` has to prepare before their first trial, and has not.
 

@@ -118,12 +118,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
+_NOW_IN_SQLITE = select(func.strftime("%Y-%m-%dT%H:%M:%f", "now"))
+_NOW_IN_POSTGRESQL = select(func.clock_timestamp())  # now() is the transaction's start
+
+
 def database_now(session: Session) -> datetime:
     """The present by the database's clock, in UTC: the one clock that all coordinators share."""
     if session.get_bind().dialect.name == "sqlite":
-        now = session.scalar(select(func.strftime("%Y-%m-%dT%H:%M:%f", "now")))
+        now = session.scalar(_NOW_IN_SQLITE)
         return datetime.fromisoformat(str(now)).replace(tzinfo=UTC)
-    present: datetime = session.scalars(
-        select(func.clock_timestamp())
-    ).one()  # now() is the transaction's start
+    present: datetime = session.scalars(_NOW_IN_POSTGRESQL).one()
     return present.astimezone(UTC)

@@ -163,6 +163,8 @@ class Supervisor:
             "--temp-dir", str(self._ray_folder.ray),
             "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
             "--include-dashboard", "false", "--disable-usage-stats",
+            # Nobody asks for more nodes, and the coordinator has no worker's output sent to it.
+            "--no-monitor", "--include-log-monitor", "false",
         ]
         # fmt: on
         # Workers inherit this environment, and they hold no secrets of the service's.

@@ -121,7 +121,7 @@ def running_service(
         home=tmp_path_factory.mktemp(f"home-{uuid.uuid4().hex[:6]}"),
         data_roots=(study_folder, tiny_base_dir),
         port=free_port(),
-        poll_seconds=0.1,
+        poll_seconds=0.25,  # each time a coordinator asks its databases a dozen questions
         submission_check_seconds=0,  # what workers do with faulty data is a subject
         lease_seconds=5.0,  # so that a killed coordinator is soon followed by another
         **options,

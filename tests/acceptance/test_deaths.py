@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,32 @@ def early(trials: list[dict[str, Any]]) -> int:
     return sum(2 * seen["examples_seen"] < seen["total_examples"] for seen in running)
 
 
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Processes stand still meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it was killed
+                os.kill(pid, signal.SIGCONT)
+
+
+def kill_one_of_two(running_service: RunningService, name: str) -> bool:
+    """Kills a worker if both are in the first half of a trial, so that whichever dies takes one along.
+
+    They stand still while it is found out: no trial ends in between.
+    """
+    pids = worker_pids(running_service)
+    with stopped(pids):
+        if early(running_service.trials(name)) < 2:
+            return False
+        os.kill(pids[0], signal.SIGKILL)
+        return True
+
+
 def test_neither_ray_nor_its_workers_know_a_setting_of_the_services(running_service: RunningService) -> None:
     """Among them are the API key and the database's password. No other user gets into Ray's folder."""
     running_service.submit(running_service.definition("secrets", recipe={"batch_size": 2, "epochs": 20}))
@@ -87,8 +115,8 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(
     changes = {
         "resources": {"trials_per_worker": 1},
         "search": RANDOM,
-        "recipe": {"batch_size": 2, "epochs": 40},
-        "evaluation": {"every_examples": 640},
+        "recipe": {"batch_size": 2, "epochs": 20},
+        "evaluation": {"every_examples": 160},
     }
     running_service.submit(running_service.definition("calm", **changes))
     running_service.wait("calm")
@@ -99,10 +127,11 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(
     )
     coordinator = running_service.supervisor.coordinator_pid
     assert coordinator is not None
-    os.kill(coordinator, signal.SIGKILL)
-    running_service.wait_for(
-        lambda: running_service.supervisor.coordinator_pid != coordinator, "another coordinator"
-    )
+    with stopped(worker_pids(running_service)):  # so that it finds them training, however short their trials
+        os.kill(coordinator, signal.SIGKILL)
+        running_service.wait_for(
+            lambda: running_service.supervisor.coordinator_pid != coordinator, "another coordinator"
+        )
     events = running_service.client.get("/v1/studies/stormy/events").json()["items"]
     running_service.wait_for(
         lambda: (
@@ -111,11 +140,7 @@ def test_a_study_survives_the_death_of_its_coordinator_and_of_a_worker(
         ),
         "the new coordinator's first write",
     )
-    # Both workers in the first half of a trial, so that whichever dies takes one along.
-    running_service.wait_for(
-        lambda: early(running_service.trials("stormy")) == 2, "two trials in their first half"
-    )
-    os.kill(worker_pids(running_service)[0], signal.SIGKILL)
+    running_service.wait_for(lambda: kill_one_of_two(running_service, "stormy"), "two trials to kill one of")
 
     study = running_service.wait("stormy")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")
@@ -131,8 +156,8 @@ def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(
     changes = {
         "resources": {"workers": 1},
         "search": RANDOM,
-        "recipe": {"batch_size": 2, "epochs": 20, "lora_dropout": 0.1},
-        "evaluation": {"every_examples": 240},
+        "recipe": {"batch_size": 2, "epochs": 10, "lora_dropout": 0.1},
+        "evaluation": {"every_examples": 120},
         "budget": {"max_parallel_trials": 4},
     }
     running_service.submit(running_service.definition("calm-pack", **changes))

@@ -38,7 +38,7 @@ def test_a_paused_study_and_an_ended_service_lose_nothing(
         home=tmp_path / "home",
         data_roots=(study_folder, tiny_base_dir),
         port=free_port(),
-        poll_seconds=0.1,
+        poll_seconds=0.25,
         submission_check_seconds=0,  # on a busy machine it takes longer than the client waits
     )
     grid: dict[str, Any] = {

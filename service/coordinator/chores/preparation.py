@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from pydantic import ValidationError
 from sqlalchemy import Select, select
@@ -108,6 +109,7 @@ def _fail(database: Database, study_id: str, reason: str) -> None:
 # -- range tests that have ended ----------------------------------------------------------------------
 
 
+@cache
 def _unread_range_tests() -> Select[str]:
     return select(Study.id).where(
         Study.kind == StudyKind.RANGE_TEST,
@@ -148,6 +150,7 @@ def _conclude(session: Session, study: Study) -> tuple[list[Corner], Narrowed, s
 # -- studies that wait --------------------------------------------------------------------------------
 
 
+@cache
 def _waiting() -> Select[str]:
     query = select(Study.id).where(
         Study.state == StudyState.QUEUED, ~Study.cancel_requested, waits_for_stages()
@@ -355,6 +358,7 @@ def _locked(session: Session, study_id: str) -> Study:
 # -- studies that no longer wait ----------------------------------------------------------------------
 
 
+@cache
 def _orphans() -> Select[str]:
     """Range tests under way whose study has ended, or is to be."""
     ended = select(Study.range_test_id).where(

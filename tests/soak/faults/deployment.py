@@ -321,6 +321,7 @@ class Deployment(Arming):
             "--object-store-memory", str(128 * 1024 * 1024),
             "--num-cpus", str(CPUS), "--num-gpus", "0",
             "--include-dashboard", "false", "--disable-usage-stats",
+            "--no-monitor", "--include-log-monitor", "false",
         ]
         # fmt: on
 
