@@ -16,15 +16,16 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from tests.soak.faults import points, scenarios, studies
 from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.freezing import freeze_holders
-from tests.soak.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, missing
+from tests.soak.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, Scenario, missing
 from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
 from tests.soak.faults.moments.moment import DeploymentKind, Moment
@@ -44,6 +45,12 @@ HERE = (
     "the supervisor has no descriptors",
     "the home folder is read-only at a death",
 )
+ORDERS: dict[DatabaseName, tuple[Scenario, ...]] = {
+    "sqlite": get_args(Scenario),
+    "postgresql": get_args(Scenario)[::-1],
+}
+"""The deployments run each undisturbed study once for both, and begin at opposite ends, so as not to wait."""
+CalmStudies = dict[str, Future[Any]]
 INJECTED = Path(points.__file__).parent / "injected"
 
 
@@ -64,10 +71,11 @@ def chosen(kind: DeploymentKind) -> list[Moment]:
     return [moment for moment in MOMENTS if moment.name in HERE and moment.deployment == kind]
 
 
-def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
+def _live_through(database: DatabaseName, folder: Path, data: Path, calm_studies: CalmStudies) -> Findings:
     found = Findings()
     with Deployment(database, folder / database, data, **catalog.LIMITS) as deployment:
-        found.kills = points.kill_everywhere(deployment, POINTS, times=1)
+        deployment.calm = calm_studies
+        found.kills = points.kill_everywhere(deployment, POINTS, times=1, order=ORDERS[database])
         calm = scenarios.undisturbed(deployment, studies.random)
         moments = (FREEZE_POINTS[0], None, *FREEZE_POINTS[1:])
         found.frozen = freeze_holders(deployment, "frozen", moments, calm, studies.random(data, "frozen"))
@@ -83,21 +91,38 @@ def _live_through(database: DatabaseName, folder: Path, data: Path) -> Findings:
 
 
 @pytest.fixture(scope="module")
-def deployments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Findings]]]:
-    """Both databases' findings, as they come."""
-    folder = tmp_path_factory.mktemp("faults")
-    data = studies.make_data(folder / "data")
-    with ThreadPoolExecutor() as pool:
-        yield {name: pool.submit(_live_through, name, folder, data) for name in get_args(DatabaseName)}
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all deployments train on."""
+    return studies.make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Tally]]:
-    """The moments of the real `nightsweep serve`, as they come."""
-    folder = tmp_path_factory.mktemp("served")
-    data = studies.make_data(folder / "data")
+def calm_studies() -> CalmStudies:
+    """What undisturbed studies come to, on whichever database they were run: it must be the same on both."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def deployments(
+    tmp_path_factory: pytest.TempPathFactory, data: Path, calm_studies: CalmStudies
+) -> Iterator[dict[str, Future[Findings]]]:
+    """Both databases' findings, as they come."""
+    folder = tmp_path_factory.mktemp("faults")
     with ThreadPoolExecutor() as pool:
-        yield pool.submit(catalog.run, "sqlite", folder, data, chosen("served"), times=1, seconds=SECONDS)
+        yield {
+            name: pool.submit(_live_through, name, folder, data, calm_studies)
+            for name in get_args(DatabaseName)
+        }
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, data: Path, calm_studies: CalmStudies
+) -> Iterator[Future[Tally]]:
+    """The moments of the real `nightsweep serve`, as they come."""
+    run = partial(catalog.run, times=1, seconds=SECONDS, calm=calm_studies)
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(run, "sqlite", tmp_path_factory.mktemp("served"), data, chosen("served"))
 
 
 @pytest.fixture(params=get_args(DatabaseName))

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +85,7 @@ class Deployment(Arming):
             "home": self.home_disk.folder,
             "data_roots": (data, (data / "base").resolve()),
             "port": free_port(),
-            "poll_seconds": 0.2,
+            "poll_seconds": 0.4,
             "lease_seconds": LEASE_SECONDS,
             "max_running_studies": 4,
             "submission_check_seconds": 0,
@@ -106,6 +107,8 @@ class Deployment(Arming):
         self.client = Client(f"http://127.0.0.1:{self.settings.port}", self.raise_if_broken)
         self.exits: list[Exit] = []
         """Ends that nobody asked for: neither the harness nor a point."""
+        self.calm: dict[str, Future[Any]] = {}
+        """What undisturbed studies come to, by kind. Deployments on the same data may share it."""
         self._killed: set[tuple[str, int]] = set()
         self._held_down: set[str] = set()
         self._born: dict[str, float] = {}
@@ -259,7 +262,7 @@ class Deployment(Arming):
             self.raise_if_broken()
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} did not come true within {seconds:g} s; logs in {self.logs}")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def raise_if_broken(self) -> None:
         broken = self.folder / "broken"

@@ -85,10 +85,16 @@ def run(database: DatabaseName, folder: Path, data: Path, points: Sequence[Point
     return total
 
 
-def kill_everywhere(deployment: Deployment, points: Sequence[Point], *, times: int) -> Tally:
+def kill_everywhere(
+    deployment: Deployment,
+    points: Sequence[Point],
+    *,
+    times: int,
+    order: Sequence[Scenario] = get_args(Scenario),
+) -> Tally:
     """Kill at each of these points so many times; says on standard error how it goes."""
     total = Tally()
-    for scenario in get_args(Scenario):
+    for scenario in order:
         began = time.monotonic()
         tally = scenarios.run_scenario(deployment, scenario, times=times, points=points)
         if tally.studies or tally.kills:

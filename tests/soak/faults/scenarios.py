@@ -1,6 +1,6 @@
 """What is run while processes die at named points, and what must come out of it.
 
-Each scenario runs its studies undisturbed once, then again with the points armed, and compares. A kill costs
+Each scenario runs its studies with the points armed, and compares them with an undisturbed one. A kill costs
 a lease and a start, so as many points as possible are armed in one study: the processes die there one after
 another, in whatever order they come by.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -81,12 +82,27 @@ def run_scenario(
 
 
 def undisturbed(deployment: Deployment, make: Callable[..., dict[str, Any]]) -> Record:
-    """A study of a kind that was run with nobody in its way, once for each deployment; what it comes to."""
+    """A study of a kind that was run with nobody in its way; what it comes to.
+
+    Run once for all deployments that share `calm`: by the one that asks first, for which the others wait. The
+    trials of a `short` study are the first ones of a `random` study.
+    """
+    if make is studies.short and studies.random.__name__ in deployment.calm:
+        whole = undisturbed(deployment, studies.random)
+        return replace(whole, trials=whole.trials[: studies.SHORT])
+    own: Future[Record] = Future()
+    found = deployment.calm.setdefault(make.__name__, own)
+    if found is own:
+        try:
+            own.set_result(_run_undisturbed(deployment, make))
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+    return found.result()
+
+
+def _run_undisturbed(deployment: Deployment, make: Callable[..., dict[str, Any]]) -> Record:
     name = f"calm-{make.__name__}"
-    try:
-        return invariants.read(deployment, name)
-    except LookupError:
-        pass
     deployment.client.submit(make(deployment.data, name))
     wait_for_end(deployment, name)
     record = invariants.read(deployment, name)

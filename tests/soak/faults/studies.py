@@ -9,6 +9,8 @@ from tests.support.data import rows
 
 MANY = 100
 """Retries: every kill of a worker takes one, and a test kills more than a night does."""
+SHORT = 4
+"""Trials of a `short` study."""
 
 
 def make_data(folder: Path) -> Path:
@@ -53,7 +55,7 @@ def random(data: Path, name: str, *, trials: int = 8, epochs: int = 5) -> dict[s
 
 def short(data: Path, name: str) -> dict[str, Any]:
     """As `random`, half as long: 20 rungs."""
-    return random(data, name, trials=4)
+    return random(data, name, trials=SHORT)
 
 
 def grid(data: Path, name: str, *, epochs: int = 2) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -98,15 +99,28 @@ def disturb_everywhere(
 
 
 def run(
-    database: DatabaseName, folder: Path, data: Path, moments: Sequence[Moment], *, times: int, seconds: float
+    database: DatabaseName,
+    folder: Path,
+    data: Path,
+    moments: Sequence[Moment],
+    *,
+    times: int,
+    seconds: float,
+    calm: dict[str, Future[Any]] | None = None,
 ) -> Tally:
-    """These moments on one database, in a deployment of each kind that they need."""
+    """These moments on one database, in a deployment of each kind that they need.
+
+    Args:
+        calm: What undisturbed studies come to, of other deployments on the same data.
+    """
     total = Tally()
     for kind in get_args(DeploymentKind):
         chosen = [moment for moment in moments if moment.deployment == kind]
         if not chosen:
             continue
         with open_deployment(kind, database, folder / f"{database}-{kind}", data) as deployment:
+            if calm is not None:
+                deployment.calm = calm
             total.add(disturb_everywhere(deployment, chosen, times=times, seconds=seconds))
             total.violations += deployment.db_check()
             total.violations += [f"{e.name} ended by itself, with code {e.code}" for e in deployment.exits]
