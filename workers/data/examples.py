@@ -164,5 +164,17 @@ class PairExample:
 AnyExample = Example | LabelledExample | TokenLabelsExample | Seq2SeqExample | PairExample
 
 
+def real_tokens(example: AnyExample) -> int:
+    """Tokens that an example takes in a pass without padding."""
+    return sum(row_lengths(example)) if isinstance(example, PairExample) else example.length
+
+
+def row_lengths(example: AnyExample) -> list[int]:
+    """Tokens of each row of an example that have embeddings; for an encoder-decoder, those of the source."""
+    if isinstance(example, PairExample):
+        return [example.chosen.length, example.rejected.length]
+    return [len(example.input_ids)]
+
+
 def _given(*tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     return tuple(tensor for tensor in tensors if tensor is not None)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from workers.base.base_model import set_training
-from workers.data.examples import AnyExample, PairExample
+from workers.data.examples import AnyExample, real_tokens, row_lengths
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.heartbeat import UNWATCHED, Heartbeat
@@ -34,6 +34,10 @@ _Result = TypeVar("_Result")
 
 _OVERHEAD_TOKENS = 64.0
 """Until it has been measured: the quickstart's base on one CPU core."""
+
+_GENERATED_PER_TRAINED = 8
+"""Tokens of a batch that writes for each one of a training pass. This keeps about 17 times the hidden size in
+a layer (arXiv 2205.05198, 34 bytes at two a number), that keys and values: at most twice the hidden size."""
 
 
 class DoesNotFitError(Exception):
@@ -95,6 +99,7 @@ class SharedPasses:
         self.overhead_tokens = _OVERHEAD_TOKENS
         self._form = form
         self._fitting: int | None = None
+        self._generated_per_trained = _GENERATED_PER_TRAINED
 
     def set_token_budget(self, tokens: int) -> None:
         """Changes the size of a pass, within what has been found to fit."""
@@ -199,7 +204,8 @@ class SharedPasses:
             )
 
         with self._evaluating(runs):
-            written = self.within_memory(work, longest, f"generating one text of {longest} tokens")
+            what = f"generating one text of {longest} tokens"
+            written = self.within_memory(work, longest, what, generates=True)
             return [[decoded(self.host.base.tokenizer, text) for text in texts] for texts in written]
 
     def measure_start(self, adapter: Adapter, examples: Sequence[AnyExample]) -> Evaluation:
@@ -231,13 +237,21 @@ class SharedPasses:
         for run in runs:
             run.eval_seconds += seconds
 
-    def within_memory(self, work: Callable[[int], _Result], longest: int, what: str) -> _Result:
+    def within_memory(
+        self, work: Callable[[int], _Result], longest: int, what: str, *, generates: bool = False
+    ) -> _Result:
         """Does a piece of work with ever fewer padded tokens at once, until it fits.
+
+        Args:
+            work: Is given how many tokens.
+            longest: The fewest that it can be done with.
+            what: It, to go on after "out of memory".
+            generates: Whether it keeps nothing of a token but keys and values.
 
         Raises:
             DoesNotFitError: It does not with `longest`.
         """
-        budget = max(self.token_budget, longest)
+        budget = max(self.token_budget * (self._generated_per_trained if generates else 1), longest)
         while True:
             try:
                 return work(budget)
@@ -247,9 +261,12 @@ class SharedPasses:
             release(self.host.base.device)
             if budget <= longest:
                 raise DoesNotFitError(None, what)
+            if generates:
+                self._generated_per_trained = max(1, self._generated_per_trained // 2)
             budget = max(budget // 2, longest)
-            self._fitting = min(self._fitting or budget, budget)
-            self.set_token_budget(self.token_budget)
+            if budget < self.token_budget:
+                self._fitting = min(self._fitting or budget, budget)
+                self.set_token_budget(self.token_budget)
 
     def _plan(self, runs: Sequence[TrialRun]) -> list[PassPart]:
         if not self.host.shares_passes:
@@ -322,7 +339,7 @@ class SharedPasses:
         lengths: list[int] = []
         for part in parts:
             run = part.run
-            own = [length for i in part.indices for length in _row_lengths(run.examples[i])]
+            own = [length for i in part.indices for length in row_lengths(run.examples[i])]
             lengths += own
             alphas += [run.recipe.neftune_alpha] * len(own)
             keys += run.row_keys(part.indices)
@@ -356,23 +373,11 @@ class SharedPasses:
             run, share = part.run, len(part.indices)
             run.train_seconds += seconds * share / examples
             run.padded_tokens += padded * share // examples
-            run.real_tokens += sum(_real_tokens(run.examples[i]) for i in part.indices)
+            run.real_tokens += sum(real_tokens(run.examples[i]) for i in part.indices)
 
 
 def _lower_first(text: str) -> str:
     return text[0].lower() + text[1:]
-
-
-def _real_tokens(example: AnyExample) -> int:
-    """Those that are not padding."""
-    return sum(_row_lengths(example)) if isinstance(example, PairExample) else example.length
-
-
-def _row_lengths(example: AnyExample) -> list[int]:
-    """Tokens of each of its rows that have embeddings; of an encoder-decoder model, those of the source."""
-    if isinstance(example, PairExample):
-        return [example.chosen.length, example.rejected.length]
-    return [len(example.input_ids)]
 
 
 def _commit(part: PassPart, result: PassResult) -> Advance:

@@ -329,6 +329,24 @@ def test_a_pass_never_grows_beyond_what_was_found_to_fit(base: LoadedBase) -> No
         assert passes.token_budget == fitting - 1
 
 
+def test_a_batch_that_writes_begins_with_more_tokens_and_leaves_training_passes_as_they_are(
+    base: LoadedBase,
+) -> None:
+    tried: list[int] = []
+
+    def work(tokens: int) -> int:
+        tried.append(tokens)
+        if tokens > 300:
+            raise torch.OutOfMemoryError("the test's device is full")
+        return tokens
+
+    passes = SharedPasses(AdapterHost(base), token_budget=100)
+    assert passes.within_memory(work, LONGEST, "a test", generates=True) == 200
+    assert passes.within_memory(work, LONGEST, "a test", generates=True) == 200
+    assert tried == [800, 400, 200, 200]
+    assert passes.within_memory(work, LONGEST, "a test") == passes.token_budget == 100
+
+
 @pytest.mark.parametrize(
     ("token_budget", "micro_batch_size", "expected"),
     [(UNLIMITED, None, 6), (UNLIMITED, 3, 3), (UNLIMITED, 64, 6), (4 * LONGEST, None, 4), (1, None, 1)],
