@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from tests.acceptance.conftest import RunningService
 
@@ -32,6 +33,13 @@ def browser() -> Iterator[Browser]:
         one.close()
 
 
+def new_page(browser: Browser, **options: Any) -> Page:
+    """A page that waits for as long as the tests themselves may take on a busy machine, not for 30 s."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(300_000)
+    return page
+
+
 def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
     running_service: RunningService, browser: Browser, tmp_path: Path
 ) -> None:
@@ -42,8 +50,8 @@ def test_the_dashboard_lists_the_study_its_trials_their_states_and_their_rungs(
     running_service.wait("shown")
     trials = running_service.trials("shown")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    page = browser.new_page(
-        base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
+    page = new_page(
+        browser, base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
     )
     page.goto("/dashboard")
     page.get_by_text("shown", exact=False).first.wait_for()
@@ -74,7 +82,7 @@ def test_the_documentation_shows_every_operation_with_no_other_host_in_reach(
     """What a person sees at /docs. `NIGHTSWEEP_SCREENSHOTS` keeps the picture."""
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
     own = str(running_service.client.base_url)
-    page = browser.new_page(base_url=own, viewport={"width": 1400, "height": 1000})
+    page = new_page(browser, base_url=own, viewport={"width": 1400, "height": 1000})
     elsewhere: list[str] = []
 
     def only_here(route: Route) -> None:
@@ -99,8 +107,8 @@ def test_its_pages_hold_the_notes_and_none_of_the_buttons_that_would_be_refused(
     running_service.submit(running_service.definition("noted"))
     running_service.wait("noted")
     pictures = Path(os.environ.get("NIGHTSWEEP_SCREENSHOTS", tmp_path))
-    page = browser.new_page(
-        base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
+    page = new_page(
+        browser, base_url=str(running_service.client.base_url), viewport={"width": 1400, "height": 1000}
     )
     page.goto("/dashboard")
     page.get_by_text("noted", exact=False).first.wait_for()
