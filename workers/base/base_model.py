@@ -282,12 +282,17 @@ def set_training(model: torch.nn.Module, training: bool) -> None:
             module.train(True)
 
 
+def activations_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether `checkpoint_activations` is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def checkpoint_activations(model: PreTrainedModel, wanted: bool) -> None:
     """Switches gradient checkpointing: activations are computed again in the backward pass, not kept.
 
     The variant without re-entrance, which needs no input that requires a gradient.
     """
-    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    checkpointed = activations_checkpointed(model)
     if wanted and not checkpointed:
         # transformers 5 renamed both on the way; the older names warn where the newer are there.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from workers.base.base_model import set_training
+from workers.base.base_model import activations_checkpointed, set_training
 from workers.data.examples import AnyExample, real_tokens, row_lengths
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
@@ -251,7 +251,9 @@ class SharedPasses:
         Raises:
             DoesNotFitError: It does not with `longest`.
         """
-        budget = max(self.token_budget * (self._generated_per_trained if generates else 1), longest)
+        # With checkpoints training keeps no more of a token than generation does.
+        may_grow = generates and not activations_checkpointed(self.host.base.model)
+        budget = max(self.token_budget * (self._generated_per_trained if may_grow else 1), longest)
         while True:
             try:
                 return work(budget)
@@ -261,7 +263,7 @@ class SharedPasses:
             release(self.host.base.device)
             if budget <= longest:
                 raise DoesNotFitError(None, what)
-            if generates:
+            if may_grow:
                 self._generated_per_trained = max(1, self._generated_per_trained // 2)
             budget = max(budget // 2, longest)
             if budget < self.token_budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from search_spaces.data_report import ModelReport
+from search_spaces.wording import listed
 from service.plans.schemas import PlanWarning, warning
 
 
@@ -26,14 +27,9 @@ def model_warnings(report: ModelReport) -> Iterator[PlanWarning]:
     which = "Trials" if len(unpacked) == len(report.adapters) else "Trials that adapt them"
     yield warning(
         "not_packed",
-        f"{report.architecture} gives {_listed(layers)} something that belongs to no row, such as the"
+        f"{report.architecture} gives {listed(layers)} something that belongs to no row, such as the"
         f" embeddings of relative positions. {which} therefore train one after the other on a worker, not"
         " packed. Leave these layers out of target_modules to pack trials.",
         reason="layers",
         layers=", ".join(layers),
     )
-
-
-def _listed(layers: list[str]) -> str:
-    *others, last = layers
-    return f"{', '.join(others)} and {last}" if others else last

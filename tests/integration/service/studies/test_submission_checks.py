@@ -1,4 +1,7 @@
-"""What a submission is refused for once its model and the first rows of its data were read, over REST."""
+"""What a submission is refused for once its model and the first rows of its data were read, over REST.
+
+One file, long as it is: all tests share one API, whose process with torch takes seconds to start.
+"""
 
 from __future__ import annotations
 

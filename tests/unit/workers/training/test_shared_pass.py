@@ -27,7 +27,7 @@ from tests.support.workers.trials import (
     solo_run,
     train_together,
 )
-from workers.base.base_model import LoadedBase, load_base
+from workers.base.base_model import LoadedBase, checkpoint_activations, load_base
 from workers.contract import OutcomeStatus
 from workers.data.examples import Example
 from workers.lora.adapters import AdapterHost
@@ -345,6 +345,18 @@ def test_a_batch_that_writes_begins_with_more_tokens_and_leaves_training_passes_
     assert passes.within_memory(work, LONGEST, "a test", generates=True) == 200
     assert tried == [800, 400, 200, 200]
     assert passes.within_memory(work, LONGEST, "a test") == passes.token_budget == 100
+
+
+def test_a_batch_that_writes_is_no_larger_than_a_training_pass_that_keeps_checkpoints(
+    base: LoadedBase,
+) -> None:
+    passes = SharedPasses(AdapterHost(base), token_budget=100)
+    checkpoint_activations(base.model, True)
+    try:
+        assert passes.within_memory(int, LONGEST, "a test", generates=True) == 100
+    finally:
+        checkpoint_activations(base.model, False)
+    assert passes.within_memory(int, LONGEST, "a test", generates=True) == 800
 
 
 @pytest.mark.parametrize(
