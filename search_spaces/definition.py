@@ -342,8 +342,8 @@ class ResourcesSpec(Section):
     gradient_checkpointing: StrictBool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     keep_decoded: Annotated[KeepDecoded, unsaid_if("auto")] = "auto"
-    """Whether workers decode the base's quantized weights once and keep them, which is faster and takes as much
-    memory again as an unquantized base. auto: where memory allows; on a GPU for small bases only."""
+    """Whether workers decode the base's quantized weights once and keep them: faster, and as much memory more
+    as an unquantized base takes. auto: where memory allows; on a GPU for small bases only."""
 
 
 class StudyDefinition(Section):

@@ -1,7 +1,7 @@
 """The quantized weights of a base, decoded once into what it computes in, and kept beside the packed ones.
 
-Without them every product of a layer decodes its weight anew, forwards and backwards. The numbers are those of
-the quantized base all the same: on a CPU bit for bit, since bitsandbytes decodes there, too, before it
+Without them every product of a layer decodes its weight anew, forwards and backwards. The numbers are those
+of the quantized base all the same: on a CPU bit for bit, since bitsandbytes decodes there, too, before it
 multiplies.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import bitsandbytes as bnb
 import bitsandbytes.functional as bnb_functional
@@ -68,8 +67,8 @@ def keep_decoded(base: LoadedBase, wanted: KeepDecoded) -> bool:
     release(device)
     if wanted == "always":
         raise ModelError(
-            f"The decoded weights of {base.spec.id}, {size / 2**30:.2f} GiB, do not fit the memory of {device}"
-            " beside the quantized ones. Set resources.keep_decoded to auto or never."
+            f"The decoded weights of {base.spec.id}, {size / 2**30:.2f} GiB, do not fit the memory of"
+            f" {device} beside the quantized ones. Set resources.keep_decoded to auto or never."
         )
     return False
 
@@ -108,7 +107,8 @@ def _decode(layer: bnb.nn.Linear4bit | bnb.nn.Linear8bitLt, dtype: torch.dtype) 
     if layer.weight.CB is not None:
         layer.init_8bit_state()  # which its first forward does otherwise
     state = layer.state
-    return state.CB.data.to(dtype).mul_(state.SCB.unsqueeze(1).mul(1.0 / 127.0))
+    codes: torch.Tensor = state.CB.data.to(dtype)
+    return codes.mul_(state.SCB.unsqueeze(1).mul(1.0 / 127.0))
 
 
 def _decodable(model: torch.nn.Module) -> Iterator[bnb.nn.Linear4bit | bnb.nn.Linear8bitLt]:
