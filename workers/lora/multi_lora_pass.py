@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, islice
 from typing import Literal
 
@@ -36,6 +37,16 @@ class LayerAdapter:
     def rank(self) -> int:
         """r."""
         return self.a.shape[0]
+
+    @cached_property
+    def a_t(self) -> torch.Tensor:
+        """[d_in, r]: a view of `a`."""
+        return self.a.t()
+
+    @cached_property
+    def b_t(self) -> torch.Tensor:
+        """[d_out, r]: a view of `b`."""
+        return self.b.t()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +117,15 @@ class MultiLoraPass:
                 rates, keys = rates.repeat_interleave(counts), keys.repeat_interleave(counts)
                 self._places = positions_of(row_lengths, device)
             self._rates, self._keys = to_device(rates, device), to_device(keys, device)
+
+    def parts(self, *tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Of each tensor [B, T, d], the rows of each group as [rows * T, d]: views where the tensor allows.
+
+        Of one group alone, all of it, whatever its shape.
+        """
+        flat = [tensor.flatten(0, 1) for tensor in tensors]
+        sizes = [count * tensors[0].shape[1] for count in self.counts]
+        return tuple((one,) if len(sizes) == 1 else torch.split(one, sizes) for one in flat)
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor | None:
         """Dropout factors for a layer's input [B, T, d_in], the same at every call; None without dropout."""
