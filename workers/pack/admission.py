@@ -10,8 +10,8 @@ from workers.artifacts.checkpoints import newest_usable
 from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded
-from workers.pack.preflight import faults_of_all, preflight
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
+from workers.pack.study_faults import faults_of_all
 from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
 
@@ -20,14 +20,12 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
     """The attempt at its beginning, or at its newest checkpoint. Its adapter is on the base.
 
     Raises:
-        ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
         DoesNotFitError: One example does not fit.
         LossError: The trial's loss, one of the study's own, goes wrong.
         PluginError: It does in every trial.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
-    preflight(order, loaded)
     base, examples = loaded.base, loaded.train.examples
     with faults_of_all(order, "loss", "class_weights"):
         weights = objective_of(base.host.base).class_weights(order.recipe, examples)

@@ -17,6 +17,7 @@ from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import is_device_fault, is_out_of_memory, release
+from workers.device.meter import PassMeter
 from workers.errors import LossNotFiniteError
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
@@ -75,6 +76,7 @@ class SharedPasses:
     Attributes:
         token_budget: Padded tokens a pass may hold. Running out of memory halves it for good.
         overhead_tokens: Tokens that could be trained in the time a pass takes before its first.
+        meter: Has measured the training passes.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class SharedPasses:
         self._heartbeat = heartbeat
         self.token_budget = token_budget
         self.overhead_tokens = _OVERHEAD_TOKENS
+        self.meter = PassMeter(host.base.device)
         self._form = form
         self._fitting: int | None = None
         self._generated_per_trained = _GENERATED_PER_TRAINED
@@ -130,6 +133,7 @@ class SharedPasses:
         started = time.perf_counter()
         while True:
             parts = self._plan(runs)
+            begun = self.meter.begin(_padded(parts))
             try:
                 results, padded = self._run(parts, self._form)
                 break
@@ -146,11 +150,15 @@ class SharedPasses:
                     raise
             # Only here, outside the handler, has the traceback let go of the pass's tensors.
             self._shrink(parts)
-        if len(parts) > 1 and not all(result.finite for result in results):
+        redone = len(parts) > 1 and not all(result.finite for result in results)
+        if redone:
             # 0 x NaN is NaN: what is not finite may have come from a pack-mate. Alone it shows whose it is.
             results = [self._run([part], "looped")[0][0] for part in parts]
         self._account(parts, padded, time.perf_counter() - started)
-        return [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+        advances = [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+        if not redone:
+            self.meter.end(begun, tokens=padded, trials=len(parts))
+        return advances
 
     def finish_batch(self, run: TrialRun) -> StepResult:
         """Trains one trial alone up to its next optimizer step.
@@ -352,9 +360,8 @@ class SharedPasses:
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
-        lengths = [part.run.examples[i].length for part in parts for i in part.indices]
-        padded = len(lengths) * max(lengths)
-        if len(lengths) == 1:
+        rows, padded = sum(len(part.indices) for part in parts), _padded(parts)
+        if rows == 1:
             raise DoesNotFitError(
                 parts[0].run, f"training at micro-batch 1, on an example of {padded} tokens"
             )
@@ -363,8 +370,8 @@ class SharedPasses:
         _log.warning(
             "out of memory in a pass of %d rows of %d tokens; going on with at most %d padded tokens a pass"
             " (every trial's effective batch stays what it is)",
-            len(lengths),
-            max(lengths),
+            rows,
+            padded // rows,
             self.token_budget,
         )
 
@@ -376,6 +383,12 @@ class SharedPasses:
             run.train_seconds += seconds * share / examples
             run.padded_tokens += padded * share // examples
             run.real_tokens += sum(real_tokens(run.examples[i]) for i in part.indices)
+
+
+def _padded(parts: Sequence[PassPart]) -> int:
+    """Tokens of a pass when every example is as long as the longest."""
+    lengths = [part.run.examples[i].length for part in parts for i in part.indices]
+    return len(lengths) * max(lengths)
 
 
 def _lower_first(text: str) -> str:
