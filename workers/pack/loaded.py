@@ -23,6 +23,7 @@ from workers.pack.learned_costs import LearnedCosts
 from workers.pack.measures import Measures, read_measures
 from workers.plugins import OwnLoss, load_losses
 from workers.report.loading_check import check_loading
+from workers.training.objectives.base import Evaluation
 from workers.training.objectives.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
 
@@ -43,6 +44,8 @@ class SharedBase:
     """Trials that fit together, where one more left no room to train a single row."""
     sound: set[str] = field(default_factory=set)
     """Studies that were found to be trainable on it."""
+    starts: dict[tuple[object, ...], Evaluation] = field(default_factory=dict)
+    """What untrained trials come to on their first examples (`workers.pack.admission`)."""
     limits_by_attempt: dict[int, int] = field(default_factory=dict)
     """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from workers.training.trial_run import TrialRun
+
 _FAIR = 4
 """How many times the rows of the trial with the smallest batch any other may have in a pass. Without such
 a limit a trial with a batch of 1 gets one row of every long pass: it is as good as stopped by mates with
@@ -18,6 +20,20 @@ _EFFICIENT = 4
 
 _WIDTHS = 8
 """Widths that are tried for a pass: enough to tell a good one from a bad one, and quickly done."""
+
+
+@dataclass(frozen=True)
+class PassPart:
+    """A trial's rows in a pass."""
+
+    run: TrialRun
+    indices: Sequence[int]
+
+
+def padded_tokens(parts: Sequence[PassPart]) -> int:
+    """Of a pass where every example is as long as the longest."""
+    lengths = [part.run.examples[i].length for part in parts for i in part.indices]
+    return len(lengths) * max(lengths)
 
 
 @dataclass(frozen=True)

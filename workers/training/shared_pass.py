@@ -22,11 +22,11 @@ from workers.errors import LossNotFiniteError
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.lora.neftune import noisy_embeddings
-from workers.training.evaluation import evaluate
+from workers.training.evaluation import CollatedSets, evaluate
 from workers.training.generation import Prompt, decoded, generate, generation_lengths
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
-from workers.training.pass_planning import Waiting, plan_pass
+from workers.training.pass_planning import PassPart, Waiting, padded_tokens, plan_pass
 from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
 
 _log = logging.getLogger(__name__)
@@ -50,14 +50,6 @@ class DoesNotFitError(Exception):
         """None when it has not begun."""
         self.what = what
         """What did not fit, to go on after "out of memory"."""
-
-
-@dataclass(frozen=True)
-class PassPart:
-    """A trial's rows in a pass."""
-
-    run: TrialRun
-    indices: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -100,6 +92,7 @@ class SharedPasses:
         self.token_budget = token_budget
         self.overhead_tokens = _OVERHEAD_TOKENS
         self.meter = PassMeter(host.base.device)
+        self._collated = CollatedSets()
         self._form = form
         self._fitting: int | None = None
         self._generated_per_trained = _GENERATED_PER_TRAINED
@@ -133,7 +126,7 @@ class SharedPasses:
         started = time.perf_counter()
         while True:
             parts = self._plan(runs)
-            begun = self.meter.begin(_padded(parts))
+            begun = self.meter.begin(padded_tokens(parts))
             try:
                 results, padded = self._run(parts, self._form)
                 break
@@ -182,7 +175,7 @@ class SharedPasses:
             DoesNotFitError: One example of one trial does not fit.
         """
         with self._evaluating(runs):
-            return self._evaluate([run.adapter for run in runs], examples)
+            return self._evaluate([run.adapter for run in runs], examples, self._collated)
 
     def generate(
         self, runs: Sequence[TrialRun], prompts: Sequence[Prompt], *, max_new_tokens: int
@@ -225,11 +218,16 @@ class SharedPasses:
         (totals,) = self._evaluate([adapter], examples)
         return totals
 
-    def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
+    def _evaluate(
+        self,
+        adapters: Sequence[Adapter],
+        examples: Sequence[AnyExample],
+        collated: CollatedSets | None = None,
+    ) -> list[Evaluation]:
         longest = max(example.length for example in examples)
 
         def work(budget: int) -> list[Evaluation]:
-            return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+            return evaluate(self.host, adapters, examples, budget, self._heartbeat, collated)
 
         return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
 
@@ -360,7 +358,7 @@ class SharedPasses:
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
-        rows, padded = sum(len(part.indices) for part in parts), _padded(parts)
+        rows, padded = sum(len(part.indices) for part in parts), padded_tokens(parts)
         if rows == 1:
             raise DoesNotFitError(
                 parts[0].run, f"training at micro-batch 1, on an example of {padded} tokens"
@@ -368,10 +366,9 @@ class SharedPasses:
         self._fitting = padded // 2
         self.token_budget = self._fitting
         _log.warning(
-            "out of memory in a pass of %d rows of %d tokens; going on with at most %d padded tokens a pass"
+            "out of memory in a pass of %d padded tokens; going on with at most %d a pass"
             " (every trial's effective batch stays what it is)",
-            rows,
-            padded // rows,
+            padded,
             self.token_budget,
         )
 
@@ -383,12 +380,6 @@ class SharedPasses:
             run.train_seconds += seconds * share / examples
             run.padded_tokens += padded * share // examples
             run.real_tokens += sum(real_tokens(run.examples[i]) for i in part.indices)
-
-
-def _padded(parts: Sequence[PassPart]) -> int:
-    """Tokens of a pass when every example is as long as the longest."""
-    lengths = [part.run.examples[i].length for part in parts for i in part.indices]
-    return len(lengths) * max(lengths)
 
 
 def _lower_first(text: str) -> str:
