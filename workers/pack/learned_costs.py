@@ -40,7 +40,11 @@ _FADING = 16
 _SAFE = 3.0
 """By how much more than the inputs and outputs of its linear layers a base may keep of a token. Measured on a
 CPU, in float32, all that a pass takes is 1.6 to 2.1 times as much; four architectures keep 1.0 to 1.4."""
+_LOGITS = 6.0
+"""Copies of its logits that a base may make of a token where they are not made in chunks, two of them in
+float32."""
 _PEAKS = 8
+"""Largest passes whose peaks are remembered."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class LearnedCosts:
         self._base_bytes = allocated_bytes(base.device)
         self._sizes: OrderedDict[tuple[int, int], _Size] = OrderedDict()
         self._peaks: dict[int, int] = {}
-        self._sides = _linear_sides(base)
+        self._most_per_token = _most_per_token(base)
 
     def learn(self, sample: PassSample, *, adapter_bytes: int) -> None:
         """Takes in a pass.
@@ -175,7 +179,7 @@ class LearnedCosts:
         return PassCost(assumed.fixed_s * token, token, assumed.per_trial_s * token)
 
     def _memory(self) -> MemoryCost:
-        fixed, per_token = 0.0, _SAFE * self._sides * self._base.compute_dtype.itemsize
+        fixed, per_token = 0.0, self._most_per_token
         if self._peaks:
             fixed, per_token = _line(self._peaks)
         elif self._known is not None and self._known.bytes_per_token is not None:
@@ -192,6 +196,14 @@ def _setting(device: torch.device) -> tuple[str, str, int]:
     if device.type == "cuda":
         return "chosen", torch.cuda.get_device_name(device), 0
     return "looped", device.type, torch.get_num_threads()
+
+
+def _most_per_token(base: LoadedBase) -> float:
+    """Bytes that a pass surely does not take for a token, whatever its adapters are."""
+    numbers = _SAFE * _linear_sides(base)
+    if not base.head_is_plain and not base.heads:
+        numbers += _LOGITS * base.vocabulary_size
+    return numbers * base.compute_dtype.itemsize
 
 
 def _linear_sides(base: LoadedBase) -> int:
