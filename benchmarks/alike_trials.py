@@ -14,11 +14,18 @@ import torch
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
 from workers.data.examples import Example
-from workers.device.memory import available_bytes, peak_bytes, release, reset_peak, tokens_per_forward
+from workers.device.memory import (
+    allocated_bytes,
+    available_bytes,
+    peak_bytes,
+    release,
+    reset_peak,
+    tokens_per_forward,
+)
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import Form
 from workers.pack.cost_model import Capacity, PackMember, plan_capacity
-from workers.pack.probe import probe
+from workers.pack.learned_costs import LearnedCosts
 from workers.training.objectives.language import Totals
 from workers.training.optimizers import adapter_bytes
 from workers.training.shared_pass import SharedPasses
@@ -28,6 +35,8 @@ FORMS: tuple[Form, ...] = get_args(Form)
 ALONE = "one at a time"
 LEAST_SECONDS = 0.3
 """Of one measurement, however few optimizer steps were asked for."""
+LEARNT_FROM = 16
+"""Passes of one trial from which the engine's plan is made."""
 
 
 @dataclass(frozen=True)
@@ -165,20 +174,27 @@ class Bench:
     def _plan(self) -> Capacity:
         """How many such trials the engine would hold, and how large its passes would be."""
         base, (run,) = self.host.base, self.runs
-        costs = probe(self.host, run.adapter, self._examples, most_tokens=tokens_per_forward(base.device))
+        learned = LearnedCosts(base)
+        passes = SharedPasses(self.host, token_budget=tokens_per_forward(base.device))
+        for _ in range(LEARNT_FROM):
+            passes.train([run])
+        kept = adapter_bytes(
+            run.adapter.trainable_parameters, self._recipe, accumulates=self._recipe.batch_size > 1
+        )
+        for sample in passes.meter.take():
+            learned.learn(sample, adapter_bytes=kept)
+        costs = learned.present()
         lengths = [len(example.input_ids) for example in self._examples]
         member = PackMember(
             tokens_per_step=max(1, round(sum(lengths) / len(lengths) * self._recipe.batch_size)),
             longest_tokens=max(lengths),
-            adapter_bytes=adapter_bytes(
-                run.adapter.trainable_parameters, self._recipe, accumulates=self._recipe.batch_size > 1
-            ),
+            adapter_bytes=kept,
         )
         return plan_capacity(
             costs.time,
             costs.memory,
             members=[member],
-            available_bytes=available_bytes(base.device) + member.adapter_bytes + costs.memory.base_bytes,
+            available_bytes=available_bytes(base.device) + allocated_bytes(base.device),
             most=None,
         )
 

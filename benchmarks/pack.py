@@ -12,9 +12,9 @@ weights. Measured in turns, in one process:
 - packed: all of them in shared passes, in the form that the engine chooses for the device. On a CPU that
   is the looped one, and it is not measured twice.
 
-A pass is as large as the engine's own probe finds worth while (`--token-budget` overrides it), one at a
-time as packed. Rates count tokens of rows, not padding. "Useful" is their share in the packed passes; one
-trial with one row per step pads nothing.
+A pass is as large as the engine finds worth while after a few of them (`--token-budget` overrides it), one
+at a time as packed. Rates count tokens of rows, not padding. "Useful" is their share in the packed passes;
+one trial with one row per step pads nothing.
 
 The last line is the best of packed over one at a time at the smallest batch size. At the largest, where
 one trial alone fills the device, packing is there to cost nothing: that ratio is printed before it.

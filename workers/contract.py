@@ -3,8 +3,8 @@
 Light to import (no torch, no Ray) and picklable, because both sides of a Ray call hold these.
 The coordinator sends a `TrialOrder` and, later, `Verdict`s. The worker answers with numbered
 events, which it keeps until they are acknowledged: `Preparing`, `TrialStarted`, `Progress`, `Report`, and in
-the end exactly one `TrialOutcome` per order. `PackCapacity`, of no attempt, says how many trials the
-worker wants at once, and `Stalled` that its training hangs.
+the end exactly one `TrialOutcome` per order. Of no attempt are `PackCapacity`, how many trials the worker
+wants at once, `PassCosts`, what its passes cost, and `Stalled`: its training hangs.
 """
 
 from __future__ import annotations
@@ -67,6 +67,30 @@ class RateSweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassCosts:
+    """What a worker has learnt of its passes: seconds = fixed + per token + per trial. Of no attempt.
+
+    Only the newest is kept. The service stores it, and gives it to workers that begin in the same setting.
+    """
+
+    key: str
+    """As `TrialOrder.cost_key`."""
+    form: str
+    """How LoRA products are taken: `looped`, or `chosen` for each pass."""
+    device: str
+    """`cpu`, or the GPU's name."""
+    threads: int
+    """Of torch, on a CPU; 0 on a GPU."""
+    fixed_s: float
+    per_token_s: float
+    per_trial_s: float
+    bytes_per_token: float | None
+    """What a pass takes for each padded token; None: never measured."""
+    passes: int
+    """From which it was learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialOrder:
     """One trial to train. `artifact_dir` is the attempt's own folder; the worker makes it."""
 
@@ -108,6 +132,10 @@ class TrialOrder:
     check_loading: bool = False
     """Whether tokenizer and data are loaded in a process of their own first, because a worker has died before
     the study's first step."""
+    cost_key: str | None = None
+    """Orders with the same one have passes that cost the same; None: what is learnt of them is not kept."""
+    known_costs: tuple[PassCosts, ...] = ()
+    """What earlier workers learnt under that key, on whatever device."""
     rate_sweep: RateSweep | None = None
     """Set for a range test: nothing is evaluated and no adapter is kept; the outcome holds the curve."""
 
@@ -263,7 +291,8 @@ class TrialOutcome:
     (`trials_per_worker: 1`) is told its own peak, and one in a shared pack that of the pack, which may have
     been before its time. Outside Linux a CPU's peak is that of the process's whole life."""
     predicted_memory_bytes: int | None = None
-    """What the cost model said of the whole pack when the trial was admitted; None: it was not asked."""
+    """What the cost model said of the whole pack as soon as the trial was in it and a pass had been measured;
+    None: none was."""
     trainable_parameters: int | None = None
     """Numbers in the adapter and the new head; None: it was never made."""
     gradient_noise_scale: float | None = None
@@ -313,7 +342,7 @@ class Stalled:
     """What did not end, and for how long, in words."""
 
 
-Event = Preparing | TrialStarted | Progress | Report | TrialOutcome | PackCapacity | Stalled
+Event = Preparing | TrialStarted | Progress | Report | TrialOutcome | PackCapacity | PassCosts | Stalled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Training appends and never waits; the coordinator reads when it can. An event is kept until a reader asks
 for what comes *after* it, so a coordinator may die at any moment, come back, ask again and lose nothing.
 Memory is bounded however long nobody reads: a trial has few reports and one outcome, and of its progress
-and of what is done before it starts, as of what the worker says of its capacity, only the newest is kept.
+and of what is done before it starts, as of what the worker says of itself, only the newest is kept.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 import time
 
-from workers.contract import Event, NumberedEvent, PackCapacity, Preparing, Progress
+from workers.contract import Event, NumberedEvent, PackCapacity, PassCosts, Preparing, Progress
 
-_Subject = tuple[type[Progress] | type[Preparing], int] | type[PackCapacity]
+_Subject = tuple[type[Progress] | type[Preparing], int] | type[PackCapacity] | type[PassCosts]
 
 
 def _subject(event: Event) -> _Subject | None:
@@ -23,8 +23,8 @@ def _subject(event: Event) -> _Subject | None:
             return Progress, attempt_id
         case Preparing(attempt_id=attempt_id):
             return Preparing, attempt_id
-        case PackCapacity():
-            return PackCapacity
+        case PackCapacity() | PassCosts():
+            return type(event)
     return None
 
 
@@ -40,8 +40,8 @@ class EventLog:
     def append(self, event: Event) -> int:
         """Adds an event, wakes whoever waits, and returns its number.
 
-        A Progress or a Preparing takes the place of the attempt's older one, and a PackCapacity that of the
-        worker's, which leaves a gap in the numbers.
+        A Progress or a Preparing takes the place of the attempt's older one, a PackCapacity or PassCosts that
+        of the worker's, which leaves a gap in the numbers.
         """
         with self._changed:
             self._last += 1

@@ -255,6 +255,23 @@ class Device(Base):
     reason: Mapped[str] = mapped_column(Sentence, default="")
 
 
+class PassCostsRow(Base):
+    """What a worker has learnt of passes in one setting, as `workers.contract.PassCosts` has it."""
+
+    __tablename__ = "pass_costs"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    form: Mapped[str] = mapped_column(String(16), primary_key=True)
+    device: Mapped[str] = mapped_column(String(200), primary_key=True)
+    threads: Mapped[int] = mapped_column(primary_key=True)
+    fixed_s: Mapped[float] = mapped_column(Double)
+    per_token_s: Mapped[float] = mapped_column(Double)
+    per_trial_s: Mapped[float] = mapped_column(Double)
+    bytes_per_token: Mapped[float | None] = mapped_column(Double)
+    passes: Mapped[int]
+    learnt_at: Mapped[datetime]
+
+
 class Coordinator(Base):
     """A coordinator process that lives, or did. Of the moment only, and in no backup."""
 

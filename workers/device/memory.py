@@ -17,7 +17,7 @@ import torch
 from workers.errors import DataError
 
 TOKENS_PER_FORWARD = {"cpu": 2_048, "cuda": 8_192}
-"""Padded tokens in one forward and backward pass until a probe has measured what pays (`workers.pack.probe`).
+"""Padded tokens in one forward and backward pass where nothing is known (`workers.pack.learned_costs`).
 
 On CPU 2,048 tokens already keep the cores busy (8 x 64 tokens were found to saturate four of them), and
 more only takes memory from the neighbouring single-threaded workers. A GPU saturates at about 8 x 512
@@ -34,6 +34,9 @@ _OUT_OF_MEMORY_WORDS = (
 """How a lack of memory reads where torch does not raise `OutOfMemoryError` for it."""
 
 _LINUX = platform.system() == "Linux"
+
+_peaks: dict[torch.device, int] = {}
+"""By CUDA device: the peak before `peak_of_its_own` began another one."""
 
 
 def tokens_per_forward(device: torch.device) -> int:
@@ -67,6 +70,7 @@ def reset_peak(device: torch.device) -> None:
     would seem to need what the one before it did.
     """
     if device.type == "cuda":
+        _peaks.pop(device, None)
         torch.cuda.reset_peak_memory_stats(device)
     elif _LINUX:
         with suppress(OSError, AttributeError):  # another C library than GNU's has no such call
@@ -78,10 +82,23 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """Peak allocated on the device since `reset_peak`; on CPU, peak resident memory of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return max(torch.cuda.max_memory_allocated(device), _peaks.get(device, 0))
     if _LINUX:
         return _kilobytes(Path("/proc/self/status"), "VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def peak_of_its_own(device: torch.device) -> int:
+    """Peak allocated on a CUDA device since the last call, or `reset_peak`; `peak_bytes` forgets nothing.
+
+    On a CPU 0: what is freed there stays resident, so no pass has a peak of its own.
+    """
+    if device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated(device)
+    _peaks[device] = max(peak, _peaks.get(device, 0))
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def allocated_bytes(device: torch.device) -> int:
@@ -165,7 +182,7 @@ def describe(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
     free, total = torch.cuda.mem_get_info(device)
-    peak = torch.cuda.max_memory_allocated(device)
+    peak = peak_bytes(device)
     return (
         f" ({total / 2**30:.1f} GiB on the device, {free / 2**30:.1f} GiB free now,"
         f" {peak / 2**30:.1f} GiB at the trial's peak)"

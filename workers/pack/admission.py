@@ -8,26 +8,42 @@ import torch
 
 from workers.artifacts.checkpoints import newest_usable
 from workers.contract import TrialOrder, UnusableCheckpoint
+from workers.data.datasets import TokenizedData
+from workers.lora.adapters import Adapter
 from workers.pack.attempt import Attempt
-from workers.pack.loaded import Loaded
-from workers.pack.preflight import faults_of_all, preflight
+from workers.pack.loaded import Loaded, SharedBase
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
+from workers.pack.study_faults import faults_of_all
+from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
 from workers.training.trial_run import TrialRun, first_examples
+
+_COUNTING = (
+    "seed",
+    "loss",
+    "focal_gamma",
+    "huber_delta",
+    "label_smoothing",
+    "class_weights",
+    "preference_beta",
+    "simpo_gamma",
+)
+"""Fields of a recipe that an untrained trial's loss may depend on: the seed gives the order of its examples
+and the numbers of its new head, the others say what is counted. An untrained LoRA changes nothing: B is 0."""
+
+_MOST_STARTS = 64
 
 
 def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
     """The attempt at its beginning, or at its newest checkpoint. Its adapter is on the base.
 
     Raises:
-        ModelError: No trial of the study can be trained.
         AdapterError: The recipe's adapter cannot be put on this base.
         DoesNotFitError: One example does not fit.
         LossError: The trial's loss, one of the study's own, goes wrong.
         PluginError: It does in every trial.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
-    preflight(order, loaded)
     base, examples = loaded.base, loaded.train.examples
     with faults_of_all(order, "loss", "class_weights"):
         weights = objective_of(base.host.base).class_weights(order.recipe, examples)
@@ -35,7 +51,7 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
     try:
         trial = (order.recipe, adapter, examples)
         options: dict[str, Any] = {
-            "start": base.passes.measure_start(adapter, first_examples(order.recipe, examples)),
+            "start": _start(base, adapter, loaded.train),
             "micro_batch_size": order.micro_batch_size,
             "loss_scaled": base.host.base.compute_dtype == torch.float16,
             "class_weights": weights,
@@ -61,3 +77,20 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
         base.host.remove(adapter.name)
         raise
     return attempt
+
+
+def _start(base: SharedBase, adapter: Adapter, train: TokenizedData) -> Evaluation:
+    """What a trial starts from; measured once for all trials that start alike.
+
+    Raises:
+        DoesNotFitError: One example does not fit.
+    """
+    recipe = adapter.recipe
+    key = (train.digest, *(getattr(recipe, name) for name in _COUNTING))
+    start = base.starts.get(key)
+    if start is None:
+        start = base.passes.measure_start(adapter, first_examples(recipe, train.examples))
+        while len(base.starts) >= _MOST_STARTS:
+            del base.starts[next(iter(base.starts))]
+        base.starts[key] = start
+    return start

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from workers.data.examples import AnyExample
 from workers.device.memory import is_out_of_memory, peak_bytes
 from workers.errors import ArtifactError
 from workers.lora.adapters import AdapterHost
+from workers.pack.cost_model import PackMember
 from workers.pack.loaded import Loaded
 from workers.pack.measures import Measures, check_metrics, named_metrics
 from workers.training.objectives.base import Evaluation
+from workers.training.optimizers import adapter_bytes
 from workers.training.overfitting import OverfitWatch
 from workers.training.rungs import rung_reached
 from workers.training.trial_run import StepResult, TrialEndedError, TrialRun
@@ -89,6 +92,20 @@ class Attempt:
         self._artifacts = ArtifactFolder(order.artifact_dir)
         self._checkpoint_failed = False
         self._overfitting = OverfitWatch(order.evaluation.overfit_rungs)
+
+    @cached_property
+    def member(self) -> PackMember:
+        """What it asks of its pack."""
+        run = self.run
+        lengths = [example.length for example in run.examples]
+        typical = sum(lengths) / len(lengths)
+        return PackMember(
+            tokens_per_step=max(1, round(typical * min(run.recipe.batch_size, len(lengths)))),
+            longest_tokens=max(lengths),
+            adapter_bytes=adapter_bytes(
+                run.adapter.trainable_parameters, run.recipe, accumulates=run.recipe.batch_size > 1
+            ),
+        )
 
     @property
     def checkpoint_dir(self) -> str:

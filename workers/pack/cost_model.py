@@ -135,7 +135,9 @@ def predict_bytes(memory: MemoryCost, *, adapters: Sequence[int], pass_tokens: i
     return memory.base_bytes + memory.chunk_bytes + sum(adapters) + activations
 
 
-def fit_pass_cost(samples: Sequence[tuple[int, int, float]]) -> PassCost:
+def fit_pass_cost(
+    samples: Sequence[tuple[float, int, float]], weights: Sequence[float] | None = None
+) -> PassCost:
     """The costs that explain measured passes best, none of them negative.
 
     Least squares of the *relative* error under non-negative costs (Lawson and Hanson 1974, chapter 23): a
@@ -148,22 +150,25 @@ def fit_pass_cost(samples: Sequence[tuple[int, int, float]]) -> PassCost:
 
     Args:
         samples: Padded tokens, trials and seconds of a pass; at least two.
+        weights: What each sample's squared error counts, above 0; None: all alike. Passes of the same size
+            and weight are one sample.
 
     Raises:
         ValueError: Fewer than two samples, or one that is not positive.
     """
     if len(samples) < 2:
         raise ValueError(f"at least two passes must be measured, not {len(samples)}")
-    by_size: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
-    for tokens, trials, seconds in samples:
+    by_size: defaultdict[tuple[float, int, float], list[float]] = defaultdict(list)
+    for (tokens, trials, seconds), weight in zip(samples, weights or [1.0] * len(samples), strict=True):
         if min(tokens, trials) < 1 or not 0 < seconds < math.inf or max(tokens, trials) / seconds == math.inf:
             raise ValueError(f"no pass has {tokens} tokens of {trials} trials in {seconds} s")
-        by_size[tokens, trials].append(seconds)
-    sizes = np.array([(tokens, 1, trials) for tokens, trials in by_size])
+        by_size[tokens, trials, weight].append(seconds)
+    sizes = np.array([(tokens, 1, trials) for tokens, trials, _ in by_size])
     medians = np.array([[statistics.median(seconds)] for seconds in by_size.values()])
     relative = sizes / medians
     scale = relative.max(axis=0) / _PREFERENCE
-    solution, _residual = nnls(relative / scale, np.ones(len(sizes)))
+    root = np.sqrt([weight for _, _, weight in by_size])
+    solution, _residual = nnls(relative / scale * root[:, None], root)
     per_token, fixed, per_trial = (solution / scale).tolist()
     return PassCost(fixed, per_token, per_trial)
 

@@ -20,10 +20,11 @@ from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import limited_memory, release, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.lora.adapters import AdapterHost
+from workers.pack.learned_costs import LearnedCosts
 from workers.pack.measures import Measures, read_measures
-from workers.pack.probe import Costs
 from workers.plugins import OwnLoss, load_losses
 from workers.report.loading_check import check_loading
+from workers.training.objectives.base import Evaluation
 from workers.training.objectives.references import needs_references, shared_references
 from workers.training.shared_pass import SharedPasses
 
@@ -34,19 +35,20 @@ trial may, where `max_length` is a choice of a few lengths. Where it is one of m
 
 @dataclass
 class SharedBase:
-    """A base in memory, with what was measured of it."""
+    """A base in memory, with what was learnt of it."""
 
     key: tuple[object, ...]
     host: AdapterHost
     passes: SharedPasses
+    costs: LearnedCosts
     keep_decoded: KeepDecoded = "never"
     """What was asked of it last: `auto` decides once."""
-    costs: Costs | None = None
-    """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
     """Trials that fit together, where one more left no room to train a single row."""
-    preflighted: set[str] = field(default_factory=set)
-    """Studies that can be trained on it."""
+    sound: set[str] = field(default_factory=set)
+    """Studies that were found to be trainable on it."""
+    starts: dict[tuple[object, ...], Evaluation] = field(default_factory=dict)
+    """What untrained trials come to on their first examples (`workers.pack.admission`)."""
     limits_by_attempt: dict[int, int] = field(default_factory=dict)
     """Attempts that ran out of memory beside others: how many trials fit while each of them is there."""
 
@@ -167,14 +169,15 @@ class LoadedStudies:
                 )
             )
             budget = tokens_per_forward(self._device)
-            self.base = SharedBase(
-                key, host, SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
-            )
+            passes = SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
+            self.base = SharedBase(key, host, passes, _costs(order, host))
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
         if base.keep_decoded != order.keep_decoded:
             keep_decoded(base.host.base, order.keep_decoded)
-            base.keep_decoded, base.costs = order.keep_decoded, None
+            base.keep_decoded, base.costs = order.keep_decoded, _costs(order, base.host)
+        elif base.costs.key != order.cost_key and not running:
+            base.costs = _costs(order, base.host)
         self._forget((order, *running))
         train = self._train.pop(_train_key(order), None)
         if train is None:
@@ -243,6 +246,10 @@ def share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
     """Whether two trials train on one base: where it has a head, that is made for one study's labels."""
     same_head = not needs_labels(one.task) or one.study_id == other.study_id
     return one.model == other.model and one.task == other.task and same_head
+
+
+def _costs(order: TrialOrder, host: AdapterHost) -> LearnedCosts:
+    return LearnedCosts(host.base, order.cost_key, order.known_costs)
 
 
 def _load_train(order: TrialOrder, shared: SharedBase, on_row: Callable[[], object]) -> TokenizedData:

@@ -20,21 +20,19 @@ from workers.contract import (
     Decision,
     Event,
     OutcomeStatus,
-    PackCapacity,
-    Preparing,
     Progress,
     TrialOrder,
     TrialOutcome,
     Verdict,
 )
 from workers.device.heartbeat import UNWATCHED, Heartbeat
-from workers.device.memory import is_device_fault, is_out_of_memory, peak_bytes, release, reset_peak
+from workers.device.memory import is_device_fault, is_out_of_memory, release, reset_peak
 from workers.pack.admission import prepare
 from workers.pack.attempt import Attempt
-from workers.pack.capacity import Slots, limited, plan
-from workers.pack.cost_model import Capacity
+from workers.pack.capacity import Slots, limited
 from workers.pack.endings import Ending, does_not_fit, ending, forget_checkpoints, is_resumed
 from workers.pack.loaded import LoadedStudies, SharedBase, share_a_base
+from workers.pack.study_faults import Failed, judged
 from workers.training.shared_pass import Advance, DoesNotFitError
 
 _log = logging.getLogger(__name__)
@@ -70,14 +68,13 @@ class Pack:
         Args:
             emit: Receives every event, in order.
             device: Where the base and its adapters live.
-            slots: Places for trials; None: as many as memory and throughput allow, which is measured with
-                the first trial and announced by a `PackCapacity` whenever it changes.
+            slots: Places for trials; None: as many as memory and throughput allow, which is learnt from their
+                passes and announced by a `PackCapacity` whenever it changes.
             progress_interval_s: Seconds between two `Progress` events of a trial, so that whoever waits
                 for events is not woken at every step.
             heartbeat: Notified of each pass.
         """
-        self._wanted = slots
-        self._slots = Slots(slots or 1)
+        self._slots = Slots(slots, emit, device)
         self._emit = emit
         self._device = device
         self._heartbeat = heartbeat
@@ -87,6 +84,8 @@ class Pack:
         self._parked: dict[int, _Parked] = {}
         self._most_before: int | None = None
         """`SharedBase.most` before the newest trial that was given the device alone."""
+        self._failed: list[tuple[Failed, TrialOutcome]] = []
+        """Trials that have left in this step, and how they end unless their study is at fault."""
         self._verdicts: dict[int, Verdict] = {}
         self._last_progress: dict[int, float] = {}
 
@@ -125,7 +124,7 @@ class Pack:
         last = TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.CANCELLED, reason="")
         self._join(_Parked(order, last, started=False))
         if idle:
-            reset_peak(self._device)  # loading and probing are not the trial's own
+            reset_peak(self._device)  # loading is not the trial's own
 
     def apply(self, verdict: Verdict) -> None:
         """Takes a verdict, which takes effect at the next `step`.
@@ -144,7 +143,9 @@ class Pack:
         self._report_due()  # of trials that were resumed at a rung
         if self._running:
             self._train(list(self._running.values()))
+            self._slots.learn(self._shared, list(self._running.values()))
         self._report_due()
+        self._judge_failed()
         if self._parked and len(self._running) < self.slots:
             self._join(self._parked.pop(next(iter(self._parked))))
 
@@ -161,6 +162,7 @@ class Pack:
     def _join(self, trial: _Parked) -> None:
         """Gives a trial a slot, from its beginning or from its newest checkpoint."""
         order = trial.order
+        loaded = None
         try:
             loaded = self._loaded.load(order, self._orders(), self._emit)
             attempt = prepare(order, loaded)
@@ -180,56 +182,21 @@ class Pack:
         if end.status is OutcomeStatus.OUT_OF_MEMORY and self._running:
             self._parked[order.attempt_id] = trial
             self._shared.limits_by_attempt[order.attempt_id] = len(self._running)
-            self._announce(limited(len(self._running), end.reason))
+            self._slots.announce(limited(len(self._running), end.reason))
             return
+        if loaded is not None:
+            end = judged(Failed(order, loaded.train.examples, loaded.own_loss), loaded.base, end)
         self._end(trial, end)
 
     def _end(self, trial: _Parked, end: Ending) -> None:
         """Emits the outcome of a trial that has no slot."""
         if self._loaded.base is not None:
             self._loaded.base.limits_by_attempt.pop(trial.order.attempt_id, None)
-        outcome = replace(trial.last, **end._asdict())
-        if not is_resumed(outcome):
-            forget_checkpoints(trial.order)
-        self._emit(outcome)
-        self._plan_capacity()
+        self._close(trial.order, replace(trial.last, **end._asdict()))
 
     def _plan_capacity(self) -> None:
-        """Computes the slots again, and announces a change."""
-        if not self._running:
-            return
-        base = self._shared
-        if self._wanted is not None:
-            trials = min(self._wanted, base.limit or self._wanted)
-            if trials != self.slots:
-                self._announce(limited(trials, f"no more of the {self._wanted} requested trials fit"))
-            return
-        if base.costs is None:
-            stage = "measuring how much memory and time a trial takes"
-            self._emit(Preparing(attempt_id=next(reversed(self._running)), stage=stage))
-        try:
-            capacity = plan(base, list(self._running.values()), most=base.limit, device=self._device)
-        except Exception as error:
-            if is_device_fault(error):
-                raise
-            _log.exception("the pack could not be measured, so its size stays the same")
-            return
-        for attempt in self._running.values():
-            if attempt.predicted_memory_bytes is None:
-                attempt.predicted_memory_bytes = capacity.predicted_bytes or None
-        self._announce(capacity)
-
-    def _announce(self, capacity: Capacity) -> None:
-        if not self._slots.take(capacity):
-            return
-        self._emit(
-            PackCapacity(
-                slots=capacity.trials,
-                reason=capacity.reason,
-                predicted_bytes=capacity.predicted_bytes or None,
-                measured_bytes=peak_bytes(self._device),
-            )
-        )
+        if self._running:
+            self._slots.plan(self._shared, list(self._running.values()))
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -336,25 +303,41 @@ class Pack:
         self._finish(attempt, attempt.outcome(OutcomeStatus.PAUSED, reason, self._device))
 
     def _retire(self, attempt: Attempt, end: Ending) -> None:
-        """Ends a trial that was training, so the study's model and data are not at fault."""
+        """Ends a trial that was training."""
         outcome = attempt.outcome(end.status, end.reason, self._device)
         self._finish(attempt, replace(outcome, storage_fault=end.storage_fault))
 
     def _finish(self, attempt: Attempt, outcome: TrialOutcome) -> None:
         """Frees the slot and the memory of the trial, then emits the outcome.
 
-        Nothing else may refer to the attempt's tensors by now, or their memory would not be freed.
+        Nothing else may refer to the attempt's tensors by now, or their memory would not be freed. So whether
+        the study of one that failed is at fault is found out later, when the step is over.
         """
-        attempt_id = attempt.order.attempt_id
-        del self._running[attempt_id]
-        self._shared.limits_by_attempt.pop(attempt_id, None)
+        order = attempt.order
+        failed = Failed(order, attempt.run.examples, attempt.run.own_loss)
+        del self._running[order.attempt_id]
+        self._shared.limits_by_attempt.pop(order.attempt_id, None)
         attempt.leave()
-        if not is_resumed(outcome):
-            forget_checkpoints(attempt.order)
-        self._verdicts.pop(attempt_id, None)
-        self._last_progress.pop(attempt_id, None)
+        self._verdicts.pop(order.attempt_id, None)
+        self._last_progress.pop(order.attempt_id, None)
         del attempt
         release(self._device)
+        if failed.may_be_the_studys(outcome.status):
+            self._failed.append((failed, outcome))
+        else:
+            self._close(order, outcome)
+
+    def _judge_failed(self) -> None:
+        """Emits the outcomes of the trials that have failed in this step."""
+        while self._failed:
+            failed, outcome = self._failed.pop(0)
+            end = Ending(outcome.status, outcome.reason, storage_fault=outcome.storage_fault)
+            end = judged(failed, self._shared, end)
+            self._close(failed.order, replace(outcome, **end._asdict()))
+
+    def _close(self, order: TrialOrder, outcome: TrialOutcome) -> None:
+        if not is_resumed(outcome):
+            forget_checkpoints(order)
         self._emit(outcome)
         self._plan_capacity()
 
@@ -379,14 +362,14 @@ class Pack:
         del others, other, attempt
         release(self._device)
         waiting = f"{counted(count, 'other trial')}, which now {'waits' if count == 1 else 'wait'}"
-        self._announce(limited(1, f"out of memory {misfit.what} beside {waiting}"))
+        self._slots.announce(limited(1, f"out of memory {misfit.what} beside {waiting}"))
 
     def _resume_later(self, attempt: Attempt, reason: str) -> None:
         """Parks a trial whose optimizer step ran out of memory: it resumes from its last checkpoint."""
         self._park(attempt)
         release(self._device)
         self._shared.limits_by_attempt[attempt.order.attempt_id] = len(self._running)
-        self._announce(limited(len(self._running), f"out of memory outside a forward pass: {reason}"))
+        self._slots.announce(limited(len(self._running), f"out of memory outside a forward pass: {reason}"))
 
     def _park(self, attempt: Attempt) -> None:
         """Takes a trial out of the pack."""

@@ -6,7 +6,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
+
+from workers.data.examples import AnyExample, real_tokens, row_lengths
+from workers.training.trial_run import TrialRun
 
 _FAIR = 4
 """How many times the rows of the trial with the smallest batch any other may have in a pass. Without such
@@ -18,6 +21,33 @@ _EFFICIENT = 4
 
 _WIDTHS = 8
 """Widths that are tried for a pass: enough to tell a good one from a bad one, and quickly done."""
+
+
+@dataclass(frozen=True)
+class PassPart:
+    """A trial's rows in a pass."""
+
+    run: TrialRun
+    indices: Sequence[int]
+
+    @property
+    def examples(self) -> list[AnyExample]:
+        """What is at the indices."""
+        return [self.run.examples[index] for index in self.indices]
+
+    def noise(self) -> Iterator[tuple[float, int, int]]:
+        """NEFTune's alpha, the key of its random numbers and the tokens of each row."""
+        lengths = [length for example in self.examples for length in row_lengths(example)]
+        alpha = self.run.recipe.neftune_alpha
+        return zip(repeat(alpha, len(lengths)), self.run.row_keys(self.indices), lengths, strict=True)
+
+
+def tokens_of_pass(parts: Sequence[PassPart], *, padding_free: bool) -> int:
+    """Of a pass where every example is padded to the longest, or none is padded."""
+    examples = [example for part in parts for example in part.examples]
+    if padding_free:
+        return sum(map(real_tokens, examples))
+    return len(examples) * max(example.length for example in examples)
 
 
 @dataclass(frozen=True)

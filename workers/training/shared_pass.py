@@ -12,20 +12,27 @@ from typing import TypeVar
 import torch
 
 from workers.base.base_model import activations_checkpointed, set_training
-from workers.data.examples import AnyExample, real_tokens, row_lengths
+from workers.data.examples import AnyExample, real_tokens
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.heartbeat import UNWATCHED, Heartbeat
 from workers.device.memory import is_device_fault, is_out_of_memory, release
+from workers.device.meter import PassMeter
 from workers.errors import LossNotFiniteError
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.lora.neftune import noisy_embeddings
-from workers.training.evaluation import evaluate
+from workers.training.evaluation import CollatedSets, evaluate
 from workers.training.generation import Prompt, decoded, generate, generation_lengths
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
-from workers.training.pass_planning import Waiting, plan_pass, plan_pass_without_padding
+from workers.training.pass_planning import (
+    PassPart,
+    Waiting,
+    plan_pass,
+    plan_pass_without_padding,
+    tokens_of_pass,
+)
 from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
 
 _log = logging.getLogger(__name__)
@@ -52,14 +59,6 @@ class DoesNotFitError(Exception):
 
 
 @dataclass(frozen=True)
-class PassPart:
-    """A trial's rows in a pass."""
-
-    run: TrialRun
-    indices: Sequence[int]
-
-
-@dataclass(frozen=True)
 class Advance:
     """What a pass did to one trial: a whole step, an end, or neither."""
 
@@ -75,6 +74,7 @@ class SharedPasses:
     Attributes:
         token_budget: Padded tokens a pass may hold. Running out of memory halves it for good.
         overhead_tokens: Tokens that could be trained in the time a pass takes before its first.
+        meter: Has measured the training passes.
     """
 
     def __init__(
@@ -97,6 +97,8 @@ class SharedPasses:
         self._heartbeat = heartbeat
         self.token_budget = token_budget
         self.overhead_tokens = _OVERHEAD_TOKENS
+        self.meter = PassMeter(host.base.device)
+        self._collated = CollatedSets()
         self._form = form
         self._fitting: int | None = None
         self._generated_per_trained = _GENERATED_PER_TRAINED
@@ -130,6 +132,7 @@ class SharedPasses:
         started = time.perf_counter()
         while True:
             parts = self._plan(runs)
+            begun = self.meter.begin(tokens_of_pass(parts, padding_free=self.host.base.padding_free))
             try:
                 results, padded = self._run(parts, self._form)
                 break
@@ -140,17 +143,22 @@ class SharedPasses:
             except LossNotFiniteError as error:
                 if len(parts) > 1:
                     raise
-                return [Advance(parts[0].run, ended=parts[0].run.diverged(_lower_first(str(error))))]
+                what, run = str(error), parts[0].run
+                return [Advance(run, ended=run.diverged(what[0].lower() + what[1:]))]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Only here, outside the handler, has the traceback let go of the pass's tensors.
             self._shrink(parts)
-        if len(parts) > 1 and not all(result.finite for result in results):
+        redone = len(parts) > 1 and not all(result.finite for result in results)
+        if redone:
             # 0 x NaN is NaN: what is not finite may have come from a pack-mate. Alone it shows whose it is.
             results = [self._run([part], "looped")[0][0] for part in parts]
         self._account(parts, padded, time.perf_counter() - started)
-        return [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+        advances = [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+        if not redone:
+            self.meter.end(begun, tokens=padded, trials=len(parts))
+        return advances
 
     def finish_batch(self, run: TrialRun) -> StepResult:
         """Trains one trial alone up to its next optimizer step.
@@ -174,7 +182,7 @@ class SharedPasses:
             DoesNotFitError: One example of one trial does not fit.
         """
         with self._evaluating(runs):
-            return self._evaluate([run.adapter for run in runs], examples)
+            return self._evaluate([run.adapter for run in runs], examples, self._collated)
 
     def generate(
         self, runs: Sequence[TrialRun], prompts: Sequence[Prompt], *, max_new_tokens: int
@@ -217,11 +225,16 @@ class SharedPasses:
         (totals,) = self._evaluate([adapter], examples)
         return totals
 
-    def _evaluate(self, adapters: Sequence[Adapter], examples: Sequence[AnyExample]) -> list[Evaluation]:
+    def _evaluate(
+        self,
+        adapters: Sequence[Adapter],
+        examples: Sequence[AnyExample],
+        collated: CollatedSets | None = None,
+    ) -> list[Evaluation]:
         longest = max(example.length for example in examples)
 
         def work(budget: int) -> list[Evaluation]:
-            return evaluate(self.host, adapters, examples, token_budget=budget, heartbeat=self._heartbeat)
+            return evaluate(self.host, adapters, examples, budget, self._heartbeat, collated)
 
         return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
 
@@ -294,11 +307,9 @@ class SharedPasses:
         base = self.host.base
         if not base.model.training:  # walks all modules, so only after an evaluation
             set_training(base.model, True)
-        batch = self._objective.collate([part.run.examples[i] for part in parts for i in part.indices], base)
-        trial_of_example = torch.arange(len(parts)).repeat_interleave(
-            torch.tensor([len(part.indices) for part in parts])
-        )
-        owners = trial_of_example[batch.target_examples]
+        batch = self._objective.collate([example for part in parts for example in part.examples], base)
+        counts = torch.tensor([len(part.indices) for part in parts])
+        owners = torch.arange(len(parts)).repeat_interleave(counts)[batch.target_examples]
         shares = [part.run.share(part.indices) for part in parts]
         groups = [part.run.rows(part.indices) for part in parts]
         for part in parts:
@@ -341,35 +352,25 @@ class SharedPasses:
         """NEFTune's noise on the rows of the trials that have it."""
         if not any(part.run.recipe.neftune_alpha for part in parts):
             return nullcontext()
-        alphas: list[float] = []
-        keys: list[int] = []
-        lengths: list[int] = []
-        for part in parts:
-            run = part.run
-            own = [length for i in part.indices for length in row_lengths(run.examples[i])]
-            lengths += own
-            alphas += [run.recipe.neftune_alpha] * len(own)
-            keys += run.row_keys(part.indices)
-        device = self.host.base.device
-        values = [to_device(torch.tensor(each), device) for each in (alphas, keys, lengths)]
-        return noisy_embeddings(self.host.base.model, *values, end_to_end=self.host.base.padding_free)
+        base, columns = self.host.base, zip(*(row for part in parts for row in part.noise()), strict=True)
+        values = [to_device(torch.tensor(column), base.device) for column in columns]
+        return noisy_embeddings(base.model, *values, end_to_end=base.padding_free)
 
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
-        lengths = [part.run.examples[i].length for part in parts for i in part.indices]
-        padded = sum(lengths) if self.host.base.padding_free else len(lengths) * max(lengths)
-        if len(lengths) == 1:
+        rows = sum(len(part.indices) for part in parts)
+        padded = tokens_of_pass(parts, padding_free=self.host.base.padding_free)
+        if rows == 1:
             raise DoesNotFitError(
                 parts[0].run, f"training at micro-batch 1, on an example of {padded} tokens"
             )
         self._fitting = padded // 2
         self.token_budget = self._fitting
         _log.warning(
-            "out of memory in a pass of %d rows of up to %d tokens; going on with at most %d tokens a pass"
+            "out of memory in a pass of %d tokens; going on with at most %d a pass"
             " (every trial's effective batch stays what it is)",
-            len(lengths),
-            max(lengths),
+            padded,
             self.token_budget,
         )
 
@@ -379,13 +380,9 @@ class SharedPasses:
         for part in parts:
             run, share = part.run, len(part.indices)
             run.train_seconds += seconds * share / examples
-            own = sum(real_tokens(run.examples[i]) for i in part.indices)
+            own = sum(map(real_tokens, part.examples))
             run.real_tokens += own
             run.padded_tokens += own if self.host.base.padding_free else padded * share // examples
-
-
-def _lower_first(text: str) -> str:
-    return text[0].lower() + text[1:]
 
 
 def _commit(part: PassPart, result: PassResult) -> Advance:

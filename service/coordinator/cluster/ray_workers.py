@@ -35,6 +35,7 @@ from service.states import LossCause
 from workers.contract import (
     NumberedEvent,
     PackCapacity,
+    PassCosts,
     Preparing,
     Stalled,
     TrialOrder,
@@ -307,7 +308,7 @@ class RayWorkers:
             assert worker is not None
             if isinstance(event := numbered.event, Preparing):
                 worker.preparing.add(event.attempt_id)
-            elif not isinstance(event, PackCapacity | Stalled):
+            elif not isinstance(event, PackCapacity | PassCosts | Stalled):
                 worker.preparing.discard(event.attempt_id)
 
     def _give_up_silent(self) -> list[Delivery]:

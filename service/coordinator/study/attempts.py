@@ -14,6 +14,7 @@ from service.coordinator.cluster.orders import make_order
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.retries import loading_is_suspect
+from service.coordinator.study import pass_costs
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Attempt, Study
 from service.db.transitions import advance_attempt
@@ -96,7 +97,10 @@ def open_attempt(
 
     attempt, earlier, check_loading = leased.transact(work)
     order = make_order(leased.definition, recipe, attempt, earlier, leased.kind, leased.created_at)
-    return replace(order, limits=limits, check_loading=check_loading)
+    key = pass_costs.cost_key(order)
+    with leased.database.read() as session:
+        known = pass_costs.known(session, key)
+    return replace(order, limits=limits, check_loading=check_loading, cost_key=key, known_costs=known)
 
 
 def end_disobedient(leased: LeasedStudy, sent: SentVerdicts, worker_id: str, reason: str) -> None:

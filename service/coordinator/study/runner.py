@@ -47,6 +47,7 @@ from workers.contract import (
     Decision,
     Event,
     PackCapacity,
+    PassCosts,
     Preparing,
     Progress,
     Report,
@@ -252,6 +253,8 @@ class StudyRunner:
             case PackCapacity():
                 self.events.on_capacity(worker_id, event)
                 self.workers.on_capacity(worker_id, event.slots)
+            case PassCosts():
+                self.events.on_pass_costs(event)
 
     def _end_stalled(self, worker_id: str, what: str) -> None:
         """End a worker whose training hangs: nothing else ends a call that does not return."""

@@ -20,7 +20,7 @@ from service.coordinator.cluster import device_health
 from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
-from service.coordinator.study import checkpoints
+from service.coordinator.study import checkpoints, pass_costs
 from service.coordinator.study.attempts import are_live
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
@@ -29,7 +29,7 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
 from service.db.transitions import advance_attempt, append_event
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
-from workers.contract import PackCapacity, Preparing, Progress, Report, TrialOutcome, TrialStarted
+from workers.contract import PackCapacity, PassCosts, Preparing, Progress, Report, TrialOutcome, TrialStarted
 
 log = logging.getLogger(__name__)
 
@@ -255,6 +255,10 @@ class WorkerEvents:
                 append_event(session, study_id, WORKER_CAPACITY, message, data=data)
 
         self._study.transact(note)
+
+    def on_pass_costs(self, event: PassCosts) -> None:
+        """Keep what a worker has learnt, for those that come after it."""
+        self._study.transact(lambda session, _: pass_costs.keep(session, event))
 
     def _live(self, session: Session, attempt_id: int, seq: int) -> Attempt | None:
         """The attempt, if this event of it is new and it still lives."""

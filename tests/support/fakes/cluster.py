@@ -25,6 +25,7 @@ from service.states import LossCause
 from tests.support.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
 from workers.contract import (
     DataSummary,
+    Event,
     OutcomeStatus,
     PackCapacity,
     Report,
@@ -177,6 +178,10 @@ class FakeCluster:
     def remove_checkpoint(self, folder: str) -> None:
         """A checkpoint is gone."""
         del self._checkpoints[folder]
+
+    def say(self, worker_id: str, event: Event) -> None:
+        """A worker says something of its own accord."""
+        self._workers[worker_id].log.append(event)
 
     def announce(self, worker_id: str, slots: int, reason: str = "as measured") -> None:
         """A worker finds out that it wants another number of trials."""

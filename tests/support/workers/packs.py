@@ -15,10 +15,9 @@ from tests.support.workers.trials import of_type, relative_difference
 from workers.base.base_model import LoadedBase
 from workers.contract import Event, Progress, Report, TrialOrder, TrialOutcome
 from workers.data.batches import MicroBatch
-from workers.pack import capacity
 from workers.pack.cost_model import MemoryCost, PassCost
+from workers.pack.learned_costs import Costs, LearnedCosts
 from workers.pack.pack import Pack
-from workers.pack.probe import Costs
 from workers.training.objectives import language
 
 CPU = torch.device("cpu")
@@ -99,7 +98,7 @@ class Device:
 
     @classmethod
     def installed(cls, monkeypatch: pytest.MonkeyPatch, *, limit_bytes: float = float("inf")) -> Device:
-        """In the place of the device that trials train on, evaluate on, and are probed on."""
+        """In the place of the device that trials train and evaluate on."""
         device = cls(limit_bytes)
         monkeypatch.setattr(language, "batch_losses", device.around(language.batch_losses))
         return device
@@ -181,6 +180,6 @@ def final_weights(outcome: TrialOutcome) -> list[torch.Tensor]:
 
 
 def with_costs(monkeypatch: pytest.MonkeyPatch, time: PassCost, **memory: Any) -> None:
-    """Puts costs in the place of what would be measured."""
+    """Puts costs in the place of what would be learnt."""
     cost = MemoryCost(**{"base_bytes": 0, "bytes_per_token": 1.0, "chunk_bytes": 0} | memory)
-    monkeypatch.setattr(capacity, "probe", lambda *args, **kwargs: Costs(time, cost))
+    monkeypatch.setattr(LearnedCosts, "present", lambda self: Costs(time, cost))

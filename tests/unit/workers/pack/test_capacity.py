@@ -1,8 +1,7 @@
-"""A probe weighs passes and moves nothing; a plan makes of its costs how many trials a pack holds."""
+"""A plan makes of what is known of passes how many trials a pack holds."""
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -10,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.support.workers.models import build_tiny_gpt2
 from tests.support.workers.packs import CPU, LATENCY_BOUND, Device, Recorder, assert_equal_trials, with_costs
-from tests.support.workers.trials import matrices, new_run, of_type, random_examples, trial_order
+from tests.support.workers.trials import new_run, of_type, random_examples, trial_order
 from workers.base.base_model import LoadedBase, load_base
 from workers.contract import PackCapacity, TrialOutcome
 from workers.data.examples import Example
-from workers.lora.adapters import Adapter, AdapterHost
+from workers.device.meter import PassSample
+from workers.lora.adapters import AdapterHost
 from workers.pack import capacity
 from workers.pack.attempt import Attempt
 from workers.pack.capacity import plan
 from workers.pack.cost_model import Capacity, PassCost
+from workers.pack.learned_costs import LearnedCosts
 from workers.pack.loaded import SharedBase
-from workers.pack.probe import Costs, probe
 from workers.training.shared_pass import SharedPasses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -36,15 +35,6 @@ EXAMPLES = random_examples(32, longest=20)
 LONGEST = max(len(example.input_ids) for example in EXAMPLES)
 AS_ON_A_CORE = PassCost(fixed_s=2**-9, per_token_s=2**-13, per_trial_s=2**-20)
 """A pass costs as much as 16 tokens more, so 19 times as many are about enough."""
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def base(request: pytest.FixtureRequest, tiny_base_dir: Path, tmp_path_factory: Any) -> LoadedBase:
-    """One without dropout of its own, and one with."""
-    folder = tiny_base_dir
-    if request.param == "gpt2":
-        folder = build_tiny_gpt2(tmp_path_factory.mktemp("base") / "gpt2", dropout=0.1)
-    return load_base(ModelSpec(id=str(folder)), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +56,9 @@ class Bench:
         order = replace(trial_order(folder, folder, attempt_id=number, recipe=recipe), **fields)
         self.attempts.append(Attempt(order, run, self.shared.host, examples, recipe_key="key"))
 
+    def learn(self, sample: PassSample) -> None:
+        self.shared.costs.learn(sample, adapter_bytes=0)
+
     def plan(self, most: int | None = None) -> Capacity:
         return plan(self.shared, self.attempts, most=most, device=CPU)
 
@@ -73,94 +66,10 @@ class Bench:
 @pytest.fixture
 def bench(plain_base: LoadedBase) -> Iterator[Bench]:
     host = AdapterHost(plain_base)
-    bench = Bench(SharedBase((), host, SharedPasses(host, token_budget=2_048)))
+    bench = Bench(SharedBase((), host, SharedPasses(host, token_budget=2_048), LearnedCosts(plain_base)))
     yield bench
     for attempt in bench.attempts:
         attempt.leave()
-
-
-@pytest.fixture
-def adapter(base: LoadedBase) -> Iterator[tuple[AdapterHost, Adapter]]:
-    host = AdapterHost(base)
-    adapter = host.add("probed", Recipe(lora_r=4, lora_dropout=0.2))
-    yield host, adapter
-    host.remove("probed")
-
-
-def live_tensors() -> int:
-    gc.collect()
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
-
-
-def test_a_probe_gives_costs_above_nothing(adapter: tuple[AdapterHost, Adapter]) -> None:
-    for examples in (EXAMPLES, EXAMPLES[:1]):
-        costs = probe(*adapter, examples, most_tokens=2_048)
-        assert costs.time.seconds(1, 1) > 0
-        assert costs.time.per_trial_s > 0
-        assert min(costs.memory.base_bytes, costs.memory.bytes_per_token, costs.memory.chunk_bytes) > 0
-
-
-def test_a_probe_moves_nothing(base: LoadedBase) -> None:
-    recipe = Recipe(learning_rate=1e-2, batch_size=4, lora_r=4, lora_dropout=0.2)
-
-    def first_step(*, probed: bool) -> tuple[float, list[torch.Tensor]]:
-        host = AdapterHost(base)
-        run = new_run(host, recipe, EXAMPLES)
-        if probed:
-            probe(host, run.adapter, EXAMPLES, most_tokens=2_048)
-        step = SharedPasses(host, token_budget=2_048).finish_batch(run)
-        host.remove("trial")
-        return step.train_loss, matrices(run.adapter)
-
-    generator = torch.get_rng_state()
-    loss, weights = first_step(probed=True)
-    assert torch.equal(torch.get_rng_state(), generator)
-    expected_loss, expected_weights = first_step(probed=False)
-    assert loss == expected_loss
-    assert all(map(torch.equal, weights, expected_weights))
-
-
-def test_what_a_token_takes_does_not_depend_on_the_size_of_the_probe(
-    adapter: tuple[AdapterHost, Adapter],
-) -> None:
-    small, large = (probe(*adapter, EXAMPLES, most_tokens=rows * LONGEST).memory for rows in (2, 8))
-    assert small.bytes_per_token == pytest.approx(large.bytes_per_token, rel=0.1)
-
-
-def test_a_probe_that_does_not_fit_is_made_smaller(
-    adapter: tuple[AdapterHost, Adapter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host, _adapter = adapter
-    device = Device.installed(monkeypatch)
-    device.limit_bytes = device.needed(host.base, 3 * LONGEST, trained=True)
-    probe(*adapter, EXAMPLES, most_tokens=2_048)
-    assert device.refused == 2  # eight rows, and four
-    assert {one.rows for one in device.passes} == {1, 2}
-
-
-def test_a_probe_of_which_not_one_row_fits_says_so(
-    adapter: tuple[AdapterHost, Adapter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Device.installed(monkeypatch, limit_bytes=0)
-    with pytest.raises(torch.OutOfMemoryError):
-        probe(*adapter, EXAMPLES, most_tokens=2_048)
-
-
-def test_a_probe_that_runs_out_of_memory_in_mid_pass_keeps_none(adapter: tuple[AdapterHost, Adapter]) -> None:
-    def give_out(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs[0].shape[0] > 1:
-            raise torch.OutOfMemoryError("in the last layer")
-
-    host, _adapter = adapter
-    *_rest, last = (m for name, m in host.base.model.named_modules() if name.endswith(("mlp", "mlp.c_proj")))
-    probe(*adapter, EXAMPLES, most_tokens=LONGEST)
-    before = live_tensors()
-    handle = last.register_forward_pre_hook(give_out)
-    try:
-        probe(*adapter, EXAMPLES, most_tokens=2_048)
-    finally:
-        handle.remove()
-    assert live_tensors() == before
 
 
 @pytest.mark.parametrize(("batch_size", "few", "many"), [(32, 1, 1), (1, 4, 21)])
@@ -215,22 +124,37 @@ def test_no_more_trials_than_memory_holds(
     bench.add(tmp_path, Recipe(batch_size=2, lora_r=8), EXAMPLES)
     trial = 20 * 8 * 2_048  # weights, two gradients and two moments, each in four bytes
     room = 3 * trial + 1_000 * 6 * LONGEST
-    monkeypatch.setattr(capacity, "available_bytes", lambda device: room - trial)  # one is there already
+    monkeypatch.setattr(capacity, "available_bytes", lambda device: room - trial)
+    monkeypatch.setattr(capacity, "allocated_bytes", lambda device: trial)  # one is there already
     found = bench.plan()
     assert (found.trials, found.limited_by) == (3, "memory")
     assert found.predicted_bytes <= room
 
 
-def test_a_base_on_which_no_row_fits_is_given_one_trial_and_probed_again(
+def test_a_few_trials_come_at_once_and_more_when_passes_have_been_timed(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.add(tmp_path, Recipe(batch_size=1, lora_r=2), EXAMPLES)
-    with monkeypatch.context() as patch:
-        Device.installed(patch, limit_bytes=0)
-        found = bench.plan()
-    assert (found.trials, found.limited_by, bench.shared.costs) == (1, "memory", None)
-    bench.plan()
-    assert isinstance(bench.shared.costs, Costs)
+    monkeypatch.setattr(capacity, "available_bytes", lambda device: 2**45)
+    found = bench.plan()
+    assert (found.trials, found.predicted_bytes) == (4, 0)
+    assert found.reason == "4 trials at once, until passes have been timed."
+    for number in range(1, 5):
+        bench.learn(PassSample(16 * number, 1, LATENCY_BOUND.seconds(16 * number, 1), peak_bytes=2**40))
+    found = bench.plan()
+    assert found.trials > 4
+    assert found.predicted_bytes > 2**39
+    assert "tokens/s" in found.reason
+
+
+def test_one_trial_comes_first_where_two_might_not_fit(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.add(tmp_path, Recipe(batch_size=1, lora_r=2), EXAMPLES)
+    monkeypatch.setattr(capacity, "available_bytes", lambda device: 0)
+    found = bench.plan()
+    assert (found.trials, found.limited_by) == (1, "memory")
+    assert bench.shared.passes.token_budget == LONGEST
 
 
 @pytest.mark.parametrize("slots", [2, None], ids=["fixed", "measured"])

@@ -29,8 +29,8 @@ from workers.contract import (
     Verdict,
 )
 from workers.data.batches import MicroBatch, epoch_order
-from workers.pack import capacity
 from workers.pack.attempt import Attempt
+from workers.pack.learned_costs import LearnedCosts
 from workers.training import trial_run
 from workers.training.objectives.language import Totals
 from workers.training.optimizers import set_learning_rate
@@ -304,7 +304,7 @@ def test_a_pack_with_a_free_slot_refuses_another_base(tmp_path: Path, tiny_base_
 def test_a_pack_of_fixed_size_measures_nothing_and_announces_nothing(
     orders: list[TrialOrder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "probe", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(LearnedCosts, "learn", lambda *args, **kwargs: 1 / 0)
     together = Recorder(slots=2)
     together.run(*orders[:2])
     assert together.pack.slots == 2
@@ -336,19 +336,13 @@ def test_a_pack_that_measures_announces_its_slots_with_the_first_trial(
         assert_equal_trials(recorder, order)
 
 
-def test_a_measuring_pack_measures_once_and_speaks_only_of_changes(
+def test_a_pack_that_learns_speaks_only_of_changes(
     tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probes: list[object] = []
     with_costs(monkeypatch, LATENCY_BOUND)
-    fake = capacity.probe
-    monkeypatch.setattr(
-        capacity, "probe", lambda *args, **kwargs: probes.append(None) or fake(*args, **kwargs)
-    )
     recorder = Recorder(slots=None)
     for number in (1, 2, 3):
         recorder.run(trial_order(tmp_path, tiny_base_dir, attempt_id=number))
-    assert len(probes) == 1
     assert len(of_type(recorder.events, PackCapacity)) == 1
 
 
@@ -377,13 +371,13 @@ def test_no_more_trials_are_wanted_than_the_order_allows(
     assert all(outcome.status == "completed" for outcome in recorder.outcomes().values())
 
 
-def test_a_probe_that_breaks_costs_the_measurement_and_no_trial(
+def test_costs_that_cannot_be_made_out_leave_the_pack_as_it_is_and_cost_no_trial(
     orders: list[TrialOrder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("somebody erred")
 
-    monkeypatch.setattr(capacity, "probe", broken)
+    monkeypatch.setattr(LearnedCosts, "present", broken)
     recorder = Recorder(slots=None)
     recorder.run(*orders[:2])
     assert [outcome.status for outcome in recorder.outcomes().values()] == ["completed", "completed"]

@@ -12,7 +12,8 @@ import torch
 from search_spaces.recipe import Recipe
 from tests.support.workers.packs import Device, Recorder
 from tests.support.workers.trials import of_type, trial_order
-from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome, TrialStarted
+from workers.contract import OutcomeStatus, TrialOrder, TrialStarted
+from workers.data.batches import MicroBatch
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -120,21 +121,45 @@ def test_a_broken_cuda_context_is_no_fault_of_the_study(
     assert recorder.outcomes() == {}
 
 
-def test_it_is_done_once_for_each_study_and_changes_no_trial(
+def test_a_model_that_fails_only_in_training_ends_the_study(
+    tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_in_training(_: MicroBatch, trained: bool) -> None:
+        if trained:
+            broken()
+
+    Device.installed(monkeypatch).fault = broken_in_training
+    recorder = Recorder(slots=3)
+    recorder.run(*[order(tmp_path, tiny_base_dir, number) for number in (1, 2, 3)])
+    outcomes = recorder.outcomes().values()
+    assert [(outcome.status, outcome.fatal_to_study) for outcome in outcomes] == [
+        (OutcomeStatus.FAILED, True)
+    ] * 3
+    assert {outcome.reason.split(":")[0] for outcome in outcomes} == {
+        f"The model {tiny_base_dir} (LlamaForCausalLM) cannot be trained for the task causal_lm"
+    }
+
+
+def test_nothing_is_tried_of_a_study_that_trains(
     tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device.installed(monkeypatch)
     recorder = Recorder()
-    orders = [order(tmp_path, tiny_base_dir, n, lora_dropout=0.1) for n in (1, 2)]
-    unknown = replace(order(tmp_path, tiny_base_dir, 3, lora_dropout=0.1), varied=None)
-    other = order(tmp_path, tiny_base_dir, 4, study_id="another", lora_dropout=0.1)
-    passes, outcomes = [], []
-    for each in (*orders, unknown, other):
+    passes = []
+    for number, varied in ((1, ("learning_rate",)), (2, None)):
         before = len(device.passes)
-        outcomes.append(recorder.outcome(each))
+        recorder.outcome(order(tmp_path, tiny_base_dir, number, varied=varied, study_id=f"study-{number}"))
         passes.append(device.passes[before:])
-    longest = passes[0][0]
-    assert (longest.trained, longest.rows) == (True, 1)
-    assert [len(some) for some in passes] == [len(passes[1]) + 1, *[len(passes[1])] * 2, len(passes[1]) + 1]
-    assert len({(outcome.value, outcome.steps) for outcome in outcomes}) == 1
-    assert all(isinstance(outcome, TrialOutcome) for outcome in outcomes)
+    assert passes[0] == passes[1]
+
+
+def test_a_study_is_tried_once_when_trials_of_it_fail(
+    tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device.installed(monkeypatch, limit_bytes=8 * Device.RANK_BYTES + 250_000)
+    recorder = Recorder()
+    for number in (1, 2):
+        outcome = recorder.outcome(order(tmp_path, tiny_base_dir, number, lora_r=64))
+        assert outcome.status is OutcomeStatus.OUT_OF_MEMORY
+        (tried,) = device.passes
+        assert (tried.trained, tried.rows) == (True, 1)
