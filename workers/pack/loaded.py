@@ -201,6 +201,14 @@ class LoadedStudies:
         losses = load_losses(order.losses, order.limits.plugins)
         return Loaded(base, train, evaluation, measures, losses.get(order.recipe.loss or ""))
 
+    def leave_study(self) -> None:
+        """Forgets all that is one study's. The base stays, with what is known of its costs."""
+        self._forget(())
+        if self.base is not None:
+            self.base.most = None
+            self.base.preflighted.clear()
+            self.base.limits_by_attempt.clear()
+
     def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
         """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""
         place = order.limits.cache_dir

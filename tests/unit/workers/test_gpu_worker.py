@@ -85,7 +85,7 @@ def follow(worker: GpuWorker, until: type) -> list[Event]:
     after, deadline = 0, time.monotonic() + DEADLINE_S
     while not of_type(seen, until):
         assert time.monotonic() < deadline
-        for numbered in worker.events(after, timeout_s=1.0):
+        for numbered in worker.events("study", after, timeout_s=1.0):
             after = numbered.seq
             seen.append(numbered.event)
     return seen
@@ -215,7 +215,7 @@ def test_an_order_that_still_waits_ends_by_a_verdict_with_one_outcome(
     wait_until(lambda: pack.admitted == [1, 3])
     pack.finish(3)
     wait_until(lambda: worker.info().running_attempts == ())
-    outcomes = of_type([numbered.event for numbered in worker.events(0)], TrialOutcome)
+    outcomes = of_type([numbered.event for numbered in worker.events("study", 0)], TrialOutcome)
     assert [(o.attempt_id, o.status, o.reason) for o in outcomes] == [
         (2, status, "first"),
         (1, OutcomeStatus.COMPLETED, "trained to the end"),
@@ -262,7 +262,7 @@ def test_a_worker_that_is_polled_does_not_end_itself(ended: threading.Event) -> 
     worker = GpuWorker(worker_spec("polled", orphan_timeout_s=1.0))
     deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
-        worker.events(0, timeout_s=0.2)
+        worker.events("study", 0, timeout_s=0.2)
     assert not ended.is_set()
     worker.shutdown()
     assert has_ended(worker, ended)
@@ -320,3 +320,126 @@ def test_a_training_thread_that_hangs_is_told_while_the_worker_answers(
     worker.shutdown()
     release.set()
     assert has_ended(worker, ended)
+
+
+# -- the pool --------------------------------------------------------------------------------------
+
+
+def of_study(order: TrialOrder, study_id: str) -> TrialOrder:
+    return replace(order, study_id=study_id)
+
+
+def train_one(worker: GpuWorker, pack: FakePack, order: TrialOrder) -> None:
+    """An order from its arrival to its acknowledged outcome."""
+    assert worker.submit(order) is True
+    wait_until(lambda: order.attempt_id in pack.admitted)
+    pack.finish(order.attempt_id)
+    wait_until(lambda: worker.info().running_attempts == ())
+
+
+def test_a_worker_is_given_to_the_study_that_asks_first(worker: GpuWorker) -> None:
+    assert worker.release("study") is not None
+    answers = [worker.assign(study_id) for study_id in ("first", "second", "first")]
+    assert [None if info is None else info.study_id for info in answers] == ["first", None, "first"]
+
+
+def test_two_studies_that_ask_at_once_never_both_get_it(worker: GpuWorker) -> None:
+    for _ in range(20):
+        holder = worker.info().study_id
+        assert holder is not None
+        assert worker.release(holder) is not None
+        answers: dict[str, object] = {}
+        start = threading.Barrier(4)
+
+        def ask(study_id: str, start: threading.Barrier, answers: dict[str, object]) -> None:
+            start.wait()
+            answers[study_id] = worker.assign(study_id)
+
+        threads = [threading.Thread(target=ask, args=(str(n), start, answers)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(answer is not None for answer in answers.values()) == 1
+
+
+def test_a_released_worker_has_nothing_of_its_study_but_the_base(
+    worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    train_one(worker, pack, order(7))
+    pack.resize(3)
+    waiting = worker.release("study")
+    assert waiting is not None
+    assert (waiting.study_id, waiting.base, waiting.newest_attempt) == (None, "base", None)
+    assert waiting.slots == 1
+    taken = worker.assign("next")
+    assert taken is not None
+    assert taken.study_id == "next"
+    assert worker.events("next", 0) == ()
+    train_one(worker, pack, of_study(order(7), "next"))  # attempts of another study are not known
+    assert pack.admitted == [7, 7]
+    assert [n.seq for n in worker.events("next", 0) or ()] == [1]
+
+
+def test_what_one_study_asks_for_is_nothing_to_another(
+    worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    train_one(worker, pack, order(1))
+    assert worker.events("other", 1) is None
+    assert worker.submit(of_study(order(2), "other")) is False
+    assert worker.assign("other") is None
+    assert worker.release("other") is None
+    assert len(worker.events("study", 0) or ()) == 1  # the event that "other" acknowledged is there
+
+
+def test_a_worker_with_an_order_is_not_released(worker: GpuWorker, order: Make) -> None:
+    worker.submit(order(1))
+    assert worker.release("study") is None
+    assert worker.info().running_attempts == (1,)
+
+
+@pytest.mark.parametrize("changes", [{"metrics": {"profit": "m:f"}}, {"losses": {"x": "m:f"}}])
+def test_a_worker_that_ran_functions_of_a_study_ends_with_it(
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event, changes: dict[str, dict[str, str]]
+) -> None:
+    train_one(worker, pack, replace(order(1), **changes))
+    assert worker.release("study") is None
+    assert has_ended(worker, ended)
+
+
+@pytest.mark.parametrize("status", [OutcomeStatus.FAILED, OutcomeStatus.OUT_OF_MEMORY])
+def test_a_worker_in_which_a_trial_failed_ends_with_its_study(
+    worker: GpuWorker, order: Make, ended: threading.Event, status: OutcomeStatus
+) -> None:
+    worker.submit(order(1))
+    worker._record(TrialOutcome(attempt_id=1, status=status, reason="it broke"))
+    assert worker.release("study") is None
+    assert has_ended(worker, ended)
+
+
+def test_an_idle_worker_whose_coordinator_died_waits_in_the_pool_again(
+    monkeypatch: pytest.MonkeyPatch, worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    """Not before its last event is acknowledged, which a successor has to hear."""
+    monkeypatch.setattr(gpu_worker, "FORSAKEN_SECONDS", 0.05)
+    train_one(worker, pack, order(1))
+    with worker._wake:
+        worker._wake.notify_all()  # the watch looks at once
+    time.sleep(0.2)
+    assert worker.info().study_id == "study"
+    assert worker.events("study", 1) == ()
+    time.sleep(0.1)
+    with worker._wake:
+        worker._wake.notify_all()
+    wait_until(lambda: worker.info().study_id is None)
+
+
+def test_a_base_that_no_study_uses_ends_its_worker_after_a_while(
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event
+) -> None:
+    worker._assignment._keep_base_s = 0.0
+    train_one(worker, pack, order(1))
+    assert not worker._stopping
+    worker.release("study")
+    assert has_ended(worker, ended)
+    assert worker.assign("late") is None

@@ -23,7 +23,7 @@ from service.coordinator.policy.placement import WorkerShape
 from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import NumberedEvent, Preparing, Progress
-from workers.gpu_worker import WorkerStage
+from workers.ray_actors import WorkerStage
 
 
 class FakeRay:
