@@ -87,16 +87,15 @@ class GpuWorker:
         """Takes the worker back from a study, whose events, data and trials it forgets, to wait for the next.
 
         Returns:
-            What `info` does once it waits; None: it does not, because it is not this study's, has an order
-            that nobody knew of, or is of no use to another study. In the last case its process ends.
+            What `info` does, once it waits, unless it has orders or is another study's; None: it ends, because
+            it is of no use to another study.
         """
         with self._wake:
-            if self._stopping or self._assignment.study_id != study_id or self._live:
-                return None
-            if not self._assignment.reusable:
-                self.shutdown()
-                return None
-            self._leave()
+            if self._assignment.study_id == study_id and not self._live:
+                if not self._assignment.reusable:
+                    self.shutdown()
+                    return None
+                self._leave()
             while self._leaving and not self._stopping:
                 self._wake.wait()
         return self.info()
@@ -347,7 +346,6 @@ class GpuWorker:
                 self._wake.wait(min(left, self._heartbeat.asking_interval_s))
         time.sleep(_SHUTDOWN_GRACE_S)
         _end_process(0)
-
 
     def _is_forsaken(self, silence: float) -> bool:
         """Whether a study's coordinator has died that had sent it nothing, or knows all that it did."""

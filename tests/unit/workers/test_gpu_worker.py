@@ -388,14 +388,17 @@ def test_what_one_study_asks_for_is_nothing_to_another(
     assert worker.events("other", 1) is None
     assert worker.submit(of_study(order(2), "other")) is False
     assert worker.assign("other") is None
-    assert worker.release("other") is None
+    unmoved = worker.release("other")
+    assert unmoved is not None
+    assert unmoved.study_id == "study"
     assert len(worker.events("study", 0) or ()) == 1  # the event that "other" acknowledged is there
 
 
 def test_a_worker_with_an_order_is_not_released(worker: GpuWorker, order: Make) -> None:
     worker.submit(order(1))
-    assert worker.release("study") is None
-    assert worker.info().running_attempts == (1,)
+    unmoved = worker.release("study")
+    assert unmoved is not None
+    assert (unmoved.study_id, unmoved.running_attempts) == ("study", (1,))
 
 
 @pytest.mark.parametrize("changes", [{"metrics": {"profit": "m:f"}}, {"losses": {"x": "m:f"}}])
