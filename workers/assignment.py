@@ -7,7 +7,7 @@ import time
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 
 FORSAKEN_SECONDS = 60.0
-"""An idle worker that its study's coordinator has not asked for events for so long waits in the pool again."""
+"""An idle worker that no coordinator has asked for its study's events for so long waits in the pool again."""
 
 _FAULTS = (OutcomeStatus.FAILED, OutcomeStatus.OUT_OF_MEMORY)
 """Ends of trials after which nothing is sure of the process in which they came about."""

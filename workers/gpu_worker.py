@@ -1,10 +1,10 @@
 """What Ray runs as a worker: a pack behind thread-safe calls, which owns one GPU or some CPU cores.
 
 Light to import: the coordinator's host has Ray but neither torch nor the models' libraries, which are
-imported where the actor runs (`workers.ray_actors`). The actor holds no credentials and knows nobody: the coordinator finds it by
-its name, sends orders and verdicts, and long-polls its event log. It trains for one study at a time, waits in
-the pool before and after that, and outlives any coordinator. It ends itself when none has asked for events,
-or attended to it in the pool, for `orphan_timeout_s`.
+imported where the actor runs (`workers.ray_actors`). The actor holds no credentials and knows nobody: the
+coordinator finds it by its name, sends orders and verdicts, and long-polls its event log. It trains for one
+study at a time, waits in the pool before and after that, and outlives any coordinator. It ends itself when
+none has asked for events, or attended to it in the pool, for `orphan_timeout_s`.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class GpuWorker:
         """Takes the worker back from a study, whose events, data and trials it forgets, to wait for the next.
 
         Returns:
-            What `info` does, once it waits, unless it has orders or is another study's; None: it ends, because
-            it is of no use to another study.
+            What `info` does, once it waits; or at once if it has orders or is another study's. None: it ends,
+            since it is of no use to another study.
         """
         with self._wake:
             if self._assignment.study_id == study_id and not self._live:

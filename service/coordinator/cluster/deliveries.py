@@ -50,7 +50,7 @@ class Gone:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A worker says that it is a study's, but nobody here knows it: its coordinator has died, or is another."""
+    """A worker says that it is a study's, and nobody here knows it: its coordinator may have died."""
 
     worker_id: str
     study_id: str

@@ -96,7 +96,8 @@ class Call:
             now: in seconds of attention.
         """
         limit, what = limits.answer_s, "it did not answer within"
-        if not worker.ready and now - self.asked > min(limit, STAGE_SECONDS):
+        sent = self.question in (Question.EVENTS, Question.SUBMIT)  # to one that has answered before
+        if not (worker.ready or sent) and now - self.asked > min(limit, STAGE_SECONDS):
             if self._look_at_stage(worker, now) is not WorkerStage.READY:
                 limit = limits.loading_s
             queued = self.stage is WorkerStage.QUEUED

@@ -3,8 +3,8 @@
 The only module of the service that imports what workers run. Nothing here blocks on a worker: every call is a
 future that `poll` collects, so one slow or dead worker never holds up the others.
 
-Workers are no study's own. Those that no study has wait in a pool, which all coordinators of the cluster share:
-a worker itself decides who gets it, and says who has it.
+Workers that no study has wait in a pool, which all coordinators of the cluster share: a worker itself decides
+who gets it, and says who has it.
 """
 
 from __future__ import annotations
