@@ -43,6 +43,7 @@ from service.coordinator.cluster import ray_authentication
 from service.coordinator.cluster.deliveries import Delivery, Found, Workers
 from service.coordinator.cluster.orders import base_of
 from service.coordinator.cluster.ray_deaths import first_line
+from service.coordinator.cluster.ray_resources import until_it_listens
 from service.coordinator.cluster.ray_workers import ClusterError, RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits, Watched
 from service.coordinator.cluster.worker_group import WorkerGroup
@@ -365,8 +366,10 @@ def run(settings: Settings) -> None:
         until_it_answers(lambda: check_schema(database.engine))
         storage = until_it_answers(lambda: open_storage(settings))
         closing.callback(close_storage, storage)
-        ray_authentication.require(settings)
         address = settings.ray_address or "auto"
+        if settings.workers_end_with_coordinator:  # it was started beside this process
+            until_it_listens(address, CONNECT_SECONDS)
+        ray_authentication.require(settings)
         connect = partial(
             RayWorkers,
             address,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -50,6 +52,22 @@ class RayMachines:
             resources = ray.cluster_resources()
             self._resources = (time.monotonic(), resources)
         return resources
+
+
+def until_it_listens(address: str, seconds: float) -> None:
+    """Wait for a Ray that is still starting, but not longer than so many seconds.
+
+    Args:
+        address: `host:port` of its head.
+        seconds: after which connecting to it says what is wrong.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        time.sleep(0.05)
 
 
 def addresses() -> set[str]:
