@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces.recipe import Recipe
 from tests.support.fakes.pack import FakePack
 from tests.support.waiting import wait_until
 from tests.support.workers.trials import of_type, trial_order, worker_spec
@@ -21,6 +22,7 @@ from workers.contract import (
     Event,
     OutcomeStatus,
     PackCapacity,
+    Report,
     Stalled,
     TrialOrder,
     TrialOutcome,
@@ -79,13 +81,13 @@ def has_ended(worker: GpuWorker, ended: threading.Event) -> bool:
     return ended.is_set()
 
 
-def follow(worker: GpuWorker, until: type) -> list[Event]:
+def follow(worker: GpuWorker, until: type, study_id: str = "study") -> list[Event]:
     """Polls and acknowledges until an event of a type arrives."""
     seen: list[Event] = []
     after, deadline = 0, time.monotonic() + DEADLINE_S
     while not of_type(seen, until):
         assert time.monotonic() < deadline
-        for numbered in worker.events("study", after, timeout_s=1.0):
+        for numbered in worker.events(study_id, after, timeout_s=1.0) or ():
             after = numbered.seq
             seen.append(numbered.event)
     return seen
@@ -215,7 +217,7 @@ def test_an_order_that_still_waits_ends_by_a_verdict_with_one_outcome(
     wait_until(lambda: pack.admitted == [1, 3])
     pack.finish(3)
     wait_until(lambda: worker.info().running_attempts == ())
-    outcomes = of_type([numbered.event for numbered in worker.events("study", 0)], TrialOutcome)
+    outcomes = of_type([numbered.event for numbered in worker.events("study", 0) or ()], TrialOutcome)
     assert [(o.attempt_id, o.status, o.reason) for o in outcomes] == [
         (2, status, "first"),
         (1, OutcomeStatus.COMPLETED, "trained to the end"),
@@ -446,3 +448,41 @@ def test_a_base_that_no_study_uses_ends_its_worker_after_a_while(
     worker.release("study")
     assert has_ended(worker, ended)
     assert worker.assign("late") is None
+
+
+def test_a_worker_that_another_study_had_trains_as_a_new_one_does(
+    ended: threading.Event, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    """With the real pack: every number of a trial equals that on a new worker, and the base is kept.
+
+    The study before had other data lengths, a larger adapter, and a trial that was pruned on its way.
+    """
+
+    def numbers(worker: GpuWorker, folder: Path) -> list[object]:
+        order = trial_order(tmp_path, tiny_base_dir, attempt_id=5, study_id="next", every_examples=8)
+        order = replace(order, artifact_dir=str(folder))
+        assert worker.submit(order) is True
+        said = follow(worker, TrialOutcome, "next")
+        return [
+            *((report.rung, report.metrics, report.train_loss) for report in of_type(said, Report)),
+            *((o.status, o.value, o.metrics, o.steps) for o in of_type(said, TrialOutcome)),
+        ]
+
+    used = GpuWorker(worker_spec("used"))
+    large = Recipe(learning_rate=1e-1, batch_size=4, lora_r=16, epochs=50, max_length=16)
+    for attempt_id, recipe in ((1, large), (2, None)):
+        used.submit(trial_order(tmp_path, tiny_base_dir, attempt_id=attempt_id, recipe=recipe))
+        if recipe is large:
+            used.verdict(Verdict(attempt_id=1, decision=Decision.PRUNE, reason="poor"))
+        wait_until(lambda: used.info().running_attempts == ())
+    base = used._pack._loaded.base
+    assert used.release("study") is not None
+    loaded = used._pack._loaded
+    assert (loaded._train, loaded._evaluation, loaded._measures, loaded._labels) == ({}, {}, {}, {})
+    assert used.assign("next") is not None
+    new = GpuWorker(worker_spec("new", study_id="next"))
+    assert numbers(used, tmp_path / "again") == numbers(new, tmp_path / "new")
+    assert used._pack._loaded.base is base is not None
+    for worker in (used, new):
+        worker.shutdown()
+        assert has_ended(worker, ended)
