@@ -223,7 +223,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
     workers = RayWorkers("auto", orphan_timeout_s=600, silence=silence)
     shape = WorkerShape(num_cpus=1.0, num_gpus=0.0)
     study_id = uuid.uuid4().hex
-    worker_id = workers.start(study_id, shape)
+    worker_id = workers.start(study_id, shape, "base")
     [ready] = _said(workers)
     assert isinstance(ready, Ready)
     workers.acknowledge(worker_id, 0)
@@ -233,7 +233,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
         assert isinstance(gone, Gone)
         assert (gone.worker_id, gone.cause) == (worker_id, LossCause.UNREACHABLE)
         assert gone.reason.startswith("it did not answer within ")
-        second = workers.start(study_id, shape)
+        second = workers.start(study_id, shape, "base")
         [ready_again] = _said(workers)
         assert isinstance(ready_again, Ready)
         assert ready_again.worker_id == second

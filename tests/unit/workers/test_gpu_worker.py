@@ -486,3 +486,18 @@ def test_a_worker_that_another_study_had_trains_as_a_new_one_does(
     for worker in (used, new):
         worker.shutdown()
         assert has_ended(worker, ended)
+
+
+def test_a_waiting_worker_that_no_coordinator_attends_to_ends(
+    ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_pack(worker: GpuWorker) -> FakePack:
+        worker._device, worker._device_id, worker._threads = "cpu", None, None
+        return FakePack(worker._record)
+
+    monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
+    lonely = GpuWorker(worker_spec("w1", study_id=None, orphan_timeout_s=0.5))
+    before = lonely._last_poll
+    assert lonely.attend().study_id is None
+    assert lonely._last_poll > before
+    assert has_ended(lonely, ended)
