@@ -145,8 +145,9 @@ class Supervisor:
             # Nobody else shares this Ray, so there is nothing to drain when it is told to end.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray starts a process per core before anybody asks for one. They import what a worker needs
-            # (seconds of torch, transformers and peft) while the API and the coordinator start, too.
+            # How many processes wait is the coordinator's to say; Ray would start one for each core.
+            "RAY_prestart_worker_first_driver": "false",
+            # Seconds of torch, transformers and peft, at low priority.
             "RAY_preload_python_modules": "workers.pack.preload",
         }
 
