@@ -128,7 +128,7 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
 
 
 def trials_to_come(snapshot: Snapshot) -> int:
-    """Trials that are still to be sent out as far as anybody knows now, those that wait included."""
+    """Trials still to be sent out as far as anybody knows, those that wait or are handed over included."""
     over, cut = search_end(snapshot), budget_stop(snapshot)
     if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
         return 0
@@ -141,8 +141,7 @@ def trials_to_come(snapshot: Snapshot) -> int:
         return 0
     else:
         to_come = len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
-    handed_over = hand_over.moving(snapshot) + ([] if to_come else hand_over.hand_overs(snapshot))
-    return to_come + len(handed_over)
+    return to_come + len(hand_over.moving(snapshot)) if to_come else hand_over.kept_for(snapshot)
 
 
 def suspects_waiting(snapshot: Snapshot) -> list[TrialSnapshot]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from service.coordinator.policy.placement import WorkerSlots
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 
 COST_SECONDS = 5.0
@@ -18,25 +19,14 @@ LEAST_GAIN_SECONDS = 5.0
 REASON = "handed over to an idle worker, where it goes on"
 
 
-def moving(snapshot: Snapshot) -> list[TrialSnapshot]:
-    """Trials that were told to pause, and are about to be sent out again."""
-    return [t for t in snapshot.trials if t.phase is TrialPhase.LIVE and t.pause_requested]
-
-
 def hand_overs(snapshot: Snapshot) -> list[TrialSnapshot]:
     """Live trials to pause, each for an idle worker that has its base in memory.
 
     The caller sees that nothing else is to be sent out.
     """
-    if not snapshot.resumes:
-        return []
-    idle = [w for w in snapshot.placement.workers if w.free > 0 and not (w.trials or w.reserved or w.base)]
-    packs: dict[str, list[TrialSnapshot]] = {}
-    for trial in snapshot.trials:
-        if trial.phase is TrialPhase.LIVE and trial.worker_id is not None:
-            packs.setdefault(trial.worker_id, []).append(trial)
+    packs = _packs(snapshot)
     chosen = []
-    for worker in idle[len(moving(snapshot)) :]:
+    for worker in _idle(snapshot):
         found = [
             (gain, trial)
             for pack in packs.values()
@@ -49,6 +39,35 @@ def hand_overs(snapshot: Snapshot) -> list[TrialSnapshot]:
         packs.pop(str(best.worker_id))  # what is left of it is judged when this one has gone
         chosen.append(best)
     return chosen
+
+
+def moving(snapshot: Snapshot) -> list[TrialSnapshot]:
+    """Trials that were told to pause, and are about to be sent out again."""
+    return [t for t in snapshot.trials if t.phase is TrialPhase.LIVE and t.pause_requested]
+
+
+def kept_for(snapshot: Snapshot) -> int:
+    """How many idle workers stay for trials that move now, or may once it is known how long they take."""
+    now = len(hand_overs(snapshot))
+    begun = sum(len(p) > 1 and any(t.seconds_left is None for t in p) for p in _packs(snapshot).values())
+    return len(moving(snapshot)) + now + min(begun, len(_idle(snapshot)) - now)
+
+
+def _idle(snapshot: Snapshot) -> list[WorkerSlots]:
+    """Workers for which no trial is on its way."""
+    if not snapshot.resumes:
+        return []
+    idle = [w for w in snapshot.placement.workers if w.free > 0 and not (w.trials or w.reserved or w.base)]
+    return [w for w in idle if w.loaded is not None][len(moving(snapshot)) :]
+
+
+def _packs(snapshot: Snapshot) -> dict[str, list[TrialSnapshot]]:
+    """The live trials by worker."""
+    packs: dict[str, list[TrialSnapshot]] = {}
+    for trial in snapshot.trials:
+        if trial.phase is TrialPhase.LIVE and trial.worker_id is not None:
+            packs.setdefault(trial.worker_id, []).append(trial)
+    return packs
 
 
 def _gain(pack: Sequence[TrialSnapshot], trial: TrialSnapshot) -> float:

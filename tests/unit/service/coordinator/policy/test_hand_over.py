@@ -86,6 +86,13 @@ def test_nothing_goes_where_it_does_not_pay(pack: Snapshot) -> None:
     assert numbers(pack) == []
 
 
+def test_a_worker_stays_until_it_is_known_whether_it_pays() -> None:
+    begun = study(at(0, "full", 900.0), at(1, "full", None), placement=workers(full=2, idle=0, more=0))
+    assert (numbers(begun), trials_to_come(begun)) == ([], 1)
+    over = study(at(0, "full", 2.0), at(1, "full", 2.0), placement=workers(full=2, idle=0))
+    assert trials_to_come(over) == 0
+
+
 def test_an_idle_worker_with_another_base_takes_nothing_over() -> None:
     idle = WorkerSlots(worker_id="idle", free=1, loaded="org/model int8")
     placement = Placement(workers=(*workers(full=2).workers, idle))
