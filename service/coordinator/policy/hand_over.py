@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from service.coordinator.policy.placement import WorkerSlots
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 
-COST_SECONDS = 5.0
+COST_SECONDS = 2.0
 """For so long a trial trains nowhere: its checkpoint is written, the trial sent, and the checkpoint read."""
 
-LEAST_GAIN_SECONDS = 5.0
+LEAST_GAIN_SECONDS = 2.0
 """A pack must end so much sooner: estimates are rough, and a small pack may lose little by sharing."""
 
 REASON = "handed over to an idle worker, where it goes on"

@@ -45,7 +45,7 @@ def numbers(given_snapshot: Snapshot) -> list[int]:
 
 
 def test_the_trial_that_shortens_the_study_most_goes() -> None:
-    """By themselves they take 60 and 30 s. If the first goes, the study ends after 65 s, else after 60."""
+    """By themselves they take 60 and 30 s. If the first goes, the study ends after 62 s, else after 60."""
     pack = study(at(0, "full", 120.0), at(1, "full", 60.0), placement=workers(full=2, idle=0))
     assert numbers(pack) == [1]
     assert decide(pack) == [PauseAttempt(attempt_id=101, reason=hand_over.REASON)]
@@ -55,7 +55,7 @@ def test_the_trial_that_shortens_the_study_most_goes() -> None:
 @pytest.mark.parametrize(
     "pack",
     [
-        study(at(0, "full", 12.0), at(1, "full", 12.0), placement=workers(full=2, idle=0)),
+        study(at(0, "full", 5.0), at(1, "full", 5.0), placement=workers(full=2, idle=0)),
         study(at(0, "full", 900.0), placement=workers(full=1, idle=0)),
         study(at(0, "full", 900.0), at(1, "full", None), placement=workers(full=2, idle=0)),
         study(at(0, "full", 900.0), at(1, "full", 900.0), placement=workers(full=2)),
