@@ -202,10 +202,10 @@ class LoadedStudies:
         return Loaded(base, train, evaluation, measures, losses.get(order.recipe.loss or ""))
 
     def leave_study(self) -> None:
-        """Forgets all that is one study's. The base stays, with what is known of its costs."""
+        """Forgets all that is one study's, and its costs: another's rows may be longer. The base stays."""
         self._forget(())
         if self.base is not None:
-            self.base.most = None
+            self.base.costs = self.base.most = None
             self.base.preflighted.clear()
             self.base.limits_by_attempt.clear()
 
