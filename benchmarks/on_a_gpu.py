@@ -1,11 +1,12 @@
 """Everything that needs a CUDA device, in one command: the tests, then the engine's benchmarks.
 
     python -m benchmarks.on_a_gpu
-    python -m benchmarks.on_a_gpu --only tests,0.5b,7b
+    python -m benchmarks.on_a_gpu --only tests,0.5b,7b --minutes 9
 
 Needs what a GPU worker needs and pytest with pytest-timeout; neither Ray nor the service. Goes on after a
-part that fails, and says so at the end. What each part printed is in `benchmarks/out/gpu/`, one file for
-each, and all of it together, fit for the log, in `tables.md` there.
+part that fails, and says so at the end. With `--minutes` it ends in that time: what a part has printed until
+then stays, and the parts behind it are left out. What each part printed is in `benchmarks/out/gpu/`, one file
+for each, and all of it together, fit for the log, in `tables.md` there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,8 +44,8 @@ PARTS: dict[str, list[str]] = {
 """What to run after the interpreter's name. The first three are what the engine is held to."""
 
 
-def run(name: str, command: list[str], folder: Path) -> tuple[int, str]:
-    """Runs a part, showing what it prints; its exit status and that."""
+def run(name: str, command: list[str], folder: Path, seconds: float) -> tuple[int, str]:
+    """Runs a part for so long at most, showing what it prints; its exit status and that."""
     if "--out" not in command and command[1] != "pytest":
         command = [*command, "--out", str(folder / f"{name}.json")]
     print(f"\n## {name}: python {' '.join(command)}", flush=True)
@@ -51,10 +53,13 @@ def run(name: str, command: list[str], folder: Path) -> tuple[int, str]:
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
         lines = []
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
+        timer.cancel()
     return process.returncode, "".join(lines)
 
 
@@ -62,7 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", help=f"comma-separated parts, of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out" / "gpu")
+    parser.add_argument("--minutes", type=float, default=24 * 60, help="of all parts together")
     arguments = parser.parse_args()
+    ends = time.monotonic() + 60 * arguments.minutes
     chosen = arguments.only.split(",") if arguments.only else list(PARTS)
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -73,7 +80,10 @@ def main() -> None:
     with (arguments.out / "tables.md").open("w") as tables:
         for name in chosen:
             started = time.monotonic()
-            status, output = run(name, PARTS[name], arguments.out)
+            if started >= ends:
+                failed.append(f"{name} (left out for want of time)")
+                continue
+            status, output = run(name, PARTS[name], arguments.out, ends - started)
             seconds = time.monotonic() - started
             (arguments.out / f"{name}.txt").write_text(output)
             tables.write(f"## {name}\n\n`python {' '.join(PARTS[name])}`, {seconds:.0f} s\n\n{output}\n")

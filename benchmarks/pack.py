@@ -6,6 +6,7 @@
 Every trial has its own adapter, optimizer and rows; all are trained on one quantized base with random
 weights. Measured in turns, in one process:
 
+- plain: a QLoRA loop without this project, one trial after another (`benchmarks.plain_loop`).
 - one at a time: one of the trials alone. Training them one after the other goes at this rate.
 - looped: all of them in shared passes, with two small products for each adapter and layer.
 - packed: all of them in shared passes, in the form that the engine chooses for the device. On a CPU that
@@ -36,12 +37,14 @@ from typing import Any, get_args
 
 import torch
 
-from benchmarks.alike_trials import ALONE, FORMS, Bench, Row
+from benchmarks.alike_trials import ALONE, FORMS, LEAST_SECONDS, Bench, Row
 from benchmarks.arithmetic import flops_per_token, matrix_product_peak
+from benchmarks.plain_loop import plain_tokens_per_second
 from benchmarks.shapes import SHAPES, parameters, random_base, random_examples
-from search_spaces.definition import ModelSpec
+from search_spaces.definition import KeepDecoded, ModelSpec
 from search_spaces.recipe import Quantization, Recipe
 from workers.base.base_model import LoadedBase, checkpoint_activations, pick_device
+from workers.base.decoded_weights import keep_decoded
 from workers.data.examples import Example
 from workers.device.memory import is_out_of_memory, release
 from workers.lora.multi_lora import Form
@@ -64,6 +67,10 @@ def measure_all(
             lora_r=options.rank,
             lora_dropout=options.dropout,
         )
+        plain = plain_tokens_per_second(
+            base, examples, recipe, rounds=options.rounds, least_seconds=LEAST_SECONDS
+        )
+        keep_decoded(base, options.keep_decoded)
         bench = Bench(base, examples, recipe, options.token_budget)
         flops = flops_per_token(bench.host, bench.runs[0].adapter, supervised=options.supervised)
         notes.append(
@@ -81,23 +88,24 @@ def measure_all(
                     raise
                 notes.append(f"{trials} trials with {batch_size} rows per step do not fit into memory")
                 break
-            print(line(row, options.form), flush=True)
+            print(line(row, options.form, plain), flush=True)
             yield row
         bench.close()
     print("\n" + "\n".join(f"- {note}" for note in notes))
 
 
 def header(forms: Sequence[Form], *, with_peak: bool) -> str:
-    columns = ["batch", "trials", ALONE, *forms, "packed", "packed / one at a time", "useful tokens"]
+    columns = ["batch", "trials", "plain", ALONE, *forms, "packed", "packed / one at a time", "useful tokens"]
     columns += ["tokens a pass", "peak memory, GiB", *(["share of peak"] if with_peak else [])]
     return f"| {' | '.join(columns)} |\n|{' ---: |' * len(columns)}"
 
 
-def line(row: Row, forms: Sequence[Form]) -> str:
+def line(row: Row, forms: Sequence[Form], plain: float) -> str:
     rates = row.tokens_per_second
     cells = [
         str(row.batch_size),
         str(row.trials),
+        f"{plain:,.0f}",
         f"{rates[ALONE]:,.0f}",
         *(f"{rates[form]:,.0f}" for form in forms),
         f"{rates[row.packed]:,.0f} ({row.packed})",
@@ -156,6 +164,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=1, help="optimizer steps of each trial in one measurement, at least")
     add("--rounds", type=int, default=3, help="measurements of everything; medians are shown")
     add("--token-budget", type=int, default=None, help="padded tokens in a pass; what the engine measures")
+    add("--keep-decoded", choices=get_args(KeepDecoded), default="auto", help="as resources.keep_decoded")
     add("--gradient-checkpointing", action="store_true")
     add("--threads", type=int, default=None, help="of torch on a CPU")
     add("--out", type=Path, default=Path("benchmarks/out/pack.json"))

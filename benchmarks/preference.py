@@ -64,7 +64,9 @@ class InEachPass(PreferredPairs):
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> PairBatch:
         batch = super().collate(examples, base)
         nobody = [RowGroup({}, batch.rows)]
-        with self._host.multi_lora.running(nobody, tokens=batch.tokens, form="looped", device=base.device):
+        with self._host.multi_lora.running(
+            nobody, tokens=batch.tokens, form="looped", device=base.device, row_lengths=batch.row_lengths
+        ):
             references = answer_log_probabilities(base, batch.batch.to(base.device))
         return replace(batch, references=references)
 

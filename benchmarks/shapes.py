@@ -23,7 +23,7 @@ from transformers import (
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Quantization
 from workers.base.base_model import LoadedBase, set_training
-from workers.base.causal_attention import attend_without_masks
+from workers.base.causal_attention import attend_without_masks, may_lay_rows_end_to_end
 from workers.base.chunked_loss import head_is_plain
 from workers.data.examples import Example
 
@@ -116,9 +116,10 @@ def random_base(name: str, config: PretrainedConfig, spec: ModelSpec, device: to
     config.num_hidden_layers = model.config.num_hidden_layers = layers
     blocks = model.base_model.layers
     template = blocks[0]
-    blocks[0] = _quantized(copy.deepcopy(template), spec.quantization, dtype)
+    shared = {id(model.config): model.config}  # by which attention is looked up
+    blocks[0] = _quantized(copy.deepcopy(template, dict(shared)), spec.quantization, dtype)
     for index in range(1, layers):
-        block = _fresh(copy.deepcopy(template), index, std=config.initializer_range)
+        block = _fresh(copy.deepcopy(template, dict(shared)), index, std=config.initializer_range)
         blocks.append(_quantized(block, spec.quantization, dtype))
     # PEFT goes by these when it wraps a layer.
     model.is_loaded_in_4bit = spec.quantization in ("nf4", "fp4")
@@ -126,7 +127,7 @@ def random_base(name: str, config: PretrainedConfig, spec: ModelSpec, device: to
     model.config.use_cache = False
     model.requires_grad_(False)
     set_training(model, False)
-    attend_without_masks(model)
+    causal = attend_without_masks(model) and device.type == "cpu"
     tokenizer: Any = SimpleNamespace(pad_token_id=None, eos_token_id=None)
     return LoadedBase(
         model=model,
@@ -136,6 +137,7 @@ def random_base(name: str, config: PretrainedConfig, spec: ModelSpec, device: to
         spec=spec.model_copy(update={"id": name}),
         max_positions=config.max_position_embeddings,
         head_is_plain=head_is_plain(model),
+        padding_free=causal and may_lay_rows_end_to_end(model),
     )
 
 

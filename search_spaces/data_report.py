@@ -242,6 +242,9 @@ class BaseBytes(_Part):
     quantization: Quantization
     compute_dtype: ComputeDtype = Field(description="The dtype of the weights that are not quantized")
     bytes: int
+    decoded_bytes: int = Field(
+        0, description="What the quantized weights take once more where workers keep them decoded"
+    )
 
 
 class AdapterBytes(_Part):

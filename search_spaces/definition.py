@@ -40,6 +40,7 @@ DataFormat = Literal["auto", "text", "prompt_completion", "messages", "alpaca"]
 Algorithm = Literal["grid", "random", "tpe", "qmc", "gp", "cmaes"]
 Cost = Literal["train_seconds", "peak_memory_gb", "trainable_parameters"]
 """What a trial costs: measured once, at its end, and always better when smaller. A GB is 10^9 bytes."""
+KeepDecoded = Literal["auto", "always", "never"]
 StudyName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"),
@@ -340,6 +341,9 @@ class ResourcesSpec(Section):
     and still raise throughput."""
     gradient_checkpointing: StrictBool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    keep_decoded: Annotated[KeepDecoded, unsaid_if("auto")] = "auto"
+    """Whether workers decode the base's quantized weights once and keep them: faster, and as much memory more
+    as an unquantized base takes. auto: where memory allows; on a GPU for small bases only."""
 
 
 class StudyDefinition(Section):

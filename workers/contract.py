@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from search_spaces.data_report import LoadingLimits
-from search_spaces.definition import DataSpec, EvaluationSpec, ModelSpec, ObjectiveSpec
+from search_spaces.definition import DataSpec, EvaluationSpec, KeepDecoded, ModelSpec, ObjectiveSpec
 from search_spaces.recipe import Recipe
 from search_spaces.tasks import Task
 from search_spaces.wording import SENTENCE_CHARACTERS, counted, shortened
@@ -94,6 +94,8 @@ class TrialOrder:
     """Most trials that train together in the worker; None: memory and throughput decide."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass in place of keeping them: less memory, more time."""
+    keep_decoded: KeepDecoded = "auto"
+    """Whether the base's quantized weights are decoded once and kept: more memory, less time."""
     artifact_dir: str
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders of earlier attempts of the trial, newest first. Ones that are absent or unusable

@@ -33,10 +33,12 @@ def plan_memory(
     adapters = sorted(model.adapters, key=lambda adapter: adapter.bytes) if model is not None else []
     one = together = None
     if model is not None and model.bases and adapters:
-        bases = [base.bytes for base in model.bases]
+        kept = definition.resources.keep_decoded
+        least = min(base.bytes + (base.decoded_bytes if kept == "always" else 0) for base in model.bases)
+        most = max(base.bytes + (base.decoded_bytes if kept != "never" else 0) for base in model.bases)
         small, large = adapters[0].bytes, adapters[-1].bytes
-        one = Span(at_least=min(bases) + small, at_most=max(bases) + large)
-        together = Span(at_least=min(bases) + parallel * small, at_most=max(bases) + parallel * large)
+        one = Span(at_least=least + small, at_most=most + large)
+        together = Span(at_least=least + parallel * small, at_most=most + parallel * large)
     elif model is not None:
         unknown = "no adapter could be made: see the problems"
     measured = [trial for trial in earlier or () if trial.peak_memory_bytes > 0]

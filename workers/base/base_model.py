@@ -27,7 +27,7 @@ from transformers import (
 
 from search_spaces.definition import ModelSpec
 from search_spaces.tasks import TASKS, Task
-from workers.base.causal_attention import attend_without_masks
+from workers.base.causal_attention import attend_without_masks, may_lay_rows_end_to_end
 from workers.base.chunked_loss import head_is_plain
 from workers.base.heads import TASK_MODELS, Labels, configure_head, head_paths, pooler_path, row_end_id
 from workers.base.loaded_weights import check_loaded, without_load_report
@@ -56,6 +56,9 @@ class LoadedBase:
     """Whether the logits are the output head's and nothing else, so that they can be made in chunks."""
     has_dropout: bool = False
     """Whether the base draws random numbers of its own in training, such as the dropout of GPT-2."""
+    padding_free: bool = False
+    """Whether passes are over rows laid end to end, without padding. On a CPU, where the architecture allows
+    it; on a GPU rows are padded."""
     task: Task = "causal_lm"
     labels: Labels | None = None
     """What its head answers; None: it has none, or one that gives a number."""
@@ -220,7 +223,8 @@ def _load_base(
     if spec.dropout == "off":
         disable_dropout_layers(model)
     set_training(model, False)
-    attend_without_masks(model)
+    own_dropout = has_dropout(model)
+    causal = attend_without_masks(model) and device.type == "cpu" and not (heads or own_dropout)
     return LoadedBase(
         model=model,
         tokenizer=tokenizer,
@@ -229,7 +233,8 @@ def _load_base(
         spec=spec,
         max_positions=max_positions(model),
         head_is_plain=not heads and head_is_plain(model),
-        has_dropout=has_dropout(model),
+        has_dropout=own_dropout,
+        padding_free=causal and may_lay_rows_end_to_end(model),
         task=task,
         heads=tuple(path for path in unquantized if path in heads or path in new),
         new_heads=new,

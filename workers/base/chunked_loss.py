@@ -238,8 +238,9 @@ def _losses_in_place(
 def hidden_states(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     decoder_input_ids: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The last hidden states [B, T, H], which a plain head turns into logits (see `head_is_plain`).
 
@@ -248,13 +249,14 @@ def hidden_states(
     Args:
         model: A language model of transformers; adapters may have been put on its layers.
         input_ids: int64 [B, T]
-        attention_mask: int64 [B, T]
+        attention_mask: int64 [B, T]; None: no token is padding.
         decoder_input_ids: int64 [B, U], of an encoder-decoder model.
+        position_ids: int64 [B, T], of rows laid end to end; None: 0, 1, 2, ... in each row.
 
     Raises:
         AttributeError: The model's backbone returns no hidden states.
     """
-    output = _backbone_output(model, input_ids, attention_mask, decoder_input_ids)
+    output = _backbone_output(model, input_ids, attention_mask, decoder_input_ids, position_ids)
     last_hidden_state: torch.Tensor = output.last_hidden_state
     return last_hidden_state
 
@@ -262,11 +264,13 @@ def hidden_states(
 def _backbone_output(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     decoder_input_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
 ) -> Any:
-    decoder = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder)
+    given = {"decoder_input_ids": decoder_input_ids, "position_ids": position_ids}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given)
 
 
 @torch.no_grad()

@@ -46,22 +46,24 @@ class DataOrder:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B examples padded on the right to T tokens, with S supervised targets among them.
+    """B examples with S supervised targets among them: padded on the right to T tokens, or laid end to end.
 
     Targets are given by position in place of a [B, T] label mask: the loss then upcasts and
     normalises S rows of logits, not B * T, and needs no device-to-host synchronisation to find them.
     """
 
     input_ids: torch.Tensor
-    """int64 [B, T]"""
-    attention_mask: torch.Tensor
-    """int64 [B, T], 1 for a token and 0 for padding."""
+    """int64 [B, T]; [1, T] laid end to end."""
+    attention_mask: torch.Tensor | None
+    """int64 [B, T], 1 for a token and 0 for padding; None laid end to end."""
     positions: torch.Tensor
-    """int64 [S], in the flattened [B * T]: where the logits that predict a target stand."""
+    """int64 [S], in the flattened `input_ids`: where the logits that predict a target stand."""
     targets: torch.Tensor
     """int64 [S], the token ids to predict."""
     decoder_input_ids: torch.Tensor | None = None
     """int64 [B, U]: what the decoder of an encoder-decoder model is given; positions are then in [B * U]."""
+    row_lengths: tuple[int, ...] | None = None
+    """Tokens of each example, laid end to end; None: they are padded."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -71,7 +73,7 @@ class MicroBatch:
     @property
     def rows(self) -> int:
         """B."""
-        return self.input_ids.shape[0]
+        return self.input_ids.shape[0] if self.row_lengths is None else len(self.row_lengths)
 
     @property
     def tokens(self) -> int:
@@ -80,13 +82,16 @@ class MicroBatch:
 
     @property
     def padded_tokens(self) -> int:
-        """B * T, and B * U more with a decoder of its own."""
+        """Positions of `input_ids`, and B * U more with a decoder of its own."""
         decoded = 0 if self.decoder_input_ids is None else self.decoder_input_ids.numel()
         return self.input_ids.numel() + decoded
 
     @property
     def target_examples(self) -> torch.Tensor:
         """int64 [S]: the row of each target."""
+        if self.row_lengths is not None:
+            lengths = torch.tensor(self.row_lengths, device=self.positions.device)
+            return torch.arange(self.rows, device=lengths.device).repeat_interleave(lengths)[self.positions]
         written = self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids
         return self.positions // written.shape[1]
 
@@ -94,12 +99,13 @@ class MicroBatch:
         """The same on a device; to CUDA through pinned memory, without waiting for the copy."""
         return MicroBatch(
             input_ids=to_device(self.input_ids, device),
-            attention_mask=to_device(self.attention_mask, device),
+            attention_mask=None if self.attention_mask is None else to_device(self.attention_mask, device),
             positions=to_device(self.positions, device),
             targets=to_device(self.targets, device),
             decoder_input_ids=(
                 None if self.decoder_input_ids is None else to_device(self.decoder_input_ids, device)
             ),
+            row_lengths=self.row_lengths,
         )
 
 
@@ -123,6 +129,20 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     flat = shifted.flatten()
     positions = (flat != IGNORED).nonzero().squeeze(1)
     return MicroBatch(input_ids, attention_mask, positions, flat[positions])
+
+
+def lay_end_to_end(examples: Sequence[Example]) -> MicroBatch:
+    """Examples as one long row (on the CPU), for a base that is `padding_free`; at least one."""
+    # Position t predicts the token at t + 1; the last one of a row predicts none.
+    shifted = torch.cat([part for e in examples for part in (e.labels[1:], e.labels.new_full((1,), IGNORED))])
+    positions = (shifted != IGNORED).nonzero().squeeze(1)
+    return MicroBatch(
+        input_ids=torch.cat([example.input_ids for example in examples]).unsqueeze(0),
+        attention_mask=None,
+        positions=positions,
+        targets=shifted[positions],
+        row_lengths=tuple(len(example.input_ids) for example in examples),
+    )
 
 
 def collate_sources(

@@ -56,15 +56,24 @@ def row_keys(seed: int, step: int, positions: Sequence[int]) -> list[int]:
 class RowDropout:
     """The dropout of the B rows of one pass: what all layers have in common, computed once."""
 
-    def __init__(self, keys: torch.Tensor, rates: torch.Tensor, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        rates: torch.Tensor,
+        tokens: int,
+        dtype: torch.dtype,
+        places: torch.Tensor | None = None,
+    ) -> None:
         """
         Args:
             keys: int32 or int64 [B], from `row_keys`; on the device where the masks are wanted.
             rates: float [B], each row's probability of dropping, 0 to 1; on the same device.
             tokens: T, padding included.
             dtype: A floating dtype, that of the activations.
+            places: int64 [B], of rows laid end to end: B counts tokens then, T is 1, and each has its row's
+                key and its place in the row; None: rows are below each other.
         """
-        self._words = _row_words(keys, tokens)
+        self._words = _row_words(keys, tokens) if places is None else _token_words(keys, places)
         rates = rates.double()[:, None, None]
         # Clamped, because a rate of 1 is one past the largest word.
         self._thresholds = (rates * _WORDS - _SIGN).clamp(max=_SIGN - 1).to(torch.int32)
@@ -96,7 +105,9 @@ def keep_scale(
     return RowDropout(keys, rates, tokens, dtype).keep_scale(layer, features)
 
 
-def uniform_noise(keys: torch.Tensor, layer: int, tokens: int, features: int) -> torch.Tensor:
+def uniform_noise(
+    keys: torch.Tensor, layer: int, tokens: int, features: int, places: torch.Tensor | None = None
+) -> torch.Tensor:
     """Numbers between -1 and 1, each a hash of the same counters as an element's mask.
 
     Hashed by lowbias32 to the end, so that all the bits that float32 keeps are mixed, not the highest only.
@@ -106,17 +117,25 @@ def uniform_noise(keys: torch.Tensor, layer: int, tokens: int, features: int) ->
         layer: A number that no layer with dropout has, such as a negative one.
         tokens: T, padding included.
         features: d
+        places: As `RowDropout` takes them.
 
     Returns:
         float32 [B, T, d].
     """
-    words = _row_words(keys, tokens) ^ _feature_words(layer, features, keys.device)
+    rows = _row_words(keys, tokens) if places is None else _token_words(keys, places)
+    words = rows ^ _feature_words(layer, features, keys.device)
     return _lowbias32(words).float().mul_(1 / _SIGN)
 
 
 def _row_words(keys: torch.Tensor, tokens: int) -> torch.Tensor:
     """int32 [B, T, 1]."""
     return _lowbias32(keys.to(torch.int32).unsqueeze(1) ^ _counted(tokens, keys.device)).unsqueeze(2)
+
+
+def _token_words(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """int32 [N, 1, 1]: the same word that a token of a row has in `_row_words`, by its row's key."""
+    counted = _counted(int(places.max()) + 1, keys.device)[0, places]
+    return _lowbias32(keys.to(torch.int32) ^ counted)[:, None, None]
 
 
 def _lowbias32(x: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from workers.base.causal_attention import rows_end_to_end
 from workers.lora.multi_lora_pass import Form, LayerAdapter, MultiLoraPass, RowGroup
 from workers.lora.products import MultiLoraProduct
 
@@ -106,12 +107,24 @@ class MultiLora:
 
     @contextmanager
     def running(
-        self, groups: Sequence[RowGroup], *, tokens: int, form: Form, device: torch.device
+        self,
+        groups: Sequence[RowGroup],
+        *,
+        tokens: int,
+        form: Form,
+        device: torch.device,
+        row_lengths: Sequence[int] | None = None,
     ) -> Iterator[MultiLoraPass]:
-        """Inside, forward passes are over these rows; the backward pass must come inside, too."""
-        self._running = MultiLoraPass(groups, tokens=tokens, form=form, device=device, dtype=self._dtype)
+        """Inside, forward passes are over these rows; the backward pass must come inside, too.
+
+        The arguments are those of a `MultiLoraPass`.
+        """
+        self._running = MultiLoraPass(
+            groups, tokens=tokens, form=form, device=device, dtype=self._dtype, row_lengths=row_lengths
+        )
         try:
-            yield self._running
+            with rows_end_to_end(row_lengths):
+                yield self._running
         finally:
             self._running = None
 
@@ -146,11 +159,13 @@ def by_rows(x: torch.Tensor, rows: int, tokens: int) -> torch.Tensor | None:
 
     Args:
         x: The input, [..., d_in].
-        rows: Of the pass, B.
-        tokens: Of each row, T.
+        rows: Of the pass, B; laid end to end, all its tokens.
+        tokens: Of each row, T; laid end to end, 1.
     """
     if x.dim() == 3 and x.shape[0] == rows:
         return x
+    if x.dim() == 3 and x.shape[:2] == (1, rows) and tokens == 1:
+        return x.transpose(0, 1)  # laid end to end
     if x.dim() == 2 and x.shape[0] == rows * tokens:
         return x.view(rows, tokens, -1)
     if x.dim() == 2 and x.shape[0] == rows:

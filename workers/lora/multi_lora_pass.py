@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import Literal
 
 import torch
 
+from workers.base.causal_attention import positions_of
 from workers.device.devices import to_device
 from workers.lora.lora_dropout import RowDropout
 
@@ -34,6 +37,16 @@ class LayerAdapter:
     def rank(self) -> int:
         """r."""
         return self.a.shape[0]
+
+    @cached_property
+    def a_t(self) -> torch.Tensor:
+        """[d_in, r]: a view of `a`."""
+        return self.a.t()
+
+    @cached_property
+    def b_t(self) -> torch.Tensor:
+        """[d_out, r]: a view of `b`."""
+        return self.b.t()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +77,7 @@ class MultiLoraPass:
         form: Form,
         device: torch.device,
         dtype: torch.dtype,
+        row_lengths: Sequence[int] | None = None,
     ) -> None:
         """
         Args:
@@ -72,25 +86,46 @@ class MultiLoraPass:
             form: How the products are taken.
             device: Where the pass runs.
             dtype: What the LoRA products are computed in.
+            row_lengths: Tokens of each row, where they are laid end to end. To the layers, and in
+                everything here, each token is then a row of one token.
         """
         self.groups = tuple(groups)
-        self.tokens = tokens
+        self.tokens = tokens if row_lengths is None else 1
         self.form = form
         self.device = device
         self.dtype = dtype
-        self.rows = sum(group.rows for group in groups)
-        self.even = len({group.rows for group in groups}) == 1
-        ends = torch.tensor([group.rows for group in groups]).cumsum(0).tolist()
+        self.row_lengths = row_lengths
+        self.counts = [group.rows for group in groups]
+        """Rows of each group."""
+        if row_lengths is not None:
+            lengths = iter(row_lengths)
+            self.counts = [sum(islice(lengths, group.rows)) for group in groups]
+        self.rows = sum(self.counts)
+        self.even = len(set(self.counts)) == 1
+        ends = list(accumulate(self.counts))
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
         self._stacks: dict[int, AdapterStack | None] = {}
         self._indices: dict[tuple[float | None, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._dropouts: dict[tuple[int, int], RowDropout] = {}
         self._drops = any(group.dropout > 0 for group in groups)
+        self._places: torch.Tensor | None = None
         if self._drops:
-            rates = [rate for group in groups for rate in [group.dropout] * group.rows]
-            keys = [key for group in groups for key in (group.keys or [0] * group.rows)]
-            self._rates = to_device(torch.tensor(rates, dtype=torch.float32), device)
-            self._keys = to_device(torch.tensor(keys, dtype=torch.int64), device)
+            rates = torch.tensor([rate for group in groups for rate in [group.dropout] * group.rows])
+            keys = torch.tensor([key for group in groups for key in (group.keys or [0] * group.rows)])
+            if row_lengths is not None:
+                counts = torch.tensor(row_lengths)
+                rates, keys = rates.repeat_interleave(counts), keys.repeat_interleave(counts)
+                self._places = positions_of(row_lengths, device)
+            self._rates, self._keys = to_device(rates, device), to_device(keys, device)
+
+    def parts(self, *tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Of each tensor [B, T, d], the rows of each group as [rows * T, d]: views where the tensor allows.
+
+        Of one group alone, all of it, whatever its shape.
+        """
+        flat = [tensor.flatten(0, 1) for tensor in tensors]
+        sizes = [count * tensors[0].shape[1] for count in self.counts]
+        return tuple((one,) if len(sizes) == 1 else torch.split(one, sizes) for one in flat)
 
     def keep(self, layer: int, x: torch.Tensor) -> torch.Tensor | None:
         """Dropout factors for a layer's input [B, T, d_in], the same at every call; None without dropout."""
@@ -99,7 +134,7 @@ class MultiLoraPass:
         rows, tokens, features = x.shape
         if (rows, tokens) not in self._dropouts:
             self._dropouts[rows, tokens] = RowDropout(
-                self._keys[:rows], self._rates[:rows], tokens, self.dtype
+                self._keys[:rows], self._rates[:rows], tokens, self.dtype, self._places
             )
         return self._dropouts[rows, tokens].keep_scale(layer, features)
 
@@ -120,9 +155,9 @@ class MultiLoraPass:
             count = sum(scale is not None for scale in scales)
             places = iter(range(count))
             place = [count if scale is None else next(places) for scale in scales]
-            rows = [own for own, group in zip(place, self.groups, strict=True) for _ in range(group.rows)]
+            rows = [own for own, count in zip(place, self.counts, strict=True) for _ in range(count)]
             factors = [
-                own or 0.0 for own, group in zip(scales, self.groups, strict=True) for _ in range(group.rows)
+                own or 0.0 for own, count in zip(scales, self.counts, strict=True) for _ in range(count)
             ]
             # float32: rounded to half precision, 2 / sqrt(8) would be off by 0.2 %, in a pack and not alone.
             factor = to_device(torch.tensor(factors, dtype=torch.float32), self.device)[:, None, None]
@@ -178,7 +213,7 @@ class AdapterStack:
         )
         rows, scale = lora_pass.index(layer)
         if lora_pass.form == "batched" and lora_pass.even and not spare:
-            return cls(adapters, ranks, a, b, None, scale[:: lora_pass.groups[0].rows])
+            return cls(adapters, ranks, a, b, None, scale[:: lora_pass.counts[0]])
         return cls(adapters, ranks, a, b, rows, scale)
 
     def parts(self, stacked: torch.Tensor) -> list[torch.Tensor]:

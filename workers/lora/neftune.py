@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from workers.base.causal_attention import positions_of
 from workers.lora.lora_dropout import uniform_noise
 
 _LAYER = -1
@@ -26,7 +27,12 @@ _LAYER = -1
 
 @contextmanager
 def noisy_embeddings(
-    model: PreTrainedModel, alphas: torch.Tensor, keys: torch.Tensor, lengths: torch.Tensor
+    model: PreTrainedModel,
+    alphas: torch.Tensor,
+    keys: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    end_to_end: bool = False,
 ) -> Iterator[None]:
     """Inside, the embeddings of a training pass have noise; an evaluation stays outside.
 
@@ -37,9 +43,11 @@ def noisy_embeddings(
         alphas: float32 [B], each row's alpha; 0 for none. On the model's device, like the others.
         keys: int32 or int64 [B], each row's key (`lora_dropout.row_keys`).
         lengths: int64 [B], each row's tokens without padding.
+        end_to_end: Whether rows are laid end to end, without padding.
     """
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-    handle = encoder.get_input_embeddings().register_forward_hook(_adding(alphas, keys, lengths))
+    add = _adding_to_tokens if end_to_end else _adding
+    handle = encoder.get_input_embeddings().register_forward_hook(add(alphas, keys, lengths))
     try:
         yield
     finally:
@@ -53,5 +61,18 @@ def _adding(alphas: torch.Tensor, keys: torch.Tensor, lengths: torch.Tensor) -> 
         real = torch.arange(tokens, device=lengths.device) < lengths[:, None]
         noise = uniform_noise(keys, _LAYER, tokens, features).mul_((sizes[:, None] * real).unsqueeze(2))
         return embeddings + noise.to(embeddings.dtype)
+
+    return add
+
+
+def _adding_to_tokens(alphas: torch.Tensor, keys: torch.Tensor, lengths: torch.Tensor) -> Any:
+    """The same to embeddings [1, N, d] of rows end to end."""
+
+    def add(_module: nn.Module, _inputs: tuple[Any, ...], embeddings: torch.Tensor) -> torch.Tensor:
+        features = embeddings.shape[2]
+        sizes = (alphas / (lengths * features).sqrt()).repeat_interleave(lengths)
+        places = positions_of(lengths.tolist(), lengths.device)
+        noise = uniform_noise(keys.repeat_interleave(lengths), _LAYER, 1, features, places)
+        return embeddings + noise.mul_(sizes[:, None, None]).transpose(0, 1).to(embeddings.dtype)
 
     return add

@@ -51,18 +51,18 @@ def _looped_forward(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     output = torch.empty_like(base, memory_format=torch.contiguous_format)  # written through flat views
     products = []
-    for group, (start, end) in zip(lora_pass.groups, lora_pass.spans, strict=True):
+    for group, rows, part, result in zip(lora_pass.groups, *lora_pass.parts(x, base, output), strict=True):
         mine = group.layers.get(layer)
         if mine is None:
-            output[start:end] = base[start:end]
+            result.copy_(part)
             continue
-        z = x[start:end].flatten(0, 1) @ mine.a.to(x.dtype).t()
+        z = rows @ mine.a_t.to(x.dtype)
         products.append(z)
-        part, b = base[start:end].flatten(0, 1), mine.b.to(x.dtype)
+        b = mine.b.to(x.dtype)
         if base.dtype == x.dtype:
-            torch.addmm(part, z, b, alpha=mine.scale, out=output[start:end].flatten(0, 1))
+            torch.addmm(part, z, b, alpha=mine.scale, out=result)
         else:
-            output[start:end] = (part + (z @ b) * mine.scale).view_as(base[start:end])
+            result.copy_(part + (z @ b) * mine.scale)
     return output, products
 
 
@@ -75,25 +75,23 @@ def _looped_backward(
     *,
     needs_x: bool,
 ) -> torch.Tensor | None:
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     remaining = iter(products)
-    for group, (start, end) in zip(lora_pass.groups, lora_pass.spans, strict=True):
+    for group, rows, g, result in zip(lora_pass.groups, *lora_pass.parts(x, gradient, grad_x), strict=True):
         mine = group.layers.get(layer)
         if mine is None:
-            if grad_x is not None:
-                grad_x[start:end] = 0
+            result.zero_()
             continue
-        z, g, rows = next(remaining), gradient[start:end].flatten(0, 1), x[start:end].flatten(0, 1)
-        grad_z = (g @ mine.b.to(x.dtype).t()).mul_(mine.scale)
+        z, unscaled = next(remaining), g @ mine.b_t.to(x.dtype)
         if x.dtype == torch.float32:
-            mine.grad_a.addmm_(grad_z.t(), rows)
+            mine.grad_a.addmm_(unscaled.t(), rows, alpha=mine.scale)
             mine.grad_b.addmm_(z.t(), g, alpha=mine.scale)
         else:
-            mine.grad_a.add_(grad_z.t() @ rows)
+            mine.grad_a.add_(unscaled.t() @ rows, alpha=mine.scale)
             mine.grad_b.add_(z.t() @ g, alpha=mine.scale)
-        if grad_x is not None:
-            torch.mm(grad_z, mine.a.to(x.dtype), out=grad_x[start:end].flatten(0, 1))
-    return grad_x
+        if needs_x:
+            torch.addmm(result, unscaled, mine.a.to(x.dtype), beta=0, alpha=mine.scale, out=result)
+    return grad_x if needs_x else None
 
 
 def _stacked_forward(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from search_spaces.definition import ModelSpec
+from search_spaces.definition import KeepDecoded, ModelSpec
 from workers.base.base_model import checkpoint_activations, load_base
+from workers.base.decoded_weights import keep_decoded
 from workers.base.heads import Labels
 from workers.contract import Preparing, TrialOrder
 from workers.data.datasets import TokenizedData, load_eval, load_train
@@ -38,6 +39,8 @@ class SharedBase:
     key: tuple[object, ...]
     host: AdapterHost
     passes: SharedPasses
+    keep_decoded: KeepDecoded = "never"
+    """What was asked of it last: `auto` decides once."""
     costs: Costs | None = None
     """None until a trial has been probed, or where the probe did not fit."""
     most: int | None = None
@@ -169,6 +172,9 @@ class LoadedStudies:
             )
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
+        if base.keep_decoded != order.keep_decoded:
+            keep_decoded(base.host.base, order.keep_decoded)
+            base.keep_decoded, base.costs = order.keep_decoded, None
         self._forget((order, *running))
         train = self._train.pop(_train_key(order), None)
         if train is None:

@@ -111,7 +111,11 @@ def one_pass(
     owners = torch.arange(parts).repeat_interleave(torch.tensor(counts))[batch.target_examples]
     owners, batch = owners.to(base.device), batch.to(base.device)
     with host.multi_lora.running(
-        groups, tokens=batch.tokens, form=host.choose_form(groups), device=base.device
+        groups,
+        tokens=batch.tokens,
+        form=host.choose_form(groups),
+        device=base.device,
+        row_lengths=batch.row_lengths,
     ) as lora_pass:
         losses = objective.losses(base, batch, owners, shares, gradient=True)
         assert losses.objective is not None

@@ -95,7 +95,10 @@ class BaseGeometry:
                 blocks = math.ceil(weights / _BLOCK)
                 nested = blocks + 4 * math.ceil(blocks / _NESTED_BLOCK)
                 total += math.ceil(weights / 2) + (nested if spec.double_quantization else 4 * blocks)
-        return BaseBytes(quantization=quantization, compute_dtype=dtype, bytes=total)
+        # LLM.int8() on a GPU, where models compute in half precision, is never decoded.
+        decodable = quantization in ("nf4", "fp4") or (quantization == "int8" and dtype == "float32")
+        decoded = self.quantizable_parameters * size if decodable else 0
+        return BaseBytes(quantization=quantization, compute_dtype=dtype, bytes=total, decoded_bytes=decoded)
 
     def adapter(self, shape: AdapterShape) -> AdapterBytes:
         """What one trial keeps beside the base, activations left out.

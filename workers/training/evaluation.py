@@ -110,7 +110,11 @@ def _evaluate(
         with (
             heartbeat.passing("evaluation"),
             host.multi_lora.running(
-                groups, tokens=batch.tokens, form=host.choose_form(groups), device=base.device
+                groups,
+                tokens=batch.tokens,
+                form=host.choose_form(groups),
+                device=base.device,
+                row_lengths=batch.row_lengths,
             ),
         ):
             result = objective.losses(base, batch, owners, shares, gradient=False)

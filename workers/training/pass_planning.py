@@ -69,6 +69,41 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, *, overhead_tokens:
     return [own_rows.get(number, range(0)) for number in range(len(waiting))]
 
 
+def plan_pass_without_padding(
+    waiting: Sequence[Waiting], token_budget: int, *, overhead_tokens: float
+) -> list[range]:
+    """The same for a pass that costs what its rows' own tokens do.
+
+    The budget is shared out evenly in tokens, within the same limits. A trial has its longest rows that its
+    share has room for, or else its shortest one.
+    """
+    left, count = token_budget, 0
+    for trial in waiting:
+        if count > 0 and trial.lengths[0] > left:
+            break
+        left, count = left - trial.lengths[0], count + 1
+    trials = waiting[:count]
+    mean = sum(map(sum, (trial.lengths for trial in trials))) / sum(len(trial.lengths) for trial in trials)
+    fair = _fair(trials, mean, overhead_tokens)
+    limits = [min(len(trial.lengths), trial.most or len(trial.lengths), fair) for trial in trials]
+    wanted = [sum(trial.lengths[-limit:]) for trial, limit in zip(trials, limits, strict=True)]
+    chosen = [range(0)] * len(waiting)
+    left, reserved = token_budget, sum(trial.lengths[0] for trial in trials)
+    # Those that want least first, each at most its share of what is left.
+    for place, number in enumerate(sorted(range(count), key=lambda number: wanted[number])):
+        lengths = trials[number].lengths
+        reserved -= lengths[0]
+        share = max(lengths[0], min(left - reserved, left // (count - place)))
+        last = max(1, bisect_right(lengths, share))
+        first, tokens = last - 1, lengths[last - 1]
+        while first > 0 and last - first < limits[number] and tokens + lengths[first - 1] <= share:
+            first -= 1
+            tokens += lengths[first]
+        chosen[number] = range(first, last)
+        left -= tokens
+    return chosen
+
+
 def _taking_part(waiting: Sequence[Waiting], token_budget: int) -> tuple[list[int], int]:
     """Trials of which at least one row fits, and the width that this takes."""
     width = waiting[0].lengths[0]
@@ -94,8 +129,7 @@ def _widths(trials: Sequence[Waiting], narrowest: int, token_budget: int) -> Ite
 def _fill(trials: Sequence[Waiting], width: int, token_budget: int, overhead_tokens: float) -> list[range]:
     """Rows of at most `width` for each trial, the budget shared out evenly."""
     fitting = [bisect_right(trial.lengths, width) for trial in trials]
-    efficient = _EFFICIENT * overhead_tokens / width / len(trials)
-    fair = max(_FAIR * min(trial.batch for trial in trials), math.ceil(efficient))
+    fair = _fair(trials, width, overhead_tokens)
     limits = [min(fits, trial.most or fits, fair) for fits, trial in zip(fitting, trials, strict=True)]
     left = max(len(trials), token_budget // width)
     counts = [0] * len(trials)
@@ -105,3 +139,9 @@ def _fill(trials: Sequence[Waiting], width: int, token_budget: int, overhead_tok
         counts[number] = min(limits[number], left // (len(trials) - place))
         left -= counts[number]
     return [range(fits - count, fits) for fits, count in zip(fitting, counts, strict=True)]
+
+
+def _fair(trials: Sequence[Waiting], width: float, overhead_tokens: float) -> int:
+    """Rows of so many tokens that any of these trials may have in a pass."""
+    efficient = _EFFICIENT * overhead_tokens / width / len(trials)
+    return max(_FAIR * min(trial.batch for trial in trials), math.ceil(efficient))

@@ -25,7 +25,7 @@ from workers.training.evaluation import evaluate
 from workers.training.generation import Prompt, decoded, generate, generation_lengths
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
-from workers.training.pass_planning import Waiting, plan_pass
+from workers.training.pass_planning import Waiting, plan_pass, plan_pass_without_padding
 from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
 
 _log = logging.getLogger(__name__)
@@ -274,7 +274,8 @@ class SharedPasses:
         if not self.host.shares_passes:
             runs = runs[:1]
         waiting = [Waiting(run.waiting_lengths, run.recipe.batch_size, run.micro_batch_size) for run in runs]
-        chosen = plan_pass(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
+        plan = plan_pass_without_padding if self.host.base.padding_free else plan_pass
+        chosen = plan(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
         return [
             PassPart(run, [run.waiting[position] for position in positions])
             for run, positions in zip(runs, chosen, strict=True)
@@ -308,7 +309,11 @@ class SharedPasses:
             self._own_dropout(parts),
             self._noise(parts),
             self.host.multi_lora.running(
-                groups, tokens=batch.tokens, form=form or self.host.choose_form(groups), device=device
+                groups,
+                tokens=batch.tokens,
+                form=form or self.host.choose_form(groups),
+                device=device,
+                row_lengths=batch.row_lengths,
             ) as lora_pass,
         ):
             losses = self._objective.losses(base, batch, owners, shares, gradient=True)
@@ -347,13 +352,13 @@ class SharedPasses:
             keys += run.row_keys(part.indices)
         device = self.host.base.device
         values = [to_device(torch.tensor(each), device) for each in (alphas, keys, lengths)]
-        return noisy_embeddings(self.host.base.model, *values)
+        return noisy_embeddings(self.host.base.model, *values, end_to_end=self.host.base.padding_free)
 
     def _shrink(self, parts: Sequence[PassPart]) -> None:
         """After running out of memory: a smaller budget, or no way on."""
         release(self.host.base.device)
         lengths = [part.run.examples[i].length for part in parts for i in part.indices]
-        padded = len(lengths) * max(lengths)
+        padded = sum(lengths) if self.host.base.padding_free else len(lengths) * max(lengths)
         if len(lengths) == 1:
             raise DoesNotFitError(
                 parts[0].run, f"training at micro-batch 1, on an example of {padded} tokens"
@@ -361,7 +366,7 @@ class SharedPasses:
         self._fitting = padded // 2
         self.token_budget = self._fitting
         _log.warning(
-            "out of memory in a pass of %d rows of %d tokens; going on with at most %d padded tokens a pass"
+            "out of memory in a pass of %d rows of up to %d tokens; going on with at most %d tokens a pass"
             " (every trial's effective batch stays what it is)",
             len(lengths),
             max(lengths),
@@ -374,8 +379,9 @@ class SharedPasses:
         for part in parts:
             run, share = part.run, len(part.indices)
             run.train_seconds += seconds * share / examples
-            run.padded_tokens += padded * share // examples
-            run.real_tokens += sum(real_tokens(run.examples[i]) for i in part.indices)
+            own = sum(real_tokens(run.examples[i]) for i in part.indices)
+            run.real_tokens += own
+            run.padded_tokens += own if self.host.base.padding_free else padded * share // examples
 
 
 def _lower_first(text: str) -> str:

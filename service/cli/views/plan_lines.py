@@ -145,6 +145,8 @@ def memory_lines(memory: MemoryPlan) -> Iterator[Line]:
         if len({other.compute_dtype for other in memory.bases}) > 1:
             where = " (GPU)" if base.compute_dtype == "bfloat16" else " (CPU)"
         yield "base", f"{_size(base.bytes)} in {base.quantization}, the rest in {base.compute_dtype}{where}"
+        if base.decoded_bytes:
+            yield "", f"{_size(base.decoded_bytes)} more where workers keep its weights decoded"
     small, large = memory.smallest_adapter, memory.largest_adapter
     if small is not None and large is not None:
         # Alike in rank, they may differ in their modules or their optimizer.

@@ -71,6 +71,7 @@ def make_order(
         micro_batch_size=None if micro_batch == "auto" else micro_batch,
         trials_per_worker=None if together == "auto" else together,
         gradient_checkpointing=resources.gradient_checkpointing,
+        keep_decoded=resources.keep_decoded,
         artifact_dir=attempt.artifact_dir,
         resume_from=tuple(checkpoint_of(a) for a in reversed(list(earlier))),
         study_created_at=created_at,

@@ -74,7 +74,7 @@ class Pass:
     trained: bool
     rows: int
     tokens: int
-    """That every row was padded to."""
+    """Of all rows together, padding included."""
     real_tokens: int
 
 
@@ -115,8 +115,9 @@ class Device:
                 self.refused += 1
                 raise torch.OutOfMemoryError("the test's device is full")
             self.fault(batch, trained)
-            rows, tokens = batch.input_ids.shape
-            self.passes.append(Pass(trained, rows, tokens, int(batch.attention_mask.sum())))
+            padded, mask = batch.input_ids.numel(), batch.attention_mask
+            real = padded if mask is None else int(mask.sum())
+            self.passes.append(Pass(trained, batch.rows, padded, real))
             return batch_losses(base, batch, weights, **options)
 
         return limited

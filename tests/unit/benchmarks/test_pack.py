@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from benchmarks.alike_trials import ALONE, Bench, Row
 from benchmarks.arithmetic import flops_per_token
 from benchmarks.pack import best_at, header, line, parse
+from benchmarks.plain_loop import plain_tokens_per_second
 from benchmarks.shapes import random_base, random_examples
 from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
@@ -76,6 +77,17 @@ def test_one_at_a_time_leaves_the_others_alone(bench: Bench) -> None:
     assert [run.steps for run in bench.runs] == [0, 3]
 
 
+def test_the_plain_loop_trains_and_leaves_the_base_as_it_was(bench: Bench) -> None:
+    base = bench.host.base
+    bench.close()
+    attention = base.model.config._attn_implementation
+    recipe = Recipe(batch_size=2, learning_rate=1e-3, lora_r=4)
+    rate = plain_tokens_per_second(base, bench._examples, recipe, rounds=1, least_seconds=0.0)
+    assert rate > 0
+    assert base.model.config._attn_implementation == attention
+    assert not any("lora" in name for name, _ in base.model.named_modules())
+
+
 def test_trials_have_seeds_of_their_own(bench: Bench) -> None:
     bench.grow(2)
     first, second = (run.adapter.master for run in bench.runs)
@@ -89,12 +101,12 @@ def test_the_best_row_is_of_one_batch_size() -> None:
 
 def test_the_table_has_a_column_for_every_number() -> None:
     forms = ["looped", "batched"]
-    assert line(row(8, 16, 2.0), forms) == (
-        "| 8 | 16 | 1,000 | 1,900 | 2,000 | 2,000 (batched) | 2.00 | 90% | 2,000 | 1.50 |"
+    assert line(row(8, 16, 2.0), forms, 800.0) == (
+        "| 8 | 16 | 800 | 1,000 | 1,900 | 2,000 | 2,000 (batched) | 2.00 | 90% | 2,000 | 1.50 |"
     )
     for share in (None, 0.4):
         top, rule = header(forms, with_peak=share is not None).splitlines()
-        assert top.count("|") == rule.count("|") == line(row(8, 16, 2.0, share), forms).count("|")
+        assert top.count("|") == rule.count("|") == line(row(8, 16, 2.0, share), forms, 800.0).count("|")
 
 
 def test_options_are_lists_in_order() -> None:

@@ -39,11 +39,15 @@ class TaskBatch(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Tokens that each of them is padded to, T."""
+        """Tokens that each of them is padded to, T; laid end to end, of all together."""
 
     @property
     def padded_tokens(self) -> int:
-        """All positions of the pass, padding included."""
+        """All positions of the pass, padding included where there is any."""
+
+    @property
+    def row_lengths(self) -> tuple[int, ...] | None:
+        """Tokens of each row, where they are laid end to end; None: they are padded."""
 
     @property
     def target_examples(self) -> torch.Tensor:
@@ -102,7 +106,7 @@ class Objective(Protocol):
     """One task."""
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> TaskBatch:
-        """Examples of the task as one batch, on the CPU, padded on the right."""
+        """Examples of the task as one batch, on the CPU, padded on the right or laid end to end."""
 
     def losses(
         self,

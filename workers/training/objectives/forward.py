@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from workers.base.base_model import LoadedBase
+from workers.base.causal_attention import positions_of
 from workers.base.chunked_loss import TargetLosses, hidden_states, target_losses
 from workers.data.batches import MicroBatch
 from workers.plugins import OwnLoss
@@ -95,12 +96,15 @@ class LanguagePass:
         self._batch = batch
         self._chunked = base.head_is_plain
         ids, mask, decoder = batch.input_ids, batch.attention_mask, batch.decoder_input_ids
+        lengths = batch.row_lengths
+        positions = None if lengths is None else positions_of(lengths, ids.device).unsqueeze(0)
         with autocast(base):
             if self._chunked:
-                hidden = hidden_states(base.model, ids, mask, decoder)
+                hidden = hidden_states(base.model, ids, mask, decoder, positions)
                 self._states = hidden.flatten(0, 1).index_select(0, batch.positions)
                 return
             given = {} if decoder is None else {"decoder_input_ids": decoder}
+            given |= {} if positions is None else {"position_ids": positions}
             output = base.model(input_ids=ids, attention_mask=mask, use_cache=False, **given)
         self._states = output.logits.flatten(0, 1).index_select(0, batch.positions).float()
 

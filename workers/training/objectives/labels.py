@@ -41,6 +41,8 @@ class HeadBatch:
     """int64 [S]: the example that each target belongs to."""
     positions: torch.Tensor | None = None
     """int64 [S], in the flattened [B * T], of targets that are tokens'; None: of whole rows."""
+    row_lengths: None = None
+    """They are padded."""
 
     @property
     def rows(self) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
-from workers.data.batches import MicroBatch, collate, collate_sources
+from workers.data.batches import MicroBatch, collate, collate_sources, lay_end_to_end
 from workers.data.examples import AnyExample, Example, Seq2SeqExample
 from workers.plugins import OwnLoss
 from workers.training.objectives.base import PassLosses, Share, of_kind, weights_of
@@ -49,7 +49,8 @@ class LanguageModel:
         if base.task == "seq2seq_lm":
             sources = of_kind(examples, Seq2SeqExample)
             return collate_sources(sources, base.pad_id, base.decoder_start_id)
-        return collate(of_kind(examples, Example), base.pad_id)
+        rows = of_kind(examples, Example)
+        return lay_end_to_end(rows) if base.padding_free else collate(rows, base.pad_id)
 
     def losses(
         self,

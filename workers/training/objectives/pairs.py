@@ -10,7 +10,7 @@ import torch
 
 from search_spaces.recipe import Recipe
 from workers.base.base_model import LoadedBase
-from workers.data.batches import MicroBatch, collate
+from workers.data.batches import MicroBatch, collate, lay_end_to_end
 from workers.data.examples import AnyExample, Example, PairExample
 from workers.device.devices import to_device
 from workers.training.objectives.base import PassLosses, Share, of_kind, weights_of
@@ -81,8 +81,13 @@ class PairBatch:
 
     @property
     def padded_tokens(self) -> int:
-        """2 N * T."""
+        """Of the rows together."""
         return self.batch.padded_tokens
+
+    @property
+    def row_lengths(self) -> tuple[int, ...] | None:
+        """As the batch has them."""
+        return self.batch.row_lengths
 
     @property
     def target_examples(self) -> torch.Tensor:
@@ -104,7 +109,8 @@ class PreferredPairs:
     """
 
     def collate(self, examples: Sequence[AnyExample], base: LoadedBase) -> PairBatch:
-        batch = collate(rows_of(examples), base.pad_id)
+        rows = rows_of(examples)
+        batch = lay_end_to_end(rows) if base.padding_free else collate(rows, base.pad_id)
         known = [pair.reference for pair in of_kind(examples, PairExample) if pair.reference]
         references = (
             torch.tensor(known, dtype=torch.float32).flatten() if len(known) == len(examples) else None

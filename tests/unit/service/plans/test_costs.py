@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from search_spaces.data_report import AdapterBytes, BaseBytes, ModelReport
 from service.plans.costs import NO_TRIALS, plan_memory, plan_time
 from service.plans.history import EarlierTrial
@@ -88,6 +90,20 @@ def test_memory_is_that_of_base_and_adapters() -> None:
     assert memory.parallel_bytes == Span(at_least=9_000 + 3 * 640, at_most=13_000 + 3 * 2_560)
     assert memory.earlier_peak == EarlierPeak(bytes=9_500, trials=2, devices=["cpu"])
     assert (memory.unknown, memory.earlier_peak_unknown) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kept", "least", "most"),
+    [("never", 9_000, 13_000), ("auto", 9_000, 113_000), ("always", 59_000, 113_000)],
+)
+def test_decoded_weights_that_may_be_kept_count(kept: str, least: int, most: int) -> None:
+    bases = tuple(
+        base.model_copy(update={"decoded_bytes": more})
+        for base, more in zip(MODEL.bases, (50_000, 100_000), strict=True)
+    )
+    definition = make_definition(resources={"keep_decoded": kept})
+    memory = plan_memory(definition, 12, MODEL.model_copy(update={"bases": bases}), None, [])
+    assert memory.one_trial_bytes == Span(at_least=least + 640, at_most=most + 2_560)
 
 
 def test_what_is_not_known_of_memory_is_null_with_a_reason() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from workers.device.generators import derive_seed
-from workers.lora.lora_dropout import RowDropout, keep_scale, row_keys
+from workers.lora.lora_dropout import RowDropout, keep_scale, row_keys, uniform_noise
 
 RATES = [0.01, 0.05, 0.1, 0.3, 0.5, 0.9, 0.999]
 int32s = st.integers(-(2**31), 2**31 - 1)
@@ -224,3 +224,18 @@ def test_keys_differ_by_seed_step_and_example_and_fit_an_int32() -> None:
 @given(positions=st.lists(st.integers(0, 10**6), max_size=5))
 def test_a_key_depends_on_its_own_example_only(positions: list[int]) -> None:
     assert row_keys(1, 2, positions) == [row_keys(1, 2, [position])[0] for position in positions]
+
+
+def test_tokens_of_rows_laid_end_to_end_have_the_masks_and_noise_of_padded_ones() -> None:
+    lengths, keys = (5, 1, 7), torch.tensor(row_keys(3, 8, [4, 0, 9]))
+    rates = torch.tensor([0.3, 0.0, 0.6])
+    places = torch.cat([torch.arange(length) for length in lengths])
+    real = torch.arange(7) < torch.tensor(lengths)[:, None]
+    counts = torch.tensor(lengths)
+    laid = RowDropout(
+        keys.repeat_interleave(counts), rates.repeat_interleave(counts), 1, torch.float32, places
+    )
+    expected = RowDropout(keys, rates, 7, torch.float32).keep_scale(2, 33)[real]
+    assert torch.equal(laid.keep_scale(2, 33)[:, 0], expected)
+    noise = uniform_noise(keys.repeat_interleave(counts), -1, 1, 33, places)
+    assert torch.equal(noise[:, 0], uniform_noise(keys, -1, 7, 33)[real])

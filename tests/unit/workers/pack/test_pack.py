@@ -13,17 +13,20 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
 from search_spaces.recipe import Recipe
-from tests.support.workers.models import build_tiny_base
+from tests.support.workers.models import build_tiny_base, build_tiny_falcon
 from tests.support.workers.packs import Device, Recorder
 from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.base.base_model import load_base
+from workers.base.decoded_weights import is_decoded
 from workers.contract import (
     Decision,
     OutcomeStatus,
@@ -125,14 +128,32 @@ def test_a_trial_starts_progresses_reports_at_its_rungs_and_completes(
         assert config["base_model_name_or_path"] == str(tiny_base_dir)
 
 
+def test_orders_say_whether_decoded_weights_are_kept(
+    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    """On a base that stays loaded, too. The trials end alike, to the bit."""
+    losses = []
+    for kept in ("never", "always", "auto", "never"):
+        order = trial_order(tmp_path, tiny_base_dir, attempt_id=len(losses) + 1)
+        losses.append(recorder.outcome(replace(order, keep_decoded=kept)).value)
+        base = recorder.pack._shared.host.base
+        layers = [m for m in base.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+        assert {is_decoded(layer) for layer in layers} == {kept != "never"}
+    assert losses[0] is not None
+    assert len(set(losses)) == 1
+
+
+@pytest.mark.parametrize("pads", [False, True])
 def test_the_outcome_tells_the_share_of_positions_that_held_a_token(
-    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch, pads: bool
 ) -> None:
     device = Device.installed(monkeypatch)
-    outcome = recorder.outcome(trial_order(tmp_path, tiny_base_dir))
+    base = build_tiny_falcon(tmp_path / "falcon") if pads else tiny_base_dir
+    outcome = recorder.outcome(trial_order(tmp_path, base))
     passes = device.of_kind(trained=True)
-    real, padded = sum(one.real_tokens for one in passes), sum(one.rows * one.tokens for one in passes)
+    real, padded = sum(one.real_tokens for one in passes), sum(one.tokens for one in passes)
     assert outcome.useful_token_share == real / padded
+    assert (real < padded) == pads
 
 
 def test_the_report_averages_the_train_loss_since_the_last_rung(

@@ -170,7 +170,7 @@ def test_an_evaluation_that_breaks_together_is_done_one_by_one(
     tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse_shared_evaluations(batch: MicroBatch, trained: bool) -> None:
-        if not trained and batch.input_ids.shape[0] > 8:
+        if not trained and batch.rows > 8:
             raise ArithmeticError("too much for one evaluation")
 
     def report(self: Attempt, totals: Totals, written: Sequence[str] | None) -> Report:

@@ -13,6 +13,7 @@ from search_spaces.definition import ModelSpec
 from search_spaces.recipe import Recipe
 from tests.support.checkout import ROOT
 from workers.base.base_model import load_base
+from workers.base.decoded_weights import is_decoded, keep_decoded
 from workers.lora.adapters import AdapterHost
 from workers.report.base_geometry import read_geometry
 
@@ -47,6 +48,29 @@ def test_the_base_takes_the_bytes_that_were_told(quantization: Any, double: bool
     spec = ModelSpec(id=str(QUICKSTART), quantization=quantization, double_quantization=double)
     told = read_geometry(QUICKSTART, spec.id).base_bytes(spec, quantization, "float32")
     assert told.bytes == loaded_bytes(spec)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "size"),
+    [
+        ("nf4", "float32", 4),
+        ("fp4", "bfloat16", 2),
+        ("int8", "float32", 4),
+        ("int8", "bfloat16", 0),
+        ("none", "float32", 0),
+    ],
+)
+def test_what_keeping_decoded_weights_takes(quantization: Any, dtype: Any, size: int) -> None:
+    """LLM.int8() on a GPU, in half precision, is never decoded."""
+    spec = ModelSpec(id=str(QUICKSTART), quantization=quantization)
+    geometry = read_geometry(QUICKSTART, spec.id)
+    told = geometry.base_bytes(spec, quantization, dtype)
+    assert told.decoded_bytes == size * geometry.quantizable_parameters
+    if size == 4:
+        base = load_base(spec, torch.device("cpu"))
+        assert keep_decoded(base, "always")
+        kept = [vars(m)["forward"].args[0] for m in base.model.modules() if is_decoded(m)]
+        assert told.decoded_bytes == sum(weight.nbytes for weight in kept)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "attention", ("q_proj", "down_proj")])

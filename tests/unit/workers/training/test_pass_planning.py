@@ -195,3 +195,63 @@ def test_a_trial_with_a_choice_takes_rows_like_those_of_the_others() -> None:
     """The second trial has but one row, of 30 tokens; the first fills the pass with those nearest to it."""
     waiting = [waits([10, 10, 28, 29, 60]), waits([30])]
     assert plan_pass(waiting, 90) == [range(2, 4), range(1)]
+
+
+def plan_without_padding(waiting: list[Waiting], budget: int, overhead: float = 40.0) -> list[range]:
+    return pass_planning.plan_pass_without_padding(waiting, budget, overhead_tokens=overhead)
+
+
+@bounded
+@given(waiting=packs, budget=budgets)
+def test_a_pass_without_padding_keeps_budget_and_limits(waiting: list[Waiting], budget: int) -> None:
+    chosen = plan_without_padding(waiting, budget)
+    rows = rows_of(waiting, chosen)
+    assert sum(rows) <= budget or len(rows) == 1
+    assert len(chosen[0]) >= 1
+    for trial, own in zip(waiting, chosen, strict=True):
+        assert set(own) <= set(range(len(trial.lengths)))
+        assert len(own) <= (trial.most or len(trial.lengths))
+
+
+@bounded
+@given(waiting=packs, budget=budgets)
+def test_without_padding_a_trial_is_left_out_only_where_its_shortest_row_does_not_fit(
+    waiting: list[Waiting], budget: int
+) -> None:
+    chosen = plan_without_padding(waiting, budget)
+    shortest = [trial.lengths[0] for trial in waiting]
+    left_out = next((number for number, own in enumerate(chosen) if not own), None)
+    if left_out is not None:
+        assert sum(shortest[: left_out + 1]) > budget
+        assert not any(chosen[left_out:])
+
+
+@bounded
+@given(waiting=packs, budget=budgets)
+def test_every_row_is_consumed_by_passes_without_padding(waiting: list[Waiting], budget: int) -> None:
+    left = [list(trial.lengths) for trial in waiting]
+    queue = list(range(len(waiting)))
+    while queue:
+        chosen = plan_without_padding(
+            [Waiting(left[k], waiting[k].batch, waiting[k].most) for k in queue], budget
+        )
+        took = [k for k, own in zip(queue, chosen, strict=True) if own]
+        assert took
+        for k, own in zip(queue, chosen, strict=True):
+            left[k] = [length for position, length in enumerate(left[k]) if position not in own]
+        queue = [k for k in queue if k not in took] + [k for k in took if left[k]]
+    assert not any(left)
+
+
+def test_without_padding_the_budget_is_shared_out_evenly_in_tokens() -> None:
+    waiting = [waits([10] * 20), waits([40] * 20), waits([20])]
+    assert [len(own) for own in plan_without_padding(waiting, 180, overhead=200.0)] == [8, 2, 1]
+
+
+def test_without_padding_a_long_row_rides_along() -> None:
+    assert plan_without_padding([waits([10] * 7 + [90])], 1_000) == [range(8)]
+
+
+def test_without_padding_mates_of_a_small_batch_have_at_most_four_times_its_rows() -> None:
+    waiting = [waits([10] * rows) for rows in (32, 1, 32)]
+    assert [len(own) for own in plan_without_padding(waiting, 10_000, overhead=0.0)] == [4, 1, 4]

@@ -211,9 +211,12 @@ def test_what_the_definition_says_of_packs_is_in_every_order(make_lab: Callable[
         nonlocal most
         most = max([most, *lab.cluster.packs.values()])
 
-    resources = {"trials_per_worker": 2, "gradient_checkpointing": True}
+    resources = {"trials_per_worker": 2, "gradient_checkpointing": True, "keep_decoded": "never"}
     lab.run(lab.submit(search=search(6), budget=parallel(6), resources=resources), each=look)
-    assert {(o.trials_per_worker, o.gradient_checkpointing) for o in lab.cluster.orders} == {(2, True)}
+    orders = lab.cluster.orders
+    assert {(o.trials_per_worker, o.gradient_checkpointing, o.keep_decoded) for o in orders} == {
+        (2, True, "never")
+    }
     assert most == 2
 
 
@@ -224,6 +227,7 @@ def test_a_definition_that_says_nothing_of_packs_leaves_it_to_the_worker(
     lab.run(lab.submit(search=search(1)))
     [order] = lab.cluster.orders
     assert (order.trials_per_worker, order.gradient_checkpointing, order.resume_from) == (None, False, ())
+    assert order.keep_decoded == "auto"
 
 
 def test_a_lost_trial_goes_on_from_its_checkpoint(make_lab: Callable[..., CoordinatorLab]) -> None:

@@ -56,7 +56,9 @@ def one_pass(host: AdapterHost, parts: list[tuple[Adapter, list[PairExample]]]) 
     groups = [adapter.rows(2 * len(own)) for adapter, own in parts]
     for adapter, _ in parts:
         adapter.gradient.zero_()
-    with host.multi_lora.running(groups, tokens=batch.tokens, form="looped", device=CPU) as lora_pass:
+    with host.multi_lora.running(
+        groups, tokens=batch.tokens, form="looped", device=CPU, row_lengths=batch.row_lengths
+    ) as lora_pass:
         found = objective.losses(base, batch, owners, shares, gradient=True)
         assert found.objective is not None
         found.objective.backward()  # type: ignore[no-untyped-call]
