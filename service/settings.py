@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     loading_silence_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """How long a worker may take to start, and, without using a disk, for each stage of loading a base, for
     each row that it tokenises, and for measuring or saving; then it is killed."""
+    warm_workers: Annotated[int, Field(ge=0)] = 4
+    """How many workers may wait for a study on each machine, with everything imported; never more than it has
+    free cores, or GPUs where it has any. 0: none, so each study's workers start and end with it."""
+    keep_base_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """How long a worker that waits keeps the base of the study that it trained for last."""
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -369,6 +369,10 @@ class WorkerSpec:
     """Seconds that a pass may always take before the training counts as hung."""
     loading_silence_s: float
     """Likewise for all that is not a pass, such as loading a base."""
+    study_id: str | None = None
+    """Whose trials it trains from the start; None: it waits until a study takes it."""
+    keep_base_s: float = 0.0
+    """Seconds that it keeps the base of a study that has given it back, before its process ends itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +392,13 @@ class WorkerInfo:
     base: str | None
     """Model id and quantization of the loaded base, if any."""
     newest_attempt: int | None = None
-    """The highest of all attempts that it ever took, those that have ended included."""
+    """The highest of all attempts of its study that it ever took, those that have ended included."""
     device_id: str | None = None
     """Which GPU it has: `<node>/<the GPU's own UUID>`, or `<node>/<index>` where the UUID is not known. None:
     it trains on the CPU."""
+    study_id: str | None = None
+    """The study that it was given to; None: it waits for one."""
+    num_cpus: float = 1.0
+    """As in its `WorkerSpec`."""
+    num_gpus: float = 0.0
+    """Likewise."""

@@ -1,9 +1,10 @@
-"""The thin Ray shell around a pack: a named, detached actor that owns one GPU or some CPU cores.
+"""What Ray runs as a worker: a pack behind thread-safe calls, which owns one GPU or some CPU cores.
 
 Light to import: the coordinator's host has Ray but neither torch nor the models' libraries, which are
-imported where the actor runs. The actor holds no credentials and knows nobody: the coordinator finds it by
-its name, sends orders and verdicts, and long-polls its event log. It outlives any coordinator, and ends
-itself when none has asked for events for `orphan_timeout_s`.
+imported where the actor runs (`workers.ray_actors`). The actor holds no credentials and knows nobody: the
+coordinator finds it by its name, sends orders and verdicts, and long-polls its event log. It trains for one
+study at a time, waits in the pool before and after that, and outlives any coordinator. It ends itself when
+none has asked for events, or attended to it in the pool, for `orphan_timeout_s`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import threading
 import time
 import warnings
 from collections import deque
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workers.assignment import FORSAKEN_SECONDS, Assignment
 from workers.contract import (
     Decision,
     Event,
@@ -37,12 +38,6 @@ from workers.event_log import EventLog
 if TYPE_CHECKING:
     from workers.pack.pack import Pack
 
-NAMESPACE = "nightsweep"
-"""Ray namespace of all workers."""
-
-_CONCURRENT_CALLS = 8
-"""Calls an actor serves at once: long polls of a coordinator and its successor, and the short ones."""
-
 _SHUTDOWN_GRACE_S = 0.5
 """How long the process lives on after `shutdown`, so that its reply reaches the caller."""
 
@@ -54,13 +49,10 @@ class GpuWorker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
-        self._log = EventLog()
         self._wake = threading.Condition()
-        self._orders: deque[TrialOrder] = deque()  # taken, and waiting for room in the pack
-        self._verdicts: deque[Verdict] = deque()
-        self._known: set[int] = set()  # every attempt ever accepted
-        self._live: dict[int, TrialOrder] = {}  # those without an outcome yet
-        self._most_slots = 0  # ever announced
+        self._assignment = Assignment(spec.study_id, keep_base_s=spec.keep_base_s)
+        self._begin()
+        self._leaving = False  # the training thread is about to forget the study
         self._stopping = False
         self._last_poll = time.monotonic()
         self._heartbeat = Heartbeat(training_s=spec.training_silence_s, loading_s=spec.loading_silence_s)
@@ -70,6 +62,51 @@ class GpuWorker:
         self._watching = threading.Thread(target=self._watch, name="orphan watch", daemon=True)
         self._watching.start()
 
+    def _begin(self) -> None:
+        """Everything that is one study's, with nothing in it."""
+        self._log = EventLog()
+        self._orders: deque[TrialOrder] = deque()  # taken, and waiting for room in the pack
+        self._verdicts: deque[Verdict] = deque()
+        self._known: set[int] = set()  # every attempt ever accepted
+        self._live: dict[int, TrialOrder] = {}  # those without an outcome yet
+        self._most_slots = 0  # ever announced
+
+    def assign(self, study_id: str) -> WorkerInfo | None:
+        """Gives the worker to a study, if it waits: the first that asks has it until `release`.
+
+        Returns:
+            What `info` does; None: it is another study's, or about to end. Asking again changes nothing.
+        """
+        with self._wake:
+            if self._leaving or self._stopping or not self._assignment.take(study_id):
+                return None
+            self._last_poll = time.monotonic()
+        return self.info()
+
+    def release(self, study_id: str) -> WorkerInfo | None:
+        """Takes the worker back from a study, whose events, data and trials it forgets, to wait for the next.
+
+        Returns:
+            What `info` does, once it waits; or at once if it has orders or is another study's. None: it ends,
+            since it is of no use to another study.
+        """
+        with self._wake:
+            if self._assignment.study_id == study_id and not self._live:
+                if not self._assignment.reusable:
+                    self.shutdown()
+                    return None
+                self._leave()
+            while self._leaving and not self._stopping:
+                self._wake.wait()
+        return self.info()
+
+    def attend(self) -> WorkerInfo:
+        """What `info` does; a worker that waits knows by it that there is a coordinator."""
+        with self._wake:
+            if self._assignment.study_id is None:
+                self._last_poll = time.monotonic()
+        return self.info()
+
     def submit(self, order: TrialOrder) -> bool:
         """Takes an order, to be trained as soon as the pack has room for it.
 
@@ -78,17 +115,20 @@ class GpuWorker:
 
         Returns:
             True when it was accepted, now or before: sending the same attempt again changes nothing.
-            False when as many orders are live as there ever were slots, when those train on another base, or
-            when the worker is shutting down; ask another worker.
+            False when as many orders are live as there ever were slots, when those train on another base,
+            when the worker is another study's, or when it is shutting down; ask another worker.
         """
         with self._wake:
             if order.attempt_id in self._known:
                 return True
             self._slots_at_present()
+            if self._leaving or order.study_id != self._assignment.study_id:
+                return False
             if self._stopping or len(self._live) >= self._most_slots:
                 return False
             if any(other.model != order.model for other in self._live.values()):
                 return False
+            self._assignment.note_order(order)
             self._known.add(order.attempt_id)
             self._live[order.attempt_id] = order
             self._orders.append(order)
@@ -107,15 +147,22 @@ class GpuWorker:
             self._verdicts.append(verdict)
             return True
 
-    def events(self, after: int, timeout_s: float = 0.0) -> tuple[NumberedEvent, ...]:
+    def events(self, study_id: str, after: int, timeout_s: float = 0.0) -> tuple[NumberedEvent, ...] | None:
         """Acknowledges every event up to `after` and returns the newer ones, waiting up to `timeout_s`.
 
+        Returns:
+            None: the worker is not this study's.
+
         Raises:
-            ValueError: `after` is a number this worker never gave out.
+            ValueError: `after` is a number this worker never gave out to this study.
         """
-        self._last_poll = time.monotonic() + timeout_s  # who waits is not gone
+        with self._wake:
+            if self._assignment.study_id != study_id:
+                return None
+            log = self._log
+            self._last_poll = time.monotonic() + timeout_s  # who waits is not gone
         try:
-            return self._log.events(after, timeout_s)
+            return log.events(after, timeout_s)
         finally:
             self._last_poll = time.monotonic()
 
@@ -123,7 +170,7 @@ class GpuWorker:
         """Who and where this worker is, and what it is doing."""
         with self._wake:
             live, slots = tuple(self._live), self._slots_at_present()
-            newest = max(self._known, default=None)
+            newest, study_id = max(self._known, default=None), self._assignment.study_id
         return WorkerInfo(
             worker_id=self._spec.name,
             node=socket.gethostname(),
@@ -135,6 +182,9 @@ class GpuWorker:
             base=self._pack.base,
             newest_attempt=newest,
             device_id=self._device_id,
+            study_id=study_id,
+            num_cpus=self._spec.num_cpus,
+            num_gpus=self._spec.num_gpus,
         )
 
     def shutdown(self) -> None:
@@ -179,6 +229,7 @@ class GpuWorker:
         with self._wake:  # first, so that whoever reads the event finds it in force
             if isinstance(event, TrialOutcome):
                 del self._live[event.attempt_id]
+                self._assignment.note_outcome(event)
             elif isinstance(event, PackCapacity):
                 self._most_slots = max(self._most_slots, event.slots)
         self._log.append(event)
@@ -192,6 +243,8 @@ class GpuWorker:
         try:
             while not self._stopping:
                 self._heartbeat.beat()
+                if self._leaving:
+                    self._forget_study()
                 # Verdicts first: an order that is wanted no more need not be loaded.
                 for verdict in self._next_verdicts():
                     self._apply(verdict)
@@ -205,13 +258,30 @@ class GpuWorker:
     def _next_verdicts(self) -> list[Verdict]:
         """Verdicts that have come; waits for an order while there is nothing to train."""
         with self._wake:
-            if not (self._orders or self._pack.running_attempts or self._stopping):
+            if not self._has_work():
                 with self._heartbeat.waiting():
-                    while not (self._orders or self._pack.running_attempts or self._stopping):
+                    while not self._has_work():
                         self._wake.wait()
             verdicts = list(self._verdicts)
             self._verdicts.clear()
             return verdicts
+
+    def _has_work(self) -> bool:
+        return bool(self._orders or self._pack.running_attempts or self._leaving or self._stopping)
+
+    def _leave(self) -> None:
+        """Has the training thread forget the study."""
+        self._leaving = True
+        self._wake.notify_all()
+
+    def _forget_study(self) -> None:
+        self._pack.leave_study()
+        with self._wake:
+            self._begin()
+            self._assignment.give_back()
+            self._leaving = False
+            self._last_poll = time.monotonic()
+            self._wake.notify_all()
 
     def _apply(self, verdict: Verdict) -> None:
         """Passes a verdict to the pack, or ends the order that still waits for its turn."""
@@ -245,12 +315,20 @@ class GpuWorker:
     def _watch(self) -> None:
         """Ends the process after `shutdown`, or when nobody has asked for events for too long.
 
-        Says when the training thread hangs; a coordinator then ends the process, and knows why.
+        Says when the training thread hangs; a coordinator then ends the process, and knows why. An idle
+        worker whose coordinator has died waits in the pool again; one that has waited there ends in the end.
         """
         stalled = False
         with self._wake:
             while not self._stopping:
-                left = self._last_poll + self._spec.orphan_timeout_s - time.monotonic()
+                silence = time.monotonic() - self._last_poll
+                left = self._spec.orphan_timeout_s - silence
+                if self._assignment.base_left_s(self._pack.base) <= 0:
+                    self._stopping = True
+                    self._wake.notify_all()
+                    break
+                if self._is_forsaken(silence):
+                    self._leave()
                 if left <= 0:
                     _log.warning(
                         "worker %s: no coordinator has asked for events for %g seconds; ending",
@@ -269,77 +347,13 @@ class GpuWorker:
         time.sleep(_SHUTDOWN_GRACE_S)
         _end_process(0)
 
+    def _is_forsaken(self, silence: float) -> bool:
+        """Whether a study's coordinator has died that had sent it nothing, or knows all that it did."""
+        has_nothing = not self._live and not len(self._log) and self._assignment.study_id is not None
+        return has_nothing and self._assignment.reusable and silence > FORSAKEN_SECONDS
+
 
 def _end_process(status: int) -> None:
     """Ends the process from any of its threads; Ray's `exit_actor` works inside an actor's call only."""
     logging.shutdown()
     os._exit(status)
-
-
-def start_worker(spec: WorkerSpec) -> Any:
-    """Starts a worker and returns its actor handle without waiting for it to be placed or ready.
-
-    The actor is detached and never restarted: what ran on it is lost, and the coordinator says what
-    happens next.
-
-    Raises:
-        ValueError: A worker of that name is alive.
-        RaySystemError: The folder that Ray's sockets are in was removed: Ray would queue the worker for ever.
-    """
-    import ray
-
-    _require_session_folder()
-    actor = ray.remote(GpuWorker).options(
-        name=spec.name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        max_restarts=0,
-        max_task_retries=0,
-        max_concurrency=_CONCURRENT_CALLS,
-        num_cpus=spec.num_cpus,
-        num_gpus=spec.num_gpus,
-    )
-    return actor.remote(spec)
-
-
-def _require_session_folder() -> None:
-    from ray._private import worker
-    from ray.exceptions import RaySystemError
-
-    folder = None if worker._global_node is None else worker._global_node.get_session_dir_path()
-    if folder is not None and not os.path.isdir(folder):
-        raise RaySystemError(f"Ray's folder {folder} was removed, so Ray starts no more processes")
-
-
-class WorkerStage(StrEnum):
-    """How far Ray has come with a worker."""
-
-    QUEUED = "queued"
-    """No machine has room for it yet."""
-    STARTING = "starting"
-    """Its process runs, and imports its libraries."""
-    READY = "ready"
-    """It should answer."""
-
-
-def stage_of(handle: Any) -> WorkerStage:
-    """What Ray's control process knows of a worker.
-
-    Ray's public API for it needs its dashboard, which nobody starts here. `ray.nodes()` asks the same way.
-    """
-    from ray._private.state import actors
-
-    row = actors(handle._actor_id.hex())
-    if row.get("State") == "ALIVE":
-        return WorkerStage.READY
-    return WorkerStage.STARTING if row.get("Pid") else WorkerStage.QUEUED
-
-
-def find_worker(name: str) -> Any | None:
-    """The handle of a living worker, or None."""
-    import ray
-
-    try:
-        return ray.get_actor(name, namespace=NAMESPACE)
-    except ValueError:  # Ray's way of saying that there is none
-        return None

@@ -40,14 +40,17 @@ from service.coordinator.chores.schedules import (
 )
 from service.coordinator.chores.signs_of_life import SignsOfLife
 from service.coordinator.cluster import ray_authentication
-from service.coordinator.cluster.deliveries import Delivery, Workers
+from service.coordinator.cluster.deliveries import Delivery, Found, Workers
+from service.coordinator.cluster.orders import base_of
 from service.coordinator.cluster.ray_deaths import first_line
+from service.coordinator.cluster.ray_resources import until_it_listens
 from service.coordinator.cluster.ray_workers import ClusterError, RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits, Watched
 from service.coordinator.cluster.worker_group import WorkerGroup
 from service.coordinator.outages import Outages, is_trouble, until_it_answers
 from service.coordinator.policy.placement import trials_at_once
 from service.coordinator.policy.waiting import Standing
+from service.coordinator.policy.warm_pool import PoolLimits
 from service.coordinator.study.attempts import live_attempts
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.runner import StudyRunner
@@ -150,6 +153,7 @@ class Coordinator:
             self._chores_at = now
             self._life.show(now)
             self._note_cluster(now)
+            self._cluster.keep_warm()
             cancel_unstarted(self._database)
             if now - self._clocks_at >= CLOCKS_SECONDS:
                 self._clocks_at = now
@@ -259,6 +263,7 @@ class Coordinator:
             self._cluster,
             study.study_id,
             self._cluster.shape(study.definition.resources),
+            base=base_of(study.definition.model),
             at_once=trials_at_once(limits),
             patience=settings.resource_timeout_seconds,
             seen=self._lately_seen,
@@ -282,6 +287,11 @@ class Coordinator:
     # -- one study at a time -------------------------------------------------------------------
 
     def _deliver(self, delivery: Delivery) -> None:
+        if isinstance(delivery, Found):
+            runner = self.studies.get(delivery.study_id)
+            if runner is not None:
+                self._guarded(runner, partial(runner.workers.attach, [delivery.worker_id]))
+            return
         for runner in self.studies.values():
             if delivery.worker_id in runner.workers.members:
                 self._guarded(runner, partial(runner.apply, delivery))
@@ -356,13 +366,16 @@ def run(settings: Settings) -> None:
         until_it_answers(lambda: check_schema(database.engine))
         storage = until_it_answers(lambda: open_storage(settings))
         closing.callback(close_storage, storage)
-        ray_authentication.require(settings)
         address = settings.ray_address or "auto"
+        if settings.workers_end_with_coordinator:  # it was started beside this process
+            until_it_listens(address, CONNECT_SECONDS)
+        ray_authentication.require(settings)
         connect = partial(
             RayWorkers,
             address,
             orphan_timeout_s=settings.orphan_timeout_seconds,
             silence=SilenceLimits.of(settings),
+            pool=PoolLimits(per_node=settings.warm_workers, keep_base_s=settings.keep_base_seconds),
         )
         patience = 2 * settings.worker_silence_seconds
         workers = Watched(SimpleNamespace(connect=connect), max(CONNECT_SECONDS, patience)).connect()

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -119,7 +118,6 @@ class Supervisor:
             self._ray = self._ray_head(port, ray_environment)
             self._ray.start()
             environment = {**environment, **ray_environment}
-            self._wait_for_ray(port)
             # Its workers are Ray's, so trials write checkpoints before it ends.
             environment["NIGHTSWEEP_WORKERS_END_WITH_COORDINATOR"] = "true"
         environment["NIGHTSWEEP_RAY_ADDRESS"] = address
@@ -147,8 +145,9 @@ class Supervisor:
             # Nobody else shares this Ray, so there is nothing to drain when it is told to end.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray starts a process per core before anybody asks for one. They import what a worker needs
-            # (seconds of torch, transformers and peft) while the API and the coordinator start, too.
+            # How many processes wait is the coordinator's to say; Ray would start one for each core.
+            "RAY_prestart_worker_first_driver": "false",
+            # Seconds of torch, transformers and peft, at low priority.
             "RAY_preload_python_modules": "workers.pack.preload",
         }
 
@@ -173,19 +172,9 @@ class Supervisor:
             "ray", command, environment={**inherited, **environment}, log_file=self._logs / "ray.log"
         )
 
-    def _wait_for_ray(self, port: int) -> None:
-        def answers() -> bool:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                return False
-            return True
-
-        assert self._ray is not None
-        _wait_until(answers, self._ray)
-
     def _wait_for_api(self) -> None:
-        ready = f"{self.url}/readyz?exclude=coordinator"  # which takes seconds longer, to connect to Ray
+        """Until studies can be submitted: they wait for the coordinator, which waits for Ray."""
+        ready = f"{self.url}/readyz?exclude=coordinator"
 
         def answers() -> bool:
             try:
@@ -194,7 +183,7 @@ class Supervisor:
                 return False
 
         assert self._api is not None
-        _wait_until(answers, self._api)
+        _wait_until(answers, self._api, *filter(None, [self._ray]))
 
     def _watch(self) -> None:
         """Look after the children until `stop`. If that ends otherwise, so does this process."""
@@ -355,16 +344,18 @@ def require_key(settings: Settings) -> None:
     browser_guard.require_key(settings)
 
 
-def _wait_until(condition: Callable[[], bool], child: ChildProcess) -> None:
+def _wait_until(condition: Callable[[], bool], child: ChildProcess, *others: ChildProcess) -> None:
+    """Wait for a child to be ready, while none of the others ends."""
     deadline = time.monotonic() + READY_SECONDS
     while not condition():
-        if not child.is_alive:
-            raise Unavailable(
-                f"The {child.name} process ended with code {child.exit_code} while starting. "
-                f"The end of {child.log_file}:\n{child.last_words()}"
-            )
+        for each in (child, *others):
+            if not each.is_alive:
+                raise Unavailable(
+                    f"The {each.name} process ended with code {each.exit_code} while starting. "
+                    f"The end of {each.log_file}:\n{each.last_words()}"
+                )
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"The {child.name} process was not ready within {READY_SECONDS:g} s; see {child.log_file}."
             )
-        time.sleep(0.1)
+        time.sleep(0.05)

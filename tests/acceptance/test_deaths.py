@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 from collections.abc import Iterator
@@ -51,6 +52,14 @@ def worker_pids(running_service: RunningService) -> list[int]:
     return found
 
 
+def busy_pids(running_service: RunningService) -> list[int]:
+    """Those of the workers that have a trial; the coordinator logs which process each worker is."""
+    log = (running_service.settings.home / "logs" / "coordinator.log").read_text()
+    by_id = dict(re.findall(r"worker (\S+) is ready on .*, process (\d+)\)", log))
+    busy = running_service.client.get("/v1/workers").json()["workers"]
+    return [int(by_id[worker["id"]]) for worker in busy]
+
+
 def early(trials: list[dict[str, Any]]) -> int:
     """How many running trials have seen less than half of their examples."""
     running = [trial["progress"] for trial in trials if trial["state"] == "running"]
@@ -75,7 +84,7 @@ def kill_one_of_two(running_service: RunningService, name: str) -> bool:
 
     They stand still while it is found out: no trial ends in between.
     """
-    pids = worker_pids(running_service)
+    pids = busy_pids(running_service)
     with stopped(pids):
         if early(running_service.trials(name)) < 2:
             return False
@@ -168,7 +177,7 @@ def test_the_trials_of_a_dead_workers_pack_go_on_from_their_checkpoints(
         lambda: sum(bool(t["rungs"]) for t in running_service.trials("stormy-pack")) >= 2,
         "rungs of two trials",
     )
-    os.kill(worker_pids(running_service)[0], signal.SIGKILL)
+    os.kill(busy_pids(running_service)[0], signal.SIGKILL)
 
     study = running_service.wait("stormy-pack")
     assert (study["state"], study["reason"]) == ("completed", "all 4 trials ended")

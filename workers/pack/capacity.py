@@ -48,10 +48,14 @@ class Slots:
             emit: Receives a `PackCapacity` whenever the count changes, and what was learnt of passes.
             device: Where they train.
         """
-        self.count = self.most = wanted or 1
         self._wanted = wanted
         self._emit = emit
         self._device = device
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """As if nothing had been announced: for the next study."""
+        self.count = self.most = self._wanted or 1
         self._announced = False
 
     def learn(self, base: SharedBase, attempts: Sequence[Attempt]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,16 @@ class Ending(NamedTuple):
     storage_fault: bool = False
     """The artifacts could not be written or read, or the machine has run out of something, so the trial is to
     go on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A trial that waits outside the device's memory while another trains alone."""
+
+    order: TrialOrder
+    last: TrialOutcome
+    """What its outcome would be, but for status and reason."""
+    started: bool = True
 
 
 def ending(error: Exception) -> Ending:

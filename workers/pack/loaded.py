@@ -168,9 +168,7 @@ class LoadedStudies:
                     labels=labels,
                 )
             )
-            budget = tokens_per_forward(self._device)
-            passes = SharedPasses(host, token_budget=budget, heartbeat=self._heartbeat)
-            self.base = SharedBase(key, host, passes, _costs(order, host))
+            self.base = SharedBase(key, host, self._new_passes(host), _costs(order, host))
         base = self.base
         checkpoint_activations(base.host.base.model, order.gradient_checkpointing)
         if base.keep_decoded != order.keep_decoded:
@@ -209,6 +207,18 @@ class LoadedStudies:
             measures = self._measures[_measures_key(order)] = read_measures(order, evaluation, base.host.base)
         losses = load_losses(order.losses, order.limits.plugins)
         return Loaded(base, train, evaluation, measures, losses.get(order.recipe.loss or ""))
+
+    def leave_study(self) -> None:
+        """Forgets all that is one study's, and what fitted: another's rows may be longer. The base stays, and
+        what passes like the study's cost."""
+        self._forget(())
+        if (base := self.base) is not None:
+            self.base = SharedBase(
+                base.key, base.host, self._new_passes(base.host), base.costs, base.keep_decoded
+            )
+
+    def _new_passes(self, host: AdapterHost) -> SharedPasses:
+        return SharedPasses(host, token_budget=tokens_per_forward(self._device), heartbeat=self._heartbeat)
 
     def _with_references(self, order: TrialOrder, base: SharedBase, data: TokenizedData) -> TokenizedData:
         """Pairs with what their losses go by; a file of the base that has changed is in the base's key."""

@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -30,22 +30,12 @@ from workers.device.memory import is_device_fault, is_out_of_memory, release, re
 from workers.pack.admission import prepare
 from workers.pack.attempt import Attempt
 from workers.pack.capacity import Slots, limited
-from workers.pack.endings import Ending, does_not_fit, ending, forget_checkpoints, is_resumed
+from workers.pack.endings import Ending, Parked, does_not_fit, ending, forget_checkpoints, is_resumed
 from workers.pack.loaded import LoadedStudies, SharedBase, share_a_base
 from workers.pack.study_faults import Failed, judged
 from workers.training.shared_pass import Advance, DoesNotFitError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Parked:
-    """A trial that waits outside the device's memory while another trains alone."""
-
-    order: TrialOrder
-    last: TrialOutcome
-    """What its outcome would be, but for status and reason."""
-    started: bool = True
 
 
 class Pack:
@@ -81,7 +71,7 @@ class Pack:
         self._progress_interval_s = progress_interval_s
         self._loaded = LoadedStudies(device, heartbeat)
         self._running: dict[int, Attempt] = {}
-        self._parked: dict[int, _Parked] = {}
+        self._parked: dict[int, Parked] = {}
         self._most_before: int | None = None
         """`SharedBase.most` before the newest trial that was given the device alone."""
         self._failed: list[tuple[Failed, TrialOutcome]] = []
@@ -122,7 +112,7 @@ class Pack:
         if idle:
             reset_peak(self._device)
         last = TrialOutcome(attempt_id=order.attempt_id, status=OutcomeStatus.CANCELLED, reason="")
-        self._join(_Parked(order, last, started=False))
+        self._join(Parked(order, last, started=False))
         if idle:
             reset_peak(self._device)  # loading is not the trial's own
 
@@ -149,6 +139,12 @@ class Pack:
         if self._parked and len(self._running) < self.slots:
             self._join(self._parked.pop(next(iter(self._parked))))
 
+    def leave_study(self) -> None:
+        """Forgets all that is one study's, once no trial is left. The base stays for the next study."""
+        self._loaded.leave_study()
+        self._slots.begin_anew()
+        release(self._device)
+
     @property
     def _shared(self) -> SharedBase:
         assert self._loaded.base is not None
@@ -159,7 +155,7 @@ class Pack:
 
     # -- joining -----------------------------------------------------------------------------------
 
-    def _join(self, trial: _Parked) -> None:
+    def _join(self, trial: Parked) -> None:
         """Gives a trial a slot, from its beginning or from its newest checkpoint."""
         order = trial.order
         loaded = None
@@ -188,7 +184,7 @@ class Pack:
             end = judged(Failed(order, loaded.train.examples, loaded.own_loss), loaded.base, end)
         self._end(trial, end)
 
-    def _end(self, trial: _Parked, end: Ending) -> None:
+    def _end(self, trial: Parked, end: Ending) -> None:
         """Emits the outcome of a trial that has no slot."""
         if self._loaded.base is not None:
             self._loaded.base.limits_by_attempt.pop(trial.order.attempt_id, None)
@@ -378,5 +374,5 @@ class Pack:
         earlier = (attempt.checkpoint_dir, *attempt.order.resume_from)
         order = replace(attempt.order, resume_from=earlier)
         del self._running[attempt_id]
-        self._parked[attempt_id] = _Parked(order, last)
+        self._parked[attempt_id] = Parked(order, last)
         attempt.leave()

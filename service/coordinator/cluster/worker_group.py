@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 
 from service.coordinator.cluster.deliveries import Workers
+from service.coordinator.cluster.members import Member
 from service.coordinator.cluster.orders import base_of
 from service.coordinator.cluster.ray_deaths import full_disk, without_process
 from service.coordinator.policy import waiting
@@ -23,37 +23,6 @@ LONGEST_PAUSE_SECONDS = 60.0
 """Between two workers that are started after others died while starting: 1, 2, 4, ... seconds, up to this."""
 
 
-@dataclass(kw_only=True)
-class _Member:
-    since: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    slots: int = 0
-    """Trials it wants at once; they may fall below those it has."""
-    measured: bool = False
-    """It has had a trial, so `slots` is a measurement and no longer a guess."""
-    attempts: set[int] = field(default_factory=set)
-    base: str | None = None
-    """What its trials train on; of an idle worker what it has in memory, if anything."""
-    reserved_for: str | None = None
-    """It gets no trials but those of this base, for which it is being emptied."""
-    acknowledged: int = 0
-    to_verify: bool = False
-    """Found after a coordinator's restart: its first events tell which orders it never got."""
-    device_id: str | None = None
-    """Its GPU, once it is ready."""
-    put_aside: bool = False
-    """Its GPU was put aside: it gets no trials, and stays only so that no other worker gets that GPU."""
-    isolated: bool = False
-    """It has a trial that trains by itself."""
-    reserved_for_suspect: bool = False
-    """It is being emptied for a trial that trains by itself."""
-
-    @property
-    def is_reserved(self) -> bool:
-        """It takes no trial of the others."""
-        return self.isolated or self.reserved_for_suspect or self.reserved_for is not None
-
-
 class WorkerGroup:
     """Starts, fills and dismisses the workers of one study.
 
@@ -61,6 +30,7 @@ class WorkerGroup:
         cluster: where workers run.
         study_id: whose they are.
         shape: what each reserves.
+        base: what most of its trials train on.
         at_once: trials of the study that are ever alive together, at most.
         patience: seconds without any worker after which `unplaceable_reason` speaks, and seconds that
             trials wait for a worker that is starting while others could take them.
@@ -73,6 +43,7 @@ class WorkerGroup:
         study_id: str,
         shape: WorkerShape,
         *,
+        base: str,
         at_once: int,
         patience: float,
         seen: Callable[[], Collection[Node]] = tuple,
@@ -80,10 +51,11 @@ class WorkerGroup:
         self._cluster = cluster
         self._study_id = study_id
         self.shape = shape
+        self._base = base
         self._at_once = at_once
         self._patience = patience
         self._seen = seen
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._failed_starts = 0
         self._start_again_at = 0.0
         self._last_death = ""
@@ -140,11 +112,11 @@ class WorkerGroup:
         return Placement(workers=tuple(workers), devices=devices)
 
     @property
-    def _usable(self) -> dict[str, _Member]:
+    def _usable(self) -> dict[str, Member]:
         """Those whose GPUs were not put aside."""
         return {worker_id: m for worker_id, m in self._members.items() if not m.put_aside}
 
-    def _is_awaited(self, member: _Member) -> bool:
+    def _is_awaited(self, member: Member) -> bool:
         return member.ready or time.monotonic() - member.since < self._patience
 
     def _share(self) -> int:
@@ -161,15 +133,15 @@ class WorkerGroup:
             share += 1
         return share
 
-    def _limit(self, member: _Member) -> int:
+    def _limit(self, member: Member) -> int:
         if member.isolated or member.reserved_for_suspect:
             return 1
         return member.slots if member.measured else self._at_once
 
-    def attach(self) -> None:
-        """Take over the workers that an earlier coordinator of this study left running."""
-        for worker_id in self._cluster.attach(self._study_id, self.shape):
-            self._members[worker_id] = _Member(to_verify=True)
+    def attach(self, worker_ids: Collection[str]) -> None:
+        """Take over workers that an earlier coordinator of this study left running, as far as they live."""
+        for worker_id in self._cluster.attach(self._study_id, self.shape, worker_ids):
+            self._members[worker_id] = Member(to_verify=True)
 
     def detach(self) -> None:
         """Let go of the workers without ending them: they are another coordinator's now."""
@@ -178,10 +150,15 @@ class WorkerGroup:
         self._members.clear()
 
     def dismiss(self) -> None:
-        """End all workers: their study is over."""
-        for worker_id in self._members:
+        """Give all workers back, since their study is over; end those that no other study should get."""
+        for worker_id in list(self._members):
+            self._give_back(worker_id)
+
+    def _give_back(self, worker_id: str) -> None:
+        if self._members.pop(worker_id).reusable:
+            self._cluster.release(worker_id)
+        else:
             self._cluster.stop(worker_id)
-        self._members.clear()
 
     def kill(self, worker_id: str) -> None:
         """End a worker that does not obey, with whatever it has."""
@@ -189,19 +166,20 @@ class WorkerGroup:
         self._members.pop(worker_id, None)
 
     def resize(self, wanted: int) -> None:
-        """Start the workers that are wanted, as far as the cluster has capacity; end idle ones beyond."""
+        """Get the workers that are wanted, as far as the cluster has capacity; give idle ones beyond back."""
         usable = self._usable
         idle = [w for w, m in usable.items() if m.ready and not m.attempts]
         for worker_id in idle[: max(0, len(usable) - wanted)]:
-            self._cluster.stop(worker_id)
-            del self._members[worker_id], usable[worker_id]
+            self._give_back(worker_id)
+            del usable[worker_id]
         missing = wanted - len(usable)
         if self._failed_starts:  # one shows whether the next ones would die, too
             starting = any(not m.ready for m in usable.values())
             missing = min(missing, 0 if starting or time.monotonic() < self._start_again_at else 1)
         if missing > 0:
             for _ in range(min(missing, self._cluster.capacity_left(self.shape))):
-                self._members[self._cluster.start(self._study_id, self.shape)] = _Member()
+                worker_id = self._cluster.start(self._study_id, self.shape, self._base)
+                self._members[worker_id] = Member()
         self._watch_capacity(wanted)
 
     def _watch_capacity(self, wanted: int) -> None:
@@ -328,6 +306,7 @@ class WorkerGroup:
         member.base = base_of(order.model)
         member.reserved_for = None
         member.isolated = isolated
+        member.suspect = member.suspect or isolated
         member.reserved_for_suspect = False
         self._cluster.submit(worker_id, order)
 
@@ -345,12 +324,14 @@ class WorkerGroup:
         member.base = base or info.base
         member.ready = not member.to_verify
         member.slots = info.slots
-        member.measured = info.base is not None
+        member.measured = info.base is not None and info.newest_attempt is not None
         member.attempts |= set(info.running_attempts)
         member.device_id = info.device_id
         member.put_aside = info.device_id in self._devices_aside
         self._failed_starts = 0
-        log.info("worker %s is ready on %s (%s)", info.worker_id, info.node, info.device)
+        log.info(
+            "worker %s is ready on %s (%s, process %d)", info.worker_id, info.node, info.device, info.pid
+        )
         self._cluster.acknowledge(info.worker_id, 0)
 
     def on_delivered(self, worker_id: str, last_seq: int | None) -> None:
@@ -386,7 +367,8 @@ class WorkerGroup:
 
     def on_gone(self, worker_id: str, reason: str, cause: LossCause) -> None:
         member = self._members.pop(worker_id)
-        if not member.ready and not member.to_verify and cause is not LossCause.NODE_DIED:
+        others_fault = cause in (LossCause.NODE_DIED, LossCause.NEVER_ARRIVED)  # it was another study's
+        if not (member.ready or member.to_verify or others_fault):
             reason = "; ".join(filter(None, (full_disk(), reason)))
             self._failed_starts += 1
             pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(self._failed_starts - 1, 10))

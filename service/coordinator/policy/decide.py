@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from search_spaces.wording import counted
+from service.coordinator.policy import hand_over
 from service.coordinator.policy.limits import Limits
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 from service.coordinator.policy.stops import Stop, budget_stop, forced_stop, ranking, search_end
@@ -127,7 +128,7 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
 
 
 def trials_to_come(snapshot: Snapshot) -> int:
-    """Trials that are still to be sent out as far as anybody knows now, those that wait included."""
+    """Trials still to be sent out as far as anybody knows, those that wait or are handed over included."""
     over, cut = search_end(snapshot), budget_stop(snapshot)
     if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
         return 0
@@ -135,10 +136,12 @@ def trials_to_come(snapshot: Snapshot) -> int:
         return 0
     if over is None:
         unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
-        return unasked + len(_waiting(snapshot, snapshot.search))
-    if any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
+        to_come = unasked + len(_waiting(snapshot, snapshot.search))
+    elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
         return 0
-    return len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+    else:
+        to_come = len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+    return to_come + len(hand_over.moving(snapshot)) if to_come else hand_over.kept_for(snapshot)
 
 
 def suspects_waiting(snapshot: Snapshot) -> list[TrialSnapshot]:
@@ -256,6 +259,9 @@ def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Ac
             placement = placement.filled(worker, trial.base, isolated=trial.suspect)
             may_start -= 1
     yield from to_ask[: max(0, min(may_ask, placement.free))]
+    for trial in [] if waiting or to_ask else hand_over.hand_overs(snapshot):
+        if trial.live_attempt_id is not None:
+            yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=hand_over.REASON)
 
 
 # -- repeats -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class TrialSnapshot:
     number: int
     phase: TrialPhase
     base: str = ""
-    """Model and quantization it trains on; matters while it waits."""
+    """Model and quantization it trains on, of a trial that has not ended."""
     repeat_of: int | None = None
     """The trial whose recipe it runs again; None: it is of the search."""
     seed: int | None = None
@@ -39,6 +39,10 @@ class TrialSnapshot:
     avoid: str | None = None
     """Of a suspect: the GPU that it does not go back to while there is another."""
     live_attempt_id: int | None = None
+    worker_id: str | None = None
+    """Of the live attempt."""
+    seconds_left: float | None = None
+    """Until the live attempt ends if it goes on as since its beginning; None: it has only begun."""
     stop_requested: bool = False
     """A stop was already sent to the live attempt."""
     pause_requested: bool = False
@@ -81,6 +85,8 @@ class Snapshot:
     gpu_hours: float
     exhausted: bool = False
     """The sampler has no further configuration, whatever `limits.trials` says."""
+    resumes: bool = True
+    """Its trials go on from checkpoints exactly; those of a range test begin again."""
     training: bool = False
     """One of its trials trains."""
     preparing: str | None = None

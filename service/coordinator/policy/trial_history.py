@@ -83,7 +83,14 @@ def trial_snapshots(
             "avoid": lost.avoid,
         }
         if last is not None and last.state in LIVE_ATTEMPT_STATES:
-            yield TrialSnapshot(phase=TrialPhase.LIVE, live_attempt_id=last.id, **common)
+            yield TrialSnapshot(
+                phase=TrialPhase.LIVE,
+                base=base_of(number),
+                live_attempt_id=last.id,
+                worker_id=last.worker_id,
+                seconds_left=_seconds_left(last, now),
+                **common,
+            )
         elif number in ends:
             end = ends[number]
             fatal = last is not None and bool((last.outcome or {}).get("fatal_to_study"))
@@ -105,3 +112,12 @@ def trial_snapshots(
                 fatal_reason=lost.fatal,
                 **common,
             )
+
+
+def _seconds_left(attempt: Attempt, now: datetime) -> float | None:
+    """As `TrialSnapshot.seconds_left`."""
+    seen = attempt.examples_seen - attempt.resumed_at_examples
+    if attempt.started_at is None or attempt.total_examples is None or seen <= 0:
+        return None
+    passed = max(0.0, (now - attempt.started_at).total_seconds())
+    return passed * (attempt.total_examples - attempt.examples_seen) / seen

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import datetime
 
 from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
-from service.coordinator.cluster.device_health import devices_aside
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.cluster.worker_group import WorkerGroup
 from service.coordinator.outages import is_trouble
@@ -38,6 +37,7 @@ from service.coordinator.policy.limits import Limits
 from service.coordinator.policy.placement import wanted_workers
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.coordinator.study import attempts, recovery, snapshot_reader
+from service.coordinator.study.device_health import devices_aside
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.worker_events import WorkerEvents
 from service.errors import Inconsistent, LeaseLost
@@ -126,8 +126,9 @@ class StudyRunner:
         except Inconsistent as error:
             self.halt(str(error))
             return
-        self.workers.attach()
-        for worker_id in set(attempts.live_attempts(self.study).values()) - self.workers.members:
+        sent_to = set(attempts.live_attempts(self.study).values())
+        self.workers.attach(sent_to)
+        for worker_id in sent_to - self.workers.members:
             self.events.on_lost(
                 [worker_id], f"worker {worker_id} was not found on the cluster", LossCause.NODE_DIED
             )
@@ -138,7 +139,7 @@ class StudyRunner:
         A study that is to be cancelled is cancelled instead.
         """
         log.error("study %s cannot go on: %s", self.study.name, reason)
-        self.workers.attach()
+        self.workers.attach(attempts.live_attempts(self.study).values())
         attempts.put_down_attempts(self.study, reason)
         if self.study.is_to_be_cancelled():
             recovery.close(self.study, CANCELLED)
@@ -153,9 +154,10 @@ class StudyRunner:
 
     def abandon(self, reason: str) -> None:
         """Fail a study that cannot be worked on, with everything it has running."""
-        self.workers.attach()  # It may have no worker yet, and nobody would look for them any more.
+        sent_to = attempts.live_attempts(self.study).values()
+        self.workers.attach(sent_to)  # It may have no worker yet, and nobody would look for them any more.
         try:
-            self.events.on_lost(attempts.live_attempts(self.study).values(), reason, LossCause.UNREACHABLE)
+            self.events.on_lost(sent_to, reason, LossCause.UNREACHABLE)
             recovery.close(self.study, reason)
         except LeaseLost:
             raise
@@ -167,7 +169,7 @@ class StudyRunner:
         self.end(StudyState.FAILED, reason)
 
     def end(self, state: StudyState, reason: str) -> None:
-        """End the study and its workers."""
+        """End the study, and give its workers back."""
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         # Before the end is recorded: nobody would look for the workers of a study that is over.
         self.workers.dismiss()

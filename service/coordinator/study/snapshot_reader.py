@@ -16,6 +16,7 @@ from service.coordinator.policy.snapshot import Snapshot
 from service.coordinator.policy.trial_history import trial_snapshots
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.database import database_now
+from service.db.kinds import StudyKind
 from service.db.models import Attempt, RungReport, Study
 from service.states import AttemptState, StudyState
 from service.studies.deadlines import deadline_reached
@@ -70,6 +71,7 @@ def read_snapshot(
         gpu_hours=gpu_hours(attempts, now),
         exhausted=leased.exhausted,
         unplaceable_reason=unplaceable_reason,
+        resumes=leased.kind is not StudyKind.RANGE_TEST,
         training=any(a.state == AttemptState.RUNNING for a in attempts),
         preparing=next((a.reason for a in attempts if a.state == AttemptState.DISPATCHED and a.reason), None),
     )

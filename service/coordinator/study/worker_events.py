@@ -16,11 +16,10 @@ from sqlalchemy.orm import Session
 from search_spaces.wording import counted
 from service import optuna_store
 from service.analysis import outcomes
-from service.coordinator.cluster import device_health
 from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
-from service.coordinator.study import checkpoints, pass_costs
+from service.coordinator.study import checkpoints, device_health, pass_costs
 from service.coordinator.study.attempts import are_live
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of

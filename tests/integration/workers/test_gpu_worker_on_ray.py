@@ -38,7 +38,7 @@ from workers.contract import (
     Verdict,
     WorkerInfo,
 )
-from workers.gpu_worker import WorkerStage, find_worker, stage_of, start_worker
+from workers.ray_actors import WorkerStage, find_worker, stage_of, start_worker
 
 # Ray leaves its sockets and log files to the interpreter's end.
 # And PEFT 0.21 reads a property that transformers 5.23 renamed, whenever it wraps a model.
@@ -79,7 +79,7 @@ def follow(worker: Any, until: type, *, after: int = 0) -> tuple[list[Event], in
     deadline = time.monotonic() + DEADLINE_S
     while not of_type(seen, until):
         assert time.monotonic() < deadline
-        for numbered in ray.get(worker.events.remote(after, timeout_s=2.0)):
+        for numbered in ray.get(worker.events.remote("study", after, timeout_s=2.0)):
             assert numbered.seq > after
             after = numbered.seq
             seen.append(numbered.event)
@@ -94,7 +94,7 @@ def train_all(worker: Any, orders: Sequence[TrialOrder]) -> list[Event]:
         assert time.monotonic() < deadline
         while waiting and ray.get(worker.submit.remote(waiting[0])):
             waiting.pop(0)
-        for numbered in ray.get(worker.events.remote(after, timeout_s=2.0)):
+        for numbered in ray.get(worker.events.remote("study", after, timeout_s=2.0)):
             after = numbered.seq
             seen.append(numbered.event)
     return seen
@@ -136,7 +136,7 @@ def test_two_orders_run_one_after_the_other_and_the_second_is_pruned(
         "below the median at 100 examples",
         None,
     )
-    assert ray.get(worker.events.remote(after)) == ()
+    assert ray.get(worker.events.remote("study", after)) == ()
     assert ray.get(worker.info.remote()).free_slots == 1
 
 
@@ -173,7 +173,7 @@ def test_events_that_were_not_acknowledged_are_there_for_the_next_coordinator(
     # A new coordinator has read nothing; what the old one did acknowledge is gone, the outcome is not.
     successor = find_worker(ray.get(worker.info.remote()).worker_id)
     assert successor is not None
-    events = ray.get(successor.events.remote(0))
+    events = ray.get(successor.events.remote("study", 0))
     assert type(events[-1].event) is TrialOutcome
 
 
@@ -223,7 +223,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
     workers = RayWorkers("auto", orphan_timeout_s=600, silence=silence)
     shape = WorkerShape(num_cpus=1.0, num_gpus=0.0)
     study_id = uuid.uuid4().hex
-    worker_id = workers.start(study_id, shape)
+    worker_id = workers.start(study_id, shape, "base")
     [ready] = _said(workers)
     assert isinstance(ready, Ready)
     workers.acknowledge(worker_id, 0)
@@ -233,7 +233,7 @@ def test_a_stopped_worker_is_noticed_killed_and_its_room_given_back(
         assert isinstance(gone, Gone)
         assert (gone.worker_id, gone.cause) == (worker_id, LossCause.UNREACHABLE)
         assert gone.reason.startswith("it did not answer within ")
-        second = workers.start(study_id, shape)
+        second = workers.start(study_id, shape, "base")
         [ready_again] = _said(workers)
         assert isinstance(ready_again, Ready)
         assert ready_again.worker_id == second

@@ -17,7 +17,9 @@ from typing import Any, Literal
 Process = Literal["coordinator", "ray", "api", "upgrade"]
 """Workers are children of Ray, so theirs is `ray`."""
 
-Scenario = Literal["search", "pruned", "paused", "schedule", "submission", "migration", "frozen", "hung"]
+Scenario = Literal[
+    "search", "pruned", "paused", "warm", "schedule", "submission", "migration", "frozen", "hung"
+]
 """What has to happen for a point to be passed; see `tests.soak.faults.scenarios`."""
 
 
@@ -91,6 +93,7 @@ _EVENTS = "service.coordinator.study.worker_events:WorkerEvents"
 _ATTEMPTS = "service.coordinator.study.attempts"
 _RECOVERY = "service.coordinator.study.recovery"
 _WORKERS = "service.coordinator.cluster.worker_group:WorkerGroup"
+_RAY = "service.coordinator.cluster.ray_workers:RayWorkers"
 _STUDY = "service.coordinator.study.leased_study:LeasedStudy"
 _LEASES = "service.coordinator.leases"
 _STORE = "service.optuna_store"
@@ -174,6 +177,26 @@ POINTS: tuple[Point, ...] = (
         "workers.event_log:EventLog.append",
         given="TrialOutcome",
     ),
+    # Warm workers.
+    _worker(
+        "while it waits in the pool",
+        "after",
+        "workers.gpu_worker:GpuWorker.attend",
+        scenario="warm",
+        after_end=True,
+    ),
+    _worker(
+        "between assignment and first order", "after", "workers.gpu_worker:GpuWorker.assign", scenario="warm"
+    ),
+    _worker(
+        "while it goes back to the pool",
+        "before",
+        "workers.pack.pack:Pack.leave_study",
+        scenario="warm",
+        after_end=True,
+    ),
+    _coordinator("between assignment and dispatch", "after", f"{_RAY}.start", scenario="warm", passings=1),
+    _coordinator("while workers are given back", "after", f"{_RAY}.release", scenario="warm", passings=1),
     # REST.
     Point(
         name="in mid submission",

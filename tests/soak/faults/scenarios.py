@@ -68,6 +68,11 @@ def run_scenario(
             return _storms(deployment, chosen, times, "pruned", studies.pruned)
         case "paused":
             return _storms(deployment, chosen, times, "paused", studies.random, during=_pause_and_resume)
+        case "warm":
+            total = Tally()  # each by itself: a worker that died waits no more
+            for one in chosen:
+                total.add(_storms(deployment, [one], times, f"warm-{one.file}", studies.short))
+            return total
         case "schedule":
             return _firings(deployment, chosen, times)
         case "submission":

@@ -26,7 +26,7 @@ from typing import Any, TextIO, get_args
 from sqlalchemy import text
 
 from tests.soak.faults import invariants, scenarios, studies
-from tests.soak.faults.deployment import DatabaseName, Deployment
+from tests.soak.faults.deployment import CPUS, DatabaseName, Deployment
 from tests.soak.faults.drawn import DrawnFaults
 from tests.soak.faults.invariants import Record
 from tests.soak.faults.moments.catalog import open_deployment
@@ -217,7 +217,7 @@ class Soak:
         self.violations += self._deployment.db_check()
         try:
             self._deployment.wait_for(
-                lambda: not self._deployment.workers(), "the end of the last worker", seconds=60
+                lambda: len(self._deployment.workers()) <= CPUS, "no workers but those that wait", seconds=60
             )
         except AssertionError:
             self.violations.append(f"workers are left: {sorted(self._deployment.workers().values())}")

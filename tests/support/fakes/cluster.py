@@ -14,11 +14,11 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from search_spaces.definition import ResourcesSpec
-from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
+from service.coordinator.cluster.deliveries import Delivered, Delivery, Found, Gone, Ready, Refused
 from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
@@ -57,7 +57,7 @@ class _Training:
 @dataclass
 class _FakeWorker:
     worker_id: str
-    study_id: str
+    study_id: str | None
     slots: int = 1
     most_slots: int = 1
     base: str | None = None
@@ -96,6 +96,7 @@ class FakeCluster:
         unloadable: whether an order kills its worker while that loads model and data; default: never.
         gpus: so many workers fit in place of `cpus`, each with one of them, the lowest that is free.
         measures: the metrics of an order at a rung; default: its eval loss.
+        pools: workers that a study gives back wait for the next one, in place of ending.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class FakeCluster:
         unloadable: Callable[[TrialOrder], bool] = lambda _: False,
         gpus: int = 0,
         measures: Callable[[TrialOrder, int], Mapping[str, float]] | None = None,
+        pools: bool = False,
     ) -> None:
         self.cpus = cpus
         self.gpus = gpus
@@ -121,6 +123,7 @@ class FakeCluster:
         self.reported: list[tuple[int, int]] = []
         """Attempts and their rungs, in the order in which they were evaluated."""
         self._slots = slots
+        self._pools = pools
         self._ending = ending
         self._lethal = lethal
         self._unloadable = unloadable
@@ -224,12 +227,18 @@ class FakeCluster:
         return self.cpus if shape.num_gpus == 0 else self.gpus
 
     def capacity_left(self, shape: WorkerShape) -> int:
-        return max(0, self.capacity(shape) - len(self._workers))
+        return max(0, self.capacity(shape) - sum(w.study_id is not None for w in self._workers.values()))
 
     def gpus_in_all(self) -> float:
         return float(self.gpus)
 
-    def start(self, study_id: str, shape: WorkerShape) -> str:
+    def start(self, study_id: str, shape: WorkerShape, base: str) -> str:
+        waiting = [w for w in self._workers.values() if w.study_id is None]
+        if waiting:
+            chosen = min(waiting, key=lambda w: (w.base != base, w.worker_id))
+            chosen.study_id = study_id
+            self._meet(chosen)
+            return chosen.worker_id
         worker = _FakeWorker(worker_id=f"w{next(self._ids)}", study_id=study_id)
         if shape.num_gpus > 0:
             taken = {w.device_id for w in self._workers.values()}
@@ -239,16 +248,18 @@ class FakeCluster:
         self._meet(worker)
         return worker.worker_id
 
-    def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]:
-        found = [
-            w for w in self._workers.values() if w.study_id == study_id and w.worker_id not in self._known
-        ]
+    def attach(self, study_id: str, shape: WorkerShape, sent_to: Collection[str]) -> tuple[str, ...]:
+        here = [self._workers[w] for w in sorted(sent_to) if w in self._workers and w not in self._known]
+        found = [worker for worker in here if worker.study_id == study_id]
         for worker in found:
             self._meet(worker)
         return tuple(w.worker_id for w in found)
 
     def poll(self, timeout_s: float) -> list[Delivery]:
         news, self._news = self._news, []
+        for worker in self._workers.values():
+            if worker.study_id is not None and worker.worker_id not in self._known:
+                news.append(Found(worker_id=worker.worker_id, study_id=worker.study_id))
         for worker_id in sorted(self._known - set(self._workers)):  # ended through another view
             self.forget(worker_id)
             news.append(Gone(worker_id=worker_id, reason="killed", cause=LossCause.NODE_DIED))
@@ -299,6 +310,19 @@ class FakeCluster:
     def stop(self, worker_id: str) -> None:
         self._workers.pop(worker_id, None)
         self.forget(worker_id)
+
+    def release(self, worker_id: str) -> None:
+        worker = self._workers.get(worker_id)
+        if not self._pools or worker is None or worker.live or worker.wedged:
+            self.stop(worker_id)
+            return
+        self.forget(worker_id)
+        self._workers[worker_id] = _FakeWorker(
+            worker_id=worker_id, study_id=None, base=worker.base, device_id=worker.device_id
+        )
+
+    def keep_warm(self) -> None:
+        """Nobody waits but those that were given back."""
 
     def forget(self, worker_id: str) -> None:
         self._known.discard(worker_id)

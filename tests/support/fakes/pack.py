@@ -65,6 +65,10 @@ class FakePack:
         with self._changed:
             self._ends.append(_end(verdict.attempt_id, verdict.decision.ends_as, verdict.reason))
 
+    def leave_study(self) -> None:
+        """Its slots are a guess again; the base stays."""
+        self.slots = 1
+
     def step(self) -> None:
         """Waits a little for something to do, as a pass takes a little time."""
         with self._changed:

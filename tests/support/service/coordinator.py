@@ -207,7 +207,8 @@ class CoordinatorLab:
         with monkeypatch.context() as deadly:
             for name in ("ask", "ask_repeat", "report", "should_prune", "tell"):
                 deadly.setattr(optuna_store, name, mortal(getattr(optuna_store, name)))
-            deadly.setattr(self.cluster, "submit", mortal(self.cluster.submit))
+            for name in ("start", "submit", "release"):
+                deadly.setattr(self.cluster, name, mortal(getattr(self.cluster, name)))
             deadly.setattr(db.Database, "write", mortal_write)
             for _ in range(20_000):
                 if self.study(study_id).state in TERMINAL_STUDY_STATES:

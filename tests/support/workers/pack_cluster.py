@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +24,7 @@ from workers.pack.pack import Pack
 @dataclass
 class _Worker:
     worker_id: str
-    study_id: str
+    study_id: str | None
     slots: int
     log: EventLog = field(default_factory=EventLog)
     waiting: deque[TrialOrder] = field(default_factory=deque)
@@ -94,15 +95,17 @@ class PackCluster:
         return self._cpus
 
     def capacity_left(self, shape: WorkerShape) -> int:
-        return self._cpus - len(self._workers)
+        return self._cpus - sum(w.study_id is not None for w in self._workers.values())
 
-    def start(self, study_id: str, shape: WorkerShape) -> str:
-        worker = _Worker(f"w{next(self._ids)}", study_id, self._slots)
+    def start(self, study_id: str, shape: WorkerShape, base: str) -> str:
+        waiting = (w for w in self._workers.values() if w.study_id is None)
+        worker = next(waiting, None) or _Worker(f"w{next(self._ids)}", None, self._slots)
+        worker.study_id = study_id
         self._workers[worker.worker_id] = worker
         self._ready.append(worker.worker_id)
         return worker.worker_id
 
-    def attach(self, study_id: str, shape: WorkerShape) -> tuple[str, ...]:
+    def attach(self, study_id: str, shape: WorkerShape, sent_to: Collection[str]) -> tuple[str, ...]:
         found = tuple(w.worker_id for w in self._workers.values() if w.study_id == study_id)
         self._ready += found
         return found
@@ -134,6 +137,15 @@ class PackCluster:
         if worker is None:
             return
         worker.obey(verdict)
+
+    def release(self, worker_id: str) -> None:
+        worker = self._workers[worker_id]
+        self.forget(worker_id)
+        worker.pack.leave_study()
+        worker.study_id, worker.log = None, EventLog()
+
+    def keep_warm(self) -> None:
+        """Nobody waits but those that were given back."""
 
     def stop(self, worker_id: str) -> None:
         self._workers.pop(worker_id, None)

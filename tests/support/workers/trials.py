@@ -250,8 +250,10 @@ def worker_spec(
     orphan_timeout_s: float = 600,
     training_silence_s: float = 600,
     loading_silence_s: float = 600,
+    study_id: str | None = "study",
+    keep_base_s: float = 600,
 ) -> WorkerSpec:
-    """A worker on the CPU, with limits that no test reaches by chance."""
+    """A worker on the CPU, with limits that no test reaches by chance; of the study of `trial_order`."""
     return WorkerSpec(
         name=name,
         num_cpus=num_cpus,
@@ -259,4 +261,6 @@ def worker_spec(
         orphan_timeout_s=orphan_timeout_s,
         training_silence_s=training_silence_s,
         loading_silence_s=loading_silence_s,
+        study_id=study_id,
+        keep_base_s=keep_base_s,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces.recipe import Recipe
 from tests.support.fakes.pack import FakePack
 from tests.support.waiting import wait_until
 from tests.support.workers.trials import of_type, trial_order, worker_spec
@@ -21,6 +22,7 @@ from workers.contract import (
     Event,
     OutcomeStatus,
     PackCapacity,
+    Report,
     Stalled,
     TrialOrder,
     TrialOutcome,
@@ -79,13 +81,13 @@ def has_ended(worker: GpuWorker, ended: threading.Event) -> bool:
     return ended.is_set()
 
 
-def follow(worker: GpuWorker, until: type) -> list[Event]:
+def follow(worker: GpuWorker, until: type, study_id: str = "study") -> list[Event]:
     """Polls and acknowledges until an event of a type arrives."""
     seen: list[Event] = []
     after, deadline = 0, time.monotonic() + DEADLINE_S
     while not of_type(seen, until):
         assert time.monotonic() < deadline
-        for numbered in worker.events(after, timeout_s=1.0):
+        for numbered in worker.events(study_id, after, timeout_s=1.0) or ():
             after = numbered.seq
             seen.append(numbered.event)
     return seen
@@ -215,7 +217,7 @@ def test_an_order_that_still_waits_ends_by_a_verdict_with_one_outcome(
     wait_until(lambda: pack.admitted == [1, 3])
     pack.finish(3)
     wait_until(lambda: worker.info().running_attempts == ())
-    outcomes = of_type([numbered.event for numbered in worker.events(0)], TrialOutcome)
+    outcomes = of_type([numbered.event for numbered in worker.events("study", 0) or ()], TrialOutcome)
     assert [(o.attempt_id, o.status, o.reason) for o in outcomes] == [
         (2, status, "first"),
         (1, OutcomeStatus.COMPLETED, "trained to the end"),
@@ -262,7 +264,7 @@ def test_a_worker_that_is_polled_does_not_end_itself(ended: threading.Event) -> 
     worker = GpuWorker(worker_spec("polled", orphan_timeout_s=1.0))
     deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
-        worker.events(0, timeout_s=0.2)
+        worker.events("study", 0, timeout_s=0.2)
     assert not ended.is_set()
     worker.shutdown()
     assert has_ended(worker, ended)
@@ -320,3 +322,182 @@ def test_a_training_thread_that_hangs_is_told_while_the_worker_answers(
     worker.shutdown()
     release.set()
     assert has_ended(worker, ended)
+
+
+# -- the pool --------------------------------------------------------------------------------------
+
+
+def of_study(order: TrialOrder, study_id: str) -> TrialOrder:
+    return replace(order, study_id=study_id)
+
+
+def train_one(worker: GpuWorker, pack: FakePack, order: TrialOrder) -> None:
+    """An order from its arrival to its acknowledged outcome."""
+    assert worker.submit(order) is True
+    wait_until(lambda: order.attempt_id in pack.admitted)
+    pack.finish(order.attempt_id)
+    wait_until(lambda: worker.info().running_attempts == ())
+
+
+def test_a_worker_is_given_to_the_study_that_asks_first(worker: GpuWorker) -> None:
+    assert worker.release("study") is not None
+    answers = [worker.assign(study_id) for study_id in ("first", "second", "first")]
+    assert [None if info is None else info.study_id for info in answers] == ["first", None, "first"]
+
+
+def test_two_studies_that_ask_at_once_never_both_get_it(worker: GpuWorker) -> None:
+    for _ in range(20):
+        holder = worker.info().study_id
+        assert holder is not None
+        assert worker.release(holder) is not None
+        answers: dict[str, object] = {}
+        start = threading.Barrier(4)
+
+        def ask(study_id: str, start: threading.Barrier, answers: dict[str, object]) -> None:
+            start.wait()
+            answers[study_id] = worker.assign(study_id)
+
+        threads = [threading.Thread(target=ask, args=(str(n), start, answers)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(answer is not None for answer in answers.values()) == 1
+
+
+def test_a_released_worker_has_nothing_of_its_study_but_the_base(
+    worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    train_one(worker, pack, order(7))
+    pack.resize(3)
+    waiting = worker.release("study")
+    assert waiting is not None
+    assert (waiting.study_id, waiting.base, waiting.newest_attempt) == (None, "base", None)
+    assert waiting.slots == 1
+    taken = worker.assign("next")
+    assert taken is not None
+    assert taken.study_id == "next"
+    assert worker.events("next", 0) == ()
+    train_one(worker, pack, of_study(order(7), "next"))  # attempts of another study are not known
+    assert pack.admitted == [7, 7]
+    assert [n.seq for n in worker.events("next", 0) or ()] == [1]
+
+
+def test_what_one_study_asks_for_is_nothing_to_another(
+    worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    train_one(worker, pack, order(1))
+    assert worker.events("other", 1) is None
+    assert worker.submit(of_study(order(2), "other")) is False
+    assert worker.assign("other") is None
+    unmoved = worker.release("other")
+    assert unmoved is not None
+    assert unmoved.study_id == "study"
+    assert len(worker.events("study", 0) or ()) == 1  # the event that "other" acknowledged is there
+
+
+def test_a_worker_with_an_order_is_not_released(worker: GpuWorker, order: Make) -> None:
+    worker.submit(order(1))
+    unmoved = worker.release("study")
+    assert unmoved is not None
+    assert (unmoved.study_id, unmoved.running_attempts) == ("study", (1,))
+
+
+@pytest.mark.parametrize("changes", [{"metrics": {"profit": "m:f"}}, {"losses": {"x": "m:f"}}])
+def test_a_worker_that_ran_functions_of_a_study_ends_with_it(
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event, changes: dict[str, dict[str, str]]
+) -> None:
+    train_one(worker, pack, replace(order(1), **changes))
+    assert worker.release("study") is None
+    assert has_ended(worker, ended)
+
+
+@pytest.mark.parametrize("status", [OutcomeStatus.FAILED, OutcomeStatus.OUT_OF_MEMORY])
+def test_a_worker_in_which_a_trial_failed_ends_with_its_study(
+    worker: GpuWorker, order: Make, ended: threading.Event, status: OutcomeStatus
+) -> None:
+    worker.submit(order(1))
+    worker._record(TrialOutcome(attempt_id=1, status=status, reason="it broke"))
+    assert worker.release("study") is None
+    assert has_ended(worker, ended)
+
+
+def test_an_idle_worker_whose_coordinator_died_waits_in_the_pool_again(
+    monkeypatch: pytest.MonkeyPatch, worker: GpuWorker, pack: FakePack, order: Make
+) -> None:
+    """Not before its last event is acknowledged, which a successor has to hear."""
+    monkeypatch.setattr(gpu_worker, "FORSAKEN_SECONDS", 0.05)
+    train_one(worker, pack, order(1))
+    with worker._wake:
+        worker._wake.notify_all()  # the watch looks at once
+    time.sleep(0.2)
+    assert worker.info().study_id == "study"
+    assert worker.events("study", 1) == ()
+    time.sleep(0.1)
+    with worker._wake:
+        worker._wake.notify_all()
+    wait_until(lambda: worker.info().study_id is None)
+
+
+def test_a_base_that_no_study_uses_ends_its_worker_after_a_while(
+    worker: GpuWorker, pack: FakePack, order: Make, ended: threading.Event
+) -> None:
+    worker._assignment._keep_base_s = 0.0
+    train_one(worker, pack, order(1))
+    assert not worker._stopping
+    worker.release("study")
+    assert has_ended(worker, ended)
+    assert worker.assign("late") is None
+
+
+def test_a_worker_that_another_study_had_trains_as_a_new_one_does(
+    ended: threading.Event, tmp_path: Path, tiny_base_dir: Path
+) -> None:
+    """With the real pack: every number of a trial equals that on a new worker, and the base is kept.
+
+    The study before had other data lengths, a larger adapter, and a trial that was pruned on its way.
+    """
+
+    def numbers(worker: GpuWorker, folder: Path) -> list[object]:
+        order = trial_order(tmp_path, tiny_base_dir, attempt_id=5, study_id="next", every_examples=8)
+        order = replace(order, artifact_dir=str(folder))
+        assert worker.submit(order) is True
+        said = follow(worker, TrialOutcome, "next")
+        return [
+            *((report.rung, report.metrics, report.train_loss) for report in of_type(said, Report)),
+            *((o.status, o.value, o.metrics, o.steps) for o in of_type(said, TrialOutcome)),
+        ]
+
+    used = GpuWorker(worker_spec("used"))
+    large = Recipe(learning_rate=1e-1, batch_size=4, lora_r=16, epochs=50, max_length=16)
+    for attempt_id, recipe in ((1, large), (2, None)):
+        used.submit(trial_order(tmp_path, tiny_base_dir, attempt_id=attempt_id, recipe=recipe))
+        if recipe is large:
+            used.verdict(Verdict(attempt_id=1, decision=Decision.PRUNE, reason="poor"))
+        wait_until(lambda: used.info().running_attempts == ())
+    base = used._pack._loaded.base
+    assert used.release("study") is not None
+    loaded = used._pack._loaded
+    assert (loaded._train, loaded._evaluation, loaded._measures, loaded._labels) == ({}, {}, {}, {})
+    assert used.assign("next") is not None
+    new = GpuWorker(worker_spec("new", study_id="next"))
+    assert numbers(used, tmp_path / "again") == numbers(new, tmp_path / "new")
+    assert used._pack._loaded.base is base is not None
+    for worker in (used, new):
+        worker.shutdown()
+        assert has_ended(worker, ended)
+
+
+def test_a_waiting_worker_that_no_coordinator_attends_to_ends(
+    ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_pack(worker: GpuWorker) -> FakePack:
+        worker._device, worker._device_id, worker._threads = "cpu", None, None
+        return FakePack(worker._record)
+
+    monkeypatch.setattr(GpuWorker, "_make_pack", make_pack)
+    lonely = GpuWorker(worker_spec("w1", study_id=None, orphan_timeout_s=0.5))
+    before = lonely._last_poll
+    assert lonely.attend().study_id is None
+    assert lonely._last_poll > before
+    assert has_ended(lonely, ended)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from service.coordinator.cluster.device_health import devices_aside, put_aside_if_bad
+from service.coordinator.study.device_health import devices_aside, put_aside_if_bad
 from service.db.database import Database
 from service.db.models import Attempt, Device, Study
 from service.states import AttemptState, LossCause

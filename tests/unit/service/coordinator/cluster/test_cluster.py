@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import func, select
 
 from service.coordinator import loop
-from service.coordinator.cluster import ray_workers
-from service.coordinator.cluster.ray_workers import RayWorkers
+from service.coordinator.cluster import ray_resources
+from service.coordinator.cluster.ray_resources import RayMachines
 from service.db.models import EventRow
 from service.devices.cluster import CLUSTER_SEEN, Node, latest, record
 from tests.support.service.coordinator import CoordinatorLab
@@ -62,9 +62,8 @@ def test_nodes_are_those_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
         {"Alive": True, "Resources": {"CPU": 2.0}},
         {"Alive": True, "Resources": {}},
     ]
-    monkeypatch.setattr(ray_workers, "ray", SimpleNamespace(init=lambda **_: None, nodes=lambda: nodes))
-    workers = RayWorkers("address", orphan_timeout_s=1.0)
-    assert workers.nodes() == (Node(0, 0), Node(2, 0), Node(8, 1))
+    monkeypatch.setattr(ray_resources, "ray", SimpleNamespace(nodes=lambda: nodes))
+    assert RayMachines().nodes() == (Node(0, 0), Node(2, 0), Node(8, 1))
 
 
 @pytest.mark.parametrize(

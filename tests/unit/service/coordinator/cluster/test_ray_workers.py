@@ -15,7 +15,7 @@ from ray.exceptions import (
     RaySystemError,
 )
 
-from service.coordinator.cluster import ray_workers
+from service.coordinator.cluster import ray_calls, ray_resources, ray_workers
 from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone
 from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.cluster.silence import SilenceLimits
@@ -23,7 +23,9 @@ from service.coordinator.policy.placement import WorkerShape
 from service.errors import Unavailable
 from service.states import LossCause
 from workers.contract import NumberedEvent, Preparing, Progress
-from workers.gpu_worker import WorkerStage
+from workers.ray_actors import WorkerStage
+
+CORE = WorkerShape(num_cpus=1.0, num_gpus=0.0)
 
 
 class FakeRay:
@@ -83,16 +85,18 @@ class Clock:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     handle = SimpleNamespace(info=fake.method("info"), events=fake.method("events"))
-    monkeypatch.setattr(ray_workers, "ray", fake)
+    for module in (ray_workers, ray_calls, ray_resources):
+        monkeypatch.setattr(module, "ray", fake)
     monkeypatch.setattr(ray_workers, "find_worker", lambda name: handle)
-    monkeypatch.setattr(ray_workers, "stage_of", lambda handle: fake.stage)
+    monkeypatch.setattr(ray_calls, "stage_of", lambda handle: fake.stage)
     return fake
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     one = Clock()
-    monkeypatch.setattr(ray_workers, "time", one)
+    for module in (ray_workers, ray_calls, ray_resources):
+        monkeypatch.setattr(module, "time", one)
     return one
 
 
@@ -103,14 +107,14 @@ def unreachable() -> ActorUnavailableError:
 def listening(ray: FakeRay) -> RayWorkers:
     """Workers with one call of `events` under way."""
     workers = RayWorkers("address", orphan_timeout_s=1.0)
-    workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
-    workers._calls.clear()
+    workers.attach("s", CORE, ["worker-s-1"])
+    workers._calls.pending.clear()
     workers.acknowledge("worker-s-1", 7)
     return workers
 
 
 def fail_last_call(ray: FakeRay, workers: RayWorkers) -> list[Delivery]:
-    [ref] = workers._calls
+    [ref] = workers._calls.pending
     ray.answers[ref] = unreachable()
     return workers.poll(0.0)
 
@@ -162,7 +166,7 @@ def test_an_answer_ends_the_silence(ray: FakeRay, clock: Clock) -> None:
     fail_last_call(ray, workers)
     clock.now += SilenceLimits().answer_s
     workers.poll(0.0)
-    [ref] = workers._calls
+    [ref] = workers._calls.pending
     ray.answers[ref] = ()
     assert workers.poll(0.0) == [Delivered(worker_id="worker-s-1", events=())]
     workers.acknowledge("worker-s-1", 7)
@@ -239,7 +243,7 @@ def test_a_process_that_died_is_told_from_a_machine_that_did(
     ray: FakeRay, clock: Clock, error: RayError, cause: LossCause, reason: str
 ) -> None:
     workers = listening(ray)
-    [ref] = workers._calls
+    [ref] = workers._calls.pending
     ray.answers[ref] = error
     [gone] = workers.poll(0.0)
     assert isinstance(gone, Gone)
@@ -261,7 +265,7 @@ def test_what_a_worker_was_to_be_asked_again_is_not_asked_once_it_was_let_go_of(
     workers = listening(ray)
     fail_last_call(ray, workers)
     workers.forget("worker-s-1")
-    workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
+    workers.attach("s", CORE, ["worker-s-1"])
     asked = list(ray.asked)
     clock.now += ray_workers.RETRY_SECONDS
     workers.poll(0.0)
@@ -306,7 +310,7 @@ def test_a_coordinator_that_stood_still_does_not_hold_it_against_its_workers(
     workers = listening(ray)
     clock.now += 10_000.0
     assert workers.poll(0.0) == []
-    [ref] = workers._calls
+    [ref] = workers._calls.pending
     ray.answers[ref] = ()
     assert silent_for(workers, clock, 1) == [Delivered(worker_id="worker-s-1", events=())]
 
@@ -317,7 +321,7 @@ def test_a_worker_that_loads_has_longer_until_it_trains(ray: FakeRay, clock: Clo
         (Preparing(attempt_id=1, stage="loading"), 3600),
         (Progress(attempt_id=1, examples_seen=1, step=1, train_loss=1.0, learning_rate=1.0), 65),
     ):
-        [ref] = workers._calls
+        [ref] = workers._calls.pending
         ray.answers[ref] = (NumberedEvent(seq=8, event=event),)
         assert len(workers.poll(0.0)) == 1
         workers.acknowledge("worker-s-1", 8)
@@ -338,7 +342,7 @@ def test_a_worker_has_a_limit_for_each_stage_of_getting_ready(
 ) -> None:
     workers = RayWorkers("address", orphan_timeout_s=1.0)
     ray.stage = WorkerStage.QUEUED
-    workers.attach("s", WorkerShape(num_cpus=1.0, num_gpus=0.0))
+    workers.attach("s", CORE, ["worker-s-1"])
     if stage is not WorkerStage.QUEUED:
         assert silent_for(workers, clock, 3000) == []
         ray.stage = stage

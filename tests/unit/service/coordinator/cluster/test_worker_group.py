@@ -54,7 +54,7 @@ class Bench:
         **options: Any,
     ) -> None:
         self.cluster = Workshop(workers, **options)
-        self.group = WorkerGroup(self.cluster, "s", shape, at_once=at_once, patience=patience)
+        self.group = WorkerGroup(self.cluster, "s", shape, base=NF4, at_once=at_once, patience=patience)
         self.group.resize(workers)
         self.sent: dict[str, list[int]] = {worker_id: [] for worker_id in self.cluster.alive}
         self._at_once = at_once
@@ -141,10 +141,11 @@ def test_a_worker_that_an_earlier_coordinator_measured_needs_no_second_measureme
     bench = Bench(1, at_once=4, slots=3)
     worker = bench.cluster._workers["w1"]
     worker.base = NF4
+    worker.known.add(1)
     worker.announce(3, "as measured")
-    later = WorkerGroup(bench.cluster, "s", SHAPE, at_once=4, patience=0.0)
+    later = WorkerGroup(bench.cluster, "s", SHAPE, base=NF4, at_once=4, patience=0.0)
     bench.cluster.lose_connection()
-    later.attach()
+    later.attach(["w1"])
     [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
     later.on_ready(ready.info)
     assert later.unknown_orders("w1", {}) == []
@@ -404,7 +405,9 @@ def test_a_machine_that_is_away_is_waited_for(there: list[Node], lately: set[Nod
     cluster = FakeCluster(0, gpus=0)
     cluster.nodes = lambda: tuple(there)  # type: ignore[method-assign]
     shape = WorkerShape(num_cpus=1.0, num_gpus=2.0)
-    one = worker_group.WorkerGroup(cluster, "s", shape, at_once=1, patience=0.0, seen=lambda: lately)
+    one = worker_group.WorkerGroup(
+        cluster, "s", shape, base=NF4, at_once=1, patience=0.0, seen=lambda: lately
+    )
     one.resize(1)
     assert (one.unplaceable_reason() is not None) is fails
 
@@ -413,10 +416,11 @@ def test_a_worker_found_again_has_the_base_of_its_orders_and_not_the_one_it_stil
     bench = Bench(1, at_once=4, slots=3)
     worker = bench.cluster._workers["w1"]
     worker.base = NF4
+    worker.known.add(1)
     worker.announce(3, "as measured")
-    later = WorkerGroup(bench.cluster, "s", SHAPE, at_once=4, patience=0.0)
+    later = WorkerGroup(bench.cluster, "s", SHAPE, base=NF4, at_once=4, patience=0.0)
     bench.cluster.lose_connection()
-    later.attach()
+    later.attach(["w1"])
     [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
     later.on_ready(replace(ready.info, running_attempts=(7,)), base=INT8)
     later.unknown_orders("w1", {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from service.coordinator.cluster.device_health import devices_aside
+from service.coordinator.study.device_health import devices_aside
 from service.db.models import Device
 from service.states import LossCause, StudyState
 from tests.support.service.coordinator import DEFINITION, CoordinatorLab

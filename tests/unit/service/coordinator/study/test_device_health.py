@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.coordinator.cluster.device_health import devices_aside, no_two_explain
+from service.coordinator.study.device_health import devices_aside, no_two_explain
 from service.db.models import Device
 from service.devices.commands import restore_device
 from service.states import LossCause, StudyState
