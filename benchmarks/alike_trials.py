@@ -92,11 +92,14 @@ class Bench:
         """Adds trials until there are so many."""
         while len(self.runs) < trials:
             number = len(self.runs)
-            recipe = self._recipe.model_copy(update={"seed": number})
-            adapter = self.host.add(f"trial-{number}", recipe)
-            start = Totals(math.log(self.host.base.vocabulary_size), correct=0, tokens=1)
-            # Random tokens cannot be learned; nothing here is about how the loss goes.
-            self.runs.append(TrialRun(recipe, adapter, self._examples, start=start, divergence_factor=1e9))
+            self.runs.append(self._new_run(f"trial-{number}", number))
+
+    def _new_run(self, name: str, seed: int) -> TrialRun:
+        recipe = self._recipe.model_copy(update={"seed": seed})
+        adapter = self.host.add(name, recipe)
+        start = Totals(math.log(self.host.base.vocabulary_size), correct=0, tokens=1)
+        # Random tokens cannot be learned; nothing here is about how the loss goes.
+        return TrialRun(recipe, adapter, self._examples, start=start, divergence_factor=1e9)
 
     def close(self) -> None:
         """Takes all trials off the base."""
@@ -173,11 +176,12 @@ class Bench:
 
     def _plan(self) -> Capacity:
         """How many such trials the engine would hold, and how large its passes would be."""
-        base, (run,) = self.host.base, self.runs
+        base, run = self.host.base, self._new_run("learnt-from", 0)
         learned = LearnedCosts(base)
         passes = SharedPasses(self.host, token_budget=tokens_per_forward(base.device))
         for _ in range(LEARNT_FROM):
             passes.train([run])
+        self.host.remove(run.adapter.name)
         kept = adapter_bytes(
             run.adapter.trainable_parameters, self._recipe, accumulates=self._recipe.batch_size > 1
         )

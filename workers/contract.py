@@ -291,8 +291,8 @@ class TrialOutcome:
     (`trials_per_worker: 1`) is told its own peak, and one in a shared pack that of the pack, which may have
     been before its time. Outside Linux a CPU's peak is that of the process's whole life."""
     predicted_memory_bytes: int | None = None
-    """What the cost model said of the whole pack as soon as the trial was in it and a pass had been measured;
-    None: none was."""
+    """What the cost model said of the whole pack as soon as the trial was in it and a few passes had been
+    measured, here or earlier; None: none were."""
     trainable_parameters: int | None = None
     """Numbers in the adapter and the new head; None: it was never made."""
     gradient_noise_scale: float | None = None

@@ -99,7 +99,7 @@ class TrialView(Answer):
         " pack"
     )
     predicted_memory_bytes: int | None = Field(
-        description="The cost model's prediction for the whole pack, once a pass had been measured"
+        description="The cost model's prediction for the whole pack, once some passes had been measured"
     )
     useful_token_share: float | None = Field(
         description="Share of the positions in the trial's passes that held a token, not padding"

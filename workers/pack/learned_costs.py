@@ -122,20 +122,25 @@ class LearnedCosts:
 
     def present(self) -> Costs:
         """What is known now, or assumed."""
-        weighed = bool(self._peaks) or (self._known is not None and self._known.bytes_per_token is not None)
+        known = self._known is not None and self._known.bytes_per_token is not None
         return Costs(
             time=self._time(),
             memory=self._memory(),
             timed=self._known is not None or self.passes >= FEW_PASSES,
-            weighed=weighed,
+            weighed=known or self._has_weighed,
         )
+
+    @property
+    def _has_weighed(self) -> bool:
+        """Whether its own passes tell their bytes. The first ones may take what was freed before them."""
+        return bool(self._peaks) and self.passes >= FEW_PASSES
 
     def to_keep(self, key: str) -> PassCosts:
         """What another worker can begin with, under a key."""
         costs = self.present()
         form, device, threads = self._setting
         per_token = costs.memory.bytes_per_token
-        if self._peaks:  # with its part of what the largest pass takes whatever it holds
+        if self._has_weighed:  # with its part of what the largest pass takes whatever it holds
             per_token += (costs.memory.base_bytes - self._base_bytes) / max(self._peaks)
         return PassCosts(
             key=key,
@@ -180,7 +185,7 @@ class LearnedCosts:
 
     def _memory(self) -> MemoryCost:
         fixed, per_token = 0.0, self._most_per_token
-        if self._peaks:
+        if self._has_weighed:
             fixed, per_token = _line(self._peaks)
         elif self._known is not None and self._known.bytes_per_token is not None:
             per_token = self._known.bytes_per_token

@@ -17,7 +17,7 @@ from workers.contract import Preparing, TrialOrder
 from workers.data.datasets import TokenizedData, load_eval, load_train
 from workers.data.labels import needs_labels, read_labels
 from workers.device.heartbeat import UNWATCHED, Heartbeat
-from workers.device.memory import limited_memory, release, tokens_per_forward
+from workers.device.memory import limited_memory, release, reset_peak, tokens_per_forward
 from workers.errors import LengthError, ModelError, RecipeLengthError, faults_of_libraries
 from workers.lora.adapters import AdapterHost
 from workers.pack.learned_costs import LearnedCosts
@@ -259,6 +259,7 @@ def share_a_base(one: TrialOrder, other: TrialOrder) -> bool:
 
 
 def _costs(order: TrialOrder, host: AdapterHost) -> LearnedCosts:
+    reset_peak(host.base.device)  # what loading has freed is given back first
     return LearnedCosts(host.base, order.cost_key, order.known_costs)
 
 

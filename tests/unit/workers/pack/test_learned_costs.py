@@ -113,7 +113,8 @@ def test_knowledge_that_has_become_wrong_heals(base: LoadedBase) -> None:
 def test_bytes_are_learnt_from_peaks_and_kept(base: LoadedBase) -> None:
     costs = LearnedCosts(base, "key")
     before = costs.present().memory
-    for tokens in (200, 100, 400):
+    for tokens in (200, 100, 400, 50):
+        assert not costs.present().weighed
         peak = before.base_bytes + 7_000 + tokens * 60_000 + 8 * tokens * base.vocabulary_size
         costs.learn(PassSample(tokens, 1, 0.1, peak_bytes=peak), adapter_bytes=7_000)
     assert costs.present().weighed

@@ -29,7 +29,7 @@ def _peaks_can_be_reset() -> bool:
 @pytest.mark.skipif(not _peaks_can_be_reset(), reason="the system keeps one peak for a process's whole life")
 def test_a_small_trial_after_a_large_one_is_told_its_own_peak(tmp_path: Path, tiny_base_dir: Path) -> None:
     small = Recipe(learning_rate=1e-3, batch_size=1, lora_r=2, epochs=0.1)
-    large = Recipe(learning_rate=1e-3, batch_size=256, lora_r=256)
+    large = Recipe(learning_rate=1e-3, batch_size=256, lora_r=4_096)
     data = data_spec(tmp_path, train_rows=256)
     recorder = Recorder(slots=None)
     outcomes = []
