@@ -44,14 +44,8 @@ class Decision(StrEnum):
     @property
     def ends_as(self) -> OutcomeStatus:
         """The status of an attempt that ends by it."""
-        return _ENDS_AS[self]
-
-
-_ENDS_AS = {
-    Decision.PRUNE: OutcomeStatus.PRUNED,
-    Decision.STOP: OutcomeStatus.CANCELLED,
-    Decision.PAUSE: OutcomeStatus.PAUSED,
-}
+        ends = {Decision.PRUNE: OutcomeStatus.PRUNED, Decision.PAUSE: OutcomeStatus.PAUSED}
+        return ends.get(self, OutcomeStatus.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import ray
 from service.coordinator.cluster.silence import LONG_POLL_SECONDS, Attention, SilenceLimits
 from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.warm_pool import Waiting
+from workers.actor.ray_actors import WorkerStage, stage_of
 from workers.contract import NumberedEvent, PackCapacity, PassCosts, Preparing, Stalled, TrialOrder
-from workers.ray_actors import WorkerStage, stage_of
 
 STAGE_SECONDS = 5.0
 """How often Ray is asked how far it has come with a worker that has not answered yet."""

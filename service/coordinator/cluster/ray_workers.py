@@ -39,8 +39,8 @@ from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.warm_pool import PoolLimits, Waiting
 from service.errors import Unavailable
 from service.states import LossCause
+from workers.actor.ray_actors import NAMESPACE, find_worker, start_worker
 from workers.contract import TrialOrder, Verdict, WorkerInfo, WorkerSpec
-from workers.ray_actors import NAMESPACE, find_worker, start_worker
 
 log = logging.getLogger(__name__)
 

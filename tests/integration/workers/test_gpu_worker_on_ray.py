@@ -25,6 +25,7 @@ from service.states import LossCause
 from tests.support.waiting import wait_until
 from tests.support.workers.packs import Recorder, assert_equal_trials
 from tests.support.workers.trials import of_type, trial_order, worker_spec
+from workers.actor.ray_actors import WorkerStage, find_worker, stage_of, start_worker
 from workers.contract import (
     Decision,
     Event,
@@ -38,7 +39,6 @@ from workers.contract import (
     Verdict,
     WorkerInfo,
 )
-from workers.ray_actors import WorkerStage, find_worker, stage_of, start_worker
 
 # Ray leaves its sockets and log files to the interpreter's end.
 # And PEFT 0.21 reads a property that transformers 5.23 renamed, whenever it wraps a model.

@@ -150,7 +150,7 @@ POINTS: tuple[Point, ...] = (
     _coordinator("between end of trials and end of study", "before", f"{_STUDY}.end", passings=1),
     _coordinator("after the end of the study", "after", f"{_STUDY}.end", passings=1, after_end=True),
     # Workers.
-    _worker("on an order's arrival", "after", "workers.gpu_worker:GpuWorker.submit"),
+    _worker("on an order's arrival", "after", "workers.actor.gpu_worker:GpuWorker.submit"),
     _worker(
         "in mid checkpoint",
         "before",
@@ -162,7 +162,7 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "after a report was appended, before it is acknowledged",
         "after",
-        "workers.event_log:EventLog.append",
+        "workers.actor.event_log:EventLog.append",
         given="Report",
     ),
     _worker(
@@ -174,19 +174,22 @@ POINTS: tuple[Point, ...] = (
     _worker(
         "after an outcome was appended, before it is acknowledged",
         "after",
-        "workers.event_log:EventLog.append",
+        "workers.actor.event_log:EventLog.append",
         given="TrialOutcome",
     ),
     # Warm workers.
     _worker(
         "while it waits in the pool",
         "after",
-        "workers.gpu_worker:GpuWorker.attend",
+        "workers.actor.gpu_worker:GpuWorker.attend",
         scenario="warm",
         after_end=True,
     ),
     _worker(
-        "between assignment and first order", "after", "workers.gpu_worker:GpuWorker.assign", scenario="warm"
+        "between assignment and first order",
+        "after",
+        "workers.actor.gpu_worker:GpuWorker.assign",
+        scenario="warm",
     ),
     _worker(
         "while it goes back to the pool",

@@ -23,6 +23,7 @@ from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
 from tests.support.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
+from workers.actor.event_log import EventLog
 from workers.contract import (
     DataSummary,
     Event,
@@ -37,7 +38,6 @@ from workers.contract import (
     Verdict,
     WorkerInfo,
 )
-from workers.event_log import EventLog
 
 
 @dataclass

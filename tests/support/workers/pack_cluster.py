@@ -16,8 +16,8 @@ from search_spaces.definition import ResourcesSpec
 from service.coordinator.cluster.deliveries import Delivered, Delivery, Ready
 from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
+from workers.actor.event_log import EventLog
 from workers.contract import Event, TrialOrder, TrialOutcome, Verdict, WorkerInfo
-from workers.event_log import EventLog
 from workers.pack.pack import Pack
 
 

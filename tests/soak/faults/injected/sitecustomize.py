@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 BROKEN_EXIT = 97
-_WORKER = "workers.gpu_worker:GpuWorker.__init__"
+_WORKER = "workers.actor.gpu_worker:GpuWorker.__init__"
 """Its name is written down with its process id: from outside nobody could tell which worker is which."""
 _FOLDER = os.environ.get("FAULTS_FOLDER")
 _PROCESS = os.environ.get("FAULTS_PROCESS", "")

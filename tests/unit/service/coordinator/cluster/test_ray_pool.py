@@ -14,8 +14,8 @@ from service.coordinator.cluster.ray_workers import RayWorkers
 from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.warm_pool import PoolLimits
 from service.states import LossCause
+from workers.actor.ray_actors import WorkerStage
 from workers.contract import WorkerInfo, WorkerSpec
-from workers.ray_actors import WorkerStage
 
 CORE = WorkerShape(num_cpus=1.0, num_gpus=0.0)
 TWO = WorkerShape(num_cpus=2.0, num_gpus=0.0)

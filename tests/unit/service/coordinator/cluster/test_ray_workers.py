@@ -22,8 +22,8 @@ from service.coordinator.cluster.silence import SilenceLimits
 from service.coordinator.policy.placement import WorkerShape
 from service.errors import Unavailable
 from service.states import LossCause
+from workers.actor.ray_actors import WorkerStage
 from workers.contract import NumberedEvent, Preparing, Progress
-from workers.ray_actors import WorkerStage
 
 CORE = WorkerShape(num_cpus=1.0, num_gpus=0.0)
 

@@ -16,7 +16,8 @@ from search_spaces.recipe import Recipe
 from tests.support.fakes.pack import FakePack
 from tests.support.waiting import wait_until
 from tests.support.workers.trials import of_type, trial_order, worker_spec
-from workers import gpu_worker
+from workers.actor import gpu_worker
+from workers.actor.gpu_worker import GpuWorker
 from workers.contract import (
     Decision,
     Event,
@@ -29,7 +30,6 @@ from workers.contract import (
     Verdict,
 )
 from workers.device.heartbeat import Heartbeat
-from workers.gpu_worker import GpuWorker
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -94,7 +94,8 @@ def follow(worker: GpuWorker, until: type, study_id: str = "study") -> list[Even
 
 
 def test_the_module_is_light_to_import() -> None:
-    code = "import sys, workers.gpu_worker; print([m for m in ('torch', 'ray', 'peft') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'ray', 'peft') if m in sys.modules]"
+    code = f"import sys, workers.actor.gpu_worker; print({heavy})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

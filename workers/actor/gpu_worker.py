@@ -1,10 +1,10 @@
 """What Ray runs as a worker: a pack behind thread-safe calls, which owns one GPU or some CPU cores.
 
 Light to import: the coordinator's host has Ray but neither torch nor the models' libraries, which are
-imported where the actor runs (`workers.ray_actors`). The actor holds no credentials and knows nobody: the
-coordinator finds it by its name, sends orders and verdicts, and long-polls its event log. It trains for one
-study at a time, waits in the pool before and after that, and outlives any coordinator. It ends itself when
-none has asked for events, or attended to it in the pool, for `orphan_timeout_s`.
+imported where the actor runs (`workers.actor.ray_actors`). The actor holds no credentials and knows nobody:
+the coordinator finds it by its name, sends orders and verdicts, and long-polls its event log. It trains for
+one study at a time, waits in the pool before and after that, and outlives any coordinator. It ends itself
+when none has asked for events, or attended to it in the pool, for `orphan_timeout_s`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
-from workers.assignment import FORSAKEN_SECONDS, Assignment
+from workers.actor.assignment import FORSAKEN_SECONDS, Assignment
+from workers.actor.event_log import EventLog
 from workers.contract import (
     Decision,
     Event,
@@ -33,7 +34,6 @@ from workers.contract import (
     WorkerSpec,
 )
 from workers.device.heartbeat import Heartbeat
-from workers.event_log import EventLog
 
 if TYPE_CHECKING:
     from workers.pack.pack import Pack

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.actor.event_log import EventLog
 from workers.contract import Event, OutcomeStatus, PackCapacity, Progress, TrialOutcome
-from workers.event_log import EventLog
 
 
 def outcome(attempt_id: int = 1) -> TrialOutcome:

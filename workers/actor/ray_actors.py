@@ -6,8 +6,8 @@ import os
 from enum import StrEnum
 from typing import Any
 
+from workers.actor.gpu_worker import GpuWorker
 from workers.contract import WorkerSpec
-from workers.gpu_worker import GpuWorker
 
 NAMESPACE = "nightsweep"
 """Ray namespace of all workers."""
