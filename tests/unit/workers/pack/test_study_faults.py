@@ -149,7 +149,7 @@ def test_nothing_is_tried_of_a_study_that_trains(
     for number, varied in ((1, ("learning_rate",)), (2, None)):
         before = len(device.passes)
         recorder.outcome(order(tmp_path, tiny_base_dir, number, varied=varied, study_id=f"study-{number}"))
-        passes.append(device.passes[before:])
+        passes.append([one for one in device.passes[before:] if one.trained])
     assert passes[0] == passes[1]
 
 
