@@ -476,14 +476,15 @@ def test_a_worker_that_another_study_had_trains_as_a_new_one_does(
         if recipe is large:
             used.verdict(Verdict(attempt_id=1, decision=Decision.PRUNE, reason="poor"))
         wait_until(lambda: used.info().running_attempts == ())
-    base = used._pack._loaded.base
+    assert used._pack._loaded.base is not None
+    base = used._pack._loaded.base.host
     assert used.release("study") is not None
     loaded = used._pack._loaded
     assert (loaded._train, loaded._evaluation, loaded._measures, loaded._labels) == ({}, {}, {}, {})
     assert used.assign("next") is not None
     new = GpuWorker(worker_spec("new", study_id="next"))
     assert numbers(used, tmp_path / "again") == numbers(new, tmp_path / "new")
-    assert used._pack._loaded.base is base is not None
+    assert used._pack._loaded.base.host is base
     for worker in (used, new):
         worker.shutdown()
         assert has_ended(worker, ended)

@@ -76,7 +76,7 @@ def test_what_is_learnt_later_takes_the_place_of_what_was_known(
         {"resources": {"gradient_checkpointing": True}},
         {"resources": {"keep_decoded": "never"}},
     ],
-    ids=["base", "length", "checkpoints"],
+    ids=["base", "length", "checkpoints", "decoded weights"],
 )
 def test_a_study_whose_passes_cost_something_else_is_told_nothing(
     make_lab: Callable[..., CoordinatorLab], other: dict[str, Any]
