@@ -11,6 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.orm import Session
 
 from service.db import sqlite_files
 from service.db.connections import WRITES
@@ -18,6 +19,7 @@ from service.db.database import make_engine
 from service.errors import SchemaOutOfDate
 from service.optuna_store.storage import close_storage, create_tables, open_storage
 from service.settings import OPTUNA_SCHEMA, Settings
+from service.trials.rebuilding import rebuild_missing
 
 VERSION_TABLE = "nightsweep_alembic_version"
 """Not `alembic_version`: Optuna has a table of that name."""
@@ -63,8 +65,20 @@ def upgrade(settings: Settings) -> None:
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {OPTUNA_SCHEMA}"))
                 connection.commit()  # Optuna has its own connection, which must see the schema
             create_tables(settings)
+            _fill_trials(connection, settings)
     finally:
         engine.dispose()
+
+
+def _fill_trials(connection: Connection, settings: Settings) -> None:
+    """Make the rows of trials of studies that earlier versions ran."""
+    storage = open_storage(settings)
+    try:
+        with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
+            rebuild_missing(session, storage)
+            session.commit()
+    finally:
+        close_storage(storage)
 
 
 @contextmanager

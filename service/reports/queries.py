@@ -15,7 +15,6 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
-from service.optuna_store.studies import read_trials
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -28,7 +27,7 @@ from service.reports.schemas import (
 )
 from service.states import AttemptState
 from service.studies import queries as study_queries
-from service.studies import standing
+from service.studies import results, standing
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
 from service.trials.schemas import BestView
@@ -36,18 +35,18 @@ from service.trials.schemas import BestView
 
 def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
-    trials = read(session, storage, study)
+    trials = read(session, study)
     now = database_now(session)
-    winner = best_of(storage, study, trials)
+    winner = best_of(session, study)
     searched = [record for record in trials.records if record.values.repeat_of is None]
     started = study.started_at
     return ReportView(
         made_at=now,
-        study=study_queries.show(session, storage, [study])[0],
+        study=study_queries.show(session, study),
         seconds=None if started is None else ((study.ended_at or now) - started).total_seconds(),
         best=winner,
         importance=get_importance(storage, study),
-        verdicts=dict(diagnosis.tally(trials.diagnosis(record.number) for record in searched)),
+        verdicts=dict(diagnosis.tally(record.findings for record in searched)),
         constraints=_constraints(study, trials.definition, searched),
         advice=[AdviceView.model_validate(advice) for advice in _advice(study, trials, winner)],
         cost=_cost(trials.records, now),
@@ -69,14 +68,14 @@ def get_importance(storage: Storage, study: Study) -> ImportanceView:
     return ImportanceView.model_validate(found)
 
 
-def get_pareto_front(storage: Storage, study: Study) -> ParetoFront:
+def get_pareto_front(session: Session, study: Study) -> ParetoFront:
     """The trials of a study that no other one beats in everything."""
     definition = read_definition(study)
     if definition is None:
         return ParetoFront(objectives=[], items=[])
     return ParetoFront(
         objectives=[definition.objective.metric, *definition.objective.costs],
-        items=standing.pareto_points(definition, read_trials(storage, study.name)),
+        items=standing.pareto_points(definition, results.eligible(session, study)),
     )
 
 
@@ -86,14 +85,14 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
     judged = winner.judgement if winner is not None else None
     return advise(
         trials.definition,
-        [facts for record in trials.records if (facts := _facts(record, trials)) is not None],
+        [facts for record in trials.records if (facts := _facts(record)) is not None],
         preparation=read_preparation(study),
         winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
         distinguishable=judged.distinguishable if judged is not None else None,
     )
 
 
-def _facts(record: TrialRecord, trials: StudyTrials) -> TrialFacts | None:
+def _facts(record: TrialRecord) -> TrialFacts | None:
     """What advice looks at; None of a repeat, and of a trial whose end says nothing of its recipe."""
     if record.values.repeat_of is not None or record.state not in _TELLING:
         return None
@@ -104,7 +103,7 @@ def _facts(record: TrialRecord, trials: StudyTrials) -> TrialFacts | None:
         recipe=record.recipe,
         value=record.values.value,
         feasible=record.values.feasible,
-        findings=trials.diagnosis(record.number),
+        findings=record.findings,
         gradient_noise_scale=record.gradient_noise_scale,
     )
 
