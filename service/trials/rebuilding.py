@@ -102,8 +102,10 @@ def columns(study: Study, trials: StudyTrials, record: TrialRecord) -> Mapping[s
     completed = last is not None and last.state == AttemptState.COMPLETED
     if values.value is None and completed and trials.definition is not None:
         # The coordinator records an end before it tells Optuna.
-        result = outcomes.result(trials.definition, StudyKind(study.kind), record.outcome)
-        value, costs, feasible = result.value, list(result.costs), result.feasible
+        given = trials.definition, StudyKind(study.kind), record.outcome
+        if outcomes.shortfall(*given) is None:
+            result = outcomes.result(*given)
+            value, costs, feasible = result.value, list(result.costs), result.feasible
     return {
         "state": record.state,
         "reason": record.reason,

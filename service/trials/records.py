@@ -112,11 +112,11 @@ class TrialRecord:
         """
         values, last = self.values, self.last
         if last is None or last.state in UNFINISHED_ATTEMPT_STATES:
-            outcome = values.user_attrs.get(OUTCOME_ATTR)
-            if outcome is not None and values.state != "running":
-                return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
-            if self.ended is not None:
+            outcome = values.user_attrs.get(OUTCOME_ATTR) if values.state != "running" else None
+            if self.ended is not None and outcome in (None, self.ended[0]):
                 return self.ended[0], self.ended[1]
+            if outcome is not None:
+                return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
         if last is None:
             return WAITING, WAITS
         return AttemptState(last.state), last.reason
