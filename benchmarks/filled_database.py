@@ -24,6 +24,8 @@ from service.settings import Settings
 RUNGS = 6
 """Of a trial that trained to its end; a pruned one has two."""
 PRUNED_EVERY = 3
+LARGE = 1000
+"""Trials of a study whose importance a coordinator would have kept."""
 _EVERY = 100
 """Training examples between two rungs."""
 _ROWS_AT_A_TIME = 5000
@@ -72,10 +74,19 @@ def fill(settings: Settings, sizes: list[int]) -> list[str]:
 def _build_tables(database: Database, storage: Storage) -> None:
     """What the service derives from both, where this version has it."""
     try:
+        from service.db.models import Trial
+        from service.reports.queries import find_importance
         from service.trials.rebuilding import rebuild_all
     except ImportError:
         return
     rebuild_all(database, storage)
+    with database.write() as session:
+        for study in session.query(Study):
+            size = session.query(Trial).where(Trial.study_id == study.id).count()
+            if size >= LARGE:
+                definition = StudyDefinition.model_validate(study.definition)
+                found = find_importance(storage, study.name, definition)
+                study.importance = found.model_dump(mode="json")
 
 
 def _analyze(settings: Settings) -> None:

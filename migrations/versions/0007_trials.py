@@ -35,6 +35,7 @@ _STATES = (
 def upgrade() -> None:
     with op.batch_alter_table("studies") as studies:
         studies.add_column(sa.Column("optuna_number", sa.Integer(), nullable=True))
+        studies.add_column(sa.Column("importance", sa.JSON(), nullable=True))
     op.create_table(
         "trials",
         sa.Column("study_id", sa.String(32), nullable=False),
@@ -64,4 +65,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("trials")
     with op.batch_alter_table("studies") as studies:
+        studies.drop_column("importance")
         studies.drop_column("optuna_number")

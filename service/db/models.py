@@ -170,6 +170,8 @@ class Study(Base):
     """A `search_spaces.preparation.Preparation`, written once. A study that needs one waits for it."""
     optuna_number: Mapped[int | None]
     """Optuna's own number of it, as in the dashboard's addresses; none before a coordinator has taken it."""
+    importance: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """An `Importance` of its hyperparameters, written at its end."""
 
     # The lease: who may write, until when by the database's clock, under which fencing number.
     lease_owner: Mapped[str | None] = mapped_column(String(64))

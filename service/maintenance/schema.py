@@ -15,11 +15,11 @@ from sqlalchemy.orm import Session
 
 from service.db import sqlite_files
 from service.db.connections import WRITES
-from service.db.database import make_engine
+from service.db.database import make_engine, open_database
 from service.errors import SchemaOutOfDate
 from service.optuna_store.storage import close_storage, create_tables, open_storage
 from service.settings import OPTUNA_SCHEMA, Settings
-from service.trials.rebuilding import rebuild_missing
+from service.trials.rebuilding import rebuild_all, rebuild_missing
 
 VERSION_TABLE = "nightsweep_alembic_version"
 """Not `alembic_version`: Optuna has a table of that name."""
@@ -79,6 +79,16 @@ def _fill_trials(connection: Connection, settings: Settings) -> None:
             session.commit()
     finally:
         close_storage(storage)
+
+
+def rebuild_trials(settings: Settings) -> int:
+    """Make the rows of trials again where they differ: how many were written. The service may be running."""
+    database, storage = open_database(settings), open_storage(settings)
+    try:
+        return rebuild_all(database, storage)
+    finally:
+        close_storage(storage)
+        database.dispose()
 
 
 @contextmanager

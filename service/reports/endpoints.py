@@ -23,7 +23,7 @@ def get_report(study: StudyRef, session: Reading, storage: OptunaStorage) -> Rep
 @router.get("/importance", response_model=ImportanceView, responses=declare(404, 409))
 def get_importance(study: StudyRef, session: Reading, storage: OptunaStorage) -> ImportanceView:
     """Which hyperparameters set the best completed trials apart, by PED-ANOVA."""
-    return queries.get_importance(storage, get_search(session, study))
+    return queries.get_importance(session, storage, get_search(session, study))
 
 
 @router.get("/pareto-front", response_model=ParetoFront, responses=declare(404, 409))

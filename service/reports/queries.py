@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from weakref import WeakKeyDictionary
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
@@ -35,7 +37,7 @@ from service.trials.schemas import BestView
 
 def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
-    trials = read(session, study)
+    trials = read(session, study, read_reports=False)
     now = database_now(session)
     winner = best_of(session, study)
     searched = [record for record in trials.records if record.values.repeat_of is None]
@@ -45,7 +47,7 @@ def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
         study=study_queries.show(session, study),
         seconds=None if started is None else ((study.ended_at or now) - started).total_seconds(),
         best=winner,
-        importance=get_importance(storage, study),
+        importance=get_importance(session, storage, study),
         verdicts=dict(diagnosis.tally(record.findings for record in searched)),
         constraints=_constraints(study, trials.definition, searched),
         advice=[AdviceView.model_validate(advice) for advice in _advice(study, trials, winner)],
@@ -53,15 +55,36 @@ def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     )
 
 
-def get_importance(storage: Storage, study: Study) -> ImportanceView:
-    """Which hyperparameters of a study mattered."""
-    definition = read_definition(study)
+def get_importance(session: Session, storage: Storage, study: Study) -> ImportanceView:
+    """Which hyperparameters of a study mattered.
+
+    It takes a second where there are a thousand trials, so it is kept: of a large study that has ended with
+    its row, else by this process until another trial has completed.
+    """
+    count = results.count_eligible(session, study)
+    if study.importance is not None and study.importance["trials"] == count:
+        return ImportanceView.model_validate(study.importance)
+    kept = _KEPT.setdefault(session.get_bind(), {})
+    if (study.id, count) not in kept:
+        while len(kept) >= _MOST_KEPT:
+            kept.pop(next(iter(kept)), None)
+        kept[study.id, count] = find_importance(storage, study.name, read_definition(study))
+    return kept[study.id, count]
+
+
+_KEPT: WeakKeyDictionary[Engine | Connection, dict[tuple[str, int], ImportanceView]] = WeakKeyDictionary()
+"""Of each database: study and the number of trials that it rests on -> importance."""
+_MOST_KEPT = 200
+
+
+def find_importance(storage: Storage, name: str, definition: StudyDefinition | None) -> ImportanceView:
+    """The importance of a study's hyperparameters, read from Optuna's storage."""
     if definition is None:
         text = "This version cannot read the stored definition."
         return ImportanceView(parameters=[], trials=0, best_trials=0, sentence=text)
     found = importance.read_importance(
         storage,
-        study.name,
+        name,
         list(definition.search.space.parameters),
         minimize=definition.objective.direction == "minimize",
     )
@@ -85,14 +108,14 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
     judged = winner.judgement if winner is not None else None
     return advise(
         trials.definition,
-        [facts for record in trials.records if (facts := _facts(record)) is not None],
+        [facts for record in trials.records if (facts := _facts(record, winner)) is not None],
         preparation=read_preparation(study),
         winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
         distinguishable=judged.distinguishable if judged is not None else None,
     )
 
 
-def _facts(record: TrialRecord) -> TrialFacts | None:
+def _facts(record: TrialRecord, winner: BestView | None) -> TrialFacts | None:
     """What advice looks at; None of a repeat, and of a trial whose end says nothing of its recipe."""
     if record.values.repeat_of is not None or record.state not in _TELLING:
         return None
@@ -104,7 +127,10 @@ def _facts(record: TrialRecord) -> TrialFacts | None:
         value=record.values.value,
         feasible=record.values.feasible,
         findings=record.findings,
-        gradient_noise_scale=record.gradient_noise_scale,
+        # Of the others nothing is said, and their rung reports were not read.
+        gradient_noise_scale=winner.gradient_noise_scale
+        if winner is not None and winner.number == record.number
+        else None,
     )
 
 

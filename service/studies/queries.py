@@ -27,7 +27,9 @@ from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
 from service.studies.schemas import BestTrial, Counts, EventView, ListedBest, ListedStudy, StudyView
 
-LISTED = (defer(Study.definition, raiseload=True), defer(Study.preparation, raiseload=True))
+LISTED = tuple(
+    defer(column, raiseload=True) for column in (Study.definition, Study.preparation, Study.importance)
+)
 """Options of a query for studies that are only listed: without the columns that may be large."""
 
 

@@ -142,6 +142,12 @@ def compared(session: Session, study: Study, goal: Goal) -> list[TrialValues]:
     return [values_of(rows[number]) for number in sorted(rows)]
 
 
+def count_eligible(session: Session, study: Study) -> int:
+    """How many completed trials of a study's search break no constraint."""
+    query = select(func.count()).select_from(Trial).where(Trial.study_id == study.id, *_ELIGIBLE)
+    return session.scalars(query).one()
+
+
 def eligible(session: Session, study: Study) -> list[TrialValues]:
     """All completed trials of a study's search that break no constraint, by number."""
     query = select(Trial).where(Trial.study_id == study.id, *_ELIGIBLE).order_by(Trial.number)

@@ -171,17 +171,26 @@ class StudyTrials:
         return [curve for record in ended if (curve := record.curve(objective)) is not None]
 
 
-def read(session: Session, study: Study, numbers: Collection[int] | None = None) -> StudyTrials:
+def read(
+    session: Session,
+    study: Study,
+    numbers: Collection[int] | None = None,
+    *,
+    read_reports: bool = True,
+) -> StudyTrials:
     """Trials of a study as the service's tables have them.
 
     Args:
         session: reads.
         study: whose trials.
         numbers: which ones; None: all.
+        read_reports: whether rung reports are needed.
     """
     rows = session.scalars(_of(Trial, Trial.number, study, numbers).order_by(Trial.number)).all()
     found = {row.number: row for row in rows if numbers is None or row.number in numbers}
-    trials = join(session, study, [values_of(row) for row in found.values()], set(found), read_reports=True)
+    trials = join(
+        session, study, [values_of(row) for row in found.values()], numbers, read_reports=read_reports
+    )
     records = [
         replace(record, findings=findings_of(found[record.number].findings)) for record in trials.records
     ]

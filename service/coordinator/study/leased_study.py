@@ -36,6 +36,7 @@ from service.optuna_store.fences import fenced, raise_fence
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study, find_study_number, read_trials
 from service.optuna_store.telling import OUTCOME_ATTR
+from service.reports.queries import find_importance
 from service.states import AttemptState, StudyState
 from service.trials import rebuilding
 
@@ -49,6 +50,9 @@ _ENDED_AS = {
     "pruned": AttemptState.PRUNED,
     "fail": AttemptState.FAILED,
 }
+
+LARGE = 200
+"""Completed trials from which on a study keeps the importance of its hyperparameters when it ends."""
 
 RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
@@ -189,15 +193,25 @@ class LeasedStudy:
 
     def end(self, state: StudyState, reason: str) -> None:
         """Record the study's end, and give the lease back."""
+        importance = self._importance()
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
                 advance_study(session, study, StudyState.RUNNING, STARTED)
             advance_study(session, study, state, reason)
+            study.importance = importance
             study.lease_owner = None
             study.lease_expires_at = None
 
         self.transact(work)
+
+    def _importance(self) -> dict[str, Any] | None:
+        """What readers of a large study would otherwise wait for; of others they make it themselves."""
+        completed = sum(end.value is not None for end in self.ends.values())
+        if self.kind is not StudyKind.SEARCH or completed < LARGE:
+            return None
+        found = find_importance(self._storage, self.name, self.definition)
+        return found.model_dump(mode="json")
 
     # -- its trials ----------------------------------------------------------------------------
 
@@ -305,7 +319,7 @@ class LeasedStudy:
             violations=outcomes.violations(self.definition, self.kind, outcome),
         )
         self._end(attempt.trial_number, state, result.value, feasible=result.feasible)
-        self._diagnose(attempt.trial_number)
+        self.diagnose(attempt.trial_number, state)
 
     def tell_ends(self, attempts: Iterable[Attempt]) -> None:
         """Tell Optuna of those trials that have ended with these attempts."""
@@ -323,12 +337,11 @@ class LeasedStudy:
         optuna_store.tell(self.optuna, number, outcome, reason)
         feasible = outcome is not AttemptState.OUT_OF_MEMORY  # which is a violated constraint, as it is told
         self._end(number, outcome, None, feasible=feasible)
-        if verdicts.has_verdicts(outcome):
-            self._diagnose(number)
+        self.diagnose(number, outcome)
 
-    def _diagnose(self, number: int) -> None:
+    def diagnose(self, number: int, outcome: AttemptState) -> None:
         """Keep what the diagnosis says of a trial that has ended, and of others since it has."""
-        if self.kind is StudyKind.SEARCH:
+        if self.kind is StudyKind.SEARCH and verdicts.has_verdicts(outcome):
             with self.database.read() as session:
                 found = self._verdicts.read(session, number)
             if found:

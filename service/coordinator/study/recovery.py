@@ -233,6 +233,7 @@ def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
         end_trial(session, study.study_id, number, outcome, reason)
 
     study.transact(lambda session, _: write(session))
+    study.diagnose(number, outcome)
 
 
 def _inconsistent(number: int, condition: TrialCondition, known: _Recorded) -> str:

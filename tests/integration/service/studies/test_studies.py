@@ -333,6 +333,7 @@ def test_a_lost_trial_counts_as_what_became_of_it(
     with service_database.write() as session:
         advance_study(session, session.query(Study).one(), StudyState.CANCELLED, "cancelled on request")
     tell(optuna_study, 1, AttemptState.CANCELLED, "the study ended")
+    rebuild_all(service_database, storage)
     study = client.get("/v1/studies/support-tone").json()
     assert _counted(study) == {"failed": 1, "cancelled": 1, "total": 2}
     states = [t["state"] for t in client.get("/v1/studies/support-tone/trials").json()["items"]]
