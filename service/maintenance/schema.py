@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from alembic import command
@@ -58,14 +58,16 @@ def upgrade(settings: Settings) -> None:
     try:
         with _upgrade_lock(engine) as connection:
             _known_revision(connection)
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
             if engine.dialect.name == "postgresql":
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {OPTUNA_SCHEMA}"))
                 connection.commit()  # Optuna has its own connection, which must see the schema
             create_tables(settings)
-            _fill_trials(connection, settings)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            # One transaction: tables of this version without their rows would look as if nothing was missing.
+            with nullcontext() if connection.in_transaction() else connection.begin():
+                command.upgrade(config, "head")
+                _fill_trials(connection, settings)
     finally:
         engine.dispose()
 
