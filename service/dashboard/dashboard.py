@@ -27,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.analysis.importance import read_importance
 from service.dashboard import notes
+from service.dashboard.study_list import StudyList
 from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Study
@@ -64,7 +65,7 @@ class Dashboard:
     def __init__(self, storage: Storage, database: Database) -> None:
         self._storage = storage
         self._database = database
-        self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(storage))
+        self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(StudyList.of(storage)))
         self._script = (Path(__file__).parent / "dashboard.js").read_text()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
