@@ -51,6 +51,8 @@ class TrialRecord:
     """How and why it ended, where an event says so and Optuna need not know it yet."""
     findings: Sequence[Finding] = ()
     """The verdicts on it."""
+    diagnosed: bool = False
+    """Whether these have been made."""
 
     @property
     def number(self) -> int:
@@ -192,7 +194,12 @@ def read(
         session, study, [values_of(row) for row in found.values()], numbers, read_reports=read_reports
     )
     records = [
-        replace(record, findings=findings_of(found[record.number].findings)) for record in trials.records
+        replace(
+            record,
+            findings=findings_of(found[record.number].findings),
+            diagnosed=found[record.number].findings is not None,
+        )
+        for record in trials.records
     ]
     return replace(trials, records=records)
 

@@ -29,8 +29,10 @@ class Verdicts:
         """What is new to be said, now that a trial has ended, and of which trials."""
         study = session.get_one(Study, self._study_id)
         if self._running is None:
-            self._running = RunningDiagnosis(records.read(session, study).curves())
-            return {number: self._running.findings[number]} if number in self._running.findings else {}
+            trials = records.read(session, study)
+            self._running = RunningDiagnosis(trials.curves())
+            kept = {record.number: list(record.findings) for record in trials.records if record.diagnosed}
+            return {of: found for of, found in self._running.findings.items() if kept.get(of) != found}
         found = {}
         for curve in records.read(session, study, [number]).curves():
             found.update(self._running.add(curve))
