@@ -36,7 +36,6 @@ from service.optuna_store.fences import fenced, raise_fence
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study, find_study_number, read_trials
 from service.optuna_store.telling import OUTCOME_ATTR
-from service.reports.queries import find_importance
 from service.states import AttemptState, StudyState
 from service.trials import rebuilding
 
@@ -210,6 +209,9 @@ class LeasedStudy:
         completed = sum(end.value is not None for end in self.ends.values())
         if self.kind is not StudyKind.SEARCH or completed < LARGE:
             return None
+        # Imported where it is needed: it takes pandas and scipy, which few studies need here.
+        from service.reports.queries import find_importance
+
         found = find_importance(self._storage, self.name, self.definition)
         return found.model_dump(mode="json")
 
