@@ -10,9 +10,12 @@ import pytest
 from sqlalchemy import select
 
 from service import optuna_store
-from service.db.models import Trial
+from service.coordinator.study import leased_study
+from service.db.models import Study, Trial
+from service.definitions.stored import read_definition
 from service.maintenance import integrity
 from service.optuna_store.studies import read_trials
+from service.reports.queries import find_importance, get_importance
 from service.states import StudyState
 from service.studies import results
 from service.trials.rebuilding import rebuild_all
@@ -133,3 +136,19 @@ def test_a_death_after_an_ask_leaves_a_trial_without_a_row_until_the_study_is_ta
     assert rebuild_all(lab.database, lab.storage) == 0
     lab.run(study_id)
     assert_as_told(lab)
+
+
+def test_a_large_study_keeps_the_importance_of_its_hyperparameters(
+    make_lab: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leased_study, "LARGE", 12)
+    lab = make_lab(cpus=3)
+    study_id = lab.submit()
+    lab.run(study_id)
+    kept = lab.study(study_id).importance
+    assert kept is not None
+    with lab.database.read() as session:
+        study = session.get_one(Study, study_id)
+        assert kept["trials"] == results.count_eligible(session, study) == 12
+        assert get_importance(session, lab.storage, study).model_dump(mode="json") == kept
+    assert find_importance(lab.storage, "s", read_definition(study)).model_dump(mode="json") == kept
