@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class StudyState(StrEnum):
@@ -25,6 +26,12 @@ class AttemptState(StrEnum):
     LOST = "lost"
     PAUSED = "paused"
     CANCELLED = "cancelled"
+
+
+WAITING: Literal["waiting"] = "waiting"
+"""The state of a trial that has had no attempt yet."""
+TrialState = AttemptState | Literal["waiting"]
+TRIAL_STATES: tuple[str, ...] = (WAITING, *AttemptState)
 
 
 class LossCause(StrEnum):

@@ -6,6 +6,7 @@ docs/how-to/read-a-report.md repeats them.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,16 +83,28 @@ class Peers:
     """The trials of a study by rung, to find those that did better with a gentler recipe."""
 
     def __init__(self, curves: Iterable[Curve] = ()) -> None:
-        self._at: dict[int, list[tuple[float, int, _Force, Curve]]] = {}
+        self._at: dict[int, list[tuple[float, int, Force, Curve]]] = {}
         for curve in curves:
-            if curve.recipe is not None:
-                force = _Force.of(curve.recipe)
-                for rung in curve.rungs:
-                    entry = (rung.eval_loss, curve.number, force, curve)
-                    self._at.setdefault(rung.examples, []).append(entry)
-        for entries in self._at.values():
-            entries.sort(key=lambda entry: entry[:2])
-            del entries[MAX_PEERS:]
+            self.add(curve)
+
+    def add(self, curve: Curve) -> dict[int, int | None]:
+        """One more trial.
+
+        Returns:
+            Rung -> the trial that is no longer among the best ones there, if any; of each rung where this
+            one is.
+        """
+        changed: dict[int, int | None] = {}
+        if curve.recipe is None:
+            return changed
+        force = Force.of(curve.recipe)
+        for rung in curve.rungs:
+            entries = self._at.setdefault(rung.examples, [])
+            bisect.insort(entries, (rung.eval_loss, curve.number, force, curve), key=lambda entry: entry[:2])
+            dropped = entries.pop()[1] if len(entries) > MAX_PEERS else None
+            if dropped != curve.number:
+                changed[rung.examples] = dropped
+        return changed
 
     def gentler(self, curve: Curve) -> tuple[float, Curve] | None:
         """The best trial at this one's last rung whose updates are smaller in every way, and its loss there.
@@ -101,7 +114,7 @@ class Peers:
         """
         if curve.recipe is None or not curve.rungs:
             return None
-        own = _Force.of(curve.recipe)
+        own = Force.of(curve.recipe)
         for loss, _, force, peer in self._at.get(curve.rungs[-1].examples, ()):
             if force.gentler_than(own):
                 return loss, peer
@@ -109,7 +122,7 @@ class Peers:
 
 
 @dataclass(frozen=True)
-class _Force:
+class Force:
     """What makes the updates of a recipe large."""
 
     rate: float
@@ -118,10 +131,10 @@ class _Force:
     optimizer: str
 
     @classmethod
-    def of(cls, recipe: Recipe) -> _Force:
+    def of(cls, recipe: Recipe) -> Force:
         return cls(recipe.peak_learning_rate, recipe.batch_size, recipe.lora_r, recipe.optimizer)
 
-    def gentler_than(self, other: _Force) -> bool:
+    def gentler_than(self, other: Force) -> bool:
         return (
             self.rate < other.rate
             and self.batch_size >= other.batch_size

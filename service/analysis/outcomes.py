@@ -11,6 +11,7 @@ from typing import Any
 
 from search_spaces.definition import StudyDefinition
 from service.db.kinds import StudyKind
+from service.db.trials import Result
 
 BYTES_PER_GB = 1e9
 
@@ -56,6 +57,16 @@ def violations(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[st
         below = [bound.min - known[name]] if bound.min is not None else []
         found[name] = max(beyond + below)
     return found
+
+
+def result(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str, Any]) -> Result:
+    """What a completed trial is compared by."""
+    broken = violations(definition, kind, outcome)
+    return Result(
+        value=outcome["value"],
+        costs=costs(definition, kind, outcome),
+        feasible=all(violation <= 0.0 for violation in broken.values()),
+    )
 
 
 def _measured(outcome: Mapping[str, Any]) -> dict[str, float]:

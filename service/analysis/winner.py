@@ -104,6 +104,11 @@ class Judgement:
     """By that test; None where it was not made. Without any spread, whether the means differ."""
     sentence: str
 
+    @property
+    def first(self) -> Candidate:
+        """The winner's."""
+        return next(candidate for candidate in self.candidates if candidate.trial_number == self.winner)
+
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     """The two-sided p value of Welch's t-test; None with fewer than two values in either, or no spread."""

@@ -17,6 +17,7 @@ from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from search_spaces.values.artifact_urls import join
 from service.artifacts.layout import Folder, Place
 from service.artifacts.retention import referenced, trials_to_keep, why_removed
+from service.db import trials
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition
@@ -151,10 +152,10 @@ def _plan_study(
     definition = read_definition(study)
     if definition is None:
         keep = None  # another version's: this one cannot say which are the best
-    trials, adapters = frozenset[int](), set[Folder]()
+    kept, adapters = frozenset[int](), set[Folder]()
     if keep is not None and definition is not None:
-        trials = trials_to_keep(definition, read_trials(storage, study.name), keep)
-        for number in trials:
+        kept = trials_to_keep(definition, read_trials(storage, study.name), keep)
+        for number in kept:
             rows = session.scalars(
                 select(Attempt.outcome)
                 .where(Attempt.study_id == study_id, Attempt.trial_number == number)
@@ -162,7 +163,7 @@ def _plan_study(
             )
             adapters |= referenced(study_id, rows)
     for folder, size in sorted(place.folders(study_id).items()):
-        reason = why_removed(folder, keep=keep, trials=trials, adapters=adapters)
+        reason = why_removed(folder, keep=keep, trials=kept, adapters=adapters)
         if reason is not None:
             yield Planned(
                 at=place,
@@ -200,3 +201,4 @@ def _mark_study(session: Session, study_id: str, folders: set[Folder]) -> None:
         session.execute(
             update(Attempt).where(Attempt.id.in_(marked)).values(adapters_swept_at=database_now(session))
         )
+        trials.touch(session, study_id, {folder.trial for folder in folders})

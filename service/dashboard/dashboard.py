@@ -27,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.analysis.importance import read_importance
 from service.dashboard import notes
+from service.dashboard.study_list import StudyList
 from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Study
@@ -64,7 +65,7 @@ class Dashboard:
     def __init__(self, storage: Storage, database: Database) -> None:
         self._storage = storage
         self._database = database
-        self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(storage))
+        self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(StudyList.of(storage)))
         self._script = (Path(__file__).parent / "dashboard.js").read_text()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,11 +143,11 @@ class Dashboard:
         best: set[int] = set()
         ours: dict[str, Any] = {}
         if study.kind == StudyKind.RANGE_TEST:
-            test = range_tests.show(session, self._storage, study)
+            test = range_tests.show(session, study)
             document["note"]["body"] = notes.range_test_note(test)
             ours["titles"] = notes.titles_of_a_range_test()
         else:
-            [shown] = studies.show(session, self._storage, [study])
+            shown = studies.show(session, study)
             document["note"]["body"] = notes.study_note(shown)
             if shown.pareto_front is not None:
                 best = {point.trial_number for point in shown.pareto_front}
@@ -155,8 +156,8 @@ class Dashboard:
         # The dashboard's own choice knows neither repeats nor constraints.
         document["best_trials"] = [trial for trial in all_trials if trial["number"] in best]
         if document["trials"] or document["best_trials"]:
-            found = records.read(session, self._storage, study)
-            trials = [trial_view(study, found.definition, record, ()) for record in found.records]
+            found = records.read(session, study)
+            trials = [trial_view(study, found.definition, record) for record in found.records]
             repeats = notes.repeats_in_words(trials)
             ours["repeats"] = {
                 t.number: f"repeat of {t.repeat_of}, seed {t.seed}" for t in trials if t.number in repeats

@@ -1,13 +1,15 @@
-"""The service's own tables: lifecycle, attempts, leases, events, schedules.
+"""The service's own tables: lifecycle, attempts, trials, leases, events, schedules.
 
-Parameters, intermediate values and final values live in Optuna's storage and are not mirrored here;
-a study's id and a trial's number link the two. Times are UTC with a zone. The partial unique indexes
-make bad states impossible rather than unlikely.
+Parameters and reported values are true in Optuna's storage, from which samplers learn; `Trial` has a copy of
+them for readers. A study's id and a trial's number link the two. Times are UTC with a zone. The partial
+unique indexes make bad states impossible rather than unlikely.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -26,12 +28,13 @@ from sqlalchemy import (
     and_,
     false,
     text,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.db.column_types import Sentence, UtcDateTime
 from service.db.kinds import Overlap, StudyKind
-from service.states import AttemptState, StudyState
+from service.states import TRIAL_STATES, AttemptState, StudyState
 
 
 def utc_now() -> datetime:
@@ -42,7 +45,12 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _one_of(column: str, values: type[StrEnum]) -> str:
+def _next_revision(revision: int | None) -> int:
+    """Higher than any that a row of this key has had, even if that row was removed: the time, in ms."""
+    return max((revision or 0) + 1, time.time_ns() // 1_000_000)
+
+
+def _one_of(column: str, values: Iterable[StrEnum | str]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 
@@ -160,6 +168,10 @@ class Study(Base):
     """The range test that is this study's first stage, once it has been made."""
     preparation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """A `search_spaces.preparation.Preparation`, written once. A study that needs one waits for it."""
+    optuna_number: Mapped[int | None]
+    """Optuna's own number of it, as in the dashboard's addresses; none before a coordinator has taken it."""
+    importance: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """An `Importance` of its hyperparameters, written at its end."""
 
     # The lease: who may write, until when by the database's clock, under which fencing number.
     lease_owner: Mapped[str | None] = mapped_column(String(64))
@@ -239,6 +251,53 @@ class Attempt(Base):
     """When it was decided that its adapters are not kept; the files go after that."""
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """Metrics, seconds, peak memory and adapter folders, as the worker reported them."""
+
+
+class Trial(Base):
+    """A trial as readers see it, without a look at Optuna or at other trials.
+
+    Written in the transactions that move the trial (`service.db.trials`), and made again from attempts,
+    events and Optuna's storage where it differs (`service.trials.rebuilding`).
+    """
+
+    __tablename__ = "trials"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", TRIAL_STATES), name="ck_trials_state"),
+        Index("ix_trials_state", "study_id", "state", "repeat_of"),
+        Index("ix_trials_best", "study_id", "repeat_of", "feasible", "value", "number"),
+    )
+
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(String(16))
+    """Its last attempt's; or how it ended without one; or `waiting`."""
+    reason: Mapped[str] = mapped_column(Sentence)
+    params: Mapped[dict[str, Any]]
+    """As Optuna holds them."""
+    repeat_of: Mapped[int | None]
+    seed: Mapped[int | None] = mapped_column(BigInteger)
+    """Of a repeat: the recipe's."""
+    value: Mapped[float | None] = mapped_column(Double)
+    """The objective, of a completed trial."""
+    costs: Mapped[list[float]] = mapped_column(JSON, default=list)
+    """In the order of `objective.costs`, of a completed trial."""
+    feasible: Mapped[bool] = mapped_column(default=True, server_default=true())
+    rungs: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    """[rung, objective] as Optuna was told, ascending; null in place of what is not finite."""
+    best_rung: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    """The first start of an attempt."""
+    ended_at: Mapped[datetime | None]
+    """The end of the last attempt."""
+    findings: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the diagnosis says: verdict, evidence, rung. None: it has not been made."""
+    revision: Mapped[int] = mapped_column(BigInteger)
+    """Raised by every change of the row: what was made from an ended trial stays right while it stands."""
+
+    __mapper_args__ = {  # noqa: RUF012  (SQLAlchemy's own class attribute)
+        "version_id_col": revision,
+        "version_id_generator": _next_revision,
+    }
 
 
 class Device(Base):

@@ -1,4 +1,4 @@
-"""How the rows of studies and attempts change: the only ways to change a state.
+"""How the rows of studies, attempts and trials change: the only ways to change a state.
 
 Each function is one part of a writing transaction whose caller holds the study's row locked, and each change
 of a state appends an event that says why. The times of pauses are the database's.
@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
+from service.db import trials
 from service.db.database import database_now
 from service.db.models import Attempt, EventRow, Study
 from service.errors import IllegalTransition
@@ -49,23 +50,47 @@ def advance_study(session: Session, study: Study, to: StudyState, reason: str) -
     append_event(session, study.id, f"study_{to}", reason)
 
 
-def advance_attempt(session: Session, attempt: Attempt, to: AttemptState, reason: str) -> None:
-    """Move an attempt, say why, and note when it started or ended.
+def advance_attempt(
+    session: Session,
+    attempt: Attempt,
+    to: AttemptState,
+    reason: str,
+    *,
+    result: trials.Result | None = None,
+    at: datetime | None = None,
+) -> None:
+    """Move an attempt and with it its trial, say why, and note when it started or ended.
 
-    Raises `IllegalTransition` when the table has no such move.
+    Args:
+        session: writes.
+        attempt: the latest of its trial.
+        to: its new state.
+        reason: why, in words.
+        result: what its trial is compared by, if it has completed.
+        at: when; None: now, by this machine's clock.
+
+    Raises:
+        IllegalTransition: the table has no such move.
     """
     came_from = AttemptState(attempt.state)
     if to not in ATTEMPT_TRANSITIONS[came_from]:
         what = f"Attempt {attempt.ordinal} of trial {attempt.trial_number}"
         raise IllegalTransition(_refusal(what, came_from, to, ATTEMPT_TRANSITIONS[came_from]))
-    now = datetime.now(UTC)
+    now = at or datetime.now(UTC)
     attempt.state = to
     attempt.reason = shortened(reason, SENTENCE_CHARACTERS)
     if to is AttemptState.RUNNING:
         attempt.started_at = now
     if to in TERMINAL_ATTEMPT_STATES:
         attempt.ended_at = now
+    trials.follow(session, attempt, result)
     append_event(session, attempt.study_id, f"attempt_{to}", reason, trial_number=attempt.trial_number)
+
+
+def end_trial(session: Session, study_id: str, number: int, outcome: AttemptState, reason: str) -> None:
+    """End a trial that has no live attempt, and say why."""
+    trials.end(session, study_id, number, outcome, reason)
+    append_event(session, study_id, f"trial_{outcome}", reason, trial_number=number)
 
 
 def append_event(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from alembic import command
@@ -11,13 +11,15 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.orm import Session
 
 from service.db import sqlite_files
 from service.db.connections import WRITES
-from service.db.database import make_engine
+from service.db.database import make_engine, open_database
 from service.errors import SchemaOutOfDate
 from service.optuna_store.storage import close_storage, create_tables, open_storage
 from service.settings import OPTUNA_SCHEMA, Settings
+from service.trials.rebuilding import rebuild_all, rebuild_missing
 
 VERSION_TABLE = "nightsweep_alembic_version"
 """Not `alembic_version`: Optuna has a table of that name."""
@@ -56,15 +58,39 @@ def upgrade(settings: Settings) -> None:
     try:
         with _upgrade_lock(engine) as connection:
             _known_revision(connection)
-            config = _alembic_config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
             if engine.dialect.name == "postgresql":
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {OPTUNA_SCHEMA}"))
                 connection.commit()  # Optuna has its own connection, which must see the schema
             create_tables(settings)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            # One transaction: tables of this version without their rows would look as if nothing was missing.
+            with nullcontext() if connection.in_transaction() else connection.begin():
+                command.upgrade(config, "head")
+                _fill_trials(connection, settings)
     finally:
         engine.dispose()
+
+
+def _fill_trials(connection: Connection, settings: Settings) -> None:
+    """Make the rows of trials of studies that earlier versions ran."""
+    storage = open_storage(settings)
+    try:
+        with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
+            rebuild_missing(session, storage)
+            session.commit()
+    finally:
+        close_storage(storage)
+
+
+def rebuild_trials(settings: Settings) -> int:
+    """Make the rows of trials again where they differ: how many were written. The service may be running."""
+    database, storage = open_database(settings), open_storage(settings)
+    try:
+        return rebuild_all(database, storage)
+    finally:
+        close_storage(storage)
+        database.dispose()
 
 
 @contextmanager

@@ -18,14 +18,12 @@ from service.db.models import Study
 from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
 from service.errors import Invalid
-from service.optuna_store.storage import Storage
 from service.plans.checks import note_unchecked
 from service.plans.dependencies import Checks
 from service.range_tests import commands, queries
 from service.range_tests.schemas import RangeTestPage, RangeTestView
 from service.rest.dependencies import (
     NamePrefix,
-    OptunaStorage,
     Owner,
     OwnerName,
     Reading,
@@ -66,7 +64,6 @@ RangeTestRef = Annotated[str, Path(description="The range test's id or name")]
 )
 def submit(
     document: Document,
-    storage: OptunaStorage,
     resources: ServiceResources,
     checks: Checks,
     owner: Owner,
@@ -93,7 +90,7 @@ def submit(
         require_within_limits(session, owner, sweeps, Limits.of(settings))
         study = commands.make(session, definition, "submitted", owner=owner)
         note_unchecked(session, unchecked, study_id=study.id, what="this range test")
-        return _answer(session, storage, study, 201, Location=f"/v1/range-tests/{study.id}")
+        return _answer(session, study, 201, Location=f"/v1/range-tests/{study.id}")
 
     return change.answer(work)
 
@@ -101,7 +98,6 @@ def submit(
 @router.get("", response_model=RangeTestPage, responses=declare(422))
 def list_range_tests(
     session: Reading,
-    storage: OptunaStorage,
     state: StudyStates = None,
     prefix: NamePrefix | None = None,
     owner: OwnerName | None = None,
@@ -111,37 +107,33 @@ def list_range_tests(
     """Range tests, newest first: all of them, or those that match every filter, without what they found."""
     filters = Filters(kind=StudyKind.RANGE_TEST, states=state, prefix=prefix, owner=owner)
     page = list_studies(session, filters, limit=limit, cursor=cursor)
-    items = queries.list_view(session, storage, page.studies)
+    items = queries.list_view(session, page.studies)
     return RangeTestPage(items=items, next_cursor=page.next_cursor)
 
 
 @router.get(
     "/{range_test}", response_model=RangeTestView, responses={200: {"headers": ETAG_HEADER}, **declare(404)}
 )
-def get_range_test(
-    range_test: RangeTestRef, session: Reading, storage: OptunaStorage, response: Response
-) -> RangeTestView:
+def get_range_test(range_test: RangeTestRef, session: Reading, response: Response) -> RangeTestView:
     """One range test, by id or name."""
     found = queries.get_range_test(session, range_test)
     response.headers.update(etag(found.revision))
-    return queries.show(session, storage, found)
+    return queries.show(session, found)
 
 
 @router.post("/{range_test}/cancel", status_code=202, response_model=RangeTestView, responses=CHANGED)
-def cancel(
-    range_test: RangeTestRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce
-) -> Response:
+def cancel(range_test: RangeTestRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Cancel the range test. A study that waits for it then fails."""
 
     def work(session: Session) -> Answer:
         found = queries.get_range_test(session, range_test)
-        return _answer(session, storage, request_cancel(session, found.id, expected), 202)
+        return _answer(session, request_cancel(session, found.id, expected), 202)
 
     return change.answer(work)
 
 
-def _answer(session: Session, storage: Storage, study: Study, status: int, **headers: str) -> Answer:
+def _answer(session: Session, study: Study, status: int, **headers: str) -> Answer:
     """A range test as the answer to a change of it."""
     session.flush()
-    shown = queries.show(session, storage, study)
+    shown = queries.show(session, study)
     return Answer(status=status, body=shown, headers={**etag(study.revision), **headers})

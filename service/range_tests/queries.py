@@ -14,13 +14,11 @@ from service.db.kinds import StudyKind
 from service.db.models import Study
 from service.definitions.stored import read_definition
 from service.errors import NotFound
-from service.optuna_store.storage import Storage
-from service.optuna_store.studies import find_study_number
 from service.range_tests.schemas import BoundsView, CornerView, CurvePointView, ListedRangeTest, RangeTestView
 from service.range_tests.sweeps import conclude, read_corners
 from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.queries import get_study
-from service.studies.standing import coordinator_is_missing, reason
+from service.studies.standing import coordinator_is_missing, dashboard_path, reason
 
 
 def get_range_test(session: Session, ref: str) -> Study:
@@ -31,12 +29,11 @@ def get_range_test(session: Session, ref: str) -> Study:
     return study
 
 
-def list_view(session: Session, storage: Storage, tests: Sequence[Study]) -> list[ListedRangeTest]:
+def list_view(session: Session, tests: Sequence[Study]) -> list[ListedRangeTest]:
     """Range tests as lists show them, without definitions and curves."""
     query = select(Study.range_test_id, Study.name).where(Study.range_test_id.in_([t.id for t in tests]))
     parents: dict[str | None, str] = {row.range_test_id: row.name for row in session.execute(query)}
     now, missing = database_now(session), coordinator_is_missing(session, tests)
-    numbers = {test.id: find_study_number(storage, test.name) for test in tests}
     return [
         ListedRangeTest(
             id=test.id,
@@ -48,16 +45,16 @@ def list_view(session: Session, storage: Storage, tests: Sequence[Study]) -> lis
             started_at=test.started_at,
             ended_at=test.ended_at,
             study=parents.get(test.id),
-            dashboard_path=None if numbers[test.id] is None else f"/dashboard/studies/{numbers[test.id]}",
+            dashboard_path=dashboard_path(test),
         )
         for test in tests
     ]
 
 
-def show(session: Session, storage: Storage, study: Study) -> RangeTestView:
+def show(session: Session, study: Study) -> RangeTestView:
     """A range test as the API shows it at its own address."""
     view = RangeTestView(
-        **dict(list_view(session, storage, [study])[0]),
+        **dict(list_view(session, [study])[0]),
         definition=study.definition,
         corners=[],
         allowed=None,

@@ -23,13 +23,13 @@ def get_report(study: StudyRef, session: Reading, storage: OptunaStorage) -> Rep
 @router.get("/importance", response_model=ImportanceView, responses=declare(404, 409))
 def get_importance(study: StudyRef, session: Reading, storage: OptunaStorage) -> ImportanceView:
     """Which hyperparameters set the best completed trials apart, by PED-ANOVA."""
-    return queries.get_importance(storage, get_search(session, study))
+    return queries.get_importance(session, storage, get_search(session, study))
 
 
 @router.get("/pareto-front", response_model=ParetoFront, responses=declare(404, 409))
-def get_pareto_front(study: StudyRef, session: Reading, storage: OptunaStorage) -> ParetoFront:
+def get_pareto_front(study: StudyRef, session: Reading) -> ParetoFront:
     """The completed trials that no other one beats in the objective and all costs, the best objective first.
 
     Trials that break a constraint are left out. With a single objective it holds the best trial.
     """
-    return queries.get_pareto_front(storage, get_search(session, study))
+    return queries.get_pareto_front(session, get_search(session, study))

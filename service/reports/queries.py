@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from weakref import WeakKeyDictionary
 
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
@@ -15,7 +17,6 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
-from service.optuna_store.studies import read_trials
 from service.reports.advice import Advice, TrialFacts, advise
 from service.reports.costs import count_examples, worker_hours
 from service.reports.schemas import (
@@ -28,7 +29,7 @@ from service.reports.schemas import (
 )
 from service.states import AttemptState
 from service.studies import queries as study_queries
-from service.studies import standing
+from service.studies import results, standing
 from service.trials.queries import best_of
 from service.trials.records import StudyTrials, TrialRecord, read
 from service.trials.schemas import BestView
@@ -36,47 +37,68 @@ from service.trials.schemas import BestView
 
 def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
-    trials = read(session, storage, study)
+    trials = read(session, study, read_reports=False)
     now = database_now(session)
-    winner = best_of(storage, study, trials)
+    winner = best_of(session, study)
     searched = [record for record in trials.records if record.values.repeat_of is None]
     started = study.started_at
     return ReportView(
         made_at=now,
-        study=study_queries.show(session, storage, [study])[0],
+        study=study_queries.show(session, study),
         seconds=None if started is None else ((study.ended_at or now) - started).total_seconds(),
         best=winner,
-        importance=get_importance(storage, study),
-        verdicts=dict(diagnosis.tally(trials.diagnosis(record.number) for record in searched)),
+        importance=get_importance(session, storage, study),
+        verdicts=dict(diagnosis.tally(record.findings for record in searched)),
         constraints=_constraints(study, trials.definition, searched),
         advice=[AdviceView.model_validate(advice) for advice in _advice(study, trials, winner)],
         cost=_cost(trials.records, now),
     )
 
 
-def get_importance(storage: Storage, study: Study) -> ImportanceView:
-    """Which hyperparameters of a study mattered."""
-    definition = read_definition(study)
+def get_importance(session: Session, storage: Storage, study: Study) -> ImportanceView:
+    """Which hyperparameters of a study mattered.
+
+    It takes a second where there are a thousand trials, so it is kept: of a large study that has ended with
+    its row, else by this process until another trial has completed.
+    """
+    count = results.count_eligible(session, study)
+    if study.importance is not None and study.importance["trials"] == count:
+        return ImportanceView.model_validate(study.importance)
+    kept = _KEPT.setdefault(session.get_bind(), {})
+    if (study.id, count) not in kept:
+        while len(kept) >= _MOST_KEPT:
+            kept.pop(next(iter(kept)), None)
+        kept[study.id, count] = find_importance(storage, study.name, read_definition(study))
+    return kept[study.id, count]
+
+
+_KEPT: WeakKeyDictionary[Engine | Connection, dict[tuple[str, int], ImportanceView]] = WeakKeyDictionary()
+"""Of each database: study and the number of trials that it rests on -> importance."""
+_MOST_KEPT = 200
+
+
+def find_importance(storage: Storage, name: str, definition: StudyDefinition | None) -> ImportanceView:
+    """The importance of a study's hyperparameters, read from Optuna's storage."""
     if definition is None:
         text = "This version cannot read the stored definition."
         return ImportanceView(parameters=[], trials=0, best_trials=0, sentence=text)
     found = importance.read_importance(
         storage,
-        study.name,
+        name,
         list(definition.search.space.parameters),
         minimize=definition.objective.direction == "minimize",
     )
     return ImportanceView.model_validate(found)
 
 
-def get_pareto_front(storage: Storage, study: Study) -> ParetoFront:
+def get_pareto_front(session: Session, study: Study) -> ParetoFront:
     """The trials of a study that no other one beats in everything."""
     definition = read_definition(study)
     if definition is None:
         return ParetoFront(objectives=[], items=[])
     return ParetoFront(
         objectives=[definition.objective.metric, *definition.objective.costs],
-        items=standing.pareto_points(definition, read_trials(storage, study.name)),
+        items=standing.pareto_points(definition, results.eligible(session, study)),
     )
 
 
@@ -86,14 +108,14 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
     judged = winner.judgement if winner is not None else None
     return advise(
         trials.definition,
-        [facts for record in trials.records if (facts := _facts(record, trials)) is not None],
+        [facts for record in trials.records if (facts := _facts(record, winner)) is not None],
         preparation=read_preparation(study),
         winner=judged.winner if judged is not None and judged.decided_by == "repeats" else None,
         distinguishable=judged.distinguishable if judged is not None else None,
     )
 
 
-def _facts(record: TrialRecord, trials: StudyTrials) -> TrialFacts | None:
+def _facts(record: TrialRecord, winner: BestView | None) -> TrialFacts | None:
     """What advice looks at; None of a repeat, and of a trial whose end says nothing of its recipe."""
     if record.values.repeat_of is not None or record.state not in _TELLING:
         return None
@@ -104,8 +126,11 @@ def _facts(record: TrialRecord, trials: StudyTrials) -> TrialFacts | None:
         recipe=record.recipe,
         value=record.values.value,
         feasible=record.values.feasible,
-        findings=trials.diagnosis(record.number),
-        gradient_noise_scale=record.gradient_noise_scale,
+        findings=record.findings,
+        # Of the others nothing is said, and their rung reports were not read.
+        gradient_noise_scale=winner.gradient_noise_scale
+        if winner is not None and winner.number == record.number
+        else None,
     )
 
 

@@ -14,7 +14,6 @@ from service.rest.dependencies import (
     MAX_ID,
     Changing,
     NamePrefix,
-    OptunaStorage,
     Owner,
     OwnerName,
     Reading,
@@ -106,7 +105,6 @@ def get_schedule(schedule: ScheduleRef, session: Reading, response: Response) ->
 def list_sweeps(
     schedule: ScheduleRef,
     session: Reading,
-    storage: OptunaStorage,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> StudyPage:
@@ -115,7 +113,7 @@ def list_sweeps(
     By a name: all that were made under it. By an id: those of this one schedule, under whatever name.
     """
     page = queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
-    items = studies.list_view(session, storage, page.studies)
+    items = studies.list_view(session, page.studies)
     return StudyPage(items=items, next_cursor=page.next_cursor)
 
 
@@ -164,7 +162,7 @@ def run(
         study = commands.run_now(session, found, asked_by=owner, limits=limits)
         session.flush()
         headers = {**etag(study.revision), "Location": f"/v1/studies/{study.id}"}
-        shown = studies.show(session, resources.storage, [study])[0]
+        shown = studies.show(session, study)
         return Answer(status=201, body=shown, headers=headers)
 
     return change.answer(work)

@@ -11,15 +11,14 @@ from sqlalchemy.orm import Session
 from service.db.models import Study
 from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
-from service.optuna_store.storage import Storage
 from service.plans import commands as plans
 from service.plans.checks import note_unchecked
 from service.plans.dependencies import Checks, DataReports
 from service.plans.schemas import PlanView
+from service.rest.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from service.rest.dependencies import (
     MAX_ID,
     NamePrefix,
-    OptunaStorage,
     Owner,
     OwnerName,
     Reading,
@@ -43,10 +42,10 @@ CHANGED: dict[int | str, dict[str, Any]] = {
 """The `responses` of an endpoint that asks a study for something."""
 
 
-def _answer(session: Session, storage: Storage, study: Study, status: int, **headers: str) -> Answer:
+def _answer(session: Session, study: Study, status: int, **headers: str) -> Answer:
     """A study as the answer to a change of it."""
     session.flush()
-    shown = queries.show(session, storage, [study])[0]
+    shown = queries.show(session, study)
     return Answer(status=status, body=shown, headers={**etag(study.revision), **headers})
 
 
@@ -96,62 +95,62 @@ def submit(
     def work(session: Session) -> Answer:
         study = commands.submit(session, definition, owner=owner, limits=limits)
         note_unchecked(session, unchecked, study_id=study.id, what="this study")
-        return _answer(session, resources.storage, study, 201, Location=f"/v1/studies/{study.id}")
+        return _answer(session, study, 201, Location=f"/v1/studies/{study.id}")
 
     return change.answer(work)
 
 
-@router.get("", response_model=StudyPage, responses=declare(422))
+@router.get("", response_model=StudyPage, responses={**NOT_MODIFIED, **declare(422)})
 def list_studies(
     session: Reading,
-    storage: OptunaStorage,
+    known: IfNoneMatch,
     state: StudyStates = None,
     prefix: NamePrefix | None = None,
     owner: OwnerName | None = None,
     schedule: ScheduleName | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
-) -> StudyPage:
+) -> Response:
     """Studies, newest first: all of them, or those that match every filter. Definitions are not listed."""
     filters = queries.Filters(states=state, prefix=prefix, owner=owner, schedule=schedule)
     page = queries.list_studies(session, filters, limit=limit, cursor=cursor)
-    items = queries.list_view(session, storage, page.studies)
-    return StudyPage(items=items, next_cursor=page.next_cursor)
+    items = queries.list_view(session, page.studies)
+    return answer(StudyPage(items=items, next_cursor=page.next_cursor), known)
 
 
 @router.get("/{study}", response_model=StudyView, responses={200: {"headers": ETAG_HEADER}, **declare(404)})
-def get_study(study: StudyRef, session: Reading, storage: OptunaStorage, response: Response) -> StudyView:
+def get_study(study: StudyRef, session: Reading, response: Response) -> StudyView:
     """One study, by id or name."""
     found = queries.get_study(session, study)
     response.headers.update(etag(found.revision))
-    return queries.show(session, storage, [found])[0]
+    return queries.show(session, found)
 
 
 @router.post("/{study}/cancel", status_code=202, response_model=StudyView, responses=CHANGED)
-def cancel(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
+def cancel(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Cancel the study. Its running trials are stopped and its workers ended."""
     return change.answer(
-        lambda session: _answer(session, storage, commands.request_cancel(session, study, expected), 202)
+        lambda session: _answer(session, commands.request_cancel(session, study, expected), 202)
     )
 
 
 @router.post("/{study}/pause", status_code=202, response_model=StudyView, responses=CHANGED)
-def pause(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
+def pause(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Pause the study. Its running trials write checkpoints and its workers are ended.
 
     The study is `paused` at once if none of its trials run. Otherwise it is paused within seconds, and has
     `pause_requested` until then.
     """
     return change.answer(
-        lambda session: _answer(session, storage, pauses.request_pause(session, study, expected), 202)
+        lambda session: _answer(session, pauses.request_pause(session, study, expected), 202)
     )
 
 
 @router.post("/{study}/resume", status_code=202, response_model=StudyView, responses=CHANGED)
-def resume(study: StudyRef, storage: OptunaStorage, expected: IfMatch, change: ChangeOnce) -> Response:
+def resume(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Resume the study: it becomes `queued`, and then continues exactly where its trials were paused."""
     return change.answer(
-        lambda session: _answer(session, storage, pauses.request_resume(session, study, expected), 202)
+        lambda session: _answer(session, pauses.request_resume(session, study, expected), 202)
     )
 
 

@@ -33,7 +33,7 @@ from service.definitions.stored import read_definition, read_preparation
 from service.errors import LimitReached
 from service.settings import Settings
 from service.states import ACTIVE_STUDY_STATES, StudyState
-from service.studies.queries import count_ended_trials
+from service.studies.results import count_ended
 from service.studies.standing import repeats_requested
 
 _SUBMISSIONS = 0x6E73_0001
@@ -162,7 +162,7 @@ def _active_studies(session: Session, owner: str) -> Sequence[Study]:
 
 
 def _trials_to_come(session: Session, studies: Sequence[Study]) -> int:
-    ended = count_ended_trials(session, studies)
+    ended = count_ended(session, studies)
     return sum(
         max(0, _trials(definition, read_preparation(study)) - ended[study.id])
         for study in studies

@@ -11,32 +11,25 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, null, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
-from search_spaces.definition import ObjectiveSpec, RepeatsSpec
-from search_spaces.tasks import TASKS
-from service.analysis.best import Goal
+from search_spaces.definition import ObjectiveSpec, RepeatsSpec, StudyDefinition
+from search_spaces.tasks import TASKS, Direction
+from service.analysis.best import Goal, judgement
+from service.analysis.winner import Judgement
 from service.db import rows
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import Attempt, EventRow, Schedule, Study
-from service.definitions.stored import read_definition
+from service.db.models import EventRow, Schedule, Study, Trial
+from service.definitions.stored import read_definition, shown_params
 from service.errors import NotASearch, NotFound
-from service.optuna_store.storage import Storage
-from service.optuna_store.studies import read_summary, read_trials
-from service.optuna_store.values import StudySummary, TrialValues
-from service.states import (
-    LIVE_ATTEMPT_STATES,
-    TERMINAL_STUDY_STATES,
-    TRIAL_FAILED,
-    UNFINISHED_ATTEMPT_STATES,
-    AttemptState,
-    StudyState,
-)
-from service.studies import standing
+from service.states import StudyState
+from service.studies import results, standing
 from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
-from service.studies.schemas import Counts, EventView, ListedStudy, StudyView
+from service.studies.schemas import BestTrial, Counts, EventView, ListedBest, ListedStudy, StudyView
 
-LISTED = (defer(Study.definition, raiseload=True), defer(Study.preparation, raiseload=True))
+LISTED = tuple(
+    defer(column, raiseload=True) for column in (Study.definition, Study.preparation, Study.importance)
+)
 """Options of a query for studies that are only listed: without the columns that may be large."""
 
 
@@ -117,18 +110,18 @@ def page_of(session: Session, query: Select[Study], *, limit: int, cursor: str |
     return Page(studies=studies[:limit], next_cursor=make_cursor(last) if last else None)
 
 
-def list_view(session: Session, storage: Storage, studies: Sequence[Study]) -> list[ListedStudy]:
+def list_view(session: Session, studies: Sequence[Study]) -> list[ListedStudy]:
     """Studies as lists show them. Their definitions are not read: a page of them may have many megabytes."""
-    read = _read_all(session, storage, studies)
     return [
-        ListedStudy(**fields, best=standing.listed_best(study, found.goal, found.summary, found.trials))
-        for study, found, fields in read
+        ListedStudy(**fields, best=None if found.best is None else ListedBest(**dict(found.best)))
+        for _, found, fields in _read_all(session, studies)
     ]
 
 
-def show(session: Session, storage: Storage, studies: Sequence[Study]) -> list[StudyView]:
-    """Studies as the API shows each at its own address."""
-    return [_view(study, found, fields) for study, found, fields in _read_all(session, storage, studies)]
+def show(session: Session, study: Study) -> StudyView:
+    """A study as the API shows it at its own address."""
+    [(_, found, fields)] = _read_all(session, [study])
+    return _view(session, study, found, fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,27 +130,27 @@ class _Found:
 
     goal: Goal | None
     """None: this version cannot read it."""
-    summary: StudySummary | None
-    trials: Sequence[TrialValues]
-    """All of them, where they have to be compared with each other; else three small queries do."""
+    counts: Counts
+    best: ListedBest | None
+    row: Trial | None
+    """The best of the search."""
+    judged: Judgement | None
+    """Where repeats decide."""
 
 
-def _read_all(
-    session: Session, storage: Storage, studies: Sequence[Study]
-) -> Iterator[tuple[Study, _Found, dict[str, Any]]]:
+def _read_all(session: Session, studies: Sequence[Study]) -> Iterator[tuple[Study, _Found, dict[str, Any]]]:
     """Each study, what is known of it elsewhere, and what lists and the study's own address both show."""
-    ids = [study.id for study in studies]
-    attempts, goals = _attempt_counts(session, ids), _goals(session, ids)
+    aims = _aims(session, [study.id for study in studies])
+    counts = results.counts_of(session, studies)
+    best = results.best_of_each(session, {study_id: aim.direction for study_id, aim in aims.items()})
     tests, paused = _range_tests(session, studies)
     now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     for study in studies:
-        goal = goals.get(study.id)
-        summary = read_summary(storage, study.name)
-        compared = goal is not None and (goal.repeats is not None or goal.objective.costs)
-        trials = read_trials(storage, study.name) if compared else []
-        number = summary.trials if summary is not None else 0
-        counts = _counts(session, study, attempts.get(study.id, {}), number)
-        counts.repeats = sum(trial.repeat_of is not None for trial in trials)
+        goal, row = aims[study.id].goal, best.get(study.id)
+        judged = None
+        if goal is not None and goal.repeats is not None and row is not None:
+            trials = results.compared(session, study, goal)
+            judged = judgement(goal, trials, over=study.ended_at is not None)
         why = standing.reason(study, now, coordinator_missing=missing, paused_test=paused.get(study.id))
         fields = {
             "id": study.id,
@@ -179,29 +172,47 @@ def _read_all(
             "task": None if goal is None else goal.task,
             "metric": None if goal is None else goal.objective.metric,
             "direction": None if goal is None else goal.objective.direction,
-            "counts": counts,
-            "dashboard_path": None if summary is None else f"/dashboard/studies/{summary.number}",
+            "counts": counts[study.id],
+            "dashboard_path": standing.dashboard_path(study),
         }
-        yield study, _Found(goal=goal, summary=summary, trials=trials), fields
+        listed = standing.listed_best(row, judged)
+        yield study, _Found(goal=goal, counts=counts[study.id], best=listed, row=row, judged=judged), fields
 
 
-_KNOWN_GOALS: WeakKeyDictionary[Engine | Connection, dict[str, Goal | None]] = WeakKeyDictionary()
+@dataclass(frozen=True, kw_only=True)
+class _Aim:
+    """What lists need of a study's definition."""
+
+    goal: Goal | None
+    """None: this version cannot read it."""
+    direction: Direction
+
+
+_KNOWN_AIMS: WeakKeyDictionary[Engine | Connection, dict[str, _Aim]] = WeakKeyDictionary()
 """Of each database. A definition never changes, and the database needs milliseconds for a large one."""
-_MOST_GOALS = 10_000
+_MOST_AIMS = 10_000
 
 
-def _goals(session: Session, ids: Sequence[str]) -> Mapping[str, Goal | None]:
+def _aims(session: Session, ids: Sequence[str]) -> Mapping[str, _Aim]:
     """Study id -> what its definition aims at: small sections, which the database takes out of it."""
-    known = _KNOWN_GOALS.setdefault(session.get_bind(), {})
+    known = _KNOWN_AIMS.setdefault(session.get_bind(), {})
     if unknown := [study_id for study_id in ids if study_id not in known]:
-        if len(known) > _MOST_GOALS:
+        if len(known) > _MOST_AIMS:
             known.clear()
             unknown = list(ids)
         names = ("task", "objective", "repeats")
         sections = select(Study.id, *(Study.definition[name] for name in names))
         for study_id, task, objective, repeats in session.execute(sections.where(Study.id.in_(unknown))):
-            known[study_id] = _read_goal(task, objective, repeats)
-    return {study_id: known.get(study_id) for study_id in ids}
+            maximizes = isinstance(objective, dict) and objective.get("direction") == "maximize"
+            known[study_id] = _Aim(
+                goal=_read_goal(task, objective, repeats), direction="maximize" if maximizes else "minimize"
+            )
+    return {study_id: known[study_id] for study_id in ids if study_id in known}
+
+
+def direction_of(session: Session, study: Study) -> Direction:
+    """Whether less or more of a study's objective is better, whatever else of its definition can be read."""
+    return _aims(session, [study.id])[study.id].direction
 
 
 def _read_goal(task: Any, objective: Any, repeats: Any) -> Goal | None:
@@ -240,83 +251,46 @@ def _range_tests(session: Session, studies: Sequence[Study]) -> tuple[dict[str, 
     }
 
 
-def _attempt_counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Study id -> state of each trial's latest attempt -> number of trials."""
-    latest = (
-        select(Attempt.study_id, Attempt.trial_number, func.max(Attempt.ordinal).label("ordinal"))
-        .where(Attempt.study_id.in_(ids))
-        .group_by(Attempt.study_id, Attempt.trial_number)
-        .subquery()
-    )
-    query = (
-        select(Attempt.study_id, Attempt.state, func.count().label("trials"))
-        .join(
-            latest,
-            and_(
-                Attempt.study_id == latest.c.study_id,
-                Attempt.trial_number == latest.c.trial_number,
-                Attempt.ordinal == latest.c.ordinal,
-            ),
-        )
-        .group_by(Attempt.study_id, Attempt.state)
-    )
-    result: dict[str, dict[str, int]] = {}
-    for row in session.execute(query):
-        result.setdefault(row.study_id, {})[row.state] = row.trials
-    return result
-
-
-def count_ended_trials(session: Session, studies: Sequence[Study]) -> dict[str, int]:
-    """Study id -> how many of its trials are over, whatever became of them."""
-    counts = _attempt_counts(session, [study.id for study in studies])
-    open_states = LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES
-    return {
-        study.id: sum(n for state, n in counts.get(study.id, {}).items() if state not in open_states)
-        + _failed_while_waiting(session, study)
-        for study in studies
-    }
-
-
-def _view(study: Study, found: _Found, fields: Mapping[str, Any]) -> StudyView:
-    definition, trials = read_definition(study), found.trials
+def _view(session: Session, study: Study, found: _Found, fields: Mapping[str, Any]) -> StudyView:
+    definition = read_definition(study)
     requested = standing.trials_requested(study, definition)
+    front = None
+    if definition is not None and definition.objective.costs:
+        front = standing.pareto_points(definition, results.eligible(session, study))
     return StudyView(
         **fields,
-        stage=standing.stage(study, definition, trials),
+        stage=standing.stage(study, definition, repeats=found.counts.repeats),
         definition=study.definition,
         deadline=None if definition is None else deadline(study, definition.budget),
         trials_requested=requested,
         repeats_requested=standing.repeats_requested(definition, requested),
         preparation=standing.preparation_view(study),
-        best=standing.best_trial(study, definition, found.summary, trials),
-        pareto_front=standing.pareto_points(definition, trials)
-        if definition is not None and definition.objective.costs
-        else None,
+        best=_best_trial(session, study, definition, found),
+        pareto_front=front,
     )
 
 
-def _counts(session: Session, study: Study, attempts: dict[str, int], trials: int) -> Counts:
-    by_state = dict(attempts)
-    running = sum(by_state.pop(state, 0) for state in LIVE_ATTEMPT_STATES)
-    for state in UNFINISHED_ATTEMPT_STATES:
-        by_state.pop(state, None)
-    total = max(trials, sum(attempts.values()))
-    waiting = total - running - sum(by_state.values())
-    if waiting:
-        failed = _failed_while_waiting(session, study)
-        by_state[AttemptState.FAILED] = by_state.get(AttemptState.FAILED, 0) + failed
-        waiting -= failed
-    if study.state in TERMINAL_STUDY_STATES:
-        by_state[AttemptState.CANCELLED] = by_state.get(AttemptState.CANCELLED, 0) + waiting
-        waiting = 0
-    return Counts(running=running, waiting=waiting, total=total, **{str(k): n for k, n in by_state.items()})
-
-
-def _failed_while_waiting(session: Session, study: Study) -> int:
-    """Trials that failed without an attempt that did: their workers were lost too often."""
-    number = func.count(EventRow.trial_number.distinct())
-    query = select(number).where(EventRow.study_id == study.id, EventRow.kind == TRIAL_FAILED)
-    return session.scalar(query) or 0
+def _best_trial(
+    session: Session, study: Study, definition: StudyDefinition | None, found: _Found
+) -> BestTrial | None:
+    """The best trial: by its repeats, once they are done."""
+    if found.best is None or found.row is None:
+        return None
+    row: Trial | None = found.row
+    if found.best.trial_number != found.row.number:
+        row = session.get(Trial, (study.id, found.best.trial_number))
+    shown = BestTrial(**dict(found.best), params=shown_params(definition, {} if row is None else row.params))
+    if found.judged is None:
+        return shown
+    winner = found.judged.first
+    return shown.model_copy(
+        update={
+            "mean": winner.mean,
+            "standard_deviation": winner.standard_deviation,
+            "n": len(winner.values),
+            "sentence": found.judged.sentence,
+        }
+    )
 
 
 def list_events(session: Session, study: Study, *, after: int, limit: int) -> list[EventView]:

@@ -11,23 +11,28 @@ from sqlalchemy.orm import Session
 from search_spaces.definition import StudyDefinition
 from search_spaces.sampling.plan import planned_trials
 from service.analysis import best
-from service.analysis.best import Goal
 from service.analysis.winner import Judgement
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import EventRow, Study
+from service.db.models import EventRow, Study, Trial
 from service.definitions.stored import read_preparation
 from service.devices import heartbeats
-from service.optuna_store.values import StudySummary, TrialValues
+from service.optuna_store.values import TrialValues
 from service.states import StudyState
-from service.studies.schemas import BestTrial, ListedBest, ParetoPoint, PreparationView, Stage
+from service.studies.schemas import ListedBest, ParetoPoint, PreparationView, Stage
 
 _START_SECONDS = 10.0
 """How long a coordinator that was started together with the API may take to its first heartbeat."""
 
 
-def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[TrialValues]) -> Stage | None:
-    """What a study is doing; None before it begins and after its end."""
+def stage(study: Study, definition: StudyDefinition | None, *, repeats: int) -> Stage | None:
+    """What a study is doing; None before it begins and after its end.
+
+    Args:
+        study: its row.
+        definition: None: this version cannot read it.
+        repeats: how many of its trials are repeats.
+    """
     if study.ended_at is not None:
         return None
     if study.kind == StudyKind.RANGE_TEST:
@@ -35,7 +40,7 @@ def stage(study: Study, definition: StudyDefinition | None, trials: Sequence[Tri
     if study.started_at is None:  # queued, or paused before it was begun
         tests = definition is not None and definition.search.learning_rate_range_test is not None
         return "range test" if tests and study.preparation is None and study.range_test_id else None
-    return "repeats" if any(trial.repeat_of is not None for trial in trials) else "search"
+    return "repeats" if repeats else "search"
 
 
 def coordinator_is_missing(session: Session, studies: Sequence[Study]) -> bool:
@@ -107,60 +112,23 @@ def repeats_requested(definition: StudyDefinition | None, requested: int | None)
     return definition.repeats.seeds * top_k
 
 
-def listed_best(
-    study: Study, goal: Goal | None, summary: StudySummary | None, trials: Sequence[TrialValues]
-) -> ListedBest | None:
-    """The same trial as `best_trial`, in short. The arguments are those of `best_trial`."""
-    if summary is None or summary.best is None or summary.best.value is None:
-        return None
-    if goal is None or goal.repeats is None:
-        return ListedBest(trial_number=summary.best.number, value=summary.best.value)
-    judged = best.judgement(goal, trials, over=study.ended_at is not None)
-    if judged is None:
-        return None
-    winner = next(c for c in judged.candidates if c.trial_number == judged.winner)
-    return ListedBest(trial_number=winner.trial_number, value=winner.value)
-
-
-def best_trial(
-    study: Study,
-    definition: StudyDefinition | None,
-    summary: StudySummary | None,
-    trials: Sequence[TrialValues],
-) -> BestTrial | None:
-    """The best trial: by its repeats, once they are done.
+def listed_best(row: Trial | None, judged: Judgement | None) -> ListedBest | None:
+    """The best trial in short: by its repeats, once they are done.
 
     Args:
-        study: the study.
-        definition: its definition.
-        summary: what Optuna knows of it in short; None before its first trial.
-        trials: all of its trials, where the definition has repeats; else none are needed.
+        row: the best of the search; None: none has completed.
+        judged: what repeats say; None: the definition has none.
     """
-    if summary is None or summary.best is None or summary.best.value is None:
+    if judged is not None:
+        return ListedBest(trial_number=judged.winner, value=judged.first.value)
+    if row is None or row.value is None:
         return None
-    if definition is None or definition.repeats is None:
-        params = dict(summary.best.params)
-        return BestTrial(
-            trial_number=summary.best.number,
-            value=summary.best.value,
-            params=params if definition is None else definition.search.space.decode(params),
-        )
-    judged = best.judgement(definition, trials, over=study.ended_at is not None)
-    return None if judged is None else _judged(definition, judged, trials)
+    return ListedBest(trial_number=row.number, value=row.value)
 
 
-def _judged(definition: StudyDefinition, judged: Judgement, trials: Sequence[TrialValues]) -> BestTrial:
-    winner = next(c for c in judged.candidates if c.trial_number == judged.winner)
-    params = next(t.params for t in trials if t.number == judged.winner)
-    return BestTrial(
-        trial_number=winner.trial_number,
-        value=winner.value,
-        params=definition.search.space.decode(params),
-        mean=winner.mean,
-        standard_deviation=winner.standard_deviation,
-        n=len(winner.values),
-        sentence=judged.sentence,
-    )
+def dashboard_path(study: Study) -> str | None:
+    """Where the dashboard shows a study; None before a coordinator has taken it."""
+    return None if study.optuna_number is None else f"/dashboard/studies/{study.optuna_number}"
 
 
 def pareto_points(definition: StudyDefinition, trials: Sequence[TrialValues]) -> list[ParetoPoint]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.rest.dependencies import MAX_ID, OptunaStorage, Reading, ServiceSettings
+from service.rest.conditional import NOT_MODIFIED, IfNoneMatch, answer
+from service.rest.dependencies import MAX_ID, Reading, ServiceSettings
 from service.rest.problems import declare
 from service.studies.parameters import StudyRef
 from service.studies.queries import get_search, get_study
@@ -19,11 +20,11 @@ router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
 TrialNumber = Annotated[int, Path(ge=0, le=MAX_ID, description="The trial's number, from 0")]
 
 
-@router.get("/trials", response_model=TrialPage, responses=declare(404))
+@router.get("/trials", response_model=TrialPage, responses={**NOT_MODIFIED, **declare(404)})
 def list_trials(
     study: StudyRef,
     session: Reading,
-    storage: OptunaStorage,
+    known: IfNoneMatch,
     state: Annotated[
         list[queries.State] | None,
         Query(description="Only those in this state; given several times: in any of these"),
@@ -39,26 +40,27 @@ def list_trials(
             ge=0, le=MAX_ID, description="`next_cursor` of the previous page; send it with the same filters"
         ),
     ] = None,
-) -> TrialPage:
+) -> Response:
     """A study's trials: all of them, or those in these states."""
     found = get_study(session, study)
-    return queries.list_trials(session, storage, found, states=state, sort=sort, limit=limit, after=cursor)
+    page = queries.list_trials(session, found, states=state, sort=sort, limit=limit, after=cursor)
+    return answer(page, known)
 
 
-@router.get("/trials/{number}", response_model=TrialView, responses=declare(404, 422))
-def get_trial(study: StudyRef, number: TrialNumber, session: Reading, storage: OptunaStorage) -> TrialView:
+@router.get("/trials/{number}", response_model=TrialView, responses={**NOT_MODIFIED, **declare(404, 422)})
+def get_trial(study: StudyRef, number: TrialNumber, session: Reading, known: IfNoneMatch) -> Response:
     """One trial, with its attempts."""
-    return queries.get_trial(session, storage, get_study(session, study), number)
+    return answer(queries.get_trial(session, get_study(session, study), number), known)
 
 
-@router.get("/best", response_model=BestView, responses=declare(404, 409))
-def get_best(study: StudyRef, session: Reading, storage: OptunaStorage) -> BestView:
+@router.get("/best", response_model=BestView, responses={**NOT_MODIFIED, **declare(404, 409)})
+def get_best(study: StudyRef, session: Reading, known: IfNoneMatch) -> Response:
     """The best completed trial that meets the constraints, and how certain that is; 404 if there is none.
 
     With `repeats`, the mean over fresh seeds decides. With several objectives the first one decides, and the
     answer also contains the Pareto front.
     """
-    return queries.get_best(session, storage, get_search(session, study))
+    return answer(queries.get_best(session, get_search(session, study)), known)
 
 
 @router.get(

@@ -1,22 +1,23 @@
-"""Reading trials: parameters and values from Optuna, everything else from the service's tables."""
+"""Reading trials, from the service's tables alone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from itertools import dropwhile
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import Select, case, false, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.analysis import best
-from service.db.models import Attempt, Study
+from service.db.models import Attempt, Study, Trial
+from service.definitions.stored import read_definition
 from service.errors import NotFound
-from service.optuna_store.storage import Storage
-from service.optuna_store.studies import read_summary
-from service.studies import standing
-from service.trials.records import StudyTrials, TrialRecord, read
-from service.trials.schemas import BestView, JudgementView, TrialPage, TrialView
+from service.studies import queries as study_queries
+from service.studies import results, standing
+from service.trials.records import read
+from service.trials.rendered import render
+from service.trials.schemas import BestView, JudgementView
 from service.trials.views import trial_view
 
 Which = Literal["best", "last"]
@@ -33,7 +34,7 @@ State = Literal[
     "paused",
     "cancelled",
 ]
-"""`records.TrialState` as one list: of a union, FastAPI would say once for each member what is wrong."""
+"""`states.TrialState` as one list: of a union, FastAPI would say once for each member what is wrong."""
 Order = Literal["number", "best"]
 """By number; or by the objective, the best first. Those that break a constraint come after those that keep
 all of them, those without a value last."""
@@ -41,88 +42,99 @@ all of them, those without a value last."""
 
 def list_trials(
     session: Session,
-    storage: Storage,
     study: Study,
     *,
     states: Sequence[State] | None,
     sort: Order,
     limit: int | None,
     after: int | None,
-) -> TrialPage:
-    """One page of the trials that are in one of these states.
-
-    All trials are read: a state is what two databases say together, and a diagnosis compares a trial with all
-    the others.
+) -> bytes:
+    """One page of the trials that are in one of these states, as a `TrialPage` in JSON.
 
     Args:
         session: of the service's tables.
-        storage: Optuna's.
         study: whose trials.
         states: None: any.
         sort: see `Order`.
         limit: None: all of them.
         after: the number of the last trial of the page before.
     """
-    trials = read(session, storage, study)
-    records = list(trials.records)
+    query = select(Trial.number, Trial.state, Trial.revision).where(Trial.study_id == study.id)
+    if states is not None:
+        query = query.where(Trial.state.in_(states))
     if sort == "best":
-        minimize = trials.definition is None or trials.definition.objective.direction == "minimize"
-        records.sort(key=lambda record: _rank(record, minimize=minimize))
-    if after is not None:
-        if sort == "number":
-            records = [record for record in records if record.number > after]
-        else:
-            records = list(dropwhile(lambda record: record.number != after, records))[1:]
-    found = [record for record in records if states is None or record.state in states]
-    shown = found[:limit]
-    return TrialPage(
-        items=[_view(study, trials, record) for record in shown],
-        next_cursor=shown[-1].number if len(found) > len(shown) else None,
-    )
+        query = _best_first(session, study, query, after)
+    else:
+        query = query.order_by(Trial.number)
+        if after is not None:
+            query = query.where(Trial.number > after)
+    found = session.execute(query if limit is None else query.limit(limit + 1)).all()
+    shown = [(row.number, row.state, row.revision) for row in found[:limit]]
+    items = b",".join(render(session, study, shown))
+    cursor = shown[-1][0] if len(found) > len(shown) else None
+    return b'{"items":[' + items + b'],"next_cursor":' + json.dumps(cursor).encode() + b"}"
 
 
-def _rank(record: TrialRecord, *, minimize: bool) -> tuple[bool, bool, float]:
-    value = record.value
-    if value is None:
-        return True, not record.values.feasible, 0.0
-    return False, not record.values.feasible, value if minimize else -value
+def _best_first(
+    session: Session, study: Study, query: Select[int, str, int], after: int | None
+) -> Select[int, str, int]:
+    """The query in the order `best`, from behind a trial."""
+    definition = read_definition(study)
+    minimize = definition is None or definition.objective.direction == "minimize"
+    unmeasured, infeasible = Trial.value.is_(None), Trial.feasible.is_(False)
+    # Each ascends: what is compared below as one tuple.
+    loss = func.coalesce(Trial.value if minimize else -Trial.value, 0.0)
+    order = [case((unmeasured, 1), else_=0), case((infeasible, 1), else_=0), loss, Trial.number]
+    query = query.order_by(*order)
+    if after is None:
+        return query
+    last = session.get(Trial, (study.id, after))
+    if last is None:
+        return query.where(false())
+    value = 0.0 if last.value is None else last.value if minimize else -last.value
+    place = (int(last.value is None), int(not last.feasible), value, after)
+    return query.where(tuple_(*order) > tuple_(*map(literal, place)))
 
 
-def get_trial(session: Session, storage: Storage, study: Study, number: int) -> TrialView:
-    """One trial. Raises `NotFound`."""
-    trials = read(session, storage, study)
-    record = next((r for r in trials.records if r.number == number), None)
-    if record is None:
+def get_trial(session: Session, study: Study, number: int) -> bytes:
+    """One trial, as a `TrialView` in JSON. Raises `NotFound`."""
+    query = select(Trial.number, Trial.state, Trial.revision)
+    found = session.execute(query.where(Trial.study_id == study.id, Trial.number == number)).one_or_none()
+    if found is None:
         raise NotFound(f"The study {study.name!r} has no trial {number}.")
-    return _view(study, trials, record)
+    [document] = render(session, study, [(found.number, found.state, found.revision)])
+    return document
 
 
-def get_best(session: Session, storage: Storage, study: Study) -> BestView:
+def get_best(session: Session, study: Study) -> BestView:
     """The best trial, and how sure that is. Raises `NotFound` while no feasible one has completed."""
-    found = best_of(storage, study, read(session, storage, study))
+    found = best_of(session, study)
     if found is None:
         keeps = " within its constraints" if study.definition.get("constraints") else ""
         raise NotFound(f"No trial of the study {study.name!r} has completed{keeps}{_so_far(study)}.")
     return found
 
 
-def best_of(storage: Storage, study: Study, trials: StudyTrials) -> BestView | None:
+def best_of(session: Session, study: Study) -> BestView | None:
     """The best trial with its judgement; None while there is none."""
-    definition = trials.definition
+    definition = read_definition(study)
+    judged, front = None, None
     if definition is None:
-        summary = read_summary(storage, study.name)
-        winner = summary.best.number if summary is not None and summary.best is not None else None
-        judged, front = None, None
+        direction = study_queries.direction_of(session, study)
+        row = results.best_of_each(session, {study.id: direction}).get(study.id)
+        winner = None if row is None else row.number
     else:
-        values = [record.values for record in trials.records]
-        judged = best.judgement(definition, values, over=study.ended_at is not None)
+        goal = best.Goal(task=definition.task, objective=definition.objective, repeats=definition.repeats)
+        trials = results.compared(session, study, goal)
+        judged = best.judgement(definition, trials, over=study.ended_at is not None)
         winner = None if judged is None else judged.winner
-        front = standing.pareto_points(definition, values) if definition.objective.costs else None
-    record = next((r for r in trials.records if r.number == winner), None)
-    if record is None:
+        if definition.objective.costs:
+            front = standing.pareto_points(definition, results.eligible(session, study))
+    if winner is None:
         return None
+    [record] = read(session, study, [winner]).records
     return BestView(
-        **dict(_view(study, trials, record)),
+        **dict(trial_view(study, definition, record)),
         judgement=None if judged is None else JudgementView.model_validate(judged),
         pareto_front=front,
     )
@@ -157,7 +169,3 @@ def _attempts(session: Session, study: Study, number: int) -> Sequence[Attempt]:
         .order_by(Attempt.ordinal)
     )
     return session.scalars(query).all()
-
-
-def _view(study: Study, trials: StudyTrials, record: TrialRecord) -> TrialView:
-    return trial_view(study, trials.definition, record, trials.diagnosis(record.number))

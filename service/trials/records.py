@@ -1,31 +1,37 @@
-"""A study's trials, read once and from everywhere: Optuna, attempts and rung reports."""
+"""Trials with all that is known of them: their rows, attempts and rung reports."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from search_spaces.definition import ObjectiveSpec, StudyDefinition, build_recipe
 from search_spaces.errors import SearchSpaceError
 from search_spaces.recipe import Recipe
 from service.analysis.curves import Curve, Rung
-from service.analysis.diagnosis import Finding, Peers, diagnose
+from service.analysis.diagnosis import Finding, Verdict
 from service.db.kinds import StudyKind
-from service.db.models import Attempt, RungReport, Study
+from service.db.models import Attempt, RungReport, Study, Trial
+from service.db.trials import WAITS
 from service.definitions.stored import read_definition, shown_params
-from service.optuna_store.storage import Storage
-from service.optuna_store.studies import read_trials
 from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR
 from service.optuna_store.values import TrialValues
-from service.states import UNFINISHED_ATTEMPT_STATES, AttemptState
+from service.states import UNFINISHED_ATTEMPT_STATES, WAITING, AttemptState, TrialState
+from service.studies.results import values_of
 
-TrialState = AttemptState | Literal["waiting"]
+DIAGNOSED = frozenset({AttemptState.COMPLETED, AttemptState.PRUNED, AttemptState.DIVERGED})
+"""States of trials of which the diagnosis says something."""
+
+_FEW = 500
+"""Trials that are named one by one in a query; of more, all of the study are read."""
+
+Row = TypeVar("Row", Trial, Attempt, RungReport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,12 @@ class TrialRecord:
     """As people wrote them."""
     recipe: Recipe | None
     """None while the sampler is choosing, and where the parameters make no recipe."""
+    ended: tuple[AttemptState, str] | None = None
+    """How and why it ended, where an event says so and Optuna need not know it yet."""
+    findings: Sequence[Finding] = ()
+    """The verdicts on it."""
+    diagnosed: bool = False
+    """Whether these have been made."""
 
     @property
     def number(self) -> int:
@@ -98,19 +110,17 @@ class TrialRecord:
     def _standing(self) -> tuple[TrialState, str]:
         """The latest attempt's state; but a trial can end without an attempt of that state.
 
-        The end of one whose worker was lost too often, or that waited or was paused when its study ended, is
-        in Optuna alone.
+        Such as one whose worker was lost too often, or that waited or was paused when its study ended.
         """
         values, last = self.values, self.last
-        outcome = values.user_attrs.get(OUTCOME_ATTR)
-        if (
-            outcome is not None
-            and values.state != "running"
-            and (last is None or last.state in UNFINISHED_ATTEMPT_STATES)
-        ):
-            return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
+        if last is None or last.state in UNFINISHED_ATTEMPT_STATES:
+            outcome = values.user_attrs.get(OUTCOME_ATTR) if values.state != "running" else None
+            if self.ended is not None and outcome in (None, self.ended[0]):
+                return self.ended[0], self.ended[1]
+            if outcome is not None:
+                return AttemptState(outcome), str(values.user_attrs.get(REASON_ATTR, ""))
         if last is None:
-            return "waiting", "waiting for a free slot"
+            return WAITING, WAITS
         return AttemptState(last.state), last.reason
 
     def curve(self, objective: ObjectiveSpec | None) -> Curve | None:
@@ -119,7 +129,7 @@ class TrialRecord:
         Args:
             objective: the study's, whose values Optuna has; None: not known.
         """
-        if self.state == "waiting":
+        if not isinstance(self.state, AttemptState):
             return None
         by_loss = objective is not None and objective.metric == "eval_loss"
         sign = -1.0 if objective is not None and objective.direction == "maximize" else 1.0
@@ -155,44 +165,103 @@ class StudyTrials:
     records: Sequence[TrialRecord]
     trained: bool = True
     """Whether its trials are trainings; those of a range test are sweeps, and have no curve of their own."""
-    _diagnoses: dict[int, list[Finding]] = field(default_factory=dict, init=False)
 
-    def diagnosis(self, number: int) -> list[Finding]:
-        """The verdicts on a trial."""
-        if not self._diagnoses and self.trained:
-            objective = None if self.definition is None else self.definition.objective
-            curves = [curve for record in self.records if (curve := record.curve(objective)) is not None]
-            # Only trials that ended are compared with, so that a verdict does not change from look to look.
-            ended = (AttemptState.COMPLETED, AttemptState.PRUNED)
-            peers = Peers(curve for curve in curves if curve.state in ended)
-            self._diagnoses.update({curve.number: diagnose(curve, peers) for curve in curves})
-        return self._diagnoses.get(number, [])
+    def curves(self) -> list[Curve]:
+        """Of the trials of which the diagnosis says something."""
+        objective = None if self.definition is None else self.definition.objective
+        ended = [record for record in self.records if self.trained and record.state in DIAGNOSED]
+        return [curve for record in ended if (curve := record.curve(objective)) is not None]
 
 
-def read(session: Session, storage: Storage, study: Study) -> StudyTrials:
-    """All trials of a study."""
+def read(
+    session: Session,
+    study: Study,
+    numbers: Collection[int] | None = None,
+    *,
+    read_reports: bool = True,
+) -> StudyTrials:
+    """Trials of a study as the service's tables have them.
+
+    Args:
+        session: reads.
+        study: whose trials.
+        numbers: which ones; None: all.
+        read_reports: whether rung reports are needed.
+    """
+    rows = session.scalars(_of(Trial, Trial.number, study, numbers).order_by(Trial.number)).all()
+    found = {row.number: row for row in rows if numbers is None or row.number in numbers}
+    trials = join(
+        session, study, [values_of(row) for row in found.values()], numbers, read_reports=read_reports
+    )
+    records = [
+        replace(
+            record,
+            findings=findings_of(found[record.number].findings),
+            diagnosed=found[record.number].findings is not None,
+        )
+        for record in trials.records
+    ]
+    return replace(trials, records=records)
+
+
+def join(
+    session: Session,
+    study: Study,
+    values: Iterable[TrialValues],
+    numbers: Collection[int] | None = None,
+    *,
+    read_reports: bool,
+    ended: Mapping[int, tuple[AttemptState, str]] | None = None,
+) -> StudyTrials:
+    """These trials with their attempts and rung reports.
+
+    Args:
+        session: reads.
+        study: whose trials.
+        values: what is known of them in Optuna, or in their rows.
+        numbers: theirs; None: they are all of the study.
+        read_reports: whether rung reports are needed.
+        ended: how those ended that ended without an attempt.
+    """
     definition = read_definition(study)
     attempts: dict[int, list[Attempt]] = {}
-    query = select(Attempt).where(Attempt.study_id == study.id).order_by(Attempt.ordinal)
-    for attempt in session.scalars(query):
+    for attempt in session.scalars(
+        _of(Attempt, Attempt.trial_number, study, numbers).order_by(Attempt.ordinal)
+    ):
         attempts.setdefault(attempt.trial_number, []).append(attempt)
     reports: dict[int, dict[int, RungReport]] = {}
-    for report in session.scalars(select(RungReport).where(RungReport.study_id == study.id)):
-        reports.setdefault(report.trial_number, {})[report.rung] = report
+    if read_reports:
+        for report in session.scalars(_of(RungReport, RungReport.trial_number, study, numbers)):
+            reports.setdefault(report.trial_number, {})[report.rung] = report
     return StudyTrials(
         definition=definition,
         trained=study.kind == StudyKind.SEARCH,
         records=[
             TrialRecord(
-                values=values,
-                attempts=attempts.get(values.number, []),
-                reports=reports.get(values.number, {}),
-                params=shown_params(definition, values.params),
-                recipe=_recipe(definition, values),
+                values=each,
+                attempts=attempts.get(each.number, []),
+                reports=reports.get(each.number, {}),
+                params=shown_params(definition, each.params),
+                recipe=_recipe(definition, each),
+                ended=(ended or {}).get(each.number),
             )
-            for values in read_trials(storage, study.name)
+            for each in values
         ],
     )
+
+
+def _of(
+    table: type[Row], column: InstrumentedAttribute[int], study: Study, numbers: Collection[int] | None
+) -> Select[Row]:
+    query = select(table).where(table.study_id == study.id)
+    return query if numbers is None or len(numbers) > _FEW else query.where(column.in_(numbers))
+
+
+def findings_of(stored: Sequence[Any] | None) -> list[Finding]:
+    """What a row says of a trial's diagnosis."""
+    return [
+        Finding(verdict=Verdict(verdict), evidence=said, rung=rung) for verdict, said, rung in stored or ()
+    ]
 
 
 def _recipe(definition: StudyDefinition | None, values: TrialValues) -> Recipe | None:

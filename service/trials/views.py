@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.definition import StudyDefinition
 from service.analysis.best import costs
-from service.analysis.diagnosis import Finding
 from service.db.models import Study
 from service.trials.records import TrialRecord, finite
 from service.trials.schemas import (
@@ -20,9 +19,7 @@ from service.trials.schemas import (
 )
 
 
-def trial_view(
-    study: Study, definition: StudyDefinition | None, record: TrialRecord, findings: Sequence[Finding]
-) -> TrialView:
+def trial_view(study: Study, definition: StudyDefinition | None, record: TrialRecord) -> TrialView:
     """A trial with everything that is known of it."""
     last, outcome = record.last, record.outcome
     swept = last is not None and last.adapters_swept_at is not None
@@ -43,7 +40,7 @@ def trial_view(
         rungs=_rungs(record),
         metrics=_metrics(outcome.get("metrics")),
         final_metrics=_metrics(outcome.get("final_metrics")),
-        diagnosis=[FindingView.model_validate(finding) for finding in findings],
+        diagnosis=[FindingView.model_validate(finding) for finding in record.findings],
         progress=None
         if last is None
         else ProgressView(

@@ -35,7 +35,17 @@ def upgrade(home: Home = None) -> None:
 
 
 @db.command()
-def check(home: Home = None, as_json: Json = False) -> None:
+def check(
+    home: Home = None,
+    as_json: Json = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="First make the rows of trials again from attempts, events and Optuna's storage.",
+        ),
+    ] = False,
+) -> None:
     """Check the database schema, and look for rows that contradict each other; exit 1 if there are any.
 
     The service may be running.
@@ -45,7 +55,10 @@ def check(home: Home = None, as_json: Json = False) -> None:
         from service.maintenance import integrity, schema
 
         schema.check_schemas(settings)
+        repaired = schema.rebuild_trials(settings) if repair else None
         violations = integrity.find_violations(settings)
+    if repaired is not None and not as_json:
+        say(f"{counted(repaired, 'row')} of trials written.")
     if as_json:
         say_json([asdict(violation) for violation in violations])
     else:

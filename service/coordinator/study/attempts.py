@@ -16,6 +16,7 @@ from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.retries import loading_is_suspect
 from service.coordinator.study import pass_costs
 from service.coordinator.study.leased_study import LeasedStudy
+from service.db import trials
 from service.db.models import Attempt, Study
 from service.db.transitions import advance_attempt
 from service.states import LIVE_ATTEMPT_STATES, AttemptState
@@ -92,6 +93,7 @@ def open_attempt(
         )
         session.add(attempt)
         session.flush()
+        trials.follow(session, attempt)
         session.add(leased.event(attempt, "attempt_dispatched", f"attempt {ordinal} sent to {worker_id}"))
         return attempt, earlier, loading_is_suspect(of_study)
 

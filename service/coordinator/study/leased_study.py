@@ -25,16 +25,19 @@ from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
 from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
+from service.coordinator.study import verdicts
+from service.db import trials
 from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, Study
-from service.db.transitions import advance_study, append_event, put_down, start
+from service.db.transitions import advance_study, append_event, end_trial, put_down, start
 from service.optuna_store.asking import unfinished_asks
 from service.optuna_store.fences import fenced, raise_fence
 from service.optuna_store.storage import Storage
-from service.optuna_store.studies import ensure_study, read_trials
+from service.optuna_store.studies import ensure_study, find_study_number, read_trials
 from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import AttemptState, StudyState
+from service.trials import rebuilding
 
 T = TypeVar("T")
 
@@ -46,6 +49,9 @@ _ENDED_AS = {
     "pruned": AttemptState.PRUNED,
     "fail": AttemptState.FAILED,
 }
+
+LARGE = 200
+"""Completed trials from which on a study keeps the importance of its hyperparameters when it ends."""
 
 RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
@@ -84,6 +90,7 @@ class LeasedStudy:
             study_id=lease.study_id,
             metric=RANGE_TEST_METRIC if self.kind is StudyKind.RANGE_TEST else None,
         )
+        self._note_number()
         self.asked: dict[int, AskedTrial] = {}
         """Every trial that Optuna was asked for."""
         self.ends: dict[int, TrialEnd] = {}
@@ -91,6 +98,7 @@ class LeasedStudy:
         self.exhausted = False
         """The sampler has said that the space has no further configuration."""
         self._said = ""
+        self._verdicts = verdicts.Verdicts(lease.study_id)
         self._recipes: dict[int, Recipe] = {}
         self._order: dict[int, int] = {}
 
@@ -106,6 +114,15 @@ class LeasedStudy:
             if higher is None:
                 return lease
             lease = self.database.transact(partial(leases.outrun, lease=lease, number=higher))
+
+    def _note_number(self) -> None:
+        """Write down where the dashboard shows the study."""
+        number = find_study_number(self._storage, self.name)
+
+        def work(_: Session, study: Study) -> None:
+            study.optuna_number = number
+
+        self.transact(work)
 
     def transact(self, work: Callable[[Session, Study], T]) -> T:
         """Do some work in a writing transaction that begins by holding the lease.
@@ -175,23 +192,41 @@ class LeasedStudy:
 
     def end(self, state: StudyState, reason: str) -> None:
         """Record the study's end, and give the lease back."""
+        importance = self._importance()
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
                 advance_study(session, study, StudyState.RUNNING, STARTED)
             advance_study(session, study, state, reason)
+            study.importance = importance
             study.lease_owner = None
             study.lease_expires_at = None
 
         self.transact(work)
 
+    def _importance(self) -> dict[str, Any] | None:
+        """What readers of a large study would otherwise wait for; of others they make it themselves."""
+        completed = sum(end.value is not None for end in self.ends.values())
+        if self.kind is not StudyKind.SEARCH or completed < LARGE:
+            return None
+        # Imported where it is needed: it takes pandas and scipy, which few studies need here.
+        from service.reports.queries import find_importance
+
+        found = find_importance(self._storage, self.name, self.definition)
+        return found.model_dump(mode="json")
+
     # -- its trials ----------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read all trials and their ends from Optuna. Every ask must be complete (`recovery.reconcile`)."""
+        """Read all trials and their ends from Optuna, and bring their rows in line with them.
+
+        Every ask must be complete (`recovery.reconcile`).
+        """
         with self.database.read() as session:
             self._order = _order_of_ends(session, self.study_id)
-        for trial in read_trials(self._storage, self.name):
+        found = read_trials(self._storage, self.name)
+        self.transact(lambda session, study: rebuilding.rebuild(session, study, found))
+        for trial in found:
             self.asked[trial.number] = AskedTrial(
                 params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed
             )
@@ -215,22 +250,36 @@ class LeasedStudy:
         for trial in unfinished_asks(self.optuna):
             # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
             if trial.number not in self.asked and trial.repeat_of is None:
-                self.asked[trial.number] = AskedTrial(params=trial.params)
+                self._add(trial.number, AskedTrial(params=trial.params))
                 return trial.number
         try:
             number, params = optuna_store.ask(self.optuna, self.definition, self.preparation)
         except SearchSpaceExhausted:
             self.exhausted = True
             return None
-        self.asked[number] = AskedTrial(params=params)
+        self._add(number, AskedTrial(params=params))
         return number
 
     def ask_repeat(self, of: int, seed: int) -> int:
         """A trial of another one's recipe with a further seed: its number."""
         self.transact(lambda *_: None)
         number, params = optuna_store.ask_repeat(self.optuna, self.definition, of=of, seed=seed)
-        self.asked[number] = AskedTrial(params=params, repeat_of=of, seed=seed)
+        self._add(number, AskedTrial(params=params, repeat_of=of, seed=seed))
         return number
+
+    def _add(self, number: int, asked: AskedTrial) -> None:
+        """Have a row for a trial that Optuna was asked for."""
+        self.transact(
+            lambda session, _: trials.add(
+                session,
+                self.study_id,
+                number,
+                asked.params,
+                repeat_of=asked.repeat_of,
+                seed=asked.seed,
+            )
+        )
+        self.asked[number] = asked
 
     def recipe(self, number: int) -> Recipe:
         """A trial's recipe; a repeat's has a seed of its own."""
@@ -261,18 +310,18 @@ class LeasedStudy:
         if state is not AttemptState.COMPLETED:
             self.tell(attempt.trial_number, state, attempt.reason)
             return
-        violations = outcomes.violations(self.definition, self.kind, outcome)
+        result = outcomes.result(self.definition, self.kind, outcome)
         optuna_store.tell(
             self.optuna,
             attempt.trial_number,
             state,
             attempt.reason,
-            value=outcome["value"],
-            costs=outcomes.costs(self.definition, self.kind, outcome),
-            violations=violations,
+            value=result.value,
+            costs=result.costs,
+            violations=outcomes.violations(self.definition, self.kind, outcome),
         )
-        feasible = all(violation <= 0.0 for violation in violations.values())
-        self._end(attempt.trial_number, state, outcome["value"], feasible=feasible)
+        self._end(attempt.trial_number, state, result.value, feasible=result.feasible)
+        self.diagnose(attempt.trial_number, state)
 
     def tell_ends(self, attempts: Iterable[Attempt]) -> None:
         """Tell Optuna of those trials that have ended with these attempts."""
@@ -282,11 +331,7 @@ class LeasedStudy:
 
     def end_trial(self, number: int, outcome: AttemptState, reason: str) -> None:
         """End a trial that has no live attempt."""
-        self.transact(
-            lambda session, _: append_event(
-                session, self.study_id, f"trial_{outcome}", reason, trial_number=number
-            )
-        )
+        self.transact(lambda session, _: end_trial(session, self.study_id, number, outcome, reason))
         self.tell(number, outcome, reason)
 
     def tell(self, number: int, outcome: AttemptState, reason: str) -> None:
@@ -294,6 +339,15 @@ class LeasedStudy:
         optuna_store.tell(self.optuna, number, outcome, reason)
         feasible = outcome is not AttemptState.OUT_OF_MEMORY  # which is a violated constraint, as it is told
         self._end(number, outcome, None, feasible=feasible)
+        self.diagnose(number, outcome)
+
+    def diagnose(self, number: int, outcome: AttemptState) -> None:
+        """Keep what the diagnosis says of a trial that has ended, and of others since it has."""
+        if self.kind is StudyKind.SEARCH and verdicts.has_verdicts(outcome):
+            with self.database.read() as session:
+                found = self._verdicts.read(session, number)
+            if found:
+                self.transact(lambda session, _: verdicts.write(session, self.study_id, found))
 
     def _end(self, number: int, outcome: AttemptState, value: float | None, *, feasible: bool) -> None:
         order = self._order.setdefault(number, len(self._order))

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from service.coordinator.policy.trial_history import END_EVENTS
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Attempt, EventRow
-from service.db.transitions import advance_attempt, append_event
+from service.db.transitions import advance_attempt, end_trial
 from service.errors import Inconsistent
 from service.optuna_store import asking
 from service.optuna_store.asking import drop_orphan, unfinished_asks
@@ -230,9 +230,10 @@ def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
             if present.state in LIVE_ATTEMPT_STATES:
                 advance_attempt(session, present, AttemptState.LOST, f"its trial has ended: {reason}")
                 present.loss_cause = LossCause.NEVER_ARRIVED  # no loss that says anything of the trial
-        append_event(session, study.study_id, f"trial_{outcome}", reason, trial_number=number)
+        end_trial(session, study.study_id, number, outcome, reason)
 
     study.transact(lambda session, _: write(session))
+    study.diagnose(number, outcome)
 
 
 def _inconsistent(number: int, condition: TrialCondition, known: _Recorded) -> str:

@@ -23,6 +23,7 @@ from service.coordinator.study import checkpoints, device_health, pass_costs
 from service.coordinator.study.attempts import are_live
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
+from service.db import trials
 from service.db.database import database_now
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
@@ -60,6 +61,7 @@ class WorkerEvents:
             attempt.last_event_seq = seq
             if attempt.state == AttemptState.DISPATCHED:
                 attempt.reason = event.stage
+                trials.follow(session, attempt)
             if session.scalars(mentioned.limit(1)).first() is None:
                 append_event(session, study_id, STARTING, event.stage)
 
@@ -83,6 +85,7 @@ class WorkerEvents:
                 doing += "; it begins again at 0 examples"
             if attempt.state == AttemptState.RUNNING:  # it waited for a free slot, and its checkpoint is gone
                 attempt.examples_seen, attempt.reason = event.resumed_at_examples, doing
+                trials.follow(session, attempt)
             else:
                 advance_attempt(session, attempt, AttemptState.RUNNING, doing)
             if again is not None:
@@ -139,6 +142,8 @@ class WorkerEvents:
                 attempt.step = event.step
                 attempt.train_loss = event.train_loss
             self._keep(session, number, event)
+            if value is not None:
+                trials.report(session, attempt.study_id, number, event.rung, value)
             if reason is not None:
                 attempt.verdict_reason = reason
                 session.add(self._study.event(attempt, "prune_decided", reason))
@@ -188,7 +193,7 @@ class WorkerEvents:
                 _lose([attempt], event.reason, LossCause.STORAGE, session)
                 return [attempt]
             state, reason = AttemptState(event.status), event.reason
-            missing = None
+            missing = result = None
             if state is AttemptState.COMPLETED:
                 missing = outcomes.shortfall(self._study.definition, self._study.kind, outcome)
             if attempt.verdict_reason is not None:
@@ -196,7 +201,9 @@ class WorkerEvents:
                 state, reason = AttemptState.PRUNED, attempt.verdict_reason
             elif missing is not None:
                 state, reason = AttemptState.FAILED, missing
-            advance_attempt(session, attempt, state, reason)
+            if state is AttemptState.COMPLETED:
+                result = outcomes.result(self._study.definition, self._study.kind, outcome)
+            advance_attempt(session, attempt, state, reason, result=result)
             return [attempt]
 
         self._study.tell_ends(self._study.transact(end))
@@ -287,10 +294,9 @@ def _lose(attempts: Sequence[Attempt], reason: str, cause: LossCause, session: S
             attempt.loss_cause = cause
             stage = attempt.reason if attempt.state == AttemptState.DISPATCHED else ""
             said = f"{reason.rstrip('.')}, while {stage}" if stage else reason
-            advance_attempt(session, attempt, AttemptState.LOST, said)
+            advance_attempt(session, attempt, AttemptState.LOST, said, at=now)
         else:
-            advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason)
-        attempt.ended_at = now
+            advance_attempt(session, attempt, AttemptState.PRUNED, attempt.verdict_reason, at=now)
 
 
 def _capacity(worker_id: str, event: PackCapacity) -> str:

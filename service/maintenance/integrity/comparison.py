@@ -12,7 +12,7 @@ from search_spaces.errors import SearchSpaceError
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.plan import planned_trials
 from search_spaces.wording import counted
-from service.maintenance.integrity.rows import OptunaRows, OptunaTrial, StudyRows
+from service.maintenance.integrity.rows import OptunaRows, OptunaTrial, StudyRows, TrialRow
 from service.maintenance.integrity.rules import COUNTED_LOSSES, FINAL_ATTEMPT_STATES
 from service.maintenance.integrity.violations import Violation
 from service.states import TERMINAL_STUDY_STATES, AttemptState, StudyState
@@ -88,6 +88,32 @@ def _ends(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation
         ):
             found = f"Optuna has the values {trial.values}, the attempt measured {attempt.value}"
             yield Violation(rule="value-as-measured", study=name, trial=number, found=found)
+        elif (differs := _row_differs(trial, study.trials.get(number))) is not None:
+            yield Violation(rule="row-as-told", study=name, trial=number, found=differs)
+
+
+def _row_differs(trial: OptunaTrial, row: TrialRow | None) -> str | None:
+    """What the row of a finished trial says otherwise than Optuna does."""
+    if row is None:
+        return "it has no row"
+    # Optuna keeps the last report of a pruned trial as its value.
+    values = trial.values if trial.state == "COMPLETE" else []
+    told = {
+        "values": values,
+        "parameters": sorted(trial.params),
+        "rungs": sorted(trial.rungs),
+        "repeat of": trial.repeat_of,
+        "seed": trial.seed,
+    }
+    kept = {
+        "values": list(row.values),
+        "parameters": sorted(row.params),
+        "rungs": sorted(row.rungs),
+        "repeat of": row.repeat_of,
+        "seed": row.seed,
+    }
+    what = next((name for name in told if told[name] != kept[name]), None)
+    return None if what is None else f"{what}: {told[what]} in Optuna, {kept[what]} in its row"
 
 
 def _optuna_state_of(outcome: str | None) -> str | None:

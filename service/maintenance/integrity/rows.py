@@ -30,6 +30,19 @@ class AttemptRow:
         return self.state in LIVE_ATTEMPT_STATES
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """What the row of a trial copies of Optuna's storage."""
+
+    params: frozenset[str]
+    """Names."""
+    values: tuple[float, ...]
+    """The objective and then the costs."""
+    rungs: frozenset[int]
+    repeat_of: int | None
+    seed: int | None
+
+
 @dataclass(kw_only=True)
 class StudyRows:
     """A study in the service's tables."""
@@ -45,6 +58,8 @@ class StudyRows:
     """Trial -> ends that were recorded of it without an attempt, by events."""
     rungs: set[tuple[int, int]] = field(default_factory=set)
     """(trial, rung)."""
+    trials: dict[int, TrialRow] = field(default_factory=dict)
+    """By number."""
 
     @classmethod
     def empty(cls) -> StudyRows:
@@ -127,6 +142,15 @@ def read_service(connection: Connection) -> dict[str, StudyRows]:
             ends.add(row.kind.removeprefix("trial_"))
     for row in connection.execute(text("SELECT study_id, trial_number, rung FROM rung_reports")):
         by_id[row.study_id].rungs.add((row.trial_number, row.rung))
+    columns = "study_id, number, params, value, costs, rungs, repeat_of, seed"
+    for row in connection.execute(text(f"SELECT {columns} FROM trials")):
+        by_id[row.study_id].trials[row.number] = TrialRow(
+            params=frozenset(_json(row.params)),
+            values=() if row.value is None else (row.value, *_json(row.costs)),
+            rungs=frozenset(rung for rung, _ in _json(row.rungs)),
+            repeat_of=row.repeat_of,
+            seed=row.seed,
+        )
     return found
 
 

@@ -42,6 +42,7 @@ def _listed(values: Iterable[StrEnum | str]) -> str:
 
 _LIVE = _listed(LIVE_ATTEMPT_STATES)
 _FINAL = _listed(FINAL_ATTEMPT_STATES)
+_UNFINISHED = _listed(UNFINISHED_ATTEMPT_STATES)
 _OVER = _listed(TERMINAL_STUDY_STATES)
 _ENDED = _listed(f"attempt_{state}" for state in TERMINAL_ATTEMPT_STATES)
 _TRIAL_ENDS = _listed(f"{who}_{state}" for who in ("attempt", "trial") for state in FINAL_ATTEMPT_STATES)
@@ -157,6 +158,32 @@ SERVICE_RULES = (
         """,
     ),
     Rule(
+        name="rows-of-trials",
+        holds="Every trial that has an attempt has a row.",
+        broken="""
+            SELECT s.name, a.trial_number, 'it has ' || count(*) || ' attempts and no row'
+            FROM attempts a JOIN studies s ON s.id = a.study_id
+            LEFT JOIN trials t ON t.study_id = a.study_id AND t.number = a.trial_number
+            WHERE t.number IS NULL GROUP BY s.name, a.trial_number
+        """,
+    ),
+    Rule(
+        name="row-as-recorded",
+        holds="A trial's row has the state of its last attempt, or of the event that ended the trial.",
+        broken=f"""
+            SELECT s.name, t.number, 'its row says ' || t.state || ', its last attempt '
+                || coalesce(a.state, 'nothing')
+            FROM trials t JOIN studies s ON s.id = t.study_id
+            LEFT JOIN attempts a ON a.study_id = t.study_id AND a.trial_number = t.number
+                AND a.ordinal = (SELECT max(ordinal) FROM attempts
+                    WHERE study_id = t.study_id AND trial_number = t.number)
+            WHERE t.state <> coalesce(a.state, 'waiting')
+                AND NOT (t.state IN {_FINAL} AND coalesce(a.state, 'lost') IN {_UNFINISHED}
+                    AND EXISTS (SELECT 1 FROM events e WHERE e.study_id = t.study_id
+                        AND e.trial_number = t.number AND e.kind = 'trial_' || t.state))
+        """,
+    ),
+    Rule(
         name="sweeps",
         holds="A study that a schedule has made has the schedule's name and the instant of its firing.",
         broken="""
@@ -169,13 +196,14 @@ SERVICE_RULES = (
     ),
     Rule(
         name="children-of-studies",
-        holds="Every attempt, event and report belongs to an existing study.",
+        holds="Every attempt, event, report and row of a trial belongs to an existing study.",
         broken="""
             SELECT '', child.trial_number, child.what || ' of study ' || child.study_id || ', which is gone'
             FROM (
                 SELECT study_id, trial_number, 'an attempt' AS what FROM attempts
                 UNION ALL SELECT study_id, trial_number, 'an event' FROM events
                 UNION ALL SELECT study_id, trial_number, 'a report' FROM rung_reports
+                UNION ALL SELECT study_id, number, 'the row of a trial' FROM trials
             ) child LEFT JOIN studies s ON s.id = child.study_id
             WHERE child.study_id IS NOT NULL AND s.id IS NULL
         """,
@@ -231,6 +259,7 @@ COMPARISONS = {
     "none-left-running": "No trial of a study that has ended is RUNNING in Optuna.",
     "not-dead-while-alive": "No trial that is finished in Optuna has a live attempt.",
     "value-as-measured": "The value in Optuna is the one that the attempt measured.",
+    "row-as-told": "The row of a trial that has ended has the values, rungs and repeats that Optuna has.",
     "rungs": "Every rung report is also in Optuna.",
     "fences": "No fence in Optuna's storage has a higher number than the study's lease.",
     "distinct-points": "No two trials of a grid have the same point, and no two repeats the same seed.",

@@ -17,6 +17,7 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
+from service.trials.rebuilding import rebuild_all
 
 
 class Lab:
@@ -25,11 +26,17 @@ class Lab:
     def __init__(self, study: dict[str, Any], database: Database, storage: Storage) -> None:
         self.id = study["id"]
         self.definition = StudyDefinition.model_validate(study["definition"])
-        self.database = database
+        self.database, self.storage = database, storage
         self.optuna: OptunaStudy = ensure_study(storage, study["name"], self.definition, study_id=self.id)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        return asking.ask(self.optuna, self.definition)
+        asked = asking.ask(self.optuna, self.definition)
+        self.settle()
+        return asked
+
+    def settle(self) -> None:
+        """Bring the rows of trials in line with what was written elsewhere, as a coordinator does."""
+        rebuild_all(self.database, self.storage)
 
     def attempt(self, number: int, ordinal: int = 1, end: AttemptState | None = None, **columns: Any) -> None:
         with self.database.write() as session:
@@ -47,6 +54,7 @@ class Lab:
             session.flush()
             if end is not None:
                 advance_attempt(session, attempt, end, f"it {end}")
+        self.settle()
 
     def report(
         self,
@@ -74,6 +82,7 @@ class Lab:
                     gradient_noise_scale=noise,
                 )
             )
+        self.settle()
 
     def complete(
         self,
@@ -115,6 +124,7 @@ class Lab:
             costs=costs,
             violations=violations,
         )
+        self.settle()
         return number
 
     def advance(self, *states: StudyState) -> None:

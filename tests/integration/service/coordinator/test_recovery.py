@@ -207,7 +207,7 @@ def test_each_pair_is_repaired_as_its_row_says_and_only_once(ruins: Ruins, condi
             continue
         reconcile(study)
         after = ruins.rows()
-        changed = {table for table in after if after[table] != before[table]}
+        changed = {table for table in after if after[table] != before[table]} - {"service.trials"}
         _check(ruins, study, repair, state, changed)
         reconcile(study)
         assert ruins.rows() == after, f"{what}: a second time"

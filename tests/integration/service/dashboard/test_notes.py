@@ -18,6 +18,7 @@ from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.optuna_store.telling import tell
 from service.states import AttemptState, StudyState
+from service.trials.rebuilding import rebuild_all
 from tests.support.service.api import Make
 from tests.support.service.database_lab import Lab
 
@@ -175,6 +176,7 @@ def test_a_range_test_has_neither_a_best_trial_nor_importance(
     for value in (1.0, 2.0):
         number, _ = ask(study, whole)
         tell(study, number, AttemptState.COMPLETED, "swept", value=value)
+    rebuild_all(service_database, storage)
     shown = page(client, made["name"])
     assert shown["best_trials"] == []
     assert "Adapter" not in shown["trials"][0]["note"]["body"]

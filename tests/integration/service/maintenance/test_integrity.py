@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import create_engine, text
 
-from service.maintenance import integrity
+from service.maintenance import integrity, schema
 from service.settings import Settings
 from service.states import TERMINAL_STUDY_STATES
 from tests.support.service.searches import GRID as GRID_STUDY
-from tests.support.service.searches import service_of
+from tests.support.service.searches import rows_of, service_of
 
 GRID = "study_id = (SELECT id FROM studies WHERE name = 'grid')"
 GRIDS_TRIAL = "study_id = (SELECT study_id FROM studies WHERE study_name = 'grid') AND number"
@@ -39,6 +41,9 @@ BREAKS: dict[str, tuple[str, ...]] = {
     "times-of-studies": ("UPDATE studies SET ended_at = NULL WHERE name = 'grid'",),
     "leases": ("UPDATE studies SET lease_owner = 'x', lease_expires_at = NULL WHERE name = 'grid'",),
     "reports-of-attempts": (f"UPDATE rung_reports SET attempt_id = 999 WHERE {GRID} AND trial_number = 1",),
+    "rows-of-trials": (f"DELETE FROM trials WHERE {GRID} AND number = 1",),
+    "row-as-recorded": (f"UPDATE trials SET state = 'waiting' WHERE {GRID} AND number = 1",),
+    "row-as-told": (f"UPDATE trials SET value = 12.5 WHERE {GRID} AND number = 1",),
     "sweeps": ("UPDATE studies SET schedule_id = 'x' WHERE name = 'grid'",),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
     "numbers": (f"optuna: UPDATE trials SET number = 77 WHERE {GRIDS_TRIAL} = 1",),
@@ -102,6 +107,31 @@ def test_each_rule_finds_what_breaks_it(searched: Settings, rule: str) -> None:
     for statement in BREAKS[rule]:
         _break(searched, statement)
     assert rule in {violation.rule for violation in integrity.find_violations(searched)}
+
+
+ROWS = (
+    f"DELETE FROM trials WHERE {GRID} AND number = 1",
+    f"UPDATE trials SET state = 'waiting', findings = NULL WHERE {GRID} AND number = 2",
+    f"UPDATE trials SET value = 12.5, rungs = '[]', ended_at = NULL WHERE {GRID} AND number = 0",
+    "INSERT INTO trials (study_id, number, state, reason, params, costs, rungs, revision) SELECT id, 99,"
+    " 'waiting', '', '{}', '[]', '[]', 1 FROM studies WHERE name = 'random'",
+)
+
+
+def test_a_repair_makes_the_rows_of_trials_again(searched: Settings) -> None:
+    before = rows_of(searched)["service/trials"]
+    assert schema.rebuild_trials(searched) == 0
+    for statement in ROWS:
+        _break(searched, statement)
+    assert schema.rebuild_trials(searched) == len(ROWS)
+    assert integrity.find_violations(searched) == []
+    assert [_without_revision(row) for row in rows_of(searched)["service/trials"]] == [
+        _without_revision(row) for row in before
+    ]
+
+
+def _without_revision(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "revision"}
 
 
 def test_a_violation_says_where_it_is(searched: Settings) -> None:

@@ -19,6 +19,7 @@ from service.db.transitions import advance_study
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study
 from service.states import AttemptState, StudyState
+from service.trials.rebuilding import rebuild_all
 from tests.support.service.api import Make, expect_problem, on_sqlite
 
 
@@ -160,6 +161,7 @@ def test_the_curve_is_on_the_dashboard_s_page(
     ensure_study(storage, test["name"], StudyDefinition.model_validate(test["definition"]))
     advance_stages(service_database, storage, FingerprintReader())
     advance_stages(service_database, storage, FingerprintReader())
+    rebuild_all(service_database, storage)
     path = client.get(f"/v1/range-tests/{test['id']}").json()["dashboard_path"]
     shown = client.get(path.replace("/dashboard", "/api")).json()
     (found,) = shown["plotly_graph_objects"]

@@ -22,6 +22,7 @@ from service.optuna_store.telling import tell
 from service.settings import Settings
 from service.states import TRIAL_FAILED, AttemptState, StudyState
 from service.studies import queries
+from service.trials.rebuilding import rebuild_all
 from tests.support.service.api import Make, expect_problem, on_sqlite, stored
 
 
@@ -292,6 +293,7 @@ def test_a_study_counts_its_trials_by_their_latest_attempt(
                     advance_attempt(session, attempt, end, "because")
                     session.flush()
     tell(optuna_study, 0, AttemptState.COMPLETED, "done", value=1.25)
+    rebuild_all(service_database, storage)
     study = client.get("/v1/studies/support-tone").json()
     expected = {"running": 1, "completed": 1, "diverged": 1, "waiting": 2, "total": 5}
     assert _counted(study) == expected
@@ -324,12 +326,14 @@ def test_a_lost_trial_counts_as_what_became_of_it(
             advance_attempt(session, attempt, AttemptState.LOST, "its worker died")
         append_event(session, study_id, TRIAL_FAILED, "lost 4 times", trial_number=0)
     tell(optuna_study, 0, AttemptState.FAILED, "lost 4 times")
+    rebuild_all(service_database, storage)
     study = client.get("/v1/studies/support-tone").json()
     assert _counted(study) == {"failed": 1, "waiting": 1, "total": 2}
 
     with service_database.write() as session:
         advance_study(session, session.query(Study).one(), StudyState.CANCELLED, "cancelled on request")
     tell(optuna_study, 1, AttemptState.CANCELLED, "the study ended")
+    rebuild_all(service_database, storage)
     study = client.get("/v1/studies/support-tone").json()
     assert _counted(study) == {"failed": 1, "cancelled": 1, "total": 2}
     states = [t["state"] for t in client.get("/v1/studies/support-tone/trials").json()["items"]]
@@ -352,7 +356,7 @@ def test_a_study_whose_definition_this_version_cannot_read_hides_no_other(
 
 
 def test_lists_do_not_read_definitions(
-    client: TestClient, definition: Make, service_database: Database, storage: Storage
+    client: TestClient, definition: Make, service_database: Database
 ) -> None:
     """A page of the largest definitions has many megabytes."""
     modules = [[f"module_{number:05}_{'x' * 200}"] for number in range(300)]
@@ -371,7 +375,7 @@ def test_lists_do_not_read_definitions(
     assert len(client.get("/v1/studies/wide-0").json()["definition"]["search"]["space"]["target_modules"]) > 0
     with service_database.read() as session:
         page = queries.list_studies(session, queries.Filters(), limit=2, cursor=None)
-        assert len(queries.list_view(session, storage, page.studies)) == 2
+        assert len(queries.list_view(session, page.studies)) == 2
         assert not any("definition" in vars(study) for study in page.studies)
 
 

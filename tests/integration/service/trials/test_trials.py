@@ -78,6 +78,7 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
     for rung, value in ((100, 2.0), (200, 1.5), (400, 1.75)):
         report(lab.optuna, number, rung, value)
     tell(lab.optuna, number, AttemptState.COMPLETED, "it completed", value=1.5)
+    lab.settle()
 
     trial = client.get("/v1/studies/support-tone/trials/0").json()
     attempts = trial.pop("attempts")
@@ -145,6 +146,7 @@ def test_a_trial_without_an_attempt_waits(client: TestClient, lab: Lab) -> None:
 
 def test_a_trial_that_is_still_being_drawn_shows_no_recipe(client: TestClient, lab: Lab) -> None:
     lab.optuna.ask()
+    lab.settle()
     trial = client.get("/v1/studies/support-tone/trials/0").json()
     assert (trial["state"], trial["params"], trial["recipe"]) == ("waiting", {}, None)
 
@@ -154,6 +156,7 @@ def test_a_trial_given_up_after_lost_attempts_shows_what_was_told(client: TestCl
     lab.attempt(number, 1, AttemptState.LOST)
     assert client.get("/v1/studies/support-tone/trials/0").json()["state"] == "lost"
     tell(lab.optuna, number, AttemptState.FAILED, "its worker was lost 4 times")
+    lab.settle()
     trial = client.get("/v1/studies/support-tone/trials/0").json()
     assert (trial["state"], trial["reason"]) == ("failed", "its worker was lost 4 times")
 
