@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -139,7 +139,7 @@ def run_plain(work: Mapping[str, Any], folder: Path, *, threads: int | None) -> 
     }
 
 
-def run_service(definition: Mapping[str, Any], home: Path, data_root: Path) -> dict[str, Any]:
+def run_service(definition: Mapping[str, Any], home: Path, data_roots: Sequence[str]) -> dict[str, Any]:
     """`nightsweep serve` and one study over REST, from the service's start to the study's end.
 
     Raises:
@@ -149,7 +149,7 @@ def run_service(definition: Mapping[str, Any], home: Path, data_root: Path) -> d
     child = ChildProcess(
         "nightsweep serve",
         [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--home", str(home)],
-        environment={**os.environ, "NIGHTSWEEP_DATA_ROOTS": str(data_root)},
+        environment={**os.environ, "NIGHTSWEEP_DATA_ROOTS": os.pathsep.join(data_roots)},
         log_file=home / "logs" / "serve.log",
     )
     started = time.time()

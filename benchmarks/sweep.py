@@ -28,10 +28,21 @@ class Sweep:
     ranks: tuple[int, ...]
     train_rows: int
     eval_rows: int
+    base: str = str(QUICKSTART / "base")
+    """The folder of the model."""
+    data: str = str(QUICKSTART)
+    """The folder of `train.jsonl` and `eval.jsonl`, rows of `prompt` and `completion`."""
+    max_length: int = 96
 
     @classmethod
-    def of(cls, batch_sizes: Sequence[int], *, trials: int | None, train_rows: int) -> Sweep:
+    def of(cls, batch_sizes: Sequence[int], *, trials: int | None, train_rows: int, **source: Any) -> Sweep:
         """The whole grid, or `trials` of it: as many of each batch size.
+
+        Args:
+            batch_sizes: All of them.
+            trials: How many; None: the whole grid.
+            train_rows: To train on.
+            source: `base`, `data` and `max_length`, where they are not the quickstart's.
 
         Raises:
             ValueError: The batch sizes cannot have equally many trials, or there are not so many rows.
@@ -46,15 +57,17 @@ class Sweep:
             known = ", ".join(str(number) for number in sorted(shapes))
             raise ValueError(f"{wanted} trials are no part of the grid; with these batch sizes: {known}")
         rates, ranks = shapes[wanted]
-        rows, eval_rows = _row_count("train"), _row_count("eval")
+        folder = Path(source.get("data", cls.data))
+        rows, eval_rows = _row_count(folder / "train.jsonl"), _row_count(folder / "eval.jsonl")
         if not 2 <= train_rows <= rows:
-            raise ValueError(f"{train_rows} rows; the quickstart has from 2 to {rows} to train on")
+            raise ValueError(f"{train_rows} rows; the data has from 2 to {rows} to train on")
         return cls(
             batch_sizes=tuple(batch_sizes),
             learning_rates=LEARNING_RATES[-rates:],
             ranks=RANKS[:ranks],
             train_rows=train_rows,
             eval_rows=max(1, eval_rows * train_rows // rows),
+            **source,
         )
 
     @property
@@ -70,12 +83,12 @@ class Sweep:
         """What is submitted to the service."""
         return {
             "name": NAME,
-            "model": {"id": str(QUICKSTART / "base"), "quantization": "nf4"},
+            "model": {"id": self.base, "quantization": "nf4"},
             "data": {
-                "train": str(QUICKSTART / "train.jsonl"),
-                "eval": str(QUICKSTART / "eval.jsonl"),
+                "train": str(Path(self.data) / "train.jsonl"),
+                "eval": str(Path(self.data) / "eval.jsonl"),
                 "format": "prompt_completion",
-                "max_length": 96,
+                "max_length": self.max_length,
                 "max_train_examples": self.train_rows,
                 "max_eval_examples": self.eval_rows,
             },
@@ -110,7 +123,7 @@ class Sweep:
         recipe, *_ = recipes = self.recipes()
         searched = ("batch_size", "learning_rate", "lora_r")
         return {
-            "base": str(QUICKSTART / "base"),
+            "base": self.base,
             **{key: data[key] for key in ("train", "eval", "max_length")},
             "train_rows": self.train_rows,
             "eval_rows": self.eval_rows,
@@ -167,5 +180,5 @@ def loss_differences(
     }
 
 
-def _row_count(part: str) -> int:
-    return len((QUICKSTART / f"{part}.jsonl").read_text().splitlines())
+def _row_count(file: Path) -> int:
+    return len(file.read_text().splitlines())

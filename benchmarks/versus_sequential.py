@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.halves import run_plain, run_service, same_environment
-from benchmarks.sweep import QUICKSTART, Sweep, check_trials, loss_differences
+from benchmarks.sweep import Sweep, check_trials, loss_differences
 
 AGREEMENT = 0.001
 """The halves did the same work when no evaluation loss differs by more, relative to the plain script's."""
@@ -114,6 +114,11 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,2,4,8", help="comma-separated (default: %(default)s)")
     parser.add_argument("--trials", type=int, help="a part of the grid, for a quick look")
     parser.add_argument("--rows", type=int, default=600, help="rows to train on (default: %(default)s)")
+    parser.add_argument("--base", help="the folder of another base than the quickstart's")
+    parser.add_argument(
+        "--data", help="a folder of train.jsonl and eval.jsonl, rows of prompt and completion"
+    )
+    parser.add_argument("--max-length", type=int, help="tokens of a row, with other data")
     parser.add_argument("--plain-threads", type=int, help="of the plain script (default: torch's)")
     parser.add_argument("--plain-json", type=Path, help="take the plain half from an earlier run's JSON")
     parser.add_argument("--home", type=Path, help="keep the service's home, with its logs, in this folder")
@@ -121,7 +126,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         batch_sizes = [int(size) for size in arguments.batch_sizes.split(",")]
-        sweep = Sweep.of(batch_sizes, trials=arguments.trials, train_rows=arguments.rows)
+        given = {name: getattr(arguments, name) for name in ("base", "data", "max_length")}
+        source = {name: value for name, value in given.items() if value is not None}
+        sweep = Sweep.of(batch_sizes, trials=arguments.trials, train_rows=arguments.rows, **source)
     except ValueError as error:
         parser.error(str(error))
     # As Ctrl-C does: the halves' processes are ended, and the temporary folder goes.
@@ -141,7 +148,7 @@ def main() -> None:
             plain = run_plain(sweep.plain_work(), folder, threads=arguments.plain_threads)
         report_cores(f"plain script, {plain['threads']} threads", plain)
         home = arguments.home or folder / "home"
-        service = run_service(sweep.definition(), home.resolve(), QUICKSTART)
+        service = run_service(sweep.definition(), home.resolve(), [sweep.base, sweep.data])
         report_cores(f"service, {service['workers']} workers", service)
 
     check_trials(sweep.recipes(), service["trials"])
