@@ -104,7 +104,8 @@ class Call:
             what = "Ray did not start it within" if queued else "it was not ready within"
         elif self.question is Question.EVENTS:
             limit += LONG_POLL_SECONDS
-        if worker.preparing:
+        # One that waited may be another coordinator's by now, which knows what it does, and load something.
+        if worker.preparing or (worker.ready and worker.role is Role.POOL):
             limit = max(limit, limits.loading_s)
         silent = now - self.asked  # each stage has its own time
         return f"{what} {silent:.0f} s" if silent > limit else None

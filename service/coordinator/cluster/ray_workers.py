@@ -292,11 +292,15 @@ class RayWorkers(RayMachines):
             worker.handle.verdict.remote(verdict)
 
     def stop(self, worker_id: str) -> None:
-        """End a worker and give its resources back. Idle ones only: nothing is saved."""
+        """End a worker and give its resources back. Idle ones only: nothing is saved.
+
+        Another coordinator's is only forgotten.
+        """
         worker = self._workers.get(worker_id)
         if worker is not None:
             self.forget(worker_id)
-            ray.kill(worker.handle)
+            if worker.role is not Role.STRANGER:
+                ray.kill(worker.handle)
 
     def close(self) -> None:
         """Leave the cluster; the workers stay."""
@@ -374,7 +378,7 @@ class RayWorkers(RayMachines):
             pause = min(LONGEST_PAUSE_SECONDS, LOOK_SECONDS * 2.0 ** min(self._failed_starts, 10))
             self._start_again_at = time.monotonic() + pause
             log.warning("a waiting worker died, the next one starts in %g s: %s", pause, reason)
-        if died or worker.role is Role.STRANGER:
+        if died:
             self.forget(worker_id)
         else:
             self.stop(worker_id)

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError
 from service.coordinator.cluster import ray_calls, ray_resources, ray_workers
 from service.coordinator.cluster.deliveries import Delivery, Found, Gone, Ready
 from service.coordinator.cluster.ray_workers import RayWorkers
+from service.coordinator.cluster.silence import SilenceLimits
 from service.coordinator.policy.placement import WorkerShape
 from service.coordinator.policy.warm_pool import PoolLimits
 from service.states import LossCause
@@ -75,6 +76,8 @@ class Cluster:
         self.cpus = cpus
         self.actors: dict[str, Actor] = {}
         self.refs: dict[object, Any] = {}
+        self.silent: set[str] = set()
+        """Workers that do not answer for now."""
         self.util = SimpleNamespace(list_named_actors=lambda: [n for n, a in self.actors.items() if a.alive])
 
     @property
@@ -105,7 +108,8 @@ class Cluster:
                 other.placed = True
 
     def wait(self, refs: list[object], **_: Any) -> tuple[list[object], list[object]]:
-        return [r for r in refs if self.refs[r][1] not in ("events", "submit") and self.refs[r][0].placed], []
+        answered = [r for r in refs if self.refs[r][1] not in ("events", "submit")]
+        return [r for r in answered if (a := self.refs[r][0]).placed and a.spec.name not in self.silent], []
 
     def get(self, ref: object) -> Any:
         actor, method, arguments = self.refs.pop(ref)
@@ -252,6 +256,21 @@ def test_two_coordinators_share_a_pool_and_never_take_the_same_worker(cluster: C
     assert gone.cause is LossCause.NEVER_ARRIVED
     assert cluster.of("s") == [mine]
     assert other.start("t", CORE, "base") != mine
+
+
+def test_one_that_waited_may_be_busy_for_another_coordinators_study(cluster: Cluster, clock: Clock) -> None:
+    """Its own coordinator knows whether it loads something or hangs; nobody else ends it before it must be
+    ready in any case."""
+    one, other = coordinator(), coordinator()
+    rounds(one, clock, 2)
+    rounds(other, clock, 2)
+    taken = other.start("t", CORE, "base")
+    cluster.silent.add(taken)  # before it could tell the first one
+    limits = SilenceLimits()
+    rounds(one, clock, int(limits.answer_s / ray_workers.LOOK_SECONDS) + 3)
+    assert cluster.actors[taken].alive
+    rounds(one, clock, int(limits.loading_s / ray_workers.LOOK_SECONDS) + 3)
+    assert not cluster.actors[taken].alive
 
 
 def test_a_successor_finds_those_that_wait_and_those_assigned(cluster: Cluster, clock: Clock) -> None:
