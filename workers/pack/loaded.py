@@ -209,12 +209,19 @@ class LoadedStudies:
         return Loaded(base, train, evaluation, measures, losses.get(order.recipe.loss or ""))
 
     def leave_study(self) -> None:
-        """Forgets all that is one study's, and what fitted: another's rows may be longer. The base stays, and
-        what passes like the study's cost."""
+        """Forgets all that is one study's, and what fitted: another's rows may be longer.
+
+        The base stays, what passes like the study's cost, and where trials start on the same rows.
+        """
         self._forget(())
         if (base := self.base) is not None:
             self.base = SharedBase(
-                base.key, base.host, self._new_passes(base.host), base.costs, base.keep_decoded
+                base.key,
+                base.host,
+                self._new_passes(base.host),
+                base.costs,
+                base.keep_decoded,
+                starts=base.starts,
             )
 
     def _new_passes(self, host: AdapterHost) -> SharedPasses:

@@ -10,7 +10,7 @@ import pytest
 
 from search_spaces.recipe import Recipe
 from tests.support.workers.packs import Device, Recorder
-from tests.support.workers.trials import of_type, trial_order
+from tests.support.workers.trials import data_spec, of_type, trial_order
 from workers.contract import TrialOrder, TrialOutcome
 from workers.training.objectives.language import LanguageModel
 
@@ -54,6 +54,26 @@ def test_a_trial_that_starts_otherwise_is_measured_itself(
     recorder.pack.admit(order(tmp_path, tiny_base_dir, 1))
     recorder.pack.admit(order(tmp_path, tiny_base_dir, 2, **fields))
     assert starts(device) == 2
+
+
+def test_the_next_study_on_the_same_rows_begins_with_a_training_pass(
+    tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one on other rows measures where it starts."""
+    device = Device.installed(monkeypatch)
+    recorder = Recorder(slots=None)
+    first = recorder.outcome(order(tmp_path, tiny_base_dir, 1))
+    recorder.pack.leave_study()
+    device.passes.clear()
+    same = replace(order(tmp_path, tiny_base_dir, 2), study_id="next")
+    assert recorder.outcome(same).value == first.value
+    assert device.passes[0].trained
+    recorder.pack.leave_study()
+    device.passes.clear()
+    (tmp_path / "other").mkdir()
+    other = replace(same, attempt_id=3, study_id="last", data=data_spec(tmp_path / "other", train_rows=16))
+    recorder.outcome(other)
+    assert not device.passes[0].trained
 
 
 def test_what_trials_share_changes_no_number_of_any(tmp_path: Path, tiny_base_dir: Path) -> None:
