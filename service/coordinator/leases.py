@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import LONGEST_LEASE_SECONDS, Study, is_leased, lease_in_reach
+from service.db.lease_times import LONGEST_LEASE_SECONDS, is_leased, lease_in_reach
+from service.db.models import Study
 from service.db.transitions import append_event
 from service.errors import LeaseLost
 from service.states import StudyState

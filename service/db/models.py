@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -18,14 +18,12 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
-    ColumnElement,
     Double,
     ForeignKey,
     Index,
     MetaData,
     String,
     Text,
-    and_,
     false,
     text,
     true,
@@ -177,24 +175,6 @@ class Study(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[datetime | None]
     lease_number: Mapped[int] = mapped_column(default=0)
-
-
-LONGEST_LEASE_SECONDS = 600.0
-"""The longest that `Settings.lease_seconds` may be, whatever a coordinator was given."""
-
-
-def lease_in_reach(now: datetime) -> ColumnElement[bool]:
-    """Whether a study's lease may have been set by a right clock: it ends within `LONGEST_LEASE_SECONDS`.
-
-    A clock that was ahead sets leases that nobody could take for as long as it was ahead. Whoever holds one
-    and lives sets it right when it renews it.
-    """
-    return Study.lease_expires_at <= now + timedelta(seconds=LONGEST_LEASE_SECONDS)
-
-
-def is_leased(now: datetime) -> ColumnElement[bool]:
-    """Whether somebody holds a study at `now`, by the database's clock."""
-    return and_(Study.lease_owner.is_not(None), Study.lease_expires_at >= now, lease_in_reach(now))
 
 
 class Attempt(Base):

@@ -28,7 +28,8 @@ from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.plan import planned_trials
 from search_spaces.wording import counted
 from service.db.database import database_now
-from service.db.models import Study, is_leased
+from service.db.lease_times import is_leased
+from service.db.models import Study
 from service.definitions.stored import read_definition, read_preparation
 from service.errors import LimitReached
 from service.settings import Settings

@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
-from service.db.models import Study, is_leased
+from service.db.lease_times import is_leased
+from service.db.models import Study
 from service.db.transitions import append_event, put_down, queue_again, take_back
 from service.definitions.stored import read_definition
 from service.errors import AlreadyEnded, BeingCancelled

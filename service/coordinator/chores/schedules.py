@@ -17,7 +17,8 @@ from service.coordinator import leases
 from service.coordinator.outages import is_trouble
 from service.coordinator.policy import waiting
 from service.db.database import Database, database_now
-from service.db.models import Study, is_leased
+from service.db.lease_times import is_leased
+from service.db.models import Study
 from service.db.transitions import advance_study, append_event
 from service.schedules import commands as schedules
 from service.states import StudyState

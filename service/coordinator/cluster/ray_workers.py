@@ -292,10 +292,7 @@ class RayWorkers(RayMachines):
             worker.handle.verdict.remote(verdict)
 
     def stop(self, worker_id: str) -> None:
-        """End a worker and give its resources back. Idle ones only: nothing is saved.
-
-        Another coordinator's is only forgotten.
-        """
+        """End an idle worker and give its resources back; another coordinator's is only forgotten."""
         worker = self._workers.get(worker_id)
         if worker is not None:
             self.forget(worker_id)

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
-from service.db.models import LONGEST_LEASE_SECONDS, Schedule, Study, lease_in_reach
+from service.db.lease_times import LONGEST_LEASE_SECONDS, lease_in_reach
+from service.db.models import Schedule, Study
 from service.maintenance.integrity.violations import Violation
 from service.schedules.commands import earlier_firing
 

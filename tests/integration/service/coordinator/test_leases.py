@@ -10,7 +10,8 @@ from sqlalchemy import select
 from service.coordinator import leases
 from service.coordinator.chores.schedules import cancel_unstarted
 from service.db.database import Database, database_now
-from service.db.models import LONGEST_LEASE_SECONDS, EventRow, Study
+from service.db.lease_times import LONGEST_LEASE_SECONDS
+from service.db.models import EventRow, Study
 from service.errors import LeaseLost
 from service.states import StudyState
 from service.studies.pauses import request_pause
