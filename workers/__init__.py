@@ -1,4 +1,4 @@
-"""What runs on a device. Knows a recipe and a report callback; only `gpu_worker` knows Ray."""
+"""What runs on a device. Knows a recipe and a report callback; only `actor.ray_actors` knows Ray."""
 
 import os
 

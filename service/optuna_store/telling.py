@@ -16,7 +16,7 @@ REASON_ATTR = "reason"
 OUT_OF_MEMORY_CONSTRAINT = "out_of_memory"
 
 
-_STATE_OF: dict[AttemptState, TrialState] = {
+STATE_OF: dict[AttemptState, TrialState] = {
     AttemptState.COMPLETED: TrialState.COMPLETE,
     AttemptState.PRUNED: TrialState.PRUNED,
     # A sampler ignores failed trials, so it would never learn to avoid these two.
@@ -65,4 +65,4 @@ def tell(
     storage.set_trial_user_attr(frozen._trial_id, OUTCOME_ATTR, str(outcome))
     storage.set_trial_user_attr(frozen._trial_id, REASON_ATTR, shortened(reason, SENTENCE_CHARACTERS))
     values = [value, *costs] if outcome is AttemptState.COMPLETED and value is not None else None
-    study.tell(number, values, state=_STATE_OF[outcome], skip_if_finished=True)
+    study.tell(number, values, state=STATE_OF[outcome], skip_if_finished=True)

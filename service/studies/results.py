@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from search_spaces.tasks import Direction
 from service.analysis.best import Goal
 from service.db.models import Study, Trial
-from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR
+from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR, STATE_OF
 from service.optuna_store.values import TrialValues
 from service.states import (
     LIVE_ATTEMPT_STATES,
@@ -27,14 +27,6 @@ from service.studies.schemas import Counts
 ENDED = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 """States of trials that are over."""
 
-_IN_OPTUNA = {
-    AttemptState.COMPLETED: "complete",
-    AttemptState.PRUNED: "pruned",
-    AttemptState.DIVERGED: "pruned",
-    AttemptState.OUT_OF_MEMORY: "pruned",
-    AttemptState.FAILED: "fail",
-    AttemptState.CANCELLED: "fail",
-}
 _ELIGIBLE: tuple[ColumnElement[bool], ...] = (
     Trial.repeat_of.is_(None),
     Trial.feasible.is_(True),
@@ -53,7 +45,7 @@ def values_of(row: Trial) -> TrialValues:
         values=() if row.value is None else (row.value, *row.costs),
         feasible=row.feasible,
         rungs=tuple((rung, math.nan if value is None else value) for rung, value in row.rungs),
-        state=_IN_OPTUNA[AttemptState(row.state)] if ended else "running",
+        state=STATE_OF[AttemptState(row.state)].name.lower() if ended else "running",
         repeat_of=row.repeat_of,
         seed=row.seed,
         user_attrs={OUTCOME_ATTR: row.state, REASON_ATTR: row.reason} if ended else {},

@@ -24,9 +24,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 NAME = "causal_sdpa"
 """Torch's scaled dot product attention, under a name for which transformers knows no mask to make."""
 
-_TOLERANCE = 0.03
-"""Relative difference of hidden states by which two kernels may differ in half precision. Attending to
-padding, or to what comes later, changes them altogether."""
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.03
+"""Relative difference of hidden states by which two kernels may differ in float32, and in half precision.
+Attending to padding, or to what comes later, changes them altogether."""
 
 _LENGTHS = (5, 8, 3)
 """Of the rows that models are tried on."""
@@ -138,7 +138,7 @@ def may_lay_rows_end_to_end(model: PreTrainedModel) -> bool:
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False  # it takes no positions, or wants a mask
     states = getattr(output, "last_hidden_state", None)
-    return _same(None if states is None else states[0].float(), expected)
+    return _same(None if states is None else states[0], expected)
 
 
 def positions_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -155,7 +155,9 @@ def _is_causal(model: PreTrainedModel) -> bool:
 def _same(states: torch.Tensor | None, expected: torch.Tensor | None) -> bool:
     if states is None or expected is None:
         return False
-    return bool((states - expected).norm() <= _TOLERANCE * expected.norm())
+    tolerance = _TOLERANCE if states.dtype == torch.float32 else _HALF_TOLERANCE
+    difference = (states.float() - expected.float()).norm()
+    return bool(difference <= tolerance * expected.float().norm())
 
 
 def _sees_less_than_all(config: PretrainedConfig) -> bool:
@@ -173,7 +175,7 @@ def _rows(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def _states_beside_padding(model: PreTrainedModel) -> torch.Tensor | None:
-    """float32 [16, H]: the backbone's states of the tokens of three rows, two of which are padded."""
+    """[16, H]: the backbone's states of the tokens of three rows, two of which are padded."""
     rows, longest = _rows(model), max(_LENGTHS)
     input_ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
     attention_mask = torch.arange(longest, device=model.device) < torch.tensor(
@@ -181,4 +183,4 @@ def _states_beside_padding(model: PreTrainedModel) -> torch.Tensor | None:
     ).unsqueeze(1)
     output = model.base_model(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False)
     states = getattr(output, "last_hidden_state", None)
-    return None if states is None else states[attention_mask].float()
+    return None if states is None else states[attention_mask]

@@ -20,8 +20,8 @@ from workers.device.memory import available_bytes, is_out_of_memory, release
 from workers.errors import ModelError
 
 AUTO_SHARE = {"cpu": 0.5, "cuda": 0.125}
-"""With `auto`: largest share of the memory that is left which the decoded weights may take. A GPU multiplies
-packed weights nearly as fast once a pass is large, and has better uses for its memory."""
+"""With `auto`: largest share of the memory that is left which the decoded weights may take. Less on a GPU,
+where larger packs may be worth more; that was never measured."""
 
 
 def keep_decoded(base: LoadedBase, wanted: KeepDecoded) -> bool:

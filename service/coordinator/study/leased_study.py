@@ -6,6 +6,7 @@ two repairs itself when the study is next taken (`load`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
@@ -23,6 +24,7 @@ from service.analysis import outcomes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
+from service.coordinator.outages import is_trouble
 from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
 from service.coordinator.study import verdicts
@@ -38,6 +40,8 @@ from service.optuna_store.studies import ensure_study, find_study_number, read_t
 from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import AttemptState, StudyState
 from service.trials import rebuilding
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -205,14 +209,20 @@ class LeasedStudy:
         self.transact(work)
 
     def _importance(self) -> dict[str, Any] | None:
-        """What readers of a large study would otherwise wait for; of others they make it themselves."""
+        """What readers of a large study would otherwise wait for; None: they make it themselves."""
         completed = sum(end.value is not None for end in self.ends.values())
         if self.kind is not StudyKind.SEARCH or completed < LARGE:
             return None
         # Imported where it is needed: it takes pandas and scipy, which few studies need here.
         from service.reports.queries import find_importance
 
-        found = find_importance(self._storage, self.name, self.definition)
+        try:
+            found = find_importance(self._storage, self.name, self.definition)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            log.exception("the importance of hyperparameters of study %s cannot be kept", self.name)
+            return None  # a study must end all the same
         return found.model_dump(mode="json")
 
     # -- its trials ----------------------------------------------------------------------------

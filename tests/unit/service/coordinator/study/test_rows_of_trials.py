@@ -15,6 +15,7 @@ from service.db.models import Study, Trial
 from service.definitions.stored import read_definition
 from service.maintenance import integrity
 from service.optuna_store.studies import read_trials
+from service.reports import queries
 from service.reports.queries import find_importance, get_importance
 from service.states import StudyState
 from service.studies import results
@@ -152,3 +153,18 @@ def test_a_large_study_keeps_the_importance_of_its_hyperparameters(
         assert kept["trials"] == results.count_eligible(session, study) == 12
         assert get_importance(session, lab.storage, study).model_dump(mode="json") == kept
     assert find_importance(lab.storage, "s", read_definition(study)).model_dump(mode="json") == kept
+
+
+def test_a_large_study_ends_also_where_its_importance_cannot_be_found(
+    make_lab: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(leased_study, "LARGE", 2)
+    monkeypatch.setattr(queries, "find_importance", broken)
+    lab = make_lab(cpus=3)
+    study_id = lab.submit()
+    lab.run(study_id)
+    study = lab.study(study_id)
+    assert (study.state, study.importance) == (StudyState.COMPLETED, None)
