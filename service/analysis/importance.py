@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -184,6 +183,9 @@ def _evaluate(
     """
     if not names:
         return {}
+    # Imported late: Optuna takes scikit-learn along, more than a second, for evaluators that are not used.
+    from optuna.importance import PedAnovaImportanceEvaluator
+
     evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
     with warnings.catch_warnings():
         # That less is better is so, and that a conditional hyperparameter had few trials is said in words.

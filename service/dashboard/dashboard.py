@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-import optuna_dashboard
 from a2wsgi import WSGIMiddleware
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -65,8 +65,18 @@ class Dashboard:
     def __init__(self, storage: Storage, database: Database) -> None:
         self._storage = storage
         self._database = database
-        self._wsgi = WSGIMiddleware(optuna_dashboard.wsgi(StudyList.of(storage)))
         self._script = (Path(__file__).parent / "dashboard.js").read_text()
+
+    @cached_property
+    def _wsgi(self) -> WSGIMiddleware:
+        """Its pages, made for the first that asks: scikit-learn and pandas take a second to import."""
+        import optuna_dashboard
+
+        return WSGIMiddleware(optuna_dashboard.wsgi(StudyList.of(self._storage)))
+
+    async def _pages(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wsgi = await run_in_threadpool(lambda: self._wsgi)  # so that others are answered during its imports
+        await wsgi(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -98,7 +108,7 @@ class Dashboard:
             number = int(importance[1])
             await self._rewritten(scope, receive, send, lambda body: self._only_if_known(number, body))
         else:
-            await self._wsgi(_mended(scope), receive, send)
+            await self._pages(_mended(scope), receive, send)
 
     async def _rewritten(
         self, scope: Scope, receive: Receive, send: Send, change: Callable[[bytes], bytes]
@@ -113,7 +123,7 @@ class Dashboard:
             else:
                 body.extend(message.get("body", b""))
 
-        await self._wsgi(_whole(_mended(scope)), receive, collect)
+        await self._pages(_whole(_mended(scope)), receive, collect)
         content = bytes(body)
         if start["status"] == 200 and scope["method"] == "GET":
             content = await run_in_threadpool(change, content)
@@ -188,7 +198,8 @@ class Dashboard:
 
     def close(self) -> None:
         """End its threads."""
-        self._wsgi.executor.shutdown()
+        if "_wsgi" in self.__dict__:
+            self._wsgi.executor.shutdown()
 
 
 def _with_script(page: bytes) -> bytes:
