@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from service.access.auth import ApiKeyGuard
-from service.access.browser_guard import RequestGuard, is_loopback
+from service.access.browser_guard import RequestGuard
+from service.access.exposure import is_loopback
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
 from service.devices import endpoints as device_endpoints

@@ -7,20 +7,15 @@ the answers, too. Programs other than browsers are not affected.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from sqlalchemy import inspect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import keys
 from service.access.auth import OPEN_PATHS
-from service.db.database import open_database
-from service.db.models import ApiKey
-from service.errors import Forbidden, Unavailable
+from service.access.exposure import is_loopback
+from service.errors import Forbidden
 from service.rest import problems
-from service.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, and what they answer is kept from other sites by every browser."""
@@ -45,10 +40,6 @@ keeps to both."""
 
 class ForeignHost(Forbidden):
     title = "Unknown host"
-
-
-class OpenApi(Unavailable):
-    title = "API without a key"
 
 
 class CrossSite(Forbidden):
@@ -111,40 +102,6 @@ class RequestGuard:
                 f"A page of another site must not send {scope['method']} requests here. Use the command"
                 " line, or a page of this server."
             )
-
-
-def require_key(settings: Settings) -> None:
-    """Refuse to listen where others can reach the API while nobody needs a key.
-
-    Raises:
-        OpenApi: says what to set.
-    """
-    if settings.api_key is not None or settings.allow_open_api or is_loopback(settings.host):
-        return
-    opened = open_database(settings)
-    try:
-        if inspect(opened.engine).has_table(ApiKey.__tablename__):  # else nobody can have a key yet
-            with opened.read() as session:
-                if keys.any_key(session):
-                    return
-    finally:
-        opened.dispose()
-    raise OpenApi(
-        f"The API would listen on {settings.host or 'every address'}, where others may reach it, and there "
-        "is no API key: whoever reached it could run studies here. Set NIGHTSWEEP_API_KEY to a secret, such "
-        "as what `openssl rand -hex 24` prints, or make keys with `nightsweep keys add NAME`; or listen on "
-        "127.0.0.1. Where nobody else can reach the port, set NIGHTSWEEP_ALLOW_OPEN_API=true to go on."
-    )
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host's name or address always means the machine it is used on."""
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _origin_host(origin: str) -> str:

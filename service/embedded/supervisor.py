@@ -19,6 +19,7 @@ from typing import Self
 
 import httpx
 
+from service.access.exposure import require_key
 from service.coordinator.cluster.silence import RAY_IS_SILENT
 from service.embedded.child_process import ChildProcess
 from service.embedded.environment import is_ours, settings_environment
@@ -28,7 +29,6 @@ from service.embedded.ray_folder import RayFolder
 from service.errors import Unavailable
 from service.home_folder import make_home
 from service.log_limit import LogLimit, short
-from service.maintenance import schema
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,6 @@ class Supervisor:
         make_home(self.settings)
         self._home_lock.acquire(self.url)
         try:
-            schema.upgrade(self.settings)
             require_key(self.settings)
             self._start()
         except BaseException:
@@ -108,20 +107,21 @@ class Supervisor:
 
             ray_authentication.require(self.settings)
         environment = settings_environment(self.settings)
-        self._api = self._nightsweep("api", environment)
-        self._api.start()
-        address = self.settings.ray_address
-        if address is None:
+        connection: dict[str, str] = {}
+        if self.settings.ray_address is None:  # first of all: what takes longest is that workers are there
             port = free_port()
-            address = f"127.0.0.1:{port}"
             ray_environment = self._ray_environment()
             self._ray = self._ray_head(port, ray_environment)
             self._ray.start()
-            environment = {**environment, **ray_environment}
             # Its workers are Ray's, so trials write checkpoints before it ends.
-            environment["NIGHTSWEEP_WORKERS_END_WITH_COORDINATOR"] = "true"
-        environment["NIGHTSWEEP_RAY_ADDRESS"] = address
-        self._coordinator = self._nightsweep("coordinator", environment)
+            ends = {"NIGHTSWEEP_WORKERS_END_WITH_COORDINATOR": "true"}
+            connection = {**ray_environment, **ends, "NIGHTSWEEP_RAY_ADDRESS": f"127.0.0.1:{port}"}
+        from service.maintenance import schema  # with all of Alembic, while Ray starts
+
+        schema.upgrade(self.settings)
+        self._api = self._nightsweep("api", environment)
+        self._api.start()
+        self._coordinator = self._nightsweep("coordinator", {**environment, **connection})
         self._coordinator.start()
         self._wait_for_api()
 
@@ -153,19 +153,10 @@ class Supervisor:
 
     def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:
         self._ray_folder = RayFolder()
-        # fmt: off
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
-            "--node-ip-address", "127.0.0.1", "--port", str(port),
-            # Its default is one fixed port, on which two services of one machine would meet.
-            "--ray-client-server-port", str(free_port()),
-            "--temp-dir", str(self._ray_folder.ray),
-            "--object-store-memory", str(RAY_OBJECT_STORE_BYTES),
-            "--include-dashboard", "false", "--disable-usage-stats",
-            # Nobody asks for more nodes, and the coordinator has no worker's output sent to it.
-            "--no-monitor", "--include-log-monitor", "false",
+            *(sys.executable, "-m", "service.embedded.ray_head"),
+            *(str(port), str(self._ray_folder.ray), str(RAY_OBJECT_STORE_BYTES)),
         ]
-        # fmt: on
         # Workers inherit this environment, and they hold no secrets of the service's.
         inherited = {name: value for name, value in os.environ.items() if not is_ours(name)}
         return ChildProcess(
@@ -335,13 +326,6 @@ def require_artifacts(settings: Settings) -> None:
         from service.artifacts.places import open_places  # imported late: it takes fsspec along
 
         open_places(settings)
-
-
-def require_key(settings: Settings) -> None:
-    """Refuse to listen on an address that other machines reach while the API requires no key."""
-    from service.access import browser_guard  # with all of FastAPI
-
-    browser_guard.require_key(settings)
 
 
 def _wait_until(condition: Callable[[], bool], child: ChildProcess, *others: ChildProcess) -> None:

@@ -28,10 +28,11 @@ def api(host: Host = None, port: Port = None, home: Home = None) -> None:
     with service_errors_explained():
         with uncollected_imports():
             from service import web_server  # noqa: F401 - what `run_api` imports, all at once
+            from service.access.exposure import require_key
             from service.embedded import supervisor
             from service.maintenance import schema
 
-        supervisor.require_key(settings)  # before the tables, which a newcomer's home does not have either
+        require_key(settings)  # before the tables, which a newcomer's home does not have either
         schema.check_schemas(settings)  # said in a sentence here; the web server would show a traceback
         supervisor.run_api(settings)
 

@@ -25,11 +25,13 @@ _READY, _FAILED, _END = b'{"ready"', b'{"failed": ', b'{"code": '
 """How the line begins that a process says once it has started, one in place of a report, and the last line of
 an answer."""
 _CODE = """
-import os, sys
+import gc, os, sys
 answers = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 sys.path.append(sys.argv[1])
+gc.disable()  # hardly anything that is imported becomes garbage
 from workers.report.server import serve
+gc.enable()
 serve(answers)
 """
 # The package's folder comes last in the path, and the current folder not at all (-P): whatever lies there

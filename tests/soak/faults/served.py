@@ -38,11 +38,12 @@ class ServedDeployment(Deployment):
 
     def ray_folders(self) -> list[Path]:
         """The temporary folders of the Ray heads that run, as their command lines name them."""
+        module = "service.embedded.ray_head"
         found = []
-        for pid in self.pids("--temp-dir"):
+        for pid in self.pids(module):
             words = title(pid).split()
-            if "ray.scripts.scripts" in words:
-                found.append(Path(words[words.index("--temp-dir") + 1]))
+            if module in words:
+                found.append(Path(words[words.index(module) + 2]))
         return found
 
     def kill_node(self) -> None:

@@ -1,4 +1,4 @@
-"""The REST process needs neither torch nor Ray, and a coordinator nothing that draws or serves pages."""
+"""No process of the service imports what it does without: `serve` starts Ray before anything else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import sys
 import pytest
 
 HEAVY = {
-    "service.app": ("ray", "torch", "transformers", "peft", "bitsandbytes", "datasets", "workers"),
+    "service.app": (
+        "ray",
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "datasets",
+        "workers",
+        "optuna_dashboard",
+        "sklearn",
+        "pandas",
+        "scipy",
+    ),
+    "service.embedded.supervisor": ("ray", "fastapi", "alembic", "optuna", "numpy"),
     "service.coordinator.loop": (
         "torch",
         "fastapi",

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from service.access import keys
-from service.access.browser_guard import require_key
+from service.access.exposure import require_key
 from service.app import create_app
 from service.cli.root import app
 from service.coordinator.chores.fingerprints import FingerprintReader
