@@ -165,16 +165,16 @@ class Supervisor:
 
     def _wait_for_api(self) -> None:
         """Until studies can be submitted: they wait for the coordinator, which waits for Ray."""
-        ready = f"{self.url}/readyz?exclude=coordinator"
-
-        def answers() -> bool:
-            try:
-                return httpx.get(ready, timeout=10).status_code == 200
-            except httpx.TransportError:
-                return False
-
         assert self._api is not None
-        _wait_until(answers, self._api, *filter(None, [self._ray]))
+        with httpx.Client(timeout=10) as client:  # one for all questions: making one reads all certificates
+
+            def answers() -> bool:
+                try:
+                    return client.get(f"{self.url}/readyz?exclude=coordinator").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            _wait_until(answers, self._api, *filter(None, [self._ray]))
 
     def _watch(self) -> None:
         """Look after the children until `stop`. If that ends otherwise, so does this process."""
