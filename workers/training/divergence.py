@@ -6,22 +6,29 @@ import math
 from collections.abc import Sequence
 
 WINDOW_EXAMPLES = 16
-"""Examples that the start is measured on, and over which the train loss is smoothed.
+"""Examples that the start is measured on, if they are short, and over which the train loss is smoothed.
 
 Counted in examples, not steps: with batch size 1 a step's loss is one example's, and easily several times
 the mean; over 16 examples (QLoRA's own batch size, Dettmers et al. 2023, table 9) that noise is averaged
 away, and a trial with batch size 16 or more is still judged by its latest steps.
 """
 
+START_TOKENS = 1024
+"""Supervised tokens after which the start needs no further examples, so that long ones do not keep a trial
+from its first step."""
+
+FEWEST_START_EXAMPLES = 4
+"""Examples that the start is measured on however long they are: the tokens of one are much alike."""
+
 
 class DivergenceWatch:
     """Follows the smoothed train loss and compares it with where the trial started.
 
     The start is the token-weighted mean loss of the *untrained* adapter (LoRA's B is 0, so this is the
-    base's own loss) over the first `WINDOW_EXAMPLES` training examples, measured before the first step:
-    a start taken from the first steps themselves would already be inflated in a trial that blows up at
-    once. The smoothed loss is a token-weighted mean whose weights fall by 1/e every `WINDOW_EXAMPLES`
-    examples, and it begins at the start, so one odd batch cannot end a trial.
+    base's own loss) over the first `WINDOW_EXAMPLES` training examples, fewer where they are long, measured
+    before the first step: a start taken from the first steps themselves would already be inflated in a trial
+    that blows up at once. The smoothed loss is a token-weighted mean whose weights fall by 1/e every
+    `WINDOW_EXAMPLES` examples, and it begins at the start, so one odd batch cannot end a trial.
     """
 
     def __init__(self, factor: float, *, start_loss_sum: float, start_tokens: int) -> None:

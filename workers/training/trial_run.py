@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,7 +24,12 @@ from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
 from workers.plugins import OwnLoss
-from workers.training.divergence import WINDOW_EXAMPLES, DivergenceWatch
+from workers.training.divergence import (
+    FEWEST_START_EXAMPLES,
+    START_TOKENS,
+    WINDOW_EXAMPLES,
+    DivergenceWatch,
+)
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.noise_scale import NoiseScale, measured_rows
 from workers.training.objectives.base import Evaluation, Share
@@ -325,4 +331,7 @@ class TrialRun:
 def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyExample]:
     """What the start of a trial is measured on: the first examples of its own order."""
     window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
-    return [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
+    first = [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
+    tokens = list(accumulate(example.supervised_tokens for example in first))
+    enough = sum(before < START_TOKENS for before in [0, *tokens[:-1]])
+    return first[: max(enough, FEWEST_START_EXAMPLES)]

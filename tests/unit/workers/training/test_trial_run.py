@@ -30,6 +30,7 @@ from workers.base.base_model import LoadedBase, load_base
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder
 from workers.data.examples import Example
+from workers.data.tokenization import IGNORED
 from workers.lora.adapters import AdapterHost
 from workers.training import trial_run
 from workers.training.evaluation import evaluate
@@ -319,6 +320,14 @@ def test_the_start_is_measured_on_the_first_examples_of_the_trials_own_order(bas
     order = DataOrder(trial_run.TrainingPlan(40, 16, 1), seed=7).batch(0)
     assert first_examples(RECIPE, examples) == [examples[index] for index in order]
     assert sorted(map(id, first_examples(RECIPE, examples[:5]))) == sorted(map(id, examples[:5]))
+
+
+@pytest.mark.parametrize(("tokens", "measured"), [(10, 16), (64, 16), (100, 11), (512, 4), (4_000, 4)])
+def test_the_start_is_measured_on_no_more_long_examples_than_it_takes(tokens: int, measured: int) -> None:
+    labels = torch.full((tokens + 1,), 3)
+    labels[0] = IGNORED
+    examples = [Example(torch.full((tokens + 1,), 3), labels) for _ in range(20)]
+    assert len(first_examples(RECIPE, examples)) == measured
 
 
 # --- precision
