@@ -1,6 +1,8 @@
-"""On CUDA, too, a trial's numbers in a pack are those it has alone, in all three forms."""
+"""On CUDA, too, a trial's numbers in a pack are those it has alone, in every form."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from workers.lora.lora_dropout import keep_scale, row_keys
 from workers.lora.multi_lora import Form
 from workers.training.shared_pass import SharedPasses
 
-FORMS: tuple[Form, ...] = ("looped", "batched", "concatenated")
+FORMS: tuple[Form, ...] = get_args(Form)
 FLOAT32 = 1e-4
 """Sums of float32 numbers in another order differ by 1e-7; a few dozen AdamW steps leave 1e-5 of it."""
 BFLOAT16 = 0.02
@@ -95,11 +97,12 @@ def test_dropout_masks_are_those_of_a_cpu(dtype: torch.dtype) -> None:
     assert 0 < (expected == 0).sum() < expected.numel()
 
 
-def test_what_is_not_finite_stays_with_its_trial(bases: Bases) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_finite_stays_with_its_trial(bases: Bases, form: Form) -> None:
     base = bases("nf4", "float32")
     wild = Recipe(learning_rate=1e25, batch_size=2, lora_r=4, epochs=4)
     trials = {"wild": wild, **dict(list(RECIPES.items())[:2])}
-    together = train_together(base, trials, TRAIN, form="concatenated")
+    together = train_together(base, trials, TRAIN, form=form)
     assert together.trained["wild"].ended is not None
     for name in list(trials)[1:]:
         assert_same(together.trained[name], solo_run(base, trials[name], TRAIN), FLOAT32)

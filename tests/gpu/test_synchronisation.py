@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_waiting_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("form", ["looped", "batched", "concatenated"])
+@pytest.mark.parametrize("form", get_args(Form))
 def test_a_pass_waits_once(bases: Bases, form: Form, compute_dtype: str) -> None:
     """With dropout, rows of many lengths, and optimizer steps in every pass."""
     host = AdapterHost(bases("nf4", compute_dtype))

@@ -28,7 +28,7 @@ from workers.base.heads import TASK_MODELS, initialise, lies_in, undecayed
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
 from workers.lora.fused_experts import refuse_fused_experts
-from workers.lora.multi_lora import CONCATENATED_SHARE, Form, LayerAdapter, MultiLora, RowGroup
+from workers.lora.multi_lora import Form, LayerAdapter, MultiLora, RowGroup
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,9 @@ class AdapterHost:
         """How the products of a pass are best taken.
 
         On one CPU thread, which is what a worker has, `looped` was the fastest or level with it
-        (`docs/decisions/0009-three-forms.md`). On a GPU the number of kernels should count: `concatenated`
-        where its masked products are a small share of the layers' own, else `batched`. Not measured.
+        (`docs/decisions/0031-banks-of-slots.md`). On a GPU the number of kernels should count. Not measured.
         """
-        if self.base.device.type == "cpu" or len(groups) == 1:
-            return "looped"
-        masked = own = 0
-        for number in {number for group in groups for number in group.layers}:
-            mine = [group.layers[number] for group in groups if number in group.layers]
-            d_in, d_out = mine[0].a.shape[1], mine[0].b.shape[1]
-            masked += (len(mine) - 1) * max(adapter.rank for adapter in mine) * (d_in + d_out)
-            own += d_in * d_out
-        return "concatenated" if masked <= CONCATENATED_SHARE * own else "batched"
+        return "looped" if self.base.device.type == "cpu" or len(groups) == 1 else "batched"
 
     def add(self, name: str, recipe: Recipe) -> Adapter:
         """Makes an adapter, initialised under the recipe's own seed.

@@ -5,16 +5,13 @@ layer computes, for the rows X_i of adapter i,
 
     Y_i = base(X_i) + scale_i * (drop_i(X_i) A_i^T) B_i^T
 
-in one of three forms, equal to rounding:
+in one of two forms, equal to rounding:
 
-- `looped`: two small products per adapter. The oracle of the others, and the fastest on a CPU core.
+- `looped`: two small products per adapter. The oracle of the other, and the fastest on a CPU core.
 - `batched`: each row meets its own adapter in one batched product. The number of kernels does not grow
   with the adapters, and nothing is computed twice; ranks are padded with zeros to the largest.
-- `concatenated`: all A one below the other and all B side by side, the products that belong to another
-  adapter masked out. Two large products, of which a share of (adapters - 1) / adapters is thrown away.
 
-`looped` and `batched` never multiply one adapter's numbers with another's, so what is not finite in one
-trial stays in it. In `concatenated` it does not: 0 x NaN is NaN.
+Neither multiplies one adapter's numbers with another's, so what is not finite in one trial stays in it.
 
 The matrices are PEFT's own parameters, seen through each adapter's flat tensor; gradients are added
 straight to the adapter's flat gradient.
@@ -33,7 +30,6 @@ from workers.lora.multi_lora_pass import Form, LayerAdapter, MultiLoraPass, RowG
 from workers.lora.products import MultiLoraProduct
 
 __all__ = [
-    "CONCATENATED_SHARE",
     "Form",
     "LayerAdapter",
     "MultiLora",
@@ -42,9 +38,6 @@ __all__ = [
     "RowsUnknownError",
     "by_rows",
 ]
-
-CONCATENATED_SHARE = 0.05
-"""Largest share of a layer's own arithmetic that the masked products of `concatenated` may add."""
 
 
 class MultiLora:

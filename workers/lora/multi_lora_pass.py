@@ -14,7 +14,7 @@ from workers.base.causal_attention import positions_of
 from workers.device.devices import to_device
 from workers.lora.lora_dropout import RowDropout
 
-Form = Literal["looped", "batched", "concatenated"]
+Form = Literal["looped", "batched"]
 """How the LoRA products of a pass are taken: see `workers.lora.multi_lora`."""
 
 
@@ -212,7 +212,7 @@ class AdapterStack:
             for name in ("a", "b")
         )
         rows, scale = lora_pass.index(layer)
-        if lora_pass.form == "batched" and lora_pass.even and not spare:
+        if lora_pass.even and not spare:
             return cls(adapters, ranks, a, b, None, scale[:: lora_pass.counts[0]])
         return cls(adapters, ranks, a, b, rows, scale)
 
@@ -231,13 +231,6 @@ class AdapterStack:
                 torch.zeros_like(self.b, dtype=torch.float32),
             )
         return self.grads
-
-    def mask(self) -> torch.Tensor:
-        """[B, 1, K * R]: a row's scale at its own adapter's columns, 0 elsewhere."""
-        count, rank = len(self.adapters), self.a.shape[1]
-        assert self.rows is not None
-        own = torch.arange(count, device=self.rows.device) == self.rows[:, None]
-        return (own[:, :, None] * self.scale).expand(-1, -1, rank).reshape(-1, 1, count * rank)
 
 
 def _stacked(

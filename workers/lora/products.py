@@ -1,4 +1,4 @@
-"""The LoRA product of a layer in its three forms, forwards and backwards: see `workers.lora.multi_lora`."""
+"""The LoRA product of a layer in its two forms, forwards and backwards: see `workers.lora.multi_lora`."""
 
 from __future__ import annotations
 
@@ -100,9 +100,6 @@ def _stacked_forward(
     stack = lora_pass.stack(layer)
     assert stack is not None
     count = len(stack.adapters)
-    if lora_pass.form == "concatenated":
-        z = (x @ stack.a[:count].flatten(0, 1).t()).mul_(stack.mask())
-        return (base + z @ stack.b[:count].flatten(0, 1)).to(base.dtype), [z]
     a, b, x, part = stack.a, stack.b, x, base
     if stack.rows is None:
         x, part = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, base))
@@ -132,12 +129,6 @@ def _stacked_backward(
     count, shape = len(stack.adapters), x.shape
     (z,) = products
     all_a, all_b = stack.gradients()
-    if lora_pass.form == "concatenated":
-        a, b = stack.a[:count].flatten(0, 1), stack.b[:count].flatten(0, 1)
-        grad_z = (gradient @ b.t()).mul_(stack.mask())
-        all_a[:count].flatten(0, 1).add_(grad_z.flatten(0, 1).t() @ x.flatten(0, 1))
-        all_b[:count].flatten(0, 1).add_(z.flatten(0, 1).t() @ gradient.flatten(0, 1))
-        return grad_z @ a if needs_x else None
     a, b = stack.a, stack.b
     if stack.rows is None:
         x, gradient = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, gradient))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,15 +135,7 @@ def evaluate(
     for first in range(0, len(adapters), together):
         some = adapters[first : first + together]
         try:
-            found = _evaluate(host, some, examples, token_budget, heartbeat, collated)
-            if len(some) > 1 and not all(math.isfinite(one.loss_sum) for one in found):
-                # 0 x NaN is NaN: what is not finite may be a pack-mate's. Alone it shows whose it is.
-                found = [
-                    one
-                    for adapter in some
-                    for one in _evaluate(host, [adapter], examples, token_budget, heartbeat, collated)
-                ]
-            totals += found
+            totals += _evaluate(host, some, examples, token_budget, heartbeat, collated)
         except RowsUnknownError:
             if len(some) == 1:
                 raise

@@ -179,8 +179,6 @@ class _Writer:
         )
         groups = [adapter.rows(len(prompts)) for adapter in self.adapters]
         form = self.host.choose_form(groups)
-        if form == "concatenated":
-            form = "batched"  # 0 x NaN is NaN, and tokens do not show whose it is
         tokens = input_ids.shape[1]
         with (
             self.heartbeat.passing("generation"),

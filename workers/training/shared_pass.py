@@ -1,4 +1,4 @@
-"""Passes that several trials share: planned, run, checked, and redone where something went wrong."""
+"""Passes that several trials share: planned, run, checked, and made smaller where memory ran out."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class SharedPasses:
             parts = self._plan(runs)
             begun = self.meter.begin(tokens_of_pass(parts, padding_free=self.host.base.padding_free))
             try:
-                results, padded = self._run(parts, self._form)
+                results, padded = self._run(parts)
                 break
             except RowsUnknownError:
                 if len(parts) == 1:
@@ -150,14 +150,9 @@ class SharedPasses:
                     raise
             # Only here, outside the handler, has the traceback let go of the pass's tensors.
             self._shrink(parts)
-        redone = len(parts) > 1 and not all(result.finite for result in results)
-        if redone:
-            # 0 x NaN is NaN: what is not finite may have come from a pack-mate. Alone it shows whose it is.
-            results = [self._run([part], "looped")[0][0] for part in parts]
         self._account(parts, padded, time.perf_counter() - started)
         advances = [_commit(part, result) for part, result in zip(parts, results, strict=True)]
-        if not redone:
-            self.meter.end(begun, tokens=padded, trials=len(parts))
+        self.meter.end(begun, tokens=padded, trials=len(parts))
         return advances
 
     def finish_batch(self, run: TrialRun) -> StepResult:
@@ -295,15 +290,15 @@ class SharedPasses:
             if positions
         ]
 
-    def _run(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], int]:
+    def _run(self, parts: Sequence[PassPart]) -> tuple[list[PassResult], int]:
         """Forward and backward: what came of each part, and the positions of the pass, padding included.
 
         Waits for the device once.
         """
         with self._heartbeat.passing("training"):
-            return self._run_once(parts, form)
+            return self._run_once(parts)
 
-    def _run_once(self, parts: Sequence[PassPart], form: Form | None) -> tuple[list[PassResult], int]:
+    def _run_once(self, parts: Sequence[PassPart]) -> tuple[list[PassResult], int]:
         base = self.host.base
         if not base.model.training:  # walks all modules, so only after an evaluation
             set_training(base.model, True)
@@ -322,7 +317,7 @@ class SharedPasses:
             self.host.multi_lora.running(
                 groups,
                 tokens=batch.tokens,
-                form=form or self.host.choose_form(groups),
+                form=self._form or self.host.choose_form(groups),
                 device=device,
                 row_lengths=batch.row_lengths,
             ) as lora_pass,

@@ -110,10 +110,10 @@ def test_the_table_has_a_column_for_every_number() -> None:
 
 
 def test_options_are_lists_in_order() -> None:
-    options = parse(["--trials", "8,1,8", "--form", "concatenated,looped", "--tokens", "100"])
+    options = parse(["--trials", "8,1,8", "--form", "batched,looped", "--tokens", "100"])
     assert options.trials == [1, 8]
     assert options.batch_sizes == [1, 8, 32]
-    assert options.form == ["looped", "concatenated"]
+    assert options.form == ["looped", "batched"]
     assert options.shortest == 50
 
 

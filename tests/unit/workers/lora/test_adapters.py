@@ -208,14 +208,10 @@ def test_on_a_cpu_the_products_are_taken_one_adapter_after_another(base: LoadedB
         host.remove(adapter.name)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "form"),
-    [([64], "looped"), ([1, 1], "concatenated"), ([1, 64], "batched"), ([8] * 4, "batched")],
-)
-def test_on_a_gpu_they_are_masked_where_little_is_masked_and_batched_otherwise(
+@pytest.mark.parametrize(("ranks", "form"), [([64], "looped"), ([1, 64], "batched")])
+def test_on_a_gpu_those_of_several_adapters_are_taken_together(
     base: LoadedBase, ranks: list[int], form: Form
 ) -> None:
-    """By arithmetic: the masked products of two rank-1 adapters are a 64 x 64 layer's 32nd part."""
     host = AdapterHost(base)
     adapters = [host.add(str(k), Recipe(lora_r=rank)) for k, rank in enumerate(ranks)]
     host.base = dataclasses.replace(base, device=torch.device("cuda"))

@@ -218,7 +218,7 @@ def test_checkpointed_activations_give_the_same_gradients_with_dropout_on(
             assert_close(gradient, expected, 1e-6)
 
 
-@pytest.mark.parametrize("form", ["looped", "batched"])
+@every_form
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_adapter_that_is_not_finite_changes_no_bit_of_its_pack_mates(
     nf4: LoadedBase, form: Form, value: float

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ RECIPES = {
         seed=2**31,
     ),
 }
-FORMS: tuple[Form, ...] = ("looped", "batched", "concatenated")
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class Bases:

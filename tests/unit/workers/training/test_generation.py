@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import bitsandbytes as bnb
 import pytest
@@ -41,7 +41,7 @@ from workers.data.examples import Example, Seq2SeqExample
 from workers.device.heartbeat import Heartbeat
 from workers.errors import RowError
 from workers.lora.adapters import Adapter, AdapterHost
-from workers.lora.multi_lora import RowsUnknownError
+from workers.lora.multi_lora import Form, RowsUnknownError
 from workers.training.generation import decoded, generate, generation_lengths, prompt_of
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -426,7 +426,7 @@ def test_an_adapter_that_is_not_finite_leaves_what_its_pack_mates_write(
 ) -> None:
     expected = write(host, adapters)
     adapters[2].master.data[3] = value
-    for form in ("looped", "batched", "concatenated"):
+    for form in get_args(Form):
         monkeypatch.setattr(host, "choose_form", lambda _groups, form=form: form)
         assert write(host, adapters)[:2] == expected[:2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def assert_trained_alike(base: LoadedBase, trials: dict[str, Recipe], examples: 
         assert relative_difference(found.weights, expected.weights) < 1e-4
 
 
-@pytest.mark.parametrize("form", ["looped", "batched", "concatenated"])
+@pytest.mark.parametrize("form", get_args(Form))
 @pytest.mark.parametrize("name", BASES)
 def test_trials_train_to_the_same_adapters_as_with_padding(tmp_path: Path, name: str, form: Form) -> None:
     base = load(BASES[name](tmp_path / name))

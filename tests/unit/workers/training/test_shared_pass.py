@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
-FORMS: tuple[Form, ...] = ("looped", "batched", "concatenated")
+FORMS: tuple[Form, ...] = get_args(Form)
 TRAIN = random_examples(16, seed=5, longest=24)
 EVAL = random_examples(9, seed=6, longest=24)
 LONGEST = max(len(example.input_ids) for example in (*TRAIN, *EVAL))

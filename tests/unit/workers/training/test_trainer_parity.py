@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -268,7 +268,7 @@ def test_a_rate_that_is_scaled_to_the_batch_equals_trainer_at_the_rate_it_comes_
     assert_equal(solo_run(base, recipe, TRAIN), reference, expected)
 
 
-@pytest.mark.parametrize("form", ["looped", "batched", "concatenated"])
+@pytest.mark.parametrize("form", get_args(Form))
 def test_three_trials_in_one_pack_each_equal_a_trainer_of_their_own(
     tiny_base_dir: Path, trainers: Mapping[str, tuple[Recipe, Reference, list[torch.Tensor]]], form: Form
 ) -> None:
