@@ -23,6 +23,7 @@ from workers.device.memory import (
     tokens_per_forward,
 )
 from workers.lora.adapters import AdapterHost
+from workers.lora.bank import MOST_SLOTS
 from workers.lora.multi_lora import Form
 from workers.pack.cost_model import Capacity, PackMember, plan_capacity
 from workers.pack.learned_costs import LearnedCosts
@@ -80,7 +81,7 @@ class Bench:
     def __init__(
         self, base: LoadedBase, examples: Sequence[Example], recipe: Recipe, token_budget: int | None
     ) -> None:
-        self.host = AdapterHost(base)
+        self.host = AdapterHost(base, slots=MOST_SLOTS)  # as on a GPU, for the forms that need banks
         self.runs: list[TrialRun] = []
         self._examples = examples
         self._recipe = recipe

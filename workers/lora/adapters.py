@@ -1,8 +1,9 @@
 """Many trials' adapters on one base: made, saved and removed by PEFT, and trained from flat tensors.
 
-PEFT's parameters become views of one flat tensor per adapter, so that an optimizer steps one tensor, a
-norm is one reduction and a checkpoint is one copy. The base's own tensors are never touched: when the
-last adapter goes, its wrappers are taken off too, and the model's modules are the very ones it began with.
+PEFT's parameters become views of one flat tensor per adapter, its slot of a bank, so that an optimizer steps
+one tensor, a norm is one reduction and a checkpoint is one copy. The base's own tensors are never touched:
+when the last adapter goes, its wrappers are taken off too, and the model's modules are the very ones it began
+with.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from workers.base.base_model import LoadedBase, leave_inputs_without_gradient
 from workers.base.heads import TASK_MODELS, initialise, lies_in, undecayed
 from workers.base.target_modules import linear_layers, output_head, resolve_target_modules, shortest_suffixes
 from workers.device.generators import seeded
+from workers.lora.bank import Banks, Slot, Span
 from workers.lora.fused_experts import refuse_fused_experts
 from workers.lora.multi_lora import Form, LayerAdapter, MultiLora, RowGroup
 
@@ -53,6 +55,8 @@ class Adapter:
     optimizer."""
     gradient: torch.Tensor
     """float32 [P]: what the passes add to; zero it before one."""
+    place: tuple[int, int]
+    """Of its slot: adapters of neighbouring slots are taken together if their rows follow each other."""
     layers: dict[int, LayerAdapter]
     """Views of both, by layer number."""
     recipe: Recipe
@@ -79,10 +83,11 @@ class Adapter:
 class AdapterHost:
     """Puts adapters on a base and takes them off again."""
 
-    def __init__(self, base: LoadedBase) -> None:
+    def __init__(self, base: LoadedBase, slots: int | None = None) -> None:
         """
         Args:
             base: Without adapters.
+            slots: Most of one bank; None: as `Banks` has it.
         """
         self.base = base
         self.multi_lora = MultiLora(base.compute_dtype)
@@ -94,6 +99,8 @@ class AdapterHost:
         self._modules = {name: type(module) for name, module in base.model.named_modules()}
         self._peft: PeftModel | None = None
         self._names: list[str] = []
+        self._banks = Banks(base.device, slots)
+        self._slots: dict[str, Slot] = {}
 
     @property
     def shares_evaluations(self) -> bool:
@@ -119,9 +126,12 @@ class AdapterHost:
         """How the products of a pass are best taken.
 
         On one CPU thread, which is what a worker has, `looped` was the fastest or level with it
-        (`docs/decisions/0031-banks-of-slots.md`). On a GPU the number of kernels should count. Not measured.
+        (`docs/decisions/0031-banks-of-slots.md`). On a GPU the number of kernels should count: `batched`, or
+        `grouped` in bfloat16, the only dtype that torch has a kernel for. Not measured.
         """
-        return "looped" if self.base.device.type == "cpu" or len(groups) == 1 else "batched"
+        if self.base.device.type == "cpu" or len(groups) == 1:
+            return "looped"
+        return "grouped" if self.base.compute_dtype == torch.bfloat16 else "batched"
 
     def add(self, name: str, recipe: Recipe) -> Adapter:
         """Makes an adapter, initialised under the recipe's own seed.
@@ -162,6 +172,7 @@ class AdapterHost:
     def remove(self, name: str) -> None:
         """Takes an adapter off; with the last one go PEFT's wrappers."""
         self._names.remove(name)
+        self._banks.give_back(self._slots.pop(name))
         peft = self._live()
         if self._names:
             if any(name in layer.active_adapters for _, layer in self._wrapped()):
@@ -244,29 +255,35 @@ class AdapterHost:
                 yield path, module
 
     def _flatten(self, name: str, recipe: Recipe) -> Adapter:
-        """Moves the adapter's numbers into one flat tensor and leaves PEFT's parameters as its views."""
+        """Moves the adapter's numbers into a slot and leaves PEFT's parameters as its views."""
         layers = {self._numbers[path]: layer for path, layer in self._wrapped() if name in layer.lora_A}
-        size = sum(m.lora_A[name].weight.numel() + m.lora_B[name].weight.numel() for m in layers.values())
+        spans: dict[int, Span] = {}
+        offset = 0
+        for number, module in layers.items():
+            (rank, d_in), d_out = module.lora_A[name].weight.shape, len(module.lora_B[name].weight)
+            spans[number] = Span(offset, rank, d_in, d_out)
+            offset = spans[number].stop
         heads = self._heads_of(name)
         decayed, spared = _by_decay(heads.values())
         decayed_size = sum(parameter.numel() for parameter in decayed)
-        total = size + decayed_size + sum(parameter.numel() for parameter in spared)
-        master = torch.empty(total, dtype=torch.float32, device=self.base.device)
-        gradient = torch.zeros_like(master)
+        total = offset + decayed_size + sum(parameter.numel() for parameter in spared)
+        parts = (
+            Segment(offset),
+            Segment(decayed_size, True),
+            Segment(total - offset - decayed_size, True, False),
+        )
+        segments = tuple(part for part in parts if part.numbers) if heads else ()
+        slot = self._slots[name] = self._banks.take(tuple(spans.items()), total)
+        master, gradient = (row[slot.row, :total] for row in (slot.bank.weights, slot.bank.gradients))
+        gradient.zero_()
         views: dict[int, LayerAdapter] = {}
-        offset = 0
         for number, module in layers.items():
             a, b = module.lora_A[name].weight, module.lora_B[name].weight
-            middle, end = offset + a.numel(), offset + a.numel() + b.numel()
-            shapes = ((offset, middle, a.shape), (middle, end, b.t().shape))
-            (flat_a, flat_b), (grad_a, grad_b) = (
-                [flat[first:last].view(shape) for first, last, shape in shapes] for flat in (master, gradient)
-            )
-            flat_a.copy_(a.detach())
-            flat_b.copy_(b.detach().t())
-            a.data, b.data = flat_a, flat_b.t()
-            views[number] = LayerAdapter(flat_a, flat_b, grad_a, grad_b, float(module.scaling[name]))
-            offset = end
+            mine = LayerAdapter(slot.bank, slot.row, spans[number], float(module.scaling[name]))
+            mine.a.copy_(a.detach())
+            mine.b.copy_(b.detach().t())
+            a.data, b.data = mine.a, mine.b_t
+            views[number] = mine
         for parameter in (*decayed, *spared):
             end = offset + parameter.numel()
             flat, grad = (tensor[offset:end].view(parameter.shape) for tensor in (master, gradient))
@@ -274,13 +291,7 @@ class AdapterHost:
             parameter.data = flat
             parameter.grad = grad  # autograd adds to it where it is
             offset = end
-        parts = (
-            Segment(size),
-            Segment(decayed_size, True),
-            Segment(total - size - decayed_size, True, False),
-        )
-        segments = tuple(part for part in parts if part.numbers) if heads else ()
-        return Adapter(name, torch.nn.Parameter(master), gradient, views, recipe, heads, segments)
+        return Adapter(name, torch.nn.Parameter(master), gradient, slot.place, views, recipe, heads, segments)
 
     def _heads_of(self, name: str) -> dict[str, torch.nn.Module]:
         """An adapter's own copies of the heads."""
@@ -298,6 +309,8 @@ class AdapterHost:
 
     def _take_back(self, name: str) -> None:
         """Removes a half-made adapter: PEFT wraps layer after layer, and leaves them so when one fails."""
+        if name in self._slots:
+            self._banks.give_back(self._slots.pop(name))
         if self._peft is not None and not self._names:
             self._unwrap(self._peft)
         elif self._peft is not None:

@@ -5,16 +5,18 @@ layer computes, for the rows X_i of adapter i,
 
     Y_i = base(X_i) + scale_i * (drop_i(X_i) A_i^T) B_i^T
 
-in one of two forms, equal to rounding:
+in one of three forms, equal to rounding:
 
-- `looped`: two small products per adapter. The oracle of the other, and the fastest on a CPU core.
-- `batched`: each row meets its own adapter in one batched product. The number of kernels does not grow
-  with the adapters, and nothing is computed twice; ranks are padded with zeros to the largest.
+- `looped`: two small products per adapter. The oracle of the others, and the fastest on a CPU core.
+- `batched`: two batched products for all adapters in neighbouring slots of a bank (`workers.lora.bank`)
+  whose rows follow each other and are as many for each.
+- `grouped`: the same, and by `torch.nn.functional.grouped_mm` where they are not as many and their
+  matrices are in steps of 16 bytes.
 
-Neither multiplies one adapter's numbers with another's, so what is not finite in one trial stays in it.
+None multiplies one adapter's numbers with another's, so what is not finite in one trial stays in it.
 
-The matrices are PEFT's own parameters, seen through each adapter's flat tensor; gradients are added
-straight to the adapter's flat gradient.
+The matrices are PEFT's own parameters, seen through the banks; gradients are added where the banks keep
+them. Nothing is copied but in half precision, where a bank's weights are rounded once a pass.
 """
 
 from __future__ import annotations

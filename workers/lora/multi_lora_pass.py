@@ -1,4 +1,4 @@
-"""Which rows of a shared pass are whose, and the adapters of a layer stacked into one tensor."""
+"""Which rows of a shared pass are whose, and which of them one product can be for."""
 
 from __future__ import annotations
 
@@ -12,31 +12,49 @@ import torch
 
 from workers.base.causal_attention import positions_of
 from workers.device.devices import to_device
+from workers.lora.bank import Bank, Span
+from workers.lora.divided_rows import DividedRows
 from workers.lora.lora_dropout import RowDropout
 
-Form = Literal["looped", "batched"]
+Form = Literal["looped", "batched", "grouped"]
 """How the LoRA products of a pass are taken: see `workers.lora.multi_lora`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerAdapter:
-    """One adapter's matrices in one layer: views of its flat tensors."""
+    """One adapter's matrices in one layer, views of its slot."""
 
-    a: torch.Tensor
-    """float32 [r, d_in]: PEFT's lora_A weight."""
-    b: torch.Tensor
-    """float32 [r, d_out]: PEFT's lora_B weight, transposed."""
-    grad_a: torch.Tensor
-    """float32 [r, d_in]"""
-    grad_b: torch.Tensor
-    """float32 [r, d_out]"""
+    bank: Bank
+    row: int
+    """Its slot."""
+    span: Span
     scale: float
     """alpha / r, or alpha / sqrt(r) with rsLoRA."""
 
     @property
     def rank(self) -> int:
         """r."""
-        return self.a.shape[0]
+        return self.span.rank
+
+    @cached_property
+    def a(self) -> torch.Tensor:
+        """float32 [r, d_in]: PEFT's lora_A weight."""
+        return self.span.a(self.bank.weights[self.row, None])[0]
+
+    @cached_property
+    def b(self) -> torch.Tensor:
+        """float32 [r, d_out]: PEFT's lora_B weight, transposed."""
+        return self.span.b(self.bank.weights[self.row, None])[0]
+
+    @cached_property
+    def grad_a(self) -> torch.Tensor:
+        """float32 [r, d_in]"""
+        return self.span.a(self.bank.gradients[self.row, None])[0]
+
+    @cached_property
+    def grad_b(self) -> torch.Tensor:
+        """float32 [r, d_out]"""
+        return self.span.b(self.bank.gradients[self.row, None])[0]
 
     @cached_property
     def a_t(self) -> torch.Tensor:
@@ -101,11 +119,12 @@ class MultiLoraPass:
             lengths = iter(row_lengths)
             self.counts = [sum(islice(lengths, group.rows)) for group in groups]
         self.rows = sum(self.counts)
-        self.even = len(set(self.counts)) == 1
         ends = list(accumulate(self.counts))
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        self._stacks: dict[int, AdapterStack | None] = {}
-        self._indices: dict[tuple[float | None, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stretches: dict[int, list[tuple[slice, Stretch | None]]] = {}
+        self._divided: dict[tuple[int, ...], DividedRows] = {}
+        self._weights: dict[tuple[Bank, int, int], torch.Tensor] = {}
+        self._row_scales: dict[tuple[tuple[float, ...], tuple[int, ...]], torch.Tensor] = {}
         self._dropouts: dict[tuple[int, int], RowDropout] = {}
         self._drops = any(group.dropout > 0 for group in groups)
         self._places: torch.Tensor | None = None
@@ -138,109 +157,66 @@ class MultiLoraPass:
             )
         return self._dropouts[rows, tokens].keep_scale(layer, features)
 
-    def stack(self, layer: int) -> AdapterStack | None:
-        """All adapters of a layer as one tensor, made at the first use; None when no row targets it."""
-        if layer not in self._stacks:
-            self._stacks[layer] = AdapterStack.of(self, layer)
-        return self._stacks[layer]
-
-    def index(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each row, the adapter's place in the layer's stack, int64 [B], and its scale, [B, 1, 1].
-
-        Most layers share one: layers are targeted by the same adapters.
-        """
-        present = [group.layers.get(layer) for group in self.groups]
-        scales = [None if adapter is None else adapter.scale for adapter in present]
-        if (key := tuple(scales)) not in self._indices:
-            count = sum(scale is not None for scale in scales)
-            places = iter(range(count))
-            place = [count if scale is None else next(places) for scale in scales]
-            rows = [own for own, count in zip(place, self.counts, strict=True) for _ in range(count)]
-            factors = [
-                own or 0.0 for own, count in zip(scales, self.counts, strict=True) for _ in range(count)
+    def stretches(self, layer: int) -> list[tuple[slice, Stretch | None]]:
+        """The rows of the pass, cut where one product cannot go on in a layer; None: they have no adapter."""
+        if layer not in self._stretches:
+            found = [group.layers.get(layer) for group in self.groups]
+            firsts = [k for k in range(len(found)) if k == 0 or not self._goes_on(found, k)]
+            self._stretches[layer] = [
+                (slice(self.spans[first][0], self.spans[end - 1][1]), self._stretch(found[first:end], first))
+                for first, end in zip(firsts, [*firsts[1:], len(found)], strict=True)
             ]
-            # float32: rounded to half precision, 2 / sqrt(8) would be off by 0.2 %, in a pack and not alone.
-            factor = to_device(torch.tensor(factors, dtype=torch.float32), self.device)[:, None, None]
-            self._indices[key] = (to_device(torch.tensor(rows), self.device), factor)
-        return self._indices[key]
+        return self._stretches[layer]
 
-    def add_stacked_gradients(self) -> None:
-        """After the backward pass: moves what was gathered in stacks to the adapters' own gradients."""
-        targets: list[torch.Tensor] = []
-        sources: list[torch.Tensor] = []
-        for stack in self._stacks.values():
-            if stack is None or stack.grads is None:
-                continue
-            for name, gathered in zip(("grad_a", "grad_b"), stack.grads, strict=True):
-                targets += [getattr(adapter, name) for adapter in stack.adapters]
-                sources += stack.parts(gathered)
-        if targets:
-            torch._foreach_add_(targets, sources)
+    def _goes_on(self, found: Sequence[LayerAdapter | None], k: int) -> bool:
+        """Whether a group can be in one product with the group before it."""
+        before, here = found[k - 1], found[k]
+        if before is None or here is None:
+            return before is here
+        if before.bank is not here.bank or before.row + 1 != here.row:
+            return False
+        grouped = self.form == "grouped" and here.span.fits_grouped(self.dtype)
+        return grouped or self.counts[k - 1] == self.counts[k]
 
-
-@dataclass(eq=False)
-class AdapterStack:
-    """The K adapters of one layer with their ranks padded to R, and a row of zeros for rows without one.
-
-    Where all adapters have as many rows, they are K long rows of B / K * T tokens, and nothing is looked up.
-    """
-
-    adapters: list[LayerAdapter]
-    ranks: tuple[int, ...]
-    a: torch.Tensor
-    """[K + 1, R, d_in], or [K, R, d_in] where every row has an adapter."""
-    b: torch.Tensor
-    """[K + 1, R, d_out], or [K, R, d_out]"""
-    rows: torch.Tensor | None
-    """int64 [B]: the adapter of each row; K for none. None where all adapters have as many rows."""
-    scale: torch.Tensor
-    """float32 [B, 1, 1], or [K, 1, 1] where all adapters have as many rows."""
-    grads: tuple[torch.Tensor, torch.Tensor] | None = None
-    """float32, like `a` and `b`; made in the backward pass, as an evaluation needs none."""
-
-    @classmethod
-    def of(cls, lora_pass: MultiLoraPass, layer: int) -> AdapterStack | None:
-        adapters = [group.layers[layer] for group in lora_pass.groups if layer in group.layers]
+    def _stretch(self, found: Sequence[LayerAdapter | None], first: int) -> Stretch | None:
+        adapters = [adapter for adapter in found if adapter is not None]
         if not adapters:
             return None
-        ranks = tuple(adapter.rank for adapter in adapters)
-        spare = len(adapters) < len(lora_pass.groups)
-        a, b = (
-            _stacked(
-                [getattr(adapter, name) for adapter in adapters], ranks, spare=spare, dtype=lora_pass.dtype
-            )
-            for name in ("a", "b")
+        bank, span, row = adapters[0].bank, adapters[0].span, adapters[0].row
+        rows = slice(row, row + len(adapters))
+        counts = tuple(self.counts[first : first + len(adapters)])
+        if counts not in self._divided:
+            self._divided[counts] = DividedRows(counts, self.device)
+        if (bank, row, len(adapters)) not in self._weights:
+            self._weights[bank, row, len(adapters)] = bank.weights[rows].to(self.dtype)
+        weights, gradients = self._weights[bank, row, len(adapters)], bank.gradients[rows]
+        return Stretch(
+            self._divided[counts],
+            *(span.a(weights), span.b(weights), span.a(gradients), span.b(gradients)),
+            self._scales(tuple(adapter.scale for adapter in adapters), counts),
         )
-        rows, scale = lora_pass.index(layer)
-        if lora_pass.even and not spare:
-            return cls(adapters, ranks, a, b, None, scale[:: lora_pass.counts[0]])
-        return cls(adapters, ranks, a, b, rows, scale)
 
-    def parts(self, stacked: torch.Tensor) -> list[torch.Tensor]:
-        """Each adapter's own part of a tensor like `a` or `b`."""
-        whole = stacked.unbind(0)[: len(self.ranks)]
-        if min(self.ranks) == stacked.shape[1]:
-            return list(whole)
-        return [part[:rank] for part, rank in zip(whole, self.ranks, strict=True)]
-
-    def gradients(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`grads`, zeros at first."""
-        if self.grads is None:
-            self.grads = (
-                torch.zeros_like(self.a, dtype=torch.float32),
-                torch.zeros_like(self.b, dtype=torch.float32),
-            )
-        return self.grads
+    def _scales(self, scales: tuple[float, ...], counts: tuple[int, ...]) -> torch.Tensor:
+        """float32 [n, 1, 1]: of each row of a stretch. Most layers share one."""
+        if (scales, counts) not in self._row_scales:
+            # float32: rounded to half precision, 2 / sqrt(8) would be off by 0.2 %, in a pack and not alone.
+            rows = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+            self._row_scales[scales, counts] = to_device(torch.tensor(rows), self.device)[:, None, None]
+        return self._row_scales[scales, counts]
 
 
-def _stacked(
-    matrices: Sequence[torch.Tensor], ranks: Sequence[int], *, spare: bool, dtype: torch.dtype
-) -> torch.Tensor:
-    """[K, R, d] from K matrices [r, d], and with `spare` zeros behind them."""
-    if not spare and min(ranks) == max(ranks):
-        return torch.stack(list(matrices)).to(dtype)
-    like = matrices[0]
-    stacked = torch.zeros(len(matrices) + spare, max(ranks), like.shape[1], dtype=dtype, device=like.device)
-    targets = [part[:rank] for part, rank in zip(stacked.unbind(0), ranks, strict=False)]
-    torch._foreach_copy_(targets, list(matrices))
-    return stacked
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """The matrices of k adapters in neighbouring slots, which are for neighbouring rows of a pass."""
+
+    rows: DividedRows
+    a: torch.Tensor
+    """[k, r, d_in]: a view of the bank's, or, for products in half precision, rounded once a pass."""
+    b: torch.Tensor
+    """[k, r, d_out]"""
+    grad_a: torch.Tensor
+    """float32 [k, r, d_in]: a view of the bank's."""
+    grad_b: torch.Tensor
+    """float32 [k, r, d_out]"""
+    scale: torch.Tensor
+    """float32 [n, 1, 1]: of each row."""

@@ -1,4 +1,4 @@
-"""The LoRA product of a layer in its two forms, forwards and backwards: see `workers.lora.multi_lora`."""
+"""The LoRA product of a layer in its forms, forwards and backwards: see `workers.lora.multi_lora`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MultiLoraProduct(torch.autograd.Function):
         if lora_pass.form == "looped":
             output, z = _looped_forward(lora_pass, layer, dropped, base)
         else:
-            output, z = _stacked_forward(lora_pass, layer, dropped, base)
+            output, z = _banked_forward(lora_pass, layer, dropped, base)
         ctx.save_for_backward(dropped, *z)  # the mask is cheaper to make again than to keep
         return output
 
@@ -38,7 +38,7 @@ class MultiLoraProduct(torch.autograd.Function):
         dropped, *z = ctx.saved_tensors
         lora_pass: MultiLoraPass = ctx.lora_pass
         g = gradient.to(lora_pass.dtype)
-        backward = _looped_backward if lora_pass.form == "looped" else _stacked_backward
+        backward = _looped_backward if lora_pass.form == "looped" else _banked_backward
         grad_x = backward(lora_pass, ctx.layer, dropped, z, g, needs_x=ctx.needs_input_grad[1])
         if grad_x is not None:
             keep = lora_pass.keep(ctx.layer, dropped)
@@ -94,28 +94,28 @@ def _looped_backward(
     return grad_x if needs_x else None
 
 
-def _stacked_forward(
+def _banked_forward(
     lora_pass: MultiLoraPass, layer: int, x: torch.Tensor, base: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    stack = lora_pass.stack(layer)
-    assert stack is not None
-    count = len(stack.adapters)
-    a, b, x, part = stack.a, stack.b, x, base
-    if stack.rows is None:
-        x, part = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, base))
-    else:
-        a, b = (matrices.index_select(0, stack.rows) for matrices in (a, b))
-    z = torch.bmm(x, a.transpose(1, 2)).mul_(stack.scale)
     # Not a view made here: autograd lets no model change one in place, as Falcon does with its MLP's output.
     output = torch.empty_like(base, memory_format=torch.contiguous_format)
-    if base.dtype == x.dtype:
-        torch.baddbmm(part, z, b, out=output.view(part.shape))
-    else:
-        output.view(part.shape).copy_(part + torch.bmm(z, b))
-    return output, [z]
+    products = []
+    for span, stretch in lora_pass.stretches(layer):
+        part, result = base[span], output[span]
+        if stretch is None:
+            result.copy_(part)
+            continue
+        z = stretch.rows.times(x[span], stretch.a.transpose(1, 2)).mul_(stretch.scale)
+        products.append(z)
+        if stretch.rows.even and base.dtype == x.dtype:
+            given, wanted, each = (stretch.rows.each(tensor) for tensor in (part, result, z))
+            torch.baddbmm(given, each, stretch.b, out=wanted)
+        else:
+            result.copy_(part + stretch.rows.times(z, stretch.b))
+    return output, products
 
 
-def _stacked_backward(
+def _banked_backward(
     lora_pass: MultiLoraPass,
     layer: int,
     x: torch.Tensor,
@@ -124,22 +124,15 @@ def _stacked_backward(
     *,
     needs_x: bool,
 ) -> torch.Tensor | None:
-    stack = lora_pass.stack(layer)
-    assert stack is not None
-    count, shape = len(stack.adapters), x.shape
-    (z,) = products
-    all_a, all_b = stack.gradients()
-    a, b = stack.a, stack.b
-    if stack.rows is None:
-        x, gradient = (tensor.reshape(count, -1, tensor.shape[-1]) for tensor in (x, gradient))
-    else:
-        a, b = (matrices.index_select(0, stack.rows) for matrices in (a, b))
-    grad_z = torch.bmm(gradient, b.transpose(1, 2)).mul_(stack.scale)
-    grad_a, grad_b = torch.bmm(grad_z.transpose(1, 2), x), torch.bmm(z.transpose(1, 2), gradient)
-    if stack.rows is None:
-        all_a.add_(grad_a)
-        all_b.add_(grad_b)
-    else:
-        all_a.index_add_(0, stack.rows, grad_a.float())
-        all_b.index_add_(0, stack.rows, grad_b.float())
-    return torch.bmm(grad_z, a).view(shape) if needs_x else None
+    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    remaining = iter(products)
+    for span, stretch in lora_pass.stretches(layer):
+        if stretch is None:
+            continue
+        g, z = gradient[span], next(remaining)
+        grad_z = stretch.rows.times(g, stretch.b.transpose(1, 2)).mul_(stretch.scale)
+        stretch.rows.add_products(stretch.grad_a, grad_z, x[span])
+        stretch.rows.add_products(stretch.grad_b, z, g)
+        if needs_x:
+            grad_x[span] = stretch.rows.times(grad_z, stretch.a)
+    return grad_x if needs_x else None

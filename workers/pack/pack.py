@@ -238,7 +238,8 @@ class Pack:
         """Evaluates the trials that are at a rung, those with the same data together."""
         while due := [attempt for attempt in self._running.values() if attempt.due is not None]:
             data, measures = due[0].eval_examples, due[0].measures
-            self._evaluate([a for a in due if a.eval_examples is data and a.measures is measures])
+            together = [a for a in due if a.eval_examples is data and a.measures is measures]
+            self._evaluate(sorted(together, key=lambda attempt: attempt.run.adapter.place))
 
     def _evaluate(self, attempts: Sequence[Attempt]) -> None:
         passes = self._shared.passes

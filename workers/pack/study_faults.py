@@ -144,11 +144,10 @@ def _one_pass(host: AdapterHost, adapter: Adapter, example: AnyExample, own_loss
         form=host.choose_form(groups),
         device=base.device,
         row_lengths=batch.row_lengths,
-    ) as lora_pass:
+    ):
         losses = objective.losses(base, batch, owners, [share], gradient=True)
         assert losses.objective is not None
         losses.objective.backward()  # type: ignore[no-untyped-call]
-        lora_pass.add_stacked_gradients()
 
 
 def _does_not_fit(order: TrialOrder, host: AdapterHost, tokens: int) -> str:

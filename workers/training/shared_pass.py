@@ -284,11 +284,12 @@ class SharedPasses:
         waiting = [Waiting(run.waiting_lengths, run.recipe.batch_size, run.micro_batch_size) for run in runs]
         plan = plan_pass_without_padding if self.host.base.padding_free else plan_pass
         chosen = plan(waiting, self.token_budget, overhead_tokens=self.overhead_tokens)
-        return [
+        parts = [
             PassPart(run, [run.waiting[position] for position in positions])
             for run, positions in zip(runs, chosen, strict=True)
             if positions
         ]
+        return sorted(parts, key=lambda part: part.run.adapter.place)
 
     def _run(self, parts: Sequence[PassPart]) -> tuple[list[PassResult], int]:
         """Forward and backward: what came of each part, and the positions of the pass, padding included.
@@ -307,8 +308,7 @@ class SharedPasses:
         owners = torch.arange(len(parts)).repeat_interleave(counts)[batch.target_examples]
         shares = [part.run.share(part.indices) for part in parts]
         groups = [part.run.rows(part.indices) for part in parts]
-        for part in parts:
-            part.run.adapter.gradient.zero_()
+        torch._foreach_zero_([part.run.adapter.gradient for part in parts])
         device = base.device
         owners, batch = to_device(owners, device), batch.to(device)
         with (
@@ -320,12 +320,11 @@ class SharedPasses:
                 form=self._form or self.host.choose_form(groups),
                 device=device,
                 row_lengths=batch.row_lengths,
-            ) as lora_pass,
+            ),
         ):
             losses = self._objective.losses(base, batch, owners, shares, gradient=True)
             assert losses.objective is not None
             losses.objective.backward()  # type: ignore[no-untyped-call]
-            lora_pass.add_stacked_gradients()
         sums = torch.zeros(len(parts), dtype=torch.float64, device=device)
         sums.index_add_(0, owners, losses.losses.double())
         norms = torch.stack([part.run.gather() for part in parts])

@@ -164,9 +164,10 @@ def train_together(
     """Trains trials together from their beginning to their end, on a base without adapters.
 
     Args:
+        form: How the products are taken, of adapters in banks; None: as on the device.
         options: For `new_run`.
     """
-    host = AdapterHost(base)
+    host = AdapterHost(base, slots=None if form is None else 4)
     together = Together(SharedPasses(host, token_budget=token_budget, form=form))
     for name, recipe in trials.items():
         together.join(new_run(host, recipe, examples, name=name, **options))

@@ -175,6 +175,31 @@ def test_pefts_matrices_are_views_of_one_flat_tensor(base: LoadedBase) -> None:
     host.remove("first")
 
 
+def test_adapters_with_the_same_matrices_share_a_bank_and_leave_each_other_alone(base: LoadedBase) -> None:
+    """Whatever was in a slot before: its gradient starts from 0, and its numbers are PEFT's own."""
+    recipes = [Recipe(lora_r=2, seed=seed) for seed in range(5)]
+    alone = []
+    for recipe in recipes:
+        host = AdapterHost(base)
+        alone.append(host.add("alone", recipe).master.detach().clone())
+        host.remove("alone")
+    host = AdapterHost(base, slots=4)
+    adapters = [host.add(str(seed), recipe) for seed, recipe in enumerate(recipes[:4])]
+    other = host.add("other", Recipe(lora_r=2, target_modules="attention"))
+    assert [adapter.place for adapter in adapters] == [(1, 0), (2, 0), (3, 0), (3, 1)]
+    assert other.place[0] == 4
+    adapters[2].master.data.fill_(torch.nan)
+    adapters[2].gradient.fill_(torch.nan)
+    host.remove("2")
+    adapters[2] = host.add("4", recipes[4])
+    assert adapters[2].place == (3, 0)
+    assert not adapters[2].gradient.any()
+    for adapter, expected in zip(adapters, [*alone[:2], alone[4], alone[3]], strict=True):
+        assert torch.equal(adapter.master.detach(), expected)
+    for adapter in (*adapters, other):
+        host.remove(adapter.name)
+
+
 def test_a_layer_has_the_same_number_whatever_adapters_are_on_it(base: LoadedBase) -> None:
     """Dropout is drawn by it."""
     host = AdapterHost(base)
@@ -208,13 +233,20 @@ def test_on_a_cpu_the_products_are_taken_one_adapter_after_another(base: LoadedB
         host.remove(adapter.name)
 
 
-@pytest.mark.parametrize(("ranks", "form"), [([64], "looped"), ([1, 64], "batched")])
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "form"),
+    [
+        ([64], torch.bfloat16, "looped"),
+        ([1, 64], torch.bfloat16, "grouped"),
+        ([1, 64], torch.float32, "batched"),
+    ],
+)
 def test_on_a_gpu_those_of_several_adapters_are_taken_together(
-    base: LoadedBase, ranks: list[int], form: Form
+    base: LoadedBase, ranks: list[int], dtype: torch.dtype, form: Form
 ) -> None:
     host = AdapterHost(base)
     adapters = [host.add(str(k), Recipe(lora_r=rank)) for k, rank in enumerate(ranks)]
-    host.base = dataclasses.replace(base, device=torch.device("cuda"))
+    host.base = dataclasses.replace(base, device=torch.device("cuda"), compute_dtype=dtype)
     assert host.choose_form([adapter.rows(1) for adapter in adapters]) == form
     for adapter in adapters:
         host.remove(adapter.name)
@@ -418,7 +450,7 @@ def test_a_save_that_cannot_be_moved_into_place_leaves_the_older_adapter(
 
 
 @pytest.mark.parametrize("others", [0, 1])
-@pytest.mark.parametrize("where", ["a layer", "the flat tensors"])
+@pytest.mark.parametrize("where", ["a layer", "the bank", "the views"])
 def test_an_adapter_that_cannot_be_made_leaves_nothing_behind(
     base: LoadedBase, where: str, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,10 +477,13 @@ def test_an_adapter_that_cannot_be_made_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         if where == "a layer":
             patch.setattr(LoraLayer, "update_layer", run_out_at_the_sixth)
+        elif where == "the bank":
+            patch.setattr("workers.lora.bank.Bank.of", run_out_of_memory)
         else:
-            patch.setattr("workers.lora.adapters.torch.zeros_like", run_out_of_memory)
+            patch.setattr("workers.lora.adapters.LayerAdapter", run_out_of_memory)
         with pytest.raises(torch.OutOfMemoryError):
             host.add("large", Recipe(lora_r=8))
+    assert len(host._banks._banks) == others
     assert [name for name, _ in base.model.named_parameters() if "large" in name] == []
     assert torch.equal(logits_in_eval(base), before)
     if not others:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.lora.bank import Bank, Span
 from workers.lora.lora_dropout import keep_scale, row_keys
 from workers.lora.multi_lora import Form, LayerAdapter, MultiLora, MultiLoraPass, RowGroup, RowsUnknownError
 
@@ -103,8 +104,10 @@ class Problem:
 
 
 @st.composite
-def problems(draw: st.DrawFn, *, dropout: bool = False, missing: bool = True) -> Problem:
-    ranks = st.integers(1, 9) | st.none() if missing else st.integers(1, 9)
+def problems(draw: st.DrawFn, *, dropout: bool = False) -> Problem:
+    """Ranks of which some are often the same."""
+    ranks = st.sampled_from([1, 2, 4, 4, 4, 9]) | st.none()
+    widths = st.integers(1, 24) | st.sampled_from([4, 8, 16])
     trials = st.builds(
         Trial,
         rows=st.integers(1, 4),
@@ -118,8 +121,8 @@ def problems(draw: st.DrawFn, *, dropout: bool = False, missing: bool = True) ->
             Problem,
             trials=st.lists(trials, min_size=1, max_size=5).map(tuple),
             tokens=st.integers(1, 7),
-            d_in=st.integers(1, 24),
-            d_out=st.integers(1, 24),
+            d_in=widths,
+            d_out=widths,
             seed=st.integers(0, 2**20),
             step=st.integers(0, 3),
             number=st.integers(0, 300),
@@ -157,11 +160,19 @@ def reference(problem: Problem, tensors: Tensors, *, magnitude: bool = False) ->
 
 
 def layer_adapters(problem: Problem, tensors: Tensors) -> dict[int, LayerAdapter]:
+    """Those of one rank in neighbouring slots, behind a free one of numbers that nobody may read."""
     found = {}
-    for k, trial in enumerate(problem.trials):
-        if trial.rank is not None:
-            a, b = tensors[f"a{k}"], tensors[f"b{k}"]
-            found[k] = LayerAdapter(a, b, torch.zeros_like(a), torch.zeros_like(b), trial.scale)
+    for rank in {trial.rank for trial in problem.trials} - {None}:
+        mine = [k for k, trial in enumerate(problem.trials) if trial.rank == rank]
+        assert rank is not None
+        span = Span(16, rank, problem.d_in, problem.d_out)
+        bank = Bank.of(span.stop, len(mine) + 1, CPU)
+        bank.weights.fill_(math.nan)
+        bank.gradients.zero_()
+        for row, k in enumerate(mine, 1):
+            found[k] = LayerAdapter(bank, row, span, problem.trials[k].scale)
+            found[k].a.copy_(tensors[f"a{k}"])
+            found[k].b.copy_(tensors[f"b{k}"])
     return found
 
 
@@ -194,7 +205,6 @@ def run(
         output = layer.forward(shape(x))
         output.backward(shape(tensors["g"]))
         look(lora_pass)
-        lora_pass.add_stacked_gradients()
     found = {"output": output.detach(), "base": base.grad}
     found["x"] = torch.zeros_like(x) if x.grad is None else x.grad
     for k, adapter in adapters.items():
@@ -259,43 +269,49 @@ def test_a_trials_numbers_do_not_depend_on_its_pack_mates(form: Form, problem: P
     assert_equal(found, alone, mine)
 
 
-@bounded
-@given(problem=problems(missing=False))
-def test_what_ranks_are_padded_with_stays_exactly_zero(problem: Problem) -> None:
-    """A smaller rank's unused rows get no gradient, so no optimizer could ever make them count."""
-    largest = max(trial.rank or 0 for trial in problem.trials)
-
-    def look(lora_pass: MultiLoraPass) -> None:
-        stack = lora_pass.stack(problem.number)
-        assert stack is not None
-        assert stack.a.shape[1] == stack.b.shape[1] == largest
-        assert stack.grads is not None
-        for k, trial in enumerate(problem.trials):
-            for padded in (stack.a, stack.b, *stack.grads):
-                assert not padded[k, trial.rank :].any()
-
-    run(problem, problem.tensors(), "batched", look=look)
-
-
 @pytest.mark.parametrize("permuted", [False, True])
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("ranks", [(4, 4, 4), (2, 5, 1), (2, None, 5), (3, None, 3)])
-def test_adapters_with_as_many_rows_each_need_no_look_up(
-    ranks: tuple[int | None, ...], rows: int, permuted: bool
+@pytest.mark.parametrize(
+    ("trials", "batched", "grouped"),
+    [
+        ([(2, 4), (2, 4), (2, 4)], [[2, 2, 2]], [[2, 2, 2]]),
+        ([(2, 4), (1, 4), (1, 4)], [[2], [1, 1]], [[2, 1, 1]]),
+        ([(2, 4), (3, None), (1, None), (2, 4)], [[2], [], [2]], [[2], [], [2]]),
+        ([(2, 4), (2, 2), (2, 4), (1, 4)], [[2], [2], [2], [1]], [[2], [2], [2, 1]]),
+    ],
+)
+def test_neighbouring_slots_are_taken_in_one_product_where_the_form_allows_it(
+    trials: list[tuple[int, int | None]], batched: list[list[int]], grouped: list[list[int]], permuted: bool
 ) -> None:
-    """Unless one misses the layer: then every row's adapter is looked up, zeros for the one without."""
-    trials = tuple(Trial(rows, rank, alpha=k + 1.0, dropout=0.2 * k) for k, rank in enumerate(ranks))
-    problem = Problem(trials, number=3, permuted=permuted)
-    looked_up = []
+    """Rows and rank of each trial; the rows of each product, none where they have no adapter."""
+    drawn = tuple(Trial(*trial, alpha=k + 1.0, dropout=0.2 * k) for k, trial in enumerate(trials))
+    problem = Problem(drawn, d_in=8, d_out=4, number=3, permuted=permuted)
+    tensors = problem.tensors()
+    forms: list[tuple[Form, list[list[int]]]] = [("batched", batched), ("grouped", grouped)]
+    for form, expected in forms:
+        found = []
+
+        def look(lora_pass: MultiLoraPass, found: list[list[int]] = found) -> None:
+            for _rows, stretch in lora_pass.stretches(problem.number):
+                found.append([] if stretch is None else list(stretch.rows.counts))
+
+        assert_equal(run(problem, tensors, form, look=look), problem, tensors)
+        assert found == expected
+
+
+@pytest.mark.parametrize("form", ["batched", "grouped"])
+def test_nothing_of_a_bank_is_copied(form: Form) -> None:
+    problem = Problem((Trial(2, 3), Trial(2, 3)))
+    adapters = layer_adapters(problem, problem.tensors())
 
     def look(lora_pass: MultiLoraPass) -> None:
-        stack = lora_pass.stack(problem.number)
-        assert stack is not None
-        looked_up.append(stack.rows is not None)
+        ((_rows, stretch),) = lora_pass.stretches(problem.number)
+        assert stretch is not None
+        for name in ("a", "b", "grad_a", "grad_b"):
+            matrices, first = getattr(stretch, name), getattr(adapters[0], name)
+            assert matrices.data_ptr() == first.data_ptr()
+            assert torch.equal(matrices[1], getattr(adapters[1], name))
 
-    tensors = problem.tensors()
-    assert_equal(run(problem, tensors, "batched", look=look), problem, tensors)
-    assert looked_up == [None in ranks]
+    run(problem, problem.tensors(), form, adapters=adapters, look=look)
 
 
 @every_form
@@ -310,7 +326,7 @@ def test_products_wider_than_the_base_leave_the_outputs_dtype(form: Form) -> Non
 
 @every_form
 def test_layers_of_one_pass_are_kept_apart(form: Form) -> None:
-    """Layers with other adapters, widths and ranks; two of them with the same scales share their indices."""
+    """Layers with other adapters, widths and ranks; two of them with the same scales share them."""
     trials = (Trial(2, 2), Trial(1, 4, alpha=3.0), Trial(3, 1))
     layers = [
         Problem(trials, number=0, seed=1),
@@ -328,13 +344,12 @@ def test_layers_of_one_pass_are_kept_apart(form: Form) -> None:
     xs = [own["x"].requires_grad_() for own in tensors]
     bases = [own["base"].requires_grad_() for own in tensors]
     outputs = []
-    with lora.running(groups, tokens=4, form=form, device=CPU) as lora_pass:
+    with lora.running(groups, tokens=4, form=form, device=CPU):
         for number, (x, base) in enumerate(zip(xs, bases, strict=True)):
             layer = Given(base)
             lora.take_over(layer, number)
             outputs.append(layer.forward(x))
         torch.autograd.backward(outputs, [own["g"] for own in tensors])
-        lora_pass.add_stacked_gradients()
     for number, layer in enumerate(layers):
         found = {"output": outputs[number].detach(), "x": xs[number].grad, "base": bases[number].grad}
         for k, own in adapters[number].items():

@@ -100,11 +100,10 @@ def backward(
     set_training(base.model, True)
     for adapter in adapters if zero else ():
         adapter.gradient.zero_()
-    with host.multi_lora.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU) as lora_pass:
+    with host.multi_lora.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU):
         found = batch_losses(base, batch, 0.1 + trials.float())
         assert found.objective is not None
         found.objective.backward()
-        lora_pass.add_stacked_gradients()
     return [found.losses[trials == k] for k in range(len(examples))]
 
 
@@ -262,15 +261,12 @@ def test_no_dequantized_copy_of_the_base_outlives_its_product(
     set_training(wide.model, True)
     checkpoint_activations(wide.model, checkpointed)
     with LiveTensors() as watch:
-        with host.multi_lora.running(
-            groups, tokens=batch.input_ids.shape[1], form=form, device=CPU
-        ) as lora_pass:
+        with host.multi_lora.running(groups, tokens=batch.input_ids.shape[1], form=form, device=CPU):
             found = batch_losses(wide, batch, torch.ones(batch.supervised_tokens))
             between = watch.live
             assert found.objective is not None
             found.objective.backward()
-            lora_pass.add_stacked_gradients()
-        del found, lora_pass
+        del found
         gc.collect()
         after = watch.live
     checkpoint_activations(wide.model, False)

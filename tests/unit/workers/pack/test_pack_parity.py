@@ -203,7 +203,7 @@ def test_small_passes_make_trials_accumulate_and_wait_and_change_no_number(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mates_that_join_and_leave_between_passes_change_no_number(bases: Bases, form: Form) -> None:
-    host = AdapterHost(bases.base("nf4"))
+    host = AdapterHost(bases.base("nf4"), slots=4)
     together = Together(SharedPasses(host, token_budget=300, form=form))
 
     def join(name: str) -> None:
@@ -225,6 +225,39 @@ def test_mates_that_join_and_leave_between_passes_change_no_number(bases: Bases,
     left = together.trained["rank one"].losses
     assert left == pytest.approx(bases.alone("nf4", "rank one").losses[: len(left)], rel=TOLERANCE)
     assert together.accumulated
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trials_in_slots_of_one_bank_each_equal_themselves_alone(bases: Bases, form: Form) -> None:
+    """They differ in rows, rates, decay, clipping and dropout; one takes the slot of one that left."""
+    changes: list[dict[str, Any]] = [
+        {"batch_size": 4, "learning_rate": 3e-3},
+        {"batch_size": 4, "max_grad_norm": 0.05, "seed": 1},
+        {"batch_size": 4, "weight_decay": 0.3, "lora_dropout": 0.2, "seed": 2},
+        {"batch_size": 8, "epochs": 3, "seed": 3},
+        {"batch_size": 3, "adam_beta2": 0.95, "epochs": 0.5, "seed": 4},
+        {"batch_size": 2, "optimizer": "sgd", "learning_rate": 0.1, "seed": 5},
+        {"batch_size": 2, "optimizer": "rmsprop", "learning_rate": 1e-3, "seed": 6},
+        {"batch_size": 5, "lora_alpha": 3.0, "seed": 7},
+    ]
+    recipes = {str(k): make_recipe(**{"lora_r": 4, **change}) for k, change in enumerate(changes)}
+    base = bases.base("nf4")
+    host = AdapterHost(base, slots=4)
+    together = Together(SharedPasses(host, token_budget=2_000, form=form))
+    runs = {name: new_run(host, recipe, TRAIN, name=name) for name, recipe in list(recipes.items())[:7]}
+    for run in runs.values():
+        together.join(run)
+    assert [run.adapter.place for run in runs.values()] == [*((k, 0) for k in (1, 2)), (3, 0), (3, 1)] + [
+        (4, row) for row in range(3)
+    ]
+    together.step()
+    together.leave("5")
+    late = new_run(host, recipes["7"], TRAIN, name="7")
+    assert late.adapter.place == (4, 1)
+    together.join(late)
+    together.finish()
+    for name in recipes.keys() - {"5"}:
+        assert_equal(together.trained[name], solo_run(base, recipes[name], TRAIN))
 
 
 # --- through orders

@@ -58,11 +58,10 @@ def one_pass(host: AdapterHost, parts: list[tuple[Adapter, list[PairExample]]]) 
         adapter.gradient.zero_()
     with host.multi_lora.running(
         groups, tokens=batch.tokens, form="looped", device=CPU, row_lengths=batch.row_lengths
-    ) as lora_pass:
+    ):
         found = objective.losses(base, batch, owners, shares, gradient=True)
         assert found.objective is not None
         found.objective.backward()  # type: ignore[no-untyped-call]
-        lora_pass.add_stacked_gradients()
     return found
 
 
