@@ -9,6 +9,7 @@ weights. Measured in turns, in one process:
 - plain: a QLoRA loop without this project, one trial after another (`benchmarks.plain_loop`).
 - one at a time: one of the trials alone. Training them one after the other goes at this rate.
 - looped: all of them in shared passes, with two small products for each adapter and layer.
+- batched, grouped: the same with products for all adapters in neighbouring slots of a bank (`--form`).
 - packed: all of them in shared passes, in the form that the engine chooses for the device. On a CPU that
   is the looped one, and it is not measured twice.
 

@@ -33,7 +33,8 @@ from workers.pack.capacity import Slots, limited
 from workers.pack.endings import Ending, Parked, does_not_fit, ending, forget_checkpoints, is_resumed
 from workers.pack.loaded import LoadedStudies, SharedBase, share_a_base
 from workers.pack.study_faults import Failed, judged
-from workers.training.shared_pass import Advance, DoesNotFitError
+from workers.training.shared_pass import DoesNotFitError
+from workers.training.trial_run import Advance
 
 _log = logging.getLogger(__name__)
 

@@ -1,16 +1,20 @@
-"""The optimizer of one trial's adapter, over its flat tensor.
+"""The optimizers of adapters, over their flat tensors, and the step that several of them take together.
 
-All the memory that a step takes is taken when the optimizer is made, so that no step runs out of it half-way.
+All the memory that a step takes is taken when an optimizer is made, so that no step runs out of it half-way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from search_spaces.recipe import Recipe
+from workers.device.memory import is_device_fault
 from workers.lora.adapters import Segment
 
 RMSPROP_EPSILON = 1e-8
@@ -43,10 +47,26 @@ def adapter_bytes(parameters: int, recipe: Recipe, *, accumulates: bool) -> int:
     return 4 * parameters * (2 + len(moment_names(recipe)) + accumulates)
 
 
-def build_optimizer(
-    parameter: torch.nn.Parameter, recipe: Recipe, segments: Sequence[Segment] = ()
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer over an adapter, its moments made and 0.
+@dataclass(frozen=True)
+class _Part:
+    """A segment's own parts of an adapter's flat tensors, and how it steps."""
+
+    recipe: Recipe
+    weights: torch.Tensor
+    gradient: torch.Tensor
+    moments: tuple[torch.Tensor, ...]
+    """In the order of `moment_names`."""
+    steps: torch.Tensor
+    """float32 []: taken so far. Only AdamW counts them."""
+    rate_ratio: float
+    """Of the adapter's learning rate."""
+    decay: float
+    scratch: torch.Tensor
+    """float32 [at most `_SCRATCH`], for RMSprop."""
+
+
+class AdapterOptimizer:
+    """The recipe's optimizer over an adapter.
 
     - `adamw`: Loshchilov & Hutter, arXiv 1711.05101.
     - `sgd`: `torch.optim.SGD`, weight decay as an L2 penalty, no dampening. Nesterov's momentum without
@@ -54,127 +74,170 @@ def build_optimizer(
       torch makes without one.
     - `rmsprop`: `torch.optim.RMSprop`, weight decay as an L2 penalty; neither centered nor with momentum.
 
-    Without a head one group, all of it decayed. `transformers.Trainer` makes two groups and spares from
+    Without a head all of the adapter is decayed. `transformers.Trainer` makes two groups and spares from
     weight decay what belongs to a LayerNorm or has `bias` or `norm` in its name; an adapter trains `lora_A`
     and `lora_B` weights only (`bias="none"`), none of which is spared, so both groupings are the same. A head
     has segments of its own: it is spared what the Trainer spares, and steps at its own rate.
 
-    Fused where torch has it: on CUDA one kernel steps every matrix, and on CPU it is 3 to 5 times as fast as
-    the loop over parameters (AdamW, 64 matrices of 16 x 256 on one thread: 0.5 ms a step against 3.0).
-
-    Args:
-        parameter: float32 [P], the adapter's flat tensor.
+    Attributes:
         recipe: The trial's.
-        segments: Of the tensor, in its order; none: it is one.
+        gradient: float32 [P], which steps are taken from.
+        moments: By `moment_names`, float32 [P], 0 at first.
+        parts: Of each segment.
     """
-    parameters, groups = [parameter], [{"params": [parameter], **_options(recipe, Segment(0))}]
-    if segments:
-        parts = torch.split(parameter.data, [segment.numbers for segment in segments])
-        parameters = [torch.nn.Parameter(part) for part in parts]
-        groups = [
-            {"params": [part], **_options(recipe, segment)}
-            for part, segment in zip(parameters, segments, strict=True)
+
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        recipe: Recipe,
+        segments: Sequence[Segment] = (),
+    ) -> None:
+        """
+        Args:
+            weights: float32 [P], the adapter's flat tensor, which steps change.
+            gradient: float32 [P]
+            recipe: The trial's.
+            segments: Of the tensors, in their order; none: they are one.
+        """
+        self.recipe = recipe
+        self.gradient = gradient
+        self.moments = {name: torch.zeros_like(gradient) for name in moment_names(recipe)}
+        largest = min(_SCRATCH, len(gradient)) if recipe.optimizer == "rmsprop" else 0
+        scratch = torch.empty(largest, device=gradient.device)
+        segments = segments or (Segment(len(gradient)),)
+        ends = list(accumulate(segment.numbers for segment in segments))
+        self.parts = [
+            _Part(
+                recipe,
+                weights[first:end],
+                gradient[first:end],
+                tuple(moment[first:end] for moment in self.moments.values()),
+                torch.zeros((), device=gradient.device),
+                recipe.head_learning_rate_ratio if segment.is_head else 1.0,
+                recipe.weight_decay if segment.is_decayed else 0.0,
+                scratch,
+            )
+            for segment, first, end in zip(segments, [0, *ends[:-1]], ends, strict=True)
         ]
-    optimizer: torch.optim.Optimizer
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], *, steps: int) -> None:
+        """Goes back to the moments that an optimizer of the same recipe had after so many steps."""
+        for name, moment in self.moments.items():
+            moment.copy_(tensors[name])
+        for part in self.parts:
+            part.steps.fill_(steps)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that a trial is ready for."""
+
+    optimizer: AdapterOptimizer
+    learning_rate: float
+    factor: float = 1.0
+    """What the gradient is multiplied with before: of clipping and of the loss scale."""
+
+
+@torch.no_grad()
+def take_steps(steps: Sequence[Step]) -> list[Exception | None]:
+    """One step of each of several trials, together.
+
+    One call clips all gradients, and one call of torch's fused kernel steps all parts of the same rate, decay
+    and constants, none of which changes a bit of another. Different rates in one call would take elementwise
+    kernels over the rows of a bank (`docs/decisions/0031-banks-of-slots.md`).
+
+    Returns:
+        Of each, what broke its step, after which its weights are unknown; None: it is taken.
+
+    Raises:
+        torch.AcceleratorError: The device is unusable.
+    """
+    clipped = [step for step in steps if step.factor != 1.0]
+    if clipped:
+        torch._foreach_mul_([step.optimizer.gradient for step in clipped], [step.factor for step in clipped])
+    alike: dict[tuple[float, float, str, tuple[float, ...]], list[tuple[int, _Part]]] = {}
+    for number, step in enumerate(steps):
+        for part in step.optimizer.parts:
+            rate = step.learning_rate * part.rate_ratio
+            key = (rate, part.decay, part.recipe.optimizer, _constants(part.recipe))
+            alike.setdefault(key, []).append((number, part))
+    errors: list[Exception | None] = [None] * len(steps)
+    for (rate, *_), members in alike.items():
+        try:
+            _step(rate, [part for _, part in members])
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            for number, _ in members:
+                errors[number] = error
+    return errors
+
+
+def _constants(recipe: Recipe) -> tuple[float, ...]:
+    """What a kernel is given beside the rate and the decay."""
     match recipe.optimizer:
         case "adamw":
-            betas = (recipe.adam_beta1, recipe.adam_beta2)
-            optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.adam_epsilon, fused=True)
-            for part in parameters:
-                optimizer.state[part]["step"] = torch.zeros((), device=part.device)
+            return recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon
+        case "sgd":
+            return recipe.sgd_momentum, float(recipe.sgd_nesterov)
+        case "rmsprop":
+            return (recipe.rmsprop_alpha,)
+
+
+def _step(rate: float, parts: Sequence[_Part]) -> None:
+    """One step of parts with the same constants and decay."""
+    recipe, decay = parts[0].recipe, parts[0].decay
+    weights, gradients = [part.weights for part in parts], [part.gradient for part in parts]
+    match recipe.optimizer:
+        case "adamw":
+            beta1, beta2, epsilon = _constants(recipe)
+            adamw(
+                weights,
+                gradients,
+                [part.moments[0] for part in parts],
+                [part.moments[1] for part in parts],
+                [],
+                [part.steps for part in parts],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=epsilon,
+                maximize=False,
+            )
         case "sgd":
             momentum = recipe.sgd_momentum
-            nesterov = recipe.sgd_nesterov and momentum > 0
-            optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
+            sgd(
+                weights,
+                gradients,
+                [part.moments[0] if part.moments else None for part in parts],
+                fused=True,
+                weight_decay=decay,
+                momentum=momentum,
+                lr=rate,
+                dampening=0.0,
+                nesterov=recipe.sgd_nesterov and momentum > 0,
+                maximize=False,
+            )
         case "rmsprop":
-            optimizer = SparingRMSprop(groups, alpha=recipe.rmsprop_alpha, eps=RMSPROP_EPSILON)
-    for name in moment_names(recipe):
-        for part in parameters:
-            optimizer.state[part][name] = torch.zeros_like(part, requires_grad=False)
-    return optimizer
+            for part in parts:
+                _rmsprop(part, rate)
 
 
-def _options(recipe: Recipe, segment: Segment) -> dict[str, Any]:
-    """A segment's learning rate and decay; the rate's ratio is kept for the later ones."""
-    ratio = recipe.head_learning_rate_ratio if segment.is_head else 1.0
-    decay = recipe.weight_decay if segment.is_decayed else 0.0
-    return {"lr": recipe.peak_learning_rate * ratio, "weight_decay": decay, "ratio": ratio}
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the rate of the next step; heads have their ratio of it."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("ratio", 1.0)
-
-
-def step(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> None:
-    """One step of all segments.
-
-    Args:
-        optimizer: From `build_optimizer`.
-        gradient: float32 [P].
-    """
-    parameters = [group["params"][0] for group in optimizer.param_groups]
-    parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part
-    optimizer.step()
-    for parameter in parameters:
-        parameter.grad = None
-
-
-class SparingRMSprop(torch.optim.RMSprop):
-    """RMSprop that takes no memory in a step: torch's own makes two more tensors of the adapter's size.
+def _rmsprop(part: _Part, rate: float) -> None:
+    """Takes no memory in a step: torch's own makes two more tensors of the adapter's size.
 
     The same arithmetic in the same order, so the same bits. A gradient to which the penalty was added stays
     so, which nobody minds: the next pass starts from 0.
     """
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, **options)
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        largest = max(parameter.numel() for parameter in parameters)
-        self._scratch = torch.empty(min(_SCRATCH, largest), device=parameters[0].device)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step from `parameter.grad`; there is no closure."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                flat = (parameter, parameter.grad, self.state[parameter]["square_avg"])
-                for numbers, gradient, squares in zip(*(one.split(_SCRATCH) for one in flat), strict=True):
-                    if group["weight_decay"] != 0:
-                        gradient.add_(numbers, alpha=group["weight_decay"])
-                    squares.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
-                    denominator = torch.sqrt(squares, out=self._scratch[: len(squares)])
-                    numbers.addcdiv_(gradient, denominator.add_(group["eps"]), value=-group["lr"])
-
-
-def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments by name, each float32 [P] over all segments."""
-    states = _states(optimizer)
-    names = [name for name in states[0] if name != "step"]
-    return {
-        name: states[0][name] if len(states) == 1 else torch.cat([state[name] for state in states])
-        for name in names
-    }
-
-
-def restore_moments(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], *, steps: int
-) -> None:
-    """Goes back to the moments that an optimizer of the same recipe had after so many steps."""
-    first = 0
-    for group, state in zip(optimizer.param_groups, _states(optimizer), strict=True):
-        last = first + group["params"][0].numel()
-        for name, tensor in state.items():
-            if name == "step":
-                tensor.fill_(steps)
-            else:
-                tensor.copy_(tensors[name][first:last])
-        first = last
-
-
-def _states(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
-    """What is remembered of each segment, in their order; an optimizer without moments remembers nothing."""
-    return [optimizer.state.get(group["params"][0], {}) for group in optimizer.param_groups]
+    alpha = part.recipe.rmsprop_alpha
+    flat = (part.weights, part.gradient, part.moments[0])
+    for numbers, gradient, squares in zip(*(torch.split(one, _SCRATCH) for one in flat), strict=True):
+        if part.decay != 0:
+            gradient.add_(numbers, alpha=part.decay)
+        squares.mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        denominator = torch.sqrt(squares, out=part.scratch[: len(squares)])
+        numbers.addcdiv_(gradient, denominator.add_(RMSPROP_EPSILON), value=-rate)

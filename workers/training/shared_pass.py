@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,7 +15,7 @@ from workers.data.examples import AnyExample, real_tokens
 from workers.device.devices import to_device
 from workers.device.generators import derive_seed, seeded
 from workers.device.heartbeat import UNWATCHED, Heartbeat
-from workers.device.memory import is_device_fault, is_out_of_memory, release
+from workers.device.memory import is_out_of_memory, release
 from workers.device.meter import PassMeter
 from workers.errors import LossNotFiniteError
 from workers.lora.adapters import Adapter, AdapterHost
@@ -33,7 +32,7 @@ from workers.training.pass_planning import (
     plan_pass_without_padding,
     tokens_of_pass,
 )
-from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
+from workers.training.trial_run import Advance, PassResult, StepResult, TrialRun, advance
 
 _log = logging.getLogger(__name__)
 
@@ -56,16 +55,6 @@ class DoesNotFitError(Exception):
         """None when it has not begun."""
         self.what = what
         """What did not fit, to go on after "out of memory"."""
-
-
-@dataclass(frozen=True)
-class Advance:
-    """What a pass did to one trial: a whole step, an end, or neither."""
-
-    run: TrialRun
-    step: StepResult | None = None
-    ended: Exception | None = None
-    """`TrialEndedError`, or what broke the trial's step, which is its own affair."""
 
 
 class SharedPasses:
@@ -151,7 +140,8 @@ class SharedPasses:
             # Only here, outside the handler, has the traceback let go of the pass's tensors.
             self._shrink(parts)
         self._account(parts, padded, time.perf_counter() - started)
-        advances = [_commit(part, result) for part, result in zip(parts, results, strict=True)]
+        taken = [(part.run, part.indices, result) for part, result in zip(parts, results, strict=True)]
+        advances = advance(taken)
         self.meter.end(begun, tokens=padded, trials=len(parts))
         return advances
 
@@ -164,11 +154,11 @@ class SharedPasses:
             Exception: What broke its step.
         """
         while True:
-            (advance,) = self.train([run])
-            if advance.ended is not None:
-                raise advance.ended
-            if advance.step is not None:
-                return advance.step
+            (result,) = self.train([run])
+            if result.ended is not None:
+                raise result.ended
+            if result.step is not None:
+                return result.step
 
     def evaluate(self, runs: Sequence[TrialRun], examples: Sequence[AnyExample]) -> list[Evaluation]:
         """Evaluates adapters as they are, together.
@@ -377,17 +367,3 @@ class SharedPasses:
             own = sum(map(real_tokens, part.examples))
             run.real_tokens += own
             run.padded_tokens += own if self.host.base.padding_free else padded * share // examples
-
-
-def _commit(part: PassPart, result: PassResult) -> Advance:
-    started = time.perf_counter()
-    try:
-        step = part.run.commit(part.indices, result)
-        part.run.train_seconds += time.perf_counter() - started
-        return Advance(part.run, step=step)
-    except TrialEndedError as ended:
-        return Advance(part.run, ended=ended.with_traceback(None))
-    except Exception as error:
-        if is_device_fault(error):
-            raise
-        return Advance(part.run, ended=error)

@@ -8,6 +8,7 @@ until then only gradients have been written, so a pass can be redone or given up
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ from search_spaces.trial_length import TrainingPlan, warmup_steps
 from workers.contract import OutcomeStatus
 from workers.data.batches import DataOrder
 from workers.data.examples import AnyExample
+from workers.device.memory import is_device_fault
 from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
@@ -33,7 +35,7 @@ from workers.training.divergence import (
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.noise_scale import NoiseScale, measured_rows
 from workers.training.objectives.base import Evaluation, Share
-from workers.training.optimizers import build_optimizer, moments, restore_moments, set_learning_rate, step
+from workers.training.optimizers import AdapterOptimizer, Step, take_steps
 from workers.training.schedules import learning_rate_multiplier
 
 _FLOAT16_LOSS_SCALE = 65_536.0
@@ -69,6 +71,15 @@ class StepResult:
     def train_loss(self) -> float:
         """Token-weighted mean over the effective batch, in nats per supervised token."""
         return self.loss_sum / self.supervised_tokens
+
+
+@dataclass(frozen=True)
+class DueStep:
+    """The step that a trial takes when its batch is complete."""
+
+    step: Step
+    result: StepResult
+    """What there is to say of it once it is taken."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class TrialRun:
         self.real_tokens = 0
         self.padded_tokens = 0
         # All the memory that a step takes is taken here, so that no step runs out of it half-way.
-        self._optimizer = build_optimizer(adapter.master, recipe, adapter.segments)
+        self._optimizer = AdapterOptimizer(adapter.master, adapter.gradient, recipe, adapter.segments)
         self._class_weights = class_weights
         self.own_loss = own_loss
         self._accumulated = torch.empty_like(adapter.gradient) if recipe.batch_size > 1 else None
@@ -202,11 +213,12 @@ class TrialRun:
         norm: torch.Tensor = torch.linalg.vector_norm(self.adapter.gradient)
         return norm
 
-    def commit(self, indices: Sequence[int], result: PassResult) -> StepResult | None:
-        """Takes in a pass over these rows, and the optimizer step if they complete the batch.
+    def commit(self, indices: Sequence[int], result: PassResult) -> DueStep | None:
+        """Takes in a pass over these rows.
 
         Returns:
-            The step; None while rows are left (or are to be done again, at a smaller loss scale).
+            The step if they complete the batch, to be taken by `take_steps` and `moved`; None while rows are
+            left (or are to be done again, at a smaller loss scale).
 
         Raises:
             TrialEndedError: The loss or the gradient is not finite, or the smoothed loss has diverged. The
@@ -222,7 +234,7 @@ class TrialRun:
             )
         norm = result.norm / self._loss_scale
         if self._batch.take(indices, loss_sum=result.loss_sum, norm=norm):
-            return self._step(norm)
+            return self._due(norm)
         assert self._accumulated is not None  # a batch of one row is never done in part
         self._accumulated.copy_(self.adapter.gradient)
         return None
@@ -232,7 +244,7 @@ class TrialRun:
 
         Random numbers have no state: each is a function of the seed, the step and the example.
         """
-        tensors = {"adapter": self.adapter.master.detach(), **moments(self._optimizer)}
+        tensors = {"adapter": self.adapter.master.detach(), **self._optimizer.moments}
         if self._batch.partial and self._accumulated is not None:
             tensors["accumulated"] = self._accumulated
         values = {
@@ -257,7 +269,7 @@ class TrialRun:
         device = self.adapter.master.device
         self.adapter.master.data.copy_(tensors["adapter"])
         self.steps = values["steps"]
-        restore_moments(self._optimizer, tensors, steps=self.steps)
+        self._optimizer.restore(tensors, steps=self.steps)
         self._batch = self._next_batch()
         self._batch.restore(values["batch"])
         self._noise.restore(values["noise"])
@@ -277,7 +289,7 @@ class TrialRun:
         """How many of the next batch's rows are measured by themselves."""
         return measured_rows(self.plan, self.steps)
 
-    def _step(self, norm: float) -> StepResult:
+    def _due(self, norm: float) -> DueStep:
         learning_rate = self.learning_rate
         batch = self._batch
         self._judge(batch.loss_sum, batch.tokens, batch.rows)
@@ -293,13 +305,12 @@ class TrialRun:
         )
         # As torch.nn.utils.clip_grad_norm_, with the norm that is known already.
         factor = min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)) / self._loss_scale
-        if factor != 1.0:
-            self.adapter.gradient.mul_(factor)
-        set_learning_rate(self._optimizer, learning_rate)
-        step(self._optimizer, self.adapter.gradient)
+        return DueStep(Step(self._optimizer, learning_rate, factor), result)
+
+    def moved(self) -> None:
+        """After the step that was due: goes on to the next batch."""
         self.steps += 1
         self._batch = self._next_batch()
-        return result
 
     def _judge(self, loss_sum: float, tokens: int, rows: int) -> None:
         """Takes in the loss of a whole batch, before the step.
@@ -335,3 +346,48 @@ def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyEx
     tokens = list(accumulate(example.supervised_tokens for example in first))
     enough = sum(before < START_TOKENS for before in [0, *tokens[:-1]])
     return first[: max(enough, FEWEST_START_EXAMPLES)]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a pass did to one trial: a whole step, an end, or neither."""
+
+    run: TrialRun
+    step: StepResult | None = None
+    ended: Exception | None = None
+    """`TrialEndedError`, or what broke the trial's step, which is its own affair."""
+
+
+def advance(taken: Sequence[tuple[TrialRun, Sequence[int], PassResult]]) -> list[Advance]:
+    """Takes in a pass: of each trial that had part in it, the rows and what came of them.
+
+    Trials whose batch is complete step together.
+    """
+    started = time.perf_counter()
+    found = [_commit(*one) for one in taken]
+    due = {place: one for place, one in enumerate(found) if isinstance(one, DueStep)}
+    errors = dict(zip(due, take_steps([one.step for one in due.values()]), strict=True))
+    seconds = (time.perf_counter() - started) / len(taken)
+    advances = []
+    for place, ((run, _indices, _result), one) in enumerate(zip(taken, found, strict=True)):
+        run.train_seconds += seconds
+        if not isinstance(one, DueStep):
+            advances.append(Advance(run, ended=one))
+        elif (error := errors[place]) is not None:
+            advances.append(Advance(run, ended=error))
+        else:
+            run.moved()
+            advances.append(Advance(run, step=one.result))
+    return advances
+
+
+def _commit(run: TrialRun, indices: Sequence[int], result: PassResult) -> DueStep | Exception | None:
+    """The step that is due, if one is; or how the trial ends."""
+    try:
+        return run.commit(indices, result)
+    except TrialEndedError as ended:
+        return ended.with_traceback(None)
+    except Exception as error:
+        if is_device_fault(error):
+            raise
+        return error

@@ -38,7 +38,6 @@ from workers.contract import (
     Verdict,
 )
 from workers.pack import loaded
-from workers.training import trial_run
 from workers.training.objectives.language import Totals
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -339,14 +338,16 @@ def test_a_broken_cuda_context_is_not_taken_for_a_trials_fault(
     assert recorder.outcomes() == {}
 
 
-@pytest.mark.parametrize("where", ["build_optimizer", "set_learning_rate"], ids=["making it", "stepping it"])
+@pytest.mark.parametrize(
+    "where", ["trial_run.AdapterOptimizer", "optimizers.adamw"], ids=["making it", "stepping it"]
+)
 def test_out_of_memory_in_the_optimizer_is_an_outcome_too(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def broken(*args: object) -> None:
+    def broken(*_args: object, **_options: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(trial_run, where, broken)
+    monkeypatch.setattr(f"workers.training.{where}", broken)
     outcome = recorder.outcome(trial_order(tmp_path, tiny_base_dir))
     assert outcome.status is OutcomeStatus.OUT_OF_MEMORY
     assert "Tried to allocate 20.00 MiB" in outcome.reason

@@ -28,8 +28,7 @@ from workers.contract import (
 )
 from workers.data.batches import MicroBatch
 from workers.pack import attempt
-from workers.training import trial_run
-from workers.training.optimizers import set_learning_rate
+from workers.training.trial_run import DueStep, TrialRun
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -166,16 +165,20 @@ def test_a_trial_that_outgrows_the_device_ends_alone_and_the_others_go_on(
 def test_a_step_that_does_not_fit_beside_the_others_waits_and_is_done_again(
     tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_in_company(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-        (parameters,) = optimizer.param_groups[0]["params"]
+    def refuse_in_company(run: TrialRun, norm: float) -> DueStep:
         steps = recorder.of(2, Progress)
-        if parameters.numel() == 8 * 2_048 and len(steps) == 2 and len(recorder.pack._running) > 1:
+        if (
+            run.adapter.trainable_parameters == 8 * 2_048
+            and len(steps) == 2
+            and len(recorder.pack._running) > 1
+        ):
             raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
-        set_learning_rate(optimizer, learning_rate)
+        return due(run, norm)
 
     orders = [order(tmp_path, tiny_base_dir, n, rank=r) for n, r in ((1, 4), (2, 8), (3, 4))]
     recorder = Recorder(slots=3)
-    monkeypatch.setattr(trial_run, "set_learning_rate", refuse_in_company)
+    due = TrialRun._due
+    monkeypatch.setattr(TrialRun, "_due", refuse_in_company)
     recorder.run(*orders)
     told = of_type(recorder.events, PackCapacity)
     assert (told[0].slots, told[0].reason) == (
@@ -193,16 +196,20 @@ def test_a_trial_that_waited_and_finds_no_checkpoint_says_that_it_begins_again(
     orders = [order(tmp_path, tiny_base_dir, n, rank=r) for n, r in ((1, 4), (2, 8))]
     checkpoint = Path(orders[1].artifact_dir) / "checkpoint"
 
-    def refuse_in_company(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-        (parameters,) = optimizer.param_groups[0]["params"]
+    def refuse_in_company(run: TrialRun, norm: float) -> DueStep:
         steps = recorder.of(2, Progress)
-        if parameters.numel() == 8 * 2_048 and len(steps) == 2 and len(recorder.pack._running) > 1:
+        if (
+            run.adapter.trainable_parameters == 8 * 2_048
+            and len(steps) == 2
+            and len(recorder.pack._running) > 1
+        ):
             shutil.rmtree(checkpoint)
             raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
-        set_learning_rate(optimizer, learning_rate)
+        return due(run, norm)
 
     recorder = Recorder(slots=2)
-    monkeypatch.setattr(trial_run, "set_learning_rate", refuse_in_company)
+    due = TrialRun._due
+    monkeypatch.setattr(TrialRun, "_due", refuse_in_company)
     recorder.run(*orders)
     _, again = recorder.of(2, TrialStarted)
     assert again.resumed_at_examples == 0

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from search_spaces.definition import DataSpec
@@ -31,9 +30,8 @@ from workers.contract import (
 from workers.data.batches import MicroBatch, epoch_order
 from workers.pack.attempt import Attempt
 from workers.pack.learned_costs import LearnedCosts
-from workers.training import trial_run
+from workers.training import optimizers
 from workers.training.objectives.language import Totals
-from workers.training.optimizers import set_learning_rate
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -152,12 +150,13 @@ def test_what_one_trial_brings_fails_that_trial_only(
 def test_a_step_that_breaks_fails_that_trial_only(
     orders: list[TrialOrder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-        if optimizer.param_groups[0]["weight_decay"] == MIXED[1].weight_decay:
+    def refuse(*args: Any, weight_decay: float, **options: Any) -> None:
+        if weight_decay == MIXED[1].weight_decay:
             raise ArithmeticError("no step of this one")
-        set_learning_rate(optimizer, learning_rate)
+        adamw(*args, weight_decay=weight_decay, **options)
 
-    monkeypatch.setattr(trial_run, "set_learning_rate", refuse)
+    adamw = optimizers.adamw
+    monkeypatch.setattr(optimizers, "adamw", refuse)
     together = Recorder(slots=3)
     together.run(*orders[:3])
     outcome = together.outcomes()[2]

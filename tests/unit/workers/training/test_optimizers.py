@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,9 @@ from tests.support.workers.trials import (
 )
 from workers.base.base_model import load_base
 from workers.lora.adapters import AdapterHost, Segment
+from workers.lora.bank import Bank
 from workers.training import optimizers
-from workers.training.optimizers import (
-    adapter_bytes,
-    build_optimizer,
-    moment_names,
-    moments,
-    restore_moments,
-    set_learning_rate,
-)
+from workers.training.optimizers import AdapterOptimizer, Step, adapter_bytes, moment_names, take_steps
 from workers.training.shared_pass import SharedPasses
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
@@ -60,43 +55,120 @@ def torchs_own(parameter: torch.nn.Parameter, recipe: Recipe) -> torch.optim.Opt
             return torch.optim.RMSprop([parameter], alpha=recipe.rmsprop_alpha, weight_decay=decay)
 
 
-def numbers(seed: int) -> torch.Tensor:
-    return torch.randn(1_000, generator=torch.Generator().manual_seed(seed))
+def numbers(seed: int, count: int = 1_000) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def made(weights: torch.Tensor, recipe: Recipe, segments: Sequence[Segment] = ()) -> AdapterOptimizer:
+    return AdapterOptimizer(weights, torch.empty_like(weights), recipe, segments)
+
+
+def go(optimizer: AdapterOptimizer, seed: int, *, rate: float = 1e-2) -> None:
+    """A step by random numbers."""
+    optimizer.gradient.copy_(numbers(seed))
+    assert take_steps([Step(optimizer, rate)]) == [None]
+
+
+def go_with(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, gradient: torch.Tensor, *, rate: float
+) -> None:
+    """A step of one of torch's own."""
+    optimizer.param_groups[0]["lr"] = rate
+    parameter.grad = gradient
+    optimizer.step()
 
 
 @ALL
 def test_steps_are_torchs_own(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "_SCRATCH", 300)  # in four parts
-    ours, theirs = torch.nn.Parameter(numbers(0)), torch.nn.Parameter(numbers(0))
-    optimizer, other = build_optimizer(ours, recipe), torchs_own(theirs, recipe)
-    for step in range(5):
-        for one, parameter in ((optimizer, ours), (other, theirs)):
-            set_learning_rate(one, 10.0 ** -(step + 1))
-            parameter.grad = numbers(step + 1)
-            one.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    ours, theirs = numbers(0), torch.nn.Parameter(numbers(0))
+    optimizer, other = made(ours, recipe), torchs_own(theirs, recipe)
+    for number in range(1, 6):
+        go(optimizer, number, rate=10.0**-number)
+        go_with(other, theirs, numbers(number), rate=10.0**-number)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_trials_that_step_together_step_as_alone_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the others' rates, decays, clipping and optimizers are; those that are alike in one call."""
+    calls = []
+    adamw = optimizers.adamw
+
+    def counted(weights: list[torch.Tensor], *args: Any, **options: Any) -> None:
+        calls.append(len(weights))
+        adamw(weights, *args, **options)
+
+    monkeypatch.setattr(optimizers, "adamw", counted)
+    recipes = [*RECIPES.values(), RECIPES["adamw"], RECIPES["adamw"], Recipe(), Recipe(weight_decay=0.3)]
+    rates = [1e-2] * len(RECIPES) + [1e-2, 3e-3, 1e-2, 1e-2]
+    factors = [1.0, 0.5, 0.3, 1.0, 0.7, 1.0, 0.1, 1.0, 1.0, 0.9]
+
+    def train(*groups: list[int]) -> list[torch.Tensor]:
+        # Rows of banks, so at every alignment that a slot has.
+        bank = Bank.of(1_003, len(recipes), CPU)
+        for row in bank.weights:
+            row[:1_003] = numbers(0, 1_003)
+        made_ = [
+            AdapterOptimizer(bank.weights[k, :1_003], bank.gradients[k, :1_003], recipe)
+            for k, recipe in enumerate(recipes)
+        ]
+        for number in range(1, 5):
+            for group in groups:
+                for k in group:
+                    made_[k].gradient.copy_(numbers(number + 10 * k, 1_003))
+                steps = [Step(made_[k], rates[k] / number, factors[k]) for k in group]
+                assert take_steps(steps) == [None] * len(group)
+        tensors = [[row[:1_003], *one.moments.values()] for row, one in zip(bank.weights, made_, strict=True)]
+        return [torch.cat(own) for own in tensors]
+
+    alone = train(*([k] for k in range(len(recipes))))
+    assert calls == [1] * 20
+    calls.clear()
+    together = train(list(range(len(recipes))))
+    assert calls == [2, 1, 1, 1] * 4
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_that_breaks_is_those_trials_own_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: Any, **_options: Any) -> None:
+        raise ArithmeticError("no such step")
+
+    monkeypatch.setattr(optimizers, "sgd", broken)
+    weights = [numbers(0) for _ in range(3)]
+    recipes = [RECIPES[name] for name in ("adamw", "sgd", "rmsprop")]
+    steps = [Step(made(own, recipe), 1e-2) for own, recipe in zip(weights, recipes, strict=True)]
+    for step in steps:
+        step.optimizer.gradient.copy_(numbers(1))
+    assert [repr(error) for error in take_steps(steps)] == ["None", "ArithmeticError('no such step')", "None"]
+    assert [torch.equal(own, numbers(0)) for own in weights] == [False, True, False]
+
+
+def test_a_device_that_is_unusable_is_no_trials_own_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: Any, **_options: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(optimizers, "sgd", broken)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        take_steps([Step(made(numbers(0), RECIPES["sgd"]), 1e-2)])
 
 
 @ALL
 def test_moments_are_made_at_once_and_stay_where_they_are(recipe: Recipe) -> None:
-    parameter = torch.nn.Parameter(numbers(0))
-    optimizer = build_optimizer(parameter, recipe)
-    before = {name: tensor.data_ptr() for name, tensor in moments(optimizer).items()}
+    weights = numbers(0)
+    optimizer = made(weights, recipe)
+    before = {name: tensor.data_ptr() for name, tensor in optimizer.moments.items()}
     assert tuple(before) == moment_names(recipe)
-    parameter.grad = numbers(1)
-    optimizer.step()
-    kept = {name: tensor.clone() for name, tensor in moments(optimizer).items()}
-    moved = parameter.detach().clone()
-    parameter.grad = numbers(2)
-    optimizer.step()
-    expected = parameter.detach().clone()
-    with torch.no_grad():
-        parameter.copy_(moved)
-    restore_moments(optimizer, kept, steps=1)
-    parameter.grad = numbers(2)
-    optimizer.step()
-    assert torch.equal(parameter, expected)
-    assert {name: tensor.data_ptr() for name, tensor in moments(optimizer).items()} == before
+    go(optimizer, 1)
+    kept = {name: tensor.clone() for name, tensor in optimizer.moments.items()}
+    moved = weights.clone()
+    go(optimizer, 2)
+    expected = weights.clone()
+    weights.copy_(moved)
+    optimizer.restore(kept, steps=1)
+    go(optimizer, 2)
+    assert torch.equal(weights, expected)
+    assert {name: tensor.data_ptr() for name, tensor in optimizer.moments.items()} == before
 
 
 @ALL
@@ -146,7 +218,7 @@ def test_a_trial_takes_the_bytes_of_its_own_optimizer(tiny_base_dir: Path) -> No
     for name, bytes_each in expected.items():
         run = new_run(host, RECIPES[name], random_examples(2))
         tensors = [run.adapter.master, run.adapter.gradient, run._accumulated]
-        tensors += moments(run._optimizer).values()
+        tensors += run._optimizer.moments.values()
         held = sum(tensor.numel() * 4 for tensor in tensors if tensor is not None)
         parameters = run.adapter.trainable_parameters
         assert held == bytes_each * parameters
@@ -163,19 +235,16 @@ def test_a_head_steps_at_its_own_rate_and_decay_spares_its_biases(
     recipe = recipe.model_copy(update={"head_learning_rate_ratio": 3.0})
     segments = [Segment(600), Segment(350, is_head=True), Segment(50, is_head=True, is_decayed=False)]
     sizes = [segment.numbers for segment in segments]
-    ours = torch.nn.Parameter(numbers(0))
-    optimizer = build_optimizer(ours, recipe, segments)
+    ours = numbers(0)
+    optimizer = made(ours, recipe, segments)
     parts = [torch.nn.Parameter(part.clone()) for part in numbers(0).split(sizes)]
     undecayed = recipe.model_copy(update={"weight_decay": 0.0})
     others = [torchs_own(part, own) for part, own in zip(parts, (recipe, recipe, undecayed), strict=True)]
     for number in range(4):
         rate = 10.0 ** -(number + 1)
-        set_learning_rate(optimizer, rate)
-        optimizers.step(optimizer, numbers(number + 1))
+        go(optimizer, number + 1, rate=rate)
         gradients = numbers(number + 1).split(sizes)
         for other, part, gradient, ratio in zip(others, parts, gradients, (1, 3, 3), strict=True):
-            set_learning_rate(other, rate * ratio)
-            part.grad = gradient
-            other.step()
+            go_with(other, part, gradient, rate=rate * ratio)
     expected = torch.cat([part.detach() for part in parts])
-    torch.testing.assert_close(ours.detach(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
