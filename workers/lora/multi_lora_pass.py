@@ -197,10 +197,12 @@ class MultiLoraPass:
         )
 
     def _scales(self, scales: tuple[float, ...], counts: tuple[int, ...]) -> torch.Tensor:
-        """float32 [n, 1, 1]: of each row of a stretch. Most layers share one."""
+        """float32, as a stretch has them. Most layers share one."""
         if (scales, counts) not in self._row_scales:
             # float32: rounded to half precision, 2 / sqrt(8) would be off by 0.2 %, in a pack and not alone.
-            rows = [scale for scale, count in zip(scales, counts, strict=True) for _ in range(count)]
+            # Of one adapter alone one for all rows: a layer may be given its tokens as one long row.
+            each = counts if len(counts) > 1 else (1,)
+            rows = [scale for scale, count in zip(scales, each, strict=True) for _ in range(count)]
             self._row_scales[scales, counts] = to_device(torch.tensor(rows), self.device)[:, None, None]
         return self._row_scales[scales, counts]
 
@@ -219,4 +221,4 @@ class Stretch:
     grad_b: torch.Tensor
     """float32 [k, r, d_out]"""
     scale: torch.Tensor
-    """float32 [n, 1, 1]: of each row."""
+    """float32 [n, 1, 1]: of each row; [1, 1, 1] of one adapter."""

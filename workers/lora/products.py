@@ -107,11 +107,7 @@ def _banked_forward(
             continue
         z = stretch.rows.times(x[span], stretch.a.transpose(1, 2)).mul_(stretch.scale)
         products.append(z)
-        if stretch.rows.even and base.dtype == x.dtype:
-            given, wanted, each = (stretch.rows.each(tensor) for tensor in (part, result, z))
-            torch.baddbmm(given, each, stretch.b, out=wanted)
-        else:
-            result.copy_(part + stretch.rows.times(z, stretch.b))
+        stretch.rows.put(result, z, stretch.b, beside=part)
     return output, products
 
 
@@ -124,15 +120,16 @@ def _banked_backward(
     *,
     needs_x: bool,
 ) -> torch.Tensor | None:
-    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     remaining = iter(products)
     for span, stretch in lora_pass.stretches(layer):
         if stretch is None:
+            grad_x[span].zero_()
             continue
         g, z = gradient[span], next(remaining)
         grad_z = stretch.rows.times(g, stretch.b.transpose(1, 2)).mul_(stretch.scale)
         stretch.rows.add_products(stretch.grad_a, grad_z, x[span])
         stretch.rows.add_products(stretch.grad_b, z, g)
         if needs_x:
-            grad_x[span] = stretch.rows.times(grad_z, stretch.a)
+            stretch.rows.put(grad_x[span], grad_z, stretch.a)
     return grad_x if needs_x else None

@@ -428,7 +428,9 @@ def some_tokens(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(0, 1)[:5]
 
 
-def routed(trials: Sequence[Trial]) -> tuple[MultiLora, Callable[[], Tensors], Problem, Tensors]:
+def routed(
+    trials: Sequence[Trial], form: Form = "looped"
+) -> tuple[MultiLora, Callable[[], Tensors], Problem, Tensors]:
     """A layer that is given some of the tokens of a pass."""
     problem = Problem(tuple(trials), seed=3)
     tensors = problem.tensors()
@@ -443,7 +445,7 @@ def routed(trials: Sequence[Trial]) -> tuple[MultiLora, Callable[[], Tensors], P
     ]
 
     def forward() -> Tensors:
-        with lora.running(groups, tokens=problem.tokens, form="looped", device=CPU):
+        with lora.running(groups, tokens=problem.tokens, form=form, device=CPU):
             output = layer.forward(x)
             output.backward(some_tokens(tensors["g"]))
         found = {"output": output.detach(), "x": x.grad, "base": base.grad}
@@ -460,10 +462,11 @@ def test_tokens_of_several_trials_whose_rows_are_unknown_are_refused() -> None:
     assert lora.rows_separate is False
 
 
+@every_form
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_one_trial_alone_needs_no_rows_but_the_layer_is_remembered(dropout: float) -> None:
+def test_one_trial_alone_needs_no_rows_but_the_layer_is_remembered(form: Form, dropout: float) -> None:
     """Its tokens are taken for one long row, under that row's dropout."""
-    lora, forward, problem, tensors = routed([Trial(2, 3, dropout=dropout)])
+    lora, forward, problem, tensors = routed([Trial(2, 3, dropout=dropout)], form)
     found = forward()
     mine = {name: some_tokens(tensors[name])[None] for name in ("x", "base", "g")}
     alone = replace(problem, trials=(replace(problem.trials[0], rows=1),), tokens=5)
