@@ -190,6 +190,33 @@ def test_an_evaluation_beside_an_adapter_that_is_not_finite_is_as_alone(
         assert (one.correct, one.tokens) == (other.correct, other.tokens)
 
 
+def test_a_pass_that_is_not_finite_for_one_trial_is_made_once(base: LoadedBase) -> None:
+    """Nothing of the others is in its numbers, so that nobody has to be tried alone."""
+    host = AdapterHost(base)
+    runs = [new_run(host, RECIPES["plain"], TRAIN, name="sound")]
+    passes, rows = SharedPasses(host, token_budget=UNLIMITED), []
+    with embedded_as(base, math.nan):
+        runs.append(new_run(host, RECIPES["plain"], [poisoned(TRAIN)[0]] * 16, name="broken"))
+        embedding = base.model.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda _module, _args, output: rows.append(len(output)))
+        sound, broken = passes.train(runs)
+        hook.remove()
+    for run in runs:
+        host.remove(run.adapter.name)
+    assert len(rows) == 1
+    assert (sound.ended, broken.step) == (None, None)
+    assert sound.step is not None
+    assert isinstance(broken.ended, TrialEndedError)
+
+
+def test_rows_are_in_the_order_of_the_slots(base: LoadedBase) -> None:
+    """So that adapters in neighbouring slots can be in one product."""
+    recipes = {str(seed): RECIPES["plain"].model_copy(update={"seed": seed}) for seed in range(3)}
+    with pack(base, recipes) as (passes, runs):
+        advances = passes.train([runs[name] for name in ("2", "0", "1")])
+    assert [advance.run.adapter.name for advance in advances] == ["0", "1", "2"]
+
+
 def test_a_loss_that_overflows_in_the_middle_of_a_batch_ends_the_trial_as_it_was(base: LoadedBase) -> None:
     recipe = Recipe(learning_rate=1e-2, batch_size=8, lora_r=4)
     host = AdapterHost(base)
