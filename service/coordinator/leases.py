@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
@@ -121,22 +121,25 @@ def waits_for_stages() -> ColumnElement[bool]:
     return and_(Study.kind == StudyKind.SEARCH, Study.preparation.is_(None), asks)
 
 
+_HELD = (
+    select(Study)
+    .where(
+        Study.id == bindparam("study_id"),
+        Study.lease_owner == bindparam("owner"),
+        Study.lease_number == bindparam("number"),
+        Study.lease_expires_at > bindparam("now"),
+    )
+    .with_for_update()
+)
+
+
 def hold(session: Session, lease: Lease) -> Study:
     """The study, locked for this transaction, if the lease is still ours.
 
     Raises:
         LeaseLost: another coordinator took it, or it ran out.
     """
-    study = session.scalars(
-        select(Study)
-        .where(
-            Study.id == lease.study_id,
-            Study.lease_owner == lease.owner,
-            Study.lease_number == lease.number,
-            Study.lease_expires_at > database_now(session),
-        )
-        .with_for_update()
-    ).one_or_none()
+    study = session.scalars(_HELD, {**asdict(lease), "now": database_now(session)}).one_or_none()
     if study is None:
         raise LeaseLost(
             f"the lease {lease.number} on study {lease.study_id} is no longer held by {lease.owner}"

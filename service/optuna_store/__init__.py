@@ -5,6 +5,7 @@ Optuna's steps are rungs: nominal training examples.
 
 storage         opening, checking, closing; the tables
 fences          who may write to a study: the holder of its newest lease
+held_trials     what the holder of a study's lease has read of its trials
 trial_numbers   a trial has the number that it was drawn for
 studies         Optuna studies and what is in them
 asking          trials from the sampler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, func, select, table
 
@@ -17,7 +18,7 @@ STUDY_ID_ATTR = "nightsweep_study_id"
 
 
 def ensure_study(
-    storage: Storage,
+    storage: BaseStorage,
     name: str,
     definition: StudyDefinition,
     *,
@@ -142,7 +143,7 @@ def _best(storage: Storage, number: int) -> TrialValues | None:
     return min(eligible, key=lambda t: (sign * t.values[0], t.number), default=None)
 
 
-def storage_of(study: optuna.Study) -> optuna.storages.BaseStorage:
+def storage_of(study: optuna.Study) -> BaseStorage:
     return study._storage
 
 

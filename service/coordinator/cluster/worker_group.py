@@ -341,14 +341,19 @@ class WorkerGroup:
             member.acknowledged = last_seq
         self._cluster.acknowledge(worker_id, member.acknowledged)
 
-    def unknown_orders(self, worker_id: str, live: Mapping[int, str]) -> list[int]:
-        """Once per worker found after a restart: live attempts it does not know."""
+    def unknown_orders(self, worker_id: str, live: Callable[[], Mapping[int, str]]) -> list[int]:
+        """Once per worker found after a restart: live attempts it does not know.
+
+        Args:
+            worker_id: the worker.
+            live: reads the study's live attempts and the workers they were sent to.
+        """
         member = self._members[worker_id]
         if not member.to_verify:
             return []
         member.to_verify = False
         member.ready = True
-        return [a for a, owner in live.items() if owner == worker_id and a not in member.attempts]
+        return [a for a, owner in live().items() if owner == worker_id and a not in member.attempts]
 
     def on_capacity(self, worker_id: str, slots: int) -> None:
         """The worker has measured how many trials it takes at once."""

@@ -84,15 +84,6 @@ def died_before_it_began(attempt: Attempt) -> bool:
     return attempt.loss_cause == LossCause.WORKER_DIED and attempt.started_at is None
 
 
-def loading_is_suspect(attempts: Sequence[Attempt]) -> bool:
-    """Whether loading a study's model and data may be what ends its workers.
-
-    Args:
-        attempts: all of the study.
-    """
-    return not Deaths(attempts).any_began and any(map(died_before_it_began, attempts))
-
-
 def points_reached(tries: Sequence[Attempt]) -> list[int]:
     """How far each attempt of a trial is known to have come, in training examples.
 
@@ -210,7 +201,7 @@ def storage_trouble(
     """Why a study should be paused for want of a place to write to; None: it need not.
 
     Args:
-        attempts: all of the study.
+        attempts: all of the study that were lost.
         rungs: counts the study's rung reports; asked only where there may be trouble.
         resumed_at: when its last pause ended: what was before that, a person has seen to.
     """

@@ -81,8 +81,9 @@ class Snapshot:
     trials: tuple[TrialSnapshot, ...]
     placement: Placement
     running_seconds: float
-    """Wall clock since the first trial was dispatched."""
+    """Wall clock since the first trial was dispatched; 0 in a study without a budget of time."""
     gpu_hours: float
+    """Likewise."""
     exhausted: bool = False
     """The sampler has no further configuration, whatever `limits.trials` says."""
     resumes: bool = True

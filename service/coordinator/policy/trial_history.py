@@ -14,7 +14,6 @@ from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_ATTEMPT_STATES,
     UNFINISHED_ATTEMPT_STATES,
-    AttemptState,
 )
 
 _ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
@@ -31,18 +30,6 @@ class AskedTrial:
     seed: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialEnd:
-    """What Optuna was told of a trial."""
-
-    outcome: AttemptState
-    order: int
-    """Place among the ends of the study's trials."""
-    value: float | None
-    """The objective, of a completed trial."""
-    feasible: bool
-
-
 def has_ended(attempt: Attempt) -> bool:
     """Whether the attempt ended its trial, too: a lost or paused one does not."""
     return attempt.state not in LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES
@@ -52,30 +39,34 @@ def trial_snapshots(
     attempts: Iterable[Attempt],
     *,
     asked: Mapping[int, AskedTrial],
-    ends: Mapping[int, TrialEnd],
+    ends: Mapping[int, TrialSnapshot],
+    deaths: Deaths,
     base_of: Callable[[int], str],
     now: datetime,
 ) -> Iterator[TrialSnapshot]:
     """Where each trial stands, by number.
 
     Args:
-        attempts: all of the study.
+        attempts: all of the trials that have not ended; those of others are passed over.
         asked: every trial of the study, those without an attempt included.
-        ends: what Optuna was told of the trials that have ended.
+        ends: the trials that have ended.
+        deaths: of the study; may be empty where no trial was lost that has not ended.
         base_of: the base that a trial trains on, in words.
         now: by the clock of the attempts' ends.
     """
-    attempts = list(attempts)
-    deaths = Deaths(attempts)
-    by_trial: dict[int, list[Attempt]] = {number: [] for number in asked}
+    by_trial: dict[int, list[Attempt]] = {}
     for attempt in attempts:
-        by_trial[attempt.trial_number].append(attempt)
-    for number in sorted(by_trial):
-        tries = sorted(by_trial[number], key=lambda a: a.ordinal)
+        by_trial.setdefault(attempt.trial_number, []).append(attempt)
+    for number in sorted(asked):
+        if number in ends:
+            yield ends[number]
+            continue
+        tries = sorted(by_trial.get(number, ()), key=lambda a: a.ordinal)
         last = tries[-1] if tries else None
         lost = losses(tries, deaths, now)
         common: dict[str, Any] = {
             "number": number,
+            "base": base_of(number),
             "repeat_of": asked[number].repeat_of,
             "seed": asked[number].seed,
             "lost_attempts": lost.counted,
@@ -85,28 +76,14 @@ def trial_snapshots(
         if last is not None and last.state in LIVE_ATTEMPT_STATES:
             yield TrialSnapshot(
                 phase=TrialPhase.LIVE,
-                base=base_of(number),
                 live_attempt_id=last.id,
                 worker_id=last.worker_id,
                 seconds_left=_seconds_left(last, now),
                 **common,
             )
-        elif number in ends:
-            end = ends[number]
-            fatal = last is not None and bool((last.outcome or {}).get("fatal_to_study"))
-            yield TrialSnapshot(
-                phase=TrialPhase.ENDED,
-                outcome=end.outcome,
-                end_order=end.order,
-                value=end.value,
-                feasible=end.feasible,
-                fatal_reason=last.reason if last is not None and fatal else None,
-                **common,
-            )
         else:
             yield TrialSnapshot(
                 phase=TrialPhase.WAITING,
-                base=base_of(number),
                 rested=lost.rested,
                 poison=lost.poison,
                 fatal_reason=lost.fatal,

@@ -13,13 +13,12 @@ from search_spaces.values.artifact_urls import join
 from service.coordinator.cluster.orders import make_order
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.policy.placement import WorkerShape
-from service.coordinator.policy.retries import loading_is_suspect
 from service.coordinator.study import pass_costs
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db import trials
 from service.db.models import Attempt, Study
 from service.db.transitions import advance_attempt
-from service.states import LIVE_ATTEMPT_STATES, AttemptState
+from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
 from workers.contract import Decision, TrialOrder
 
 
@@ -80,7 +79,7 @@ def open_attempt(
 
     def work(session: Session, _: Study) -> tuple[Attempt, list[Attempt], bool]:
         earlier = leased.attempts_of(session, number)
-        of_study = session.scalars(select(Attempt).where(Attempt.study_id == leased.study_id)).all()
+        suspect = _loading_is_suspect(session, leased.study_id)
         ordinal = len(earlier) + 1
         attempt = Attempt(
             study_id=leased.study_id,
@@ -95,7 +94,7 @@ def open_attempt(
         session.flush()
         trials.follow(session, attempt)
         session.add(leased.event(attempt, "attempt_dispatched", f"attempt {ordinal} sent to {worker_id}"))
-        return attempt, earlier, loading_is_suspect(of_study)
+        return attempt, earlier, suspect
 
     attempt, earlier, check_loading = leased.transact(work)
     order = make_order(leased.definition, recipe, attempt, earlier, leased.kind, leased.created_at)
@@ -103,6 +102,15 @@ def open_attempt(
     with leased.database.read() as session:
         known = pass_costs.known(session, key)
     return replace(order, limits=limits, check_loading=check_loading, cost_key=key, known_costs=known)
+
+
+def _loading_is_suspect(session: Session, study_id: str) -> bool:
+    """Whether loading the study's model and data may end its workers: one died before any trial began."""
+    of_study = select(Attempt.id).where(Attempt.study_id == study_id).limit(1)
+    if session.scalars(of_study.where(Attempt.started_at.is_not(None))).first() is not None:
+        return False
+    died = of_study.where(Attempt.loss_cause == LossCause.WORKER_DIED)
+    return session.scalars(died).first() is not None
 
 
 def end_disobedient(leased: LeasedStudy, sent: SentVerdicts, worker_id: str, reason: str) -> None:

@@ -25,9 +25,10 @@ from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
 from service.coordinator.outages import is_trouble
-from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, TrialEnd, has_ended
+from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
+from service.coordinator.policy.trial_history import AskedTrial, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
-from service.coordinator.study import verdicts
+from service.coordinator.study import ends, verdicts
 from service.db import trials
 from service.db.database import Database
 from service.db.kinds import StudyKind
@@ -35,6 +36,7 @@ from service.db.models import Attempt, EventRow, Study
 from service.db.transitions import advance_study, append_event, end_trial, put_down, start
 from service.optuna_store.asking import unfinished_asks
 from service.optuna_store.fences import fenced, raise_fence
+from service.optuna_store.held_trials import HeldTrials
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import ensure_study, find_study_number, read_trials
 from service.optuna_store.telling import OUTCOME_ATTR
@@ -88,7 +90,7 @@ class LeasedStudy:
         storage = fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
         self._storage = storage
         self.optuna = ensure_study(
-            storage,
+            HeldTrials(storage),
             self.name,
             self.definition,
             study_id=lease.study_id,
@@ -97,8 +99,8 @@ class LeasedStudy:
         self._note_number()
         self.asked: dict[int, AskedTrial] = {}
         """Every trial that Optuna was asked for."""
-        self.ends: dict[int, TrialEnd] = {}
-        """What Optuna was told of the trials that have ended."""
+        self.ends: dict[int, TrialSnapshot] = {}
+        """The trials that have ended, as Optuna was told."""
         self.exhausted = False
         """The sampler has said that the space has no further configuration."""
         self._said = ""
@@ -233,7 +235,8 @@ class LeasedStudy:
         Every ask must be complete (`recovery.reconcile`).
         """
         with self.database.read() as session:
-            self._order = _order_of_ends(session, self.study_id)
+            self._order = ends.order(session, self.study_id)
+            fatal = ends.fatal_reasons(session, self.study_id)
         found = read_trials(self._storage, self.name)
         self.transact(lambda session, study: rebuilding.rebuild(session, study, found))
         for trial in found:
@@ -243,7 +246,13 @@ class LeasedStudy:
             if trial.state in _ENDED_AS:
                 # Somebody else who told Optuna of it did not say more than that.
                 outcome = trial.user_attrs.get(OUTCOME_ATTR, _ENDED_AS[trial.state])
-                self._end(trial.number, AttemptState(outcome), trial.value, feasible=trial.feasible)
+                self._end(
+                    trial.number,
+                    AttemptState(outcome),
+                    value=trial.value,
+                    feasible=trial.feasible,
+                    fatal_reason=fatal.get(trial.number),
+                )
 
     def complete(self, number: int) -> None:
         """Give an ask that was cut short the parameters that it would have got."""
@@ -318,7 +327,8 @@ class LeasedStudy:
         outcome: dict[str, Any] = attempt.outcome or {}
         state = AttemptState(attempt.state)
         if state is not AttemptState.COMPLETED:
-            self.tell(attempt.trial_number, state, attempt.reason)
+            fatal = attempt.reason if outcome.get("fatal_to_study") else None
+            self.tell(attempt.trial_number, state, attempt.reason, fatal_reason=fatal)
             return
         result = outcomes.result(self.definition, self.kind, outcome)
         optuna_store.tell(
@@ -330,7 +340,7 @@ class LeasedStudy:
             costs=result.costs,
             violations=outcomes.violations(self.definition, self.kind, outcome),
         )
-        self._end(attempt.trial_number, state, result.value, feasible=result.feasible)
+        self._end(attempt.trial_number, state, value=result.value, feasible=result.feasible)
         self.diagnose(attempt.trial_number, state)
 
     def tell_ends(self, attempts: Iterable[Attempt]) -> None:
@@ -344,11 +354,13 @@ class LeasedStudy:
         self.transact(lambda session, _: end_trial(session, self.study_id, number, outcome, reason))
         self.tell(number, outcome, reason)
 
-    def tell(self, number: int, outcome: AttemptState, reason: str) -> None:
-        """Tell Optuna of a trial that did not complete."""
+    def tell(
+        self, number: int, outcome: AttemptState, reason: str, *, fatal_reason: str | None = None
+    ) -> None:
+        """Tell Optuna of a trial that did not complete, for a reason that may be every trial's."""
         optuna_store.tell(self.optuna, number, outcome, reason)
         feasible = outcome is not AttemptState.OUT_OF_MEMORY  # which is a violated constraint, as it is told
-        self._end(number, outcome, None, feasible=feasible)
+        self._end(number, outcome, feasible=feasible, fatal_reason=fatal_reason)
         self.diagnose(number, outcome)
 
     def diagnose(self, number: int, outcome: AttemptState) -> None:
@@ -359,20 +371,24 @@ class LeasedStudy:
             if found:
                 self.transact(lambda session, _: verdicts.write(session, self.study_id, found))
 
-    def _end(self, number: int, outcome: AttemptState, value: float | None, *, feasible: bool) -> None:
-        order = self._order.setdefault(number, len(self._order))
-        self.ends[number] = TrialEnd(outcome=outcome, order=order, value=value, feasible=feasible)
-
-
-def _order_of_ends(session: Session, study_id: str) -> dict[int, int]:
-    """Trial -> place of its end among the study's, as they were recorded. Clocks may jump; rows do not."""
-    rows: Iterable[int | None] = session.scalars(
-        select(EventRow.trial_number)
-        .where(EventRow.study_id == study_id, EventRow.kind.in_(END_EVENTS))
-        .order_by(EventRow.id)
-    )
-    found: dict[int, int] = {}
-    for number in rows:
-        if number is not None:
-            found.setdefault(number, len(found))
-    return found
+    def _end(
+        self,
+        number: int,
+        outcome: AttemptState,
+        *,
+        value: float | None = None,
+        feasible: bool,
+        fatal_reason: str | None = None,
+    ) -> None:
+        asked = self.asked.get(number)
+        self.ends[number] = TrialSnapshot(
+            number=number,
+            phase=TrialPhase.ENDED,
+            repeat_of=None if asked is None else asked.repeat_of,
+            seed=None if asked is None else asked.seed,
+            outcome=outcome,
+            end_order=self._order.setdefault(number, len(self._order)),
+            value=value,
+            feasible=feasible,
+            fatal_reason=fatal_reason,
+        )

@@ -222,6 +222,7 @@ def _tell(study: LeasedStudy, number: int, known: _Recorded) -> None:
 def _record(study: LeasedStudy, number: int, attempt: Attempt | None) -> None:
     """Write down the end that Optuna was told of a trial, and close the attempt that still lives."""
     outcome = study.ends[number].outcome
+    assert outcome is not None, "it has ended"
     reason = f"Optuna's storage has it as {outcome}, but the service had not recorded that"
 
     def write(session: Session) -> None:

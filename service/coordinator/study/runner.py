@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from service.coordinator.cluster.deliveries import Delivered, Delivery, Gone, Ready, Refused
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
@@ -39,7 +40,7 @@ from service.coordinator.policy.snapshot import Snapshot, TrialPhase
 from service.coordinator.study import attempts, recovery, snapshot_reader
 from service.coordinator.study.device_health import devices_aside
 from service.coordinator.study.leased_study import LeasedStudy
-from service.coordinator.study.worker_events import WorkerEvents
+from service.coordinator.study.worker_events import DROP, WorkerEvents
 from service.errors import Inconsistent, LeaseLost
 from service.settings import Settings
 from service.states import LossCause, StudyState
@@ -59,9 +60,6 @@ from workers.contract import (
 )
 
 log = logging.getLogger(__name__)
-
-NOT_ALIVE = "the coordinator no longer counts this attempt as running"
-"""What a worker is told of an attempt that it still trains and that has ended here."""
 
 CANCELLED = "cancelled on request"
 
@@ -219,7 +217,8 @@ class StudyRunner:
                         return
                     self._apply_event(worker_id, numbered.event, numbered.seq)
                 workers.on_delivered(worker_id, max((n.seq for n in events), default=None))
-                for attempt_id in workers.unknown_orders(worker_id, attempts.live_attempts(self.study)):
+                live = partial(attempts.live_attempts, self.study)
+                for attempt_id in workers.unknown_orders(worker_id, live):
                     reason = f"its order never reached worker {worker_id}"
                     self.events.lose(attempt_id, reason, LossCause.NEVER_ARRIVED)
             case Refused(worker_id=worker_id, attempt_id=attempt_id, reason=reason):
@@ -239,16 +238,14 @@ class StudyRunner:
                 self.events.on_preparing(event, seq)
                 self.workers.on_started(worker_id, event.attempt_id)
             case TrialStarted():
-                self.events.on_started(event, seq)
+                said = self.events.on_started(event, seq)
                 self.workers.on_started(worker_id, event.attempt_id)
-                self._drop_ended(worker_id, [event.attempt_id])
+                self._answer(worker_id, event.attempt_id, said)
             case Progress():
                 self.events.on_progress(event, seq)
             case Report():
-                reason = self.events.on_report(event, seq)
-                if reason is not None:
-                    self._send(worker_id, event.attempt_id, Decision.PRUNE, reason)
-                self._drop_ended(worker_id, [event.attempt_id])  # It may not have heard before.
+                said = self.events.on_report(event, seq)
+                self._answer(worker_id, event.attempt_id, said)
             case TrialOutcome():
                 self.events.on_outcome(event, seq)
                 self.workers.on_ended(worker_id, event.attempt_id)
@@ -284,13 +281,13 @@ class StudyRunner:
         self.events.on_lost([worker_id], reason, LossCause.NODE_DIED)
 
     def _drop_ended(self, worker_id: str, attempt_ids: Iterable[int]) -> None:
-        """Have a worker drop attempts that have ended here, such as one whose order arrived too late.
-
-        They are put down, not stopped: whoever stops deletes the trial's checkpoints, from which another
-        attempt may be about to go on.
-        """
+        """Have a worker drop attempts that have ended here, such as one whose order arrived too late."""
         for attempt_id in set(attempt_ids) - set(attempts.live_attempts(self.study)):
-            self._send(worker_id, attempt_id, Decision.PAUSE, NOT_ALIVE)
+            self._send(worker_id, attempt_id, *DROP)
+
+    def _answer(self, worker_id: str, attempt_id: int, said: tuple[Decision, str] | None) -> None:
+        if said is not None:
+            self._send(worker_id, attempt_id, *said)
 
     # -- actions out ---------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from collections.abc import Sequence
+
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.orm import Session, load_only
 
 from search_spaces.definition import build_recipe
 from search_spaces.sampling.plan import planned_trials
@@ -11,17 +13,35 @@ from service.analysis.gpu_hours import gpu_hours
 from service.coordinator.cluster.sent_verdicts import SentVerdicts
 from service.coordinator.policy.limits import Limits, Repeats
 from service.coordinator.policy.placement import Placement
-from service.coordinator.policy.retries import storage_trouble
+from service.coordinator.policy.retries import Deaths, storage_trouble
 from service.coordinator.policy.snapshot import Snapshot
 from service.coordinator.policy.trial_history import trial_snapshots
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.database import database_now
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, RungReport, Study
-from service.states import AttemptState, StudyState
+from service.states import LIVE_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES, AttemptState, StudyState
 from service.studies.deadlines import deadline_reached
 
 PAUSED_BY_A_PERSON = "paused on request"
+
+_OF_STUDY = Attempt.study_id == bindparam("study_id")
+_UNFINISHED = (
+    select(Attempt)
+    .where(_OF_STUDY, Attempt.state.in_(LIVE_ATTEMPT_STATES | UNFINISHED_ATTEMPT_STATES))
+    .order_by(Attempt.id)
+)
+"""All attempts of the trials that have not ended, and those by which others did not end."""
+_SPANS = (
+    select(Attempt)
+    .where(_OF_STUDY)
+    .options(
+        load_only(
+            Attempt.worker_id, Attempt.gpus, Attempt.dispatched_at, Attempt.started_at, Attempt.ended_at
+        )
+    )
+)
+"""When all attempts of a study trained, and where."""
 
 
 def read_snapshot(
@@ -35,6 +55,9 @@ def read_snapshot(
 ) -> Snapshot:
     """The study as it is now.
 
+    Of its attempts only those are read by which no trial ended, unless something depends on all: a budget of
+    time, or what else was on a worker that was lost.
+
     Args:
         leased: the study.
         limits: `limits_of` it.
@@ -46,15 +69,26 @@ def read_snapshot(
     budget = leased.definition.budget
     with leased.database.read() as session:
         study = session.get_one(Study, leased.study_id)
-        of_study = select(Attempt).where(Attempt.study_id == leased.study_id)
-        attempts = session.scalars(of_study.order_by(Attempt.id)).all()
         now = database_now(session)
+        unfinished = session.scalars(_UNFINISHED, {"study_id": leased.study_id}).all()
         storage = storage_trouble(
-            attempts, rungs=lambda: rungs_of(session, leased.study_id), resumed_at=study.resumed_at
+            unfinished, rungs=lambda: rungs_of(session, leased.study_id), resumed_at=study.resumed_at
         )
+        attempts = [a for a in unfinished if a.trial_number not in leased.ends]
+        lost = any(a.state == AttemptState.LOST for a in attempts)
+        of_all: Sequence[Attempt] = ()
+        if lost or _is_bounded(limits):
+            of_all = session.scalars(_SPANS, {"study_id": leased.study_id}).all()
     # From the first dispatch: a study that waits for another's workers has spent nothing.
-    started = min((a.dispatched_at for a in attempts), default=now)
-    trials = trial_snapshots(attempts, asked=leased.asked, ends=leased.ends, base_of=leased.base, now=now)
+    started = min((a.dispatched_at for a in of_all), default=now)
+    trials = trial_snapshots(
+        attempts,
+        asked=leased.asked,
+        ends=leased.ends,
+        deaths=Deaths(of_all),
+        base_of=leased.base,
+        now=now,
+    )
     ends_then = budget.until_action == "end"
     deadline = deadline_reached(study, budget, now)
     pause = PAUSED_BY_A_PERSON if study.pause_requested else None if ends_then else deadline
@@ -68,13 +102,18 @@ def read_snapshot(
         trials=tuple(sent.mark(trial) for trial in trials),
         placement=placement,
         running_seconds=max(0.0, (now - started).total_seconds() - study.paused_seconds),
-        gpu_hours=gpu_hours(attempts, now),
+        gpu_hours=gpu_hours(of_all, now),
         exhausted=leased.exhausted,
         unplaceable_reason=unplaceable_reason,
         resumes=leased.kind is not StudyKind.RANGE_TEST,
         training=any(a.state == AttemptState.RUNNING for a in attempts),
         preparing=next((a.reason for a in attempts if a.state == AttemptState.DISPATCHED and a.reason), None),
     )
+
+
+def _is_bounded(limits: Limits) -> bool:
+    """Whether it matters how long all attempts of the study have taken."""
+    return limits.timeout_seconds is not None or limits.max_gpu_hours is not None
 
 
 def rungs_of(session: Session, study_id: str) -> int:

@@ -29,12 +29,28 @@ from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
 from service.db.transitions import advance_attempt, append_event
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
-from workers.contract import PackCapacity, PassCosts, Preparing, Progress, Report, TrialOutcome, TrialStarted
+from workers.contract import (
+    Decision,
+    PackCapacity,
+    PassCosts,
+    Preparing,
+    Progress,
+    Report,
+    TrialOutcome,
+    TrialStarted,
+)
 
 log = logging.getLogger(__name__)
 
 WORKER_CAPACITY = "worker_capacity"
 """The kind of event that says how many trials a worker wants at once."""
+
+NOT_ALIVE = "the coordinator no longer counts this attempt as running"
+"""What a worker is told of an attempt that it still trains and that has ended here."""
+
+DROP = Decision.PAUSE, NOT_ALIVE
+"""It is put down, not stopped: whoever stops deletes the trial's checkpoints, from which another attempt may
+be about to go on."""
 
 
 class WorkerEvents:
@@ -55,7 +71,7 @@ class WorkerEvents:
         )
 
         def note(session: Session, _: Study) -> None:
-            attempt = self._live(session, event.attempt_id, seq)
+            attempt = self._new(session, event.attempt_id, seq)
             if attempt is None:
                 return
             attempt.last_event_seq = seq
@@ -67,11 +83,13 @@ class WorkerEvents:
 
         self._study.transact(note)
 
-    def on_started(self, event: TrialStarted, seq: int) -> None:
-        def note(session: Session, _: Study) -> None:
-            attempt = self._live(session, event.attempt_id, seq)
-            if attempt is None:
-                return
+    def on_started(self, event: TrialStarted, seq: int) -> tuple[Decision, str] | None:
+        """Record that an attempt trains; what its worker is to be told, if anything."""
+
+        def note(session: Session, _: Study) -> bool:
+            attempt = self._live(session, event.attempt_id)
+            if attempt is None or seq <= attempt.last_event_seq:
+                return attempt is not None
             attempt.last_event_seq = seq
             attempt.total_examples = event.total_examples
             attempt.device = event.device
@@ -90,8 +108,9 @@ class WorkerEvents:
                 advance_attempt(session, attempt, AttemptState.RUNNING, doing)
             if again is not None:
                 session.add(self._study.event(attempt, checkpoints.UNUSABLE, again))
+            return True
 
-        self._study.transact(note)
+        return None if self._study.transact(note) else DROP
 
     def _first_rung(self, event: TrialStarted) -> int | None:
         """Examples after which the trial writes its first checkpoint; None for a range test's sweep."""
@@ -103,7 +122,7 @@ class WorkerEvents:
 
     def on_progress(self, event: Progress, seq: int) -> None:
         def note(session: Session, _: Study) -> None:
-            attempt = self._live(session, event.attempt_id, seq)
+            attempt = self._new(session, event.attempt_id, seq)
             if attempt is not None:
                 attempt.last_event_seq = seq
                 attempt.examples_seen = event.examples_seen
@@ -112,15 +131,20 @@ class WorkerEvents:
 
         self._study.transact(note)
 
-    def on_report(self, event: Report, seq: int) -> str | None:
-        """Tell Optuna the rung's objective, if it was measured; why the trial should be pruned, if it should.
+    def on_report(self, event: Report, seq: int) -> tuple[Decision, str] | None:
+        """Tell Optuna the rung's objective, if it was measured; what the worker is to be told, if anything.
 
         Optuna first: reporting a step twice changes nothing, while an event that SQL already counts as
         applied would not be looked at again after a crash. A repeat is never pruned.
         """
-        attempt = self._study.transact(lambda session, _: self._live(session, event.attempt_id, seq))
-        if attempt is None or attempt.verdict_reason is not None:
-            return None if attempt is None else attempt.verdict_reason
+        with self._study.database.read() as session:
+            attempt = self._live(session, event.attempt_id)
+        if attempt is None:
+            return DROP
+        if seq <= attempt.last_event_seq:
+            return None
+        if attempt.verdict_reason is not None:
+            return Decision.PRUNE, attempt.verdict_reason
         number, total = attempt.trial_number, attempt.total_examples or event.examples_seen
         optuna, definition = self._study.optuna, self._study.definition
         value = event.metrics.get(
@@ -149,7 +173,7 @@ class WorkerEvents:
                 session.add(self._study.event(attempt, "prune_decided", reason))
 
         self._study.transact(note)
-        return reason
+        return None if reason is None else (Decision.PRUNE, reason)
 
     def _keep(self, session: Session, number: int, event: Report) -> None:
         """Write down what Optuna does not hold of a rung. The first report of a rung stands, as in Optuna."""
@@ -176,7 +200,7 @@ class WorkerEvents:
         """Record the end of an attempt in SQL, then tell Optuna, if it is its trial's end, too."""
 
         def end(session: Session, _: Study) -> list[Attempt]:
-            attempt = self._live(session, event.attempt_id, seq)
+            attempt = self._new(session, event.attempt_id, seq)
             if attempt is None:
                 return []
             outcome = {
@@ -266,14 +290,19 @@ class WorkerEvents:
         """Keep what a worker has learnt, for those that come after it."""
         self._study.transact(lambda session, _: pass_costs.keep(session, event))
 
-    def _live(self, session: Session, attempt_id: int, seq: int) -> Attempt | None:
-        """The attempt, if this event of it is new and it still lives."""
+    def _live(self, session: Session, attempt_id: int) -> Attempt | None:
+        """The attempt, if it still lives."""
         attempt = session.get(Attempt, attempt_id)
         of_ours = attempt is not None and attempt.study_id == self._study.study_id
         if attempt is None or not of_ours or attempt.state not in LIVE_ATTEMPT_STATES:
             log.warning("an event of attempt %s was ignored: the attempt is not alive", attempt_id)
             return None
-        return attempt if seq > attempt.last_event_seq else None
+        return attempt
+
+    def _new(self, session: Session, attempt_id: int, seq: int) -> Attempt | None:
+        """The attempt, if this event of it is new and it still lives."""
+        attempt = self._live(session, attempt_id)
+        return attempt if attempt is not None and seq > attempt.last_event_seq else None
 
     def _max_examples(self, number: int, total_examples: int) -> int:
         """Training examples of the longest trial the space allows, from what this one sees."""

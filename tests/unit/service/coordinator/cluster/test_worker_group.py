@@ -148,7 +148,7 @@ def test_a_worker_that_an_earlier_coordinator_measured_needs_no_second_measureme
     later.attach(["w1"])
     [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
     later.on_ready(ready.info)
-    assert later.unknown_orders("w1", {}) == []
+    assert later.unknown_orders("w1", dict) == []
     assert (later.placement.free, later._members["w1"].measured) == (3, True)
 
 
@@ -423,5 +423,5 @@ def test_a_worker_found_again_has_the_base_of_its_orders_and_not_the_one_it_stil
     later.attach(["w1"])
     [ready] = [d for d in bench.cluster.poll(0.0) if isinstance(d, Ready)]
     later.on_ready(replace(ready.info, running_attempts=(7,)), base=INT8)
-    later.unknown_orders("w1", {})
+    later.unknown_orders("w1", dict)
     assert (later.pick(NF4), later.pick(INT8)) == (None, "w1")
