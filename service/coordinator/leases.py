@@ -16,7 +16,7 @@ from functools import cache
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.db.database import database_now
+from service.db.database import Clock, database_now
 from service.db.kinds import StudyKind
 from service.db.lease_times import LONGEST_LEASE_SECONDS, is_leased, lease_in_reach
 from service.db.models import Study
@@ -127,7 +127,7 @@ _HELD = (
         Study.id == bindparam("study_id"),
         Study.lease_owner == bindparam("owner"),
         Study.lease_number == bindparam("number"),
-        Study.lease_expires_at > bindparam("now"),
+        Study.lease_expires_at > Clock(),
     )
     .with_for_update()
 )
@@ -139,7 +139,7 @@ def hold(session: Session, lease: Lease) -> Study:
     Raises:
         LeaseLost: another coordinator took it, or it ran out.
     """
-    study = session.scalars(_HELD, {**asdict(lease), "now": database_now(session)}).one_or_none()
+    study = session.scalars(_HELD, asdict(lease)).one_or_none()
     if study is None:
         raise LeaseLost(
             f"the lease {lease.number} on study {lease.study_id} is no longer held by {lease.owner}"

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, FunctionElement, select
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from tenacity import (
     Retrying,
@@ -21,6 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from service.db.column_types import UtcDateTime
 from service.db.connections import WRITES, open_engine
 from service.db.errors import is_transient
 from service.home_folder import make_home
@@ -118,14 +120,28 @@ def _finite(value: Any) -> Any:
     return value
 
 
-_NOW_IN_SQLITE = select(func.strftime("%Y-%m-%dT%H:%M:%f", "now"))
-_NOW_IN_POSTGRESQL = select(func.clock_timestamp())  # now() is the transaction's start
+class Clock(FunctionElement[datetime]):
+    """The present by the database's clock, in UTC, within a statement: when it runs, not when its transaction
+    began."""
+
+    type = UtcDateTime()
+    name = "clock"
+    inherit_cache = True
+
+
+@compiles(Clock, "sqlite")
+def _in_sqlite(*_: Any, **__: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"  # as columns hold times, but to the millisecond
+
+
+@compiles(Clock, "postgresql")
+def _in_postgresql(*_: Any, **__: Any) -> str:
+    return "clock_timestamp()"
+
+
+_NOW = select(Clock())
 
 
 def database_now(session: Session) -> datetime:
     """The present by the database's clock, in UTC: the one clock that all coordinators share."""
-    if session.get_bind().dialect.name == "sqlite":
-        now = session.scalar(_NOW_IN_SQLITE)
-        return datetime.fromisoformat(str(now)).replace(tzinfo=UTC)
-    present: datetime = session.scalars(_NOW_IN_POSTGRESQL).one()
-    return present.astimezone(UTC)
+    return session.scalars(_NOW).one()
