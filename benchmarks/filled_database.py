@@ -146,6 +146,7 @@ def _fill_service(
             "created_at": begin + timedelta(minutes=place),
             "started_at": begin + timedelta(minutes=place, seconds=1),
             "ended_at": begin + timedelta(minutes=place, seconds=50),
+            "swept_at": begin + timedelta(minutes=place, seconds=55),
         }
         for place, name in enumerate(names)
     ]

@@ -23,12 +23,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import select
+
 from benchmarks.filled_database import fill
+from service.db.models import Study
 from service.settings import Settings
+from service.states import TERMINAL_STUDY_STATES
 from tests.support.databases import fresh_postgres_database, running_postgres
+from tests.support.fakes.cluster import FakeCluster
+from tests.support.service.coordinator import CoordinatorLab
 
 LARGE, REPORTED = 2000, 1000
 STUDIES, TRIALS = 1000, 20_000
@@ -154,22 +161,66 @@ def measure(port: int, names: list[str], seconds: float, only: str | None) -> No
         print(f"| {kind} | {size / 1000:.1f} | {shown} | {len(many) / seconds:.0f} |", flush=True)
 
 
-def coordinator_cost(trials: int, studies: int) -> float:
-    """Processor milliseconds of this process for each trial, on a cluster that trains nothing."""
-    from tests.support.fakes.cluster import FakeCluster
-    from tests.support.service.coordinator import CoordinatorLab
+@dataclass
+class Load:
+    """Studies for a coordinator whose cluster trains nothing, after others that have ended."""
 
+    name: str
+    ended: int
+    """Studies of `TRIALS_EACH` trials that the databases have before."""
+    studies: int
+    trials: int
+    """Of each of these."""
+    spent_s: float = 0.0
+    """Seconds of a processor."""
+
+
+TRIALS_EACH = 100
+ROUNDS_IN_A_ROW = 20
+
+
+def coordinator_costs() -> None:
+    """Print the processor time of a trial for a coordinator: with few trials in the databases, with many, and
+    with many in one study. The three take turns, so that other work on the machine slows all of them."""
+    loads = [
+        Load("1,000 trials over 10 studies", 0, 10, TRIALS_EACH),
+        Load("the last 1,000 of 10,000 trials over 100 studies", 90, 10, TRIALS_EACH),
+        Load("1,000 trials of one study", 0, 1, 1000),
+    ]
+    with ExitStack() as closing:
+        labs = [
+            _submitted(load, Path(closing.enter_context(tempfile.TemporaryDirectory()))) for load in loads
+        ]
+        for lab in labs:
+            closing.callback(lab.close)
+        open_ones = list(zip(loads, labs, strict=True))
+        while open_ones:
+            for load, lab in open_ones:
+                began = time.process_time()
+                for _ in range(ROUNDS_IN_A_ROW):
+                    lab.coordinator.round()
+                load.spent_s += time.process_time() - began
+            open_ones = [(load, lab) for load, lab in open_ones if not _has_ended(lab)]
+    print("| studies | ms of a processor for each trial |\n| --- | ---: |")
+    for load in loads:
+        print(f"| {load.name} | {1000 * load.spent_s / (load.studies * load.trials):.1f} |")
+
+
+def _submitted(load: Load, folder: Path) -> CoordinatorLab:
+    lab = CoordinatorLab(folder / "home", FakeCluster(8, slots=2), poll_seconds=0.5)
+    if load.ended:
+        fill(lab.settings, [TRIALS_EACH] * load.ended)
     space = {"learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"}, "lora_r": {"choices": [4, 8]}}
-    search = {"algorithm": "random", "trials": trials // studies, "space": space}
-    with tempfile.TemporaryDirectory() as home:
-        lab = CoordinatorLab(Path(home) / "home", FakeCluster(8, slots=2))
-        try:
-            ids = [lab.submit(name=f"s{place}", search=search) for place in range(studies)]
-            began = time.process_time()
-            lab.run(*ids, rounds=1_000_000)
-            return 1000 * (time.process_time() - began) / trials
-        finally:
-            lab.close()
+    search = {"algorithm": "random", "trials": load.trials, "space": space}
+    for place in range(load.studies):
+        lab.submit(name=f"s{place}", search=search)
+    return lab
+
+
+def _has_ended(lab: CoordinatorLab) -> bool:
+    with lab.database.read() as session:
+        open_ones = select(Study.id).where(Study.state.not_in(TERMINAL_STUDY_STATES)).limit(1)
+        return session.scalars(open_ones).first() is None
 
 
 def main() -> None:
@@ -180,9 +231,7 @@ def main() -> None:
     parser.add_argument("--coordinator", action="store_true", help="measure the coordinator instead")
     given = parser.parse_args()
     if given.coordinator:
-        for trials, studies in ((1000, 10), (1000, 100), (10_000, 100)):
-            cost = coordinator_cost(trials, studies)
-            print(f"{trials} trials over {studies} studies: {cost:.2f} ms of a processor each", flush=True)
+        coordinator_costs()
         return
     postgres = running_postgres() if given.database == "postgresql" else nullcontext("")
     with tempfile.TemporaryDirectory() as home, postgres as server:

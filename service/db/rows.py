@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import Connection, Engine, Table, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,14 @@ def find(session: Session, kind: type[Named], ref: str, *, lock: bool = False) -
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
     return session.scalars(query).first()
+
+
+def insert_unless(
+    connection: Connection | Engine, table: Table | type[Base]
+) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that can say what is done where the key is there already (`on_conflict_do_...`)."""
+    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    return insert_into(table)
 
 
 def insert(session: Session, row: Base) -> bool:

@@ -28,10 +28,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import ORMExecuteState, Session, scoped_session, sessionmaker
 
+from service.db.rows import insert_unless
 from service.errors import LeaseLost
 from service.optuna_store import trial_numbers
 
@@ -87,8 +86,7 @@ def raise_fence(storage: RDBStorage, name: str, *, number: int, owner: str) -> i
         lower, and then nothing was changed.
     """
     with writing(storage).begin() as connection:
-        insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-        first = insert(_fences).values(study_name=name, number=number, owner=owner)
+        first = insert_unless(connection, _fences).values(study_name=name, number=number, owner=owner)
         connection.execute(first.on_conflict_do_nothing())
         fence = _locked(connection, name)
         assert fence is not None

@@ -13,14 +13,19 @@ from service.rest.problems import declare
 from service.studies.parameters import StudyRef
 from service.studies.queries import get_search, get_study
 from service.trials import adapters, queries
-from service.trials.schemas import BestView, TrialPage, TrialView
+from service.trials.schemas import AttemptPage, BestView, TrialFieldsPage, TrialPage, TrialView
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
 
+Limit = Annotated[int | None, Query(ge=1, le=1000, description="How many at most; by default all")]
+Cursor = Annotated[
+    int | None,
+    Query(ge=0, le=MAX_ID, description="`next_cursor` of the previous page; send it with the same filters"),
+]
 TrialNumber = Annotated[int, Path(ge=0, le=MAX_ID, description="The trial's number, from 0")]
 
 
-@router.get("/trials", response_model=TrialPage, responses={**NOT_MODIFIED, **declare(404)})
+@router.get("/trials", response_model=TrialPage | TrialFieldsPage, responses={**NOT_MODIFIED, **declare(404)})
 def list_trials(
     study: StudyRef,
     session: Reading,
@@ -33,18 +38,28 @@ def list_trials(
         queries.Order,
         Query(description="`best`: by the objective, the best first, and those without a value last"),
     ] = "number",
-    limit: Annotated[int | None, Query(ge=1, le=1000, description="How many at most; by default all")] = None,
-    cursor: Annotated[
-        int | None,
-        Query(
-            ge=0, le=MAX_ID, description="`next_cursor` of the previous page; send it with the same filters"
-        ),
+    fields: Annotated[
+        list[queries.TrialField] | None,
+        Query(description="Only this of each trial; given several times: these; by default everything"),
     ] = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
 ) -> Response:
     """A study's trials: all of them, or those in these states."""
     found = get_study(session, study)
-    page = queries.list_trials(session, found, states=state, sort=sort, limit=limit, after=cursor)
+    page = queries.list_trials(
+        session, found, states=state, sort=sort, limit=limit, after=cursor, fields=fields
+    )
     return answer(page, known)
+
+
+@router.get("/attempts", response_model=AttemptPage, responses={**NOT_MODIFIED, **declare(404)})
+def list_attempts(
+    study: StudyRef, session: Reading, known: IfNoneMatch, limit: Limit = None, cursor: Cursor = None
+) -> Response:
+    """The attempts of all trials of a study, in the order in which they were sent out."""
+    found = get_study(session, study)
+    return answer(queries.list_attempts(session, found, limit=limit, after=cursor), known)
 
 
 @router.get("/trials/{number}", response_model=TrialView, responses={**NOT_MODIFIED, **declare(404, 422)})

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Select, case, false, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
@@ -17,7 +18,7 @@ from service.studies import queries as study_queries
 from service.studies import results, standing
 from service.trials.records import read
 from service.trials.rendered import render
-from service.trials.schemas import BestView, JudgementView
+from service.trials.schemas import AttemptPage, BestView, JudgementView, StudyAttemptView
 from service.trials.views import trial_view
 
 Which = Literal["best", "last"]
@@ -35,6 +36,36 @@ State = Literal[
     "cancelled",
 ]
 """`states.TrialState` as one list: of a union, FastAPI would say once for each member what is wrong."""
+TrialField = Literal[
+    "number",
+    "state",
+    "reason",
+    "params",
+    "recipe",
+    "repeat_of",
+    "seed",
+    "value",
+    "costs",
+    "feasible",
+    "best_rung",
+    "rungs",
+    "metrics",
+    "final_metrics",
+    "diagnosis",
+    "progress",
+    "train_seconds",
+    "peak_memory_bytes",
+    "predicted_memory_bytes",
+    "useful_token_share",
+    "trainable_parameters",
+    "gradient_noise_scale",
+    "critical_batch_size",
+    "started_at",
+    "ended_at",
+    "adapter",
+    "attempts",
+]
+"""The keys of a `TrialView`."""
 Order = Literal["number", "best"]
 """By number; or by the objective, the best first. Those that break a constraint come after those that keep
 all of them, those without a value last."""
@@ -48,6 +79,7 @@ def list_trials(
     sort: Order,
     limit: int | None,
     after: int | None,
+    fields: Sequence[TrialField] | None = None,
 ) -> bytes:
     """One page of the trials that are in one of these states, as a `TrialPage` in JSON.
 
@@ -58,6 +90,7 @@ def list_trials(
         sort: see `Order`.
         limit: None: all of them.
         after: the number of the last trial of the page before.
+        fields: the keys that each trial has in the answer; None: all.
     """
     query = select(Trial.number, Trial.state, Trial.revision).where(Trial.study_id == study.id)
     if states is not None:
@@ -70,9 +103,35 @@ def list_trials(
             query = query.where(Trial.number > after)
     found = session.execute(query if limit is None else query.limit(limit + 1)).all()
     shown = [(row.number, row.state, row.revision) for row in found[:limit]]
-    items = b",".join(render(session, study, shown))
+    documents = render(session, study, shown)
+    if fields is not None:
+        documents = [_only(fields, document) for document in documents]
+    items = b",".join(documents)
     cursor = shown[-1][0] if len(found) > len(shown) else None
     return b'{"items":[' + items + b'],"next_cursor":' + json.dumps(cursor).encode() + b"}"
+
+
+def _only(fields: Sequence[TrialField], document: bytes) -> bytes:
+    trial = from_json(document)
+    return to_json({name: trial[name] for name in fields})
+
+
+def list_attempts(session: Session, study: Study, *, limit: int | None, after: int | None) -> AttemptPage:
+    """One page of a study's attempts, in the order in which they were sent out.
+
+    Args:
+        session: of the service's tables.
+        study: whose attempts.
+        limit: None: all of them.
+        after: the id of the last attempt of the page before.
+    """
+    query = select(Attempt).where(Attempt.study_id == study.id).order_by(Attempt.id)
+    if after is not None:
+        query = query.where(Attempt.id > after)
+    found = session.scalars(query if limit is None else query.limit(limit + 1)).all()
+    shown = found[:limit]
+    items = [StudyAttemptView.model_validate(attempt) for attempt in shown]
+    return AttemptPage(items=items, next_cursor=shown[-1].id if len(found) > len(shown) else None)
 
 
 def _best_first(

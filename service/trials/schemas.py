@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from service.analysis.diagnosis import Verdict
 from service.answers import Answer, Open
@@ -48,7 +48,7 @@ class AdapterView(Answer):
 
 
 class AttemptView(Answer):
-    id: int
+    id: int = Field(description="Higher than that of every attempt that was sent out before it")
     ordinal: int
     state: Open[AttemptState]
     reason: str
@@ -57,6 +57,15 @@ class AttemptView(Answer):
     dispatched_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+
+
+class StudyAttemptView(AttemptView):
+    trial_number: int
+
+
+class AttemptPage(Answer):
+    items: list[StudyAttemptView]
+    next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
 
 
 class FindingView(Answer):
@@ -133,6 +142,24 @@ class TrialView(Answer):
 class TrialPage(Answer):
     items: list[TrialView]
     next_cursor: int | None = Field(description="Pass it as `cursor` to go on; null at the end")
+
+
+_FIELDS: dict[str, Any] = {
+    name: (field.annotation, Field(default=None, description=field.description))
+    for name, field in TrialView.model_fields.items()
+}
+TrialFields = create_model(
+    "TrialFields",
+    __base__=Answer,
+    __doc__="What was asked for of a trial with `fields`, and nothing more.",
+    **_FIELDS,
+)
+TrialFieldsPage = create_model(
+    "TrialFieldsPage",
+    __base__=Answer,
+    items=(list[TrialFields], ...),
+    next_cursor=(int | None, TrialPage.model_fields["next_cursor"]),
+)
 
 
 class RunView(Answer):

@@ -6,12 +6,11 @@ from dataclasses import asdict, fields
 from hashlib import sha256
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import PassCostsRow
+from service.db.rows import insert_unless
 from workers.contract import PassCosts, TrialOrder
 
 _MOST = 16
@@ -35,11 +34,10 @@ def keep(session: Session, costs: PassCosts) -> None:
     Args:
         session: a writing transaction. Another study's coordinator may write the same row at once.
     """
-    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert
     values = {**asdict(costs), "learnt_at": database_now(session)}
     setting = [column.name for column in PassCostsRow.__table__.primary_key]
     learnt = {name: value for name, value in values.items() if name not in setting}
-    statement = insert(PassCostsRow).values(values)
+    statement = insert_unless(session.get_bind(), PassCostsRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=setting, set_=learnt))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
@@ -13,7 +13,10 @@ from service.db.database import Database
 from service.db.models import Attempt
 from service.optuna_store.storage import Storage
 from service.states import AttemptState
+from service.trials.queries import TrialField
 from service.trials.rendered import Rendered
+from service.trials.schemas import TrialView
+from tests.support.service.api import expect_problem
 from tests.support.service.database_lab import Lab
 
 Make = Callable[..., dict[str, Any]]
@@ -57,6 +60,55 @@ def test_pages_are_the_whole_list_in_pieces(
     assert client.get("/v1/studies/support-tone/best").json()["number"] == ranked[0]["number"]
     [listed] = client.get("/v1/studies").json()["items"]
     assert listed["best"]["trial_number"] == ranked[0]["number"]
+
+
+def test_a_list_has_the_fields_that_were_asked_for(
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
+) -> None:
+    lab = Lab(client.post("/v1/studies", json=definition()).json(), service_database, storage)
+    for value in (2.0, 1.0):
+        lab.complete(value)
+    assert get_args(TrialField) == tuple(TrialView.model_fields)
+    path = "/v1/studies/support-tone/trials"
+    everything = client.get(path).json()["items"]
+    for asked in (["number"], ["rungs", "value"], list(TrialView.model_fields)):
+        page = client.get(path, params={"fields": asked, "sort": "best", "limit": 1}).json()
+        [best] = page["items"]
+        assert best == {name: everything[1][name] for name in asked}
+        assert page["next_cursor"] == 1
+
+
+def test_a_field_that_trials_do_not_have_is_refused(client: TestClient, definition: Make) -> None:
+    client.post("/v1/studies", json=definition())
+    answer = client.get("/v1/studies/support-tone/trials?fields=value&fields=parms")
+    [fault] = expect_problem(answer, 422)["faults"]
+    assert (fault["path"], fault["value"], fault["nearest"]) == ("query.fields", "parms", "params")
+    assert "final_metrics" in fault["allowed"]
+
+
+def test_pages_of_attempts_are_all_attempts_in_the_order_in_which_they_were_sent(
+    client: TestClient, definition: Make, service_database: Database, storage: Storage
+) -> None:
+    labs = []
+    for name in ("support-tone", "another"):
+        study = client.post("/v1/studies", json=definition(name=name)).json()
+        labs.append(Lab(study, service_database, storage))
+    for _ in range(5):
+        for lab in labs:
+            lab.attempt(lab.ask()[0])
+    path = "/v1/studies/support-tone/attempts"
+    trials = client.get("/v1/studies/support-tone/trials").json()["items"]
+    wanted = [{**a, "trial_number": trial["number"]} for trial in trials for a in trial["attempts"]]
+    assert len(wanted) == 5
+    assert client.get(path).json() == {"items": wanted, "next_cursor": None}
+    found, query = [], {"limit": 2}
+    while True:
+        page = client.get(path, params=query).json()
+        found.append(page["items"])
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert found == [wanted[:2], wanted[2:4], wanted[4:]]
 
 
 def test_what_is_kept_of_trials_is_bounded_and_the_last_used_stays() -> None:
