@@ -176,7 +176,7 @@ class Load:
 
 
 TRIALS_EACH = 100
-ROUNDS_IN_A_ROW = 20
+ROUNDS_IN_A_ROW = 5
 
 
 def coordinator_costs() -> None:
@@ -207,7 +207,7 @@ def coordinator_costs() -> None:
 
 
 def _submitted(load: Load, folder: Path) -> CoordinatorLab:
-    lab = CoordinatorLab(folder / "home", FakeCluster(8, slots=2), poll_seconds=0.5)
+    lab = CoordinatorLab(folder / "home", FakeCluster(8, slots=2), poll_seconds=0.5, lease_seconds=600.0)
     if load.ended:
         fill(lab.settings, [TRIALS_EACH] * load.ended)
     space = {"learning_rate": {"min": 1e-5, "max": 1e-1, "scale": "log"}, "lora_r": {"choices": [4, 8]}}

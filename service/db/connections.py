@@ -19,8 +19,9 @@ WRITES = "nightsweep_writes"
 """Execution option of an engine whose transactions write: on SQLite they take the write lock at once."""
 
 _CONNECT_SECONDS = 10
-_POOL_SECONDS = 15.0
-"""How long a thread waits for one of the pool's connections, of which there are 15. It is an outage then."""
+_POOL = {"pool_size": 15, "max_overflow": 0, "pool_use_lifo": True, "pool_timeout": 15.0}
+"""All 15 connections of an engine are kept once they are open: opening one takes PostgreSQL longer than a query.
+A thread that waits for one of them for 15 s meets an outage."""
 _KEEPALIVE_IDLE_SECONDS = 10
 _KEEPALIVE_INTERVAL_SECONDS = 5
 _KEEPALIVE_COUNT = 3
@@ -38,9 +39,9 @@ def engine_options(url: str, settings: Settings, *, application: str) -> dict[st
     """
     if make_url(url).get_backend_name() == "sqlite":
         arguments = {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
-        return {"pool_timeout": _POOL_SECONDS, "connect_args": arguments}
+        return {**_POOL, "connect_args": arguments}
     return {
-        "pool_timeout": _POOL_SECONDS,
+        **_POOL,
         "pool_pre_ping": True,
         "connect_args": _postgresql(url, settings, application),
     }

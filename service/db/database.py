@@ -51,7 +51,11 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that only reads; never waits for a writer."""
+        """Only reads; never waits for a writer.
+
+        On SQLite all of it is of one moment. On PostgreSQL each query is of the moment when it begins, as in
+        a transaction (READ COMMITTED), but there is none, which saves two round trips.
+        """
         with self._reader() as session:
             yield session
 
@@ -94,9 +98,14 @@ def open_database(settings: Settings) -> Database:
     return Database(
         engine=engine,
         writing=writing,
-        _reader=sessionmaker(engine, expire_on_commit=False),
+        _reader=sessionmaker(_reading(engine), expire_on_commit=False),
         _writer=sessionmaker(writing.execution_options(**{WRITES: True}), expire_on_commit=False),
     )
+
+
+def _reading(engine: Engine) -> Engine:
+    sqlite = engine.dialect.name == "sqlite"
+    return engine if sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def make_engine(settings: Settings) -> Engine:

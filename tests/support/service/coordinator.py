@@ -74,7 +74,7 @@ class CoordinatorLab:
         cluster: where its studies train.
         patience: seconds that a study waits for a node, and trials for a worker that is starting.
         database_url: of a database with the schema, in place of SQLite files of its own.
-        poll_seconds: how often a coordinator looks for other things than what its workers say.
+        settings: others of the service's.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ class CoordinatorLab:
         *,
         patience: float = 0.01,
         database_url: str | None = None,
-        poll_seconds: float = 0.001,
+        **settings: Any,
     ) -> None:
-        given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
-        given |= {"poll_seconds": poll_seconds, "resource_timeout_seconds": patience}
+        given = {"poll_seconds": 0.001, "resource_timeout_seconds": patience, **settings}
+        if database_url is not None:
+            given["database_url"] = database_url
         self.settings = Settings(home=home, **given)
         home.mkdir(parents=True, exist_ok=True)
         if database_url is None:
