@@ -19,9 +19,11 @@ WRITES = "nightsweep_writes"
 """Execution option of an engine whose transactions write: on SQLite they take the write lock at once."""
 
 _CONNECT_SECONDS = 10
-_POOL = {"pool_size": 15, "max_overflow": 0, "pool_use_lifo": True, "pool_timeout": 15.0}
-"""All 15 connections of an engine are kept once they are open: opening one takes PostgreSQL longer than a query.
-A thread that waits for one of them for 15 s meets an outage."""
+_POOL_SECONDS = 15.0
+"""How long a thread waits for one of the pool's connections, of which there are 15. It is an outage then."""
+KEPT_OPEN = {"pool_size": 15, "max_overflow": 0}
+"""Options of an engine on which many read at the same time: the pool opens a connection once, while it would
+close all but 5 whenever they are idle. PostgreSQL takes longer to open one than to answer a query."""
 _KEEPALIVE_IDLE_SECONDS = 10
 _KEEPALIVE_INTERVAL_SECONDS = 5
 _KEEPALIVE_COUNT = 3
@@ -39,9 +41,9 @@ def engine_options(url: str, settings: Settings, *, application: str) -> dict[st
     """
     if make_url(url).get_backend_name() == "sqlite":
         arguments = {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
-        return {**_POOL, "connect_args": arguments}
+        return {"pool_timeout": _POOL_SECONDS, "connect_args": arguments}
     return {
-        **_POOL,
+        "pool_timeout": _POOL_SECONDS,
         "pool_pre_ping": True,
         "connect_args": _postgresql(url, settings, application),
     }

@@ -23,7 +23,7 @@ from tenacity import (
 )
 
 from service.db.column_types import UtcDateTime
-from service.db.connections import WRITES, open_engine
+from service.db.connections import KEPT_OPEN, WRITES, open_engine
 from service.db.errors import is_transient
 from service.home_folder import make_home
 from service.settings import Settings
@@ -94,7 +94,7 @@ class Database:
 
 def open_database(settings: Settings) -> Database:
     """Make the engines and the session factories. Nothing is read yet."""
-    engine, writing = make_engine(settings), make_engine(settings)
+    engine, writing = make_engine(settings, **KEPT_OPEN), make_engine(settings)
     return Database(
         engine=engine,
         writing=writing,
@@ -108,10 +108,14 @@ def _reading(engine: Engine) -> Engine:
     return engine if sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine of the service's tables. On SQLite: a busy timeout, foreign keys, explicit transactions."""
+def make_engine(settings: Settings, **options: Any) -> Engine:
+    """The engine of the service's tables. On SQLite: a busy timeout, foreign keys, explicit transactions.
+
+    Further `options` are `create_engine`'s.
+    """
     make_home(settings)
-    return open_engine(settings.database_url, settings, application="nightsweep", json_serializer=_dumps)
+    options["json_serializer"] = _dumps
+    return open_engine(settings.database_url, settings, application="nightsweep", **options)
 
 
 def _dumps(value: Any) -> str:

@@ -113,6 +113,7 @@ POINTS: tuple[Point, ...] = (
     _coordinator("after its workers were found", "after", f"{_WORKERS}.attach", passings=1),
     _coordinator("in a lease renewal", "after", f"{_LEASES}:renew"),
     # Asking and sending out.
+    _coordinator("between ask and the trial's row", "before", "service.db.trials:add"),
     _coordinator("after ask", "after", f"{_STUDY}.ask"),
     _coordinator("after the attempt row", "after", f"{_ATTEMPTS}:open_attempt"),
     _coordinator("after dispatch", "after", f"{_WORKERS}.submit"),
@@ -146,6 +147,9 @@ POINTS: tuple[Point, ...] = (
     # Ends.
     _coordinator("between outcome and tell", "before", f"{_STUDY}.tell_of", during=f"{_EVENTS}.on_outcome"),
     _coordinator("in mid tell", "before", "optuna.study:Study.tell", during=f"{_STORE}.telling:tell"),
+    _coordinator(
+        "between tell and the trial's verdicts", "before", "service.coordinator.study.verdicts:write"
+    ),
     _coordinator("after tell", "after", f"{_STUDY}.tell_of", during=f"{_EVENTS}.on_outcome"),
     _coordinator("between end of trials and end of study", "before", f"{_STUDY}.end", passings=1),
     _coordinator("after the end of the study", "after", f"{_STUDY}.end", passings=1, after_end=True),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 
 from service.db import connections, database
@@ -29,6 +30,23 @@ def test_both_engines_on_postgresql_wait_no_longer_than_a_lease(
         assert shown(engine, "application_name") == name
     assert shown(storage.engine, "search_path") == "optuna"
     close_storage(storage)
+    opened.dispose()
+
+
+def test_readers_on_postgresql_open_each_connection_once_and_no_transaction(
+    migrated_postgres: str, tmp_path: Path
+) -> None:
+    opened = database.open_database(Settings(home=tmp_path, database_url=migrated_postgres))
+    connected: list[object] = []
+    event.listen(opened.engine, "connect", lambda *given: connected.append(given))
+    mine = text("SELECT state FROM pg_stat_activity WHERE pid = :pid")
+    for _ in range(3):
+        with ExitStack() as closing:
+            sessions = [closing.enter_context(opened.read()) for _ in range(10)]
+            pids = [session.scalar(text("SELECT pg_backend_pid()")) for session in sessions]
+            assert len(set(pids)) == 10
+            assert [sessions[0].scalar(mine, {"pid": pid}) for pid in pids[1:]] == ["idle"] * 9
+    assert len(connected) == 10
     opened.dispose()
 
 
