@@ -319,6 +319,7 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "get /v1/studies/{study}/importance": {"404", "409"},
         "get /v1/studies/{study}/pareto-front": {"404", "409"},
         "get /v1/studies/{study}/trials": {"404"},
+        "get /v1/studies/{study}/attempts": {"404"},
         "get /v1/studies/{study}/trials/{number}": {"404"},
         "get /v1/studies/{study}/best": {"404", "409"},
         "get /v1/studies/{study}/trials/{number}/adapter": {"404"},
