@@ -195,7 +195,7 @@ def _made_likely(case: Case, world: World) -> bool:
     # What a chain of requests has just made is not swapped for something else.
     chained = case.meta.phase.name is TestPhase.STATEFUL
     for name in () if chained else case.path_parameters or {}:
-        known = world.known(name)
+        known = world.known(name, beside=case.path_parameters)
         case.path_parameters[name] = known[number // 4 % len(known)]
     if case.operation.label not in SOUND:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,18 +39,20 @@ class World:
 
     app: FastAPI
     studies: tuple[str, ...]
+    searched: tuple[str, ...]
+    """Studies with trials."""
     range_tests: tuple[str, ...]
     schedules: tuple[str, ...]
     devices: tuple[str, ...]
 
-    def known(self, parameter: str) -> tuple[Any, ...]:
-        """Values of a path parameter that lead to something."""
+    def known(self, parameter: str, beside: Container[str]) -> tuple[Any, ...]:
+        """Values of a path parameter that lead to something, beside the others of its path."""
         return {
-            "study": self.studies,
+            "study": self.searched if "number" in beside else self.studies,
             "range_test": self.range_tests,
             "schedule": self.schedules,
             "device": self.devices,
-            "number": (0, 1, 2, 3, 4, 99),
+            "number": (0, 1, 2, 3, 4),
             "name": ("qlora-quick", "qlora-default"),
         }[parameter]
 
@@ -108,12 +110,13 @@ def make_world(settings: Settings) -> World:
             session.add(Device(id="GPU-0b1c", put_aside_at=datetime.now(UTC), reason="three trials failed"))
     close_storage(storage)
     database.dispose()
+    words = [(study["id"], study["name"]) for study in studies]
+    searched = tuple(word for both in words[6:] for word in both)
     return World(
         app=create_app(settings),
         # Those with trials are asked for as often as all the others together.
-        studies=tuple(
-            word for study in [*studies, *studies[6:] * 3] for word in (study["id"], study["name"])
-        ),
+        studies=(*(word for both in words[:6] for word in both), *searched * 4),
+        searched=searched,
         range_tests=tuple(test["id"] for test in range_tests),
         schedules=tuple(schedule["id"] for schedule in schedules),
         devices=("GPU-0b1c",),
