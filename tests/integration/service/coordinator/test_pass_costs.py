@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
 
 from service.coordinator.study.pass_costs import keep, known
 from service.db.database import Database
@@ -21,7 +24,11 @@ COSTS = PassCosts(
 )
 
 
-def test_costs_are_written_over_those_of_the_same_setting(service_database: Database) -> None:
+def test_costs_are_written_over_those_of_the_same_setting(
+    service_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = (datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(24))
+    monkeypatch.setattr("service.coordinator.study.pass_costs.database_now", lambda _: next(hours))
     gpu = replace(COSTS, device="NVIDIA H200", threads=0, form="chosen")
     better = replace(COSTS, passes=64, bytes_per_token=2.0**20)
     for costs in (COSTS, gpu, better, replace(COSTS, key="b" * 64)):

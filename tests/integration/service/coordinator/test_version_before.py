@@ -15,6 +15,7 @@ from service.optuna_store.studies import read_trials
 from tests.support.service.coordinator import CoordinatorLab
 from tests.support.version_before import WRITTEN_AT, VersionBefore, read_json
 from tests.support.workers.pack_cluster import PackCluster
+from workers.artifacts.folders import has_adapter
 from workers.base.base_model import LoadedBase, load_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -37,6 +38,11 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator
         return load_base(spec.model_copy(update={"id": str(tmp_path / "base")}), *limits, **options)
 
     monkeypatch.setattr("workers.pack.loaded.load_base", moved)
+    # The checkpoint names the best adapter where it was written, which a trial that goes on does not read.
+    monkeypatch.setattr(
+        "workers.pack.attempt.has_adapter",
+        lambda place: has_adapter(place.replace(WRITTEN_AT, str(tmp_path))),
+    )
     home = version_before.home
     cluster = PackCluster(slots=1)
     opened = CoordinatorLab(home, cluster, database_url=f"sqlite:///{home / 'nightsweep.db'}")  # type: ignore[arg-type]
