@@ -148,6 +148,7 @@ class TrialRun:
         self._watch = DivergenceWatch(
             divergence_factor, start_loss_sum=start.loss_sum, start_tokens=start.tokens
         )
+        self._start_tokens = start.tokens
         self._noise = NoiseScale()
         self._batch = self._next_batch()
 
@@ -253,6 +254,7 @@ class TrialRun:
             "noise": self._noise.state(),
             "loss_scale": self._loss_scale,
             "watch": self._watch.state(),
+            "start_tokens": self._start_tokens,
             "train_seconds": self.train_seconds,
             "eval_seconds": self.eval_seconds,
             "real_tokens": self.real_tokens,
@@ -261,7 +263,14 @@ class TrialRun:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values
 
     def began_like(self, values: Mapping[str, Any]) -> bool:
-        """Whether a `state` is of a trial that started at the same loss, but for what devices differ by."""
+        """Whether a `state` is of a trial that started at the same loss, but for what devices differ by.
+
+        Nothing is known if that was measured on other rows. Version 0.1 measured it on more long ones, and
+        does not say on how many tokens.
+        """
+        then = values.get("start_tokens")
+        if then != self._start_tokens and (then is not None or self._start_tokens >= START_TOKENS):
+            return True
         return math.isclose(self._watch.start, values["watch"][0], rel_tol=_SAME_START)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:

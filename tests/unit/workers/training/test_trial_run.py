@@ -330,6 +330,22 @@ def test_the_start_is_measured_on_no_more_long_examples_than_it_takes(tokens: in
     assert len(first_examples(RECIPE, examples)) == measured
 
 
+@pytest.mark.parametrize(("long", "began"), [(False, False), (True, True)])
+def test_a_start_is_compared_with_one_of_the_same_tokens_only(
+    base: LoadedBase, monkeypatch: pytest.MonkeyPatch, long: bool, began: bool
+) -> None:
+    """Version 0.1 does not say how many they were; of long rows it took more."""
+    if long:
+        monkeypatch.setattr(trial_run, "START_TOKENS", 20)
+    with trial(base, RECIPE) as (run, _passes):
+        _, state = run.state()
+        other = {**state, "watch": [2 * state["watch"][0], *state["watch"][1:]]}
+        assert run.began_like(state)
+        assert not run.began_like(other)
+        del other["start_tokens"]
+        assert run.began_like(other) is began
+
+
 # --- precision
 
 
