@@ -32,8 +32,9 @@ from workers.data.datasets import load_data
 from workers.data.examples import Example
 from workers.device.memory import tokens_per_forward
 from workers.lora.adapters import AdapterHost
+from workers.training.divergence import first_examples
 from workers.training.shared_pass import SharedPasses
-from workers.training.trial_run import TrialRun, first_examples
+from workers.training.trial_run import TrialRun
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 

@@ -46,10 +46,11 @@ from workers.device.memory import tokens_per_forward
 from workers.lora.adapters import AdapterHost
 from workers.lora.multi_lora import RowGroup
 from workers.training import evaluation, shared_pass
+from workers.training.divergence import first_examples
 from workers.training.objectives.pairs import PairBatch, PreferredPairs, answer_log_probabilities
 from workers.training.objectives.references import shared_references
 from workers.training.shared_pass import SharedPasses
-from workers.training.trial_run import TrialRun, first_examples
+from workers.training.trial_run import TrialRun
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 

@@ -14,9 +14,10 @@ from workers.pack.attempt import Attempt
 from workers.pack.loaded import Loaded, SharedBase
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
 from workers.pack.study_faults import faults_of_all
+from workers.training.divergence import first_examples
 from workers.training.objectives.base import Evaluation
 from workers.training.objectives.registry import objective_of
-from workers.training.trial_run import TrialRun, first_examples
+from workers.training.trial_run import TrialRun
 
 _COUNTING = (
     "seed",

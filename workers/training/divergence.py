@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+
+from search_spaces.recipe import Recipe
+from search_spaces.trial_length import TrainingPlan
+from workers.data.batches import DataOrder
+from workers.data.examples import AnyExample
 
 WINDOW_EXAMPLES = 16
 """Examples that the start is measured on, if they are short, and over which the train loss is smoothed.
@@ -19,6 +25,15 @@ from its first step."""
 
 FEWEST_START_EXAMPLES = 4
 """Examples that the start is measured on however long they are: the tokens of one are much alike."""
+
+
+def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyExample]:
+    """What the start of a trial is measured on: the first examples of its own order."""
+    window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
+    first = [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
+    tokens = list(accumulate(example.supervised_tokens for example in first))
+    enough = sum(before < START_TOKENS for before in [0, *tokens[:-1]])
+    return first[: max(enough, FEWEST_START_EXAMPLES)]
 
 
 class DivergenceWatch:

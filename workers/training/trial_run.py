@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,12 +25,7 @@ from workers.lora.adapters import Adapter
 from workers.lora.lora_dropout import row_keys
 from workers.lora.multi_lora import RowGroup
 from workers.plugins import OwnLoss
-from workers.training.divergence import (
-    FEWEST_START_EXAMPLES,
-    START_TOKENS,
-    WINDOW_EXAMPLES,
-    DivergenceWatch,
-)
+from workers.training.divergence import START_TOKENS, WINDOW_EXAMPLES, DivergenceWatch
 from workers.training.effective_batch import EffectiveBatch
 from workers.training.noise_scale import NoiseScale, measured_rows
 from workers.training.objectives.base import Evaluation, Share
@@ -119,7 +113,7 @@ class TrialRun:
             recipe: The trial's hyperparameters.
             adapter: Untrained, on its base.
             examples: One epoch of training examples, each with at least one supervised token.
-            start: Loss on `first_examples` before any step.
+            start: Loss on `divergence.first_examples` before any step.
             divergence_factor: Multiple of the loss at the start above which the trial has diverged.
             micro_batch_size: Most rows it has in one pass; None: any number.
             loss_scaled: Scale the loss, as float16 compute needs it.
@@ -346,15 +340,6 @@ class TrialRun:
             f"Diverged in step {self.steps + 1} of {self.plan.total_steps}, after {self.examples_seen}"
             f" training examples, at learning rate {self.learning_rate:.3g}: {what}",
         )
-
-
-def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyExample]:
-    """What the start of a trial is measured on: the first examples of its own order."""
-    window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
-    first = [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
-    tokens = list(accumulate(example.supervised_tokens for example in first))
-    enough = sum(before < START_TOKENS for before in [0, *tokens[:-1]])
-    return first[: max(enough, FEWEST_START_EXAMPLES)]
 
 
 @dataclass(frozen=True)

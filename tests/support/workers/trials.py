@@ -18,8 +18,9 @@ from workers.contract import TrialOrder, WorkerSpec
 from workers.data.examples import Example
 from workers.lora.adapters import Adapter, AdapterHost
 from workers.lora.multi_lora import Form
+from workers.training.divergence import first_examples
 from workers.training.shared_pass import SharedPasses
-from workers.training.trial_run import StepResult, TrialRun, first_examples
+from workers.training.trial_run import StepResult, TrialRun
 
 UNLIMITED = 10**6
 """Padded tokens: more than any pass here holds."""

@@ -41,9 +41,10 @@ from workers.data.datasets import TokenizedData
 from workers.data.examples import AnyExample, Example, LabelledExample, PairExample, Seq2SeqExample
 from workers.device.heartbeat import UNWATCHED
 from workers.lora.adapters import AdapterHost
+from workers.training.divergence import first_examples
 from workers.training.objectives.references import with_references
 from workers.training.shared_pass import SharedPasses
-from workers.training.trial_run import StepResult, TrialRun, first_examples
+from workers.training.trial_run import StepResult, TrialRun
 
 # PEFT 0.21 and accelerate 1.15 use properties that transformers 5.23 and torch 2.13 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -33,9 +33,10 @@ from workers.data.examples import Example
 from workers.data.tokenization import IGNORED
 from workers.lora.adapters import AdapterHost
 from workers.training import trial_run
+from workers.training.divergence import first_examples
 from workers.training.evaluation import evaluate
 from workers.training.shared_pass import SharedPasses
-from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun, first_examples
+from workers.training.trial_run import PassResult, StepResult, TrialEndedError, TrialRun
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed; it does so whenever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
