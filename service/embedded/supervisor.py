@@ -154,7 +154,7 @@ class Supervisor:
     def _ray_head(self, port: int, environment: dict[str, str]) -> ChildProcess:
         self._ray_folder = RayFolder()
         command = [
-            *(sys.executable, "-m", "service.embedded.ray_head"),
+            *(sys.executable, "-m", "service.coordinator.cluster.ray_head"),
             *(str(port), str(self._ray_folder.ray), str(RAY_OBJECT_STORE_BYTES)),
         ]
         # Workers inherit this environment, and they hold no secrets of the service's.

@@ -31,9 +31,12 @@ def first_examples(recipe: Recipe, examples: Sequence[AnyExample]) -> list[AnyEx
     """What the start of a trial is measured on: the first examples of its own order."""
     window = TrainingPlan(len(examples), WINDOW_EXAMPLES, epochs=1)
     first = [examples[index] for index in DataOrder(window, recipe.seed).batch(0)]
-    tokens = list(accumulate(example.supervised_tokens for example in first))
-    enough = sum(before < START_TOKENS for before in [0, *tokens[:-1]])
-    return first[: max(enough, FEWEST_START_EXAMPLES)]
+    before = accumulate((example.supervised_tokens for example in first), initial=0)
+    return [
+        example
+        for place, (example, tokens) in enumerate(zip(first, before, strict=False))
+        if place < FEWEST_START_EXAMPLES or tokens < START_TOKENS
+    ]
 
 
 class DivergenceWatch:

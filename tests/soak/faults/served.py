@@ -38,7 +38,7 @@ class ServedDeployment(Deployment):
 
     def ray_folders(self) -> list[Path]:
         """The temporary folders of the Ray heads that run, as their command lines name them."""
-        module = "service.embedded.ray_head"
+        module = "service.coordinator.cluster.ray_head"
         found = []
         for pid in self.pids(module):
             words = title(pid).split()

@@ -1,6 +1,6 @@
 """The Ray of `nightsweep serve`: a head node without what nobody here asks for.
 
-    python -m service.embedded.ray_head PORT FOLDER OBJECT_STORE_BYTES
+    python -m service.coordinator.cluster.ray_head PORT FOLDER OBJECT_STORE_BYTES
 
 `ray start` also starts the server of Ray's dashboard and one for Ray's remote clients, whatever its options
 are. Each takes a second of a core while the workers import their libraries, and a worker's node is not
@@ -45,9 +45,8 @@ def main() -> None:
     while not (dead := head.dead_processes()):
         time.sleep(WATCH_SECONDS)
     words = "; ".join(f"{what} ended with code {process.returncode}" for what, process in dead)
-    head.kill_all_processes(
-        check_alive=False, allow_graceful=False
-    )  # a part that waits for another has no end
+    # Not gracefully: a part that waits for another would never end.
+    head.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.exit(words)
 
 
