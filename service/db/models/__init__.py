@@ -1,0 +1,32 @@
+"""The service's own tables: lifecycle, attempts, trials, leases, events, schedules.
+
+Parameters and reported values are true in Optuna's storage, from which samplers learn; `Trial` has a copy of
+them for readers. A study's id and a trial's number link the two. Times are UTC with a zone. The partial
+unique indexes make bad states impossible rather than unlikely.
+"""
+
+from service.db.models.access import ApiKey, IdempotencyKey
+from service.db.models.base import NOBODY, Base, new_id, utc_now
+from service.db.models.machines import Coordinator, Device, PassCostsRow
+from service.db.models.schedules import Schedule, ScheduleEvent
+from service.db.models.studies import EventRow, Study
+from service.db.models.trials import Attempt, RungReport, Trial
+
+__all__ = [
+    "NOBODY",
+    "ApiKey",
+    "Attempt",
+    "Base",
+    "Coordinator",
+    "Device",
+    "EventRow",
+    "IdempotencyKey",
+    "PassCostsRow",
+    "RungReport",
+    "Schedule",
+    "ScheduleEvent",
+    "Study",
+    "Trial",
+    "new_id",
+    "utc_now",
+]
