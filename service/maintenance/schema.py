@@ -122,11 +122,18 @@ def _upgrade_lock(engine: Engine) -> Iterator[Connection]:
             guard.commit()
 
 
+def newest_revision() -> str:
+    """The revision of this version's tables."""
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
 def check_schema(engine: Engine) -> None:
     """Raise `SchemaOutOfDate` unless the service's tables are of exactly this version."""
     with engine.connect() as connection:
         current = _known_revision(connection)
-    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    head = newest_revision()
     if current == head:
         return
     where = engine.url.render_as_string(hide_password=True)

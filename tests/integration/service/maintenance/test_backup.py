@@ -268,7 +268,8 @@ def test_a_database_of_another_version_is_not_restored_into(
             backup.restore(settings, sqlite_backup)
     finally:
         with service_database.write() as session:
-            session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0008'"))
+            newest = schema.newest_revision()
+            session.execute(text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '{newest}'"))
 
 
 def refused(path: Path, make_empty: Make, match: str) -> None:
@@ -379,7 +380,7 @@ def _cell(column: str, value: Any) -> Callable[[dict[str, bytes], dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (_other_revision, r"made it at the revisions .*service 0002, this version has .*service 0008"),
+        (_other_revision, r"made it at the revisions .*service 0002, this version has .*service \d{4}"),
         (_other_format, r"it has the format 2, .* this version reads format 1"),
         (_outside, r"its members differ from its manifest\.json: '\.\./\.\./outside'"),
         (_listed_outside, r"its tables differ from this version's: \['\.\./\.\./outside'\]"),

@@ -203,7 +203,7 @@ def optunas_from_the_future(settings: Settings) -> None:
 
 
 STRANGE = {
-    older: ["is at revision 0002; this version needs 0008", TO_UPGRADE],
+    older: [f"is at revision 0002; this version needs {schema.newest_revision()}", TO_UPGRADE],
     newer: ["is at revision 9999, which this version of Nightsweep does not know", TO_INSTALL],
     without_optunas_fences: ["Optuna's storage", TO_UPGRADE],
     optunas_from_the_future: ["Optuna's tables are at revision v9.0.0.a", TO_INSTALL],
