@@ -23,6 +23,8 @@ from service.devices import endpoints as device_endpoints
 from service.health.endpoints import router as health_router
 from service.health.readiness import ReadinessCheck
 from service.maintenance.schema import check_schema
+from service.metrics import endpoints as metrics_endpoints
+from service.metrics.requests import RequestTimes, TimedRequests
 from service.optuna_store.storage import close_storage, open_storage
 from service.plans.checks import SubmissionChecks
 from service.plans.data_reports.processes import ReportProcesses
@@ -35,6 +37,7 @@ from service.rest.dependencies import MAX_CHANGES, THREADS, Resources, check_que
 from service.schedules import endpoints as schedule_endpoints
 from service.settings import Settings
 from service.studies import endpoints as study_endpoints
+from service.telemetry.traces import open_traces
 from service.trials import endpoints as trial_endpoints
 
 DESCRIPTION = """Hyperparameter search for quantized LoRA fine-tunes.
@@ -65,6 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
     # Outermost: a request that a browser was tricked into brings the key along.
     local_only = settings.api_key is None and is_loopback(settings.host)
     app.add_middleware(RequestGuard, local_only=local_only)
+    app.state.request_times = RequestTimes()
+    app.add_middleware(TimedRequests, times=app.state.request_times)  # refusals take time as well
     everywhere = problems.declare(401, 403, 422, 503)
     for endpoints in (
         study_endpoints,
@@ -74,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         schedule_endpoints,
         device_endpoints,
         preset_endpoints,
+        metrics_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
     app.include_router(health_router, responses=problems.declare(422))
@@ -121,7 +127,10 @@ def _open(app: FastAPI, settings: Settings, stack: ExitStack) -> None:
     stack.callback(readiness.close)
     dashboard = Dashboard(storage, database)
     stack.callback(dashboard.close)
-    app.state.resources = Resources(settings, database, storage, asyncio.Semaphore(MAX_CHANGES))
+    traces = open_traces(settings, "nightsweep-api")
+    if traces is not None:
+        stack.callback(traces.close)
+    app.state.resources = Resources(settings, database, storage, asyncio.Semaphore(MAX_CHANGES), traces)
     app.state.reports, app.state.readiness, app.state.dashboard = reports, readiness, dashboard
     app.state.checks = SubmissionChecks(reports, settings.submission_check_seconds)
 

@@ -5,7 +5,6 @@ Build `Settings()` in an entry point and pass it on; nothing in the service read
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from sqlalchemy.exc import ArgumentError
 from search_spaces.data_report import LoadingLimits
 from search_spaces.faults import nearest_name
 from search_spaces.values.artifact_urls import is_url, without_password
-from search_spaces.wording import LogFormatter
 
 OPTUNA_SCHEMA = "optuna"
 """On PostgreSQL, Optuna's tables live in this schema of the service's database."""
@@ -141,6 +139,10 @@ class Settings(BaseSettings):
     orphan_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """A worker ends itself when no coordinator has contacted it for this long."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    """`json`: each record of the API's and the coordinator's logs is one JSON object."""
+    traces_url: str | None = None
+    """Where OpenTelemetry traces are sent, such as `http://collector:4318/v1/traces`; None: nowhere."""
 
     @field_validator("home", "artifacts_dir", "cache_dir")
     @classmethod
@@ -245,6 +247,13 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("traces_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[!-~]*)?", value):
+            raise ValueError("is not an http or https URL such as http://collector:4318/v1/traces")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
@@ -279,11 +288,3 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
         nearest = longer[0] if len(longer) == 1 else nearest_name(name, known)
         found[prefix + name] = None if nearest is None else prefix + nearest
     return found
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line per event on standard error, for the processes that have no terminal of their own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

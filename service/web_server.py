@@ -19,7 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.app import create_app
 from service.log_limit import RepeatFilter
-from service.settings import Settings, configure_logging
+from service.settings import Settings
+from service.telemetry.logs import configure_logging
 
 HEADER_SECONDS = 15.0
 """For the first byte of a connection's first request, and for a whole header from its first byte on."""

@@ -229,6 +229,8 @@ class Progress:
     """The task's plain loss over the last effective batch, a mean over its terms: of a language model nats
     per supervised token."""
     learning_rate: float
+    tokens: tuple[int, int] = 0, 0
+    """In the trial's training passes so far: tokens, and positions, padding included."""
 
 
 @dataclass(frozen=True, kw_only=True)

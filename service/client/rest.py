@@ -13,7 +13,7 @@ from service.range_tests.schemas import RangeTestView
 from service.reports.schemas import ImportanceView, ReportView
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView
 from service.studies.schemas import EventView, ListedStudy, StudyView
-from service.trials.schemas import BestView, TrialView
+from service.trials.schemas import BestView, TrialLog, TrialView
 
 _PAGE = 100
 _PLAN_SECONDS = 600.0
@@ -96,6 +96,10 @@ class Client(Connection):
 
     def trial(self, study: str, number: int) -> TrialView:
         return self._one(TrialView, "GET", f"/v1/studies/{_segment(study)}/trials/{number}")
+
+    def trial_log(self, study: str, number: int) -> TrialLog:
+        """What happened to a trial and what it measured, oldest first."""
+        return self._one(TrialLog, "GET", f"/v1/studies/{_segment(study)}/trials/{number}/log")
 
     def best(self, study: str) -> BestView:
         return self._one(BestView, "GET", f"/v1/studies/{_segment(study)}/best")

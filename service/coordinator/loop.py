@@ -10,24 +10,20 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
-from typing import cast
 
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from search_spaces.errors import SearchSpaceError, machine_fault
 from search_spaces.wording import counted
-from service.artifacts.places import open_places
 from service.coordinator import leases
 from service.coordinator.chores.artifact_sweeper import Sweeper
 from service.coordinator.chores.fingerprints import FingerprintReader
@@ -39,32 +35,28 @@ from service.coordinator.chores.schedules import (
     say_who_waits,
 )
 from service.coordinator.chores.signs_of_life import SignsOfLife
-from service.coordinator.cluster import ray_authentication
 from service.coordinator.cluster.deliveries import Delivery, Found, Workers
 from service.coordinator.cluster.orders import base_of
 from service.coordinator.cluster.ray_deaths import first_line
-from service.coordinator.cluster.ray_resources import until_it_listens
-from service.coordinator.cluster.ray_workers import ClusterError, RayWorkers
-from service.coordinator.cluster.silence import SilenceLimits, Watched
+from service.coordinator.cluster.ray_workers import ClusterError
 from service.coordinator.cluster.worker_group import WorkerGroup
-from service.coordinator.outages import Outages, is_trouble, until_it_answers
+from service.coordinator.outages import Outages, is_trouble
 from service.coordinator.policy.placement import trials_at_once
 from service.coordinator.policy.waiting import Standing
-from service.coordinator.policy.warm_pool import PoolLimits
 from service.coordinator.study.attempts import live_attempts
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.runner import StudyRunner
 from service.coordinator.study.snapshot_reader import limits_of
-from service.db.database import Database, database_now, open_database
+from service.db.database import Database, database_now
 from service.db.transitions import advance_study
 from service.devices import cluster
 from service.devices.cluster import Node
 from service.errors import LeaseLost
-from service.maintenance.schema import check_schema
-from service.optuna_store.storage import Storage, StorageInternalError, close_storage, open_storage
-from service.settings import Settings, configure_logging
+from service.optuna_store.storage import Storage, StorageInternalError
+from service.settings import Settings
 from service.states import StudyState
 from service.studies.limits import Limits
+from service.telemetry.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -304,24 +296,29 @@ class Coordinator:
         study, so `run` deals with it. Anything else is an internal error: the study fails with the reason, so
         that it does not meet the error again in every round.
         """
-        try:
-            runner.renew_when_due()
+        with about(study=runner.study.name, study_id=runner.study.study_id):
             try:
-                work()
-            except LeaseLost:
-                raise
-            except Exception as error:
-                if not _is_of_one_study(error):
-                    _say_what_is_waited_for(runner, error)
-                    raise
-                log.exception("study %s met an internal error", runner.study.name)
-                what = f"{type(error).__name__}: {error}"
-                runner.abandon(f"internal error, see the coordinator's log: {what}")
-        except LeaseLost as error:
-            log.warning("gave up study %s: %s", runner.study.name, error)
-            runner.detach()
+                runner.renew_when_due()
+                self._fail_by_itself(runner, work)
+            except LeaseLost as error:
+                log.warning("gave up study %s: %s", runner.study.name, error)
+                runner.detach()
         if runner.over:
             self.studies.pop(runner.study.study_id, None)
+
+    def _fail_by_itself(self, runner: StudyRunner, work: Callable[[], None]) -> None:
+        """Do it; end the study where that is internal and the study's own."""
+        try:
+            work()
+        except LeaseLost:
+            raise
+        except Exception as error:
+            if not _is_of_one_study(error):
+                _say_what_is_waited_for(runner, error)
+                raise
+            log.exception("study %s met an internal error", runner.study.name)
+            what = f"{type(error).__name__}: {error}"
+            runner.abandon(f"internal error, see the coordinator's log: {what}")
 
 
 def _say_what_is_waited_for(runner: StudyRunner, error: Exception) -> None:
@@ -347,49 +344,3 @@ def _is_of_one_study(error: Exception) -> bool:
     if isinstance(error, StorageInternalError):
         return isinstance(error.__cause__, IntegrityError | DataError)
     return not isinstance(error, SQLAlchemyError)
-
-
-def run(settings: Settings) -> None:
-    """The coordinator process: until SIGTERM or SIGINT.
-
-    A database that does not answer at the start is waited for. A Ray cluster is not: a wrong address is more
-    likely than one that is about to start, and whoever supervises this process starts it again.
-
-    Raises:
-        Unavailable: the cluster cannot be reached or does not let this process in; one line says what to set.
-    """
-    configure_logging(settings)
-    open_places(settings)  # a URL that nothing here reaches is better known now than at the first adapter
-    with ExitStack() as closing:
-        database = open_database(settings)
-        closing.callback(database.dispose)
-        until_it_answers(lambda: check_schema(database.engine))
-        storage = until_it_answers(lambda: open_storage(settings))
-        closing.callback(close_storage, storage)
-        address = settings.ray_address or "auto"
-        if settings.workers_end_with_coordinator:  # it was started beside this process
-            until_it_listens(address, CONNECT_SECONDS)
-        ray_authentication.require(settings)
-        connect = partial(
-            RayWorkers,
-            address,
-            orphan_timeout_s=settings.orphan_timeout_seconds,
-            silence=SilenceLimits.of(settings),
-            pool=PoolLimits(per_node=settings.warm_workers, keep_base_s=settings.keep_base_seconds),
-        )
-        patience = 2 * settings.worker_silence_seconds
-        workers = Watched(SimpleNamespace(connect=connect), max(CONNECT_SECONDS, patience)).connect()
-        closing.callback(workers.close)
-        stop, cut_short = threading.Event(), threading.Event()
-        parent = os.getppid()
-
-        def end(*_: object) -> None:
-            # The second time, and where a supervisor has died, whose Ray dies with it, nothing is waited for.
-            if stop.is_set() or os.getppid() != parent:
-                cut_short.set()
-            stop.set()
-
-        for signum in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs handlers of its own
-            signal.signal(signum, end)
-        watched = cast(Workers, Watched(workers, patience))
-        Coordinator(settings, database, storage, watched).run(stop, cut_short)

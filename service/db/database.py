@@ -46,8 +46,9 @@ class Database:
     engine: Engine
     """The readers'."""
     writing: Engine
+    writer: sessionmaker[Session]
+    """Makes the sessions of writing transactions. `write` and `transact` are for working with them."""
     _reader: sessionmaker[Session]
-    _writer: sessionmaker[Session]
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -67,7 +68,7 @@ class Database:
         writes later cannot wait for another writer (its snapshot is stale) and fails at once, whatever
         the busy timeout is.
         """
-        with self._writer.begin() as session:
+        with self.writer.begin() as session:
             yield session
 
     def transact(self, work: Callable[[Session], T]) -> T:
@@ -98,8 +99,8 @@ def open_database(settings: Settings) -> Database:
     return Database(
         engine=engine,
         writing=writing,
+        writer=sessionmaker(writing.execution_options(**{WRITES: True}), expire_on_commit=False),
         _reader=sessionmaker(_reading(engine), expire_on_commit=False),
-        _writer=sessionmaker(writing.execution_options(**{WRITES: True}), expire_on_commit=False),
     )
 
 

@@ -28,3 +28,7 @@ class ScheduleEventKind(StrEnum):
     SKIPPED = "skipped"
     FAILED = "failed"
     REPAIRED = "repaired"
+
+
+WORKER_CAPACITY = "worker_capacity"
+"""The kind of a study's event that says how many trials a worker wants at once."""

@@ -22,6 +22,7 @@ from service.errors import Invalid, Unavailable
 from service.optuna_store.storage import Storage
 from service.rest.problems import request_fault
 from service.settings import Settings
+from service.telemetry.traces import Traces
 
 THREADS = 80
 """Of the server: each request but the simplest takes one while it is answered."""
@@ -42,6 +43,8 @@ class Resources:
     storage: Storage
     changes: asyncio.Semaphore
     """How many requests may change something at the same time."""
+    traces: Traces | None = None
+    """Where spans of submissions go; None: nowhere."""
 
 
 async def _resources(request: Request) -> Resources:

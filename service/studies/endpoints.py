@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -87,17 +88,23 @@ def submit(
         return JSONResponse(plans.dry_run(document, resources, reports).model_dump(mode="json"))
     if (earlier := change.earlier_answer()) is not None:
         return earlier
-    settings = resources.settings
+    settings, began = resources.settings, datetime.now(UTC)
     definition = accept_definition(document, settings.data_roots, settings.plugins)
     unchecked = checks.require_sound(definition)
     limits = Limits.of(resources.settings)
 
+    made: list[Study] = []
+
     def work(session: Session) -> Answer:
         study = commands.submit(session, definition, owner=owner, limits=limits)
         note_unchecked(session, unchecked, study_id=study.id, what="this study")
+        made.append(study)
         return _answer(session, study, 201, Location=f"/v1/studies/{study.id}")
 
-    return change.answer(work)
+    response = change.answer(work)
+    if made and resources.traces is not None:
+        resources.traces.submitted(made[-1].id, made[-1].name, owner, began, datetime.now(UTC))
+    return response
 
 
 @router.get("", response_model=StudyPage, responses={**NOT_MODIFIED, **declare(422)})

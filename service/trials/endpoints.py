@@ -12,8 +12,8 @@ from service.rest.dependencies import MAX_ID, Reading, ServiceSettings
 from service.rest.problems import declare
 from service.studies.parameters import StudyRef
 from service.studies.queries import get_search, get_study
-from service.trials import adapters, queries
-from service.trials.schemas import AttemptPage, BestView, TrialFieldsPage, TrialPage, TrialView
+from service.trials import adapters, log, queries
+from service.trials.schemas import AttemptPage, BestView, TrialFieldsPage, TrialLog, TrialPage, TrialView
 
 router = APIRouter(prefix="/v1/studies/{study}", tags=["trials"])
 
@@ -66,6 +66,12 @@ def list_attempts(
 def get_trial(study: StudyRef, number: TrialNumber, session: Reading, known: IfNoneMatch) -> Response:
     """One trial, with its attempts."""
     return answer(queries.get_trial(session, get_study(session, study), number), known)
+
+
+@router.get("/trials/{number}/log", response_model=TrialLog, responses=declare(404, 422))
+def get_log(study: StudyRef, number: TrialNumber, session: Reading) -> TrialLog:
+    """What happened to a trial and what it measured, oldest first."""
+    return log.read_log(session, get_study(session, study), number)
 
 
 @router.get("/best", response_model=BestView, responses={**NOT_MODIFIED, **declare(404, 409)})

@@ -160,9 +160,14 @@ def get_trial(session: Session, study: Study, number: int) -> bytes:
     query = select(Trial.number, Trial.state, Trial.revision)
     found = session.execute(query.where(Trial.study_id == study.id, Trial.number == number)).one_or_none()
     if found is None:
-        raise NotFound(f"The study {study.name!r} has no trial {number}.")
+        raise no_trial(study, number)
     [document] = render(session, study, [(found.number, found.state, found.revision)])
     return document
+
+
+def no_trial(study: Study, number: int) -> NotFound:
+    """What is raised for a number that no trial of the study has."""
+    return NotFound(f"The study {study.name!r} has no trial {number}.")
 
 
 def get_best(session: Session, study: Study) -> BestView:

@@ -204,3 +204,16 @@ class BestView(TrialView):
         description="How certain the winner is; null if this version cannot read the stored definition"
     )
     pareto_front: list[ParetoPoint] | None = Field(description="Only with several objectives")
+
+
+class LogLine(Answer):
+    at: datetime | None = Field(description="null: a version that kept no times wrote it")
+    kind: str = Field(description="`rung`, or the kind of an event of the study")
+    message: str
+    attempt: int | None = Field(default=None, description="Of a rung: 1 for the trial's first attempt")
+    rung: int | None = Field(default=None, description="Of a rung: training examples")
+    metrics: dict[str, float | None] = Field(default={}, description="Of a rung: what was measured")
+
+
+class TrialLog(Answer):
+    items: list[LogLine] = Field(description="Oldest first; at most the last 1,000 events and 1,000 rungs")

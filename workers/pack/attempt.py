@@ -166,6 +166,7 @@ class Attempt:
             step=self.run.steps,
             train_loss=step.train_loss,
             learning_rate=step.learning_rate,
+            tokens=(self.run.real_tokens, self.run.padded_tokens),
         )
 
     def checkpoint(self) -> None:

@@ -1,4 +1,4 @@
-"""The command that lists a study's trials."""
+"""The commands that list a study's trials and show the log of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search_spaces.recipe import SYNONYMS
 from search_spaces.tasks import DIRECTIONS
 from service.cli.errors import CommandError
 from service.cli.options import Json, Server, StudyName, connect
-from service.cli.views.output import say, say_json, setting
+from service.cli.views.output import moment, say, say_json, setting, table
 from service.cli.views.standing import best_first
 from service.cli.views.trials import show_trials
 from service.client import DEFAULT_SERVER
@@ -75,6 +75,25 @@ def trials(
     best = found.best.trial_number if found.best else None
     if any(trial.number == best for trial in chosen):
         say("* the best trial")
+
+
+def log(
+    study: StudyName,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The trial's number.", min=0)],
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a trial and what it measured, oldest first."""
+    with connect(server) as client:
+        found = client.trial_log(study, number)
+    if as_json:
+        say_json([line.document() for line in found.items])
+        return
+    table(
+        ("at", "kind", "message"),
+        [("-" if line.at is None else moment(line.at), line.kind, line.message) for line in found.items],
+        empty="Nothing has happened to it yet.",
+    )
 
 
 def in_order(study: StudyView, trials: Sequence[TrialView], key: str) -> list[TrialView]:

@@ -42,9 +42,9 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
     settings = build_settings(home=home, ray_address=ray_address)
     with service_errors_explained():
         with uncollected_imports():
-            from service.coordinator import loop
+            from service.coordinator import process
 
-        loop.run(settings)
+        process.run(settings)
 
 
 def _say_ready(url: str) -> None:

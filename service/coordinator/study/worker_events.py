@@ -25,7 +25,7 @@ from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
 from service.db import trials
 from service.db.database import database_now
-from service.db.kinds import StudyKind
+from service.db.kinds import WORKER_CAPACITY, StudyKind
 from service.db.models import Attempt, EventRow, RungReport, Study
 from service.db.transitions import advance_attempt, append_event
 from service.states import LIVE_ATTEMPT_STATES, AttemptState, LossCause
@@ -41,9 +41,6 @@ from workers.contract import (
 )
 
 log = logging.getLogger(__name__)
-
-WORKER_CAPACITY = "worker_capacity"
-"""The kind of event that says how many trials a worker wants at once."""
 
 NOT_ALIVE = "the coordinator no longer counts this attempt as running"
 """What a worker is told of an attempt that it still trains and that has ended here."""
@@ -128,6 +125,7 @@ class WorkerEvents:
                 attempt.examples_seen = event.examples_seen
                 attempt.step = event.step
                 attempt.train_loss = event.train_loss
+                attempt.tokens, attempt.padded_tokens = event.tokens
 
         self._study.transact(note)
 

@@ -72,6 +72,10 @@ class Attempt(Base):
     examples_seen: Mapped[int] = mapped_column(default=0)
     step: Mapped[int] = mapped_column(default=0)
     train_loss: Mapped[float | None] = mapped_column(Double)
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """In the trial's training passes so far, those of the attempts that it resumed included."""
+    padded_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Positions of the same passes, padding included."""
     last_event_seq: Mapped[int] = mapped_column(default=0)
     """The worker's event number up to which this attempt's events have been applied."""
     adapters_swept_at: Mapped[datetime | None]
@@ -145,3 +149,5 @@ class RungReport(Base):
     train_loss: Mapped[float | None] = mapped_column(Double)
     train_seconds: Mapped[float] = mapped_column(Double)
     gradient_noise_scale: Mapped[float | None] = mapped_column(Double)
+    at: Mapped[datetime | None] = mapped_column(default=utc_now)
+    """When it was written down; none in rows of versions that did not say."""

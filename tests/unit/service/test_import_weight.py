@@ -22,7 +22,7 @@ HEAVY = {
         "scipy",
     ),
     "service.embedded.supervisor": ("ray", "fastapi", "alembic", "optuna", "numpy"),
-    "service.coordinator.loop": (
+    "service.coordinator.process": (
         "torch",
         "fastapi",
         "optuna_dashboard",

@@ -306,6 +306,7 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
     assert {operation: statuses - everywhere for operation, statuses in declared.items()} == {
         "get /healthz": set(),
         "get /readyz": set(),
+        "get /metrics": set(),
         "get /v1/search-spaces": set(),
         "get /v1/search-spaces/{name}": {"404"},
         "get /v1/studies": set(),
@@ -321,6 +322,7 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "get /v1/studies/{study}/trials": {"404"},
         "get /v1/studies/{study}/attempts": {"404"},
         "get /v1/studies/{study}/trials/{number}": {"404"},
+        "get /v1/studies/{study}/trials/{number}/log": {"404"},
         "get /v1/studies/{study}/best": {"404", "409"},
         "get /v1/studies/{study}/trials/{number}/adapter": {"404"},
         "get /v1/range-tests": set(),
