@@ -31,6 +31,7 @@ def record(
         ScheduleEvent(
             schedule_id=schedule.id,
             schedule_name=schedule.name,
+            owner=schedule.owner,
             kind=kind,
             message=message,
             asked_by=asked_by,

@@ -9,7 +9,7 @@ from service.db.models.access import ApiKey, IdempotencyKey
 from service.db.models.base import NOBODY, Base, new_id, utc_now
 from service.db.models.machines import Coordinator, Device, PassCostsRow
 from service.db.models.schedules import Schedule, ScheduleEvent
-from service.db.models.studies import EventRow, Study
+from service.db.models.studies import EventCounter, EventRow, Study
 from service.db.models.trials import Attempt, RungReport, Trial
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Base",
     "Coordinator",
     "Device",
+    "EventCounter",
     "EventRow",
     "IdempotencyKey",
     "PassCostsRow",

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Index,
     String,
@@ -64,3 +65,7 @@ class ScheduleEvent(Base):
     """What was changed: key -> {"from": ..., "to": ...}."""
     fired_for: Mapped[datetime | None]
     """The cron instant of a firing that was skipped or failed."""
+    owner: Mapped[str | None] = mapped_column(String(64))
+    """Whose schedule it was; none: of one that was removed before this was written down."""
+    position: Mapped[int | None] = mapped_column(BigInteger, index=True, unique=True)
+    """As of `EventRow`, in the same order."""

@@ -85,7 +85,10 @@ class EventRow(Base):
     """One thing that happened. Append-only."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_study", "study_id", "id"),)
+    __table_args__ = (
+        Index("ix_events_study", "study_id", "id"),
+        Index("ix_events_study_position", "study_id", "position"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -95,3 +98,19 @@ class EventRow(Base):
     message: Mapped[str] = mapped_column(Sentence)
     data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """What the message was made from, where the service reads that again; words are never read."""
+    position: Mapped[int | None] = mapped_column(BigInteger, index=True, unique=True)
+    """Its place in the one order of all events, which the REST API calls its id. A trigger gives it when the
+    transaction is committed, so no position becomes visible after a higher one; see `EventCounter`."""
+
+
+class EventCounter(Base):
+    """The position of the newest event of all. One row, from the first event on.
+
+    A position is one more than the last, and at least the time in milliseconds: so none is given twice, not
+    even after the newest events were deleted, or a backup was restored that knows none of them.
+    """
+
+    __tablename__ = "event_counter"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    last: Mapped[int] = mapped_column(BigInteger)

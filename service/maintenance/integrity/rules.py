@@ -82,6 +82,19 @@ SERVICE_RULES = (
         """,
     ),
     Rule(
+        name="events-in-order",
+        holds="Every event has a place in the order of all events, which the counter has passed.",
+        broken="""
+            SELECT coalesce(s.name, 'no study'), e.trial_number, 'the event ' || e.kind || ' has '
+                || coalesce('the position ' || e.position, 'no position')
+            FROM (
+                SELECT study_id, trial_number, kind, position FROM events
+                UNION ALL SELECT NULL, NULL, kind, position FROM schedule_events
+            ) e LEFT JOIN studies s ON s.id = e.study_id
+            WHERE e.position IS NULL OR e.position > coalesce((SELECT max(last) FROM event_counter), 0)
+        """,
+    ),
+    Rule(
         name="ordinals",
         holds="The attempts of a trial are numbered 1, 2, 3 without a gap.",
         broken="""

@@ -46,6 +46,7 @@ BREAKS: dict[str, tuple[str, ...]] = {
     "row-as-told": (f"UPDATE trials SET value = 12.5 WHERE {GRID} AND number = 1",),
     "sweeps": ("UPDATE studies SET schedule_id = 'x' WHERE name = 'grid'",),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
+    "events-in-order": ("UPDATE events SET position = NULL WHERE kind = 'study_running'",),
     "numbers": (f"optuna: UPDATE trials SET number = 77 WHERE {GRIDS_TRIAL} = 1",),
     "values": (f"optuna: DELETE FROM trial_values WHERE {TRIAL_1}",),
     "finished": (f"optuna: UPDATE trials SET datetime_complete = NULL WHERE {TRIAL_1}",),
