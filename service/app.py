@@ -20,6 +20,8 @@ from service.access.exposure import is_loopback
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
 from service.devices import endpoints as device_endpoints
+from service.events import endpoints as event_endpoints
+from service.events.broadcaster import Broadcaster
 from service.health.endpoints import router as health_router
 from service.health.readiness import ReadinessCheck
 from service.maintenance.schema import check_schema
@@ -73,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     everywhere = problems.declare(401, 403, 422, 503)
     for endpoints in (
         study_endpoints,
+        event_endpoints,
         trial_endpoints,
         report_endpoints,
         range_test_endpoints,
@@ -107,6 +110,7 @@ def _lifespan(settings: Settings) -> Any:
         try:
             yield
         finally:
+            app.state.broadcaster.close()
             await run_in_threadpool(closing.close)
 
     return lifespan
@@ -131,6 +135,7 @@ def _open(app: FastAPI, settings: Settings, stack: ExitStack) -> None:
     if traces is not None:
         stack.callback(traces.close)
     app.state.resources = Resources(settings, database, storage, asyncio.Semaphore(MAX_CHANGES), traces)
+    app.state.broadcaster = Broadcaster(database)
     app.state.reports, app.state.readiness, app.state.dashboard = reports, readiness, dashboard
     app.state.checks = SubmissionChecks(reports, settings.submission_check_seconds)
 

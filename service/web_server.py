@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from contextlib import suppress
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from service.telemetry.logs import configure_logging
 HEADER_SECONDS = 15.0
 """For the first byte of a connection's first request, and for a whole header from its first byte on."""
 KEEP_ALIVE_SECONDS = 5
+WRITE_SECONDS = 30.0
+"""How long a client may read nothing of an answer of which more is ready."""
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CONNECTIONS = 512
 _DESCRIPTORS_FOR_OTHERS = 64
@@ -36,11 +39,15 @@ _BACKLOG = 128
 class BoundedConnection(H11Protocol):
     """A connection that is closed if a header is not complete in time, and refused if there are too many.
 
+    It is cut off, too, if its client reads nothing for `WRITE_SECONDS`: a stream of events has no end, and
+    its connection must not be held up for ever.
+
     The same time is allowed for the rest of a body that is still being sent when its answer is complete, as
     after a 401.
     """
 
     _waiting: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,7 +68,21 @@ class BoundedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._is_read()
+        super().resume_writing()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         late = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
@@ -88,6 +109,16 @@ class BoundedConnection(H11Protocol):
             f"HTTP/1.1 {status} {reason}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
         )
         self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends streams and waits before it waits for the ends of answers."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        broadcaster = getattr(cast(Any, self.config.app).state, "broadcaster", None)
+        if broadcaster is not None:  # else it has not started
+            broadcaster.close()
+        await super().shutdown(sockets)
 
 
 def max_connections() -> int:
@@ -123,7 +154,7 @@ def run(settings: Settings) -> None:
     )
     for name in ("asyncio", "uvicorn.error"):  # after uvicorn has set up its loggers
         logging.getLogger(name).addFilter(RepeatFilter())
-    server = uvicorn.Server(config)
+    server = Server(config)
     with suppress(KeyboardInterrupt):  # Ctrl-C, which uvicorn raises again when it has ended in good order
         server.run()
     if not server.started:

@@ -11,6 +11,7 @@ import binascii
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access import keys
@@ -47,26 +48,42 @@ class ApiKeyGuard:
             await self._app(scope, receive, send)
             return
         try:
-            owner = await self._owner(scope)
+            owner = await _owner_of(scope, self._key)
         except ServiceError as error:
             await problems.render_error(error, scope["path"])(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
         await self._app(scope, receive, send)
 
-    async def _owner(self, scope: Scope) -> str:
-        given = _credential(dict(scope["headers"]).get(b"authorization", b""))
-        if given is not None and self._key is not None and keys.same_key(given, self._key):
-            return NOBODY
-        owner = await run_in_threadpool(
-            _look_up, scope["app"].state.resources.database, given, guarded=self._key is not None
+
+async def still_admitted(request: Request) -> bool:
+    """Whether a request that is being answered for long would be let in now, as the same owner.
+
+    Yes while the database of keys is away: then there is nothing to tell either.
+    """
+    key = request.app.state.resources.settings.api_key
+    try:
+        owner = await _owner_of(request.scope, None if key is None else key.get_secret_value().encode())
+    except Unavailable:
+        return True
+    except Unauthorized:
+        return False
+    return bool(owner == request.state.owner)
+
+
+async def _owner_of(scope: Scope, key: bytes | None) -> str:
+    given = _credential(dict(scope["headers"]).get(b"authorization", b""))
+    if given is not None and key is not None and keys.same_key(given, key):
+        return NOBODY
+    owner = await run_in_threadpool(
+        _look_up, scope["app"].state.resources.database, given, guarded=key is not None
+    )
+    if owner is None:
+        raise Unauthorized(
+            "This server needs an API key: send `Authorization: Bearer <key>`, or HTTP Basic with any "
+            "user name and the key as the password."
         )
-        if owner is None:
-            raise Unauthorized(
-                "This server needs an API key: send `Authorization: Bearer <key>`, or HTTP Basic with any "
-                "user name and the key as the password."
-            )
-        return owner
+    return owner
 
 
 def _look_up(database: Database, given: bytes | None, *, guarded: bool) -> str | None:

@@ -25,6 +25,7 @@ REFUSED = 1
 """The service refused, or the study failed or was cancelled."""
 WRONG_USAGE = 2
 UNREACHABLE = 3
+TIME_IS_OVER = 4
 INTERRUPTED = 130
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from service.cli.news import News
 from service.cli.views.changes import changes
 from service.cli.views.live_table import render
 from service.cli.views.standing import StudySnapshot
@@ -96,6 +97,8 @@ def follow(
 ) -> StudySnapshot:
     """Shows the study on `console` until it ends, and returns how it ended.
 
+    It is looked at when something has happened in it (`News`), and at most once a second.
+
     A server that does not answer is asked again: it may be restarting, and the study goes on without it.
 
     Args:
@@ -111,6 +114,8 @@ def follow(
         UnreachableError: The silence lasted longer than `give_up_after`.
     """
     with ExitStack() as stack:
+        news = News(client, study, sleep=sleep, clock=clock)
+        stack.callback(news.close)
         display: Display
         if console.is_terminal and not console.is_dumb_terminal:
             display = LiveTable(stack.enter_context(Live(console=console, auto_refresh=False)))
@@ -121,7 +126,7 @@ def follow(
             display.show,
             display.trouble,
             give_up_after=give_up_after,
-            sleep=sleep,
+            sleep=news.wait,
             clock=clock,
         )
 
@@ -135,7 +140,7 @@ def poll(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Asks every second and shows each answer, until one has ended; that one is returned.
+    """Asks, shows the answer and sleeps a second, until one has ended; that one is returned.
 
     If the server does not answer, `trouble` is called, and it is asked again. For the rest see `follow`.
     """

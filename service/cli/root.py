@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import (
+    events,
     plan,
     presets,
     range_tests,
@@ -30,7 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
     help="Hyperparameter search for quantized LoRA fine-tunes.",
     epilog="Exit codes: 0 success; 1 the service refused, or the study did not complete; "
-    "2 wrong usage or an unreadable file; 3 no server answered; 130 interrupted.",
+    "2 wrong usage or an unreadable file; 3 no server answered; 4 the time of `wait` is over; "
+    "130 interrupted.",
 )
 
 _SERVICE = "The service"
@@ -54,7 +56,8 @@ app.command(rich_help_panel=_STUDIES)(studies.pause)
 app.command(rich_help_panel=_STUDIES)(studies.resume)
 app.command(rich_help_panel=_STUDIES)(studies.cancel)
 app.command(rich_help_panel=_STUDIES)(studies.clone)
-app.command(rich_help_panel=_STUDIES)(studies.events)
+app.command(rich_help_panel=_STUDIES)(events.wait)
+app.command(rich_help_panel=_STUDIES)(events.events)
 app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
 app.command(rich_help_panel=_STUDIES)(presets.search_spaces)

@@ -2,11 +2,12 @@
 
 from service.client.connection import AWAY, DEFAULT_SERVER
 from service.client.errors import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
-from service.client.rest import Client
+from service.client.rest import Arrival, Client
 
 __all__ = [
     "AWAY",
     "DEFAULT_SERVER",
+    "Arrival",
     "Client",
     "ClientError",
     "RefusedError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
@@ -16,11 +16,14 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponent
 
 from service.answers import Answer, Problem
 from service.client.errors import RefusedError, UnexpectedAnswerError, UnreachableError
+from service.client.event_stream import Message, messages
 
 DEFAULT_SERVER = "http://127.0.0.1:8787"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 AWAY = frozenset({502, 503, 504})
 """What a proxy, or a server that is starting or stopping or has lost its database, answers."""
+
+EVENT_STREAM = "text/event-stream"
 
 _TRIES = 6
 """Of a change whose answer was lost. Their pauses are 15.5 s in all, which is longer than a server takes to
@@ -79,11 +82,13 @@ class Connection:
         body: Mapping[str, Any] | None = None,
         *,
         idempotency_key: str | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
+        timeout: float | None = None,
     ) -> A:
         """One answer. Every POST has a key, so that it may be sent again."""
         headers = {IDEMPOTENCY_KEY: idempotency_key or str(uuid.uuid4())} if method == "POST" else {}
-        timeout = None if body is None else _CHECK_SECONDS
-        return self._read(kind, self._json(method, path, body, headers=headers, timeout=timeout))
+        timeout = timeout if body is None else _CHECK_SECONDS
+        return self._read(kind, self._json(method, path, body, query, headers=headers, timeout=timeout))
 
     def _items(self, kind: type[A], page: Mapping[str, Any]) -> list[A]:
         if not isinstance(page.get("items"), list):
@@ -167,6 +172,32 @@ class Connection:
                     target.write(chunk)
         except httpx.RequestError as error:
             raise UnreachableError(self.server, _cause(error)) from error
+
+    def _messages(
+        self, path: str, query: Mapping[str, str | list[str]], *, last_id: int | None, silence: float
+    ) -> Generator[list[Message], None, None]:
+        """A stream of events, for as long as the server sends it: what each piece of it completes.
+
+        Args:
+            path: the stream's.
+            query: its filters.
+            last_id: the id of the last event that was received; None: none was.
+            silence: seconds without a byte after which the server counts as gone.
+        """
+        headers = {"Accept": EVENT_STREAM} | ({} if last_id is None else {"Last-Event-ID": str(last_id)})
+        timeout = httpx.Timeout(silence, connect=5.0)
+        try:
+            with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    self._check(response)
+                if not response.headers.get("Content-Type", "").startswith(EVENT_STREAM):
+                    raise UnexpectedAnswerError(self.server, "the answer is no stream of events")
+                yield from messages(response.iter_bytes())
+        except httpx.RequestError as error:
+            raise UnreachableError(self.server, _cause(error)) from error
+        except ValueError as error:
+            raise UnexpectedAnswerError(self.server, str(error)) from error
 
     def _check(self, response: httpx.Response) -> None:
         """Raises unless the answer is a success."""

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import quote
 
 from service.client.connection import Connection
 from service.devices.schemas import DeviceView, Fleet
+from service.events.schemas import EventView
 from service.presets.schemas import SearchSpaceView
 from service.range_tests.schemas import RangeTestView
 from service.reports.schemas import ImportanceView, ReportView
 from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView
-from service.studies.schemas import EventView, ListedStudy, StudyView
+from service.studies.schemas import ListedStudy, StudyView
 from service.trials.schemas import BestView, TrialLog, TrialView
 
 _PAGE = 100
+_SLACK_SECONDS = 30.0
+"""How much later than expected an answer or a heartbeat may come."""
 _PLAN_SECONDS = 600.0
 """A plan reads data on the server, which has a time limit of its own."""
+
+
+class Arrival(NamedTuple):
+    """What a stream of events has sent."""
+
+    id: int
+    """All events up to this id have arrived, or do not match."""
+    event: EventView | None
+    """None: none, but the server is there."""
 
 
 class Client(Connection):
@@ -57,6 +70,7 @@ class Client(Connection):
         prefix: str | None = None,
         owner: str | None = None,
         schedule: str | None = None,
+        **times: str | None,
     ) -> Iterator[ListedStudy]:
         """Studies, newest first, fetched page by page as they are read: those that match every filter.
 
@@ -65,8 +79,9 @@ class Client(Connection):
             prefix: What their names begin with.
             owner: Whose API key submitted them.
             schedule: The schedule that made them, by name or id.
+            times: `created_after`, `created_before`, `ended_after`, `ended_before`, as RFC 3339.
         """
-        filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule)
+        filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule, **times)
         yield from self._pages("/v1/studies", filters)
 
     def _pages(self, path: str, filters: Mapping[str, str | list[str]]) -> Iterator[ListedStudy]:
@@ -79,8 +94,12 @@ class Client(Connection):
                 return
             query["cursor"] = cursor
 
-    def study(self, study: str) -> StudyView:
-        return self._one(StudyView, "GET", f"/v1/studies/{_segment(study)}")
+    def study(self, study: str, *, wait: float | None = None) -> StudyView:
+        """A study as it is now; with `wait` when it has ended, or after so many seconds (at most 120)."""
+        path = f"/v1/studies/{_segment(study)}"
+        if wait is None:
+            return self._one(StudyView, "GET", path)
+        return self._one(StudyView, "GET", path, query={"wait": f"{wait:g}"}, timeout=wait + _SLACK_SECONDS)
 
     def trials(
         self,
@@ -119,15 +138,55 @@ class Client(Connection):
     def resume(self, study: str) -> StudyView:
         return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/resume")
 
-    def events(self, study: str, *, after: int = 0) -> Iterator[EventView]:
-        """The study's events with an id above `after`, oldest first, fetched page by page."""
-        path = f"/v1/studies/{_segment(study)}/events"
+    def events(
+        self, study: str | None = None, *, after: int = 0, **filters: str | Sequence[str] | None
+    ) -> Iterator[EventView]:
+        """Events with an id above `after`, oldest first, fetched page by page.
+
+        Args:
+            study: Whose; None: everybody's.
+            after: The id of an event, or 0.
+            filters: `kind`, one or several; where no study is named, `owner` and `schedule`, too.
+        """
+        query = _given(**filters)
         while True:
-            page = self._items(EventView, self._json("GET", path, query={"after": str(after)}))
+            query["after"] = str(after)
+            page = self._items(EventView, self._json("GET", _events(study), query=query))
             yield from page
             if not page:
                 return
             after = page[-1].id
+
+    def arrivals(
+        self,
+        study: str | None = None,
+        *,
+        after: int | None = None,
+        heartbeat: float = 15.0,
+        **filters: str | Sequence[str] | None,
+    ) -> Generator[list[Arrival], None, None]:
+        """The server's stream of events: as they happen, those of each moment together.
+
+        It ends when the server stops, and raises `UnreachableError` when the server is gone. Then ask again
+        with the id of the last arrival as `after`: nothing is missed, and nothing comes twice.
+
+        Args:
+            study: Whose; None: everybody's.
+            after: Only events with ids above this one; None: only what happens from now on.
+            heartbeat: Seconds without an event after which there is an arrival without one.
+            filters: As of `events`.
+        """
+        query = {**_given(**filters), "heartbeat": f"{heartbeat:g}"}
+        silence = heartbeat + _SLACK_SECONDS
+        for found in self._messages(f"{_events(study)}/stream", query, last_id=after, silence=silence):
+            yield [
+                Arrival(message.id, None if message.data is None else self._event(message.data))
+                for message in found
+                if message.id is not None
+            ]
+
+    def _event(self, data: bytes) -> EventView:
+        return self._read(EventView, json.loads(data))
 
     def download_adapter(
         self, study: str, number: int, target: BinaryIO, *, which: Literal["best", "last"] = "best"
@@ -230,6 +289,10 @@ def _given(**filters: str | int | Sequence[str] | None) -> dict[str, str | list[
         elif value is not None:
             query[name] = value if isinstance(value, str) else list(value)
     return query
+
+
+def _events(study: str | None) -> str:
+    return "/v1/events" if study is None else f"/v1/studies/{_segment(study)}/events"
 
 
 def _segment(name: str | int) -> str:

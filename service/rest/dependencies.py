@@ -118,6 +118,8 @@ _SYNONYMS = {
     "status": "state",
     "page": "cursor",
     "offset": "cursor",
+    "last_event_id": "after",
+    "since": "after",
     "per_page": "limit",
     "page_size": "limit",
     "order": "sort",

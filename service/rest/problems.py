@@ -35,6 +35,8 @@ _FORMS = {
     "header.if-match": 'an ETag as it was received, in double quotes, such as "3"; up to ten, with commas;'
     " or *",
     "query.cursor": "the next_cursor of the previous page",
+    "header.last-event-id": "an id of an event, as it was received",
+    "query.study": _NAME_FORM,
     "query.prefix": _NAME_FORM,
     "query.schedule": _NAME_FORM,
     "query.owner": _NAME_FORM.replace("200", "64"),

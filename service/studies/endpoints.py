@@ -5,20 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from service.db.models import Study
 from service.definitions.acceptance import accept_definition
 from service.definitions.json_schema import REF as DEFINITION
+from service.events.parameters import wait_for_end
 from service.plans import commands as plans
 from service.plans.checks import note_unchecked
 from service.plans.dependencies import Checks, DataReports
 from service.plans.schemas import PlanView
 from service.rest.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from service.rest.dependencies import (
-    MAX_ID,
     NamePrefix,
     Owner,
     OwnerName,
@@ -31,8 +31,18 @@ from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
 from service.studies import commands, pauses, queries
 from service.studies.limits import Limits
-from service.studies.parameters import Cursor, DryRun, ScheduleName, StudyRef, StudyStates
-from service.studies.schemas import EventPage, StudyPage, StudyView
+from service.studies.parameters import (
+    CreatedAfter,
+    CreatedBefore,
+    Cursor,
+    DryRun,
+    EndedAfter,
+    EndedBefore,
+    ScheduleName,
+    StudyRef,
+    StudyStates,
+)
+from service.studies.schemas import StudyPage, StudyView
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 
@@ -115,19 +125,35 @@ def list_studies(
     prefix: NamePrefix | None = None,
     owner: OwnerName | None = None,
     schedule: ScheduleName | None = None,
+    created_after: CreatedAfter | None = None,
+    created_before: CreatedBefore | None = None,
+    ended_after: EndedAfter | None = None,
+    ended_before: EndedBefore | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> Response:
     """Studies, newest first: all of them, or those that match every filter. Definitions are not listed."""
-    filters = queries.Filters(states=state, prefix=prefix, owner=owner, schedule=schedule)
+    filters = queries.Filters(
+        states=state,
+        prefix=prefix,
+        owner=owner,
+        schedule=schedule,
+        created=queries.Span(created_after, created_before),
+        ended=queries.Span(ended_after, ended_before),
+    )
     page = queries.list_studies(session, filters, limit=limit, cursor=cursor)
     items = queries.list_view(session, page.studies)
     return answer(StudyPage(items=items, next_cursor=page.next_cursor), known)
 
 
-@router.get("/{study}", response_model=StudyView, responses={200: {"headers": ETAG_HEADER}, **declare(404)})
+@router.get(
+    "/{study}",
+    response_model=StudyView,
+    responses={200: {"headers": ETAG_HEADER}, **declare(404)},
+    dependencies=[Depends(wait_for_end)],
+)
 def get_study(study: StudyRef, session: Reading, response: Response) -> StudyView:
-    """One study, by id or name."""
+    """One study, by id or name: at once, or with `wait` when it has ended."""
     found = queries.get_study(session, study)
     response.headers.update(etag(found.revision))
     return queries.show(session, found)
@@ -159,17 +185,3 @@ def resume(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     return change.answer(
         lambda session: _answer(session, pauses.request_resume(session, study, expected), 202)
     )
-
-
-@router.get("/{study}/events", response_model=EventPage, responses=declare(404, 422))
-def list_events(
-    study: StudyRef,
-    session: Reading,
-    after: Annotated[
-        int, Query(ge=0, le=MAX_ID, description="Return only events after the one with this id")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
-) -> EventPage:
-    """What happened in the study, oldest first."""
-    found = queries.get_study(session, study)
-    return EventPage(items=queries.list_events(session, found, after=after, limit=limit))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Path, Query
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from service.rest.dependencies import TrueOrFalse
 from service.states import StudyState
@@ -29,6 +33,34 @@ ScheduleName = Annotated[
         description="Only those that the schedule of this name or id made",
     ),
 ]
+
+
+def _moment(value: object) -> object:
+    """Text alone: pydantic would read numbers as seconds, too, and times without an offset as anybody's."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        return value
+    raise _not_a_time()
+
+
+def _in_range(value: datetime) -> datetime:
+    """Times near the years 1 and 9999 have none in UTC."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise _not_a_time() from None
+
+
+def _not_a_time() -> PydanticCustomError:
+    form = "RFC 3339, such as 2026-11-30T22:00:00Z or 2026-11-30T23:00:00%2B01:00 (in an address + is %2B)"
+    return PydanticCustomError("datetime_parsing", "must be a time with its offset", {"expected": form})
+
+
+_RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,6})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+_Moment = Annotated[AwareDatetime, BeforeValidator(_moment), AfterValidator(_in_range)]
+CreatedAfter = Annotated[_Moment, Query(description="Only those submitted at this time or later (RFC 3339)")]
+CreatedBefore = Annotated[_Moment, Query(description="Only those submitted before this time")]
+EndedAfter = Annotated[_Moment, Query(description="Only those that ended at this time or later")]
+EndedBefore = Annotated[_Moment, Query(description="Only those that ended before this time")]
 DryRun = Annotated[
     bool,
     TrueOrFalse,

@@ -1,9 +1,10 @@
-"""Reading studies and their events."""
+"""Reading studies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,14 +19,14 @@ from service.analysis.winner import Judgement
 from service.db import rows
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import EventRow, Schedule, Study, Trial
+from service.db.models import Schedule, Study, Trial
 from service.definitions.stored import read_definition, shown_params
 from service.errors import NotASearch, NotFound
 from service.states import StudyState
 from service.studies import results, standing
 from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
-from service.studies.schemas import BestTrial, Counts, EventView, ListedBest, ListedStudy, StudyView
+from service.studies.schemas import BestTrial, Counts, ListedBest, ListedStudy, StudyView
 
 LISTED = tuple(
     defer(column, raiseload=True) for column in (Study.definition, Study.preparation, Study.importance)
@@ -37,6 +38,21 @@ LISTED = tuple(
 class Page:
     studies: Sequence[Study]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """From one time on and before another, where they are given."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+    def conditions(self, column: InstrumentedAttribute[Any]) -> Iterator[ColumnElement[bool]]:
+        """A study without the time is in no span that has an end or a start."""
+        if self.start is not None:
+            yield column >= self.start
+        if self.end is not None:
+            yield column < self.end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +67,8 @@ class Filters:
     owner: str | None = None
     schedule: str | None = None
     """The name or id of the schedule that made it, which may have been removed since."""
+    created: Span = Span()
+    ended: Span = Span()
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         yield Study.kind == self.kind
@@ -67,6 +85,8 @@ class Filters:
                 Study.schedule_name == self.schedule,
                 Study.schedule_id.in_(present),
             )
+        yield from self.created.conditions(Study.created_at)
+        yield from self.ended.conditions(Study.ended_at)
 
 
 def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
@@ -291,14 +311,3 @@ def _best_trial(
             "sentence": found.judged.sentence,
         }
     )
-
-
-def list_events(session: Session, study: Study, *, after: int, limit: int) -> list[EventView]:
-    """A study's events with an id above `after`, oldest first."""
-    query = (
-        select(EventRow)
-        .where(EventRow.study_id == study.id, EventRow.id > after)
-        .order_by(EventRow.id)
-        .limit(limit)
-    )
-    return [EventView.model_validate(event) for event in session.scalars(query)]

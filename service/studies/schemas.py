@@ -146,15 +146,3 @@ class StudyPage(Answer):
     next_cursor: str | None = Field(
         description="Pass it as `cursor` to get the next page; null on the last page"
     )
-
-
-class EventView(Answer):
-    id: int
-    at: datetime
-    trial_number: int | None
-    kind: str
-    message: str
-
-
-class EventPage(Answer):
-    items: list[EventView]

@@ -1,4 +1,4 @@
-"""Commands about studies: submit, list, show, watch, cancel, clone, events."""
+"""Commands about studies: submit, list, show, watch, cancel, clone."""
 
 from __future__ import annotations
 
@@ -74,13 +74,33 @@ def studies(
     schedule: Annotated[
         str | None, typer.Option(help="Only studies that this schedule made.", show_default=False)
     ] = None,
+    created_after: Annotated[
+        str | None,
+        typer.Option(help="Only studies submitted at this time or later (RFC 3339).", show_default=False),
+    ] = None,
+    created_before: Annotated[
+        str | None, typer.Option(help="Only studies submitted before this time.", show_default=False)
+    ] = None,
+    ended_after: Annotated[
+        str | None,
+        typer.Option(help="Only studies that ended at this time or later.", show_default=False),
+    ] = None,
+    ended_before: Annotated[
+        str | None, typer.Option(help="Only studies that ended before this time.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many studies to list, newest first.")] = 50,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
     """List studies, newest first."""
+    times = {
+        "created_after": created_after,
+        "created_before": created_before,
+        "ended_after": ended_after,
+        "ended_before": ended_before,
+    }
     with connect(server) as client:
-        matching = client.studies(state=state, prefix=prefix, owner=owner, schedule=schedule)
+        matching = client.studies(state=state, prefix=prefix, owner=owner, schedule=schedule, **times)
         found = list(itertools.islice(matching, limit))
     if as_json:
         say_json([study.document() for study in found])
@@ -98,7 +118,9 @@ def studies(
             )
             for study in found
         ],
-        empty="No studies match." if state or prefix or owner or schedule else "No studies.",
+        empty="No studies match."
+        if state or prefix or owner or schedule or any(times.values())
+        else "No studies.",
     )
 
 
@@ -172,34 +194,6 @@ def clone(
             say_json(submitted.document())
         else:
             _say_submitted(client, submitted)
-
-
-def events(
-    study: StudyName,
-    after: Annotated[int, typer.Option(min=0, help="Only events with an id above this one.")] = 0,
-    server: Server = DEFAULT_SERVER,
-    as_json: Json = False,
-) -> None:
-    """List what happened in a study, oldest first."""
-    with connect(server) as client:
-        found = list(client.events(study, after=after))
-    if as_json:
-        say_json([event.document() for event in found])
-        return
-    table(
-        ("id", "at", "trial", "kind", "message"),
-        [
-            (
-                event.id,
-                moment(event.at),
-                "-" if event.trial_number is None else event.trial_number,
-                event.kind,
-                event.message,
-            )
-            for event in found
-        ],
-        empty="No events.",
-    )
 
 
 def cloned_definition(study: StudyView, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import uvicorn
 
 from service import web_server
 from service.app import create_app
+from service.db import database
 from service.embedded.ports import free_port
 from service.settings import Settings
 from tests.support.service.api import on_sqlite
+from tests.support.service.events import a_study, happened, serving
 from tests.support.waiting import wait_until
 
 HALVES = {
@@ -43,7 +46,7 @@ def serve(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
             for name, value in bounds.items():
                 monkeypatch.setattr(web_server, name, value)
             port = free_port()
-            server = uvicorn.Server(
+            server = web_server.Server(
                 web_server.configuration(create_app(settings), port=port, log_level="error")
             )
             thread = threading.Thread(target=server.run)
@@ -237,3 +240,17 @@ def test_the_loops_own_logger_is_limited(settings: Settings, monkeypatch: pytest
     finally:
         for name in names:
             logging.getLogger(name).filters[:] = before[name]
+
+
+@on_sqlite
+def test_a_client_that_reads_nothing_of_a_stream_is_cut_off(
+    settings: Settings, service_database: database.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "WRITE_SECONDS", 0.2)
+    study = a_study(service_database)
+    with service_database.write() as session:
+        session.add_all(happened(study, "a" * 500) for _ in range(20_000))
+    with serving(settings) as server, connect(server.config.port) as connection:
+        connection.sendall(b"GET /v1/events/stream?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        select.select([connection], [], [], 60)  # it has begun
+        wait_until(lambda: not server.server_state.connections, "the end of the connection")

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.app import create_app
 from service.db.database import open_database
@@ -110,10 +111,12 @@ def make_world(settings: Settings) -> World:
             session.add(Device(id="GPU-0b1c", put_aside_at=datetime.now(UTC), reason="three trials failed"))
     close_storage(storage)
     database.dispose()
+    app = create_app(settings)
+    app.add_middleware(NothingWaits)
     words = [(study["id"], study["name"]) for study in studies]
     searched = tuple(word for both in words[6:] for word in both)
     return World(
-        app=create_app(settings),
+        app=app,
         # Those with trials are asked for as often as all the others together.
         studies=(*(word for both in words[:6] for word in both), *searched * 4),
         searched=searched,
@@ -121,6 +124,18 @@ def make_world(settings: Settings) -> World:
         schedules=tuple(schedule["id"] for schedule in schedules),
         devices=("GPU-0b1c",),
     )
+
+
+class NothingWaits:
+    """ASGI middleware: streams and long polls end at once, as when the server stops."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["app"].state.broadcaster.close()
+        await self._app(scope, receive, send)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from typer.testing import CliRunner, Result
 
+from service import web_server
 from service.app import create_app
 from service.cli.root import app
 from service.db import database
@@ -47,7 +47,8 @@ pruning: {algorithm: none}
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[None]:
     """The API in a thread of its own, until the block ends."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=settings.port, log_level="warning"))
+    app = create_app(settings)
+    server = web_server.Server(web_server.configuration(app, port=settings.port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
