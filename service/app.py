@@ -85,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
         metrics_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
+    app.include_router(schedule_endpoints.previews, responses=everywhere)
     app.include_router(health_router, responses=problems.declare(422))
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.

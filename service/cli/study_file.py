@@ -17,7 +17,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
     """The document in `path`, with the study's local files made absolute.
 
     A relative `data.train`, `data.eval` or `model.id` that exists beside the study file means that file;
-    any other one is left for the server to resolve.
+    any other one is left for the server to resolve. Of a path with `{date}` or the like, the folder decides.
 
     Raises:
         StudyFileError: The file cannot be read, or does not hold one mapping of keys to values.
@@ -44,5 +44,12 @@ def _anchor_paths(document: dict[str, Any], folder: Path) -> None:
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(values, dict) and isinstance(value, str) and value:
             beside = folder / value
-            if not os.path.isabs(value) and beside.exists():
+            if not os.path.isabs(value) and _is_there(folder, value):
                 values[key] = os.path.abspath(beside)
+
+
+def _is_there(folder: Path, path: str) -> bool:
+    """Whether a file is there; of a path with fields such as `{date}`, the folder above the first of them."""
+    parts = Path(path).parts
+    first = next((index for index, part in enumerate(parts) if "{" in part), len(parts))
+    return first > 0 and folder.joinpath(*parts[:first]).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from service.client.connection import Connection
@@ -13,9 +13,17 @@ from service.events.schemas import EventView
 from service.presets.schemas import SearchSpaceView
 from service.range_tests.schemas import RangeTestView
 from service.reports.schemas import ImportanceView, ReportView
-from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView
+from service.schedules.schemas import (
+    Firings,
+    ListedSchedule,
+    ScheduleEventView,
+    ScheduleView,
+    SweepRun,
+)
 from service.studies.schemas import ListedStudy, StudyView
 from service.trials.schemas import BestView, TrialLog, TrialView
+
+Listed = TypeVar("Listed", bound=ListedStudy)
 
 _PAGE = 100
 _SLACK_SECONDS = 30.0
@@ -82,13 +90,15 @@ class Client(Connection):
             times: `created_after`, `created_before`, `ended_after`, `ended_before`, as RFC 3339.
         """
         filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule, **times)
-        yield from self._pages("/v1/studies", filters)
+        yield from self._pages("/v1/studies", filters, ListedStudy)
 
-    def _pages(self, path: str, filters: Mapping[str, str | list[str]]) -> Iterator[ListedStudy]:
+    def _pages(
+        self, path: str, filters: Mapping[str, str | list[str]], kind: type[Listed]
+    ) -> Iterator[Listed]:
         query: dict[str, str | list[str]] = {"limit": str(_PAGE), **filters}
         while True:
             page = self._json("GET", path, query=query)
-            yield from self._items(ListedStudy, page)
+            yield from self._items(kind, page)
             cursor = page.get("next_cursor")
             if not cursor:
                 return
@@ -233,13 +243,14 @@ class Client(Connection):
         enabled: bool = True,
         **options: str | bool,
     ) -> ScheduleView:
-        """Adds a schedule. `options`: `overlap`, `repeat_configurations`."""
+        """Adds a schedule. `options`: `overlap`, `catch_up`, `start`, `end`, `until`, `until_action`,
+        `sweep_name`, `repeat_configurations`."""
         body = {"cron": cron, "timezone": timezone, "enabled": enabled, "definition": definition, **options}
         return self._one(ScheduleView, "POST", "/v1/schedules", body | ({"name": name} if name else {}))
 
     def change_schedule(self, schedule: str, **changes: Any) -> ScheduleView:
-        """Changes `enabled`, `cron`, `timezone`, `name`, `seed`, `overlap`, `repeat_configurations` or
-        `definition`."""
+        """Changes `enabled`, `cron`, `timezone`, `name`, `seed`, `definition` or one of the options of
+        `add_schedule`; None takes `start`, `end`, `until` or `sweep_name` away."""
         return self._one(ScheduleView, "PATCH", f"/v1/schedules/{_segment(schedule)}", changes)
 
     def remove_schedule(self, schedule: str) -> None:
@@ -249,9 +260,19 @@ class Client(Connection):
         """Makes a sweep now."""
         return self._one(StudyView, "POST", f"/v1/schedules/{_segment(schedule)}/run")
 
-    def sweeps(self, schedule: str) -> Iterator[ListedStudy]:
+    def sweeps(self, schedule: str) -> Iterator[SweepRun]:
         """The studies that a schedule has made, newest first, also after it was removed."""
-        return self._pages(f"/v1/schedules/{_segment(schedule)}/studies", {})
+        return self._pages(f"/v1/schedules/{_segment(schedule)}/studies", {}, SweepRun)
+
+    def next_firings(self, schedule: str, *, count: int) -> Firings:
+        """When a schedule fires next."""
+        path = f"/v1/schedules/{_segment(schedule)}/firings"
+        return self._read(Firings, self._json("GET", path, query={"count": str(count)}))
+
+    def preview_firings(self, *, count: int, **times: str) -> Firings:
+        """When a schedule would fire. `times`: `cron`, `timezone`, `start`, `end`."""
+        query = {"count": str(count), **times}
+        return self._read(Firings, self._json("GET", "/v1/schedule-preview", query=query))
 
     def schedule_history(self, schedule: str) -> Iterator[ScheduleEventView]:
         """What was changed of a schedule and which firings made no sweep, newest first."""

@@ -30,6 +30,7 @@ from service.coordinator.chores.fingerprints import FingerprintReader
 from service.coordinator.chores.preparation import advance_stages
 from service.coordinator.chores.schedules import (
     cancel_unstarted,
+    close_windows,
     fire_schedules,
     repair_schedules,
     say_who_waits,
@@ -150,7 +151,8 @@ class Coordinator:
             if now - self._clocks_at >= CLOCKS_SECONDS:
                 self._clocks_at = now
                 repair_schedules(self._database)
-            fire_schedules(self._database, Limits.of(self._settings))
+            close_windows(self._database)
+            fire_schedules(self._database, Limits.of(self._settings), self._settings.data_roots)
             advance_stages(self._database, self._storage, self._fingerprints)
             self._take_leases()
             say_who_waits(

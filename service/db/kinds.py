@@ -18,6 +18,28 @@ class Overlap(StrEnum):
 
     SKIP = "skip"
     ALLOW = "allow"
+    QUEUE = "queue"
+    """The firing waits until the earlier sweep has ended. At most one waits: a later one takes its place."""
+    CANCEL_RUNNING = "cancel_running"
+    """The earlier sweep is cancelled, and the new one is made at once."""
+
+
+class CatchUp(StrEnum):
+    """What becomes of firings that were missed."""
+
+    LATEST = "latest"
+    """The latest is made, late."""
+    NONE = "none"
+
+
+class UntilAction(StrEnum):
+    """What becomes of a sweep at its schedule's `until`."""
+
+    END = "end"
+    PAUSE = "pause"
+    """It stays paused until a person resumes it."""
+    CONTINUE = "continue"
+    """It is paused, and the next firing resumes it."""
 
 
 class ScheduleEventKind(StrEnum):
@@ -26,6 +48,11 @@ class ScheduleEventKind(StrEnum):
     REMOVED = "removed"
     UNCHECKED = "unchecked"
     SKIPPED = "skipped"
+    MISSED = "missed"
+    QUEUED = "queued"
+    CONTINUED = "continued"
+    CANCELLED_EARLIER = "cancelled_earlier"
+    ENDED = "ended"
     FAILED = "failed"
     REPAIRED = "repaired"
 

@@ -14,7 +14,10 @@ from service.errors import Invalid
 
 
 def check_definition(
-    document: Any, data_roots: Sequence[Path], plugins: Collection[str] | None
+    document: Any,
+    data_roots: Sequence[Path],
+    plugins: Collection[str] | None,
+    may_be_absent: Collection[str] = (),
 ) -> tuple[StudyDefinition | None, list[Fault]]:
     """The definition with its paths resolved, or everything that is wrong with it.
 
@@ -22,8 +25,9 @@ def check_definition(
         document: what was sent.
         data_roots: folders that its paths may lead to.
         plugins: modules that its metrics and losses may be from; None: not known here.
+        may_be_absent: `data.train`, `data.eval`, where the file need not be there yet.
     """
-    resolved, file_faults = resolve_paths(document, data_roots)
+    resolved, file_faults = resolve_paths(document, data_roots, may_be_absent)
     try:
         definition = parse_definition(resolved)
     except InvalidDefinition as error:

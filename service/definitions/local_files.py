@@ -8,7 +8,7 @@ resolved absolute path, so that a link changed later leads nowhere else.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ folder of the worker. The worker asks the library itself; this is to say so at s
 _HUB_FORM = "a Hugging Face hub id (`organisation/name`)"
 
 
-def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault]]:
+def resolve_paths(
+    document: Any, roots: Sequence[Path], may_be_absent: Collection[str] = ()
+) -> tuple[Any, list[Fault]]:
     """A definition with its local paths resolved, and everything wrong with them.
 
     Looks only at `model.id`, `data.train` and `data.eval`; whatever is not text there is left to
@@ -43,6 +45,7 @@ def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault
     Args:
         document: as submitted.
         roots: the folders that local files must lie in, resolved themselves.
+        may_be_absent: `data.train`, `data.eval`, where the file need not be there yet.
     """
     if not isinstance(document, Mapping):
         return document, []
@@ -58,7 +61,9 @@ def resolve_paths(document: Any, roots: Sequence[Path]) -> tuple[Any, list[Fault
             source = data.get(part)
             if isinstance(source, str) and _is_path(source):
                 path = f"data.{part}"
-                found, fault = _bounded(source, path) or _find_data(source, path, roots)
+                found, fault = _bounded(source, path) or find_data(
+                    source, path, roots, may_be_absent=path in may_be_absent
+                )
                 resolved["data"][part] = found
             else:
                 fault = _check_hub(source, f"data.{part}.hub")
@@ -119,8 +124,22 @@ def _links(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if entry.is_symlink()), key=lambda entry: entry.name)
 
 
-def _find_data(name: str, path: str, roots: Sequence[Path]) -> tuple[str, Fault | None]:
+def find_data(
+    name: str, path: str, roots: Sequence[Path], *, may_be_absent: bool = False
+) -> tuple[str, Fault | None]:
+    """The file of data that a path leads to, and what is wrong with it.
+
+    Args:
+        name: the path, as a definition has it.
+        path: where in the definition: `data.train` or `data.eval`.
+        roots: the folders that it must lie in, resolved themselves.
+        may_be_absent: it need not be there yet, but where it would be must be inside the roots.
+    """
     found = _locate(name, roots)
+    if found is None and may_be_absent:
+        found = next((aim for aim in _aims(name, roots) if _inside(aim, roots)), None)
+        if found is not None and found.name.lower().endswith(DATA_SUFFIXES):
+            return str(found), None
     if found is None or not _inside(found, roots):
         return name, _missing_or_outside(path, name, found, roots, "a data file")
     if not found.name.lower().endswith(DATA_SUFFIXES):
@@ -152,14 +171,19 @@ def _locate(name: str, roots: Sequence[Path]) -> Path | None:
     return next((c for c in existing if _inside(c, roots)), existing[0] if existing else None)
 
 
+def _aims(name: str, roots: Sequence[Path]) -> list[Path]:
+    """Where a path would lead, whether anything is there or not."""
+    written = Path(os.path.expanduser(name))
+    aims = [written] if written.is_absolute() else [root / written for root in roots]
+    return [Path(os.path.realpath(aim)) for aim in aims]
+
+
 def _inside(path: Path, roots: Sequence[Path]) -> bool:
     return any(path.is_relative_to(root) for root in roots)
 
 
 def _missing_or_outside(path: str, name: str, found: Path | None, roots: Sequence[Path], what: str) -> Fault:
-    written = Path(os.path.expanduser(name))
-    aims = [written] if written.is_absolute() else [root / written for root in roots]
-    real = [Path(os.path.realpath(aim)) for aim in aims]
+    real = _aims(name, roots)
     allowed = f"{what} in {_listed(roots)}"
     # Said of every path outside, there or not: who submits learns nothing of the server's other files.
     if found is not None or not any(_inside(aim, roots) for aim in real):

@@ -1,35 +1,36 @@
-"""Making, changing, firing and running schedules."""
+"""Making, changing, repairing and running schedules. Their firings: `service.schedules.sweeps`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from cronsim import CronSimError
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
+from search_spaces.errors import Fault
 from service.db.database import database_now
 from service.db.kinds import Overlap, ScheduleEventKind
 from service.db.models import NOBODY, Schedule, Study, new_id
 from service.db.rows import insert
-from service.db.transitions import advance_study, append_event
 from service.definitions.stored import read_definition
-from service.errors import LimitReached, NameTaken, SweepUnderWay
-from service.schedules import history
+from service.errors import Invalid, NameTaken, SweepUnderWay
+from service.schedules import history, sweeps, templates, windows
 from service.schedules.documents import NewSchedule, ScheduleChange
-from service.schedules.firings import latest_firing, next_firing, sweep_seed
-from service.states import StudyState
+from service.schedules.sweeps import times_of, with_seed
+from service.schedules.templates import Files
 from service.studies.limits import UNLIMITED, Limits, require_within_limits
 
-UNDER_WAY = (StudyState.QUEUED, StudyState.RUNNING)
-"""States of a sweep that another one would overlap with. One that is paused uses nothing and stays so until a
-person resumes it."""
 _INSTANT = timedelta(milliseconds=1)
-_CHANGED = ("name", "cron", "timezone", "enabled", "overlap", "repeat_configurations", "definition")
+_TIMING = ("cron", "timezone", "start", "end", "enabled")
+_CHANGED = (
+    *("name", *_TIMING, "overlap", "catch_up", "until", "until_action", "sweep_name"),
+    *("repeat_configurations", "definition"),
+)
 """What a person may change."""
 
 
@@ -41,13 +42,19 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         name=new.name,
         cron=new.cron,
         timezone=new.timezone,
-        definition=new.definition.model_dump(mode="json"),
+        definition=new.definition.document(),
         enabled=new.enabled,
+        start=new.start,
+        end=new.end,
         overlap=new.overlap,
+        catch_up=new.catch_up,
+        until=new.until,
+        until_action=new.until_action,
+        sweep_name=new.sweep_name,
         repeat_configurations=new.repeat_configurations,
         owner=owner,
-        next_fire_at=next_firing(new.cron, new.timezone, now) if new.enabled else None,
     )
+    schedule.next_fire_at = times_of(schedule).next(now) if new.enabled else None
     if not insert(session, schedule):
         raise _taken(new.name)
     history.record(session, schedule, ScheduleEventKind.CREATED, "created", asked_by=owner)
@@ -66,11 +73,11 @@ def change(
         NameTaken: there is a schedule of the new name.
     """
     before = {key: getattr(schedule, key) for key in _CHANGED}
-    after = before | {key: value for key in _CHANGED if (value := getattr(wanted, key)) is not None}
+    after = {**before, **wanted.values}
     if wanted.definition is not None:
-        after["definition"] = wanted.definition.model_dump(mode="json")
+        after["definition"] = wanted.definition.document()
     if wanted.seed is not None:
-        after["definition"] = _with_seed(after["definition"], wanted.seed)
+        after["definition"] = with_seed(after["definition"], wanted.seed)
     if after["name"] != schedule.name:
         _require_free(session, after["name"])
         after["definition"] = _following(after["definition"], schedule.name, after["name"])
@@ -80,10 +87,8 @@ def change(
             for key in changes:
                 column = key.partition(".")[0]
                 setattr(schedule, column, after[column])
-            if {"cron", "timezone", "enabled"} & changes.keys():
-                schedule.next_fire_at = (
-                    next_firing(schedule.cron, schedule.timezone, now) if schedule.enabled else None
-                )
+            if changes.keys() & set(_TIMING):
+                schedule.next_fire_at = times_of(schedule).next(now) if schedule.enabled else None
             schedule.revision += 1
     except IntegrityError:
         raise _taken(after["name"]) from None
@@ -92,10 +97,13 @@ def change(
         history.record(
             session, schedule, ScheduleEventKind.CHANGED, message, asked_by=asked_by, changes=changes
         )
+    if not schedule.enabled:
+        sweeps.drop_waiting(session, schedule, "the schedule was disabled")
 
 
 def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> None:
-    """Remove a schedule. Its studies and its history stay."""
+    """Remove a schedule. Its studies and its history stay; a firing that waits makes none."""
+    sweeps.drop_waiting(session, schedule, "the schedule was removed")
     history.record(session, schedule, ScheduleEventKind.REMOVED, "removed", asked_by=asked_by)
     session.delete(schedule)
 
@@ -116,10 +124,6 @@ def _taken(name: str) -> NameTaken:
     return NameTaken(f"A schedule named {name!r} already exists; choose another name.")
 
 
-def _with_seed(definition: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return {**definition, "search": {**definition.get("search", {}), "seed": seed}}
-
-
 def _following(definition: Mapping[str, Any], name: str, new_name: str) -> dict[str, Any]:
     """A definition whose warm start from a schedule of this name is from the new one."""
     warm = definition.get("warm_start")
@@ -128,100 +132,58 @@ def _following(definition: Mapping[str, Any], name: str, new_name: str) -> dict[
     return {**definition, "warm_start": {**warm, "from": new_name}}
 
 
-def due(session: Session, now: datetime) -> list[str]:
-    """Ids of the schedules that are to be fired, the longest due first."""
-    found = select(Schedule.id).where(Schedule.enabled, Schedule.next_fire_at <= now)
-    return list(session.scalars(found.order_by(Schedule.next_fire_at, Schedule.id)))
-
-
 def fires_too_late(session: Session, now: datetime) -> list[str]:
     """Ids of schedules whose next firing is later than the next time of their cron expression.
 
-    A clock that was ahead has computed it; by the right one they would not fire until then.
+    A clock that was ahead has computed it; by the right one they would not fire until then, or, if it was
+    ahead of their end, never.
     """
-    times = load_only(Schedule.cron, Schedule.timezone, Schedule.next_fire_at)  # definitions may be long
-    waiting = select(Schedule).options(times).where(Schedule.enabled, Schedule.next_fire_at > now)
+    needed = (Schedule.cron, Schedule.timezone, Schedule.start, Schedule.end, Schedule.next_fire_at)
+    times = load_only(*needed)  # definitions may be long
+    waiting = select(Schedule).options(times).where(Schedule.enabled, _waits(now))
     return [schedule.id for schedule in session.scalars(waiting) if earlier_firing(schedule, now) is not None]
 
 
 def repair(session: Session, schedule_id: str) -> None:
     """Set the next firing of a schedule right, if it is too late still, and say so in its history."""
     now = database_now(session)
-    wanted = select(Schedule).where(Schedule.id == schedule_id, Schedule.enabled, Schedule.next_fire_at > now)
+    wanted = select(Schedule).where(Schedule.id == schedule_id, Schedule.enabled, _waits(now))
     schedule = session.scalars(wanted.with_for_update(skip_locked=True)).one_or_none()
     expected = None if schedule is None else earlier_firing(schedule, now)
     if schedule is None or expected is None:
         return
+    was = "to be none" if schedule.next_fire_at is None else str(schedule.next_fire_at)
     message = (
-        f"its next firing was {schedule.next_fire_at}, later than its cron expression says: a clock was"
+        f"its next firing was {was}, later than its cron expression says: a clock was"
         f" wrong; now it is {expected}"
     )
     schedule.next_fire_at = expected
     history.record(session, schedule, ScheduleEventKind.REPAIRED, message)
 
 
+def _waits(now: datetime) -> ColumnElement[bool]:
+    """Whether it fires later, or has ended."""
+    ended = and_(Schedule.next_fire_at.is_(None), Schedule.end.is_not(None))
+    return or_(Schedule.next_fire_at > now, ended)
+
+
 def earlier_firing(schedule: Schedule, now: datetime) -> datetime | None:
     """When a schedule should fire next, where that is earlier than it says; None: it is not, or not known."""
     try:
-        expected = next_firing(schedule.cron, schedule.timezone, now)
+        expected = times_of(schedule).next(now)
     except (CronSimError, ValueError, KeyError, OSError):  # said when it is to be fired
         return None
-    assert schedule.next_fire_at is not None
-    return expected if expected is not None and expected < schedule.next_fire_at else None
-
-
-def fire(
-    session: Session, schedule_id: str, now: datetime | None = None, limits: Limits = UNLIMITED
-) -> Study | None:
-    """Make the study of a schedule that is due; exactly one per firing, whoever calls, however often.
-
-    When nobody called for a while and several firings were missed, only the latest of them is made: a
-    night's sweep that could not run is not run seven times a week later.
-
-    Two coordinators may call at once: on PostgreSQL the other one passes over a schedule that one has
-    locked, on SQLite a writing transaction is alone. A unique index on (schedule, firing) stands behind both.
-
-    Where the schedule lets no sweeps overlap and an earlier one is queued or running, none is made, and the
-    schedule's history says so.
-
-    A sweep over its owner's limits is made as a study that has failed, with the limit as its reason: it is
-    listed like any other, nothing of it runs, and a clone of it can be submitted when there is room.
-
-    Args:
-        session: a writing transaction; the caller commits it.
-        schedule_id: which.
-        now: by the database's clock; None: ask it.
-        limits: how much one owner may have.
-
-    Returns:
-        The new study, or the failed one; None when there is none to be made any more.
-    """
-    now = now or database_now(session)
-    schedule = _lock_due(session, schedule_id, now)
-    if schedule is None:
-        return None
-    assert schedule.next_fire_at is not None
-    firing = latest_firing(schedule.cron, schedule.timezone, schedule.next_fire_at, now)
-    schedule.next_fire_at = next_firing(schedule.cron, schedule.timezone, now)
-    if _was_made(session, schedule, firing):
-        return None
-    earlier = _in_the_way(session, schedule)
-    if earlier is not None:
-        message = (
-            f"skipped: its sweep {earlier.name!r} is still {earlier.state} (overlap: {schedule.overlap})"
-        )
-        history.record(session, schedule, ScheduleEventKind.SKIPPED, message, fired_for=firing)
-        return None
-    refusal = _refusal(session, schedule, limits)
-    study = _sweep(session, schedule, firing, f"fired by the schedule {schedule.name!r}")
-    if study is not None and refusal is not None:
-        advance_study(session, study, StudyState.FAILED, refusal)
-    schedule.last_fired_for = firing
-    return study
+    present = schedule.next_fire_at
+    return expected if expected is not None and (present is None or expected < present) else None
 
 
 def run_now(
-    session: Session, schedule: Schedule, *, asked_by: str = NOBODY, limits: Limits = UNLIMITED
+    session: Session,
+    schedule: Schedule,
+    *,
+    asked_by: str = NOBODY,
+    limits: Limits = UNLIMITED,
+    files: Files = MappingProxyType({}),
 ) -> Study:
     """Make a sweep of a schedule at once, whether it is enabled or not. Its next firing stays.
 
@@ -230,106 +192,33 @@ def run_now(
         schedule: which, locked.
         asked_by: whose request it is. The sweep is the schedule's owner's, as all of them are.
         limits: how much one owner may have.
+        files: of the paths that have fields.
 
     Raises:
         SweepUnderWay: an earlier sweep is queued or running, and none may overlap.
+        Invalid: a file of its data is not there.
         LimitReached: the schedule's owner may not have another study.
+        NotLookedAt: `files` lacks some.
     """
-    earlier = _in_the_way(session, schedule)
-    if earlier is not None:
+    firing = database_now(session)
+    running = [study for study in sweeps.under_way(session, schedule) if not windows.is_over(study, firing)]
+    if running and schedule.overlap in (Overlap.SKIP, Overlap.QUEUE):
         raise SweepUnderWay(
-            f"The sweep {earlier.name!r} of the schedule {schedule.name!r} is {earlier.state}, and its "
-            "sweeps may not overlap. Wait for its end, cancel it, or set the schedule's overlap to allow."
+            f"The sweep {running[0].name!r} of the schedule {schedule.name!r} is {running[0].state}, and its "
+            f"sweeps may not overlap. Wait for its end, cancel it, or set the schedule's overlap to "
+            f"{Overlap.ALLOW} or {Overlap.CANCEL_RUNNING}."
         )
+    paths, refusal = templates.data_paths(schedule, firing, files)
+    if refusal is not None:
+        raise Invalid("The sweep's definition", [each for each in files.values() if isinstance(each, Fault)])
+    leaving = running if schedule.overlap == Overlap.CANCEL_RUNNING else []
+    if leaving:
+        sweeps.cancel(session, schedule, leaving, firing)
     definition = read_definition(schedule)
     if definition is not None:
-        require_within_limits(session, schedule.owner, definition, limits)
-    firing = database_now(session)
+        ids = [study.id for study in leaving]
+        require_within_limits(session, schedule.owner, definition, limits, leaving=ids)
     why = f"run on request of {asked_by!r} by the schedule {schedule.name!r}"
-    while (study := _sweep(session, schedule, firing, why)) is None:
+    while (study := sweeps.make_sweep(session, schedule, firing, why, paths)) is None:
         firing += _INSTANT  # two requests within a tick of the clock
     return study
-
-
-def skip(session: Session, schedule_id: str, reason: str) -> None:
-    """Pass over a firing that cannot be made, or it would be tried in every round.
-
-    The schedule fires again at its next time; where that cannot be told either, it is disabled.
-    """
-    now = database_now(session)
-    schedule = _lock_due(session, schedule_id, now)
-    if schedule is None:
-        return
-    due_at = schedule.next_fire_at
-    what = "this firing was left out"
-    try:
-        schedule.next_fire_at = next_firing(schedule.cron, schedule.timezone, now)
-    except (CronSimError, ValueError, KeyError, OSError) as error:  # its timezone has gone, say
-        schedule.enabled = False
-        schedule.next_fire_at = None
-        what = f"the schedule was disabled ({type(error).__name__}: {error})"
-    message = f"the schedule {schedule.name!r} could not be fired: {reason}; {what}"
-    history.record(session, schedule, ScheduleEventKind.FAILED, message, fired_for=due_at)
-
-
-def _lock_due(session: Session, schedule_id: str, now: datetime) -> Schedule | None:
-    wanted = select(Schedule).where(
-        Schedule.id == schedule_id, Schedule.enabled, Schedule.next_fire_at <= now
-    )
-    return session.scalars(wanted.with_for_update(skip_locked=True)).one_or_none()
-
-
-def _was_made(session: Session, schedule: Schedule, firing: datetime) -> bool:
-    query = select(Study.id).where(Study.schedule_id == schedule.id, Study.fired_for == firing)
-    return session.scalars(query).first() is not None
-
-
-def _in_the_way(session: Session, schedule: Schedule) -> Study | None:
-    """An earlier sweep that another one would overlap with, where that is not allowed."""
-    if schedule.overlap == Overlap.ALLOW:
-        return None
-    query = select(Study).where(Study.schedule_id == schedule.id, Study.state.in_(UNDER_WAY))
-    return session.scalars(query.order_by(Study.created_at.desc(), Study.id)).first()
-
-
-def _sweep(session: Session, schedule: Schedule, firing: datetime, why: str) -> Study | None:
-    """The study of one firing, queued; None when it has been made already."""
-    local = firing.astimezone(ZoneInfo(schedule.timezone))
-    stem = f"{schedule.name}-{local:%Y%m%d-%H%M}"
-    name, number = stem, 1
-    definition = schedule.definition
-    base_seed = definition.get("search", {}).get("seed", 0)
-    seed = sweep_seed(base_seed, firing)
-    why += f"; its search.seed {seed} follows from the schedule's {base_seed} and {firing.isoformat()}"
-    while not _was_made(session, schedule, firing):
-        if session.scalars(select(Study.id).where(Study.name == name)).first() is None:
-            study = Study(
-                id=new_id(),
-                name=name,
-                definition=_with_seed({**definition, "name": name}, seed),
-                reason="waiting for a coordinator",
-                owner=schedule.owner,
-                schedule_id=schedule.id,
-                schedule_name=schedule.name,
-                fired_for=firing,
-                base_seed=base_seed,
-            )
-            if not insert(session, study):
-                continue  # another transaction took the name, or made the firing: look again
-            append_event(session, study.id, "study_queued", why)
-            return study
-        number += 1
-        name = f"{stem}-{number}"
-    return None
-
-
-def _refusal(session: Session, schedule: Schedule, limits: Limits) -> str | None:
-    """Why the schedule's owner may not have another study; None: they may."""
-    definition = read_definition(schedule)
-    if definition is None:
-        return None  # the coordinator that takes the study says what is wrong with it
-    try:
-        require_within_limits(session, schedule.owner, definition, limits)
-    except LimitReached as error:
-        return f"over its owner's limits: {error.detail}"
-    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -9,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.db.database import database_now
 from service.db.models import Schedule
-from service.plans.dependencies import Checks
+from service.plans.dependencies import Checks as SubmissionChecks
 from service.rest.dependencies import (
     MAX_ID,
     Changing,
@@ -25,16 +27,24 @@ from service.rest.etags import ETAG_HEADER, IfMatch, Precondition, etag
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
 from service.rest.problems import declare
 from service.schedules import commands, queries
-from service.schedules.documents import CHANGE_SCHEMA, CREATE_SCHEMA, read_change, read_new
-from service.schedules.schemas import ScheduleHistory, ScheduleList, ScheduleView
+from service.schedules.body_schemas import CHANGE_SCHEMA, CREATE_SCHEMA
+from service.schedules.documents import Accepted, Checks, read_change, read_new, read_times
+from service.schedules.firings import BOUND_FORM, CRON_FORM
+from service.schedules.schemas import Firings, ScheduleHistory, ScheduleList, ScheduleView, SweepPage
+from service.schedules.sweeps import times_of
+from service.schedules.templates import Files, with_files
+from service.settings import Settings
 from service.studies import queries as studies
 from service.studies.limits import Limits
 from service.studies.parameters import Cursor
-from service.studies.schemas import StudyPage, StudyView
+from service.studies.schemas import StudyView
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
+previews = APIRouter(prefix="/v1/schedule-preview", tags=["schedules"])
 
 ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]
+Count = Annotated[int, Query(ge=1, le=100, description="How many firings at most")]
+MAX_TEXT = 200
 Enabled = Annotated[
     bool,
     TrueOrFalse,
@@ -59,15 +69,19 @@ Enabled = Annotated[
     openapi_extra=request_body(CREATE_SCHEMA, "A schedule, as JSON or YAML"),
 )
 def create(
-    document: Document, resources: ServiceResources, checks: Checks, owner: Owner, change: ChangeOnce
+    document: Document,
+    resources: ServiceResources,
+    checks: SubmissionChecks,
+    owner: Owner,
+    change: ChangeOnce,
 ) -> Response:
     """Make a schedule: a study each time its cron expression fires."""
     if (earlier := change.earlier_answer()) is not None:
         return earlier
     with resources.database.read() as session:
         now = database_now(session)
-    new = read_new(document, resources.settings.data_roots, resources.settings.plugins, now)
-    unchecked = checks.require_sound(new.definition, what="The schedule", below="definition")
+    new = read_new(document, _against(resources.settings, now))
+    unchecked = _require_sound(checks, new.definition, "The schedule")
 
     def work(session: Session) -> Answer:
         schedule = commands.create(session, new, now, owner=owner)
@@ -101,20 +115,43 @@ def get_schedule(schedule: ScheduleRef, session: Reading, response: Response) ->
     return queries.show(session, [found])[0]
 
 
-@router.get("/{schedule}/studies", response_model=StudyPage, responses=declare(404, 422))
+@router.get("/{schedule}/studies", response_model=SweepPage, responses=declare(404, 422))
 def list_sweeps(
     schedule: ScheduleRef,
     session: Reading,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
-) -> StudyPage:
+) -> SweepPage:
     """The studies that a schedule has made, newest first, also after it was removed.
 
     By a name: all that were made under it. By an id: those of this one schedule, under whatever name.
     """
-    page = queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
-    items = studies.list_view(session, page.studies)
-    return StudyPage(items=items, next_cursor=page.next_cursor)
+    return queries.list_sweeps(session, schedule, limit=limit, cursor=cursor)
+
+
+@router.get("/{schedule}/firings", response_model=Firings, responses=declare(404, 422))
+def list_firings(schedule: ScheduleRef, session: Reading, count: Count = 10) -> Firings:
+    """When a schedule fires next, in UTC and by its clocks, and what changes of the clocks make of it.
+
+    Of a disabled schedule: when it would.
+    """
+    found = queries.get_schedule(session, schedule)
+    return queries.next_firings(times_of(found), database_now(session), count, enabled=found.enabled)
+
+
+@previews.get("", response_model=Firings, responses=declare(422))
+def preview(
+    session: Reading,
+    cron: Annotated[str, Query(max_length=MAX_TEXT, description=CRON_FORM)],
+    timezone: Annotated[str, Query(max_length=MAX_TEXT, description="An IANA name")] = "UTC",
+    start: Annotated[str | None, Query(max_length=MAX_TEXT, description=BOUND_FORM)] = None,
+    end: Annotated[str | None, Query(max_length=MAX_TEXT, description=BOUND_FORM)] = None,
+    count: Count = 10,
+) -> Firings:
+    """When a schedule would fire that nobody has made yet."""
+    now = database_now(session)
+    times = read_times(cron=cron, timezone=timezone, start=start, end=end, now=now)
+    return queries.next_firings(times, now, count)
 
 
 @router.get("/{schedule}/history", response_model=ScheduleHistory, responses=declare(404, 422))
@@ -153,19 +190,20 @@ def run(
 ) -> Response:
     """Start a sweep of a schedule now, whether it is enabled or not. Its next firing still takes place.
 
-    409 while an earlier sweep is queued or running, unless the schedule's `overlap` is `allow`.
+    409 while an earlier sweep is queued or running, unless the schedule's `overlap` is `allow`, or
+    `cancel_running`, which cancels the earlier one. A sweep that its window's end has paused stays so.
     """
     limits = Limits.of(resources.settings)
 
-    def work(session: Session) -> Answer:
+    def work(session: Session, files: Files) -> Answer:
         found = _expected(session, schedule, expected)
-        study = commands.run_now(session, found, asked_by=owner, limits=limits)
+        study = commands.run_now(session, found, asked_by=owner, limits=limits, files=files)
         session.flush()
         headers = {**etag(study.revision), "Location": f"/v1/studies/{study.id}"}
         shown = studies.show(session, study)
         return Answer(status=201, body=shown, headers=headers)
 
-    return change.answer(work)
+    return with_files(lambda files: change.answer(partial(work, files=files)), resources.settings.data_roots)
 
 
 @router.patch(
@@ -178,7 +216,7 @@ def change(
     schedule: ScheduleRef,
     document: Document,
     resources: ServiceResources,
-    checks: Checks,
+    checks: SubmissionChecks,
     owner: Owner,
     expected: IfMatch,
     response: Response,
@@ -192,11 +230,10 @@ def change(
         present = _as_expected(queries.get_schedule(session, schedule), expected)
         now = database_now(session)
     # Before the transaction, which must not wait for files.
-    settings, timing = resources.settings, {"cron": present.cron, "timezone": present.timezone}
-    wanted = read_change(document, settings.data_roots, settings.plugins, **timing, now=now)
+    wanted = read_change(document, present, _against(resources.settings, now))
     unchecked = None
     if wanted.definition is not None:
-        unchecked = checks.require_sound(wanted.definition, what="The change", below="definition")
+        unchecked = _require_sound(checks, wanted.definition, "The change")
 
     def work(session: Session) -> tuple[ScheduleView, int]:
         found = _expected(session, schedule, expected)
@@ -230,3 +267,14 @@ def _as_expected(found: Schedule, expected: Precondition) -> Schedule:
     """Raises `PreconditionFailed`."""
     expected.check(f"The schedule {found.name!r}", found.revision)
     return found
+
+
+def _against(settings: Settings, now: datetime) -> Checks:
+    return Checks(data_roots=settings.data_roots, plugins=settings.plugins, now=now)
+
+
+def _require_sound(checks: SubmissionChecks, definition: Accepted, what: str) -> str | None:
+    """As `SubmissionChecks.require_sound`. Of files that are not there yet nothing can be said."""
+    if definition.absent:
+        return f"{' and '.join(definition.absent)} not there yet; the next firing looks for it"
+    return checks.require_sound(definition.next, what=what, below="definition")

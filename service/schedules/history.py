@@ -25,6 +25,7 @@ def record(
     asked_by: str | None = None,
     changes: Changes | None = None,
     fired_for: datetime | None = None,
+    missed: Mapping[str, Any] | None = None,
 ) -> None:
     """Append an event to a schedule's history."""
     session.add(
@@ -37,6 +38,7 @@ def record(
             asked_by=asked_by,
             changes=shortened_changes(changes),
             fired_for=fired_for,
+            missed=None if missed is None else dict(missed),
         )
     )
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, defer, load_only
 
-from service.db.kinds import Overlap, ScheduleEventKind
-from service.db.models import Schedule, ScheduleEvent, Study
+from service.analysis.gpu_hours import gpu_hours
+from service.db.database import database_now
+from service.db.kinds import CatchUp, Overlap, ScheduleEventKind, UntilAction
+from service.db.models import Attempt, Schedule, ScheduleEvent, Study
 from service.db.rows import NAME, find
 from service.errors import NotFound
 from service.schedules import history
-from service.schedules.schemas import ListedSchedule, ScheduleEventView, ScheduleView, SkipView, SweepView
+from service.schedules.firings import Times, preview
+from service.schedules.schemas import (
+    Firings,
+    FiringView,
+    ListedSchedule,
+    Missed,
+    ScheduleEventView,
+    ScheduleView,
+    SkipView,
+    SweepPage,
+    SweepRun,
+    SweepView,
+)
 from service.states import StudyState
-from service.studies.queries import Page, begins_with, page_of
+from service.studies import queries as studies
+from service.studies.queries import begins_with, page_of
 
 
 def get_schedule(session: Session, ref: str, *, lock: bool = False) -> Schedule:
@@ -40,13 +56,44 @@ def list_schedules(
     return session.scalars(query).all()
 
 
-def list_sweeps(session: Session, ref: str, *, limit: int, cursor: str | None) -> Page:
+def list_sweeps(session: Session, ref: str, *, limit: int, cursor: str | None) -> SweepPage:
     """One page of the studies that a schedule has made, newest first, also after it was removed.
 
     By a name: all that were made under it, by whatever schedules had it, and all of the schedule that has it.
     By an id: those of this schedule. Raises `NotFound`.
     """
-    return page_of(session, select(Study).where(_known(session, ref, Study)), limit=limit, cursor=cursor)
+    page = page_of(session, select(Study).where(_known(session, ref, Study)), limit=limit, cursor=cursor)
+    hours = _gpu_hours(session, [study.id for study in page.studies])
+    items = [
+        SweepRun(**dict(listed), gpu_hours=hours.get(listed.id, 0.0))
+        for listed in studies.list_view(session, page.studies)
+    ]
+    return SweepPage(items=items, next_cursor=page.next_cursor)
+
+
+def _gpu_hours(session: Session, study_ids: Sequence[str]) -> dict[str, float]:
+    """Study id -> GPU-hours, of those that have attempts."""
+    spans = (Attempt.study_id, Attempt.worker_id, Attempt.gpus, Attempt.started_at, Attempt.ended_at)
+    query = select(Attempt).options(load_only(*spans)).where(Attempt.study_id.in_(study_ids))
+    attempts: dict[str, list[Attempt]] = {}
+    for attempt in session.scalars(query):
+        attempts.setdefault(attempt.study_id, []).append(attempt)
+    now = database_now(session)
+    return {study_id: gpu_hours(found, now) for study_id, found in attempts.items()}
+
+
+def next_firings(times: Times, now: datetime, count: int, *, enabled: bool = True) -> Firings:
+    """The next `count` firings after `now`, as the API shows them."""
+    items = [
+        FiringView(
+            at=firing.at,
+            local=f"{firing.local:%Y-%m-%dT%H:%M}",
+            offset=firing.local.isoformat()[-6:],
+            note=firing.note,
+        )
+        for firing in preview(times, now, count)
+    ]
+    return Firings(timezone=times.timezone, enabled=enabled, items=items)
 
 
 def list_history(session: Session, ref: str, *, before: int | None, limit: int) -> list[ScheduleEventView]:
@@ -72,6 +119,7 @@ def list_history(session: Session, ref: str, *, before: int | None, limit: int) 
             message=event.message,
             changes=history.shortened_changes(event.changes),
             fired_for=event.fired_for,
+            missed=None if event.missed is None else Missed(**event.missed),
         )
         for event in session.scalars(query.order_by(ScheduleEvent.id.desc()).limit(limit))
     ]
@@ -118,7 +166,7 @@ def _read_all(session: Session, schedules: Sequence[Schedule]) -> list[dict[str,
         .where(Study.schedule_id.in_(ids))
         .group_by(Study.schedule_id)
     ).all()
-    studies = {row.schedule_id: row.studies for row in rows}
+    made = {row.schedule_id: row.studies for row in rows}
     found = select(Study.schedule_id, Study.name, Study.state, Study.reason).where(
         tuple_(Study.schedule_id, Study.fired_for).in_([(row.schedule_id, row.latest) for row in rows])
     )
@@ -144,11 +192,18 @@ def _read_all(session: Session, schedules: Sequence[Schedule]) -> list[dict[str,
             "enabled": s.enabled,
             "owner": s.owner,
             "overlap": Overlap(s.overlap),
+            "catch_up": CatchUp(s.catch_up),
+            "start": s.start,
+            "end": s.end,
+            "until": s.until,
+            "until_action": None if s.until is None else UntilAction(s.until_action),
+            "sweep_name": s.sweep_name,
             "repeat_configurations": s.repeat_configurations,
             "created_at": s.created_at,
             "next_fire_at": s.next_fire_at,
             "last_fired_for": s.last_fired_for,
-            "studies": studies.get(s.id, 0),
+            "queued_for": s.queued_for,
+            "studies": made.get(s.id, 0),
             "last_sweep": latest.get(s.id),
             "last_skipped": skipped.get(s.id),
         }

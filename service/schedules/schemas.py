@@ -1,4 +1,4 @@
-"""Schedules as the REST API shows them."""
+"""Schedules and their firings as the REST API shows them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from service.answers import Answer, Open
-from service.db.kinds import Overlap, ScheduleEventKind
+from service.db.kinds import CatchUp, Overlap, ScheduleEventKind, UntilAction
 from service.states import StudyState
+from service.studies.schemas import ListedStudy
 
 
 class SweepView(Answer):
@@ -37,14 +38,36 @@ class ListedSchedule(Answer):
     enabled: bool
     owner: str = Field(description="Whose API key made it; its sweeps count for this owner")
     overlap: Open[Overlap] = Field(
-        description="What a firing does while an earlier sweep is queued or running: `skip` makes none"
+        description="What a firing does while an earlier sweep is queued or running: `skip` makes none, "
+        "`queue` waits for its end, `cancel_running` cancels it"
+    )
+    catch_up: Open[CatchUp] = Field(
+        default=CatchUp.LATEST, description="Whether the latest of missed firings is made late"
+    )
+    start: str | None = Field(
+        default=None, description="Nothing fires before this date, or date and time, in its timezone"
+    )
+    end: str | None = Field(default=None, description="Nothing fires after it")
+    until: str | None = Field(
+        default=None, description="The time of day in its timezone at which a sweep's window ends"
+    )
+    until_action: Open[UntilAction] | None = Field(
+        default=None, description="What is done then with what is left of a sweep; null without `until`"
+    )
+    sweep_name: str | None = Field(
+        default=None, description="The pattern of its sweeps' names; null: its name and the local time"
     )
     repeat_configurations: bool = Field(
         description="Whether sweeps evaluate again what earlier ones have evaluated on the same data"
     )
     created_at: datetime
-    next_fire_at: datetime | None = Field(description="null while disabled")
-    last_fired_for: datetime | None = Field(description="The cron instant of the latest sweep")
+    next_fire_at: datetime | None = Field(description="null while disabled, and after its end")
+    last_fired_for: datetime | None = Field(
+        description="The cron instant of the latest firing that made or continued a sweep"
+    )
+    queued_for: datetime | None = Field(
+        default=None, description="The cron instant of the firing that waits for an earlier sweep's end"
+    )
     studies: int = Field(description="How many sweeps it has made")
     last_sweep: SweepView | None = Field(
         description="The latest sweep. One over its owner's limits is `failed`, and its reason says so"
@@ -64,6 +87,14 @@ class ScheduleList(Answer):
     items: list[ListedSchedule]
 
 
+class Missed(Answer):
+    """Firings that made no sweep, because no coordinator was there or their window was over."""
+
+    count: int = Field(description="Of more than 20,000: 20,000")
+    first: datetime
+    last: datetime
+
+
 class ScheduleEventView(Answer):
     id: int
     at: datetime
@@ -76,8 +107,44 @@ class ScheduleEventView(Answer):
         description="Of `changed`: each key, dotted within the definition, with `from` and `to`; long lists"
         " and texts are shortened"
     )
-    fired_for: datetime | None = Field(description="Of `skipped` and `failed`: the cron instant")
+    fired_for: datetime | None = Field(
+        description="The cron instant of the firing that it is about; of several that were missed, the last"
+    )
+    missed: Missed | None = Field(default=None, description="Of `missed`: how many firings")
 
 
 class ScheduleHistory(Answer):
     items: list[ScheduleEventView]
+
+
+class SweepRun(ListedStudy):
+    """A sweep in the list of a schedule's."""
+
+    gpu_hours: float = Field(default=0.0, description="What its trials took so far")
+
+
+class SweepPage(Answer):
+    items: list[SweepRun]
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` to get the next page; null on the last page"
+    )
+
+
+class FiringView(Answer):
+    """A time at which a schedule fires."""
+
+    at: datetime = Field(description="In UTC")
+    local: str = Field(description="By the clocks of the timezone: 2026-10-25T02:30")
+    offset: str = Field(description="Of these clocks at that time: +01:00")
+    note: str | None = Field(
+        description="What a change of the clocks makes of it, in words: it is moved from a time that they"
+        " skip, or fires in one pass of a time that comes twice"
+    )
+
+
+class Firings(Answer):
+    """The next firings. Fewer than were asked for: the schedule ends."""
+
+    timezone: str
+    enabled: bool = Field(description="false: they take place once the schedule is enabled")
+    items: list[FiringView]

@@ -11,10 +11,14 @@ from service.db.models import Study
 
 
 def deadline(study: Study, budget: BudgetSpec) -> datetime | None:
-    """The first such time of day after the study was taken up, or resumed; None: it has none (yet)."""
-    anchor = max((at for at in (study.started_at, study.resumed_at) if at is not None), default=None)
-    if budget.until is None or anchor is None or study.started_at is None:
+    """The first such time of day after the study was taken up, or resumed; None: it has none (yet).
+
+    Of a sweep whose schedule gives it a window, the first after its firing, or after it was resumed.
+    """
+    begun = study.window_from or study.started_at
+    if budget.until is None or begun is None:
         return None
+    anchor = begun if study.resumed_at is None else max(begun, study.resumed_at)
     return next_time_of_day(anchor, parse_time_of_day(budget.until), budget.until_timezone)
 
 

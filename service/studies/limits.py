@@ -16,7 +16,7 @@ active one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
@@ -60,7 +60,14 @@ class Limits:
 UNLIMITED = Limits()
 
 
-def require_within_limits(session: Session, owner: str, definition: StudyDefinition, limits: Limits) -> None:
+def require_within_limits(
+    session: Session,
+    owner: str,
+    definition: StudyDefinition,
+    limits: Limits,
+    *,
+    leaving: Collection[str] = (),
+) -> None:
     """Raise `LimitReached` unless the owner may have one more study.
 
     Others who ask at the same time wait until this transaction ends, so the limit is exact.
@@ -70,6 +77,7 @@ def require_within_limits(session: Session, owner: str, definition: StudyDefinit
         owner: whose study it is to be.
         definition: the study's.
         limits: the server's.
+        leaving: studies that do not count, because this transaction asks for their cancellation.
 
     Raises:
         LimitReached: with the limit, what the owner has, and what to do.
@@ -77,7 +85,7 @@ def require_within_limits(session: Session, owner: str, definition: StudyDefinit
     if limits == UNLIMITED:
         return
     _lock_out_others(session, _SUBMISSIONS)
-    active = _active_studies(session, owner)
+    active = [study for study in _active_studies(session, owner) if study.id not in leaving]
     if limits.active_studies is not None and len(active) >= limits.active_studies:
         raise _reached(
             "max_active_studies_per_owner",

@@ -52,12 +52,25 @@ def request_resume(session: Session, ref: str, expected: Precondition = ANYTHING
         BeingCancelled: it is about to be.
     """
     study = _open(session, ref, expected, "resumed")
+    resume(session, study, "resumed")
+    return study
+
+
+def resume(session: Session, study: Study, why: str) -> None:
+    """Have a study resumed that has not ended and is not to, with its first stage. Its row is locked."""
     test = _first_stage(session, study)
     if test is not None:
-        _resume(session, test, "resumed; waiting for a coordinator")
+        _resume(session, test, f"{why}; waiting for a coordinator")
     waits_for = "a coordinator" if test is None else f"its learning-rate range test {test.name}"
-    _resume(session, study, f"resumed; waiting for {waits_for}")
-    return study
+    _resume(session, study, f"{why}; waiting for {waits_for}")
+
+
+def pause_queued(session: Session, study: Study, reason: str) -> None:
+    """Pause a queued study that nobody holds, with its first stage. Its row is locked."""
+    test = _first_stage(session, study)
+    if test is not None:
+        _pause(session, test, f"paused with the study {study.name!r}, of which it is the first stage")
+    put_down(session, study, reason)
 
 
 def _open(session: Session, ref: str, expected: Precondition, wanted: str) -> Study:

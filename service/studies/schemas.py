@@ -126,7 +126,8 @@ class StudyView(ListedStudy):
         description="The accepted definition, with defaults, preset and paths resolved"
     )
     deadline: datetime | None = Field(
-        description="The next time of `budget.until`; null before the study has started"
+        description="The next time of `budget.until`; null before the study has started, unless it is a sweep"
+        " whose schedule has an `until`"
     )
     trials_requested: int | None = Field(
         description="Trials of the search; null if this version cannot read the stored definition"

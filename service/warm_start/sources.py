@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,15 +84,29 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
     return Source(study=latest, words=f"the schedule {name!r} ({more})", schedule=True, earlier=earlier)
 
 
-def differences(earlier: StudyDefinition, now: StudyDefinition) -> list[str]:
-    """In what two studies differ, so that their values cannot be compared, in words."""
+def differences(
+    earlier: StudyDefinition, now: StudyDefinition, *, ignored: Collection[str] = ()
+) -> list[str]:
+    """In what two studies differ, so that their values cannot be compared, in words. `ignored` keys may."""
     if earlier.task != now.task:
         return [other_task(earlier, now)]
     there, here = _compared(earlier), _compared(now)
     return [
         f"{key} is {there.get(key)} there and {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key)
+        if there.get(key) != here.get(key) and key not in ignored
+    ]
+
+
+def paths_of_each_sweep(session: Session, study: Study, earlier: Study) -> list[str]:
+    """`data.train`, `data.eval`, where the schedule of two sweeps gives each a file of its own, by `{date}`,
+    say: their names need not be the same, as the content under one name need not."""
+    if study.schedule_id is None or study.schedule_id != earlier.schedule_id:
+        return []
+    schedule = session.get(Schedule, study.schedule_id)
+    data = {} if schedule is None else schedule.definition.get("data", {})
+    return [
+        f"data.{part}" for part in ("train", "eval") if isinstance(data.get(part), str) and "{" in data[part]
     ]
 
 

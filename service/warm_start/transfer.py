@@ -30,6 +30,7 @@ from service.warm_start.sources import (
     differences,
     find,
     other_task,
+    paths_of_each_sweep,
 )
 
 TOP_K = 5
@@ -94,7 +95,8 @@ def resolve(
     earlier = read_definition(source.study) if source.study.kind == StudyKind.SEARCH else None
     if earlier is None:
         raise WarmStartError(f"warm_start.from: this version cannot read {source.words}")
-    if spec.as_ == "prior" and (found := differences(earlier, definition)):
+    ignored = paths_of_each_sweep(session, study, source.study)
+    if spec.as_ == "prior" and (found := differences(earlier, definition, ignored=ignored)):
         unlike = "; ".join(found)
         raise WarmStartError(f"warm_start.from: {source.words} cannot be a prior for this study: {unlike}")
     if earlier.task != definition.task:

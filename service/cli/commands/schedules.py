@@ -1,4 +1,4 @@
-"""Commands about schedules: list, add, show, edit, enable, disable, run, runs, history, remove."""
+"""Commands about schedules: list, add, show, edit, enable, disable, next, run, runs, history, remove."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from service.cli.errors import CommandError, Commands
 from service.cli.options import Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
-from service.cli.views.output import moment, say, say_json, table
-from service.cli.views.schedules import show_runs, show_schedule, what_changed
+from service.cli.views.output import moment, say, say_json, say_note, table
+from service.cli.views.schedules import MADE_NO_SWEEP, show_firings, show_runs, show_schedule, what_changed
 from service.client import DEFAULT_SERVER
 from service.schedules.schemas import ScheduleEventView, ScheduleView
 
@@ -31,11 +31,51 @@ KnownName = Annotated[
     ),
 ]
 Overlap = Annotated[
-    Literal["skip", "allow"] | None,
+    Literal["skip", "allow", "queue", "cancel_running"] | None,
     typer.Option(
-        help="If an earlier sweep is still queued or running: skip this firing, or allow a second sweep.",
+        help="If an earlier sweep is still queued or running: skip this firing, allow a second sweep, queue"
+        " the firing until the earlier sweep has ended, or cancel the earlier one.",
         show_default=False,
     ),
+]
+CatchUp = Annotated[
+    Literal["latest", "none"] | None,
+    typer.Option(help="Of firings that were missed: make the latest late, or none.", show_default=False),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE", help="Nothing fires before: 2026-12-01, or 2026-12-01T18:00.", show_default=False
+    ),
+]
+End = Annotated[
+    str | None,
+    typer.Option(metavar="DATE", help="Nothing fires after; the whole day of a date.", show_default=False),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HH:MM", help="The time of day at which a sweep is ended or paused.", show_default=False
+    ),
+]
+UntilAction = Annotated[
+    Literal["end", "pause", "continue"] | None,
+    typer.Option(
+        help="At --until: end the sweep (default), pause it until a person resumes it, or pause it until the"
+        " next firing continues it.",
+        show_default=False,
+    ),
+]
+SweepName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="What its sweeps are called, with {date}, {week} and {run}: nightly-{date}.",
+        show_default=False,
+    ),
+]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="Do not start each sweep from the results of earlier sweeps.")
 ]
 Repeat = Annotated[
     bool | None,
@@ -105,16 +145,27 @@ def add(
     disabled: Annotated[
         bool, typer.Option("--disabled", help="Add it disabled: it does not fire until it is enabled.")
     ] = False,
+    start: Start = None,
+    end: End = None,
     overlap: Overlap = None,
+    catch_up: CatchUp = None,
+    until: Until = None,
+    until_action: UntilAction = None,
+    sweep_name: SweepName = None,
     repeat: Repeat = None,
+    cold: Cold = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
     """Add a schedule: each firing submits the study once.
 
-    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
+    A study without a warm_start gets one from the schedule itself, unless you give --cold: when the data has
+    changed, the best recipes of earlier sweeps are evaluated first. With --repeat-configurations, sweeps
+    evaluate again what earlier sweeps evaluated on the same data.
     """
     definition = read_study_file(file)
+    if not cold:
+        definition = _warm(definition, name or definition.get("name"))
     with connect(server) as client:
         schedule = client.add_schedule(
             definition,
@@ -122,7 +173,16 @@ def add(
             timezone=timezone,
             name=name,
             enabled=not disabled,
-            **given(overlap=overlap, repeat_configurations=repeat),
+            **given(
+                start=start,
+                end=end,
+                overlap=overlap,
+                catch_up=catch_up,
+                until=until,
+                until_action=until_action,
+                sweep_name=sweep_name,
+                repeat_configurations=repeat,
+            ),
         )
     _say(schedule, as_json)
 
@@ -149,28 +209,83 @@ def edit(
         int | None,
         typer.Option(help="search.seed; each sweep derives its own seed from it.", show_default=False),
     ] = None,
+    start: Start = None,
+    end: End = None,
     overlap: Overlap = None,
+    catch_up: CatchUp = None,
+    until: Until = None,
+    until_action: UntilAction = None,
+    sweep_name: SweepName = None,
     repeat: Repeat = None,
+    cold: Cold = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
     """Change a schedule. The sweeps that it has made stay as they are; `history` shows the change.
 
-    With --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
+    An empty --start, --end, --until or --sweep-name takes it away. With --file, a schedule that starts each
+    sweep from the results of earlier ones goes on doing so, unless you give --cold. With
+    --repeat-configurations, sweeps evaluate again what earlier sweeps evaluated on the same data.
     """
     changes: dict[str, Any] = given(
-        cron=cron, timezone=timezone, name=name, seed=seed, overlap=overlap, repeat_configurations=repeat
+        cron=cron,
+        timezone=timezone,
+        name=name,
+        seed=seed,
+        overlap=overlap,
+        catch_up=catch_up,
+        until_action=until_action,
+        repeat_configurations=repeat,
     )
+    cleared = given(start=start, end=end, until=until, sweep_name=sweep_name)
+    changes |= {key: value or None for key, value in cleared.items()}
     if file is not None:
         changes["definition"] = read_study_file(file)
     if not changes:
         raise CommandError(
-            "nothing to change: give --file, --cron, --timezone, --name, --seed, --overlap or "
-            "--repeat-configurations"
+            "nothing to change: give --file, --cron, --timezone, --name, --seed, --start, --end, --overlap,"
+            " --catch-up, --until, --until-action, --sweep-name or --repeat-configurations"
         )
     with connect(server) as client:
+        if file is not None and not cold:
+            before = client.schedule(schedule)
+            warm = before.definition.get("warm_start")
+            if isinstance(warm, dict) and warm.get("from") == before.name:
+                changes["definition"] = _warm(changes["definition"], before.name)
         found = client.change_schedule(schedule, **changes)
     _say(found, as_json)
+
+
+@schedules.command("next")
+def list_next(
+    schedule: Annotated[
+        str | None, typer.Argument(metavar="[SCHEDULE]", help="Its name or id.", show_default=False)
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(help="Of a schedule that you have not added yet.", show_default=False)
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="With --cron: its time zone. Default: UTC.", show_default=False)
+    ] = None,
+    start: Start = None,
+    end: End = None,
+    count: Annotated[int, typer.Option(min=1, max=100, help="How many firings.")] = 10,
+    server: Server = DEFAULT_SERVER,
+    as_json: Json = False,
+) -> None:
+    """Show when a schedule fires next, or would: in local time, in UTC, and around changes of the clock."""
+    times = given(cron=cron, timezone=timezone, start=start, end=end)
+    if (schedule is None) == (cron is None) or (schedule is not None and times):
+        raise CommandError("give the name of a schedule, or else --cron, with --timezone, --start or --end")
+    with connect(server) as client:
+        if schedule is not None:
+            found = client.next_firings(schedule, count=count)
+        else:
+            found = client.preview_firings(count=count, **times)
+    if as_json:
+        say_json(found.document())
+        return
+    show_firings(found, count)
 
 
 @schedules.command()
@@ -188,7 +303,8 @@ def run(schedule: ScheduleName, server: Server = DEFAULT_SERVER, as_json: Json =
 def runs(
     schedule: KnownName, limit: Latest = 20, server: Server = DEFAULT_SERVER, as_json: Json = False
 ) -> None:
-    """List a schedule's sweeps with their best values, and the firings that made none, newest first."""
+    """List a schedule's sweeps with their best values and GPU-hours, and the firings that made none, newest
+    first."""
     with connect(server) as client:
         sweeps = list(islice(client.sweeps(schedule), limit))
         if as_json:
@@ -201,7 +317,7 @@ def runs(
         for event in events:
             if (oldest is not None and event.at < oldest) or len(missed) == limit:
                 break
-            if event.kind in ("skipped", "failed"):
+            if event.kind in MADE_NO_SWEEP:
                 missed.append(event)
     show_runs(sweeps, missed, limit)
 
@@ -245,6 +361,17 @@ def remove(schedule: ScheduleName, server: Server = DEFAULT_SERVER) -> None:
     with connect(server) as client:
         client.remove_schedule(schedule)
     say(f"Schedule {schedule} removed.")
+
+
+def _warm(definition: dict[str, Any], name: object) -> dict[str, Any]:
+    """The definition, with a warm start from its own schedule where it has none."""
+    if not isinstance(name, str) or definition.get("warm_start") is not None:
+        return definition
+    say_note(
+        f"Each sweep starts from the best recipes of earlier sweeps (warm_start: {{from: {name}}})."
+        " With --cold, it does not."
+    )
+    return {**definition, "warm_start": {"from": name}}
 
 
 def _say(schedule: ScheduleView, as_json: bool) -> None:

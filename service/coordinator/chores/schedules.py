@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -21,6 +23,8 @@ from service.db.lease_times import is_leased
 from service.db.models import Study
 from service.db.transitions import advance_study, append_event
 from service.schedules import commands as schedules
+from service.schedules import sweeps, templates, windows
+from service.schedules.templates import Files
 from service.states import StudyState
 from service.studies.limits import UNLIMITED, Limits
 
@@ -101,24 +105,37 @@ def repair_schedules(database: Database) -> None:
         database.transact(partial(schedules.repair, schedule_id=schedule_id))
 
 
-def fire_schedules(database: Database, limits: Limits = UNLIMITED) -> None:
+def close_windows(database: Database) -> None:
+    """Pause or end the sweeps whose window has ended while they waited for a coordinator."""
+    with database.read() as session:
+        closed = windows.over_while_waiting(session, database_now(session))
+    for study_id in closed:
+        database.transact(partial(windows.close, study_id=study_id))
+
+
+def _fire(database: Database, schedule_id: str, limits: Limits, files: Files) -> Study | None:
+    return database.transact(lambda session: sweeps.fire(session, schedule_id, limits=limits, files=files))
+
+
+def fire_schedules(database: Database, limits: Limits = UNLIMITED, data_roots: Sequence[Path] = ()) -> None:
     """Make the study of every schedule that is due. One that cannot be fired does not hold up the others.
 
     Args:
         database: the service's.
         limits: how much one owner may have; a sweep over them is a failed study.
+        data_roots: folders that paths with `{date}` and the like may lead to; a sweep of others is one, too.
     """
     with database.read() as session:
-        due = schedules.due(session, database_now(session))
+        due = sweeps.due(session, database_now(session))
     for schedule_id in due:
         try:
-            study = database.transact(partial(schedules.fire, schedule_id=schedule_id, limits=limits))
+            study = templates.with_files(partial(_fire, database, schedule_id, limits), data_roots)
         except Exception as error:
             if is_trouble(error):
                 raise  # every schedule's
             log.exception("the schedule %s could not be fired", schedule_id)
             reason = f"{type(error).__name__}: {error}"
-            database.transact(partial(schedules.skip, schedule_id=schedule_id, reason=reason))
+            database.transact(partial(sweeps.skip, schedule_id=schedule_id, reason=reason))
         else:
             if study is not None and study.state == StudyState.FAILED:
                 log.warning("a schedule fired: study %s will not run: %s", study.name, study.reason)

@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.column_types import Sentence
-from service.db.kinds import Overlap
+from service.db.kinds import CatchUp, Overlap, UntilAction
 from service.db.models.base import NOBODY, Base, new_id, one_of, utc_now
 
 
@@ -24,7 +24,11 @@ class Schedule(Base):
     """A cron expression, a timezone and a definition. Each firing makes one study, a sweep."""
 
     __tablename__ = "schedules"
-    __table_args__ = (CheckConstraint(one_of("overlap", Overlap), name="ck_schedules_overlap"),)
+    __table_args__ = (
+        CheckConstraint(one_of("overlap", Overlap), name="ck_schedules_overlap"),
+        CheckConstraint(one_of("catch_up", CatchUp), name="ck_schedules_catch_up"),
+        CheckConstraint(one_of("until_action", UntilAction), name="ck_schedules_until_action"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(200), unique=True)
@@ -42,6 +46,22 @@ class Schedule(Base):
     overlap: Mapped[str] = mapped_column(String(16), default=Overlap.SKIP, server_default=Overlap.SKIP)
     repeat_configurations: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether sweeps evaluate again what earlier ones have evaluated on the same data."""
+    start: Mapped[str | None] = mapped_column("starts", String(16))
+    """`2026-12-01` or `2026-12-01T18:00` in its timezone: nothing fires before."""
+    end: Mapped[str | None] = mapped_column("ends", String(16))
+    """Likewise: nothing fires after. A date's day is a part of it."""
+    catch_up: Mapped[str] = mapped_column(String(16), default=CatchUp.LATEST, server_default=CatchUp.LATEST)
+    until: Mapped[str | None] = mapped_column(String(5))
+    """A time of day, `06:00`, in its timezone, at which a sweep's window ends."""
+    until_action: Mapped[str] = mapped_column(
+        String(16), default=UntilAction.END, server_default=UntilAction.END
+    )
+    sweep_name: Mapped[str | None] = mapped_column(String(200))
+    """The pattern of its sweeps' names (`service.schedules.templates`); none: name and local time."""
+    sweeps_made: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many sweeps it has made: the number of the latest one."""
+    queued_for: Mapped[datetime | None]
+    """The cron instant of the firing that waits for an earlier sweep's end."""
 
 
 class ScheduleEvent(Base):
@@ -64,7 +84,9 @@ class ScheduleEvent(Base):
     changes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """What was changed: key -> {"from": ..., "to": ...}."""
     fired_for: Mapped[datetime | None]
-    """The cron instant of a firing that was skipped or failed."""
+    """The cron instant of the firing that it is about; of several, the last."""
+    missed: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of firings that were missed: {"count": ..., "first": ..., "last": ...}, the times in ISO 8601."""
     owner: Mapped[str | None] = mapped_column(String(64))
     """Whose schedule it was; none: of one that was removed before this was written down."""
     position: Mapped[int | None] = mapped_column(BigInteger, index=True, unique=True)

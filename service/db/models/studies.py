@@ -66,6 +66,9 @@ class Study(Base):
     """The instant this sweep belongs to: of its schedule's cron expression, or of the request to run now."""
     base_seed: Mapped[int | None] = mapped_column(BigInteger)
     """The schedule's `search.seed`, from which and `fired_for` that of this sweep's definition follows."""
+    window_from: Mapped[datetime | None]
+    """From when `budget.until` looks for its time of day, whether the study has started or not: the firing of
+    a schedule that has an `until`. None: from the study's start."""
     range_test_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="SET NULL"))
     """The range test that is this study's first stage, once it has been made."""
     preparation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

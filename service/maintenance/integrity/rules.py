@@ -208,6 +208,23 @@ SERVICE_RULES = (
         """,
     ),
     Rule(
+        name="windows",
+        holds="Only a sweep of a schedule has a window of its own.",
+        broken="""
+            SELECT s.name, NULL, 'its window begins at ' || CAST(s.window_from AS TEXT)
+            FROM studies s WHERE s.window_from IS NOT NULL AND s.fired_for IS NULL
+        """,
+    ),
+    Rule(
+        name="waiting-firings",
+        holds="Only an enabled schedule has a firing that waits.",
+        broken="""
+            SELECT '', NULL, 'the schedule ' || c.name || ' is disabled, and its firing of '
+                || CAST(c.queued_for AS TEXT) || ' waits'
+            FROM schedules c WHERE c.queued_for IS NOT NULL AND NOT c.enabled
+        """,
+    ),
+    Rule(
         name="children-of-studies",
         holds="Every attempt, event, report and row of a trial belongs to an existing study.",
         broken="""

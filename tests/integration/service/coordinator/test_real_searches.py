@@ -18,7 +18,7 @@ from search_spaces.parsing.document import parse_definition
 from service.db.models import Schedule, Study
 from service.optuna_store.studies import read_summary, read_trials
 from service.optuna_store.values import TrialValues
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
 from service.states import StudyState
 from tests.support.service.coordinator import CoordinatorLab
 from tests.support.workers.models import build_tiny_base

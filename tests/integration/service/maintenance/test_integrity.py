@@ -45,6 +45,12 @@ BREAKS: dict[str, tuple[str, ...]] = {
     "row-as-recorded": (f"UPDATE trials SET state = 'waiting' WHERE {GRID} AND number = 1",),
     "row-as-told": (f"UPDATE trials SET value = 12.5 WHERE {GRID} AND number = 1",),
     "sweeps": ("UPDATE studies SET schedule_id = 'x' WHERE name = 'grid'",),
+    "windows": ("UPDATE studies SET window_from = created_at WHERE name = 'grid'",),
+    "waiting-firings": (
+        "INSERT INTO schedules (id, name, cron, timezone, definition, enabled, created_at, queued_for)"
+        " SELECT id, name, '0 2 * * *', 'UTC', '{}', false, created_at, created_at"
+        " FROM studies WHERE name = 'grid'",
+    ),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
     "events-in-order": ("UPDATE events SET position = NULL WHERE kind = 'study_running'",),
     "numbers": (f"optuna: UPDATE trials SET number = 77 WHERE {GRIDS_TRIAL} = 1",),

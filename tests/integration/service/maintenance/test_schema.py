@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -50,7 +51,10 @@ def test_the_check_constraints_are_there(service_database: database.Database) ->
         for table in ("studies", "attempts", "schedules")
         for constraint in inspect(service_database.engine).get_check_constraints(table)
     }
-    assert names == {"ck_studies_state", "ck_attempts_state", "ck_schedules_overlap"}
+    assert names == {"ck_studies_state", "ck_attempts_state", "ck_schedules_overlap"} | {
+        "ck_schedules_catch_up",
+        "ck_schedules_until_action",
+    }
 
 
 def test_upgrading_twice_at_once_gives_one_schema(empty_settings: Settings) -> None:
@@ -128,6 +132,47 @@ def test_an_upgrade_and_a_downgrade_keep_every_row(empty_settings: Settings) -> 
     assert kept["pruning"] == {"algorithm": "asha", "min_examples": 25, "n_min_trials": 1}  # not today's 8
     migrate(empty_settings, command.downgrade, "0001")
     assert rows() == [1, 1, 1]
+    engine.dispose()
+
+
+def test_schedules_of_earlier_versions_do_what_they_did(empty_settings: Settings) -> None:
+    """And a brace in a path of their data is a brace."""
+    empty_settings.home.mkdir(exist_ok=True)
+    migrate(empty_settings, command.upgrade, "0008")
+    engine = database.make_engine(empty_settings)
+    now = datetime.now(UTC).isoformat()
+    data = '{"data": {"train": "/a{b}.jsonl", "eval": {"hub": "a/b"}, "format": "auto"}}'
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO schedules (id, name, cron, timezone, definition, enabled, created_at) "
+                "VALUES ('1', 'nightly', '* * * * *', 'UTC', :data, true, :now)"
+            ),
+            {"now": now, "data": data},
+        )
+        for name in ("a", "b"):
+            connection.execute(
+                text(
+                    "INSERT INTO studies (id, name, definition, state, reason, cancel_requested, created_at,"
+                    " lease_number, schedule_id)"
+                    " VALUES (:name, :name, '{}', 'failed', '', false, :now, 1, '1')"
+                ),
+                {"name": name, "now": now},
+            )
+
+    def stored(*columns: str) -> list[Any]:
+        with engine.connect() as connection:
+            row = connection.execute(text(f"SELECT {', '.join(columns)}, definition FROM schedules")).one()
+        *values, kept = row
+        return [*values, (kept if isinstance(kept, dict) else json.loads(kept))["data"]["train"]]
+
+    schema.upgrade(empty_settings)
+    columns = ("catch_up", "until", "until_action", "sweeps_made", "queued_for", "starts", "ends")
+    assert stored(*columns) == ["latest", None, "end", 2, None, None, None, "/a{{b}}.jsonl"]
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
+        connection.execute(text("UPDATE schedules SET overlap = 'queue'"))
+    migrate(empty_settings, command.downgrade, "0008")
+    assert stored("overlap") == ["skip", "/a{b}.jsonl"]
     engine.dispose()
 
 

@@ -338,6 +338,8 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "patch /v1/schedules/{schedule}": body | {"404", "409", "412"},
         "get /v1/schedules/{schedule}/studies": {"404"},
         "get /v1/schedules/{schedule}/history": {"404"},
+        "get /v1/schedules/{schedule}/firings": {"404"},
+        "get /v1/schedule-preview": set(),
         "post /v1/schedules/{schedule}/run": asked | {"429"},
         "delete /v1/schedules/{schedule}": {"404", "412"},
         "get /v1/workers": set(),

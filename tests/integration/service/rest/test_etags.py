@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from service.db.database import Database
 from service.db.models import Schedule
 from service.optuna_store.storage import Storage
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
 from service.states import StudyState
 from tests.support.service.api import Make, expect_problem, on_sqlite
 from tests.support.service.database_lab import Lab

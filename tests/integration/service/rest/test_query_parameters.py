@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from service.db.database import Database
 from service.db.models import Schedule, Study
 from service.optuna_store.storage import Storage
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
 from service.states import AttemptState, StudyState
 from service.trials.queries import State
 from service.trials.records import TrialState

@@ -21,9 +21,9 @@ from service.db.models import Schedule, ScheduleEvent, Study
 from service.errors import LimitReached
 from service.optuna_store.storage import Storage
 from service.rest.idempotency import HEADER
-from service.schedules import commands
-from service.schedules.commands import due, fire
+from service.schedules import commands, sweeps
 from service.schedules.firings import sweep_seed
+from service.schedules.sweeps import due, fire
 from service.states import StudyState
 from service.studies.limits import Limits
 from tests.support.service.api import expect_problem
@@ -296,7 +296,7 @@ def test_a_firing_that_fails_once_leaves_its_schedule_enabled(
         raise ZeroDivisionError("of ours")
 
     with monkeypatch.context() as broken:
-        broken.setattr(commands, "latest_firing", fail)
+        broken.setattr(sweeps, "make_sweep", fail)
         fire_schedules(service_database)
     with service_database.read() as session:
         schedule = session.scalars(select(Schedule)).one()

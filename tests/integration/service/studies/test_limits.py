@@ -24,7 +24,7 @@ from service.db.database import Database, database_now
 from service.db.models import EventRow, Schedule, Study
 from service.db.transitions import advance_study
 from service.optuna_store.storage import Storage
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
 from service.settings import Settings
 from service.states import AttemptState, StudyState
 from service.studies.limits import Limits

@@ -326,7 +326,7 @@ def test_wrong_usage_exits_2_and_says_so_on_stderr(run: Any, arguments: list[str
         (["studies", "--limit", "0"], "must be at least 1"),
         (["studies", "--limit", "many"], "must be a whole number"),
         (["api", "--port", "70000"], "must be at most 65535"),
-        (["schedules", "edit", "tone", "--overlap", "queue"], "'queue' is not one of 'skip', 'allow'."),
+        (["schedules", "edit", "tone", "--catch-up", "all"], "'all' is not one of 'latest', 'none'."),
     ],
 )
 def test_a_wrong_value_of_an_option_is_said_in_plain_words(
@@ -576,9 +576,96 @@ def test_a_schedule_is_added_from_a_study_file(run: Any, tmp_path: Path) -> None
         "cron": "0 22 * * *",
         "timezone": "Europe/Berlin",
         "enabled": False,
-        "definition": {"name": "tone"},
+        "definition": {"name": "tone", "warm_start": {"from": "tone"}},
     }
     assert "Next firing   2026-07-01 20:00:00Z" in result.stdout
+    assert "warm_start: {from: tone}" in result.stderr
+    assert "--cold" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "options", "warm"),
+    [
+        ("name: tone", ("--cold",), None),
+        ("name: tone", ("--name", "nightly"), {"from": "nightly"}),
+        ("name: tone\nwarm_start: {from: other, as: prior}", (), {"from": "other", "as": "prior"}),
+        ("trials: 1", (), None),
+    ],
+)
+def test_a_schedule_is_offered_the_results_of_its_own_sweeps(
+    run: Any, tmp_path: Path, study: str, options: tuple[str, ...], warm: Any
+) -> None:
+    (tmp_path / "study.yaml").write_text(study)
+    api = FakeApi({"POST /v1/schedules": httpx.Response(201, json=SCHEDULE)})
+    run(api, "schedules", "add", str(tmp_path / "study.yaml"), "--cron", "0 22 * * *", *options)
+    assert api.body()["definition"].get("warm_start") == warm
+
+
+def test_all_that_a_schedule_can_do_has_an_option(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: tone")
+    api = FakeApi({"POST /v1/schedules": httpx.Response(201, json=SCHEDULE)})
+    fields = {
+        "start": "2026-12-01",
+        "end": "2026-12-31T18:00",
+        "overlap": "cancel_running",
+        "catch_up": "none",
+        "until": "06:00",
+        "until_action": "continue",
+        "sweep_name": "tone-{date}",
+    }
+    options = [part for key, value in fields.items() for part in (f"--{key.replace('_', '-')}", value)]
+    run(api, "schedules", "add", str(tmp_path / "study.yaml"), "--cron", "0 22 * * *", "--cold", *options)
+    assert {key: api.body()[key] for key in fields} == fields
+    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE)})
+    run(api, "schedules", "edit", "nightly", "--start", "", "--until", "", "--catch-up", "latest")
+    assert api.body() == {"start": None, "until": None, "catch_up": "latest"}
+
+
+def test_paths_with_a_date_are_of_the_folder_beside_the_study_file(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "study.yaml").write_text(
+        "name: a\ndata: {train: 'data/{date}.jsonl', eval: 'other/{date}.jsonl'}"
+    )
+    api = FakeApi({"POST /v1/schedules": httpx.Response(201, json=SCHEDULE)})
+    run(api, "schedules", "add", str(tmp_path / "study.yaml"), "--cron", "0 22 * * *")
+    data = {"train": str(tmp_path / "data/{date}.jsonl"), "eval": "other/{date}.jsonl"}
+    assert api.body()["definition"]["data"] == data
+
+
+FIRINGS = {
+    "timezone": "Europe/Berlin",
+    "enabled": False,
+    "items": [
+        {
+            "at": "2026-03-29T01:00:00Z",
+            "local": "2026-03-29T03:00",
+            "offset": "+02:00",
+            "note": "moved from 02:30, which the clock skips",
+        }
+    ],
+}
+
+
+def test_the_next_firings_of_a_schedule_are_shown_with_what_the_clock_does(run: Any) -> None:
+    replies = {"GET /v1/schedules/nightly/firings": httpx.Response(200, json=FIRINGS)}
+    lines = run(replies, "schedules", "next", "nightly", "--count", "3").stdout.splitlines()
+    assert lines == [
+        "local (Europe/Berlin)  offset  UTC                   note",
+        "2026-03-29 03:00       +02:00  2026-03-29 01:00:00Z  moved from 02:30, which the clock skips",
+        "Nothing fires after that.",
+        "The schedule is disabled: it fires at these times once it is enabled.",
+    ]
+
+
+def test_the_firings_of_a_schedule_that_is_not_there_yet_are_shown(run: Any) -> None:
+    api = FakeApi({"GET /v1/schedule-preview": httpx.Response(200, json=FIRINGS | {"enabled": True})})
+    options = ("--cron", "30 2 * * *", "--timezone", "Europe/Berlin", "--count", "1", "--json")
+    assert json.loads(run(api, "schedules", "next", *options).stdout) == FIRINGS | {"enabled": True}
+    query = dict(api.requests[-1].url.params)
+    assert query == {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "count": "1"}
+    for wrong in ((), ("nightly", "--cron", "0 0 * * *"), ("nightly", "--start", "2026-12-01")):
+        result = run({}, "schedules", "next", *wrong)
+        assert (result.exit_code, "--cron" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("command", "enabled"), [("enable", True), ("disable", False)])
@@ -591,7 +678,12 @@ def test_a_schedule_is_switched_on_and_off(run: Any, command: str, enabled: bool
 
 def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("name: tone")
-    api = FakeApi({"PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "mornings"})})
+    warm = SCHEDULE | {"definition": {"warm_start": {"from": "nightly"}}}
+    replies = {
+        "GET /v1/schedules/nightly": httpx.Response(200, json=warm),
+        "PATCH /v1/schedules/nightly": httpx.Response(200, json=SCHEDULE | {"name": "mornings"}),
+    }
+    api = FakeApi(replies)
     result = run(
         api,
         *("schedules", "edit", "nightly", "--file", str(tmp_path / "study.yaml"), "--name", "mornings"),
@@ -605,7 +697,7 @@ def test_a_schedule_is_edited(run: Any, tmp_path: Path) -> None:
         "seed": 0,
         "overlap": "allow",
         "repeat_configurations": False,
-        "definition": {"name": "tone"},
+        "definition": {"name": "tone", "warm_start": {"from": "nightly"}},
     }
     assert "Schedule mornings (enabled)" in result.stdout
 
@@ -628,7 +720,7 @@ def test_a_schedule_is_run_at_once(run: Any) -> None:
 def test_the_runs_of_a_schedule_are_its_sweeps_and_the_firings_that_made_none(run: Any) -> None:
     def sweep(day: int) -> dict[str, Any]:
         at = f"2026-07-0{day}T20:00:00Z"
-        return study_json(name=f"nightly-{day}", created_at=at, fired_for=at, reason="")
+        return study_json(name=f"nightly-{day}", created_at=at, fired_for=at, reason="", gpu_hours=1.5)
 
     def event(day: int, kind: str) -> dict[str, Any]:
         at = f"2026-07-0{day}T20:00:00Z"
@@ -637,12 +729,13 @@ def test_the_runs_of_a_schedule_are_its_sweeps_and_the_firings_that_made_none(ru
 
     replies = {
         "GET /v1/schedules/nightly/studies": items(sweep(4), sweep(2), sweep(1)),
-        "GET /v1/schedules/nightly/history": items(event(5, "changed"), event(3, "skipped")),
+        "GET /v1/schedules/nightly/history": items(event(5, "changed"), event(3, "missed")),
     }
     lines = run(replies, "schedules", "runs", "nightly").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["study", "nightly-4", "-", "nightly-2", "nightly-1"]
-    assert lines[2].split()[1:4] == ["2026-07-03", "20:00:00Z", "skipped"]
-    assert lines[2].endswith("skipped: it is still running")
+    assert lines[2].split()[1:4] == ["2026-07-03", "20:00:00Z", "missed"]
+    assert lines[2].endswith("missed: it is still running")
+    assert "1.5" in lines[1].split()
     shorter = run(replies, "schedules", "runs", "nightly", "--limit", "2").stdout.splitlines()
     assert shorter == lines[:3]
 

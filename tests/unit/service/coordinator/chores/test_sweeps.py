@@ -20,7 +20,8 @@ from service.coordinator.chores.fingerprints import Fingerprints
 from service.coordinator.policy.waiting import WAITING
 from service.db.models import Schedule, Study
 from service.optuna_store.studies import read_trials
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
+from service.schedules.templates import Files, with_files
 from service.states import READING, StudyState
 from service.studies.pauses import request_pause, request_resume
 from tests.support.service.coordinator import DEFINITION, GRID, CoordinatorLab
@@ -69,7 +70,12 @@ class Nights:
         """The next night's sweep, queued."""
         with self.lab.database.write() as session:
             session.get_one(Schedule, self.schedule_id).next_fire_at = self.at
-        study = self.lab.database.transact(partial(fire, schedule_id=self.schedule_id, now=self.at))
+
+        def attempt(files: Files) -> Study | None:
+            fired = partial(fire, schedule_id=self.schedule_id, now=self.at, files=files)
+            return self.lab.database.transact(fired)
+
+        study = with_files(attempt, [self.data["train"].parent.resolve()])
         self.at += timedelta(days=1)
         assert study is not None
         return study.id
@@ -114,6 +120,41 @@ def test_three_firings_evaluate_different_configurations_and_none_twice(
     schedule = nights(**warm)
     evaluated = [key for _ in range(3) for key in keys(schedule.params(schedule.next()))]
     assert len(set(evaluated)) == len(evaluated) == 9
+
+
+@pytest.mark.parametrize("how", ["enqueue", "prior"])
+def test_sweeps_with_a_file_each_know_by_its_content_what_was_evaluated(nights: Make, how: str) -> None:
+    schedule = nights(search={**SEARCH, "algorithm": "tpe"}, warm_start={"from": "nightly", "as": how})
+    folder = schedule.data["train"].parent
+    schedule.change(data={**schedule.document["data"], "train": f"{folder}/{{date}}.jsonl"})
+    rows = schedule.data["train"].read_bytes()
+    for day, content in ((1, rows), (2, rows), (3, b'{"text": "another"}\n')):
+        (folder / f"2026-01-0{day}.jsonl").write_bytes(content)
+    first, second, third = (schedule.next() for _ in range(3))
+    paths = [study.definition["data"]["train"] for study in (first, second, third)]
+    assert paths == [str((folder / f"2026-01-0{day}.jsonl").resolve()) for day in (1, 2, 3)]
+    assert [study.state for study in (first, second, third)] == [StudyState.COMPLETED] * 3
+    same = keys([*schedule.params(first), *schedule.params(second)])
+    assert len(set(same)) == len(same) == 6
+    said = schedule.said()
+    assert any("3 configurations are left out" in message for message in said)
+    assert any("data.train has changed since the sweep before" in message for message in said)
+    taken = schedule.lab.events(preparation.WARM_START)
+    assert "no other completed sweep yet" in taken[0]
+    if how == "prior":
+        assert any("data.train has changed since" in message for message in taken)
+    else:
+        assert keys(schedule.params(third))[0] in same
+
+
+def test_a_sweep_whose_file_is_not_there_has_failed_and_the_next_goes_on(nights: Make) -> None:
+    schedule = nights()
+    folder = schedule.data["train"].parent
+    schedule.change(data={**schedule.document["data"], "train": f"{folder}/{{date}}.jsonl"})
+    missing = schedule.lab.study(schedule.begin())
+    assert (missing.state, "2026-01-01.jsonl does not exist" in missing.reason) == (StudyState.FAILED, True)
+    (folder / "2026-01-02.jsonl").write_bytes(schedule.data["train"].read_bytes())
+    assert schedule.next().state == StudyState.COMPLETED
 
 
 def test_the_same_firings_evaluate_the_same_again_elsewhere(nights: Make) -> None:
