@@ -25,12 +25,12 @@ import pytest
 from tests.soak.faults import points, scenarios, studies
 from tests.soak.faults.deployment import DatabaseName, Deployment
 from tests.soak.faults.freezing import freeze_holders
+from tests.soak.faults.judging import Tally
 from tests.soak.faults.kill_points import FREEZE_POINTS, HANG_POINTS, POINTS, Point, Scenario, missing
 from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
 from tests.soak.faults.moments.moment import DeploymentKind, Moment
 from tests.soak.faults.outages import outage
-from tests.soak.faults.scenarios import Tally
 from tests.support.checkout import ROOT
 
 pytestmark = pytest.mark.timeout(3600)

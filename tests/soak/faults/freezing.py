@@ -12,8 +12,8 @@ from typing import Any
 
 from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.invariants import Record
+from tests.soak.faults.judging import has_ended, rungs_of, verdict, wait_for_end
 from tests.soak.faults.kill_points import Point
-from tests.soak.faults.scenarios import has_ended, rungs_of, verdict, wait_for_end
 
 
 def freeze_holders(

@@ -18,7 +18,8 @@ Process = Literal["coordinator", "ray", "api", "upgrade"]
 """Workers are children of Ray, so theirs is `ray`."""
 
 Scenario = Literal[
-    "search", "pruned", "paused", "warm", "schedule", "submission", "migration", "frozen", "hung"
+    *("search", "pruned", "paused", "warm", "schedule", "queued", "cancelling", "continued"),
+    *("submission", "migration", "frozen", "hung"),
 ]
 """What has to happen for a point to be passed; see `tests.soak.faults.scenarios`."""
 
@@ -247,9 +248,38 @@ POINTS: tuple[Point, ...] = (
     _coordinator(
         "in mid firing",
         "after",
-        "service.schedules.commands:_sweep",
+        "service.schedules.sweeps:make_sweep",
         returning=True,
         scenario="schedule",
+        passings=1,
+    ),
+    _coordinator(
+        "while a firing begins to wait",
+        "after",
+        "service.schedules.sweeps:_wait",
+        scenario="queued",
+        passings=1,
+    ),
+    _coordinator(
+        "while the firing that waited is made",
+        "after",
+        "service.schedules.sweeps:_make_waiting",
+        returning=True,
+        scenario="queued",
+        passings=1,
+    ),
+    _coordinator(
+        "between the next sweep and the cancel of the earlier one",
+        "after",
+        "service.schedules.sweeps:cancel",
+        scenario="cancelling",
+        passings=1,
+    ),
+    _coordinator(
+        "while a firing continues a paused sweep",
+        "after",
+        "service.studies.pauses:resume",
+        scenario="continued",
         passings=1,
     ),
     # Upgrades.

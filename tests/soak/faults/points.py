@@ -18,10 +18,10 @@ from typing import get_args
 
 from tests.soak.faults import scenarios, studies
 from tests.soak.faults.deployment import DatabaseName, Deployment
+from tests.soak.faults.judging import Tally
 from tests.soak.faults.kill_points import HANG_POINTS, POINTS, Point, Scenario, missing
 from tests.soak.faults.moments import catalog
 from tests.soak.faults.moments.catalog import MOMENTS
-from tests.soak.faults.scenarios import Tally
 
 LOG = Path(__file__).resolve().parents[3] / "benchmarks" / "out" / "faults.log"
 

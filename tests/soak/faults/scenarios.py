@@ -9,45 +9,26 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from sqlalchemy import text
 
-from tests.soak.faults import invariants, studies
+from tests.soak.faults import firings, studies
 from tests.soak.faults.deployment import Deployment
-from tests.soak.faults.invariants import Record
+from tests.soak.faults.judging import (
+    Tally,
+    is_in,
+    rungs_of,
+    undisturbed,
+    verdict,
+    wait_for_end,
+)
 from tests.soak.faults.kill_points import POINTS, Point, Scenario
 from tests.soak.faults.processes import Process
 
 EXTRA_STUDIES = 4
 """Further studies that are run when points are still to be passed."""
-
-
-@dataclass
-class Tally:
-    """Kills by point, and what was wrong afterwards."""
-
-    kills: dict[str, int] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
-    studies: int = 0
-    trials: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Moments that cannot be had on this machine, and why."""
-
-    def killed(self, point: Point, times: int) -> None:
-        self.kills[point.name] = self.kills.get(point.name, 0) + times
-
-    def add(self, other: Tally) -> None:
-        for name, times in other.kills.items():
-            self.kills[name] = self.kills.get(name, 0) + times
-        self.violations += other.violations
-        self.skipped |= other.skipped
-        self.studies += other.studies
-        self.trials += other.trials
 
 
 def of_scenario(scenario: Scenario, points: Sequence[Point] = POINTS) -> list[Point]:
@@ -74,7 +55,9 @@ def run_scenario(
                 total.add(_storms(deployment, [one], times, f"warm-{one.file}", studies.short))
             return total
         case "schedule":
-            return _firings(deployment, chosen, times)
+            return firings.made_once(deployment, chosen, times)
+        case "queued" | "cancelling" | "continued":
+            return firings.beside_sweeps(deployment, scenario, chosen, times)
         case "submission":
             return _submissions(deployment, chosen, times)
         case "migration":
@@ -84,64 +67,6 @@ def run_scenario(
 
 
 # -- studies -----------------------------------------------------------------------------------------
-
-
-def undisturbed(deployment: Deployment, make: Callable[..., dict[str, Any]]) -> Record:
-    """A study of a kind that was run with nobody in its way; what it comes to.
-
-    Run once for all deployments that share `calm`: by the one that asks first, for which the others wait. The
-    trials of a `short` study are the first ones of a `random` study.
-    """
-    if make is studies.short and studies.random.__name__ in deployment.calm:
-        whole = undisturbed(deployment, studies.random)
-        return replace(whole, trials=whole.trials[: studies.SHORT])
-    own: Future[Record] = Future()
-    found = deployment.calm.setdefault(make.__name__, own)
-    if found is own:
-        try:
-            own.set_result(_run_undisturbed(deployment, make))
-        except BaseException as error:
-            own.set_exception(error)
-            raise
-    return found.result()
-
-
-def _run_undisturbed(deployment: Deployment, make: Callable[..., dict[str, Any]]) -> Record:
-    name = f"calm-{make.__name__}"
-    deployment.client.submit(make(deployment.data, name))
-    wait_for_end(deployment, name)
-    record = invariants.read(deployment, name)
-    wrong = invariants.check(record, trials=len(record.trials))
-    assert not wrong, f"already undisturbed: {wrong}"
-    return record
-
-
-def wait_for_end(deployment: Deployment, name: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-    def ended() -> bool:
-        meanwhile()
-        return has_ended(deployment, name)
-
-    deployment.wait_for(ended, f"the end of {name}", seconds=900)
-
-
-def has_ended(deployment: Deployment, name: str) -> bool:
-    """By the service's tables: it is asked often, and an answer of the API takes more processor time."""
-    with deployment.service_engine.connect() as connection:
-        query = text("SELECT ended_at FROM studies WHERE name = :n")
-        return connection.execute(query, {"n": name}).scalar_one() is not None
-
-
-def verdict(
-    deployment: Deployment, name: str, calm: Record, tolerance: float = invariants.EXACT
-) -> tuple[Record, list[str]]:
-    """A study that has ended, and everything that is wrong with it."""
-    record = invariants.read(deployment, name)
-    wrong = invariants.check(record, trials=len(calm.trials))
-    writes = invariants.Writes(deployment)
-    wrong += invariants.check_writes(writes, record)
-    wrong += invariants.check_fencing(writes, record)
-    wrong += invariants.compare(record, calm, tolerance=tolerance)
-    return record, wrong
 
 
 def _storms(
@@ -257,82 +182,10 @@ def _pause_and_resume(deployment: Deployment, name: str, armed: Callable[[], boo
         for change, state in (("pause", {"paused"}), ("resume", {"queued", "running"})):
             answer = deployment.client.post(f"/v1/studies/{name}/{change}")
             assert answer.status_code == 202, f"{change}: {answer.status_code} {answer.text}"
-            deployment.wait_for(partial(_is_in, deployment, name, state), f"the {change} of {name}")
-
-
-def _is_in(deployment: Deployment, name: str, states: set[str]) -> bool:
-    return deployment.client.study(name)["state"] in states
-
-
-def rungs_of(deployment: Deployment, name: str) -> int:
-    """Rungs that the trials of a study have reported, as the service has kept them."""
-    query = text("SELECT count(*) FROM rung_reports r JOIN studies s ON s.id = r.study_id WHERE s.name = :n")
-    with deployment.service_engine.connect() as connection:
-        return int(connection.scalar(query, {"n": name}) or 0)
+            deployment.wait_for(partial(is_in, deployment, name, state), f"the {change} of {name}")
 
 
 # -- one study for each firing and for each submission -----------------------------------------------
-
-
-def _firings(deployment: Deployment, points: Sequence[Point], times: int) -> Tally:
-    """A schedule that is due; exactly one study comes of it, whoever dies over it."""
-    tally = Tally()
-    calm = undisturbed(deployment, studies.grid)
-    for turn in range(times):
-        name = f"nightly-{turn + 1}"
-        for point in points:
-            deployment.arm(point, 1)
-        fire(deployment, name, studies.grid(deployment.data, name))
-        deployment.wait_for(
-            lambda: all(deployment.is_spent(point) for point in points), "the death in mid firing"
-        )
-        for sweep in sweeps_of(deployment, name):
-            wait_for_end(deployment, sweep)
-        sweeps = sweeps_of(deployment, name)
-        if len(sweeps) != 1:
-            tally.violations.append(f"one firing of {name} made {sweeps}")
-        for sweep in sweeps:
-            record, wrong = verdict(deployment, sweep, calm)
-            tally.studies, tally.trials = tally.studies + 1, tally.trials + len(record.trials)
-            tally.violations += wrong
-        for point in points:
-            tally.killed(point, len(deployment.disarm(point)))
-    return tally
-
-
-def fire(deployment: Deployment, name: str, definition: dict[str, Any]) -> str:
-    """Make a schedule and have it fire once; the name of the sweep."""
-    make_schedule(deployment, name, definition)
-    return make_due(deployment, name)
-
-
-def make_schedule(deployment: Deployment, name: str, definition: dict[str, Any]) -> None:
-    # The 29th of February at midnight: nothing fires but what is made to.
-    schedule = {"name": name, "cron": "0 0 29 2 *", "timezone": "UTC", "definition": definition}
-    answer = deployment.client.post("/v1/schedules", schedule)
-    assert answer.status_code == 201, answer.text
-
-
-def make_due(deployment: Deployment, name: str) -> str:
-    """Have a schedule fire now; the name of its first sweep."""
-    set_firing(deployment, name, datetime(2024, 2, 29, tzinfo=UTC))
-    deployment.wait_for(lambda: len(sweeps_of(deployment, name)) > 0, f"the sweep of {name}")
-    return sweeps_of(deployment, name)[0]
-
-
-def set_firing(deployment: Deployment, name: str, at: datetime) -> None:
-    """When a schedule fires next, as its row has it."""
-    with deployment.service_engine.begin() as connection:
-        connection.execute(
-            text("UPDATE schedules SET next_fire_at = :at WHERE name = :n"),
-            {"at": deployment.instant(at), "n": name},
-        )
-
-
-def sweeps_of(deployment: Deployment, schedule: str) -> list[str]:
-    query = text("SELECT s.name FROM studies s JOIN schedules c ON c.id = s.schedule_id WHERE c.name = :n")
-    with deployment.service_engine.connect() as connection:
-        return list(connection.scalars(query, {"n": schedule}))
 
 
 def _submissions(deployment: Deployment, points: Sequence[Point], times: int) -> Tally:

@@ -25,7 +25,7 @@ from typing import Any, TextIO, get_args
 
 from sqlalchemy import text
 
-from tests.soak.faults import invariants, scenarios, studies
+from tests.soak.faults import firings, invariants, scenarios, studies
 from tests.soak.faults.deployment import CPUS, DatabaseName, Deployment
 from tests.soak.faults.drawn import DrawnFaults
 from tests.soak.faults.invariants import Record
@@ -162,7 +162,7 @@ class Soak:
         name = f"soak-{self._made}-{sort.name}"
         definition = sort.make(self._deployment.data, name)
         if sort.scheduled:
-            name = scenarios.fire(self._deployment, name, definition)
+            name = firings.fire(self._deployment, name, definition)
         else:
             self._deployment.client.submit(definition)
         todo = "pause" if sort.pauses else "cancel" if sort.cancelled else None

@@ -133,7 +133,12 @@ def sound_schedule(number: int) -> dict[str, Any]:
         "cron": draw.choice(["30 2 * * MON-FRI", "0 0 1 * *", "*/5 * * * *"]),
         "timezone": draw.choice(["UTC", "Europe/Berlin", "America/St_Johns"]),
         "enabled": draw.random() < 0.5,
-        "overlap": draw.choice(["skip", "allow"]),
+        "overlap": draw.choice(["skip", "allow", "queue", "cancel_running"]),
+        "catch_up": draw.choice(["latest", "none"]),
+        "start": draw.choice([None, "2026-01-01", "2026-01-01T18:00"]),
+        "end": draw.choice([None, "2999-12-31"]),
+        **draw.choice([{}, {"until": "06:00", "until_action": draw.choice(["end", "pause", "continue"])}]),
+        "sweep_name": draw.choice([None, f"{PREFIX}{number}-{{date}}-{{run}}"]),
         "definition": sound_definition(number),
     }
 
@@ -146,6 +151,8 @@ def sound_change(number: int) -> dict[str, Any]:
             {"cron": "0 3 * * *"},
             {"timezone": "Asia/Kathmandu", "enabled": True},
             {"seed": number, "overlap": "allow", "repeat_configurations": True},
+            {"overlap": "queue", "catch_up": "none", "end": "2999-12-31T23:59", "start": None},
+            {"until": None, "sweep_name": None},
             {"name": f"{PREFIX}dawn-{number}", "definition": sound_definition(number)},
         ]
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tests.soak.faults.deployment import BrokenDeploymentError, DatabaseName, Deployment
+from tests.soak.faults.judging import Tally
 from tests.soak.faults.kill_points import HANG_POINTS
 from tests.soak.faults.moments import clocks, machine, silences
 from tests.soak.faults.moments.moment import DeploymentKind, Moment, disturb
-from tests.soak.faults.scenarios import Tally
 from tests.soak.faults.served import ServedDeployment
 
 LIMITS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from tests.soak.faults import scenarios, studies
+from tests.soak.faults import firings, scenarios, studies
 from tests.soak.faults.deployment import Deployment
 from tests.soak.faults.freezing import nobody_writing, stands_still
 from tests.soak.faults.moments.moment import ended, wait_for_end
@@ -59,8 +59,8 @@ def firing_from_the_future(deployment: Deployment, study: dict[str, Any], _: flo
     """A firing years later than the schedule's next one is put right, and then makes exactly one sweep."""
     name = f"{study['name']}-nightly"
     calm = scenarios.undisturbed(deployment, studies.grid)
-    scenarios.make_schedule(deployment, name, studies.grid(deployment.data, name))
-    scenarios.set_firing(deployment, name, FAR_FIRING)
+    firings.make_schedule(deployment, name, studies.grid(deployment.data, name))
+    firings.set_firing(deployment, name, FAR_FIRING)
     wrong: list[str] = []
     try:
         deployment.wait_for(
@@ -70,10 +70,10 @@ def firing_from_the_future(deployment: Deployment, study: dict[str, Any], _: flo
         )
     except AssertionError as error:
         wrong.append(str(error))
-    sweep = scenarios.make_due(deployment, name)
+    sweep = firings.make_due(deployment, name)
     wait_for_end(deployment, sweep)
-    if scenarios.sweeps_of(deployment, name) != [sweep]:
-        wrong.append(f"one firing of {name} made {scenarios.sweeps_of(deployment, name)}")
+    if firings.sweeps_of(deployment, name) != [sweep]:
+        wrong.append(f"one firing of {name} made {firings.sweeps_of(deployment, name)}")
     return wrong + scenarios.verdict(deployment, sweep, calm)[1]
 
 

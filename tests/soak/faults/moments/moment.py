@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from tests.soak.faults import scenarios, studies
 from tests.soak.faults.deployment import Deployment
-from tests.soak.faults.scenarios import Tally
+from tests.soak.faults.judging import Tally
 
 DeploymentKind = Literal["pair", "served"]
 """`Deployment`: two coordinators, started one by one. `ServedDeployment`: the real `nightsweep serve`."""

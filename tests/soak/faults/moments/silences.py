@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.soak.faults.deployment import Deployment
+from tests.soak.faults.judging import rungs_of
 from tests.soak.faults.kill_points import Point
 from tests.soak.faults.moments.moment import busy_workers, ended, lost
 from tests.soak.faults.processes import wait_until_gone
-from tests.soak.faults.scenarios import rungs_of
 
 PATIENCE_SECONDS = 120.0
 """For what the limits of a deployment under test bring about within seconds on an idle machine."""
