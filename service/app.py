@@ -14,9 +14,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from service.access.audit import endpoints as audit_endpoints
 from service.access.auth import ApiKeyGuard
 from service.access.browser_guard import RequestGuard
 from service.access.exposure import is_loopback
+from service.access.keys import endpoints as key_endpoints
+from service.access.last_use import LastUse
+from service.access.openid import endpoints as openid_endpoints
+from service.access.openid.provider import Provider
+from service.access.sessions import endpoints as session_endpoints
+from service.access.sharing import endpoints as sharing_endpoints
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
 from service.devices import endpoints as device_endpoints
@@ -34,6 +41,8 @@ from service.presets import endpoints as preset_endpoints
 from service.range_tests import endpoints as range_test_endpoints
 from service.reports import endpoints as report_endpoints
 from service.rest import openapi, problems
+from service.rest.authorization.enforcement import require_permission
+from service.rest.authorization.permissions import require_declared
 from service.rest.body_limit import BodyLimit
 from service.rest.dependencies import MAX_CHANGES, THREADS, Resources, check_query
 from service.schedules import endpoints as schedule_endpoints
@@ -61,14 +70,14 @@ def create_app(settings: Settings) -> FastAPI:
         version=_version(),
         description=DESCRIPTION,
         lifespan=_lifespan(settings),
-        dependencies=[Depends(check_query)],
+        dependencies=[Depends(require_permission), Depends(check_query)],
         redirect_slashes=False,
     )
     problems.add_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(ApiKeyGuard, key=settings.api_key)  # before any byte is read
+    app.add_middleware(ApiKeyGuard, settings=settings)  # before any byte is read
     # Outermost: a request that a browser was tricked into brings the key along.
-    local_only = settings.api_key is None and is_loopback(settings.host)
+    local_only = not settings.guarded and is_loopback(settings.host)
     app.add_middleware(RequestGuard, local_only=local_only)
     app.state.request_times = RequestTimes()
     app.add_middleware(TimedRequests, times=app.state.request_times)  # refusals take time as well
@@ -83,14 +92,20 @@ def create_app(settings: Settings) -> FastAPI:
         device_endpoints,
         preset_endpoints,
         metrics_endpoints,
+        sharing_endpoints,
+        key_endpoints,
+        audit_endpoints,
     ):
         app.include_router(endpoints.router, responses=everywhere)
     app.include_router(schedule_endpoints.previews, responses=everywhere)
     app.include_router(health_router, responses=problems.declare(422))
+    app.include_router(session_endpoints.router)
+    app.include_router(openid_endpoints.router)
+    require_declared(app)
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.
     app.router.default = _fallback
-    app.openapi = lambda: openapi.describe(app, guarded=settings.api_key is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.describe(app, guarded=settings.guarded)  # type: ignore[method-assign]
     return app
 
 
@@ -132,6 +147,10 @@ def _open(app: FastAPI, settings: Settings, stack: ExitStack) -> None:
     stack.callback(readiness.close)
     dashboard = Dashboard(storage, database)
     stack.callback(dashboard.close)
+    last_use = LastUse(database)
+    stack.callback(last_use.close)
+    app.state.last_use = last_use
+    app.state.openid = None if settings.openid_issuer is None else Provider(settings)
     traces = open_traces(settings, "nightsweep-api")
     if traces is not None:
         stack.callback(traces.close)

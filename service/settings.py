@@ -5,13 +5,15 @@ Build `Settings()` in an entry point and pass it on; nothing in the service read
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -77,6 +79,30 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     """When set, every path except /healthz and /readyz requires it: `Authorization: Bearer <key>`, or HTTP
     Basic with any user name and the key as the password, for browsers."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks of proxies, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto`
+    are believed."""
+    session_hours: Annotated[float, Field(gt=0, le=720)] = 12.0
+    """How long a browser that logged in stays so at most."""
+    session_idle_minutes: Annotated[float, Field(ge=5)] = 120.0
+    """How long it stays so without a request."""
+    audit_days: Annotated[float, Field(gt=0)] = 365.0
+    """How long entries of the audit log are kept."""
+    openid_issuer: str | None = None
+    """The address of an OpenID Connect provider; None: people log in with keys only."""
+    openid_client_id: str | None = None
+    openid_client_secret: SecretStr | None = None
+    openid_scopes: str = "openid email profile"
+    """What is asked for; some providers give groups for a scope of their own."""
+    openid_groups_claim: str = "groups"
+    """The claim of the ID token that lists the groups."""
+    openid_admins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Who may do everything, separated by commas: e-mail addresses, `@example.org` for all of a domain, and
+    `group:NAME`."""
+    openid_submitters: Annotated[tuple[str, ...], NoDecode] = ()
+    """Likewise who may submit."""
+    openid_viewers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Likewise who may only read. Nobody else comes in."""
     max_active_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
     """How many studies of one API key may be queued, running or paused; a further one is refused with 429."""
     max_running_studies_per_owner: Annotated[int, Field(ge=1)] | None = None
@@ -211,7 +237,14 @@ class Settings(BaseSettings):
             return tuple(part for part in value.split(os.pathsep) if part)
         return value
 
-    @field_validator("plugins", mode="before")
+    @field_validator(
+        "plugins",
+        "trusted_proxies",
+        "openid_admins",
+        "openid_submitters",
+        "openid_viewers",
+        mode="before",
+    )
     @classmethod
     def _split_modules(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -225,6 +258,65 @@ class Settings(BaseSettings):
             if not all(part.isidentifier() for part in module.split(".")):
                 raise ValueError(f"{module[:200]!r} is not the name of a module, such as my_metrics")
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"{network[:200]!r} is not an address or a network, such as 10.0.0.0/8"
+                ) from None
+        return value
+
+    @field_validator("openid_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if parts.scheme != "https" and not (parts.scheme == "http" and local):
+            raise ValueError("must be an https address, such as https://login.example.org")
+        if not parts.hostname or parts.username or parts.query or parts.fragment:
+            raise ValueError("must be an address without a password, a query or a fragment")
+        return value.rstrip("/")
+
+    @field_validator("openid_admins", "openid_submitters", "openid_viewers")
+    @classmethod
+    def _people(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            group = entry.startswith("group:") and len(entry) > len("group:")
+            if not group and not re.fullmatch(r"[^@\s:]*@[^@\s:]+", entry):
+                raise ValueError(f"{entry[:200]!r} is not an e-mail address, @DOMAIN or group:NAME")
+        return value
+
+    @model_validator(mode="after")
+    def _openid_whole(self) -> Settings:
+        """A provider without its client would only be found out by the first who logs in."""
+        if self.openid_issuer is not None:
+            people = self.openid_admins or self.openid_submitters or self.openid_viewers
+            missing = [
+                f"NIGHTSWEEP_OPENID_{name}"
+                for name, value in (
+                    ("CLIENT_ID", self.openid_client_id),
+                    ("CLIENT_SECRET", self.openid_client_secret),
+                    ("ADMINS, _SUBMITTERS or _VIEWERS", people),
+                )
+                if not value
+            ]
+            if missing:
+                raise ValueError(f"NIGHTSWEEP_OPENID_ISSUER also needs {', '.join(missing)}")
+            if "openid" not in self.openid_scopes.split():
+                raise ValueError("NIGHTSWEEP_OPENID_SCOPES must contain openid")
+        return self
+
+    @property
+    def guarded(self) -> bool:
+        """Whether these settings alone say that nobody comes in unknown."""
+        return self.api_key is not None or self.openid_issuer is not None
 
     @field_validator("data_roots")
     @classmethod

@@ -148,6 +148,8 @@ def run(settings: Settings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         log_config=None,  # uvicorn's records and ours go to one log, in one format
         log_level=settings.log_level.lower(),
         access_log=settings.log_level == "DEBUG",  # a watched study is asked for every second

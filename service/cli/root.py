@@ -20,7 +20,7 @@ from service.cli.commands import (
     workers,
 )
 from service.cli.errors import Commands
-from service.cli.operations import artifacts, databases, demo, keys, servers
+from service.cli.operations import artifacts, audit, databases, demo, keys, servers
 from service.cli.views.output import say, say_note
 
 app = typer.Typer(
@@ -45,6 +45,8 @@ app.command(rich_help_panel=_SERVICE)(servers.api)
 app.command(rich_help_panel=_SERVICE)(servers.coordinator)
 app.add_typer(databases.db, name="db", rich_help_panel=_SERVICE)
 app.add_typer(keys.keys, name="keys", rich_help_panel=_SERVICE)
+app.add_typer(audit.audit, name="audit", rich_help_panel=_SERVICE)
+app.command(rich_help_panel=_SERVICE)(audit.whoami)
 app.add_typer(artifacts.artifacts, name="artifacts", rich_help_panel=_SERVICE)
 app.add_typer(workers.workers, name="workers", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_STUDIES)(plan.plan)
@@ -58,6 +60,7 @@ app.command(rich_help_panel=_STUDIES)(studies.cancel)
 app.command(rich_help_panel=_STUDIES)(studies.clone)
 app.command(rich_help_panel=_STUDIES)(events.wait)
 app.command(rich_help_panel=_STUDIES)(events.events)
+app.command(rich_help_panel=_STUDIES)(audit.share)
 app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
 app.command(rich_help_panel=_STUDIES)(presets.search_spaces)

@@ -13,6 +13,22 @@ class StudyKind(StrEnum):
     """Sweeps of the learning rate, one trial for each (batch size, rank) corner of a definition's space."""
 
 
+class Role(StrEnum):
+    """What the holder of a key may do; each may do what those before may."""
+
+    VIEWER = "viewer"
+    """Read everything but keys and the audit log."""
+    SUBMITTER = "submitter"
+    """Submit and plan, and change what is its own or shared with it."""
+    ADMIN = "admin"
+    """Everything."""
+
+    def covers(self, needed: Role) -> bool:
+        """Whether this role may do what the other one may."""
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
 class Overlap(StrEnum):
     """What a schedule does at its time when an earlier sweep of it is queued or running still."""
 

@@ -1,1 +1,1 @@
-"""What all endpoints share: problems, dependencies, idempotency, ETags, limits, health, the dashboard."""
+"""What all endpoints share: problems, permissions, dependencies, idempotency, ETags, limits."""

@@ -20,6 +20,7 @@ from search_spaces.faults import MAX_FAULTS, nearest_name, shown
 from service.db.database import Database
 from service.errors import Invalid, Unavailable
 from service.optuna_store.storage import Storage
+from service.rest.authorization.callers import CurrentCaller
 from service.rest.problems import request_fault
 from service.settings import Settings
 from service.telemetry.traces import Traces
@@ -30,6 +31,8 @@ MAX_CHANGES = 32
 """Requests among them that change something. Each may take a minute, for a lock or a check of its data."""
 CHANGE_SECONDS = 10.0
 """How long a further one waits for its turn."""
+OWNER = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
+"""The name of an owner. Whoever logs in at an identity provider has their e-mail address as one."""
 MAX_ID = 2**31 - 1
 """Ids and trial numbers are 32-bit integers in PostgreSQL."""
 
@@ -81,14 +84,8 @@ async def changing(resources: Resources) -> AsyncIterator[None]:
         resources.changes.release()
 
 
-async def _changing(resources: Annotated[Resources, Depends(_resources)]) -> AsyncIterator[None]:
-    async with changing(resources):
-        yield
-
-
-async def _owner(request: Request) -> str:
-    owner: str = request.state.owner  # where `service.access.auth` put it
-    return owner
+async def _owner(caller: CurrentCaller) -> str:
+    return caller.owner
 
 
 def _reading(resources: Annotated[Resources, Depends(_resources)]) -> Iterator[Session]:
@@ -97,8 +94,6 @@ def _reading(resources: Annotated[Resources, Depends(_resources)]) -> Iterator[S
 
 
 ServiceResources = Annotated[Resources, Depends(_resources)]
-# The last parameter of an endpoint that writes without `ChangeOnce`: the body has been read by then.
-Changing = Annotated[None, Depends(_changing, scope="function")]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Owner = Annotated[str, Depends(_owner)]
 OptunaStorage = Annotated[Storage, Depends(_storage)]
@@ -182,7 +177,7 @@ NamePrefix = Annotated[
 OwnerName = Annotated[
     str,
     Query(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=OWNER,
         description="Only those of this owner: the name that an API key was given to, or `default`",
     ),
 ]

@@ -19,7 +19,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
@@ -31,7 +31,11 @@ from service.db.database import Database, database_now
 from service.db.models import IdempotencyKey
 from service.db.rows import insert
 from service.errors import Invalid, KeyReused
-from service.rest.dependencies import Owner, ServiceResources, changing
+from service.rest.authorization import audit
+from service.rest.authorization.callers import CurrentCaller
+from service.rest.authorization.enforcement import audited
+from service.rest.authorization.permissions import Permission
+from service.rest.dependencies import ServiceResources, changing
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
@@ -48,20 +52,31 @@ REPLAYED_HEADER: dict[str, Any] = {
 """For the `responses` of an endpoint."""
 
 _PURGED_AT_ONCE = 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a change is answered with."""
+    """What a change is answered with.
+
+    Attributes:
+        kept: for repeated requests, in place of the body: without what must be shown once and stored nowhere.
+        summary: for the audit log, if the endpoint's name and the object's do not say enough.
+    """
 
     status: int
     body: BaseModel
     headers: Mapping[str, str] = field(default_factory=dict)
+    kept: BaseModel | None = None
+    summary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """A change that a request asks for. Endpoints that create or change by POST make theirs through it.
+
+    Whether the caller may make it is looked up again in its transaction, and so is what the audit log says of
+    it written there.
 
     Attributes:
         key: the request's `Idempotency-Key`, without quotes; None: it has none.
@@ -69,6 +84,8 @@ class Change:
     """
 
     database: Database
+    permission: Permission
+    audit: audit.Request
     owner: str
     key: str | None
     request: str
@@ -85,6 +102,21 @@ class Change:
             KeyReused: the key came with another request before.
         """
         return self.database.transact(lambda session: self._once(session, work))
+
+    def transact(self, work: Callable[[Session], T], *, summary: str = "") -> T:
+        """Make a change of which no answer is kept, in one writing transaction.
+
+        Args:
+            work: likewise.
+            summary: for the audit log, if the endpoint's name and the object's do not say enough.
+        """
+
+        def once(session: Session) -> T:
+            found = self.permission.require_own(session, lock=True)
+            self.audit.record(session, audit.DONE, found=found, summary=summary)
+            return work(session)
+
+        return self.database.transact(once)
 
     def earlier_answer(self) -> Response | None:
         """The answer to this request, if it was made before.
@@ -103,14 +135,21 @@ class Change:
 
     def _once(self, session: Session, work: Callable[[Session], Answer]) -> Response:
         if self.key is None:
-            made = work(session)
+            made = self._make(session, work)
             return _render(made.status, made.headers, _document(made.body))
         row = self._reserve(session, self.key)
         if row.status:
             return self._again(row)
+        made = self._make(session, work)
+        row.status, row.headers = made.status, dict(made.headers)
+        row.body = _document(made.body if made.kept is None else made.kept)
+        return _render(row.status, row.headers, _document(made.body))
+
+    def _make(self, session: Session, work: Callable[[Session], Answer]) -> Answer:
+        found = self.permission.require_own(session, lock=True)
         made = work(session)
-        row.status, row.headers, row.body = made.status, dict(made.headers), _document(made.body)
-        return _render(row.status, row.headers, row.body)
+        self.audit.record(session, audit.DONE, found=found, made=made.body, summary=made.summary)
+        return made
 
     def _again(self, row: IdempotencyKey) -> Response:
         if row.request != self.request:
@@ -182,7 +221,7 @@ def _render(status: int, headers: Mapping[str, str], document: Mapping[str, Any]
 async def _change(
     request: Request,
     resources: ServiceResources,
-    owner: Owner,
+    caller: CurrentCaller,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -197,7 +236,9 @@ async def _change(
         raise Invalid("The request", [fault])
     change = Change(
         database=resources.database,
-        owner=owner,
+        permission=Permission.of(request, caller),
+        audit=audited(request, caller, resources.settings),
+        owner=caller.owner,
         key=None if idempotency_key is None else _unquoted(idempotency_key),
         request="" if idempotency_key is None else _digest(request, await request.body()),
         keep=timedelta(hours=resources.settings.idempotency_hours),
@@ -219,4 +260,22 @@ def _digest(request: Request, body: bytes) -> str:
     return digest.hexdigest()
 
 
+async def _changing(
+    request: Request, resources: ServiceResources, caller: CurrentCaller
+) -> AsyncIterator[Change]:
+    change = Change(
+        database=resources.database,
+        permission=Permission.of(request, caller),
+        audit=audited(request, caller, resources.settings),
+        owner=caller.owner,
+        key=None,
+        request="",
+        keep=timedelta(hours=resources.settings.idempotency_hours),
+    )
+    async with changing(resources):
+        yield change
+
+
 ChangeOnce = Annotated[Change, Depends(_change, scope="function")]
+# The last parameter of an endpoint that may be repeated as it is: the body has been read by then.
+Changing = Annotated[Change, Depends(_changing, scope="function")]

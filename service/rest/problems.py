@@ -29,6 +29,10 @@ _log_limit = LogLimit()
 MEDIA_TYPE = "application/problem+json"
 
 _NAME_FORM = "1 to 200 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
+OWNER_FORM = (
+    "1 to 64 letters, digits, dots, hyphens, underscores and the signs @ and +, beginning with a letter or a"
+    " digit"
+)
 _FORMS = {
     "header.idempotency-key": "1 to 200 printable ASCII characters in double quotes, or without quotes if"
     " they contain no spaces, commas or quotes; for example a UUID",
@@ -39,7 +43,7 @@ _FORMS = {
     "query.study": _NAME_FORM,
     "query.prefix": _NAME_FORM,
     "query.schedule": _NAME_FORM,
-    "query.owner": _NAME_FORM.replace("200", "64"),
+    "query.owner": OWNER_FORM,
 }
 """What people are told in place of a regular expression."""
 

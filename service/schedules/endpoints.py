@@ -14,7 +14,6 @@ from service.db.models import Schedule
 from service.plans.dependencies import Checks as SubmissionChecks
 from service.rest.dependencies import (
     MAX_ID,
-    Changing,
     NamePrefix,
     Owner,
     OwnerName,
@@ -24,7 +23,7 @@ from service.rest.dependencies import (
 )
 from service.rest.documents import Document, request_body
 from service.rest.etags import ETAG_HEADER, IfMatch, Precondition, etag
-from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce, Changing
 from service.rest.problems import declare
 from service.schedules import commands, queries
 from service.schedules.body_schemas import CHANGE_SCHEMA, CREATE_SCHEMA
@@ -220,7 +219,7 @@ def change(
     owner: Owner,
     expected: IfMatch,
     response: Response,
-    _: Changing,
+    changing: Changing,
 ) -> ScheduleView:
     """Change a schedule. The sweeps that it has made stay as they are; its history says what was changed.
 
@@ -241,21 +240,19 @@ def change(
         commands.note_unchecked(session, found, unchecked)
         return queries.show(session, [found])[0], found.revision
 
-    view, revision = resources.database.transact(work)
+    view, revision = changing.transact(work)
     response.headers.update(etag(revision))
     return view
 
 
 @router.delete("/{schedule}", status_code=204, responses=declare(404, 412, 422))
-def delete(
-    schedule: ScheduleRef, resources: ServiceResources, owner: Owner, expected: IfMatch, _: Changing
-) -> None:
+def delete(schedule: ScheduleRef, owner: Owner, expected: IfMatch, changing: Changing) -> None:
     """Remove a schedule. Its studies and its history stay."""
 
     def work(session: Session) -> None:
         commands.delete(session, _expected(session, schedule, expected), asked_by=owner)
 
-    resources.database.transact(work)
+    changing.transact(work)
 
 
 def _expected(session: Session, ref: str, expected: Precondition) -> Schedule:

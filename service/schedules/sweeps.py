@@ -327,6 +327,7 @@ def make_sweep(
                 reason="waiting for a coordinator",
                 owner=schedule.owner,
                 schedule_id=schedule.id,
+                shared=schedule.shared,
                 schedule_name=schedule.name,
                 fired_for=firing,
                 base_seed=base_seed,

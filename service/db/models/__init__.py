@@ -5,7 +5,14 @@ them for readers. A study's id and a trial's number link the two. Times are UTC 
 unique indexes make bad states impossible rather than unlikely.
 """
 
-from service.db.models.access import ApiKey, IdempotencyKey
+from service.db.models.access import (
+    ApiKey,
+    AuditEntry,
+    IdempotencyKey,
+    LoginFailure,
+    LoginSession,
+    PendingLogin,
+)
 from service.db.models.base import NOBODY, Base, new_id, utc_now
 from service.db.models.machines import Coordinator, Device, PassCostsRow
 from service.db.models.schedules import Schedule, ScheduleEvent
@@ -16,13 +23,17 @@ __all__ = [
     "NOBODY",
     "ApiKey",
     "Attempt",
+    "AuditEntry",
     "Base",
     "Coordinator",
     "Device",
     "EventCounter",
     "EventRow",
     "IdempotencyKey",
+    "LoginFailure",
+    "LoginSession",
     "PassCostsRow",
+    "PendingLogin",
     "RungReport",
     "Schedule",
     "ScheduleEvent",

@@ -38,6 +38,8 @@ class Schedule(Base):
     enabled: Mapped[bool] = mapped_column(default=True)
     owner: Mapped[str] = mapped_column(String(64), default=NOBODY, server_default=NOBODY)
     """The API key that made it; its sweeps are this owner's, too."""
+    shared: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """As of a study; its sweeps are shared likewise."""
     revision: Mapped[int] = mapped_column(default=1, server_default="1")
     """Raised by every change a person makes: the schedule's ETag."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)

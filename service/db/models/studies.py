@@ -43,6 +43,8 @@ class Study(Base):
     """Why it is in this state, in words."""
     owner: Mapped[str] = mapped_column(String(64), default=NOBODY, server_default=NOBODY, index=True)
     """The API key that submitted it."""
+    shared: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Owners who may change it beside its own; `*`: all of them. None: nobody else but admins."""
     revision: Mapped[int] = mapped_column(default=1, server_default="1")
     """Raised by every change of its state and by every request for one: the study's ETag."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)

@@ -11,13 +11,15 @@ from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop
 
 from service.db.connections import WRITES
 from service.db.errors import is_transient
-from service.db.models import Base, Coordinator
+from service.db.models import Base, Coordinator, LoginFailure, LoginSession, PendingLogin
 from service.maintenance.schema import VERSION_TABLE
 
 _OPTUNAS_VERSIONS = frozenset({"alembic_version", "version_info"})
 """Tables that say of which version Optuna's others are: made with them, never restored."""
 
-_OF_THE_MOMENT = frozenset({Coordinator.__tablename__})
+_OF_THE_MOMENT = frozenset(
+    table.__tablename__ for table in (Coordinator, LoginFailure, LoginSession, PendingLogin)
+)
 """Tables of the service's own that say nothing after a restore."""
 
 _LOCK_TRIES_SECONDS = 120.0  # longer than one that sleeps within a transaction may keep its locks

@@ -15,13 +15,15 @@ from sqlalchemy import select, text
 from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
 
-from service.access import keys
 from service.access.exposure import require_key
+from service.access.keys import commands as keys
+from service.access.keys import queries
 from service.app import create_app
 from service.cli.root import app
 from service.coordinator.chores.fingerprints import FingerprintReader
 from service.coordinator.chores.preparation import advance_stages
 from service.db.database import Database
+from service.db.kinds import Role
 from service.db.models import ApiKey, Study
 from service.embedded.supervisor import Supervisor, run_api
 from service.errors import Conflict, Invalid, NotFound, Unavailable
@@ -45,12 +47,12 @@ def _bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def _add(database: Database, owner: str) -> str:
-    return database.transact(lambda session: keys.add(session, owner))
+def _add(database: Database, owner: str, role: Role = Role.SUBMITTER) -> str:
+    return database.transact(lambda session: keys.add(session, owner, role=role).key)
 
 
 def _revoke(database: Database, owner: str) -> None:
-    database.transact(lambda session: keys.revoke(session, owner))
+    database.transact(lambda session: keys.revoke(session, keys.resolve(session, owner)))
 
 
 @pytest.fixture
@@ -94,7 +96,9 @@ def test_what_a_key_makes_is_its_owners_and_everybody_sees_it(
     assert guarded.post("/v1/range-tests", json=definition(), headers=basic).json()["owner"] == "bob"
     listed = guarded.get("/v1/studies", headers=_bearer(alice)).json()["items"]
     assert {study["name"]: study["owner"] for study in listed} == {"a": "alice", "b": "bob", "s": "default"}
-    assert guarded.post("/v1/studies/b/cancel", headers=_bearer(alice)).status_code == 202
+    refused = expect_problem(guarded.post("/v1/studies/b/cancel", headers=_bearer(alice)), 403)
+    assert "'bob'" in refused["detail"]
+    assert guarded.post("/v1/studies/b/cancel", headers=_bearer(SERVER_KEY)).status_code == 202
 
 
 def test_a_revoked_key_stops_at_once_and_does_not_open_the_server(
@@ -123,18 +127,25 @@ def test_a_key_is_stored_as_its_digest_only(service_database: Database) -> None:
     assert len(key) == 4 + 43  # 256 random bits
     for stored in (row.key_sha256, row.key_sha256[:10]):
         with service_database.read() as session:
-            assert keys.find_owner(session, stored.encode()) is None
+            assert queries.find_key(session, stored.encode()) is None
 
 
-def test_there_is_one_key_at_a_time_for_an_owner(service_database: Database) -> None:
-    _add(service_database, "alice")
-    with pytest.raises(Conflict, match="already has a key"):
-        _add(service_database, "alice")
-    _revoke(service_database, "alice")
-    with pytest.raises(NotFound, match="has no key"):
+def test_an_owner_has_several_keys_each_revoked_by_itself(
+    client: TestClient, service_database: Database
+) -> None:
+    first, second = _add(service_database, "alice"), _add(service_database, "alice")
+    with pytest.raises(Conflict, match="has several keys"):
         _revoke(service_database, "alice")
-    with pytest.raises(NotFound, match="has no key"):
-        _revoke(service_database, "bob")
+    with service_database.read() as session:
+        row = queries.find_key(session, first.encode())
+    assert row is not None
+    service_database.transact(lambda session: keys.revoke(session, row.id))
+    expect_problem(client.get("/v1/studies", headers=_bearer(first)), 401)
+    assert client.get("/v1/studies", headers=_bearer(second)).status_code == 200
+    _revoke(service_database, "alice")  # the one that is left
+    for nobody in ("alice", "bob"):
+        with pytest.raises(NotFound, match="has a working key"):
+            _revoke(service_database, nobody)
 
 
 @on_sqlite
@@ -208,6 +219,7 @@ def test_keys_are_added_listed_and_revoked_by_command(nightsweep: CliRunner, cli
     expect_problem(client.get("/v1/studies", headers=_bearer(added.stdout.strip())), 401)
     listed = json.loads(_run(nightsweep, "list", "--json").stdout)
     assert [(key["owner"], key["revoked_at"] is None) for key in listed] == [("alice", False), ("bob", True)]
+    assert [key["state"] for key in listed] == ["revoked", "active"]
     shown = _run(nightsweep, "list").stdout
     assert added.stdout.strip() not in shown
     assert bob["key"] not in shown
@@ -293,7 +305,7 @@ def test_this_machine_alone_needs_no_key(settings: Settings, host: str) -> None:
     require_key(settings.model_copy(update={"host": host}))
 
 
-def test_any_key_will_do_to_listen_where_others_reach_the_api(
+def test_an_admins_key_that_works_is_needed_to_listen_where_others_reach_the_api(
     settings: Settings, service_database: Database
 ) -> None:
     everywhere = settings.model_copy(update={"host": "0.0.0.0"})
@@ -302,9 +314,14 @@ def test_any_key_will_do_to_listen_where_others_reach_the_api(
     with pytest.raises(Unavailable):
         require_key(everywhere)
     _add(service_database, "alice")
+    with pytest.raises(Unavailable, match="none is an admin's"):
+        require_key(everywhere)
+    _add(service_database, "bob", Role.ADMIN)
     require_key(everywhere)
-    _revoke(service_database, "alice")  # the server stays closed, so nothing is open to anybody
-    require_key(everywhere)
+    for owner in ("alice", "bob"):
+        _revoke(service_database, owner)
+    with pytest.raises(Unavailable, match="have expired or were revoked"):
+        require_key(everywhere)
 
 
 @on_sqlite

@@ -48,10 +48,10 @@ def test_the_check_constraints_are_there(service_database: database.Database) ->
     """Alembic does not compare these."""
     names = {
         constraint["name"]
-        for table in ("studies", "attempts", "schedules")
+        for table in ("studies", "attempts", "schedules", "api_keys")
         for constraint in inspect(service_database.engine).get_check_constraints(table)
     }
-    assert names == {"ck_studies_state", "ck_attempts_state", "ck_schedules_overlap"} | {
+    assert names == {"ck_studies_state", "ck_attempts_state", "ck_schedules_overlap", "ck_api_keys_role"} | {
         "ck_schedules_catch_up",
         "ck_schedules_until_action",
     }

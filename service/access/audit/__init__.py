@@ -1,0 +1,1 @@
+"""Reading the audit log. It is written by `service.rest.authorization.audit`."""

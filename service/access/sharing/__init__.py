@@ -1,0 +1,1 @@
+"""Who may change a study or a schedule beside its owner."""
