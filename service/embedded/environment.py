@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from pydantic import SecretStr
+
 from service.settings import Settings
 
 
@@ -16,9 +18,9 @@ def settings_environment(settings: Settings) -> dict[str, str]:
             continue
         if name == "data_roots":
             text = os.pathsep.join(str(root) for root in value)
-        elif name == "plugins":
+        elif isinstance(value, tuple):
             text = ",".join(value)
-        elif name == "api_key":
+        elif isinstance(value, SecretStr):
             text = value.get_secret_value()
         else:
             text = str(value)

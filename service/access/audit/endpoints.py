@@ -16,15 +16,6 @@ from service.rest.dependencies import MAX_ID, OwnerName, Reading, ServiceResourc
 router = APIRouter(prefix="/v1/audit", tags=["access"])
 
 JSON_LINES = "application/jsonl"
-About = Annotated[
-    str,
-    Query(
-        alias="object",
-        min_length=1,
-        max_length=200,
-        description="Only what was done to this: the id or name of a study, schedule, key or GPU",
-    ),
-]
 
 
 @router.get(
@@ -44,7 +35,15 @@ def list_audit(
     session: Reading,
     resources: ServiceResources,
     owner: OwnerName | None = None,
-    about: About | None = None,
+    about: Annotated[
+        str | None,
+        Query(
+            alias="object",
+            min_length=1,
+            max_length=200,
+            description="Only what was done to this: the id or name of a study, schedule, key or GPU",
+        ),
+    ] = None,
     since: Annotated[AwareDatetime | None, Query(description="Only at this time or later")] = None,
     until: Annotated[AwareDatetime | None, Query(description="Only before this time")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,

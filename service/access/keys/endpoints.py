@@ -132,7 +132,7 @@ def revoke_key(key: KeyRef, changing: Changing) -> None:
     def work(session: Session) -> None:
         commands.revoke(session, key)
 
-    changing.transact(work)
+    changing.transact(work, summary=f"revoke key {key[:12]}")
 
 
 def _made(session: Session, made: commands.NewKey, summary: str) -> Answer:

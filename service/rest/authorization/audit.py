@@ -80,7 +80,8 @@ class Request:
             kind=kind,
             ref=ref,
             name=name,
-            summary=summary or " ".join(word for word in (self.action, kind, name or ref) if word),
+            summary=summary
+            or " ".join(word for word in (self.action.replace("_", " "), kind, name or ref) if word),
             outcome=outcome,
             keep=self.keep,
         )

@@ -20,6 +20,7 @@ from service.app import create_app
 from service.db.database import Database
 from service.db.kinds import Role
 from service.db.models import AuditEntry, PendingLogin
+from service.embedded.environment import settings_environment
 from service.settings import Settings
 from tests.support.fakes.openid import CLIENT_ID, CLIENT_SECRET, ISSUER, FakeProvider
 from tests.support.service.access import Browser
@@ -213,6 +214,15 @@ def test_settings_that_do_not_fit_are_said_at_the_start(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         Settings(home=tmp_path, **changes)
+
+
+def test_the_processes_of_serve_are_given_the_same_settings(
+    with_openid: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = with_openid.model_copy(update={"trusted_proxies": ("10.0.0.0/8", "::1")})
+    for name, value in settings_environment(whole).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == whole
 
 
 def test_authlib_is_imported_by_the_first_who_logs_in_so() -> None:
