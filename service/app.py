@@ -24,6 +24,7 @@ from service.access.openid import endpoints as openid_endpoints
 from service.access.openid.provider import Provider
 from service.access.sessions import endpoints as session_endpoints
 from service.access.sharing import endpoints as sharing_endpoints
+from service.champions import endpoints as champion_endpoints
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
 from service.devices import endpoints as device_endpoints
@@ -89,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         report_endpoints,
         range_test_endpoints,
         schedule_endpoints,
+        champion_endpoints,
         device_endpoints,
         preset_endpoints,
         metrics_endpoints,

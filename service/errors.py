@@ -8,6 +8,7 @@ ServiceError                 rendered as a problem by one handler; carries its H
 │   ├── AlreadyEnded              the study is over, so it cannot be cancelled, paused or resumed
 │   ├── BeingCancelled            it is about to be over, so it cannot be paused or resumed
 │   ├── SweepUnderWay             the schedule's earlier sweep has not ended, and it lets none overlap
+│   ├── ChampionRefused           a trial's adapter cannot be a schedule's champion, or is it already
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
 │   ├── Inconsistent                      the two databases are not of one moment; never reaches a client
 │   ├── BackupError               a backup cannot be written or restored; never reaches a client
@@ -85,6 +86,10 @@ class BeingCancelled(Conflict):
 
 class SweepUnderWay(Conflict):
     title = "Sweep under way"
+
+
+class ChampionRefused(Conflict):
+    title = "Champion refused"
 
 
 class IllegalTransition(Conflict):

@@ -19,6 +19,7 @@ from search_spaces.definition import DataSpec, EvaluationSpec, KeepDecoded, Mode
 from search_spaces.recipe import Recipe
 from search_spaces.tasks import Task
 from search_spaces.wording import SENTENCE_CHARACTERS, counted, shortened
+from workers.evaluated import Evaluated
 
 
 class OutcomeStatus(StrEnum):
@@ -132,6 +133,9 @@ class TrialOrder:
     """What earlier workers learnt under that key, on whatever device."""
     rate_sweep: RateSweep | None = None
     """Set for a range test: nothing is evaluated and no adapter is kept; the outcome holds the curve."""
+    evaluates: str | None = None
+    """Set for an evaluation: the path or URL of the adapter that is evaluated once. Nothing is trained, no
+    rung is reported and no adapter is kept; the outcome holds what each row came to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +308,10 @@ class TrialOutcome:
     """The fault is in the study's model or data, so every other trial would fail alike."""
     storage_fault: bool = False
     """Its artifacts could not be written: the trial itself did nothing wrong, and can go on once they can."""
+    unusable_adapter: bool = False
+    """Of an evaluation: the adapter is gone, or cannot be put on this base."""
+    evaluated: Evaluated | None = None
+    """Of an evaluation that completed."""
 
     def __post_init__(self) -> None:
         # It may quote a library's error, and that a row of the data.

@@ -6,6 +6,7 @@
     │   ├── RowError    one row of it cannot be used
     │   └── LengthError `max_length` leaves nothing of it, or is more than the base has positions for
     ├── AdapterError    this recipe's adapter cannot be put on this base
+    ├── UnusableAdapterError  an adapter that is to be evaluated is gone, or is none of this base and task
     ├── ArtifactError   adapters or checkpoints cannot be written or read: the storage's trouble, no trial's
     ├── CheckpointError (in `workers.artifacts.checkpoint_format`) a checkpoint is not what was written
     ├── PluginError     a metric or loss of the study's own cannot be loaded, or no trial can do without it
@@ -54,6 +55,10 @@ class DataError(WorkerError):
 
 class AdapterError(WorkerError):
     """The recipe's `target_modules` matches no layer of the base. Another trial's recipe may."""
+
+
+class UnusableAdapterError(WorkerError):
+    """The adapter that is to be evaluated is not there any more, or does not fit this base and task."""
 
 
 class ArtifactError(WorkerError):

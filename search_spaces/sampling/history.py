@@ -19,6 +19,8 @@ REPEAT_OF = "repeat_of"
 """User attribute of a repeat: the number of the trial whose recipe it runs again."""
 SEED = "seed"
 """User attribute of a repeat: the recipe's seed."""
+EVALUATES = "evaluates"
+"""User attribute of an evaluation, a trial that does not train: whose adapter it evaluates, and its place."""
 
 
 def is_orphaned(trial: FrozenTrial) -> bool:
@@ -27,6 +29,11 @@ def is_orphaned(trial: FrozenTrial) -> bool:
     Such a trial is not part of the study: the process that asked for it has asked again, or has died.
     """
     return bool(trial.system_attrs.get(DRAWN_FOR_KEY, trial.number) != trial.number)
+
+
+def is_searched(trial: FrozenTrial) -> bool:
+    """Whether the trial is of the search: neither a repeat nor an evaluation."""
+    return REPEAT_OF not in trial.user_attrs and EVALUATES not in trial.user_attrs
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class PastTrial:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a study's search, by number; without repeats and orphaned trials."""
+    """The trials of a study's search, by number; without repeats, evaluations and orphaned trials."""
 
     trials: tuple[PastTrial, ...]
 
@@ -59,7 +66,7 @@ class History:
         for trial in trials:
             # A trial whose asker died half-way has the parameters that were written down for it.
             params = trial.params | trial.system_attrs.get(SUGGESTION_KEY, {})
-            if params and REPEAT_OF not in trial.user_attrs and not is_orphaned(trial):
+            if params and is_searched(trial) and not is_orphaned(trial):
                 values = space.decode(params)
                 past.append(PastTrial(trial, values, space.configuration_key(values)))
         return cls(tuple(past))

@@ -35,12 +35,14 @@ from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
 from search_spaces.sampling.history import (
     DRAWN_FOR_KEY,
+    EVALUATES,
     REPEAT_OF,
     SEED,
     SUGGESTION_KEY,
     Avoided,
     History,
     is_orphaned,
+    is_searched,
 )
 from search_spaces.sampling.nearest import nearest_untried
 from search_spaces.sampling.plan import (
@@ -132,7 +134,7 @@ def complete_suggestion(
         SearchSpaceExhausted: Every configuration has had its trial.
         SuggestionError: The algorithm cannot run here.
     """
-    if REPEAT_OF not in trial.user_attrs:
+    if is_searched(trial):
         storage = _storage(study)
         params: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION_KEY)
         if params is None:
@@ -148,9 +150,9 @@ def complete_suggestion(
 
 
 def is_complete(trial: FrozenTrial) -> bool:
-    """Whether a trial has all parameters of its configuration. A repeat is made whole."""
+    """Whether a trial has all parameters of its configuration. Repeats and evaluations are made whole."""
     params = trial.system_attrs.get(SUGGESTION_KEY)
-    return REPEAT_OF in trial.user_attrs or (params is not None and set(params) <= set(trial.params))
+    return not is_searched(trial) or (params is not None and set(params) <= set(trial.params))
 
 
 def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int) -> Trial:
@@ -171,17 +173,41 @@ def suggest_repeat(study: Study, definition: StudyDefinition, of: int, seed: int
         SuggestionError: There is no such trial, or it is a repeat itself.
     """
     trials = study.get_trials(deepcopy=False)
-    if not 0 <= of < len(trials) or REPEAT_OF in trials[of].user_attrs or is_orphaned(trials[of]):
+    if not 0 <= of < len(trials) or not is_searched(trials[of]) or is_orphaned(trials[of]):
         raise SuggestionError(f"study {definition.name} has no trial {of} that can be repeated")
     repeated = trials[of]
     values = definition.search.space.decode(repeated.params)
-    attrs = {REPEAT_OF: of, SEED: seed}
+    return _made(study, values, repeated.distributions, {REPEAT_OF: of, SEED: seed})
+
+
+def suggest_evaluation(study: Study, evaluates: Mapping[str, Any]) -> Trial:
+    """A RUNNING trial without parameters, which trains nothing and evaluates an adapter that there is.
+
+    It is no part of the search: no sampler learns from it. The user attribute `evaluates` says what it is.
+
+    One asker at a time, as for `suggest`. An equal one that runs already is returned in place of a second.
+
+    Args:
+        study: The study.
+        evaluates: Whose adapter, and where it is; JSON.
+
+    Raises:
+        SuggestionError: Another process keeps asking too.
+    """
+    return _made(study, {}, {}, {EVALUATES: dict(evaluates)})
+
+
+def _made(
+    study: Study, values: Values, by_name: Mapping[str, BaseDistribution], attrs: dict[str, Any]
+) -> Trial:
+    """A RUNNING trial with these user attributes: the one that there is, else a new one."""
     for _ in range(RACES):
-        same = next((t for t in _running(study) if attrs.items() <= t.user_attrs.items()), None)
-        if same is not None:
-            return Trial(study, same._trial_id)
+        # Not `<=` of their items: a value may be a mapping, which has no hash.
+        same = (t for t in _running(study) if all(t.user_attrs.get(key) == attrs[key] for key in attrs))
+        if (found := next(same, None)) is not None:
+            return Trial(study, found._trial_id)
         number = len(study.get_trials(deepcopy=False))
-        made = _create(study, values, repeated.distributions, number, user_attrs=attrs)
+        made = _create(study, values, by_name, number, user_attrs=attrs)
         if made is not None:
             return made
     raise SuggestionError("another process asks for trials of this study at the same time")
@@ -210,9 +236,15 @@ class _Suggester:
         self._axes = axes_of(self._space)
         self._history = History.read(self._space, trials)
         self._evaluated = frozenset(preparation.evaluated)
+        self._evaluations = [trial.number for trial in trials if EVALUATES in trial.user_attrs]
 
     def values(self, number: int) -> Values:
-        """The configuration of trial `number`."""
+        """The configuration of trial `number`.
+
+        It is drawn as if no trial before it had been an evaluation: a sweep that evaluates a champion first
+        searches what its definition searches when it is submitted by itself.
+        """
+        number -= sum(evaluation < number for evaluation in self._evaluations)
         on_grid = self._definition.search.algorithm == "grid"
         enqueued = enqueued_points(self._space, self._preparation, on_grid=on_grid)
         handed_out = self._history.handed_out

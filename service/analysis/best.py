@@ -24,9 +24,9 @@ class Goal:
 
 
 def completed(definition: StudyDefinition | Goal, trials: Sequence[TrialValues]) -> list[TrialValues]:
-    """The search's completed trials that break no constraint, the best first; repeats are left out."""
+    """The search's completed trials that break no constraint, the best first; no repeats or evaluations."""
     sign = 1.0 if definition.objective.direction == "minimize" else -1.0
-    found = [t for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
+    found = [t for t in trials if t.value is not None and t.feasible and t.searched]
     return sorted(found, key=lambda t: (sign * (t.value or 0.0), t.number))
 
 

@@ -20,7 +20,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.sampling.history import REPEAT_OF
+from search_spaces.sampling.history import is_searched
 from search_spaces.wording import counted
 from service.optuna_store.storage import Storage
 from service.optuna_store.studies import find_study_number
@@ -81,7 +81,7 @@ def read_importance(storage: Storage, name: str, parameters: Sequence[str], *, m
     usable = [
         (trial, trial.values[0])
         for trial in found
-        if REPEAT_OF not in trial.user_attrs
+        if is_searched(trial)
         and all(violation <= 0 for violation in trial.constraints.values())
         and math.isfinite(trial.values[0])
     ]

@@ -23,13 +23,13 @@ def shortfall(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str
 
     Args:
         definition: the study's.
-        kind: of the study. A range test measures its curve and nothing else.
+        kind: of the study. A range test measures its curve and nothing else; an evaluation, the metrics.
         outcome: a `TrialOutcome` as a mapping.
     """
     value = outcome.get("value")
     if value is None or not math.isfinite(value):
         return f"it ended without a finite value of {definition.objective.metric}, the objective: {value}"
-    if kind is StudyKind.RANGE_TEST:
+    if kind is StudyKind.RANGE_TEST or outcome.get("evaluated") is not None:
         return None
     known = _measured(outcome)
     named = [(str(name), "objective.costs") for name in definition.objective.costs]
@@ -40,7 +40,7 @@ def shortfall(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str
 
 def costs(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str, Any]) -> tuple[float, ...]:
     """A completed trial's costs, in the order of `objective.costs`: seconds, 10^9 bytes, numbers."""
-    if kind is StudyKind.RANGE_TEST:
+    if kind is StudyKind.RANGE_TEST or outcome.get("evaluated") is not None:
         return ()
     known = _measured(outcome)
     return tuple(known[name] for name in definition.objective.costs)
@@ -48,7 +48,7 @@ def costs(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str, An
 
 def violations(definition: StudyDefinition, kind: StudyKind, outcome: Mapping[str, Any]) -> dict[str, float]:
     """Of a completed trial: by how much each constraint is exceeded, in its own unit; at most 0: kept."""
-    if kind is StudyKind.RANGE_TEST:
+    if kind is StudyKind.RANGE_TEST or outcome.get("evaluated") is not None:
         return {}
     known = _measured(outcome)
     found = {}

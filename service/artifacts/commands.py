@@ -17,7 +17,7 @@ from search_spaces.values.artifact_layout import ADAPTERS, CHECKPOINT
 from search_spaces.values.artifact_urls import join
 from service.artifacts.layout import Folder, Place
 from service.artifacts.retention import referenced, trials_to_keep, why_removed
-from service.db import trials
+from service.db import reigns, trials
 from service.db.database import Database, database_now
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition
@@ -128,10 +128,12 @@ def carry_out(
         planned: by `plan` or `plan_unknown`.
         stop: asked before each removal.
     """
-    _mark(database, [each.removal for each in planned])
+    spared = _mark(database, [each.removal for each in planned])
     for each in planned:
         if stop():
             return
+        if each.removal in spared:
+            continue
         try:
             if each.removal.folder is None:
                 each.at.remove_study(each.removal.study_id)
@@ -155,6 +157,7 @@ def _plan_study(
     kept, adapters = frozenset[int](), set[Folder]()
     if keep is not None and definition is not None:
         kept = trials_to_keep(definition, read_trials(storage, study.name), keep)
+        kept |= reigns.kept_trials(session, study_id)
         for number in kept:
             rows = session.scalars(
                 select(Attempt.outcome)
@@ -178,27 +181,42 @@ def _plan_study(
             )
 
 
-def _mark(database: Database, removals: Sequence[Removal]) -> None:
-    """Says in SQL that adapters are not kept: of every attempt whose outcome leads to one of them."""
+def _mark(database: Database, removals: Sequence[Removal]) -> set[Removal]:
+    """Says in SQL that adapters are not kept: of every attempt whose outcome leads to one of them.
+
+    Returns:
+        Those that are kept after all: their trial has become a champion since this was planned.
+    """
+    spared: set[Removal] = set()
     gone: dict[str, set[Folder]] = {}
     for removal in removals:
         if removal.kind == "adapter" and removal.folder is not None:
             gone.setdefault(removal.study_id, set()).add(removal.folder)
     for study_id, folders in gone.items():
-        database.transact(lambda session, s=study_id, f=folders: _mark_study(session, s, f))  # type: ignore[misc]
+        kept = database.transact(lambda session, s=study_id, f=folders: _mark_study(session, s, f))  # type: ignore[misc]
+        spared |= {r for r in removals if r.study_id == study_id and r.folder in kept}
+    return spared
 
 
-def _mark_study(session: Session, study_id: str, folders: set[Folder]) -> None:
+def _mark_study(session: Session, study_id: str, folders: set[Folder]) -> set[Folder]:
+    """Mark all but a champion's; those."""
+    # Locked before a look at the champions: whoever promotes one of these trials locks them, too.
     rows = session.execute(
-        select(Attempt.id, Attempt.outcome).where(
+        select(Attempt.id, Attempt.outcome)
+        .where(
             Attempt.study_id == study_id,
             Attempt.trial_number.in_({folder.trial for folder in folders}),
             Attempt.adapters_swept_at.is_(None),
         )
+        .with_for_update()
     ).all()
+    reigning = reigns.kept_trials(session, study_id)
+    spared = {folder for folder in folders if folder.trial in reigning}
+    folders = folders - spared
     marked = [row.id for row in rows if referenced(study_id, [row.outcome]) & folders]
     if marked:
         session.execute(
             update(Attempt).where(Attempt.id.in_(marked)).values(adapters_swept_at=database_now(session))
         )
         trials.touch(session, study_id, {folder.trial for folder in folders})
+    return spared

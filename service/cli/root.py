@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.cli.commands import (
+    champions,
     events,
     plan,
     presets,
@@ -71,6 +72,7 @@ app.command(rich_help_panel=_RESULTS)(reports.report)
 app.command(rich_help_panel=_RESULTS)(reports.importance)
 app.command(rich_help_panel=_RESULTS)(results.export)
 app.command(rich_help_panel=_RESULTS)(results.adapter)
+app.command(rich_help_panel=_RESULTS)(champions.champion)
 
 
 def _say_version(wanted: bool) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from service.access.audit.schemas import AuditView
 from service.access.keys.schemas import KeyView, Me, NewKeyView
 from service.access.sharing.schemas import AccessView
+from service.champions.schemas import ChampionHistory, ChampionView
 from service.client.connection import Connection
 from service.client.errors import RefusedError
 from service.devices.schemas import DeviceView, Fleet
@@ -248,7 +249,7 @@ class Client(Connection):
         **options: str | bool,
     ) -> ScheduleView:
         """Adds a schedule. `options`: `overlap`, `catch_up`, `start`, `end`, `until`, `until_action`,
-        `sweep_name`, `repeat_configurations`."""
+        `sweep_name`, `repeat_configurations`, `champion`."""
         body = {"cron": cron, "timezone": timezone, "enabled": enabled, "definition": definition, **options}
         return self._one(ScheduleView, "POST", "/v1/schedules", body | ({"name": name} if name else {}))
 
@@ -287,6 +288,28 @@ class Client(Connection):
             if len(page) < _PAGE:
                 return
             query["before"] = str(page[-1].id)
+
+    def champion(self, schedule: str) -> ChampionView:
+        """The best adapter of a schedule so far."""
+        return self._one(ChampionView, "GET", f"/v1/schedules/{_segment(schedule)}/champion")
+
+    def champion_history(self, schedule: str, *, limit: int = _PAGE) -> ChampionHistory:
+        """What its latest sweeps decided, and who reigned."""
+        path = f"/v1/schedules/{_segment(schedule)}/champion/history"
+        return self._read(ChampionHistory, self._json("GET", path, query={"limit": str(limit)}))
+
+    def promote_champion(self, schedule: str, study: str, trial: int) -> ChampionView:
+        """Makes a trial's best adapter the champion."""
+        body = {"study": study, "trial": trial}
+        return self._one(ChampionView, "POST", f"/v1/schedules/{_segment(schedule)}/champion", body)
+
+    def roll_back_champion(self, schedule: str) -> ChampionView:
+        """Brings back the champion before the present one."""
+        return self._one(ChampionView, "POST", f"/v1/schedules/{_segment(schedule)}/champion/rollback")
+
+    def download_champion(self, schedule: str, target: BinaryIO) -> None:
+        """Writes the zip of the champion's PEFT files to `target`."""
+        self._download(f"/v1/schedules/{_segment(schedule)}/champion/adapter", {}, target)
 
     def presets(self) -> list[SearchSpaceView]:
         return self._items(SearchSpaceView, self._json("GET", "/v1/search-spaces"))

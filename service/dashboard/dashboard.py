@@ -169,9 +169,7 @@ class Dashboard:
             found = records.read(session, study)
             trials = [trial_view(study, found.definition, record) for record in found.records]
             repeats = notes.repeats_in_words(trials)
-            ours["repeats"] = {
-                t.number: f"repeat of {t.repeat_of}, seed {t.seed}" for t in trials if t.number in repeats
-            }
+            ours["repeats"] = {t.number: notes.beside_the_search(t) for t in trials if t.number in repeats}
             written = {
                 t.number: notes.trial_note(t, repeats.get(t.number), trained=found.trained) for t in trials
             }

@@ -85,16 +85,26 @@ def trial_note(trial: TrialView, repeat: str | None, *, trained: bool = True) ->
 
 
 def repeats_in_words(trials: Sequence[TrialView]) -> dict[int, str]:
-    """Of each trial that runs another one's recipe again: which of the repeats it is, and its seed."""
+    """Of each trial beside the search: which of the repeats it is, and its seed; or what it evaluates."""
     words: dict[int, str] = {}
     seen: dict[int, int] = {}
     for trial in trials:
-        if trial.repeat_of is not None:
+        if trial.evaluates is not None:
+            whose = trial.evaluates
+            words[trial.number] = f"evaluates the {whose.role}, trial {whose.trial} of {whose.study}"
+        elif trial.repeat_of is not None:
             seen[trial.repeat_of] = seen.get(trial.repeat_of, 0) + 1
             words[trial.number] = (
                 f"repeat {seen[trial.repeat_of]} of trial {trial.repeat_of}, seed {trial.seed}"
             )
     return words
+
+
+def beside_the_search(trial: TrialView) -> str:
+    """What a repeat or an evaluation is, in short."""
+    if trial.evaluates is not None:
+        return f"evaluates the {trial.evaluates.role}"
+    return f"repeat of {trial.repeat_of}, seed {trial.seed}"
 
 
 def titles_of_a_range_test() -> dict[str, str]:

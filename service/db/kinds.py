@@ -75,3 +75,27 @@ class ScheduleEventKind(StrEnum):
 
 WORKER_CAPACITY = "worker_capacity"
 """The kind of a study's event that says how many trials a worker wants at once."""
+
+
+class ContestDecision(StrEnum):
+    """What a sweep decided about its schedule's champion."""
+
+    CROWNED = "crowned"
+    """There was none: the sweep's winner is the first."""
+    DETHRONED = "dethroned"
+    """The sweep's winner is better beyond the noise."""
+    DEFENDED = "defended"
+    """It is not, or that cannot be told: the champion stays."""
+    UNCHALLENGED = "unchallenged"
+    """The sweep has nobody to put up, or was ended."""
+    SUCCEEDED = "succeeded"
+    """The champion cannot be evaluated any more, so the sweep's winner follows it without a comparison."""
+
+
+class Contestant(StrEnum):
+    """Whose adapter an evaluation evaluates."""
+
+    CHAMPION = "champion"
+    """What a sweep does first."""
+    CHALLENGER = "challenger"
+    """What it does last."""

@@ -41,6 +41,7 @@ def add(
     *,
     repeat_of: int | None = None,
     seed: int | None = None,
+    evaluates: Mapping[str, Any] | None = None,
 ) -> None:
     """A trial that was asked for. Adding it again changes nothing.
 
@@ -51,10 +52,12 @@ def add(
         params: as Optuna holds them.
         repeat_of: the trial whose recipe it runs again, if it is a repeat.
         seed: of a repeat.
+        evaluates: the adapter that it evaluates, if it trains nothing.
     """
     if session.get(Trial, (study_id, number)) is None:
         row = Trial(study_id=study_id, number=number, state=WAITING, reason=WAITS, params=dict(params))
         row.repeat_of, row.seed = repeat_of, seed
+        row.evaluates = None if evaluates is None else dict(evaluates)
         session.add(row)
 
 

@@ -18,8 +18,8 @@ everything else is imported from the modules.
 
 from __future__ import annotations
 
-from service.optuna_store.asking import ask, ask_repeat, complete_ask
+from service.optuna_store.asking import ask, ask_evaluation, ask_repeat, complete_ask
 from service.optuna_store.reporting import report, should_prune
 from service.optuna_store.telling import tell
 
-__all__ = ["ask", "ask_repeat", "complete_ask", "report", "should_prune", "tell"]
+__all__ = ["ask", "ask_evaluation", "ask_repeat", "complete_ask", "report", "should_prune", "tell"]

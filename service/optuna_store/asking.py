@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -40,6 +41,11 @@ def ask_repeat(
     """Make a trial that runs another one's recipe with a further seed: its number and its parameters."""
     trial = suggest.suggest_repeat(study, definition, of, seed)
     return trial.number, dict(trial.params)
+
+
+def ask_evaluation(study: optuna.Study, evaluates: Mapping[str, Any]) -> int:
+    """Make a trial that evaluates an adapter and trains nothing: its number."""
+    return suggest.suggest_evaluation(study, evaluates).number
 
 
 def unfinished_asks(study: optuna.Study) -> list[TrialValues]:

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, func, select, table
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.sampling.history import REPEAT_OF, SEED, is_orphaned
+from search_spaces.sampling.history import EVALUATES, REPEAT_OF, SEED, is_orphaned
 from service.optuna_store.storage import Storage
 from service.optuna_store.values import StudySummary, TrialValues
 
@@ -104,6 +104,7 @@ def values_of(trial: FrozenTrial) -> TrialValues:
         state=trial.state.name.lower(),
         repeat_of=trial.user_attrs.get(REPEAT_OF),
         seed=trial.user_attrs.get(SEED),
+        evaluates=trial.user_attrs.get(EVALUATES),
         user_attrs=dict(trial.user_attrs),
     )
 
@@ -111,8 +112,8 @@ def values_of(trial: FrozenTrial) -> TrialValues:
 def read_summary(storage: Storage, name: str) -> StudySummary | None:
     """A study's number, size and best trial; None before it is made.
 
-    In three small queries, unless the best value is a repeat's or breaks a constraint, or there are several
-    objectives: then all completed trials are read.
+    In three small queries, unless the best value is not the search's or breaks a constraint, or there are
+    several objectives: then all completed trials are read.
     """
     number = find_study_number(storage, name)
     if number is None:
@@ -135,10 +136,10 @@ def _best(storage: Storage, number: int) -> TrialValues | None:
             best = values_of(storage.get_best_trial(number))
         except ValueError:  # Optuna's word for: no completed trial yet
             return None
-        if best.feasible and best.repeat_of is None:
+        if best.feasible and best.searched:
             return best
     completed = storage.get_all_trials(number, deepcopy=False, states=(TrialState.COMPLETE,))
-    eligible = [t for t in map(values_of, completed) if t.feasible and t.repeat_of is None]
+    eligible = [t for t in map(values_of, completed) if t.feasible and t.searched]
     sign = -1.0 if directions[0] is optuna.study.StudyDirection.MAXIMIZE else 1.0
     return min(eligible, key=lambda t: (sign * t.values[0], t.number), default=None)
 

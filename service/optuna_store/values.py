@@ -40,10 +40,17 @@ class TrialValues:
     state: str
     """`running`, `complete`, `pruned`, `fail` or `waiting`."""
     repeat_of: int | None = None
-    """The trial whose recipe it runs again; None: it is of the search."""
+    """The trial whose recipe it runs again; None: it is no repeat."""
     seed: int | None = None
     """Of a repeat: the recipe's."""
+    evaluates: Mapping[str, Any] | None = None
+    """Of a trial that trains nothing: whose adapter it evaluates, and where that is."""
     user_attrs: Mapping[str, Any]
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is of the search: neither a repeat nor an evaluation."""
+        return self.repeat_of is None and self.evaluates is None
 
 
 @dataclass(frozen=True, kw_only=True)

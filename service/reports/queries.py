@@ -40,7 +40,7 @@ def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     trials = read(session, study, read_reports=False)
     now = database_now(session)
     winner = best_of(session, study)
-    searched = [record for record in trials.records if record.values.repeat_of is None]
+    searched = [record for record in trials.records if record.values.searched]
     started = study.started_at
     return ReportView(
         made_at=now,
@@ -117,7 +117,7 @@ def _advice(study: Study, trials: StudyTrials, winner: BestView | None) -> list[
 
 def _facts(record: TrialRecord, winner: BestView | None) -> TrialFacts | None:
     """What advice looks at; None of a repeat, and of a trial whose end says nothing of its recipe."""
-    if record.values.repeat_of is not None or record.state not in _TELLING:
+    if not record.values.searched or record.state not in _TELLING:
         return None
     return TrialFacts(
         number=record.number,
@@ -144,7 +144,8 @@ def _constraints(
 ) -> list[ConstraintView]:
     if definition is None or not definition.constraints:
         return []
-    completed = [record for record in records if record.state == AttemptState.COMPLETED]
+    trained = [record for record in records if record.values.evaluates is None]
+    completed = [record for record in trained if record.state == AttemptState.COMPLETED]
     measured = [
         outcomes.violations(definition, StudyKind(study.kind), record.outcome) for record in completed
     ]

@@ -65,6 +65,12 @@ CREATE_SCHEMA: dict[str, Any] = {
             "default": False,
             "description": "Whether sweeps evaluate again what earlier ones have evaluated on the same data",
         },
+        "champion": {
+            "type": "boolean",
+            "default": True,
+            "description": "Whether each sweep evaluates the schedule's champion again, and its winner takes "
+            "the champion's place if it is better beyond the noise",
+        },
     },
     "additionalProperties": False,
 }

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
 from search_spaces.errors import Fault
+from service.db import reigns
 from service.db.database import database_now
 from service.db.kinds import Overlap, ScheduleEventKind
 from service.db.models import NOBODY, Schedule, Study, new_id
@@ -29,7 +30,7 @@ _INSTANT = timedelta(milliseconds=1)
 _TIMING = ("cron", "timezone", "start", "end", "enabled")
 _CHANGED = (
     *("name", *_TIMING, "overlap", "catch_up", "until", "until_action", "sweep_name"),
-    *("repeat_configurations", "definition"),
+    *("repeat_configurations", "champion", "definition"),
 )
 """What a person may change."""
 
@@ -52,6 +53,7 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         until_action=new.until_action,
         sweep_name=new.sweep_name,
         repeat_configurations=new.repeat_configurations,
+        champion=new.champion,
         owner=owner,
     )
     schedule.next_fire_at = times_of(schedule).next(now) if new.enabled else None
@@ -102,8 +104,10 @@ def change(
 
 
 def delete(session: Session, schedule: Schedule, *, asked_by: str = NOBODY) -> None:
-    """Remove a schedule. Its studies and its history stay; a firing that waits makes none."""
+    """Remove a schedule. Its studies and its history stay; a firing that waits makes none, and its champion
+    reigns no more."""
     sweeps.drop_waiting(session, schedule, "the schedule was removed")
+    reigns.close(session, schedule, f"the schedule was removed by {asked_by!r}")
     history.record(session, schedule, ScheduleEventKind.REMOVED, "removed", asked_by=asked_by)
     session.delete(schedule)
 

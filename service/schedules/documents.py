@@ -35,7 +35,7 @@ _CHOICES: Mapping[str, tuple[type[StrEnum], str]] = {
     "catch_up": (CatchUp, "is not a rule for firings that were missed"),
     "until_action": (UntilAction, "is not what a sweep can do when its window ends"),
 }
-_FLAGS = ("enabled", "repeat_configurations")
+_FLAGS = ("enabled", "repeat_configurations", "champion")
 _BOUNDS = ("start", "end")
 _CLEARED = ("start", "end", "until", "sweep_name")
 """Keys that null takes away."""
@@ -73,6 +73,7 @@ class NewSchedule:
     until_action: UntilAction
     sweep_name: str | None
     repeat_configurations: bool
+    champion: bool
     definition: Accepted
 
 
@@ -128,6 +129,7 @@ def read_new(document: Any, checks: Checks) -> NewSchedule:
         until_action=UntilAction(values.get("until_action") or UntilAction.END),
         sweep_name=values.get("sweep_name"),
         repeat_configurations=values.get("repeat_configurations", False),
+        champion=values.get("champion", True),
         definition=definition,
     )
 

@@ -60,6 +60,9 @@ class ListedSchedule(Answer):
     repeat_configurations: bool = Field(
         description="Whether sweeps evaluate again what earlier ones have evaluated on the same data"
     )
+    champion: bool = Field(
+        default=True, description="Whether its sweeps decide who is its champion, the best adapter so far"
+    )
     created_at: datetime
     next_fire_at: datetime | None = Field(description="null while disabled, and after its end")
     last_fired_for: datetime | None = Field(

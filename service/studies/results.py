@@ -29,6 +29,7 @@ ENDED = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
 
 _ELIGIBLE: tuple[ColumnElement[bool], ...] = (
     Trial.repeat_of.is_(None),
+    Trial.evaluates.is_(None),
     Trial.feasible.is_(True),
     Trial.value.is_not(None),
 )
@@ -48,23 +49,26 @@ def values_of(row: Trial) -> TrialValues:
         state=STATE_OF[AttemptState(row.state)].name.lower() if ended else "running",
         repeat_of=row.repeat_of,
         seed=row.seed,
+        evaluates=row.evaluates,
         user_attrs={OUTCOME_ATTR: row.state, REASON_ATTR: row.reason} if ended else {},
     )
 
 
 def counts_of(session: Session, studies: Sequence[Study]) -> dict[str, Counts]:
     """Study id -> its trials by state."""
-    query = select(Trial.study_id, Trial.state, func.count(), func.count(Trial.repeat_of))
+    counts = func.count(), func.count(Trial.repeat_of), func.count(Trial.evaluates)
+    query = select(Trial.study_id, Trial.state, *counts)
     query = query.where(Trial.study_id.in_([study.id for study in studies]))
     found: dict[str, dict[str, int]] = {study.id: {} for study in studies}
-    repeated = dict.fromkeys(found, 0)
-    for study_id, state, count, repeats in session.execute(query.group_by(Trial.study_id, Trial.state)):
+    beside: dict[str, tuple[int, int]] = dict.fromkeys(found, (0, 0))
+    for study_id, state, count, *others in session.execute(query.group_by(Trial.study_id, Trial.state)):
         found[study_id][state] = count
-        repeated[study_id] += repeats
-    return {study.id: _counts(study, found[study.id], repeated[study.id]) for study in studies}
+        repeats, evaluations = beside[study_id]
+        beside[study_id] = (repeats + others[0], evaluations + others[1])
+    return {study.id: _counts(study, found[study.id], *beside[study.id]) for study in studies}
 
 
-def _counts(study: Study, by_state: dict[str, int], repeats: int) -> Counts:
+def _counts(study: Study, by_state: dict[str, int], repeats: int, evaluations: int) -> Counts:
     total = sum(by_state.values())
     running = sum(by_state.pop(state, 0) for state in LIVE_ATTEMPT_STATES)
     waiting = sum(by_state.pop(state, 0) for state in (WAITING, *UNFINISHED_ATTEMPT_STATES))
@@ -76,6 +80,7 @@ def _counts(study: Study, by_state: dict[str, int], repeats: int) -> Counts:
         waiting=waiting,
         total=total,
         repeats=repeats,
+        evaluations=evaluations,
         **{str(state): count for state, count in by_state.items()},
     )
 

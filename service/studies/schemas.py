@@ -29,6 +29,9 @@ class Counts(Answer):
     waiting: int = 0
     total: int = Field(default=0, description="Trials that exist so far")
     repeats: int = Field(default=0, description="How many of them are repeats of one of the best recipes")
+    evaluations: int = Field(
+        default=0, description="How many of them train nothing and evaluate the champion or its challenger"
+    )
 
 
 class ListedBest(Answer):

@@ -44,6 +44,7 @@ TrialField = Literal[
     "recipe",
     "repeat_of",
     "seed",
+    "evaluates",
     "value",
     "costs",
     "feasible",

@@ -112,6 +112,7 @@ def columns(study: Study, trials: StudyTrials, record: TrialRecord) -> Mapping[s
         "params": dict(values.params),
         "repeat_of": values.repeat_of,
         "seed": values.seed,
+        "evaluates": None if values.evaluates is None else dict(values.evaluates),
         "value": value,
         "costs": costs,
         "feasible": feasible and record.state != AttemptState.OUT_OF_MEMORY,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import Select, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -169,7 +170,8 @@ class StudyTrials:
     def curves(self) -> list[Curve]:
         """Of the trials of which the diagnosis says something."""
         objective = None if self.definition is None else self.definition.objective
-        ended = [record for record in self.records if self.trained and record.state in DIAGNOSED]
+        trained = [record for record in self.records if self.trained and record.values.evaluates is None]
+        ended = [record for record in trained if record.state in DIAGNOSED]
         return [curve for record in ended if (curve := record.curve(objective)) is not None]
 
 
@@ -265,6 +267,8 @@ def findings_of(stored: Sequence[Any] | None) -> list[Finding]:
 
 
 def _recipe(definition: StudyDefinition | None, values: TrialValues) -> Recipe | None:
+    if values.evaluates is not None:
+        return recipe_evaluated(values.evaluates)
     if definition is None or set(values.params) != set(definition.search.space.active(values.params)):
         return None  # asked for, and not yet fully drawn
     try:
@@ -272,6 +276,14 @@ def _recipe(definition: StudyDefinition | None, values: TrialValues) -> Recipe |
     except SearchSpaceError:
         return None  # parameters that make no recipe fail the trial, with the reason
     return recipe if values.seed is None else recipe.model_copy(update={"seed": values.seed})
+
+
+def recipe_evaluated(evaluates: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of the adapter that a trial evaluates; None: another version wrote it."""
+    try:
+        return Recipe.model_validate(evaluates["recipe"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def finite(value: float | None) -> float | None:

@@ -74,6 +74,16 @@ class FindingView(Answer):
     rung: int | None = Field(description="Training examples at which it begins, if it begins at some point")
 
 
+class EvaluatesView(Answer):
+    """Whose adapter a trial evaluates that trains nothing."""
+
+    role: Open[Literal["champion", "challenger"]] = Field(
+        description="`champion`: of its schedule; `challenger`: this study's own winner"
+    )
+    study: str = Field(description="The name of the study whose trial made the adapter")
+    trial: int
+
+
 class TrialView(Answer):
     number: int
     state: Open[AttemptState | Literal["waiting"]] = Field(
@@ -91,6 +101,11 @@ class TrialView(Answer):
         description="The trial whose recipe it runs again with another seed; null: it belongs to the search"
     )
     seed: int | None = Field(description="The seed of a repeat")
+    evaluates: EvaluatesView | None = Field(
+        default=None,
+        description="The adapter that it evaluates, if it trains nothing; null: it belongs to the search or"
+        " is a repeat",
+    )
     value: float | None = Field(description="The objective at the best rung, of a completed trial")
     costs: dict[str, float] = Field(description="The costs that the objective names, of a completed trial")
     feasible: bool = Field(description="False for a completed trial that broke a constraint")
@@ -126,6 +141,11 @@ class TrialView(Answer):
     ended_at: datetime | None = Field(description="End of the latest attempt")
     adapter: AdapterView | None
     attempts: list[AttemptView]
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is of the search: neither a repeat nor an evaluation."""
+        return self.repeat_of is None and self.evaluates is None
 
     @property
     def finished(self) -> bool:

@@ -12,6 +12,7 @@ from service.trials.records import TrialRecord, finite
 from service.trials.schemas import (
     AdapterView,
     AttemptView,
+    EvaluatesView,
     FindingView,
     ProgressView,
     RungView,
@@ -33,6 +34,7 @@ def trial_view(study: Study, definition: StudyDefinition | None, record: TrialRe
         recipe=_recipe(definition, record),
         repeat_of=record.values.repeat_of,
         seed=record.values.seed,
+        evaluates=_evaluates(record),
         value=record.value,
         costs=costs(definition, record.values),
         feasible=record.values.feasible,
@@ -63,6 +65,11 @@ def trial_view(study: Study, definition: StudyDefinition | None, record: TrialRe
         else None,
         attempts=[AttemptView.model_validate(attempt) for attempt in record.attempts],
     )
+
+
+def _evaluates(record: TrialRecord) -> EvaluatesView | None:
+    found = record.values.evaluates
+    return None if found is None else EvaluatesView(**{key: found[key] for key in ("role", "study", "trial")})
 
 
 def _recipe(definition: StudyDefinition | None, record: TrialRecord) -> dict[str, Any] | None:

@@ -181,7 +181,7 @@ def _points(
     if earlier.pruning == now.pruning:
         counted.add(AttemptState.PRUNED)
     for trial in read_trials(storage, sweep.name):
-        if trial.repeat_of is not None or trial.user_attrs.get(OUTCOME_ATTR) not in counted:
+        if not trial.searched or trial.user_attrs.get(OUTCOME_ATTR) not in counted:
             continue
         recipe = build_recipe(earlier, trial.params)
         values = space.prune_inactive(recipe_points.point_of(recipe, earlier, space))

@@ -150,7 +150,7 @@ def best_first(storage: Storage, source: Source, definition: StudyDefinition) ->
         )
         for age, (study, read) in enumerate(studies)
         for trial in read_trials(storage, study.name)
-        if trial.value is not None and trial.feasible and trial.repeat_of is None
+        if trial.value is not None and trial.feasible and trial.searched
     ]
     return [result for *_, result in sorted(found, key=lambda ranked: ranked[:3])]
 

@@ -192,19 +192,23 @@ class AdapterHost:
         config.base_model_name_or_path = self.base.spec.id
         config.revision = self.base.spec.revision
         config.inference_mode = True
-        # Passing the adapter's own weights spares PEFT a state dict of the whole quantized base.
-        weights = get_peft_model_state_dict(
-            peft, state_dict=self._parameters(name), adapter_name=name, save_embedding_layers=False
-        )
         # In memory: safetensors' own writer has an error of its own kind for a full disk.
         data = save(
-            {key: weight.detach().contiguous().cpu() for key, weight in weights.items()},
+            {key: weight.contiguous().cpu() for key, weight in self.weights(name).items()},
             metadata={"format": "pt"},
         )
         files = {ADAPTER_WEIGHTS: data, ADAPTER_CONFIG: _config_file(config)}
         if self._heads:
             files[MODEL_CONFIG] = _model_config_file(self.base.model)
         return files
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        """An adapter's matrices and heads by their names in its file; what is written to them is its own."""
+        # Passing the adapter's own weights spares PEFT a state dict of the whole quantized base.
+        weights = get_peft_model_state_dict(
+            self._live(), state_dict=self._parameters(name), adapter_name=name, save_embedding_layers=False
+        )
+        return {key: weight.detach() for key, weight in weights.items()}
 
     def _wrap(self, name: str, config: LoraConfig) -> None:
         """Has PEFT make the adapter, and takes over the layers that it wraps for it."""

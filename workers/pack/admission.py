@@ -11,6 +11,7 @@ from workers.contract import TrialOrder, UnusableCheckpoint
 from workers.data.datasets import TokenizedData
 from workers.lora.adapters import Adapter
 from workers.pack.attempt import Attempt
+from workers.pack.evaluations.attempt import prepare_evaluation
 from workers.pack.loaded import Loaded, SharedBase
 from workers.pack.rate_sweep import RateSweepRun, SweepAttempt
 from workers.pack.study_faults import faults_of_all
@@ -43,8 +44,11 @@ def prepare(order: TrialOrder, loaded: Loaded) -> Attempt:
         DoesNotFitError: One example does not fit.
         LossError: The trial's loss, one of the study's own, goes wrong.
         PluginError: It does in every trial.
+        UnusableAdapterError: The adapter that is to be evaluated is gone, or does not fit.
         Exception: Whatever keeps the trial from starting; nothing of it stays on the base.
     """
+    if order.evaluates is not None:
+        return prepare_evaluation(order, loaded)
     base, examples = loaded.base, loaded.train.examples
     with faults_of_all(order, "loss", "class_weights"):
         weights = objective_of(base.host.base).class_weights(order.recipe, examples)

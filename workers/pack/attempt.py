@@ -49,7 +49,10 @@ class Attempt:
         reports: Those of all rungs so far. They go into the checkpoint: a worker may die with reports that no
             coordinator was there to fetch, and the next attempt goes on beyond their rungs.
         passed_over: Checkpoints of earlier attempts that it could not go on from.
+        per_row: Whether it matters what each eval example comes to.
     """
+
+    per_row = False
 
     def __init__(
         self,
@@ -265,8 +268,10 @@ class Attempt:
             return True
         return self._overfitting.after(eval_loss=eval_loss, train_loss=self._train_loss()).overfits
 
-    def report(self, totals: Evaluation, written: Sequence[str] | None = None) -> Report:
+    def report(self, totals: Evaluation, written: Sequence[str] | None = None) -> Report | None:
         """The report of the rung that is due; saves the adapter when it is the best so far.
+
+        None where there is no rung, as in an evaluation alone.
 
         Args:
             totals: What the trial came to at the rung.

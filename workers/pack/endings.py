@@ -14,7 +14,14 @@ from workers.artifacts.checkpoints import remove_checkpoints
 from workers.artifacts.folders import ArtifactFolder
 from workers.contract import OutcomeStatus, TrialOrder, TrialOutcome
 from workers.device.memory import describe, is_device_fault, is_out_of_memory
-from workers.errors import ArtifactError, DataError, ModelError, PluginError, WorkerError
+from workers.errors import (
+    ArtifactError,
+    DataError,
+    ModelError,
+    PluginError,
+    UnusableAdapterError,
+    WorkerError,
+)
 from workers.training.shared_pass import DoesNotFitError
 from workers.training.trial_run import TrialEndedError, TrialRun
 
@@ -31,6 +38,8 @@ class Ending(NamedTuple):
     storage_fault: bool = False
     """The artifacts could not be written or read, or the machine has run out of something, so the trial is to
     go on from its checkpoint."""
+    unusable_adapter: bool = False
+    """The adapter that was to be evaluated is gone, or fits no more."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ def ending(error: Exception) -> Ending:
             str(error),
             fatal_to_study=isinstance(error, DataError | ModelError | PluginError),
             storage_fault=isinstance(error, ArtifactError),
+            unusable_adapter=isinstance(error, UnusableAdapterError),
         )
     if isinstance(error, DoesNotFitError):
         return Ending(OutcomeStatus.OUT_OF_MEMORY, f"Out of memory {error.what}.")

@@ -245,7 +245,8 @@ class Pack:
     def _evaluate(self, attempts: Sequence[Attempt]) -> None:
         passes = self._shared.passes
         try:
-            totals = passes.evaluate([a.run for a in attempts], attempts[0].eval_examples)
+            per_row = any(attempt.per_row for attempt in attempts)
+            totals = passes.evaluate([a.run for a in attempts], attempts[0].eval_examples, per_row=per_row)
             writers = [a for a, total in zip(attempts, totals, strict=True) if a.measures_all(total)]
             texts = attempts[0].measures.write(passes, [a.run for a in writers])
             written = {a.order.attempt_id: own for a, own in zip(writers, texts, strict=True)}
@@ -258,7 +259,8 @@ class Pack:
             for attempt, total in zip(attempts, totals, strict=True):
                 self._heartbeat.beat()  # some metrics take their time
                 try:
-                    self._emit(attempt.report(total, written.get(attempt.order.attempt_id)))
+                    if (report := attempt.report(total, written.get(attempt.order.attempt_id))) is not None:
+                        self._emit(report)
                     outcome = attempt.complete(self._device) if attempt.finished else None
                 except Exception as error:  # noqa: BLE001 - becomes the trial's outcome
                     self._retire(attempt, ending(error))

@@ -48,6 +48,8 @@ class Failed:
 
     def may_be_the_studys(self, status: OutcomeStatus) -> bool:
         """Whether an end may come from what all trials have in common, such as a loss that is not finite."""
+        if self.order.evaluates is not None:
+            return False
         if status is OutcomeStatus.DIVERGED:
             return self.own_loss is not None
         return status in (OutcomeStatus.FAILED, OutcomeStatus.OUT_OF_MEMORY)

@@ -106,6 +106,8 @@ def evaluate(
     token_budget: int,
     heartbeat: Heartbeat = UNWATCHED,
     collated: CollatedSets | None = None,
+    *,
+    per_row: bool = False,
 ) -> list[Evaluation]:
     """Evaluates adapters on the same examples, in shared passes.
 
@@ -120,6 +122,7 @@ def evaluate(
         token_budget: Padded tokens per forward pass.
         heartbeat: Notified of each pass.
         collated: Batches of earlier evaluations; None: nothing is kept.
+        per_row: Whether it matters what each example comes to.
 
     Returns:
         What each adapter came to.
@@ -135,11 +138,11 @@ def evaluate(
     for first in range(0, len(adapters), together):
         some = adapters[first : first + together]
         try:
-            totals += _evaluate(host, some, examples, token_budget, heartbeat, collated)
+            totals += _evaluate(host, some, examples, token_budget, heartbeat, collated, per_row)
         except RowsUnknownError:
             if len(some) == 1:
                 raise
-            return evaluate(host, adapters, examples, token_budget, heartbeat, collated)
+            return evaluate(host, adapters, examples, token_budget, heartbeat, collated, per_row=per_row)
     return totals
 
 
@@ -150,10 +153,11 @@ def _evaluate(
     token_budget: int,
     heartbeat: Heartbeat,
     collated: CollatedSets,
+    per_row: bool,
 ) -> list[Evaluation]:
     base, count = host.base, len(adapters)
     objective = objective_of(base)
-    tally = objective.tally(count, base)
+    tally = objective.tally(count, base, rows=len(examples) if per_row else 0)
     for indices, batch in collated.batches(examples, count, token_budget, base):
         shares = [Share(len(indices), adapter.recipe) for adapter in adapters]
         owners = torch.arange(count).repeat_interleave(len(indices))[batch.target_examples]

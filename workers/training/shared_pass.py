@@ -160,14 +160,16 @@ class SharedPasses:
             if result.step is not None:
                 return result.step
 
-    def evaluate(self, runs: Sequence[TrialRun], examples: Sequence[AnyExample]) -> list[Evaluation]:
-        """Evaluates adapters as they are, together.
+    def evaluate(
+        self, runs: Sequence[TrialRun], examples: Sequence[AnyExample], *, per_row: bool = False
+    ) -> list[Evaluation]:
+        """Evaluates adapters as they are, together; with `per_row`, what each example comes to, too.
 
         Raises:
             DoesNotFitError: One example of one trial does not fit.
         """
         with self._evaluating(runs):
-            return self._evaluate([run.adapter for run in runs], examples, self._collated)
+            return self._evaluate([run.adapter for run in runs], examples, self._collated, per_row=per_row)
 
     def generate(
         self, runs: Sequence[TrialRun], prompts: Sequence[Prompt], *, max_new_tokens: int
@@ -215,11 +217,13 @@ class SharedPasses:
         adapters: Sequence[Adapter],
         examples: Sequence[AnyExample],
         collated: CollatedSets | None = None,
+        *,
+        per_row: bool = False,
     ) -> list[Evaluation]:
         longest = max(example.length for example in examples)
 
         def work(budget: int) -> list[Evaluation]:
-            return evaluate(self.host, adapters, examples, budget, self._heartbeat, collated)
+            return evaluate(self.host, adapters, examples, budget, self._heartbeat, collated, per_row=per_row)
 
         return self.within_memory(work, longest, f"evaluating one example of {longest} tokens")
 

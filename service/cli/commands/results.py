@@ -87,7 +87,7 @@ def adapter(
         archive.seek(0)
         try:
             with zipfile.ZipFile(archive) as files:
-                _unpack(files, folder)
+                unpack_adapter(files, folder)
         except zipfile.BadZipFile as error:
             raise UnexpectedAnswerError(client.server, f"the adapter cannot be unpacked: {error}") from error
         except OSError as error:
@@ -95,7 +95,7 @@ def adapter(
     say(str(folder))
 
 
-def _unpack(files: zipfile.ZipFile, folder: Path) -> None:
+def unpack_adapter(files: zipfile.ZipFile, folder: Path) -> None:
     """Unpacks beside `folder` and moves into place, so that a folder is whole or not there.
 
     Raises `zipfile.BadZipFile` for an archive of anything but the files of an adapter, not compressed:

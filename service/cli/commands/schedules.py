@@ -85,6 +85,14 @@ Repeat = Annotated[
         show_default=False,
     ),
 ]
+Champion = Annotated[
+    bool | None,
+    typer.Option(
+        "--champion/--no-champion",
+        help="Compare each sweep's winner with the best adapter so far, or do not.",
+        show_default=False,
+    ),
+]
 Latest = Annotated[int, typer.Option(min=1, help="Show at most this many.")]
 
 
@@ -154,6 +162,7 @@ def add(
     sweep_name: SweepName = None,
     repeat: Repeat = None,
     cold: Cold = False,
+    champion: Champion = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -182,6 +191,7 @@ def add(
                 until_action=until_action,
                 sweep_name=sweep_name,
                 repeat_configurations=repeat,
+                champion=champion,
             ),
         )
     _say(schedule, as_json)
@@ -218,6 +228,7 @@ def edit(
     sweep_name: SweepName = None,
     repeat: Repeat = None,
     cold: Cold = False,
+    champion: Champion = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -236,6 +247,7 @@ def edit(
         catch_up=catch_up,
         until_action=until_action,
         repeat_configurations=repeat,
+        champion=champion,
     )
     cleared = given(start=start, end=end, until=until, sweep_name=sweep_name)
     changes |= {key: value or None for key, value in cleared.items()}
@@ -244,7 +256,7 @@ def edit(
     if not changes:
         raise CommandError(
             "nothing to change: give --file, --cron, --timezone, --name, --seed, --start, --end, --overlap,"
-            " --catch-up, --until, --until-action, --sweep-name or --repeat-configurations"
+            " --catch-up, --until, --until-action, --sweep-name, --repeat-configurations or --champion"
         )
     with connect(server) as client:
         if file is not None and not cold:

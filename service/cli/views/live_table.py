@@ -115,7 +115,7 @@ def _table(study: StudyView, trials: Sequence[TrialView]) -> Table:
     best = study.best.trial_number if study.best else None
     for trial in trials:
         table.add_row(
-            str(trial.number) if trial.repeat_of is None else f"{trial.number} (={trial.repeat_of})",
+            _number(trial),
             Text(trial.state, _STATE_STYLES.get(trial.state, "")),
             _bar(trial),
             _examples(trial),
@@ -125,6 +125,12 @@ def _table(study: StudyView, trials: Sequence[TrialView]) -> Table:
             style="bold" if trial.number == best else "",
         )
     return table
+
+
+def _number(trial: TrialView) -> str:
+    if trial.evaluates is not None:
+        return f"{trial.number} ({trial.evaluates.role})"
+    return str(trial.number) if trial.repeat_of is None else f"{trial.number} (={trial.repeat_of})"
 
 
 def _heading(name: str) -> Text:

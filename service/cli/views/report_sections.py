@@ -110,8 +110,9 @@ def _head(report: ReportView, server: str) -> Iterator[Point]:
     yield Point(label="State", text=f"{study.state}{stage}" + (f": {study.reason}" if study.reason else ""))
     if report.seconds is not None:
         yield Point(label="Time", text=f"{duration(report.seconds)}{ended}")
-    repeats = f", of which {counted(study.counts.repeats, 'repeat')}" if study.counts.repeats else ""
-    yield Point(label="Trials", text=f"{counts_line(study)}{repeats}")
+    beside = [(study.counts.repeats, "repeat"), (study.counts.evaluations, "evaluation")]
+    what = " and ".join(counted(number, noun) for number, noun in beside if number)
+    yield Point(label="Trials", text=counts_line(study) + (f", of which {what}" if what else ""))
     yield Point(label="Task", text=str(study.task or study.definition.get("task", "-")))
     yield Point(label="Model", text=str(study.definition["model"]["id"]))
     yield Point(label="Objective", text=f"{study.definition['objective']['direction']} {study.metric}")

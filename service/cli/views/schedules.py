@@ -26,6 +26,7 @@ def show_schedule(schedule: ScheduleView) -> None:
         f"  Window        {_window(schedule)}",
         f"  Sweeps' names {schedule.sweep_name or '-'}",
         f"  Repeats       {_repeats(schedule)}",
+        f"  Champion      {'each sweep competes with it' if schedule.champion else 'none wanted'}",
         f"  Studies       {schedule.studies}",
         f"  Last sweep    {_sweep(schedule)}",
         f"  Last skipped  {_skip(schedule)}",
@@ -96,7 +97,7 @@ def _skip(schedule: ScheduleView) -> str:
 
 def _run(study: SweepRun) -> tuple[object, ...]:
     best = "-" if study.best is None else f"{number(study.best.value)} (trial {study.best.trial_number})"
-    trials = study.counts.total - study.counts.repeats
+    trials = study.counts.total - study.counts.repeats - study.counts.evaluations
     hours = number(study.gpu_hours)
     return study.name, moment(study.fired_for), study.state, trials, best, hours, study.reason
 

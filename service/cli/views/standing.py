@@ -62,7 +62,7 @@ def best_trial(snapshot: StudySnapshot) -> TrialView | None:
 
 
 def best_first(study: StudyView, trials: Iterable[TrialView]) -> list[TrialView]:
-    """The search's completed trials that break no constraint, the best first. Repeats are left out."""
-    ranked = [(t.value, t) for t in trials if t.value is not None and t.feasible and t.repeat_of is None]
+    """The search's completed trials that break no constraint, the best first; no repeats or evaluations."""
+    ranked = [(t.value, t) for t in trials if t.value is not None and t.feasible and t.searched]
     # Sorting is stable, also when reversed: equal ones stay in the order of their numbers.
     return [trial for _, trial in sorted(ranked, key=lambda pair: pair[0], reverse=study.maximizes)]

@@ -69,7 +69,7 @@ def _worst_completed_trial(snapshot: StudySnapshot) -> TrialView | None:
     completed = [
         (trial.value, trial)
         for trial in snapshot.trials
-        if trial.state == AttemptState.COMPLETED and trial.value is not None and trial.repeat_of is None
+        if trial.state == AttemptState.COMPLETED and trial.value is not None and trial.searched
     ]
     if not completed:
         return None

@@ -55,7 +55,7 @@ def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) ->
 
     columns: tuple[str, ...] = (*first, *map(heading, names), "examples")
     rows = [[*cells(trial), *values(trial), *progress(trial)] for trial in trials]
-    repeated = any(trial.repeat_of is not None for trial in trials)
+    repeated = any(not trial.searched for trial in trials)
     if repeated or not fits(columns, rows, pipe_width=PAGE_WIDTH):
         columns = (*first, "examples")
         rows = [[*cells(trial), *progress(trial), _settings(trial)] for trial in trials]
@@ -72,9 +72,13 @@ def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) ->
 
 
 def _settings(trial: TrialView) -> str:
-    """A trial's hyperparameters; of a repeat, the trial whose hyperparameters it has, and its seed."""
+    """A trial's hyperparameters; of a repeat, the trial whose hyperparameters it has, and its seed; of
+    an evaluation, what it evaluates."""
     if trial.repeat_of is not None:
         return f"trial {trial.repeat_of} again, seed={trial.seed}"
+    if trial.evaluates is not None:
+        whose = trial.evaluates
+        return f"evaluates the {whose.role}, trial {whose.trial} of {whose.study}"
     return settings_line(trial.params)
 
 
@@ -147,7 +151,7 @@ def trials_as_csv(trials: Sequence[TrialView]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["number", "state", "value", "best_rung", "repeat_of", "seed", "feasible"]
+        ["number", "state", "value", "best_rung", "repeat_of", "seed", "evaluates", "feasible"]
         + [f"params.{name}" for name in params]
         + [f"recipe.{name}" for name in fixed]
         + [f"metrics.{name}" for name in metrics]
@@ -157,7 +161,8 @@ def trials_as_csv(trials: Sequence[TrialView]) -> str:
     )
     for trial in trials:
         cells: list[Any] = [trial.number, trial.state, trial.value, trial.best_rung]
-        cells += [trial.repeat_of, trial.seed, _cell(trial.feasible)]
+        whose = None if trial.evaluates is None else trial.evaluates.role
+        cells += [trial.repeat_of, trial.seed, whose, _cell(trial.feasible)]
         cells += [_cell(trial.params.get(name)) for name in params]
         cells += [_cell((trial.recipe or {}).get(name)) for name in fixed]
         cells += [(trial.metrics).get(name) for name in metrics]

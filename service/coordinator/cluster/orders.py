@@ -38,6 +38,7 @@ def make_order(
     earlier: Iterable[Attempt],
     kind: StudyKind = StudyKind.SEARCH,
     created_at: datetime | None = None,
+    evaluates: str | None = None,
 ) -> TrialOrder:
     """The order for an attempt.
 
@@ -49,6 +50,7 @@ def make_order(
             can see: artifacts need not lie on the coordinator's machine.
         kind: whether the trial is trained, or its learning rate swept.
         created_at: when the study was, which is the date that a chat template writes.
+        evaluates: the adapter that is evaluated, where nothing is trained: a path or a URL.
     """
     test = definition.search.learning_rate_range_test if kind is StudyKind.RANGE_TEST else None
     sweep = None if test is None else RateSweep(first=test.min, last=test.max, steps=test.steps)
@@ -76,4 +78,5 @@ def make_order(
         resume_from=tuple(checkpoint_of(a) for a in reversed(list(earlier))),
         study_created_at=created_at,
         rate_sweep=sweep,
+        evaluates=evaluates,
     )

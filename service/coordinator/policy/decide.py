@@ -2,7 +2,8 @@
 
 No I/O, no clock, no randomness: the runner reads the snapshot and performs the actions. `stops` says what
 ends a study, and in which order that is checked. When the search is over by itself, what still runs of it is
-stopped, and then its best recipes are run again where the definition wants repeats.
+stopped, and then its best recipes are run again where the definition wants repeats. A sweep that has a
+champion to compare with evaluates that first, and its own winner last, whatever has ended the search.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from service.coordinator.policy import hand_over
 from service.coordinator.policy.limits import Limits
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase, TrialSnapshot
 from service.coordinator.policy.stops import Stop, budget_stop, forced_stop, ranking, search_end
+from service.db.kinds import Contestant
 from service.states import AttemptState, StudyState
 
 
@@ -29,6 +31,13 @@ class AskRepeat:
 
     of: int
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskEvaluation:
+    """Make a trial that evaluates an adapter and trains nothing, and dispatch it likewise."""
+
+    role: Contestant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +99,9 @@ class PauseStudy:
     reason: str
 
 
-Action = (
-    Ask | AskRepeat | Dispatch | StopAttempt | PauseAttempt | KillWorker | EndTrial | PauseStudy | EndStudy
-)
+Asking = Ask | AskRepeat | AskEvaluation
+
+Action = Asking | Dispatch | StopAttempt | PauseAttempt | KillWorker | EndTrial | PauseStudy | EndStudy
 
 
 def decide(snapshot: Snapshot) -> list[Action]:
@@ -116,13 +125,13 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
         yield from _put_down(snapshot.trials, pause)
     elif over is None and cut is None:
         unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
-        yield from _go_on(snapshot, [Ask()] * unasked)
+        yield from _go_on(snapshot, [*_evaluations_to_ask(snapshot, Contestant.CHAMPION), *[Ask()] * unasked])
     elif over is None and cut is not None:
-        yield from _wind_down(snapshot.trials, _end(snapshot, cut))
+        yield from _finish(snapshot, _end(snapshot, cut))
     elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
         yield from _close(snapshot.search, f"the search ended: {over}")
-    elif pause is not None and _repeats_are_left(snapshot):
-        yield from _put_down(snapshot.again, pause)
+    elif pause is not None and (_repeats_are_left(snapshot) or _evaluations_are_left(snapshot)):
+        yield from _put_down((*snapshot.again, *snapshot.evaluations), pause)
     else:
         yield from _repeat(snapshot, str(over), _cut_of_repeats(snapshot, cut))
 
@@ -130,17 +139,18 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
 def trials_to_come(snapshot: Snapshot) -> int:
     """Trials still to be sent out as far as anybody knows, those that wait or are handed over included."""
     over, cut = search_end(snapshot), budget_stop(snapshot)
-    if forced_stop(snapshot) is not None or _cut_of_repeats(snapshot, cut) is not None:
+    if forced_stop(snapshot) is not None or snapshot.pause_reason is not None:
         return 0
-    if snapshot.pause_reason is not None:
-        return 0
+    to_come = _evaluations_to_come(snapshot)
+    if _cut_of_repeats(snapshot, cut) is not None:
+        return to_come
     if over is None:
         unasked = 0 if snapshot.exhausted else snapshot.limits.trials - len(snapshot.search)
-        to_come = unasked + len(_waiting(snapshot, snapshot.search))
+        to_come += unasked + len(_waiting(snapshot, snapshot.search))
     elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
-        return 0
+        return to_come
     else:
-        to_come = len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
+        to_come += len(_repeats_to_ask(snapshot)) + len(_waiting(snapshot, snapshot.again))
     return to_come + len(hand_over.moving(snapshot)) if to_come else hand_over.kept_for(snapshot)
 
 
@@ -208,15 +218,52 @@ def _put_down(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
             yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
         elif not trial.stop_requested and (trial.send_again or not trial.pause_requested):
             yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=reason)
-    if not any(t.phase is TrialPhase.LIVE for t in trials):
+    if not _live(trials):
         yield PauseStudy(reason=reason)
 
 
 def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Action]:
     """Close all trials; the study ends once nothing is alive."""
     yield from _close(trials, f"the study ended: {end.cause or end.reason}")
-    if not any(t.phase is TrialPhase.LIVE for t in trials):
+    if not _live(trials):
         yield end
+
+
+def _finish(snapshot: Snapshot, end: EndStudy) -> Iterator[Action]:
+    """Close all trials but evaluations, have those made that are due, and then end the study.
+
+    An evaluation takes no longer than one of a trial's rungs, so a budget that is spent does not keep it from
+    being made: a sweep that ends by its budget every night would never have a champion.
+    """
+    if end.state is not StudyState.COMPLETED or not _evaluations_are_left(snapshot):
+        yield from _wind_down(snapshot.trials, end)
+        return
+    trained = [trial for trial in snapshot.trials if not trial.is_evaluation]
+    yield from _close(trained, f"the study ended: {end.cause or end.reason}")
+    if all(trial.phase is TrialPhase.ENDED for trial in trained):
+        yield from _go_on(snapshot, _evaluations_to_ask(snapshot, *Contestant))
+
+
+def _evaluations_are_left(snapshot: Snapshot) -> bool:
+    return _evaluations_to_come(snapshot) > 0 or _live(snapshot.evaluations)
+
+
+def _evaluations_to_come(snapshot: Snapshot) -> int:
+    """Evaluations still to be sent out as far as anybody knows."""
+    if snapshot.unplaceable_reason is not None:
+        return 0
+    return len(_evaluations_to_ask(snapshot, *Contestant)) + len(_waiting(snapshot, snapshot.evaluations))
+
+
+def _evaluations_to_ask(snapshot: Snapshot, *roles: Contestant) -> list[AskEvaluation]:
+    """Of these roles; the challenger's only where the search has anybody to put up."""
+    present = {trial.evaluates for trial in snapshot.evaluations}
+    due = [role for role in roles if role in snapshot.evaluations_due and role not in present]
+    return [AskEvaluation(role=role) for role in due if role is Contestant.CHAMPION or ranking(snapshot)]
+
+
+def _live(trials: Sequence[TrialSnapshot]) -> bool:
+    return any(trial.phase is TrialPhase.LIVE for trial in trials)
 
 
 def _waiting(snapshot: Snapshot, trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
@@ -236,7 +283,7 @@ def _why_not_again(trial: TrialSnapshot, limits: Limits) -> str | None:
     return f"its worker was lost {times}; budget.max_retries allows {allowed}"
 
 
-def _go_on(snapshot: Snapshot, to_ask: Sequence[Ask | AskRepeat]) -> Iterator[Action]:
+def _go_on(snapshot: Snapshot, to_ask: Sequence[Asking]) -> Iterator[Action]:
     """Fill the workers: trials that wait first, the oldest first, then new ones.
 
     Of those that wait, suspects go first: they need a worker for themselves, so one that is idle.
@@ -294,12 +341,12 @@ def _repeat(snapshot: Snapshot, over: str, cut: Stop | None) -> Iterator[Action]
     """The best recipes again, and then the study's end."""
     missing = _repeats_to_ask(snapshot)
     if not missing and all(t.phase is TrialPhase.ENDED for t in snapshot.again):
-        yield _natural_end(snapshot, over, _repeats_in_words(snapshot))
+        yield from _finish(snapshot, _natural_end(snapshot, over, _repeats_in_words(snapshot)))
     elif cut is None:
         yield from _go_on(snapshot, missing)
     else:
         then = f"{_repeats_in_words(snapshot)}: {cut.reason}"
-        yield from _wind_down(snapshot.again, _natural_end(snapshot, over, then, cause=cut.reason))
+        yield from _finish(snapshot, _natural_end(snapshot, over, then, cause=cut.reason))
 
 
 def _repeats_are_left(snapshot: Snapshot) -> bool:

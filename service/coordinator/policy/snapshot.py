@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from service.coordinator.policy.limits import Limits
 from service.coordinator.policy.placement import Placement
+from service.db.kinds import Contestant
 from service.states import AttemptState, StudyState
 
 
@@ -28,6 +29,8 @@ class TrialSnapshot:
     """The trial whose recipe it runs again; None: it is of the search."""
     seed: int | None = None
     """Of a repeat."""
+    evaluates: Contestant | None = None
+    """Whose adapter it evaluates, of a trial that trains nothing."""
     lost_attempts: int = 0
     """Those that count against `max_retries`."""
     poison: str | None = None
@@ -66,6 +69,10 @@ class TrialSnapshot:
     def is_repeat(self) -> bool:
         return self.repeat_of is not None
 
+    @property
+    def is_evaluation(self) -> bool:
+        return self.evaluates is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -94,10 +101,14 @@ class Snapshot:
     """What a worker does for a trial that is about to, in words."""
     unplaceable_reason: str | None = None
     """Set when the cluster could not give this study any worker for too long."""
+    evaluations_due: frozenset[Contestant] = frozenset()
+    """Of a sweep whose schedule has or wants a champion: whose adapters are to be evaluated in it."""
     search: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
-    """The trials that are no repeats."""
+    """The trials that are no repeats and no evaluations."""
     again: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
     """The repeats."""
+    evaluations: tuple[TrialSnapshot, ...] = field(init=False, repr=False, compare=False)
+    """Trials that train nothing."""
 
     @property
     def suspects(self) -> frozenset[int]:
@@ -107,5 +118,7 @@ class Snapshot:
         )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "search", tuple(t for t in self.trials if not t.is_repeat))
+        searched = tuple(t for t in self.trials if not t.is_repeat and not t.is_evaluation)
+        object.__setattr__(self, "search", searched)
         object.__setattr__(self, "again", tuple(t for t in self.trials if t.is_repeat))
+        object.__setattr__(self, "evaluations", tuple(t for t in self.trials if t.is_evaluation))

@@ -9,6 +9,7 @@ from typing import Any
 
 from service.coordinator.policy.retries import Deaths, losses
 from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
+from service.db.kinds import Contestant
 from service.db.models import Attempt
 from service.states import (
     LIVE_ATTEMPT_STATES,
@@ -28,6 +29,13 @@ class AskedTrial:
     params: Mapping[str, Any]
     repeat_of: int | None = None
     seed: int | None = None
+    evaluates: Mapping[str, Any] | None = None
+    """Of one that trains nothing: whose adapter it evaluates, and where that is."""
+
+    @property
+    def role(self) -> Contestant | None:
+        """Whose adapter it evaluates."""
+        return None if self.evaluates is None else Contestant(self.evaluates["role"])
 
 
 def has_ended(attempt: Attempt) -> bool:
@@ -69,6 +77,7 @@ def trial_snapshots(
             "base": base_of(number),
             "repeat_of": asked[number].repeat_of,
             "seed": asked[number].seed,
+            "evaluates": asked[number].role,
             "lost_attempts": lost.counted,
             "suspect": lost.suspect,
             "avoid": lost.avoid,

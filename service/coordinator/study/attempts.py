@@ -97,7 +97,16 @@ def open_attempt(
         return attempt, earlier, suspect
 
     attempt, earlier, check_loading = leased.transact(work)
-    order = make_order(leased.definition, recipe, attempt, earlier, leased.kind, leased.created_at)
+    evaluates = leased.asked[number].evaluates
+    order = make_order(
+        leased.definition,
+        recipe,
+        attempt,
+        earlier,
+        leased.kind,
+        leased.created_at,
+        None if evaluates is None else evaluates["adapter"],
+    )
     key = pass_costs.cost_key(order)
     with leased.database.read() as session:
         known = pass_costs.known(session, key)

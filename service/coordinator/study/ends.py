@@ -1,12 +1,20 @@
-"""What the service's tables say of the ends of a study's trials."""
+"""What the service's tables say of the ends of a study's trials, and what is kept at the study's own end."""
 
 from __future__ import annotations
+
+import logging
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from search_spaces.definition import StudyDefinition
+from service.coordinator.outages import is_trouble
 from service.coordinator.policy.trial_history import END_EVENTS, has_ended
 from service.db.models import Attempt, EventRow
+from service.optuna_store.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 def order(session: Session, study_id: str) -> dict[int, int]:
@@ -28,3 +36,18 @@ def fatal_reasons(session: Session, study_id: str) -> dict[int, str]:
     fatal = Attempt.outcome["fatal_to_study"].as_boolean()
     rows = session.scalars(select(Attempt).where(Attempt.study_id == study_id, fatal))
     return {attempt.trial_number: attempt.reason for attempt in rows if has_ended(attempt)}
+
+
+def importance(storage: Storage, name: str, definition: StudyDefinition) -> dict[str, Any] | None:
+    """What readers of a large study would otherwise wait for; None: they make it themselves."""
+    # Imported where it is needed: it takes pandas and scipy, which few studies need here.
+    from service.reports.queries import find_importance
+
+    try:
+        found = find_importance(storage, name, definition)
+    except Exception as error:
+        if is_trouble(error):
+            raise
+        log.exception("the importance of hyperparameters of study %s cannot be kept", name)
+        return None  # a study must end all the same
+    return found.model_dump(mode="json")

@@ -7,7 +7,7 @@ two repairs itself when the study is next taken (`load`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +24,6 @@ from service.analysis import outcomes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
-from service.coordinator.outages import is_trouble
 from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
 from service.coordinator.policy.trial_history import AskedTrial, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
@@ -196,36 +195,29 @@ class LeasedStudy:
         with self.database.read() as session:
             return session.get_one(Study, self.study_id).cancel_requested
 
-    def end(self, state: StudyState, reason: str) -> None:
-        """Record the study's end, and give the lease back."""
-        importance = self._importance()
+    def end(self, state: StudyState, reason: str, settle: Callable[[Session, Study], None]) -> None:
+        """Record the study's end, and give the lease back.
+
+        Args:
+            state: what it becomes.
+            reason: why.
+            settle: what else is recorded with it.
+        """
+        completed = sum(end.value is not None for end in self.ends.values())
+        found = None
+        if self.kind is StudyKind.SEARCH and completed >= LARGE:
+            found = ends.importance(self._storage, self.name, self.definition)
 
         def work(session: Session, study: Study) -> None:
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
                 advance_study(session, study, StudyState.RUNNING, STARTED)
+            settle(session, study)
             advance_study(session, study, state, reason)
-            study.importance = importance
+            study.importance = found
             study.lease_owner = None
             study.lease_expires_at = None
 
         self.transact(work)
-
-    def _importance(self) -> dict[str, Any] | None:
-        """What readers of a large study would otherwise wait for; None: they make it themselves."""
-        completed = sum(end.value is not None for end in self.ends.values())
-        if self.kind is not StudyKind.SEARCH or completed < LARGE:
-            return None
-        # Imported where it is needed: it takes pandas and scipy, which few studies need here.
-        from service.reports.queries import find_importance
-
-        try:
-            found = find_importance(self._storage, self.name, self.definition)
-        except Exception as error:
-            if is_trouble(error):
-                raise
-            log.exception("the importance of hyperparameters of study %s cannot be kept", self.name)
-            return None  # a study must end all the same
-        return found.model_dump(mode="json")
 
     # -- its trials ----------------------------------------------------------------------------
 
@@ -241,7 +233,7 @@ class LeasedStudy:
         self.transact(lambda session, study: rebuilding.rebuild(session, study, found))
         for trial in found:
             self.asked[trial.number] = AskedTrial(
-                params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed
+                params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed, evaluates=trial.evaluates
             )
             if trial.state in _ENDED_AS:
                 # Somebody else who told Optuna of it did not say more than that.
@@ -268,7 +260,7 @@ class LeasedStudy:
         self.transact(lambda *_: None)  # A coordinator that lost its lease must not ask.
         for trial in unfinished_asks(self.optuna):
             # One whose lease ran out in mid-ask may have asked after this one had loaded the study.
-            if trial.number not in self.asked and trial.repeat_of is None:
+            if trial.number not in self.asked and trial.searched:
                 self._add(trial.number, AskedTrial(params=trial.params))
                 return trial.number
         try:
@@ -286,6 +278,13 @@ class LeasedStudy:
         self._add(number, AskedTrial(params=params, repeat_of=of, seed=seed))
         return number
 
+    def ask_evaluation(self, evaluates: Mapping[str, Any]) -> int:
+        """A trial that evaluates an adapter and trains nothing: its number."""
+        self.transact(lambda *_: None)
+        number = optuna_store.ask_evaluation(self.optuna, evaluates)
+        self._add(number, AskedTrial(params={}, evaluates=evaluates))
+        return number
+
     def _add(self, number: int, asked: AskedTrial) -> None:
         """Have a row for a trial that Optuna was asked for."""
         self.transact(
@@ -296,15 +295,19 @@ class LeasedStudy:
                 asked.params,
                 repeat_of=asked.repeat_of,
                 seed=asked.seed,
+                evaluates=asked.evaluates,
             )
         )
         self.asked[number] = asked
 
     def recipe(self, number: int) -> Recipe:
-        """A trial's recipe; a repeat's has a seed of its own."""
+        """A trial's recipe; a repeat's has a seed of its own, an evaluation's is that of its adapter."""
         if number not in self._recipes:
             asked = self.asked[number]
-            recipe = build_recipe(self.definition, asked.params)
+            if asked.evaluates is not None:
+                recipe = Recipe.model_validate(asked.evaluates["recipe"])
+            else:
+                recipe = build_recipe(self.definition, asked.params)
             if asked.seed is not None:
                 recipe = recipe.model_copy(update={"seed": asked.seed})
             self._recipes[number] = recipe
@@ -365,7 +368,8 @@ class LeasedStudy:
 
     def diagnose(self, number: int, outcome: AttemptState) -> None:
         """Keep what the diagnosis says of a trial that has ended, and of others since it has."""
-        if self.kind is StudyKind.SEARCH and verdicts.has_verdicts(outcome):
+        trains = number not in self.asked or self.asked[number].evaluates is None
+        if trains and self.kind is StudyKind.SEARCH and verdicts.has_verdicts(outcome):
             with self.database.read() as session:
                 found = self._verdicts.read(session, number)
             if found:
@@ -386,6 +390,7 @@ class LeasedStudy:
             phase=TrialPhase.ENDED,
             repeat_of=None if asked is None else asked.repeat_of,
             seed=None if asked is None else asked.seed,
+            evaluates=None if asked is None else asked.role,
             outcome=outcome,
             end_order=self._order.setdefault(number, len(self._order)),
             value=value,

@@ -21,6 +21,7 @@ from service.coordinator.policy import waiting
 from service.coordinator.policy.decide import (
     Action,
     Ask,
+    AskEvaluation,
     AskRepeat,
     Dispatch,
     EndStudy,
@@ -37,7 +38,7 @@ from service.coordinator.policy.decide import (
 from service.coordinator.policy.limits import Limits
 from service.coordinator.policy.placement import wanted_workers
 from service.coordinator.policy.snapshot import Snapshot, TrialPhase
-from service.coordinator.study import attempts, recovery, snapshot_reader
+from service.coordinator.study import attempts, contests, recovery, snapshot_reader
 from service.coordinator.study.device_health import devices_aside
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.worker_events import DROP, WorkerEvents
@@ -171,7 +172,7 @@ class StudyRunner:
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         # Before the end is recorded: nobody would look for the workers of a study that is over.
         self.workers.dismiss()
-        self.study.end(state, reason)
+        self.study.end(state, reason, contests.settlement(self.study, state, reason))
         self.over = True
         log.info("study %s %s: %s", self.study.name, state, reason)
 
@@ -336,6 +337,10 @@ class StudyRunner:
         match action:
             case Ask():
                 number = self.study.ask()
+                if number is not None:
+                    self._dispatch(number)
+            case AskEvaluation():
+                number = contests.ask(self.study, action.role)
                 if number is not None:
                     self._dispatch(number)
             case AskRepeat():

@@ -16,6 +16,7 @@ from service.coordinator.policy.placement import Placement
 from service.coordinator.policy.retries import Deaths, storage_trouble
 from service.coordinator.policy.snapshot import Snapshot
 from service.coordinator.policy.trial_history import trial_snapshots
+from service.coordinator.study import contests
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.database import database_now
 from service.db.kinds import StudyKind
@@ -75,6 +76,7 @@ def read_snapshot(
             unfinished, rungs=lambda: rungs_of(session, leased.study_id), resumed_at=study.resumed_at
         )
         attempts = [a for a in unfinished if a.trial_number not in leased.ends]
+        due = contests.evaluations_due(session, leased, study)
         lost = any(a.state == AttemptState.LOST for a in attempts)
         of_all: Sequence[Attempt] = ()
         if lost or _is_bounded(limits):
@@ -104,6 +106,7 @@ def read_snapshot(
         running_seconds=max(0.0, (now - started).total_seconds() - study.paused_seconds),
         gpu_hours=gpu_hours(of_all, now),
         exhausted=leased.exhausted,
+        evaluations_due=due,
         unplaceable_reason=unplaceable_reason,
         resumes=leased.kind is not StudyKind.RANGE_TEST,
         training=any(a.state == AttemptState.RUNNING for a in attempts),

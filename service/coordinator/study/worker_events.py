@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -19,7 +19,7 @@ from service.analysis import outcomes
 from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
-from service.coordinator.study import checkpoints, device_health, pass_costs
+from service.coordinator.study import checkpoints, contests, device_health, pass_costs
 from service.coordinator.study.attempts import are_live
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
@@ -90,9 +90,11 @@ class WorkerEvents:
             attempt.last_event_seq = seq
             attempt.total_examples = event.total_examples
             attempt.device = event.device
-            doing = f"training on {event.device}: {event.data.in_words()}"
+            trains = self._study.asked[attempt.trial_number].evaluates is None
+            doing = f"{'training' if trains else 'evaluating'} on {event.device}: {event.data.in_words()}"
             earlier = self._study.attempts_of(session, attempt.trial_number)[:-1]
-            again = checkpoints.why_anew(event, attempt, earlier, first_rung=self._first_rung(event))
+            first_rung = self._first_rung(event)
+            again = checkpoints.why_anew(event, attempt, earlier, first_rung=first_rung) if trains else None
             if event.resumed_at_examples > 0:
                 attempt.examples_seen = attempt.resumed_at_examples = event.resumed_at_examples
                 doing += f"; resumed from a checkpoint after {event.resumed_at_examples:,} examples"
@@ -202,12 +204,14 @@ class WorkerEvents:
             if attempt is None:
                 return []
             outcome = {
-                **asdict(event),
+                **asdict(replace(event, evaluated=None)),
                 "metrics": dict(event.metrics),
                 "rate_curve": [list(point) for point in event.rate_curve],
             }
             attempt.last_event_seq = seq
             attempt.examples_seen = max(attempt.examples_seen, event.examples_seen)
+            if event.evaluated is not None:
+                outcome["evaluated"] = contests.keep(session, attempt, event.evaluated)
             attempt.outcome = outcome
             if event.storage_fault:
                 # Its rungs stand, and so does what the pruner said of them; its end was the folder's fault.
@@ -226,6 +230,8 @@ class WorkerEvents:
             if state is AttemptState.COMPLETED:
                 result = outcomes.result(self._study.definition, self._study.kind, outcome)
             advance_attempt(session, attempt, state, reason, result=result)
+            if result is not None and event.evaluated is not None:
+                contests.note(session, self._study, attempt, result.value)
             return [attempt]
 
         self._study.tell_ends(self._study.transact(end))

@@ -14,6 +14,7 @@ from service.db.models.access import (
     PendingLogin,
 )
 from service.db.models.base import NOBODY, Base, new_id, utc_now
+from service.db.models.champions import ContestRow, EvaluationRow, Reign
 from service.db.models.machines import Coordinator, Device, PassCostsRow
 from service.db.models.schedules import Schedule, ScheduleEvent
 from service.db.models.studies import EventCounter, EventRow, Study
@@ -25,15 +26,18 @@ __all__ = [
     "Attempt",
     "AuditEntry",
     "Base",
+    "ContestRow",
     "Coordinator",
     "Device",
     "EventCounter",
+    "EvaluationRow",
     "EventRow",
     "IdempotencyKey",
     "LoginFailure",
     "LoginSession",
     "PassCostsRow",
     "PendingLogin",
+    "Reign",
     "RungReport",
     "Schedule",
     "ScheduleEvent",

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Index,
     String,
     false,
+    true,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -64,6 +65,8 @@ class Schedule(Base):
     """How many sweeps it has made: the number of the latest one."""
     queued_for: Mapped[datetime | None]
     """The cron instant of the firing that waits for an earlier sweep's end."""
+    champion: Mapped[bool] = mapped_column(default=True, server_default=true())
+    """Whether its sweeps' winners compete for being its champion."""
 
 
 class ScheduleEvent(Base):

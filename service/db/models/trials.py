@@ -108,6 +108,8 @@ class Trial(Base):
     repeat_of: Mapped[int | None]
     seed: Mapped[int | None] = mapped_column(BigInteger)
     """Of a repeat: the recipe's."""
+    evaluates: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of a trial that does not train: whose adapter it evaluates, and where that is."""
     value: Mapped[float | None] = mapped_column(Double)
     """The objective, of a completed trial."""
     costs: Mapped[list[float]] = mapped_column(JSON, default=list)

@@ -104,6 +104,7 @@ def _row_differs(trial: OptunaTrial, row: TrialRow | None) -> str | None:
         "rungs": sorted(trial.rungs),
         "repeat of": trial.repeat_of,
         "seed": trial.seed,
+        "evaluates": trial.evaluates,
     }
     kept = {
         "values": list(row.values),
@@ -111,6 +112,7 @@ def _row_differs(trial: OptunaTrial, row: TrialRow | None) -> str | None:
         "rungs": sorted(row.rungs),
         "repeat of": row.repeat_of,
         "seed": row.seed,
+        "evaluates": row.evaluates,
     }
     what = next((name for name in told if told[name] != kept[name]), None)
     return None if what is None else f"{what}: {told[what]} in Optuna, {kept[what]} in its row"
@@ -162,6 +164,11 @@ def _counts(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violati
         if times > 1:
             found = f"{times} repeats of trial {of} have the seed {seed}"
             yield Violation(rule="distinct-points", study=name, found=found)
+    roles = Counter(t.evaluates["role"] for t in optuna.trials.values() if t.evaluates is not None)
+    for role, times in roles.items():
+        if times > 1:
+            found = f"{times} trials evaluate the {role}"
+            yield Violation(rule="distinct-points", study=name, found=found)
 
 
 def _planned(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violation]:
@@ -176,7 +183,8 @@ def _planned(name: str, study: StudyRows, optuna: OptunaRows) -> Iterator[Violat
             first = str(error).splitlines()[0]
             yield Violation(rule="readable", study=name, found=f"its definition cannot be read: {first}")
         return
-    searched = [trial for trial in optuna.trials.values() if trial.repeat_of is None]
+    every = optuna.trials.values()
+    searched = [trial for trial in every if trial.repeat_of is None and trial.evaluates is None]
     if len(searched) > planned:
         found = f"it has {counted(len(searched), 'trial')}, but {planned} planned"
         yield Violation(rule="trial-count", study=name, found=found)

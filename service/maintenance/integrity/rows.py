@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
-from search_spaces.sampling.history import DRAWN_FOR_KEY, REPEAT_OF, SEED
+from search_spaces.sampling.history import DRAWN_FOR_KEY, EVALUATES, REPEAT_OF, SEED
 from service.optuna_store.studies import STUDY_ID_ATTR
 from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import LIVE_ATTEMPT_STATES
@@ -41,6 +41,7 @@ class TrialRow:
     rungs: frozenset[int]
     repeat_of: int | None
     seed: int | None
+    evaluates: Mapping[str, Any] | None
 
 
 @dataclass(kw_only=True)
@@ -81,6 +82,7 @@ class OptunaTrial:
     outcome: str | None = None
     repeat_of: int | None = None
     seed: int | None = None
+    evaluates: Mapping[str, Any] | None = None
     drawn_for: int | None = None
 
     @property
@@ -142,7 +144,7 @@ def read_service(connection: Connection) -> dict[str, StudyRows]:
             ends.add(row.kind.removeprefix("trial_"))
     for row in connection.execute(text("SELECT study_id, trial_number, rung FROM rung_reports")):
         by_id[row.study_id].rungs.add((row.trial_number, row.rung))
-    columns = "study_id, number, params, value, costs, rungs, repeat_of, seed"
+    columns = "study_id, number, params, value, costs, rungs, repeat_of, seed, evaluates"
     for row in connection.execute(text(f"SELECT {columns} FROM trials")):
         by_id[row.study_id].trials[row.number] = TrialRow(
             params=frozenset(_json(row.params)),
@@ -150,6 +152,7 @@ def read_service(connection: Connection) -> dict[str, StudyRows]:
             rungs=frozenset(rung for rung, _ in _json(row.rungs)),
             repeat_of=row.repeat_of,
             seed=row.seed,
+            evaluates=_json(row.evaluates),
         )
     return found
 
@@ -169,7 +172,8 @@ def read_optuna(connection: Connection) -> dict[str, OptunaRows]:
         trials[row.trial_id].params[row.param_name] = row.param_value
     for row in connection.execute(text("SELECT trial_id, step FROM trial_intermediate_values")):
         trials[row.trial_id].rungs.add(row.step)
-    for attribute, key in (("outcome", OUTCOME_ATTR), ("repeat_of", REPEAT_OF), ("seed", SEED)):
+    ours = (("outcome", OUTCOME_ATTR), ("repeat_of", REPEAT_OF), ("seed", SEED), ("evaluates", EVALUATES))
+    for attribute, key in ours:
         for row in _attributes(connection, "trial_user_attributes", key):
             setattr(trials[row.trial_id], attribute, json.loads(row.value_json))
     for row in _attributes(connection, "trial_system_attributes", DRAWN_FOR_KEY):

@@ -45,6 +45,7 @@ _FINAL = _listed(FINAL_ATTEMPT_STATES)
 _UNFINISHED = _listed(UNFINISHED_ATTEMPT_STATES)
 _OVER = _listed(TERMINAL_STUDY_STATES)
 _ENDED = _listed(f"attempt_{state}" for state in TERMINAL_ATTEMPT_STATES)
+_WON = "('crowned', 'dethroned', 'succeeded')"
 _TRIAL_ENDS = _listed(f"{who}_{state}" for who in ("attempt", "trial") for state in FINAL_ATTEMPT_STATES)
 
 SERVICE_RULES = (
@@ -226,7 +227,7 @@ SERVICE_RULES = (
     ),
     Rule(
         name="children-of-studies",
-        holds="Every attempt, event, report and row of a trial belongs to an existing study.",
+        holds="Every attempt, event, report, evaluation and row of a trial belongs to an existing study.",
         broken="""
             SELECT '', child.trial_number, child.what || ' of study ' || child.study_id || ', which is gone'
             FROM (
@@ -234,8 +235,34 @@ SERVICE_RULES = (
                 UNION ALL SELECT study_id, trial_number, 'an event' FROM events
                 UNION ALL SELECT study_id, trial_number, 'a report' FROM rung_reports
                 UNION ALL SELECT study_id, number, 'the row of a trial' FROM trials
+                UNION ALL SELECT study_id, trial_number, 'an evaluation' FROM evaluations
             ) child LEFT JOIN studies s ON s.id = child.study_id
             WHERE child.study_id IS NOT NULL AND s.id IS NULL
+        """,
+    ),
+    Rule(
+        name="reigns",
+        holds="A champion's reign that has ended says why, and the champion of a schedule that was removed "
+        "reigns no more.",
+        broken="""
+            SELECT r.study_name, r.trial_number, 'reign ' || r.id || ' of schedule ' || r.schedule_id
+                || ' is open until ' || coalesce(CAST(r.until AS TEXT), 'today') || ', ended because '
+                || coalesce(r.ended_why, 'of nothing')
+            FROM reigns r LEFT JOIN schedules s ON s.id = r.schedule_id
+            WHERE (r.until IS NULL) <> (r.ended_why IS NULL) OR (r.until IS NULL AND s.id IS NULL)
+        """,
+    ),
+    Rule(
+        name="contests",
+        holds="A sweep decides about its schedule's champion when it ends, and its winner reigns if it won.",
+        broken=f"""
+            SELECT c.study_name, c.challenger_trial, 'it was ' || c.decision || ', the study is '
+                || coalesce(s.state, 'gone') || ', and it began ' || count(r.id) || ' reigns'
+            FROM contests c LEFT JOIN studies s ON s.id = c.study_id
+            LEFT JOIN reigns r ON r.contest_id = c.id
+            GROUP BY c.id, c.study_name, c.challenger_trial, c.decision, s.state
+            HAVING count(r.id) <> CASE WHEN c.decision IN {_WON} THEN 1 ELSE 0 END
+                OR (s.state IS NOT NULL AND s.state NOT IN {_OVER})
         """,
     ),
 )
@@ -292,7 +319,8 @@ COMPARISONS = {
     "row-as-told": "The row of a trial that has ended has the values, rungs and repeats that Optuna has.",
     "rungs": "Every rung report is also in Optuna.",
     "fences": "No fence in Optuna's storage has a higher number than the study's lease.",
-    "distinct-points": "No two trials of a grid have the same point, and no two repeats the same seed.",
+    "distinct-points": "No two trials of a grid have the same point, no two repeats the same seed, no two "
+    "evaluations the same role.",
     "trial-count": "A study has no more trials than its definition plans.",
     "parallel-trials": "No more attempts are alive than `budget.max_parallel_trials` allows.",
     "retries": "No trial was lost more often than `budget.max_retries` allows.",

@@ -133,6 +133,7 @@ def make_schedule(deployment: Deployment, name: str, definition: dict[str, Any],
         "cron": "0 0 29 2 *",
         "timezone": "UTC",
         "definition": definition,
+        "champion": False,
         **fields,
     }
     answer = deployment.client.post("/v1/schedules", schedule)

@@ -18,7 +18,7 @@ Process = Literal["coordinator", "ray", "api", "upgrade"]
 """Workers are children of Ray, so theirs is `ray`."""
 
 Scenario = Literal[
-    *("search", "pruned", "paused", "warm", "schedule", "queued", "cancelling", "continued"),
+    *("search", "pruned", "paused", "warm", "schedule", "queued", "cancelling", "continued", "champion"),
     *("submission", "migration", "frozen", "hung"),
 ]
 """What has to happen for a point to be passed; see `tests.soak.faults.scenarios`."""
@@ -98,6 +98,8 @@ _RAY = "service.coordinator.cluster.ray_workers:RayWorkers"
 _STUDY = "service.coordinator.study.leased_study:LeasedStudy"
 _LEASES = "service.coordinator.leases"
 _STORE = "service.optuna_store"
+_CONTESTS = "service.coordinator.study.contests"
+_CHAMPION: dict[str, Any] = {"scenario": "champion", "passings": 2}
 
 POINTS: tuple[Point, ...] = (
     # Taking a study.
@@ -280,6 +282,42 @@ POINTS: tuple[Point, ...] = (
         "after",
         "service.studies.pauses:resume",
         scenario="continued",
+        passings=1,
+    ),
+    # Champions.
+    _coordinator(
+        "between an evaluation's ask and its row",
+        "before",
+        "service.db.trials:add",
+        during=f"{_STUDY}.ask_evaluation",
+        scenario="champion",
+        passings=2,
+    ),
+    _coordinator("after an evaluation was asked for", "after", f"{_CONTESTS}:ask", **_CHAMPION),
+    _coordinator("in mid record of an evaluation", "after", f"{_CONTESTS}:keep", **_CHAMPION),
+    _coordinator("between a contest's verdict and its record", "before", f"{_CONTESTS}:_settle", **_CHAMPION),
+    _coordinator(
+        "in mid enthronement", "after", "service.db.reigns:enthrone", scenario="champion", passings=1
+    ),
+    _coordinator("after a contest's record, before its commit", "after", f"{_CONTESTS}:_settle", **_CHAMPION),
+    _worker(
+        "while an adapter is put on its base",
+        "before",
+        "workers.pack.evaluations.attempt:_put_in",
+        scenario="champion",
+    ),
+    _worker(
+        "after an evaluation, before its outcome is said",
+        "after",
+        "workers.pack.evaluations.attempt:EvaluationAttempt.complete",
+        scenario="champion",
+    ),
+    Point(
+        name="in mid promotion",
+        process="api",
+        scenario="champion",
+        target="service.champions.commands:promote",
+        when="after",
         passings=1,
     ),
     # Upgrades.

@@ -58,6 +58,10 @@ def run_scenario(
             return firings.made_once(deployment, chosen, times)
         case "queued" | "cancelling" | "continued":
             return firings.beside_sweeps(deployment, scenario, chosen, times)
+        case "champion":
+            from tests.soak.faults import contests  # which builds on this module
+
+            return contests.run(deployment, chosen, times)
         case "submission":
             return _submissions(deployment, chosen, times)
         case "migration":

@@ -22,7 +22,7 @@ from service.coordinator.cluster.deliveries import Delivered, Delivery, Found, G
 from service.coordinator.policy.placement import WorkerShape
 from service.devices.cluster import Node
 from service.states import LossCause
-from tests.support.fakes.training import ROWS, base_of, costs_of, curve_of, loss_of
+from tests.support.fakes.training import ROWS, base_of, costs_of, curve_of, evaluated, loss_of
 from workers.actor.event_log import EventLog
 from workers.contract import (
     DataSummary,
@@ -373,6 +373,9 @@ class FakeCluster:
         elif training.order.rate_sweep is not None:
             outcome = self._ending(training.order) if self._ending else None
             self._end(worker, outcome or _swept(training.order))
+        elif training.order.evaluates is not None:
+            outcome = self._ending(training.order) if self._ending else None
+            self._end(worker, outcome or self._evaluation(training.order))
         elif not training.evaluated:
             self._evaluate(worker, training)
         elif self._lethal is not None and self._lethal(training.order, training.seen):
@@ -423,8 +426,22 @@ class FakeCluster:
             value=metrics[order.objective.metric],
             best_rung=rung,
             metrics=metrics,
+            best_adapter_dir=f"{order.artifact_dir}/best",
             examples_seen=training.seen,
             **costs_of(order.recipe),
+        )
+
+    def _evaluation(self, order: TrialOrder) -> TrialOutcome:
+        metrics = self._measures(order, round(ROWS * order.recipe.epochs))
+        value = metrics[order.objective.metric]
+        return TrialOutcome(
+            attempt_id=order.attempt_id,
+            status=OutcomeStatus.COMPLETED,
+            reason="evaluated",
+            value=value,
+            metrics=metrics,
+            final_metrics=metrics,
+            evaluated=evaluated(value),
         )
 
     def _end(self, worker: _FakeWorker, outcome: TrialOutcome) -> None:
@@ -450,7 +467,7 @@ def _info(worker: _FakeWorker) -> WorkerInfo:
 def _started(training: _Training) -> TrialStarted:
     return TrialStarted(
         attempt_id=training.order.attempt_id,
-        total_examples=training.total,
+        total_examples=0 if training.order.evaluates is not None else training.total,
         total_steps=training.total,
         micro_batch_size=1,
         device="cpu",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 from search_spaces.recipe import Recipe
 from workers.contract import TrialOrder
+from workers.evaluated import Evaluated
 
 ROWS = 100
 
@@ -15,6 +17,18 @@ def loss_of(recipe: Recipe, rung: int) -> float:
     """Best near a learning rate of 1e-3, falling with examples seen; worse with seeds far from 42."""
     luck = 0.001 * abs(recipe.seed - 42)
     return 1.0 + abs(math.log10(recipe.learning_rate) + 3.0) + 50.0 / rung + luck
+
+
+def evaluated(value: float, *, data: str = "d", rows: int = 200, noise: float = 0.0) -> Evaluated:
+    """Rows whose mean is a value: some are hard and some easy, for whatever adapter."""
+    dice = random.Random(value) if noise else None
+    own = [0.0 if dice is None else dice.gauss(0.0, noise) for _ in range(rows)]
+    hard = [math.sin(row) for row in range(rows)]
+    middle = (sum(hard) + sum(own)) / rows
+    sums = tuple((value + hard[row] + own[row] - middle, 1.0) for row in range(rows))
+    return Evaluated(
+        data=data, rows=rows, statistic="ratio", objective=sums, loss=sums, versions={"torch": "2.0"}
+    )
 
 
 def costs_of(recipe: Recipe) -> dict[str, Any]:

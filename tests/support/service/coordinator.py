@@ -214,7 +214,7 @@ class CoordinatorLab:
             die_perhaps()
 
         with monkeypatch.context() as deadly:
-            for name in ("ask", "ask_repeat", "report", "should_prune", "tell"):
+            for name in ("ask", "ask_evaluation", "ask_repeat", "report", "should_prune", "tell"):
                 deadly.setattr(optuna_store, name, mortal(getattr(optuna_store, name)))
             for name in ("start", "submit", "release"):
                 deadly.setattr(self.cluster, name, mortal(getattr(self.cluster, name)))

@@ -127,8 +127,14 @@ class Objective(Protocol):
             gradient: Whether the objective is wanted.
         """
 
-    def tally(self, adapters: int, base: LoadedBase) -> Tally:
-        """An empty one for so many adapters."""
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> Tally:
+        """An empty one for so many adapters.
+
+        Args:
+            adapters: How many.
+            base: The base.
+            rows: Examples of the data set, where it matters what each comes to; 0: it does not.
+        """
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
         """float32 [C]: what each class counts in a trial's loss, on the CPU; None: all count alike."""

@@ -7,7 +7,7 @@ Rows of one prompt are one question with several references: the prompt counts o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import zip_longest
@@ -71,19 +71,51 @@ def generated_metrics(
         DataError: As `check_references`.
     """
     check_references(references, wanted, answer_pattern)
+    asked = _questions(predictions, references, prompt_keys)
+    found = {}
+    for name in ("exact_match", "rouge_l", "bleu", "answer_match"):
+        if name in wanted:
+            scores = None if name == "bleu" else _scores(asked, name, answer_pattern)
+            found[name] = _bleu(asked) if scores is None else sum(scores) / len(scores)
+    return found
+
+
+def prompt_scores(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    prompt_keys: Sequence[Hashable],
+    metric: str,
+    answer_pattern: str | None = None,
+) -> list[float] | None:
+    """What each prompt adds to the mean that a metric is; None: `bleu` is no mean over prompts.
+
+    Args:
+        predictions: As for `generated_metrics`, and all else.
+        references: One for each row.
+        prompt_keys: Equal for rows of the same prompt.
+        metric: One of the four.
+        answer_pattern: For `answer_match`.
+    """
+    if metric == "bleu":
+        return None
+    return _scores(_questions(predictions, references, prompt_keys), metric, answer_pattern)
+
+
+def _questions(
+    predictions: Sequence[str], references: Sequence[str], prompt_keys: Sequence[Hashable]
+) -> list[_Question]:
     questions: dict[Hashable, _Question] = {}
     for prediction, reference, key in zip(predictions, references, prompt_keys, strict=True):
         questions.setdefault(key, _Question(prediction)).references.append(reference)
-    asked = list(questions.values())
-    measures: dict[str, Callable[[], float]] = {
-        "exact_match": lambda: _share(
-            q.prediction.strip() in {r.strip() for r in q.references} for q in asked
-        ),
-        "rouge_l": lambda: _rouge_l(asked),
-        "bleu": lambda: _bleu(asked),
-        "answer_match": lambda: _answer_match(asked, compile_answer_pattern(answer_pattern)),
-    }
-    return {name: measure() for name, measure in measures.items() if name in wanted}
+    return list(questions.values())
+
+
+def _scores(asked: Sequence[_Question], metric: str, answer_pattern: str | None) -> list[float]:
+    if metric == "exact_match":
+        return [float(q.prediction.strip() in {r.strip() for r in q.references}) for q in asked]
+    if metric == "rouge_l":
+        return _rouge_l(asked)
+    return _answer_match(asked, compile_answer_pattern(answer_pattern))
 
 
 def wanted_metrics(
@@ -187,14 +219,14 @@ def _answer(pattern: Any, text: str) -> str | None:
     return found
 
 
-def _answer_match(questions: Sequence[_Question], pattern: Any) -> float:
+def _answer_match(questions: Sequence[_Question], pattern: Any) -> list[float]:
     def right(question: _Question) -> bool:
         own = _answer(pattern, question.prediction)
         return own is not None and _value(own) in {
             _value(answer) for text in question.references if (answer := _answer(pattern, text)) is not None
         }
 
-    return _share(right(question) for question in questions)
+    return [float(right(question)) for question in questions]
 
 
 def _value(answer: str) -> str | Decimal:
@@ -202,12 +234,11 @@ def _value(answer: str) -> str | Decimal:
     return Decimal(answer.replace(",", "")) if _NUMBER.fullmatch(answer) else answer
 
 
-def _rouge_l(questions: Sequence[_Question]) -> float:
+def _rouge_l(questions: Sequence[_Question]) -> list[float]:
     from rouge_score.rouge_scorer import RougeScorer  # takes two seconds to import, for nltk
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    scores = [scorer.score_multi(q.references, q.prediction)["rougeL"].fmeasure for q in questions]
-    return float(sum(scores) / len(scores))
+    return [float(scorer.score_multi(q.references, q.prediction)["rougeL"].fmeasure) for q in questions]
 
 
 def _bleu(questions: Sequence[_Question]) -> float:
@@ -218,8 +249,3 @@ def _bleu(questions: Sequence[_Question]) -> float:
     # Forced: else it warns of texts that end in a full stop as if they had been tokenised.
     score: float = BLEU(force=True).corpus_score([q.prediction for q in questions], streams).score
     return min(score, 100.0)  # rounding takes it beyond
-
-
-def _share(right: Iterable[bool]) -> float:
-    values = list(right)
-    return sum(values) / len(values)

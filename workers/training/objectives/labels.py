@@ -116,7 +116,7 @@ class LabelledRows:
         answers = answers.float().squeeze(-1) if self._labels is None else answers.float()
         return weighed(answers, batch.targets, owners, shares, gradient=gradient)
 
-    def tally(self, adapters: int, base: LoadedBase) -> LabelTally:
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> LabelTally:
         return LabelTally(adapters, self._labels)
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:
@@ -163,7 +163,7 @@ class LabelledTokens:
         answers = logits.flatten(0, 1).index_select(0, batch.positions).float()
         return weighed(answers, batch.targets, owners, shares, gradient=gradient)
 
-    def tally(self, adapters: int, base: LoadedBase) -> LabelTally:
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> LabelTally:
         return LabelTally(adapters, self._labels, of_tokens=True)
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> torch.Tensor | None:

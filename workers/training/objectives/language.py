@@ -17,6 +17,15 @@ from workers.training.objectives.base import PassLosses, Share, of_kind, weights
 from workers.training.objectives.forward import batch_losses
 
 
+@dataclass(frozen=True, eq=False)
+class RowTotals:
+    """The same sums for each of N examples, float64 [N] on the CPU."""
+
+    losses: torch.Tensor
+    correct: torch.Tensor
+    tokens: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Totals:
     """Sums over the supervised tokens of a data set, from which every metric is made."""
@@ -26,6 +35,8 @@ class Totals:
     correct: int
     """Tokens that the argmax predicts."""
     tokens: int
+    rows: RowTotals | None = None
+    """None: they were not wanted."""
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -81,18 +92,19 @@ class LanguageModel:
         found = batch_losses(base, batch, weights, smoothing=smoothing, focus=focus, parts=parts)
         return PassLosses(found.losses, found.objective, found.correct)
 
-    def tally(self, adapters: int, base: LoadedBase) -> TokenTally:
-        return TokenTally(adapters, base.device)
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> TokenTally:
+        return TokenTally(adapters, base.device, rows)
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> None:
         return None
 
 
 class TokenTally:
-    """Sums of each adapter's tokens, kept on the device."""
+    """Sums of each adapter's tokens, kept on the device, and of each example's where that matters."""
 
-    def __init__(self, adapters: int, device: torch.device) -> None:
+    def __init__(self, adapters: int, device: torch.device, rows: int = 0) -> None:
         self._adapters = adapters
+        self._rows = torch.zeros(2 * adapters + 1, rows, dtype=torch.float64, device=device)
         self._loss = torch.zeros(adapters, dtype=torch.float64, device=device)
         self._correct = torch.zeros(adapters, dtype=torch.int64, device=device)
         self._tokens = 0
@@ -101,10 +113,25 @@ class TokenTally:
         self._loss += losses.losses.double().view(self._adapters, -1).sum(1)
         self._correct += losses.answers.view(self._adapters, -1).sum(1)
         self._tokens += batch.supervised_tokens // self._adapters
+        if self._rows.numel():
+            self._add_rows(losses, batch, indices)
+
+    def _add_rows(self, losses: PassLosses, batch: MicroBatch, indices: Sequence[int]) -> None:
+        tokens = len(losses.losses) // self._adapters
+        examples = torch.tensor(indices, device=self._rows.device)[batch.target_examples[:tokens]]
+        found = [part.view(self._adapters, -1).double() for part in (losses.losses, losses.answers)]
+        self._rows.index_add_(1, examples, torch.cat([*found, torch.ones_like(found[0][:1])]))
 
     def results(self) -> list[Totals]:
-        pairs = zip(self._loss.tolist(), self._correct.tolist(), strict=True)
-        return [Totals(loss_sum=loss_sum, correct=right, tokens=self._tokens) for loss_sum, right in pairs]
+        found = zip(self._loss.tolist(), self._correct.tolist(), self._row_totals(), strict=True)
+        return [Totals(loss_sum, right, self._tokens, rows) for loss_sum, right, rows in found]
+
+    def _row_totals(self) -> list[RowTotals | None]:
+        if not self._rows.numel():
+            return [None] * self._adapters
+        rows = self._rows.cpu()
+        losses, correct = rows[: self._adapters], rows[self._adapters : -1]
+        return [RowTotals(*pair, rows[-1]) for pair in zip(losses, correct, strict=True)]
 
 
 def _exp(value: float) -> float:

@@ -52,7 +52,7 @@ class RankedPairs:
         objective = (found.losses * weights_of(shares, owners)).sum() if gradient else None
         return PassLosses(found.losses.detach(), objective, found.margins.detach())
 
-    def tally(self, adapters: int, base: LoadedBase) -> PairTally:
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> PairTally:
         return PairTally(adapters, "pairwise_accuracy")
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> None:
@@ -149,7 +149,7 @@ class PreferredPairs:
         losses, margins = (torch.cat([getattr(one, name) for one in found]) for name in ("losses", "margins"))
         return PassLosses(losses, objective, margins)
 
-    def tally(self, adapters: int, base: LoadedBase) -> PairTally:
+    def tally(self, adapters: int, base: LoadedBase, *, rows: int = 0) -> PairTally:
         return PairTally(adapters, "reward_accuracy")
 
     def class_weights(self, recipe: Recipe, examples: Sequence[AnyExample]) -> None:

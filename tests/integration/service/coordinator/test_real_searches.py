@@ -6,6 +6,7 @@ Each goes from a definition through SQL, Optuna and the coordinator to packs of 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from search_spaces.parsing.document import parse_definition
-from service.db.models import Schedule, Study
+from service.db.kinds import ContestDecision
+from service.db.models import ContestRow, EvaluationRow, Reign, Schedule, Study
 from service.optuna_store.studies import read_summary, read_trials
 from service.optuna_store.values import TrialValues
 from service.schedules.sweeps import fire
@@ -47,7 +50,8 @@ class Lab(CoordinatorLab):
 
     def __init__(self, home: Path, base: Path, cluster: PackCluster) -> None:
         super().__init__(home, cluster)  # type: ignore[arg-type]  # a cluster like any other
-        train, evaluation = write_data(home / "t.jsonl", ROWS), write_data(home / "e.jsonl", 6, seed=1)
+        self.eval_file = home / "e.jsonl"
+        train, evaluation = write_data(home / "t.jsonl", ROWS), write_data(self.eval_file, 6, seed=1)
         self._common = {
             "model": {"id": str(base)},
             "data": {"train": str(train), "eval": str(evaluation), "max_length": 64},
@@ -69,8 +73,10 @@ class Lab(CoordinatorLab):
         self.run(study.id)
         return self.study(study.id)
 
-    def nights(self, count: int, **sections: Any) -> list[Study]:
-        """Runs the sweeps of a schedule's first nights to their ends."""
+    def nights(
+        self, count: int, *, between: Callable[[list[Study]], object] = lambda _: None, **sections: Any
+    ) -> list[Study]:
+        """Runs the sweeps of a schedule's first nights to their ends; `between` is called after each."""
         document = {**self._common, "name": "nightly", **sections}
         definition = parse_definition(document).model_dump(mode="json")
         made = []
@@ -85,6 +91,7 @@ class Lab(CoordinatorLab):
             assert sweep is not None
             self.run(sweep.id)
             made.append(self.study(sweep.id))
+            between(made)
         return made
 
     def trials(self, name: str = "s") -> list[TrialValues]:
@@ -384,3 +391,51 @@ def _parameters(lab: Lab, attempt_id: int) -> int:
     outcome = next(a.outcome for a in lab.attempts() if a.id == attempt_id)
     assert outcome is not None
     return int(outcome["trainable_parameters"])
+
+
+# -- champions ---------------------------------------------------------------------------------------
+
+
+def test_a_champion_comes_to_the_very_value_that_its_trial_reported_at_its_best_rung(
+    new_lab: Callable[..., Lab],
+) -> None:
+    lab = new_lab()
+    alone = {"max_parallel_trials": 1}  # so that the packs are the same
+    search = {"algorithm": "random", "trials": 2, "space": SPACE}
+    write_data(lab.eval_file, 30, seed=1)
+    first, second = lab.nights(2, search=search, budget=alone)
+    with lab.database.read() as session:
+        contests = list(session.scalars(select(ContestRow).order_by(ContestRow.id)))
+        of_second = select(EvaluationRow).where(EvaluationRow.study_id == second.id)
+        rows = session.scalars(of_second.order_by(EvaluationRow.trial_number)).all()
+    assert (contests[0].study_id, contests[0].decision) == (first.id, ContestDecision.CROWNED)
+    [crowned] = [t.value for t in lab.trials(first.name) if t.number == contests[0].challenger_trial]
+    [winner] = [t.value for t in lab.trials(second.name) if t.number == contests[1].challenger_trial]
+    assert contests[0].challenger_value == crowned
+    assert (contests[1].champion_value, contests[1].challenger_value) == (crowned, winner)
+    assert contests[1].decision in (ContestDecision.DETHRONED, ContestDecision.DEFENDED)
+    assert contests[1].data_changed is False
+    evidence = contests[1].evidence
+    assert evidence is not None
+    assert (evidence["rows"], evidence["decided_by"]) == (30, "metric")
+    for row, value in zip(rows, (crowned, winner), strict=True):
+        loss, tokens = (sum(column) for column in zip(*row.evaluated["objective"], strict=True))
+        assert loss / tokens == pytest.approx(value)
+
+
+def test_a_champion_whose_files_are_gone_is_followed_by_the_next_winner(new_lab: Callable[..., Lab]) -> None:
+    lab = new_lab()
+    search = {"algorithm": "random", "trials": 1, "space": SPACE}
+
+    def lose_the_first(_: list[Study]) -> None:
+        with lab.database.read() as session:
+            [adapter, *others] = session.scalars(select(Reign.adapter)).all()
+        if not others:
+            shutil.rmtree(adapter)
+
+    lab.nights(2, search=search, between=lose_the_first)
+    with lab.database.read() as session:
+        contest = session.scalars(select(ContestRow).order_by(ContestRow.id.desc())).first()
+    assert contest is not None
+    assert contest.decision == ContestDecision.SUCCEEDED
+    assert "The adapter is gone from" in contest.why

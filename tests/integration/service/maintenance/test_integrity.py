@@ -53,6 +53,14 @@ BREAKS: dict[str, tuple[str, ...]] = {
     ),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
     "events-in-order": ("UPDATE events SET position = NULL WHERE kind = 'study_running'",),
+    "reigns": (
+        "INSERT INTO reigns (schedule_id, study_id, study_name, trial_number, adapter, lineage, since, why)"
+        " SELECT 'gone', id, name, 1, '/a', '{}', created_at, '' FROM studies WHERE name = 'grid'",
+    ),
+    "contests": (
+        "INSERT INTO contests (schedule_id, study_id, study_name, at, decision, why, metric)"
+        " SELECT 'gone', id, name, created_at, 'crowned', '', 'eval_loss' FROM studies WHERE name = 'grid'",
+    ),
     "numbers": (f"optuna: UPDATE trials SET number = 77 WHERE {GRIDS_TRIAL} = 1",),
     "values": (f"optuna: DELETE FROM trial_values WHERE {TRIAL_1}",),
     "finished": (f"optuna: UPDATE trials SET datetime_complete = NULL WHERE {TRIAL_1}",),

@@ -87,8 +87,9 @@ class Nights:
         return self.lab.study(study_id)
 
     def params(self, study: Study) -> list[dict[str, Any]]:
+        """Of the search's trials."""
         trials = read_trials(self.lab.storage, study.name)
-        return [dict(trial.params) for trial in trials]
+        return [dict(trial.params) for trial in trials if trial.searched]
 
     def said(self) -> list[str]:
         return self.lab.events(preparation.EARLIER_SWEEPS)
@@ -186,7 +187,7 @@ def test_a_grid_is_gone_through_over_the_nights_and_then_says_that_nothing_is_le
         (trial.value, study.name, trial.number)
         for study in made
         for trial in read_trials(schedule.lab.storage, study.name)
-        if trial.value is not None
+        if trial.value is not None and trial.searched
     )
     assert last.reason == (
         "nothing is left to evaluate: earlier sweeps of the schedule 'nightly' have evaluated all 8 points "

@@ -1,0 +1,1 @@
+"""Trials that do not train: an adapter that there is, evaluated once."""
