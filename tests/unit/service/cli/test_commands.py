@@ -455,14 +455,14 @@ def test_export_writes_one_row_per_trial_with_a_column_per_hyperparameter_fixed_
     )
     result = run({"GET /v1/studies/tone": study(), TRIALS: items(first, second)}, "export", "tone")
     assert result.stdout == (
-        "number,state,value,best_rung,repeat_of,seed,feasible,params.learning_rate,params.lora_r,params.scheduler,"
-        "recipe.epochs,recipe.quantization,"
+        "number,state,value,best_rung,repeat_of,seed,evaluates,feasible,params.learning_rate,params.lora_r,"
+        "params.scheduler,recipe.epochs,recipe.quantization,"
         "metrics.eval_loss,metrics.accuracy,examples_seen,train_seconds,peak_memory_bytes,"
         "predicted_memory_bytes,useful_token_share,gradient_noise_scale,diagnosis,"
         "started_at,ended_at,adapter,reason\n"
-        "0,completed,0.5,960,,,true,0.0003123,8,,1.0,nf4,0.5,0.9,960,12.5,2048,1024,0.75,21.6,under_trained,"
+        "0,completed,0.5,960,,,,true,0.0003123,8,,1.0,nf4,0.5,0.9,960,12.5,2048,1024,0.75,21.6,under_trained,"
         "2026-07-01T22:00:05+00:00,,,\n"
-        '1,failed,,,,,true,,4,cosine,1.0,nf4,,,0,,,,,,,,,,"no ""text"", no loss"\n'
+        '1,failed,,,,,,true,,4,cosine,1.0,nf4,,,0,,,,,,,,,,"no ""text"", no loss"\n'
     )
 
 
