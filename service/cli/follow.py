@@ -15,8 +15,8 @@ from rich.text import Text
 from service.cli.news import News
 from service.cli.views.changes import changes
 from service.cli.views.live_table import render
-from service.cli.views.standing import StudySnapshot
 from service.client import AWAY, Client, RefusedError, UnreachableError
+from service.wording.standing import StudySnapshot
 
 _POLL_SECONDS = 1.0
 

@@ -12,13 +12,14 @@ import typer
 from search_spaces.values.numbers import parse_duration
 from service.cli.errors import INTERRUPTED, REFUSED, TIME_IS_OVER, CommandError
 from service.cli.options import Json, Server, StudyName, connect
-from service.cli.views.output import moment, one_line, say, say_json, say_note, table
-from service.cli.views.standing import counts_line
+from service.cli.views.output import say, say_json, say_note, table
 from service.client import AWAY, DEFAULT_SERVER, Client, RefusedError, UnreachableError
 from service.events.kinds import STUDY_ENDS
 from service.events.schemas import EventView
 from service.states import StudyState
 from service.studies.schemas import StudyView
+from service.wording.standing import counts_line
+from service.wording.values import moment, one_line
 
 _PAUSE_SECONDS = 1.0
 _WAIT_SECONDS = 60.0

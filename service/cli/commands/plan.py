@@ -11,9 +11,10 @@ from service.cli.errors import REFUSED
 from service.cli.in_process import build_settings
 from service.cli.options import Json, Server, StudyFile, connect
 from service.cli.study_file import read_study_file
-from service.cli.views.output import one_line, say_error, say_json
+from service.cli.views.output import say_error, say_json
 from service.client import DEFAULT_SERVER, RefusedError
 from service.client.connection import same_version
+from service.wording.values import one_line
 
 if TYPE_CHECKING:
     from service.plans.schemas import PlanView

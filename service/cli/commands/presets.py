@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from service.cli.options import Json, Server, connect
-from service.cli.views.output import say, say_json, setting, settings_line, table
+from service.cli.views.output import say, say_json, table
 from service.client import DEFAULT_SERVER
 from service.presets.schemas import SearchSpaceView
+from service.wording.values import setting, settings_line
 
 
 def search_spaces(

@@ -10,10 +10,10 @@ import typer
 from service.cli.errors import CommandError
 from service.cli.options import Json, Server, StudyName, connect
 from service.cli.views.output import PAGE_WIDTH, console, indented, say, say_grid, say_json, say_note
-from service.cli.views.report_sections import importance_grid, sections
 from service.cli.views.report_text import markdown, show_report
 from service.cli.views.trials import show_best
 from service.client import DEFAULT_SERVER
+from service.wording.report_sections import importance_grid, sections
 
 
 def best(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:

@@ -11,10 +11,11 @@ import typer
 from service.cli.errors import CommandError, Commands
 from service.cli.options import Json, Server, StudyFile, connect, given
 from service.cli.study_file import read_study_file
-from service.cli.views.output import moment, say, say_json, say_note, table
+from service.cli.views.output import say, say_json, say_note, table
 from service.cli.views.schedules import MADE_NO_SWEEP, show_firings, show_runs, show_schedule, what_changed
 from service.client import DEFAULT_SERVER
 from service.schedules.schemas import ScheduleEventView, ScheduleView
+from service.wording.values import moment
 
 schedules = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Submit a study at set times, for example every night."

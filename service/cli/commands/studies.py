@@ -12,12 +12,13 @@ from service.cli.errors import INTERRUPTED, REFUSED, CommandError
 from service.cli.follow import follow
 from service.cli.options import Json, Server, StudyFile, StudyName, connect
 from service.cli.study_file import read_study_file
-from service.cli.views.output import console, moment, number, one_line, say, say_json, say_note, table
-from service.cli.views.standing import counts_line
+from service.cli.views.output import console, say, say_json, say_note, table
 from service.cli.views.studies import show_study, summary
 from service.client import DEFAULT_SERVER, Client
 from service.states import StudyState
 from service.studies.schemas import StudyView
+from service.wording.standing import counts_line
+from service.wording.values import moment, number, one_line
 
 
 def submit(

@@ -12,13 +12,14 @@ from search_spaces.recipe import SYNONYMS
 from search_spaces.tasks import DIRECTIONS
 from service.cli.errors import CommandError
 from service.cli.options import Json, Server, StudyName, connect
-from service.cli.views.output import moment, say, say_json, setting, table
-from service.cli.views.standing import best_first
+from service.cli.views.output import say, say_json, table
 from service.cli.views.trials import show_trials
 from service.client import DEFAULT_SERVER
 from service.states import AttemptState
 from service.studies.schemas import StudyView
 from service.trials.schemas import WAITING, TrialView
+from service.wording.standing import best_first
+from service.wording.values import moment, setting
 
 _STATES = (WAITING, *AttemptState)
 _PROGRESS: Mapping[str, Callable[[TrialView], float | None]] = {

@@ -10,8 +10,9 @@ import typer
 
 from service.cli.errors import CommandError, Commands
 from service.cli.options import Json, Server, connect
-from service.cli.views.output import moment, say, say_json, table
+from service.cli.views.output import say, say_json, table
 from service.client import DEFAULT_SERVER
+from service.wording.values import moment
 
 audit = typer.Typer(
     cls=Commands,

@@ -21,11 +21,11 @@ from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Port
 from service.cli.study_file import read_study_file
 from service.cli.views.output import console, say, say_error, say_note
-from service.cli.views.standing import StudySnapshot, best_trial
 from service.cli.views.studies import comparison, summary
 from service.client import Client, ClientError, UnreachableError
 from service.states import StudyState
 from service.studies.schemas import StudyView
+from service.wording.standing import StudySnapshot, best_trial
 
 if TYPE_CHECKING:
     from service.settings import Settings

@@ -10,8 +10,9 @@ import typer
 from service.cli.errors import Commands
 from service.cli.in_process import build_settings, service_errors_explained
 from service.cli.options import Home, Json, connect
-from service.cli.views.output import moment, say, say_json, say_note, table
+from service.cli.views.output import say, say_json, say_note, table
 from service.db.kinds import Role
+from service.wording.values import moment
 
 if TYPE_CHECKING:
     from datetime import timedelta

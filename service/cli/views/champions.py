@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.champions.schemas import ChampionHistory, ChampionView, ContestView, ReignView
-from service.cli.views.output import console, indented, moment, number, say, setting, table
+from service.cli.views.output import console, indented, say, table
+from service.wording.values import moment, number, setting
 
 
 def show_champion(champion: ChampionView) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from service.cli.views.output import number, one_line, settings_line
-from service.cli.views.standing import StudySnapshot, counts_line, standstill
 from service.states import TRAINING, UNFINISHED_ATTEMPT_STATES, AttemptState
 from service.studies.schemas import StudyView
 from service.trials.schemas import RungView, TrialView
+from service.wording.standing import StudySnapshot, counts_line, standstill
+from service.wording.values import number, one_line, settings_line
 
 
 def changes(before: StudySnapshot | None, after: StudySnapshot) -> list[str]:

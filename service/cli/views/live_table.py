@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from search_spaces.wording import counted
-from service.cli.views.output import duration, heading, number, one_line, setting, settings_line
-from service.cli.views.standing import ENDED_STATES, counts_line, elapsed, standstill, waits_for
+from service.cli.views.output import heading
 from service.states import AttemptState, StudyState
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import ENDED_STATES, counts_line, elapsed, standstill, waits_for
+from service.wording.values import duration, number, one_line, setting, settings_line
 
 _BAR_WIDTH = 8
 _TABLE_HEADER = 2

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from service.wording.report_sections import Grid
+from service.wording.values import one_line, printable
 
 _PIPE_WIDTH = 400
 """Columns for a table in a pipe or a file, so that each row is one line."""
@@ -61,23 +62,6 @@ def say_note(*lines: str) -> None:
 def say_json(document: Any) -> None:
     """Writes one JSON document to stdout. ASCII, so that every terminal can show it."""
     typer.echo(json.dumps(document, indent=2))
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which an error's quoted data could smuggle to a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
-
-
-def one_line(text: str) -> str:
-    return " ".join(printable(text).split())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A table of a page."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
 
 
 def say_grid(grid: Grid) -> None:
@@ -161,43 +145,6 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
     return (" " * _GAP).join(padded).rstrip()
 
 
-def number(value: float | None) -> str:
-    """A measured value to four significant digits; `-` for none."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def setting(value: object) -> str:
-    """A hyperparameter's value: floats to three significant digits, `-` for none."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(setting(item) for item in value) + "]"
-    return str(value)
-
-
-def settings_line(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={setting(value)}" for name, value in params.items())
-
-
 def heading(name: str) -> str:
     """A column's name in two lines, which is narrower."""
     return name.replace("_", "\n", 1)
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `3m 07s` or `2h 05m`."""
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
-
-
-def moment(at: datetime | None) -> str:
-    """A UTC time to the second; `-` for none."""
-    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from search_spaces.data_report import Balance, Baseline, Count, SplitReport
 from search_spaces.wording import counted
-from service.cli.views.output import duration, moment, number, one_line
 from service.plans.schemas import (
     Amount,
     ClusterPlan,
@@ -17,6 +16,7 @@ from service.plans.schemas import (
     TrainingPlan,
     TrialsPlan,
 )
+from service.wording.values import duration, moment, number, one_line
 
 Line = tuple[str, str]
 _FOUND_BY = {

@@ -12,7 +12,7 @@ from rich.text import Text
 from search_spaces.data_report import DataReport, DecodedExample
 from search_spaces.tasks import TASKS
 from search_spaces.wording import counted
-from service.cli.views.output import console, one_line, printable, say
+from service.cli.views.output import console, say
 from service.cli.views.plan_lines import (
     Line,
     balance_line,
@@ -26,6 +26,7 @@ from service.cli.views.plan_lines import (
     trial_lines,
 )
 from service.plans.schemas import PlanView, PlanWarning, TrainingPlan
+from service.wording.values import one_line, printable
 
 _LABEL = 18
 _MASKED = "dim"

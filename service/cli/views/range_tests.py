@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search_spaces.range_tests.analysis import corner_label, in_rate
-from service.cli.views.output import one_line, say, table
+from service.cli.views.output import say, table
 from service.range_tests.schemas import BoundsView, RangeTestView
 from service.states import StudyState
+from service.wording.values import one_line
 
 _WIDTH = 36
 """Columns of a curve."""

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from service.cli.views.output import PAGE_WIDTH, Grid, console, indented, one_line, say, say_grid, setting
-from service.cli.views.report_sections import Point, Section
+from service.cli.views.output import PAGE_WIDTH, console, indented, say, say_grid
+from service.wording.report_sections import Grid, Point, Section
+from service.wording.values import one_line, setting
 
 
 def show_report(parts: Sequence[Section]) -> None:

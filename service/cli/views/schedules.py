@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.cli.views.output import moment, number, one_line, say, setting, table
+from service.cli.views.output import say, table
 from service.schedules.schemas import Firings, ScheduleEventView, ScheduleView, SweepRun
+from service.wording.values import moment, number, one_line, setting
 
 MADE_NO_SWEEP = ("skipped", "missed", "queued", "continued", "failed")
 """Kinds of events of firings that made no sweep, or not yet."""

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from service.cli.views.output import (
-    console,
-    duration,
-    indented,
-    moment,
-    number,
-    one_line,
-    say,
-    setting,
-    settings_line,
-)
-from service.cli.views.standing import StudySnapshot, best_trial, counts_line, elapsed
+from service.cli.views.output import console, indented, say
 from service.states import AttemptState, StudyState
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import StudySnapshot, best_trial, counts_line, elapsed
+from service.wording.values import difference, duration, moment, number, one_line, setting, settings_line
 
 
 def show_study(found: StudyView, dashboard_url: str) -> None:
@@ -85,11 +76,8 @@ def comparison(snapshot: StudySnapshot) -> str | None:
     if best.value is None or worst.value is None:
         return None
     line = f"trial {worst.number}  {snapshot.study.metric} {number(worst.value)}"
-    apart = abs(best.value - worst.value)
-    # Of what is maximized a share says little: it may be a share itself, or below 0 as r2 may be.
-    errors = not snapshot.study.maximizes and min(best.value, worst.value) >= 0 < worst.value
-    how = f"{apart / worst.value:.1%}" if errors else number(apart)
-    return f"{line}: the best is {how} {'higher' if best.value > worst.value else 'lower'}"
+    how = difference(best.value, worst.value, maximizes=snapshot.study.maximizes)
+    return f"{line}: the best is {how}"
 
 
 def summary(snapshot: StudySnapshot, dashboard_url: str) -> list[str]:

@@ -9,24 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from search_spaces.recipe import DEPENDENT_FIELDS
-from service.cli.views.output import (
-    PAGE_WIDTH,
-    console,
-    duration,
-    fits,
-    heading,
-    indented,
-    number,
-    say,
-    say_grid,
-    setting,
-    settings_line,
-    table,
-)
-from service.cli.views.report_sections import download_command, front_grid, judgement_grid
+from service.cli.views.output import PAGE_WIDTH, console, fits, heading, indented, say, say_grid, table
 from service.states import AttemptState
 from service.studies.schemas import StudyView
 from service.trials.schemas import BestView, TrialView
+from service.wording.report_sections import download_command, front_grid, judgement_grid
+from service.wording.values import duration, number, setting, settings_line
 
 
 def show_trials(study: StudyView, trials: Sequence[TrialView], *, empty: str) -> None:

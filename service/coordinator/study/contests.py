@@ -21,7 +21,7 @@ from service.champions.lineage import evaluated_recipe, lineage_of, misfit
 from service.champions.verdicts import CHANGED, WINS, Evaluation, Standing, Verdict, judge
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db import reigns
-from service.db.kinds import ContestDecision, Contestant, StudyKind
+from service.db.kinds import Contestant, ContestDecision, StudyKind
 from service.db.models import Attempt, ContestRow, EvaluationRow, Reign, Schedule, Study
 from service.db.transitions import append_event
 from service.errors import NotFound

@@ -13,10 +13,10 @@ import pytest
 from service.cli.errors import CommandError
 from service.cli.operations import demo
 from service.cli.operations.demo import demo_settings, ending, free_port, sigterm_as_interrupt
-from service.cli.views.standing import StudySnapshot
 from service.cli.views.studies import comparison, summary
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import StudySnapshot
 from tests.support.fakes.api import study_json, trial_json
 
 

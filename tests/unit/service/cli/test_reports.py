@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli.views.standing import StudySnapshot
 from service.cli.views.studies import comparison, summary
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import StudySnapshot
 from tests.support.fakes.api import Reply, study_json, trial_json
 
 JUDGEMENT = {

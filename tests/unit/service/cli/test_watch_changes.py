@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from service.cli.views.changes import changes
-from service.cli.views.standing import StudySnapshot
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import StudySnapshot
 from tests.support.fakes.api import study_json, trial_json
 
 

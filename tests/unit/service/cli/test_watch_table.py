@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from service.cli.views.live_table import choose_rows, render
-from service.cli.views.standing import counts_line, elapsed
 from service.studies.schemas import StudyView
 from service.trials.schemas import TrialView
+from service.wording.standing import counts_line, elapsed
 from tests.support.fakes.api import study_json, trial_json
 
 NOW = datetime(2026, 7, 1, 22, 5, 5, tzinfo=UTC)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from search_spaces.wording import counted
-from service.cli.views.output import Grid, duration, moment, number, settings_line
-from service.cli.views.standing import best_first, counts_line
 from service.reports.schemas import ImportanceView, ParameterImportanceView, ReportView
 from service.studies.schemas import ParetoPoint, StudyView
 from service.trials.schemas import CandidateView, JudgementView, TrialView
+from service.wording.standing import best_first, counts_line
+from service.wording.values import duration, moment, number, settings_line, share
 
 _TOP = 5
 """Trials in the list of the best."""
@@ -24,6 +24,14 @@ _VERDICT_MEANINGS = {
     "under_trained": "the loss was still falling when the training ended",
     "not_enough_rungs": "too few evaluations to judge the curve",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ def importance_grid(importance: ImportanceView) -> Grid:
     """How much each hyperparameter mattered, and whether that is more than chance, or why it is not known."""
     return Grid(
         columns=("hyperparameter", "importance", "above chance"),
-        rows=[(p.name, _share(p.importance), _above_chance(p)) for p in importance.parameters],
+        rows=[(p.name, share(p.importance), _above_chance(p)) for p in importance.parameters],
     )
 
 
@@ -195,9 +203,9 @@ def _cost(report: ReportView) -> Iterator[Point]:
     cost = report.cost
     yield Point(text=f"{cost.gpu_hours:.3g} GPU-hours, {cost.worker_hours:.3g} worker-hours")
     saved = cost.examples_saved_by_pruning, cost.examples_saved_by_divergence
-    share = f" ({_share(cost.saved_share)} of all)" if cost.saved_share else ""
+    part = f" ({share(cost.saved_share)} of all)" if cost.saved_share else ""
     yield Point(
-        text=f"{cost.examples_trained:,} training examples; early ends saved {sum(saved):,} more{share}:"
+        text=f"{cost.examples_trained:,} training examples; early ends saved {sum(saved):,} more{part}:"
         f" {saved[0]:,} by pruning and {saved[1]:,} by divergence"
     )
 
@@ -208,10 +216,6 @@ def _mean(candidate: CandidateView) -> str:
         return "-"
     deviation = candidate.standard_deviation
     return number(candidate.mean) + (f" ± {number(deviation)}" if deviation is not None else "")
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _above_chance(parameter: ParameterImportanceView) -> str:

@@ -1,0 +1,1 @@
+"""Answers in words, for terminals and pages alike. Pure."""
