@@ -24,6 +24,8 @@ MIN_TOP = 3
 """The best trials that advice looks at: a quarter of those completed, but at least three."""
 MIN_SHARE = 0.1
 """Trials that came to grief are worth a sentence from a tenth of all on, and from two."""
+_NAMED = 10
+"""Trials that a sentence names."""
 NOISE_FACTOR = 2.0
 """Batches are called too large above twice the noise scale, too small below a quarter of it: it is known to
 within a factor of about two (McCandlish et al. 2018, section 2.2)."""
@@ -251,7 +253,9 @@ def _examples(scale: float) -> str:
 
 
 def _which(trials: Sequence[TrialFacts]) -> str:
-    return ", ".join(str(t.number) for t in sorted(trials, key=lambda t: t.number))
+    numbers = [str(number) for number in sorted(t.number for t in trials)]
+    more = len(numbers) - _NAMED
+    return ", ".join(numbers) if more <= 0 else f"{', '.join(numbers[:_NAMED])} and {more:,} more"
 
 
 def _shown(value: Any) -> str:

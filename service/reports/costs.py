@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-from service.db.models import Attempt
 from service.states import AttemptState
 from service.trials.records import TrialRecord
 
@@ -48,18 +46,3 @@ def count_examples(records: Sequence[TrialRecord]) -> Examples:
 
 def _trained(record: TrialRecord) -> int:
     return max((attempt.examples_seen for attempt in record.attempts), default=0)
-
-
-def worker_hours(attempts: Iterable[Attempt], now: datetime) -> float:
-    """Hours in which workers had trials, whatever they ran on. Trials that share a worker share its time."""
-    spans: dict[str, list[tuple[datetime, datetime]]] = {}
-    for attempt in attempts:
-        if attempt.started_at is not None:
-            spans.setdefault(attempt.worker_id, []).append((attempt.started_at, attempt.ended_at or now))
-    seconds = 0.0
-    for of_worker in spans.values():
-        counted_to = min(start for start, _ in of_worker)
-        for start, end in sorted(of_worker):
-            seconds += max(0.0, (end - max(start, counted_to)).total_seconds())
-            counted_to = max(counted_to, end)
-    return seconds / 3600

@@ -11,14 +11,14 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service.analysis import diagnosis, importance, outcomes
-from service.analysis.gpu_hours import gpu_hours
+from service.analysis.gpu_hours import gpu_hours, worker_hours
 from service.db.database import database_now
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, Study
 from service.definitions.stored import read_definition, read_preparation
 from service.optuna_store.storage import Storage
 from service.reports.advice import Advice, TrialFacts, advise
-from service.reports.costs import count_examples, worker_hours
+from service.reports.costs import count_examples
 from service.reports.schemas import (
     AdviceView,
     ConstraintView,
@@ -37,7 +37,11 @@ from service.trials.schemas import BestView
 
 def get_report(session: Session, storage: Storage, study: Study) -> ReportView:
     """Everything that a study has taught so far."""
-    trials = read(session, study, read_reports=False)
+    return report_on(session, storage, study, read(session, study, read_reports=False))
+
+
+def report_on(session: Session, storage: Storage, study: Study, trials: StudyTrials) -> ReportView:
+    """The same from trials that have been read, with rung reports or without."""
     now = database_now(session)
     winner = best_of(session, study)
     searched = [record for record in trials.records if record.values.searched]
