@@ -36,6 +36,7 @@ from service.maintenance.schema import check_schema
 from service.metrics import endpoints as metrics_endpoints
 from service.metrics.requests import RequestTimes, TimedRequests
 from service.optuna_store.storage import close_storage, open_storage
+from service.pages.endpoints import router as pages_router
 from service.plans.checks import SubmissionChecks
 from service.plans.data_reports.processes import ReportProcesses
 from service.presets import endpoints as preset_endpoints
@@ -103,6 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health_router, responses=problems.declare(422))
     app.include_router(session_endpoints.router)
     app.include_router(openid_endpoints.router)
+    app.include_router(pages_router)
     require_declared(app)
     # What no route of ours matches is the dashboard's, or nobody's. Not a mount: a mount at the root
     # would also take `DELETE /v1/studies`, which is a 405 of ours.

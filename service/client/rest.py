@@ -141,6 +141,14 @@ class Client(Connection):
     def report(self, study: str) -> ReportView:
         return self._one(ReportView, "GET", f"/v1/studies/{_segment(study)}/report")
 
+    def save_report(self, study: str, target: BinaryIO) -> None:
+        """Writes a study's report to `target`: a page that is one file."""
+        self._download(f"/reports/studies/{_segment(study)}/file", {}, target)
+
+    def save_schedule_report(self, schedule: str, target: BinaryIO) -> None:
+        """Writes a schedule's report to `target`: a page that is one file."""
+        self._download(f"/reports/schedules/{_segment(schedule)}/file", {}, target)
+
     def importance(self, study: str) -> ImportanceView:
         return self._one(ImportanceView, "GET", f"/v1/studies/{_segment(study)}/importance")
 

@@ -22,7 +22,7 @@ from a2wsgi import WSGIMiddleware
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service.analysis.importance import read_importance
@@ -40,7 +40,7 @@ from service.trials import records
 from service.trials.views import trial_view
 
 _TREES = ("/dashboard", "/static", "/api", "/csv", "/artifacts")
-_PAGES = frozenset({"/", "/favicon.ico", "/incompatible-rdb-schema"})
+_PAGES = frozenset({"/favicon.ico", "/incompatible-rdb-schema"})
 _READING = ("GET", "HEAD")
 _SCRIPT = "/static/nightsweep.js"
 _STUDY = re.compile(r"/api/studies/([0-9]{1,9})/?")
@@ -90,9 +90,6 @@ class Dashboard:
         elif scope["method"] not in _READING:
             error = ReadOnly(f"The method {scope['method']} is not allowed here: the dashboard is read-only.")
             await problems.render_error(error, path)(scope, receive, send)
-        elif path == "/":
-            # The dashboard's own redirect repeats whatever host the request names.
-            await RedirectResponse("/dashboard", 302)(scope, receive, send)
         elif path == _SCRIPT:
             script = Response(
                 self._script, media_type="text/javascript", headers={"cache-control": "no-cache"}

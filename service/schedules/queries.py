@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -94,6 +94,13 @@ def next_firings(times: Times, now: datetime, count: int, *, enabled: bool = Tru
         for firing in preview(times, now, count)
     ]
     return Firings(timezone=times.timezone, enabled=enabled, items=items)
+
+
+def fingerprints_of(session: Session, study_ids: Sequence[str]) -> dict[str, Mapping[str, str]]:
+    """Study id -> what identified the content of its data and model; nothing of a study that has none."""
+    column = Study.preparation["fingerprints"]
+    found = session.execute(select(Study.id, column).where(Study.id.in_(study_ids)))
+    return {study_id: prints for study_id, prints in found if isinstance(prints, dict)}
 
 
 def list_history(session: Session, ref: str, *, before: int | None, limit: int) -> list[ScheduleEventView]:

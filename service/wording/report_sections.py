@@ -46,30 +46,31 @@ class Point:
 class Section:
     """A part of a report: sentences, points with or without a label, and tables, in this order of reading."""
 
+    key: str
     title: str
     blocks: Sequence[str | Grid | Point]
 
 
-def sections(report: ReportView, trials: Sequence[TrialView], server: str) -> list[Section]:
+def sections(report: ReportView, trials: Sequence[TrialView], server: str | None) -> list[Section]:
     """The whole report.
 
     Args:
         report: What the study has taught.
         trials: Its trials.
-        server: The server's address, for links.
+        server: The server's address, for the dashboard's; None: that is not named.
     """
     study = report.study
     found = [
-        (study.name, _head(report, server)),
-        ("Best trial", _best(report)),
-        ("The best trials", _top(report, trials)),
-        ("Pareto front", _front(report)),
-        ("Hyperparameter importance", _importance(report)),
-        ("Diagnosis", _verdicts(report)),
-        ("Advice", _advice(report)),
-        ("Cost", _cost(report)),
+        ("study", study.name, _head(report, server)),
+        ("best", "Best trial", _best(report)),
+        ("top", "The best trials", _top(report, trials)),
+        ("front", "Pareto front", _front(report)),
+        ("importance", "Hyperparameter importance", _importance(report)),
+        ("diagnosis", "Diagnosis", _verdicts(report)),
+        ("advice", "Advice", _advice(report)),
+        ("cost", "Cost", _cost(report)),
     ]
-    whole = [Section(title=title, blocks=list(blocks)) for title, blocks in found]
+    whole = [Section(key=key, title=title, blocks=list(blocks)) for key, title, blocks in found]
     return [section for section in whole if section.blocks]
 
 
@@ -111,7 +112,7 @@ def download_command(study: StudyView) -> str:
     return f"nightsweep adapter {study.name if len(study.name) <= _LONGEST_NAME else study.id}"
 
 
-def _head(report: ReportView, server: str) -> Iterator[Point]:
+def _head(report: ReportView, server: str | None) -> Iterator[Point]:
     study = report.study
     ended = f", ended {moment(study.ended_at)}" if study.ended_at else f", as of {moment(report.made_at)}"
     stage = f" ({study.stage})" if study.stage else ""
@@ -135,7 +136,8 @@ def _head(report: ReportView, server: str) -> Iterator[Point]:
         yield Point(label="Warm start", text=text)
     for note in prepared.notes if prepared is not None else ():
         yield Point(label="Preparation", text=note)
-    yield Point(label="Dashboard", text=f"{server}{study.dashboard_path or '/dashboard'}")
+    if server is not None:
+        yield Point(label="Dashboard", text=f"{server}{study.dashboard_path or '/dashboard'}")
 
 
 def _best(report: ReportView) -> Iterator[str | Grid | Point]:

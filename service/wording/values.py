@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 
 def printable(text: str) -> str:
@@ -51,6 +52,16 @@ def duration(seconds: float) -> str:
 def moment(at: datetime | None) -> str:
     """A UTC time to the second; `-` for none."""
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def in_words(at: datetime, zone: str = "UTC") -> str:
+    """A time with its zone: `30 Nov 2026, 23:13:05 UTC`."""
+    there = at.astimezone(UTC if zone == "UTC" else ZoneInfo(zone))
+    return f"{there.day} {_MONTHS[there.month - 1]} {there:%Y, %H:%M:%S} {zone}"
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+"""`strftime` has those of the machine's language."""
 
 
 def share(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,25 @@ def importance(study: StudyName, server: Server = DEFAULT_SERVER, as_json: Json 
 
 
 def report(
-    study: StudyName,
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study's name or id.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="Write a page with plots to this file, which needs no other; - is stdout.",
+            show_default=False,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule", metavar="NAME", help="Report on a schedule; needs -o.", show_default=False
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -54,9 +73,15 @@ def report(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Report on a study: best trials, hyperparameter importance, diagnoses, advice and cost."""
-    if file is not None and as_json:
-        raise CommandError("--markdown and --json cannot be used together")
+    """Report on a study: best trials, hyperparameter importance, diagnoses, advice and cost.
+
+    The same, with plots, is a page of the server: /reports/studies/STUDY, and /reports/schedules/NAME.
+    """
+    _require_one(study, schedule, output=output, file=file, as_json=as_json)
+    if output is not None:
+        _save(study, schedule, output, server)
+        return
+    assert study is not None
     with connect(server) as client:
         found = client.report(study)
         trials = [] if as_json else client.trials(found.study.id)
@@ -71,8 +96,39 @@ def report(
     if str(file) == "-":
         typer.echo(markdown(parts), nl=False)
         return
+    _write(file, markdown(parts).encode())
+
+
+def _require_one(
+    study: str | None, schedule: str | None, *, output: Path | None, file: Path | None, as_json: bool
+) -> None:
+    wanted = {"--output": output is not None, "--markdown": file is not None, "--json": as_json}
+    forms = [name for name, given in wanted.items() if given]
+    if len(forms) > 1:
+        raise CommandError(f"{forms[0]} and {forms[1]} cannot be used together")
+    if (study is None) == (schedule is None):
+        raise CommandError("name either a study or, with --schedule, a schedule")
+    if schedule is not None and output is None:
+        raise CommandError("the report of a schedule is a page: give --output FILE.html")
+
+
+def _save(study: str | None, schedule: str | None, output: Path, server: str) -> None:
+    """Fetch the page before the file is touched: one that cannot be made leaves an earlier one as it is."""
+    page = io.BytesIO()
+    with connect(server) as client:
+        if study is not None:
+            client.save_report(study, page)
+        elif schedule is not None:
+            client.save_schedule_report(schedule, page)
+    if str(output) == "-":
+        typer.echo(page.getvalue(), nl=False)
+        return
+    _write(output, page.getvalue())
+
+
+def _write(file: Path, content: bytes) -> None:
     try:
-        file.write_text(markdown(parts), encoding="utf-8")
+        file.write_bytes(content)
     except OSError as error:
         raise CommandError(f"cannot write {file}: {error.strerror}") from error
     say_note(f"The report is in {file}")

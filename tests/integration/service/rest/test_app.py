@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
@@ -175,9 +174,11 @@ def test_the_dashboard_shows_a_study(client: TestClient, storage: Storage, defin
     assert client.head("/dashboard").status_code == 200
 
 
-def test_the_root_leads_to_the_dashboard(client: TestClient) -> None:
-    answer = client.get("/", follow_redirects=False)
-    assert (answer.status_code, httpx.URL(answer.headers["location"]).path) == (302, "/dashboard")
+@on_sqlite
+def test_the_root_is_a_page_of_ours_that_leads_to_the_dashboard(client: TestClient) -> None:
+    answer = client.get("/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'href="/dashboard"' in answer.text
 
 
 @on_sqlite

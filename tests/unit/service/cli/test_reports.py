@@ -162,6 +162,51 @@ def test_a_report_is_markdown_in_a_file_and_on_request_on_stdout(run: Any, tmp_p
         assert line in printed.splitlines()
 
 
+def page(path: str, html: str = "<!doctype html>\n<p>é</p>") -> dict[str, Reply | list[Reply]]:
+    return {f"GET {path}": httpx.Response(200, text=html)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [(("tone",), "/reports/studies/tone/file"), (("--schedule", "tone"), "/reports/schedules/tone/file")],
+)
+def test_a_report_is_a_page_in_a_file(
+    run: Any, tmp_path: Path, arguments: tuple[str, ...], path: str
+) -> None:
+    file = tmp_path / "report.html"
+    result = run(page(path), "report", *arguments, "-o", str(file))
+    assert (result.exit_code, result.stderr) == (0, f"The report is in {file}\n")
+    assert file.read_text() == "<!doctype html>\n<p>é</p>"
+    assert run(page(path), "report", *arguments, "--output", "-").stdout == file.read_text()
+
+
+def test_a_page_that_cannot_be_made_leaves_an_earlier_one_as_it_is(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("of yesterday")
+    result = run(replies(), "report", "gone", "-o", str(file))
+    assert (result.exit_code, file.read_text()) == (1, "of yesterday")
+    nowhere = tmp_path / "no such folder" / "report.html"
+    result = run(page("/reports/studies/tone/file"), "report", "tone", "-o", str(nowhere))
+    assert result.exit_code != 0
+    assert "cannot write" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name either a study or, with --schedule, a schedule"),
+        (("tone", "--schedule", "nightly", "-o", "x"), "name either a study or, with --schedule, a schedule"),
+        (("--schedule", "nightly"), "the report of a schedule is a page: give --output FILE.html"),
+        (("tone", "-o", "x", "--json"), "--output and --json cannot be used together"),
+        (("tone", "--markdown", "x", "--json"), "--markdown and --json cannot be used together"),
+    ],
+)
+def test_a_report_is_of_one_thing_in_one_form(run: Any, arguments: tuple[str, ...], said: str) -> None:
+    result = run(replies(), "report", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_a_report_is_text_for_people_in_a_pipe_too(run: Any) -> None:
     adapter = {"path": f"/home/artifacts/{'5' * 32}/3/1/best", "url": "/v1/adapter"}
     found = answer(REPORT | {"best": BEST | {"adapter": adapter}})

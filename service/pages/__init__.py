@@ -1,0 +1,1 @@
+"""Pages: an overview of the service, and reports of studies and schedules, also as files."""
