@@ -25,6 +25,7 @@ from service.access.openid.provider import Provider
 from service.access.sessions import endpoints as session_endpoints
 from service.access.sharing import endpoints as sharing_endpoints
 from service.champions import endpoints as champion_endpoints
+from service.control import endpoints as control_endpoints
 from service.dashboard.dashboard import Dashboard
 from service.db.database import open_database
 from service.devices import endpoints as device_endpoints
@@ -87,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     for endpoints in (
         study_endpoints,
         event_endpoints,
+        control_endpoints,
         trial_endpoints,
         report_endpoints,
         range_test_endpoints,

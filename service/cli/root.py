@@ -9,6 +9,7 @@ import typer
 
 from service.cli.commands import (
     champions,
+    control,
     events,
     plan,
     presets,
@@ -62,6 +63,9 @@ app.command(rich_help_panel=_STUDIES)(studies.clone)
 app.command(rich_help_panel=_STUDIES)(events.wait)
 app.command(rich_help_panel=_STUDIES)(events.events)
 app.command(rich_help_panel=_STUDIES)(audit.share)
+app.command(rich_help_panel=_STUDIES, cls=control.TagCommand)(control.tag)
+app.command(rich_help_panel=_STUDIES)(control.note)
+app.command(rich_help_panel=_STUDIES)(control.stop)
 app.command(rich_help_panel=_STUDIES)(range_tests.range_test)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_STUDIES)
 app.command(rich_help_panel=_STUDIES)(presets.search_spaces)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ from service.access.keys.schemas import KeyView, Me, NewKeyView
 from service.access.sharing.schemas import AccessView
 from service.champions.schemas import ChampionHistory, ChampionView
 from service.client.connection import Connection
-from service.client.errors import RefusedError
+from service.client.errors import RefusedError, UnexpectedAnswerError
 from service.devices.schemas import DeviceView, Fleet
 from service.events.schemas import EventView
 from service.presets.schemas import SearchSpaceView
@@ -33,6 +34,8 @@ Listed = TypeVar("Listed", bound=ListedStudy)
 _PAGE = 100
 _SLACK_SECONDS = 30.0
 """How much later than expected an answer or a heartbeat may come."""
+_CHANGES = 5
+"""Tries of a change of what others change, too."""
 _PLAN_SECONDS = 600.0
 """A plan reads data on the server, which has a time limit of its own."""
 
@@ -83,6 +86,7 @@ class Client(Connection):
         prefix: str | None = None,
         owner: str | None = None,
         schedule: str | None = None,
+        tag: Sequence[str] | None = None,
         **times: str | None,
     ) -> Iterator[ListedStudy]:
         """Studies, newest first, fetched page by page as they are read: those that match every filter.
@@ -92,9 +96,10 @@ class Client(Connection):
             prefix: What their names begin with.
             owner: Whose API key submitted them.
             schedule: The schedule that made them, by name or id.
+            tag: Tags, all of which they have.
             times: `created_after`, `created_before`, `ended_after`, `ended_before`, as RFC 3339.
         """
-        filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule, **times)
+        filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule, tag=tag, **times)
         yield from self._pages("/v1/studies", filters, ListedStudy)
 
     def _pages(
@@ -160,6 +165,32 @@ class Client(Connection):
 
     def resume(self, study: str) -> StudyView:
         return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/resume")
+
+    def label(self, study: str, *, tags: Sequence[str] | None = None, note: str | None = None) -> StudyView:
+        """Gives a study these tags, this note, or both; an empty note removes the one it has."""
+        given = {"tags": None if tags is None else list(tags), "note": note}
+        body = {key: value for key, value in given.items() if value is not None}
+        return self._one(StudyView, "PATCH", f"/v1/studies/{_segment(study)}", body)
+
+    def change_tags(self, study: str, *, add: Collection[str], remove: Collection[str]) -> StudyView:
+        """Adds tags to a study and removes others. If others change it meanwhile, it is read again."""
+        path = f"/v1/studies/{_segment(study)}"
+        for _ in range(_CHANGES):
+            answer = self._send("GET", path)
+            found = self._read(StudyView, answer.json())
+            tags = sorted((set(found.tags) - set(remove)) | set(add))
+            headers = {"If-Match": answer.headers.get("ETag", "*")}
+            try:
+                return self._read(StudyView, self._json("PATCH", path, {"tags": tags}, headers=headers))
+            except RefusedError as error:
+                if error.status != HTTPStatus.PRECONDITION_FAILED:
+                    raise
+        raise UnexpectedAnswerError(self.server, "the study is changed by others again and again; try again")
+
+    def stop_trial(self, study: str, number: int, *, reason: str | None = None) -> TrialView:
+        """Ends one trial early."""
+        path = f"/v1/studies/{_segment(study)}/trials/{number}/stop"
+        return self._one(TrialView, "POST", path, {} if reason is None else {"reason": reason})
 
     def events(
         self, study: str | None = None, *, after: int = 0, **filters: str | Sequence[str] | None

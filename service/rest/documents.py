@@ -42,10 +42,17 @@ async def read_document(request: Request) -> Any:
     return await run_in_threadpool(parse, await request.body())
 
 
+async def read_optional_document(request: Request) -> Any:
+    """The same of an endpoint that needs no body: without one, an empty mapping."""
+    return await read_document(request) if await request.body() else {}
+
+
 Document = Annotated[Any, Depends(read_document)]
 
+OptionalDocument = Annotated[Any, Depends(read_optional_document)]
 
-def request_body(schema: Mapping[str, Any], description: str) -> dict[str, Any]:
+
+def request_body(schema: Mapping[str, Any], description: str, *, required: bool = True) -> dict[str, Any]:
     """What an endpoint that takes a `Document` says of its body in the OpenAPI document."""
     content = {media_type: {"schema": dict(schema)} for media_type in (*JSON_TYPES, *YAML_TYPES)}
-    return {"requestBody": {"required": True, "description": description, "content": content}}
+    return {"requestBody": {"required": required, "description": description, "content": content}}

@@ -19,6 +19,7 @@ from search_spaces.errors import Fault
 from search_spaces.faults import nearest_name, shown, words_of
 from service.answers import problem
 from service.db.errors import disk_trouble, is_outage, is_transient
+from service.definitions.labels import TAG_FORM
 from service.errors import Invalid, ServiceError, Unavailable
 from service.log_limit import LogLimit, short
 from service.optuna_store.storage import StorageInternalError
@@ -44,6 +45,7 @@ _FORMS = {
     "query.prefix": _NAME_FORM,
     "query.schedule": _NAME_FORM,
     "query.owner": OWNER_FORM,
+    "query.tag": TAG_FORM,
 }
 """What people are told in place of a regular expression."""
 

@@ -7,6 +7,7 @@ from typing import Any
 from search_spaces.values.time_of_day import TIME_OF_DAY_FORMS
 from service.db.kinds import CatchUp, Overlap, UntilAction
 from service.definitions.json_schema import REF as DEFINITION
+from service.definitions.labels import LABEL_SCHEMAS
 from service.schedules.firings import BOUND_FORM, CRON_FORM
 
 LARGEST_SEED = 2**32 - 1
@@ -71,6 +72,7 @@ CREATE_SCHEMA: dict[str, Any] = {
             "description": "Whether each sweep evaluates the schedule's champion again, and its winner takes "
             "the champion's place if it is better beyond the noise",
         },
+        **LABEL_SCHEMAS,
     },
     "additionalProperties": False,
 }

@@ -30,7 +30,7 @@ _INSTANT = timedelta(milliseconds=1)
 _TIMING = ("cron", "timezone", "start", "end", "enabled")
 _CHANGED = (
     *("name", *_TIMING, "overlap", "catch_up", "until", "until_action", "sweep_name"),
-    *("repeat_configurations", "champion", "definition"),
+    *("repeat_configurations", "champion", "definition", "tags", "note"),
 )
 """What a person may change."""
 
@@ -54,6 +54,8 @@ def create(session: Session, new: NewSchedule, now: datetime, *, owner: str = NO
         sweep_name=new.sweep_name,
         repeat_configurations=new.repeat_configurations,
         champion=new.champion,
+        tags=new.tags,
+        note=new.note,
         owner=owner,
     )
     schedule.next_fire_at = times_of(schedule).next(now) if new.enabled else None

@@ -18,6 +18,7 @@ from search_spaces.values.time_of_day import TIME_OF_DAY_FORMS, parse_time_of_da
 from service.db.kinds import CatchUp, Overlap, UntilAction
 from service.db.models import Schedule
 from service.definitions.acceptance import check_definition
+from service.definitions.labels import label_faults
 from service.errors import Invalid
 from service.schedules import firings, templates
 from service.schedules.body_schemas import CHANGE_SCHEMA, CREATE_SCHEMA, LARGEST_SEED
@@ -75,6 +76,9 @@ class NewSchedule:
     repeat_configurations: bool
     champion: bool
     definition: Accepted
+    tags: Sequence[str] | None = None
+    """Sorted; None: none."""
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,8 @@ def read_new(document: Any, checks: Checks) -> NewSchedule:
         repeat_configurations=values.get("repeat_configurations", False),
         champion=values.get("champion", True),
         definition=definition,
+        tags=values.get("tags"),
+        note=values.get("note"),
     )
 
 
@@ -194,6 +200,12 @@ def _values(sent: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
         for key in _FLAGS
         if key in sent and not isinstance(sent[key], bool)
     ]
+    found = label_faults(sent)
+    faults += found
+    if "tags" in sent and not found:
+        values["tags"] = sorted(sent["tags"]) or None
+    if "note" in sent and not found:
+        values["note"] = (sent["note"] or "").strip() or None
     for key, (kind, message) in _CHOICES.items():
         known, value = list(kind), sent.get(key)
         if key in sent and value not in known and not (key == "until_action" and value is None):

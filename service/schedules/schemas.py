@@ -63,6 +63,8 @@ class ListedSchedule(Answer):
     champion: bool = Field(
         default=True, description="Whether its sweeps decide who is its champion, the best adapter so far"
     )
+    tags: list[str] = Field(default=[], description="Its sweeps get them when they are made")
+    note: str | None = Field(default=None, description="What people have written down about it")
     created_at: datetime
     next_fire_at: datetime | None = Field(description="null while disabled, and after its end")
     last_fired_for: datetime | None = Field(

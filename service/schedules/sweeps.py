@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from search_spaces.wording import counted
 from service.db.database import database_now
 from service.db.kinds import CatchUp, Overlap, ScheduleEventKind, UntilAction
-from service.db.models import Schedule, Study, new_id
+from service.db.models import Schedule, Study, StudyTag, new_id
 from service.db.rows import insert
 from service.db.transitions import advance_study, append_event
 from service.definitions.stored import read_definition
@@ -336,6 +336,7 @@ def make_sweep(
             if not insert(session, study):
                 continue  # another transaction took the name, or made the firing: look again
             schedule.sweeps_made += 1
+            session.add_all(StudyTag(study_id=study.id, tag=tag) for tag in schedule.tags or ())
             append_event(session, study.id, "study_queued", why)
             return study
         number += 1

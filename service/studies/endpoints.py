@@ -41,6 +41,7 @@ from service.studies.parameters import (
     ScheduleName,
     StudyRef,
     StudyStates,
+    Tags,
 )
 from service.studies.schemas import StudyPage, StudyView
 
@@ -53,7 +54,7 @@ CHANGED: dict[int | str, dict[str, Any]] = {
 """The `responses` of an endpoint that asks a study for something."""
 
 
-def _answer(session: Session, study: Study, status: int, **headers: str) -> Answer:
+def answer_study(session: Session, study: Study, status: int, **headers: str) -> Answer:
     """A study as the answer to a change of it."""
     session.flush()
     shown = queries.show(session, study)
@@ -109,7 +110,7 @@ def submit(
         study = commands.submit(session, definition, owner=owner, limits=limits)
         note_unchecked(session, unchecked, study_id=study.id, what="this study")
         made.append(study)
-        return _answer(session, study, 201, Location=f"/v1/studies/{study.id}")
+        return answer_study(session, study, 201, Location=f"/v1/studies/{study.id}")
 
     response = change.answer(work)
     if made and resources.traces is not None:
@@ -129,6 +130,7 @@ def list_studies(
     created_before: CreatedBefore | None = None,
     ended_after: EndedAfter | None = None,
     ended_before: EndedBefore | None = None,
+    tag: Tags = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> Response:
@@ -138,6 +140,7 @@ def list_studies(
         prefix=prefix,
         owner=owner,
         schedule=schedule,
+        tags=tag,
         created=queries.Span(created_after, created_before),
         ended=queries.Span(ended_after, ended_before),
     )
@@ -163,7 +166,7 @@ def get_study(study: StudyRef, session: Reading, response: Response) -> StudyVie
 def cancel(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Cancel the study. Its running trials are stopped and its workers ended."""
     return change.answer(
-        lambda session: _answer(session, commands.request_cancel(session, study, expected), 202)
+        lambda session: answer_study(session, commands.request_cancel(session, study, expected), 202)
     )
 
 
@@ -175,7 +178,7 @@ def pause(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     `pause_requested` until then.
     """
     return change.answer(
-        lambda session: _answer(session, pauses.request_pause(session, study, expected), 202)
+        lambda session: answer_study(session, pauses.request_pause(session, study, expected), 202)
     )
 
 
@@ -183,5 +186,5 @@ def pause(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
 def resume(study: StudyRef, expected: IfMatch, change: ChangeOnce) -> Response:
     """Resume the study: it becomes `queued`, and then continues exactly where its trials were paused."""
     return change.answer(
-        lambda session: _answer(session, pauses.request_resume(session, study, expected), 202)
+        lambda session: answer_study(session, pauses.request_resume(session, study, expected), 202)
     )

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from service.definitions.labels import MAX_TAGS, TAG_PATTERN
 from service.rest.dependencies import TrueOrFalse
 from service.states import StudyState
 
@@ -31,6 +32,12 @@ ScheduleName = Annotated[
     Query(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$",
         description="Only those that the schedule of this name or id made",
+    ),
+]
+Tags = Annotated[
+    list[Annotated[str, Field(pattern=TAG_PATTERN)]] | None,
+    Query(
+        max_length=MAX_TAGS, description="Only those with this tag; given several times: with all of these"
     ),
 ]
 

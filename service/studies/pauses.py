@@ -34,7 +34,7 @@ def request_pause(session: Session, ref: str, expected: Precondition = ANYTHING)
         AlreadyEnded: it is over.
         BeingCancelled: it is about to be.
     """
-    study = _open(session, ref, expected, "paused")
+    study = open_study(session, ref, expected, "be paused")
     test = _first_stage(session, study)
     if test is not None:
         _pause(session, test, f"paused with the study {study.name!r}, of which it is the first stage")
@@ -51,7 +51,7 @@ def request_resume(session: Session, ref: str, expected: Precondition = ANYTHING
         AlreadyEnded: it is over.
         BeingCancelled: it is about to be.
     """
-    study = _open(session, ref, expected, "resumed")
+    study = open_study(session, ref, expected, "be resumed")
     resume(session, study, "resumed")
     return study
 
@@ -73,13 +73,27 @@ def pause_queued(session: Session, study: Study, reason: str) -> None:
     put_down(session, study, reason)
 
 
-def _open(session: Session, ref: str, expected: Precondition, wanted: str) -> Study:
+def open_study(session: Session, ref: str, expected: Precondition, wanted: str) -> Study:
+    """A study that has not ended and is not about to, locked for this transaction.
+
+    Args:
+        session: writes.
+        ref: its name or id.
+        expected: what it must be.
+        wanted: what it cannot do otherwise, in words.
+
+    Raises:
+        NotFound: there is no such study.
+        PreconditionFailed: it is not what was expected.
+        AlreadyEnded: it is over.
+        BeingCancelled: it is about to be.
+    """
     study = get_study(session, ref, lock=True)
     expected.check(f"The study {study.name!r}", study.revision)
     if study.state in TERMINAL_STUDY_STATES:
         raise AlreadyEnded(f"The study {study.name!r} is already {study.state}: {study.reason}.")
     if study.cancel_requested:
-        raise BeingCancelled(f"The study {study.name!r} is being cancelled, so it cannot be {wanted}.")
+        raise BeingCancelled(f"The study {study.name!r} is being cancelled, so it cannot {wanted}.")
     return study
 
 

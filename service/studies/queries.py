@@ -19,7 +19,7 @@ from service.analysis.winner import Judgement
 from service.db import rows
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import Schedule, Study, Trial
+from service.db.models import Schedule, Study, StudyTag, Trial
 from service.definitions.stored import read_definition, shown_params
 from service.errors import NotASearch, NotFound
 from service.states import StudyState
@@ -69,6 +69,8 @@ class Filters:
     """The name or id of the schedule that made it, which may have been removed since."""
     created: Span = Span()
     ended: Span = Span()
+    tags: Sequence[str] | None = None
+    """All of these."""
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         yield Study.kind == self.kind
@@ -78,6 +80,8 @@ class Filters:
             yield begins_with(Study.name, self.prefix)
         if self.owner is not None:
             yield Study.owner == self.owner
+        for tag in self.tags or ():
+            yield Study.id.in_(select(StudyTag.study_id).where(StudyTag.tag == tag))
         if self.schedule is not None:
             present = select(Schedule.id).where(Schedule.name == self.schedule)
             yield or_(
@@ -164,6 +168,7 @@ def _read_all(session: Session, studies: Sequence[Study]) -> Iterator[tuple[Stud
     counts = results.counts_of(session, studies)
     best = results.best_of_each(session, {study_id: aim.direction for study_id, aim in aims.items()})
     tests, paused = _range_tests(session, studies)
+    tags = _tags(session, studies)
     now, missing = database_now(session), standing.coordinator_is_missing(session, studies)
     for study in studies:
         goal, row = aims[study.id].goal, best.get(study.id)
@@ -179,6 +184,8 @@ def _read_all(session: Session, studies: Sequence[Study]) -> Iterator[tuple[Stud
             "state": StudyState(study.state),
             "reason": why,
             "owner": study.owner,
+            "tags": tags.get(study.id, []),
+            "note": study.note,
             "created_at": study.created_at,
             "started_at": study.started_at,
             "ended_at": study.ended_at,
@@ -246,6 +253,17 @@ def _read_goal(task: Any, objective: Any, repeats: Any) -> Goal | None:
         )
     except ValidationError:
         return None
+
+
+def _tags(session: Session, studies: Sequence[Study]) -> Mapping[str, list[str]]:
+    """Study id -> its tags, in the order of the alphabet; without those that have none."""
+    found: dict[str, list[str]] = {}
+    rows = select(StudyTag.study_id, StudyTag.tag).where(
+        StudyTag.study_id.in_([study.id for study in studies])
+    )
+    for study_id, tag in session.execute(rows):
+        found.setdefault(study_id, []).append(tag)
+    return {study_id: sorted(tags) for study_id, tags in found.items()}
 
 
 def _range_tests(session: Session, studies: Sequence[Study]) -> tuple[dict[str, str], dict[str, str]]:

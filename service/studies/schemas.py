@@ -83,6 +83,8 @@ class ListedStudy(Answer):
     owner: str = Field(
         description="The owner of the API key that submitted it, or of the schedule that made it"
     )
+    tags: list[str] = Field(default=[], description="In the order of the alphabet")
+    note: str | None = Field(default=None, description="What people have written down about it")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None

@@ -64,6 +64,7 @@ TrialField = Literal[
     "started_at",
     "ended_at",
     "adapter",
+    "stop_requested",
     "attempts",
 ]
 """The keys of a `TrialView`."""

@@ -18,7 +18,7 @@ from search_spaces.recipe import Recipe
 from service.analysis.curves import Curve, Rung
 from service.analysis.diagnosis import Finding, Verdict
 from service.db.kinds import StudyKind
-from service.db.models import Attempt, RungReport, Study, Trial
+from service.db.models import Attempt, RungReport, Study, Trial, TrialStop
 from service.db.trials import WAITS
 from service.definitions.stored import read_definition, shown_params
 from service.optuna_store.telling import OUTCOME_ATTR, REASON_ATTR
@@ -54,6 +54,8 @@ class TrialRecord:
     """The verdicts on it."""
     diagnosed: bool = False
     """Whether these have been made."""
+    stop_requested: bool = False
+    """Somebody wanted it to end, whether it then did for that reason or not."""
 
     @property
     def number(self) -> int:
@@ -195,11 +197,13 @@ def read(
     trials = join(
         session, study, [values_of(row) for row in found.values()], numbers, read_reports=read_reports
     )
+    stops = set(session.scalars(select(TrialStop.trial_number).where(TrialStop.study_id == study.id)))
     records = [
         replace(
             record,
             findings=findings_of(found[record.number].findings),
             diagnosed=found[record.number].findings is not None,
+            stop_requested=record.number in stops,
         )
         for record in trials.records
     ]

@@ -140,6 +140,9 @@ class TrialView(Answer):
     started_at: datetime | None = Field(description="Start of the first attempt")
     ended_at: datetime | None = Field(description="End of the latest attempt")
     adapter: AdapterView | None
+    stop_requested: bool = Field(
+        default=False, description="Whether somebody has asked for its end, `POST .../trials/{number}/stop`"
+    )
     attempts: list[AttemptView]
 
     @property

@@ -63,6 +63,7 @@ def trial_view(study: Study, definition: StudyDefinition | None, record: TrialRe
         adapter=AdapterView(path=adapter, url=f"/v1/studies/{study.id}/trials/{record.number}/adapter")
         if isinstance(adapter, str)
         else None,
+        stop_requested=record.stop_requested,
         attempts=[AttemptView.model_validate(attempt) for attempt in record.attempts],
     )
 

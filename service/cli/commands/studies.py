@@ -89,6 +89,10 @@ def studies(
     ended_before: Annotated[
         str | None, typer.Option(help="Only studies that ended before this time.", show_default=False)
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Only studies with this tag; given several times: with all of them."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many studies to list, newest first.")] = 50,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -101,7 +105,9 @@ def studies(
         "ended_before": ended_before,
     }
     with connect(server) as client:
-        matching = client.studies(state=state, prefix=prefix, owner=owner, schedule=schedule, **times)
+        matching = client.studies(
+            state=state, prefix=prefix, owner=owner, schedule=schedule, tag=tag, **times
+        )
         found = list(itertools.islice(matching, limit))
     if as_json:
         say_json([study.document() for study in found])
@@ -120,7 +126,7 @@ def studies(
             for study in found
         ],
         empty="No studies match."
-        if state or prefix or owner or schedule or any(times.values())
+        if state or prefix or owner or schedule or tag or any(times.values())
         else "No studies.",
     )
 

@@ -22,6 +22,7 @@ def show_study(found: StudyView, dashboard_url: str) -> None:
         ("state", f"{found.state}: {one_line(found.reason)}" if found.reason else found.state),
         ("trials", f"{counts_line(found)}; {requested} requested"),
         ("owner", found.owner or "-"),
+        ("tags", " ".join(found.tags) or "-"),
         ("created", moment(found.created_at)),
         ("started", moment(found.started_at)),
         ("ended", moment(found.ended_at)),
@@ -30,6 +31,8 @@ def show_study(found: StudyView, dashboard_url: str) -> None:
         ("objective", f"{definition['objective']['direction']} {found.metric}"),
         ("model", definition["model"]["id"]),
     ]
+    if found.note:
+        rows.append(("note", one_line(found.note)))
     if found.base_seed is not None:
         seed = definition.get("search", {}).get("seed")
         rows.append(("seed", f"{seed}, derived from the schedule's seed {found.base_seed} and its time"))

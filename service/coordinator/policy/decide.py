@@ -117,6 +117,7 @@ def decide(snapshot: Snapshot) -> list[Action]:
 
 def _decide(snapshot: Snapshot) -> Iterator[Action]:
     forced = forced_stop(snapshot)
+    yield from _stop_wanted(snapshot.trials)
     if forced is not None:
         yield from _wind_down(snapshot.trials, _end(snapshot, forced))
         return
@@ -129,7 +130,8 @@ def _decide(snapshot: Snapshot) -> Iterator[Action]:
     elif over is None and cut is not None:
         yield from _finish(snapshot, _end(snapshot, cut))
     elif any(t.phase is not TrialPhase.ENDED for t in snapshot.search):
-        yield from _close(snapshot.search, f"the search ended: {over}")
+        open_ones = [t for t in snapshot.search if t.stop_reason is None]
+        yield from _close(open_ones, f"the search ended: {over}")
     elif pause is not None and (_repeats_are_left(snapshot) or _evaluations_are_left(snapshot)):
         yield from _put_down((*snapshot.again, *snapshot.evaluations), pause)
     else:
@@ -206,25 +208,37 @@ def _close(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
             yield EndTrial(trial_number=trial.number, outcome=AttemptState.CANCELLED, reason=reason)
 
 
+def _stop_wanted(trials: Sequence[TrialSnapshot]) -> Iterator[Action]:
+    """End the trials that a person wants to end."""
+    for trial in trials:
+        if trial.stop_reason is not None:
+            yield from _close([trial], trial.stop_reason)
+
+
+def _is_to_be_ended(trial: TrialSnapshot) -> bool:
+    return trial.phase is not TrialPhase.ENDED and trial.stop_reason is not None
+
+
 def _put_down(trials: Sequence[TrialSnapshot], reason: str) -> Iterator[Action]:
     """Pause what lives, and leave what waits as it is; the study is paused once nothing is alive.
 
     One that was told to stop is not told to pause: it ends.
     """
     for trial in trials:
-        if trial.live_attempt_id is None:
+        if trial.live_attempt_id is None or trial.stop_reason is not None:
             continue
         if trial.overdue:
             yield KillWorker(attempt_id=trial.live_attempt_id, reason=reason)
         elif not trial.stop_requested and (trial.send_again or not trial.pause_requested):
             yield PauseAttempt(attempt_id=trial.live_attempt_id, reason=reason)
-    if not _live(trials):
+    if not _live(trials) and not any(map(_is_to_be_ended, trials)):
         yield PauseStudy(reason=reason)
 
 
 def _wind_down(trials: Sequence[TrialSnapshot], end: EndStudy) -> Iterator[Action]:
     """Close all trials; the study ends once nothing is alive."""
-    yield from _close(trials, f"the study ended: {end.cause or end.reason}")
+    reason = f"the study ended: {end.cause or end.reason}"
+    yield from _close([t for t in trials if t.stop_reason is None], reason)
     if not _live(trials):
         yield end
 
@@ -268,7 +282,7 @@ def _live(trials: Sequence[TrialSnapshot]) -> bool:
 
 def _waiting(snapshot: Snapshot, trials: Sequence[TrialSnapshot]) -> list[TrialSnapshot]:
     """Trials that wait and may be tried again, those whose back-off is not over included."""
-    waiting = [t for t in trials if t.phase is TrialPhase.WAITING]
+    waiting = [t for t in trials if t.phase is TrialPhase.WAITING and t.stop_reason is None]
     return [t for t in waiting if _why_not_again(t, snapshot.limits) is None]
 
 
@@ -292,7 +306,7 @@ def _go_on(snapshot: Snapshot, to_ask: Sequence[Asking]) -> Iterator[Action]:
     waiting = _waiting(snapshot, snapshot.trials)
     for trial in snapshot.trials:
         reason = _why_not_again(trial, limits) if trial.phase is TrialPhase.WAITING else None
-        if reason is not None:
+        if reason is not None and trial.stop_reason is None:
             yield EndTrial(trial_number=trial.number, outcome=AttemptState.FAILED, reason=reason)
     live = sum(t.phase is TrialPhase.LIVE for t in snapshot.trials)
     may_start = limits.max_parallel_trials - live

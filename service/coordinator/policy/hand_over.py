@@ -70,13 +70,18 @@ def _packs(snapshot: Snapshot) -> dict[str, list[TrialSnapshot]]:
     return packs
 
 
+def _is_going_or_suspect(trial: TrialSnapshot) -> bool:
+    is_going = trial.stop_requested or trial.pause_requested or trial.stop_reason is not None
+    return is_going or trial.suspect
+
+
 def _gain(pack: Sequence[TrialSnapshot], trial: TrialSnapshot) -> float:
     """Seconds by which a pack's last trial ends sooner if one trains elsewhere; below 0: it does not.
 
     As if trials shared a worker's time evenly, and a pack did no more in it than one trial by itself.
     """
     left = [t.seconds_left for t in pack]
-    if len(pack) < 2 or any(t.stop_requested or t.pause_requested or t.suspect for t in pack):
+    if len(pack) < 2 or any(_is_going_or_suspect(t) for t in pack):
         return -1.0
     if None in left:
         return -1.0  # one has only begun

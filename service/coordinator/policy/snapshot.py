@@ -37,6 +37,8 @@ class TrialSnapshot:
     """Why it must not be tried again, whatever `max_retries` says: it killed its workers at one point."""
     rested: bool = True
     """While it waits: whether the back-off after its last loss is over."""
+    stop_reason: str | None = None
+    """Why a person wants it to end, in words; None: nobody does."""
     suspect: bool = False
     """It may have killed its last worker, so it trains by itself until it is past that point."""
     avoid: str | None = None
@@ -62,6 +64,8 @@ class TrialSnapshot:
     """The objective at the best rung, of a completed trial."""
     feasible: bool = True
     """It breaks no constraint."""
+    settled: bool = False
+    """It was cancelled, and yet its end is one of the search's: a person has stopped this trial."""
     fatal_reason: str | None = None
     """The trial failed, or cannot begin, for a reason in the study's model or data."""
 

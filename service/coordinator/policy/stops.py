@@ -128,8 +128,9 @@ def _no_improvement(snapshot: Snapshot) -> str | None:
 
 
 def _all_ended(snapshot: Snapshot) -> str | None:
+    """A trial that a person has stopped is one of `search.trials`, and none takes its place."""
     limits = snapshot.limits
-    ended = len(_by_end(snapshot))
+    ended = len(_by_end(snapshot)) + sum(t.settled for t in snapshot.search)
     if snapshot.exhausted and ended == len(snapshot.search) < limits.trials:
         return f"{_all(ended)} ended: the search space is exhausted"
     if ended < limits.trials:

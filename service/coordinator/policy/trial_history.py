@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from service.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_ATTEMPT_STATES,
     UNFINISHED_ATTEMPT_STATES,
+    AttemptState,
 )
 
 _ENDS = TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES
@@ -48,6 +49,7 @@ def trial_snapshots(
     *,
     asked: Mapping[int, AskedTrial],
     ends: Mapping[int, TrialSnapshot],
+    stops: Mapping[int, str],
     deaths: Deaths,
     base_of: Callable[[int], str],
     now: datetime,
@@ -58,6 +60,7 @@ def trial_snapshots(
         attempts: all of the trials that have not ended; those of others are passed over.
         asked: every trial of the study, those without an attempt included.
         ends: the trials that have ended.
+        stops: those that a person wants to end, or wanted to, and why.
         deaths: of the study; may be empty where no trial was lost that has not ended.
         base_of: the base that a trial trains on, in words.
         now: by the clock of the attempts' ends.
@@ -67,7 +70,9 @@ def trial_snapshots(
         by_trial.setdefault(attempt.trial_number, []).append(attempt)
     for number in sorted(asked):
         if number in ends:
-            yield ends[number]
+            end = ends[number]
+            stopped = number in stops and end.outcome is AttemptState.CANCELLED
+            yield replace(end, settled=True) if stopped else end
             continue
         tries = sorted(by_trial.get(number, ()), key=lambda a: a.ordinal)
         last = tries[-1] if tries else None
@@ -81,6 +86,7 @@ def trial_snapshots(
             "lost_attempts": lost.counted,
             "suspect": lost.suspect,
             "avoid": lost.avoid,
+            "stop_reason": stops.get(number),
         }
         if last is not None and last.state in LIVE_ATTEMPT_STATES:
             yield TrialSnapshot(

@@ -20,7 +20,7 @@ from service.coordinator.study import contests
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.database import database_now
 from service.db.kinds import StudyKind
-from service.db.models import Attempt, RungReport, Study
+from service.db.models import Attempt, RungReport, Study, TrialStop
 from service.states import LIVE_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES, AttemptState, StudyState
 from service.studies.deadlines import deadline_reached
 
@@ -33,6 +33,7 @@ _UNFINISHED = (
     .order_by(Attempt.id)
 )
 """All attempts of the trials that have not ended, and those by which others did not end."""
+_STOPS = select(TrialStop.trial_number, TrialStop.reason).where(TrialStop.study_id == bindparam("study_id"))
 _SPANS = (
     select(Attempt)
     .where(_OF_STUDY)
@@ -72,6 +73,7 @@ def read_snapshot(
         study = session.get_one(Study, leased.study_id)
         now = database_now(session)
         unfinished = session.scalars(_UNFINISHED, {"study_id": leased.study_id}).all()
+        stops = session.execute(_STOPS, {"study_id": leased.study_id}).all()
         storage = storage_trouble(
             unfinished, rungs=lambda: rungs_of(session, leased.study_id), resumed_at=study.resumed_at
         )
@@ -87,6 +89,7 @@ def read_snapshot(
         attempts,
         asked=leased.asked,
         ends=leased.ends,
+        stops={row.trial_number: row.reason for row in stops},
         deaths=Deaths(of_all),
         base_of=leased.base,
         now=now,

@@ -15,6 +15,7 @@ from service.db.models.access import (
 )
 from service.db.models.base import NOBODY, Base, new_id, utc_now
 from service.db.models.champions import ContestRow, EvaluationRow, Reign
+from service.db.models.control import EnqueuedRecipe, StudyTag, TrialStop
 from service.db.models.machines import Coordinator, Device, PassCostsRow
 from service.db.models.schedules import Schedule, ScheduleEvent
 from service.db.models.studies import EventCounter, EventRow, Study
@@ -29,6 +30,7 @@ __all__ = [
     "ContestRow",
     "Coordinator",
     "Device",
+    "EnqueuedRecipe",
     "EvaluationRow",
     "EventCounter",
     "EventRow",
@@ -42,7 +44,9 @@ __all__ = [
     "Schedule",
     "ScheduleEvent",
     "Study",
+    "StudyTag",
     "Trial",
+    "TrialStop",
     "new_id",
     "utc_now",
 ]

@@ -11,6 +11,7 @@ from sqlalchemy import (
     CheckConstraint,
     Index,
     String,
+    Text,
     false,
     true,
 )
@@ -67,6 +68,10 @@ class Schedule(Base):
     """The cron instant of the firing that waits for an earlier sweep's end."""
     champion: Mapped[bool] = mapped_column(default=True, server_default=true())
     """Whether its sweeps' winners compete for being its champion."""
+    tags: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Which the sweeps that it makes from now on have, too."""
+    note: Mapped[str | None] = mapped_column(Text)
+    """What people have written down about it."""
 
 
 class ScheduleEvent(Base):

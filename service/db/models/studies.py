@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     String,
+    Text,
     false,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -47,6 +48,8 @@ class Study(Base):
     """Owners who may change it beside its own; `*`: all of them. None: nobody else but admins."""
     revision: Mapped[int] = mapped_column(default=1, server_default="1")
     """Raised by every change of its state and by every request for one: the study's ETag."""
+    note: Mapped[str | None] = mapped_column(Text)
+    """What people have written down about it. Its tags are rows of their own (`StudyTag`)."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     pause_requested: Mapped[bool] = mapped_column(default=False, server_default=false())
     paused_at: Mapped[datetime | None]

@@ -104,15 +104,22 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 "rested": draw(st.booleans()),
                 "suspect": draw(st.booleans()),
                 "poison": draw(st.none() | st.just("poisonous")),
+                "stop_reason": draw(st.none() | st.just("too slow")),
             }
             made.append(waiting(number, draw(st.integers(0, 3)), **more))
         elif phase is TrialPhase.LIVE:
             told = draw(st.sampled_from(["nothing", "stop_requested", "pause_requested"]))
-            words = {} if told == "nothing" else {told: True, "overdue": draw(st.booleans())}
-            made.append(live(number, send_again=bool(words) and draw(st.booleans()), **words))
+            words: dict[str, Any] = {}
+            if told != "nothing":
+                words = {told: True, "overdue": draw(st.booleans())}
+            words |= {"stop_reason": draw(st.none() | st.just("too slow"))}
+            again = told != "nothing" and draw(st.booleans())
+            made.append(live(number, send_again=again, **words))
         else:
             more = {"end_order": draw(st.integers(0, 9)), "feasible": draw(st.booleans())}
-            made.append(ended(number, draw(st.sampled_from(ENDS)), **more))
+            outcome = draw(st.sampled_from(ENDS))
+            more["settled"] = outcome is AttemptState.CANCELLED and draw(st.booleans())
+            made.append(ended(number, outcome, **more))
     searching = any(t.phase is not TrialPhase.ENDED for t in made)
     if asked == trials and not searching and draw(st.booleans()):
         of = draw(st.integers(0, trials - 1))

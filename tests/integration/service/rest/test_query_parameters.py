@@ -71,8 +71,8 @@ def test_an_unknown_parameter_is_answered_with_the_nearest_and_all_others(client
             "path": "query.stat",
             "value": "running",
             "message": "unknown query parameter",
-            "allowed": "state, prefix, owner, schedule, created_after, created_before, ended_after,"
-            " ended_before, limit, cursor",
+            "allowed": "state, prefix, owner, schedule, created_after, created_before,"
+            " ended_after, ended_before, tag, limit, cursor",
             "nearest": "state",
         }
     ]

@@ -1,0 +1,1 @@
+"""What people ask of studies after their submission, beside pauses and cancels."""
