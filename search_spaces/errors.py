@@ -6,6 +6,7 @@ SearchSpaceError
 ├── UnknownPresetError  no preset of that name
 └── SuggestionError     a trial that the definition has no point for
     ├── SearchSpaceExhausted    every configuration of the space has had its trial
+    ├── RequestRefusedError     a person's parameters have no configuration left
     └── TrialNumberTaken        a storage's word: there is a trial of that number already
 """
 
@@ -119,6 +120,10 @@ class UnknownPresetError(SearchSpaceError):
 
 class SuggestionError(SearchSpaceError):
     """A trial was asked for that the definition has no point for, such as one past a grid's end."""
+
+
+class RequestRefusedError(SuggestionError):
+    """The parameters that a person asked for have no configuration that has had no trial."""
 
 
 class SearchSpaceExhausted(SuggestionError):  # noqa: N818  (reads as what it says)

@@ -7,6 +7,11 @@ ServiceError                 rendered as a problem by one handler; carries its H
 │   ├── NotASearch                a range test was asked for what only a search has
 │   ├── AlreadyEnded              the study is over, so it cannot be cancelled, paused or resumed
 │   ├── BeingCancelled            it is about to be over, so it cannot be paused or resumed
+│   ├── NoTrialsLeft              all trials of the study's search have been asked for
+│   ├── NothingToExtend           an extension after which nothing of the study would be done
+│   ├── AlreadyTried              the parameters that were enqueued have had their trial
+│   ├── StillNeeded               the study cannot be deleted yet: it goes on, or another one needs it
+│   ├── BeingRemoved              it is too late to restore the study
 │   ├── SweepUnderWay             the schedule's earlier sweep has not ended, and it lets none overlap
 │   ├── ChampionRefused           a trial's adapter cannot be a schedule's champion, or is it already
 │   ├── LeaseLost                 another coordinator holds the study now; never reaches a client
@@ -82,6 +87,26 @@ class AlreadyEnded(Conflict):
 
 class BeingCancelled(Conflict):
     title = "Being cancelled"
+
+
+class NoTrialsLeft(Conflict):
+    title = "No trials left"
+
+
+class NothingToExtend(Conflict):
+    title = "Nothing to extend"
+
+
+class AlreadyTried(Conflict):
+    title = "Already tried"
+
+
+class StillNeeded(Conflict):
+    title = "Still needed"
+
+
+class BeingRemoved(Conflict):
+    title = "Being removed"
 
 
 class SweepUnderWay(Conflict):

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     """How many trials keep their adapters, for each study that ends from now on; None: all. See `nightsweep
     artifacts sweep`."""
 
+    deletion_grace_days: Annotated[float, Field(ge=0, le=3650)] = 7.0
+    """How long a deleted study can be restored. Then it is removed for good, with its artifacts."""
+
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8787
     allow_open_api: bool = False

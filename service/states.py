@@ -60,9 +60,10 @@ STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     ),
     # A study that is resumed waits for its turn like any other.
     StudyState.PAUSED: frozenset({StudyState.QUEUED, StudyState.CANCELLED, StudyState.FAILED}),
-    StudyState.COMPLETED: frozenset(),
-    StudyState.FAILED: frozenset(),
-    StudyState.CANCELLED: frozenset(),
+    # A study that is extended after its end waits for its turn again.
+    StudyState.COMPLETED: frozenset({StudyState.QUEUED}),
+    StudyState.FAILED: frozenset({StudyState.QUEUED}),
+    StudyState.CANCELLED: frozenset({StudyState.QUEUED}),
 }
 
 _ATTEMPT_ENDS = frozenset(

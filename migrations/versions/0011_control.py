@@ -1,4 +1,4 @@
-"""People control studies after their submission: tags, notes, stops of trials, enqueued recipes.
+"""People control studies after their submission: labels, stops, recipes, extensions, the archive, removal.
 
 Revision ID: 0011
 Revises: 0008
@@ -20,6 +20,13 @@ _TIME = sa.DateTime(timezone=True)
 def upgrade() -> None:
     with op.batch_alter_table("studies") as studies:
         studies.add_column(sa.Column("note", sa.Text(), nullable=True))
+        studies.add_column(sa.Column("extensions", sa.JSON(), nullable=True))
+        studies.add_column(sa.Column("archived_at", _TIME, nullable=True))
+        studies.add_column(sa.Column("deleted_at", _TIME, nullable=True))
+        studies.add_column(sa.Column("deleted_by", sa.String(64), nullable=True))
+        studies.add_column(sa.Column("removal_at", _TIME, nullable=True))
+        studies.add_column(sa.Column("removing_at", _TIME, nullable=True))
+        studies.create_index("ix_studies_removal_at", ["removal_at"])
     with op.batch_alter_table("schedules") as schedules:
         schedules.add_column(sa.Column("tags", sa.JSON(), nullable=True))
         schedules.add_column(sa.Column("note", sa.Text(), nullable=True))
@@ -54,6 +61,24 @@ def upgrade() -> None:
         _of_study("enqueued_recipes"),
     )
     op.create_index("ix_enqueued_recipes_study", "enqueued_recipes", ["study_id", "id"])
+    op.create_table(
+        "removed_studies",
+        sa.Column("id", sa.String(32), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("owner", sa.String(64), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("schedule_id", sa.String(32), nullable=True),
+        sa.Column("fired_for", _TIME, nullable=True),
+        sa.Column("trials", sa.Integer(), nullable=False),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("ended_at", _TIME, nullable=True),
+        sa.Column("deleted_at", _TIME, nullable=False),
+        sa.Column("deleted_by", sa.String(64), nullable=False),
+        sa.Column("removed_at", _TIME, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_removed_studies"),
+    )
+    op.create_index("ix_removed_studies_name", "removed_studies", ["name"])
 
 
 def _of_study(table: str) -> sa.ForeignKeyConstraint:
@@ -63,10 +88,20 @@ def _of_study(table: str) -> sa.ForeignKeyConstraint:
 
 
 def downgrade() -> None:
-    for table in ("enqueued_recipes", "trial_stops", "study_tags"):
+    for table in ("removed_studies", "enqueued_recipes", "trial_stops", "study_tags"):
         op.drop_table(table)
     with op.batch_alter_table("schedules") as schedules:
         schedules.drop_column("note")
         schedules.drop_column("tags")
     with op.batch_alter_table("studies") as studies:
-        studies.drop_column("note")
+        studies.drop_index("ix_studies_removal_at")
+        for column in (
+            "removing_at",
+            "removal_at",
+            "deleted_by",
+            "deleted_at",
+            "archived_at",
+            "extensions",
+            "note",
+        ):
+            studies.drop_column(column)

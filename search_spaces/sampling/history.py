@@ -22,6 +22,9 @@ SEED = "seed"
 EVALUATES = "evaluates"
 """User attribute of an evaluation, a trial that does not train: whose adapter it evaluates, and its place."""
 
+ENQUEUED = "enqueued"
+"""User attribute of a trial that a person has asked for: the id of the request."""
+
 
 def is_orphaned(trial: FrozenTrial) -> bool:
     """Whether the trial got another number than it was drawn for, because two processes asked at once.
@@ -75,6 +78,11 @@ class History:
     def handed_out(self) -> frozenset[Hashable]:
         """Keys of the configurations that have had a trial, whatever became of it."""
         return frozenset(trial.key for trial in self.trials)
+
+    @cached_property
+    def requested(self) -> bool:
+        """Whether a person has asked for any of the trials."""
+        return any(ENQUEUED in trial.frozen.user_attrs for trial in self.trials)
 
     @cached_property
     def used(self) -> frozenset[Hashable]:

@@ -19,7 +19,7 @@ unvisited points at random, and so repeats some under concurrent asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -29,12 +29,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.errors import SearchSpaceExhausted, SuggestionError, TrialNumberTaken
+from search_spaces.errors import RequestRefusedError, SearchSpaceExhausted, SuggestionError, TrialNumberTaken
 from search_spaces.parameters.choices import encode_choice
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
 from search_spaces.sampling.history import (
     DRAWN_FOR_KEY,
+    ENQUEUED,
     EVALUATES,
     REPEAT_OF,
     SEED,
@@ -48,10 +49,12 @@ from search_spaces.sampling.nearest import nearest_untried
 from search_spaces.sampling.plan import (
     Values,
     enqueued_points,
+    grid_entries,
     grid_entry,
     planned_trials,
     prepared_space,
 )
+from search_spaces.sampling.requested import Request, complete, grid_entry_like
 from search_spaces.sampling.study_copy import PriorResult, StudyCopy, parameter_distribution
 from search_spaces.sampling.uninformed import derive_seed, draw_random, draw_sobol
 from search_spaces.space.search_space import SearchSpace
@@ -90,6 +93,7 @@ def suggest(
     preparation: Preparation = NOTHING,
     *,
     sole_asker: bool = False,
+    request: Request | None = None,
 ) -> Trial:
     """Asks for one trial: it is RUNNING in the study's storage and has all its parameters.
 
@@ -102,17 +106,21 @@ def suggest(
         sole_asker: Nobody else can ask, so a trial that appears meanwhile is of this call. Storages create a
             trial again when the connection broke before they heard that it had been created; one that
             raises `TrialNumberTaken` then creates no second one.
+        request: What a person wants of this trial; its user attribute `enqueued` names the request.
 
     Raises:
         SearchSpaceExhausted: Every configuration has had its trial.
+        RequestRefusedError: Every one that the request leaves has.
         SuggestionError: The algorithm cannot run here, or another process keeps asking too.
     """
     for _ in range(RACES):
         trials = study.get_trials(deepcopy=False)
         number = len(trials)
-        values = _Suggester(study, definition, preparation, trials).values(number)
+        suggester = _Suggester(study, definition, preparation, trials)
+        values = suggester.values(number) if request is None else suggester.requested(number, request)
         by_name = distributions(prepared_space(definition, preparation))
-        made = _create(study, values, by_name, number)
+        attrs = None if request is None else {ENQUEUED: request.id}
+        made = _create(study, values, by_name, number, user_attrs=attrs)
         if made is not None:
             return made
         first = next((t for t in _running(study) if t.number >= number), None)
@@ -248,6 +256,8 @@ class _Suggester:
         on_grid = self._definition.search.algorithm == "grid"
         enqueued = enqueued_points(self._space, self._preparation, on_grid=on_grid)
         handed_out = self._history.handed_out
+        if on_grid and self._history.requested:  # a person has taken some out of their order
+            return self._grid_entry_like({})
         if on_grid:
             # All entries differ, so this is the trial's number, unless a number was lost to a race.
             return grid_entry(self._space, enqueued, len(handed_out), self._evaluated)
@@ -255,6 +265,31 @@ class _Suggester:
             if self._space.configuration_key(point) not in handed_out:
                 return point
         return self._untried(number)
+
+    def requested(self, number: int, request: Request) -> Values:
+        """The configuration of trial `number`, which a person wants to have these values."""
+        if self._definition.search.algorithm == "grid":
+            return self._grid_entry_like(request.given)
+        avoided = Avoided(self._history.used, self._evaluated)  # what has failed may be asked for again
+        return complete(self._space, request.given, self._draws(number), avoided)
+
+    def _draws(self, number: int) -> Iterator[Values]:
+        draw, seed = self._drawer(number), self._definition.search.seed
+        for attempt in range(1 + REDRAWS):
+            yield draw(attempt)
+        for attempt in range(RANDOM_REDRAWS):
+            yield draw_random(self._axes, seed, number, "anywhere", attempt)
+
+    def _grid_entry_like(self, given: Mapping[str, Any]) -> Values:
+        """The first point of the grid with these values that has had no trial."""
+        enqueued = enqueued_points(self._space, self._preparation, on_grid=True)
+        entries = grid_entries(self._space, enqueued, 0, self._evaluated)
+        try:
+            return grid_entry_like(self._space, entries, given, self._history.handed_out.__contains__)
+        except RequestRefusedError as error:
+            if given:
+                raise
+            raise SearchSpaceExhausted(str(error)) from None
 
     def _untried(self, number: int) -> Values:
         space, size = self._space, self._space.size()

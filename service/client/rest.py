@@ -14,6 +14,7 @@ from service.access.sharing.schemas import AccessView
 from service.champions.schemas import ChampionHistory, ChampionView
 from service.client.connection import Connection
 from service.client.errors import RefusedError, UnexpectedAnswerError
+from service.control.schemas import RecipeView
 from service.devices.schemas import DeviceView, Fleet
 from service.events.schemas import EventView
 from service.presets.schemas import SearchSpaceView
@@ -87,6 +88,8 @@ class Client(Connection):
         owner: str | None = None,
         schedule: str | None = None,
         tag: Sequence[str] | None = None,
+        archived: bool | None = None,
+        deleted: bool | None = None,
         **times: str | None,
     ) -> Iterator[ListedStudy]:
         """Studies, newest first, fetched page by page as they are read: those that match every filter.
@@ -97,9 +100,12 @@ class Client(Connection):
             owner: Whose API key submitted them.
             schedule: The schedule that made them, by name or id.
             tag: Tags, all of which they have.
+            archived: Those that are archived, in place of the others.
+            deleted: Those that are to be removed, in place of the others.
             times: `created_after`, `created_before`, `ended_after`, `ended_before`, as RFC 3339.
         """
         filters = _given(state=state, prefix=prefix, owner=owner, schedule=schedule, tag=tag, **times)
+        filters |= _given(archived=archived, deleted=deleted)
         yield from self._pages("/v1/studies", filters, ListedStudy)
 
     def _pages(
@@ -166,6 +172,25 @@ class Client(Connection):
     def resume(self, study: str) -> StudyView:
         return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/resume")
 
+    def extend(self, study: str, **more: int | float | str) -> StudyView:
+        """Gives a study more `trials`, `timeout`, `max_gpu_hours` or `max_failed_trials`."""
+        return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/extend", more)
+
+    def archive(self, study: str) -> StudyView:
+        """Has lists leave a study out."""
+        return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/archive")
+
+    def unarchive(self, study: str) -> StudyView:
+        return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/unarchive")
+
+    def delete(self, study: str) -> StudyView:
+        """Has a study that has ended removed, once its time of grace is over."""
+        return self._one(StudyView, "DELETE", f"/v1/studies/{_segment(study)}")
+
+    def restore(self, study: str) -> StudyView:
+        """Takes a deletion back."""
+        return self._one(StudyView, "POST", f"/v1/studies/{_segment(study)}/restore")
+
     def label(self, study: str, *, tags: Sequence[str] | None = None, note: str | None = None) -> StudyView:
         """Gives a study these tags, this note, or both; an empty note removes the one it has."""
         given = {"tags": None if tags is None else list(tags), "note": note}
@@ -191,6 +216,21 @@ class Client(Connection):
         """Ends one trial early."""
         path = f"/v1/studies/{_segment(study)}/trials/{number}/stop"
         return self._one(TrialView, "POST", path, {} if reason is None else {"reason": reason})
+
+    def enqueue(self, study: str, params: Mapping[str, Any]) -> RecipeView:
+        """Has the next trial use these parameters; the sampler chooses those that are left out."""
+        return self._one(
+            RecipeView, "POST", f"/v1/studies/{_segment(study)}/trials", {"params": dict(params)}
+        )
+
+    def enqueued(self, study: str) -> list[RecipeView]:
+        """The recipes that were enqueued, oldest first, and what became of each."""
+        path, found = f"/v1/studies/{_segment(study)}/enqueued", list[RecipeView]()
+        while page := self._items(
+            RecipeView, self._json("GET", path, query={"after": str(found[-1].id if found else 0)})
+        ):
+            found += page
+        return found
 
     def events(
         self, study: str | None = None, *, after: int = 0, **filters: str | Sequence[str] | None

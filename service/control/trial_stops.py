@@ -5,9 +5,10 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from service.db import trials
+from service.db.kinds import StudyKind
 from service.db.models import Trial, TrialStop
 from service.db.transitions import append_event
-from service.errors import AlreadyEnded, NotFound
+from service.errors import AlreadyEnded, NotASearch, NotFound
 from service.rest.etags import Precondition
 from service.studies.pauses import open_study
 from service.studies.results import ENDED
@@ -34,8 +35,11 @@ def request_stop(
         PreconditionFailed: the study is not what was expected.
         AlreadyEnded: the study or the trial is over.
         BeingCancelled: the study is about to be.
+        NotASearch: it is a range test.
     """
     study = open_study(session, ref, expected, "have a trial stopped")
+    if study.kind == StudyKind.RANGE_TEST:
+        raise NotASearch(f"{study.name!r} is a range test, which needs all of its sweeps.")
     trial = session.get(Trial, (study.id, number))
     if trial is None:
         raise NotFound(f"The study {study.name!r} has no trial {number}.")

@@ -11,17 +11,19 @@ import logging
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.db.database import Clock, database_now
+from service.db.database import Clock, Database, database_now
 from service.db.kinds import StudyKind
 from service.db.lease_times import LONGEST_LEASE_SECONDS, is_leased, lease_in_reach
 from service.db.models import Study
 from service.db.transitions import append_event
 from service.errors import LeaseLost
+from service.optuna_store.fences import raise_fence
+from service.optuna_store.storage import Storage
 from service.states import StudyState
 from service.studies.limits import startable
 
@@ -164,6 +166,19 @@ def outrun(session: Session, lease: Lease, number: int) -> Lease:
     study = hold(session, lease)
     study.lease_number = max(study.lease_number, number) + 1
     return replace(lease, number=study.lease_number)
+
+
+def fence_off(database: Database, storage: Storage, lease: Lease, name: str) -> Lease:
+    """Keep earlier holders from writing to Optuna, before anything is read there; the lease then.
+
+    Raises:
+        LeaseLost: it is not ours any more.
+    """
+    while True:
+        higher = raise_fence(storage, name, number=lease.number, owner=lease.owner)
+        if higher is None:
+            return lease
+        lease = database.transact(partial(outrun, lease=lease, number=higher))
 
 
 def release(session: Session, lease: Lease) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.db.models import Base, Schedule, Study
+from service.db.models import Base, RemovedStudy, Schedule, Study
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """What a reference by id or name can look like; nothing else is looked up."""
@@ -33,6 +33,14 @@ def find(session: Session, kind: type[Named], ref: str, *, lock: bool = False) -
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
     return session.scalars(query).first()
+
+
+def find_removed(session: Session, ref: str) -> RemovedStudy | None:
+    """What is left of the removed study with this id, else of the last one with this name."""
+    if not NAME.fullmatch(ref):
+        return None
+    query = select(RemovedStudy).where(or_(RemovedStudy.id == ref, RemovedStudy.name == ref))
+    return session.scalars(query.order_by(RemovedStudy.id != ref, RemovedStudy.removed_at.desc())).first()
 
 
 def insert_unless(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.db import trials
 from service.db.database import database_now
-from service.db.models import Attempt, EventRow, Study
+from service.db.models import Attempt, EnqueuedRecipe, EventRow, Study
 from service.errors import IllegalTransition
 from service.states import (
     ATTEMPT_TRANSITIONS,
@@ -27,6 +27,9 @@ from service.states import (
     AttemptState,
     StudyState,
 )
+
+RECIPE_DROPPED = "recipe_dropped"
+"""The kind of event that says that an enqueued recipe gets no trial."""
 
 
 def advance_study(session: Session, study: Study, to: StudyState, reason: str) -> None:
@@ -47,6 +50,7 @@ def advance_study(session: Session, study: Study, to: StudyState, reason: str) -
         study.started_at = now
     if to in TERMINAL_STUDY_STATES:
         study.ended_at = now
+        drop_recipes(session, study.id, "the study ended before it")
     append_event(session, study.id, f"study_{to}", reason)
 
 
@@ -85,6 +89,25 @@ def advance_attempt(
         attempt.ended_at = now
     trials.follow(session, attempt, result)
     append_event(session, attempt.study_id, f"attempt_{to}", reason, trial_number=attempt.trial_number)
+
+
+def drop_recipes(session: Session, study_id: str, reason: str, *, recipe: int | None = None) -> None:
+    """Say of enqueued recipes that no trial has got that none will, and why: of one, or of all that wait."""
+    waiting = select(EnqueuedRecipe).where(
+        EnqueuedRecipe.study_id == study_id,
+        EnqueuedRecipe.trial_number.is_(None),
+        EnqueuedRecipe.dropped.is_(None),
+    )
+    if recipe is not None:
+        waiting = waiting.where(EnqueuedRecipe.id == recipe)
+    for row in session.scalars(waiting.order_by(EnqueuedRecipe.id)).all():
+        row.dropped = reason
+        append_event(
+            session,
+            study_id,
+            RECIPE_DROPPED,
+            f"the recipe enqueued by {row.asked_by!r} as number {row.id} gets no trial: {reason}",
+        )
 
 
 def end_trial(session: Session, study_id: str, number: int, outcome: AttemptState, reason: str) -> None:
@@ -139,6 +162,17 @@ def queue_again(session: Session, study: Study, reason: str) -> None:
     advance_study(session, study, StudyState.QUEUED, reason)
     study.pause_requested = False
     study.paused_at = None
+    study.resumed_at = now
+
+
+def revive(session: Session, study: Study, reason: str) -> None:
+    """completed, failed or cancelled -> queued: it was extended. The time since its end counts as a pause."""
+    now = database_now(session)
+    if study.ended_at is not None and _clock_runs(session, study):
+        study.paused_seconds += max(0.0, (now - study.ended_at).total_seconds())
+    advance_study(session, study, StudyState.QUEUED, reason)
+    study.cancel_requested = study.pause_requested = False
+    study.ended_at = study.importance = study.swept_at = None
     study.resumed_at = now
 
 

@@ -12,6 +12,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling import suggest
 from search_spaces.sampling.history import is_orphaned
+from search_spaces.sampling.requested import Request
 from service.optuna_store.studies import frozen_trial, values_of
 from service.optuna_store.values import TrialCondition, TrialValues
 
@@ -24,14 +25,20 @@ _CONDITIONS = {
 
 
 def ask(
-    study: optuna.Study, definition: StudyDefinition, preparation: Preparation = NOTHING
+    study: optuna.Study,
+    definition: StudyDefinition,
+    preparation: Preparation = NOTHING,
+    request: Request | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Take the sampler's next trial: its number and all its parameters.
+    """Take the sampler's next trial, or the one that was requested: its number and all its parameters.
 
     Raises:
         SearchSpaceExhausted: the space has no further configuration.
+        RequestRefusedError: it has none that the request leaves.
     """
-    trial = suggest.suggest(study, definition, preparation, sole_asker=True)  # the fence sees to it
+    trial = suggest.suggest(
+        study, definition, preparation, sole_asker=True, request=request
+    )  # the fence sees to it
     return trial.number, dict(trial.params)
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    delete,
     event,
     select,
     update,
@@ -155,3 +156,9 @@ def _locked(connection: Connection, name: str, *, share: bool = False) -> tuple[
     found = select(_fences.c.number, _fences.c.owner).where(_fences.c.study_name == name)
     row = connection.execute(found.with_for_update(read=share)).one_or_none()
     return None if row is None else (row.number, row.owner)
+
+
+def remove(storage: RDBStorage, name: str) -> None:
+    """Remove the fence of a study that is gone."""
+    with writing(storage).begin() as connection:
+        connection.execute(delete(_fences).where(_fences.c.study_name == name))

@@ -32,9 +32,11 @@ from service.rest.problems import declare
 from service.studies import commands, pauses, queries
 from service.studies.limits import Limits
 from service.studies.parameters import (
+    Archived,
     CreatedAfter,
     CreatedBefore,
     Cursor,
+    Deleted,
     DryRun,
     EndedAfter,
     EndedBefore,
@@ -131,10 +133,15 @@ def list_studies(
     ended_after: EndedAfter | None = None,
     ended_before: EndedBefore | None = None,
     tag: Tags = None,
+    archived: Archived = False,
+    deleted: Deleted = False,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Cursor | None = None,
 ) -> Response:
-    """Studies, newest first: all of them, or those that match every filter. Definitions are not listed."""
+    """Studies, newest first: all of them, or those that match every filter. Definitions are not listed.
+
+    Archived and deleted ones are left out unless they are asked for.
+    """
     filters = queries.Filters(
         states=state,
         prefix=prefix,
@@ -143,6 +150,8 @@ def list_studies(
         tags=tag,
         created=queries.Span(created_after, created_before),
         ended=queries.Span(ended_after, ended_before),
+        archived=archived,
+        deleted=deleted,
     )
     page = queries.list_studies(session, filters, limit=limit, cursor=cursor)
     items = queries.list_view(session, page.studies)

@@ -70,8 +70,6 @@ def require_within_limits(
 ) -> None:
     """Raise `LimitReached` unless the owner may have one more study.
 
-    Others who ask at the same time wait until this transaction ends, so the limit is exact.
-
     Args:
         session: a writing transaction, which then adds the study.
         owner: whose study it is to be.
@@ -82,11 +80,42 @@ def require_within_limits(
     Raises:
         LimitReached: with the limit, what the owner has, and what to do.
     """
+    if limits != UNLIMITED:
+        trials = _trials(definition, NOTHING)
+        require_room(session, owner, trials, limits, what="this study", studies=1, leaving=leaving)
+
+
+def require_room(
+    session: Session,
+    owner: str,
+    trials: int,
+    limits: Limits,
+    *,
+    what: str,
+    studies: int,
+    leaving: Collection[str] = (),
+) -> None:
+    """Raise `LimitReached` unless the owner may have so much more.
+
+    Others who ask at the same time wait until this transaction ends, so the limit is exact.
+
+    Args:
+        session: a writing transaction, which then adds it.
+        owner: whose it is to be.
+        trials: how many trials and repeats more are to come.
+        limits: the server's.
+        what: needs them, in words.
+        studies: how many active studies more there are to be: 0 or 1.
+        leaving: studies that do not count, because this transaction asks for their cancellation.
+
+    Raises:
+        LimitReached: with the limit, what the owner has, and what to do.
+    """
     if limits == UNLIMITED:
         return
     _lock_out_others(session, _SUBMISSIONS)
     active = [study for study in _active_studies(session, owner) if study.id not in leaving]
-    if limits.active_studies is not None and len(active) >= limits.active_studies:
+    if studies and limits.active_studies is not None and len(active) >= limits.active_studies:
         raise _reached(
             "max_active_studies_per_owner",
             limits.active_studies,
@@ -98,19 +127,18 @@ def require_within_limits(
     if limits.queued_trials is None:
         return
     waiting = _trials_to_come(session, active)
-    asked = _trials(definition, NOTHING)
-    if waiting + asked > limits.queued_trials:
+    if waiting + trials > limits.queued_trials:
         todo = (
             "Ask for fewer"
-            if asked > limits.queued_trials
+            if trials > limits.queued_trials
             else "Wait for some to end, cancel a study or ask for fewer"
         )
         raise _reached(
             "max_queued_trials_per_owner",
             limits.queued_trials,
-            waiting + asked,
-            f"{owner!r} has {counted(waiting, 'trial')} that have not ended, this study needs "
-            f"{asked} more, and this server allows {limits.queued_trials} "
+            waiting + trials,
+            f"{owner!r} has {counted(waiting, 'trial')} that have not ended, {what} needs "
+            f"{trials} more, and this server allows {limits.queued_trials} "
             f"(NIGHTSWEEP_MAX_QUEUED_TRIALS_PER_OWNER). {todo}, then submit again.",
         )
 

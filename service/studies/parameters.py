@@ -40,6 +40,12 @@ Tags = Annotated[
         max_length=MAX_TAGS, description="Only those with this tag; given several times: with all of these"
     ),
 ]
+Archived = Annotated[
+    bool, TrueOrFalse, Query(description="`true`: those that are archived, in place of the others")
+]
+Deleted = Annotated[
+    bool, TrueOrFalse, Query(description="`true`: those that are to be removed, in place of the others")
+]
 
 
 def _moment(value: object) -> object:

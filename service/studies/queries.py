@@ -20,13 +20,20 @@ from service.db import rows
 from service.db.database import database_now
 from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study, StudyTag, Trial
-from service.definitions.stored import read_definition, shown_params
+from service.definitions.stored import effective_document, read_definition, shown_params
 from service.errors import NotASearch, NotFound
 from service.states import StudyState
 from service.studies import results, standing
 from service.studies.cursors import make_cursor, read_cursor
 from service.studies.deadlines import deadline
-from service.studies.schemas import BestTrial, Counts, ListedBest, ListedStudy, StudyView
+from service.studies.schemas import (
+    BestTrial,
+    Counts,
+    ExtensionView,
+    ListedBest,
+    ListedStudy,
+    StudyView,
+)
 
 LISTED = tuple(
     defer(column, raiseload=True) for column in (Study.definition, Study.preparation, Study.importance)
@@ -72,8 +79,16 @@ class Filters:
     tags: Sequence[str] | None = None
     """All of these."""
 
+    archived: bool = False
+    """Those that are archived, in place of the others."""
+    deleted: bool = False
+    """Those that are to be removed, archived or not, in place of the others."""
+
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         yield Study.kind == self.kind
+        yield Study.deleted_at.is_not(None) if self.deleted else Study.deleted_at.is_(None)
+        if not self.deleted:
+            yield Study.archived_at.is_not(None) if self.archived else Study.archived_at.is_(None)
         if self.states:
             yield Study.state.in_(self.states)
         if self.prefix is not None:
@@ -97,8 +112,18 @@ def get_study(session: Session, ref: str, *, lock: bool = False) -> Study:
     """The study of this name or id. Raises `NotFound`."""
     found = rows.find(session, Study, ref, lock=lock)
     if found is None:
-        raise NotFound(f"There is no study {ref[:200]!r}.")
+        raise NotFound(_no_study(session, ref))
     return found
+
+
+def _no_study(session: Session, ref: str) -> str:
+    gone = rows.find_removed(session, ref)
+    if gone is None:
+        return f"There is no study {ref[:200]!r}."
+    return (
+        f"The study {gone.name!r} was removed on {gone.removed_at:%Y-%m-%d}: {gone.deleted_by!r} had"
+        f" deleted it on {gone.deleted_at:%Y-%m-%d}."
+    )
 
 
 def get_search(session: Session, ref: str) -> Study:
@@ -191,6 +216,10 @@ def _read_all(session: Session, studies: Sequence[Study]) -> Iterator[tuple[Stud
             "ended_at": study.ended_at,
             "pause_requested": study.pause_requested,
             "paused_at": study.paused_at,
+            "archived_at": study.archived_at,
+            "deleted_at": study.deleted_at,
+            "deleted_by": study.deleted_by,
+            "removal_at": study.removal_at,
             "schedule": study.schedule_name,
             "schedule_id": study.schedule_id,
             "fired_for": study.fired_for,
@@ -298,7 +327,8 @@ def _view(session: Session, study: Study, found: _Found, fields: Mapping[str, An
     return StudyView(
         **fields,
         stage=standing.stage(study, definition, repeats=found.counts.repeats),
-        definition=study.definition,
+        definition=effective_document(study.definition, study.extensions),
+        extensions=[ExtensionView.model_validate(each) for each in study.extensions or ()],
         deadline=None if definition is None else deadline(study, definition.budget),
         trials_requested=requested,
         repeats_requested=standing.repeats_requested(definition, requested),

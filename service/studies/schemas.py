@@ -70,6 +70,20 @@ class ParetoPoint(Answer):
     params: dict[str, Any]
 
 
+class ExtensionView(Answer):
+    """What a study was given beyond its submitted definition: the values that have held since."""
+
+    at: datetime
+    asked_by: str = Field(description="Whose API key asked for it")
+    trials: int | None = Field(default=None, description="`search.trials` from then on")
+    timeout: str | None = Field(default=None, description="`budget.timeout`")
+    max_gpu_hours: float | None = Field(default=None, description="`budget.max_gpu_hours`")
+    max_failed_trials: int | None = Field(default=None, description="`budget.max_failed_trials`")
+    since: int | None = Field(
+        default=None, description="The number of the first trial after it, if the study had ended"
+    )
+
+
 class ListedStudy(Answer):
     """A study in a list. The rest, with its definition, is at the study's own address."""
 
@@ -92,6 +106,12 @@ class ListedStudy(Answer):
         description="Whether its trials are writing checkpoints, after which it is paused"
     )
     paused_at: datetime | None = Field(description="When the present pause began; null: it is not paused")
+    archived_at: datetime | None = Field(default=None, description="Since when lists leave it out")
+    deleted_at: datetime | None = Field(default=None, description="When somebody asked for its removal")
+    deleted_by: str | None = Field(default=None, description="Whose API key that was")
+    removal_at: datetime | None = Field(
+        default=None, description="Until when it can be restored; then it is removed for good"
+    )
     schedule: str | None = Field(description="The name of the schedule that made it, as it was then")
     schedule_id: str | None = Field(description="The schedule's id. Name and id stay when it is removed")
     fired_for: datetime | None = Field(
@@ -128,7 +148,11 @@ class StudyView(ListedStudy):
         description="What it is doing; null before it starts and after it has ended"
     )
     definition: dict[str, Any] = Field(
-        description="The accepted definition, with defaults, preset and paths resolved"
+        description="The accepted definition, with defaults, preset and paths resolved, and with what it was"
+        " extended by"
+    )
+    extensions: list[ExtensionView] = Field(
+        default=[], description="What it was given beyond the definition that was submitted, oldest first"
     )
     deadline: datetime | None = Field(
         description="The next time of `budget.until`; null before the study has started, unless it is a sweep"

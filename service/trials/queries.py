@@ -208,6 +208,8 @@ def best_of(session: Session, study: Study) -> BestView | None:
 
 def adapter_folder(session: Session, study: Study, number: int, which: Which) -> str:
     """The path or URL where the latest attempt that saved an adapter put it. Raises `NotFound`."""
+    if study.removing_at is not None:
+        raise NotFound(f"The study {study.name!r} is being removed, and its adapters with it.")
     attempts = _attempts(session, study, number)
     for attempt in reversed(attempts):
         folder = (attempt.outcome or {}).get(f"{which}_adapter_dir")

@@ -34,6 +34,8 @@ def check_warm_start(session: Session, definition: StudyDefinition) -> list[Faul
     assert found is not None
     if found.kind != StudyKind.SEARCH:
         return [_fault(spec, "is a range test, which has no recipes to start from", "a study or a schedule")]
+    if found.deleted_at is not None:
+        return [_fault(spec, "has been deleted and is about to be removed; restore it first")]
     faults = []
     earlier = read_definition(found)
     if earlier is None:

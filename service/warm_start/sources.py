@@ -67,6 +67,7 @@ def find(session: Session, ref: str, *, sweep: Study | None = None) -> Source | 
         Study.schedule_id == schedule_id,
         Study.kind == StudyKind.SEARCH,
         Study.state == StudyState.COMPLETED,
+        Study.removing_at.is_(None),
         # One that found everything evaluated has no trial.
         Study.id.in_(select(Attempt.study_id).where(Attempt.state == AttemptState.COMPLETED)),
     )

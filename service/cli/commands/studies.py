@@ -93,6 +93,12 @@ def studies(
         list[str] | None,
         typer.Option(help="Only studies with this tag; given several times: with all of them."),
     ] = None,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="The studies that are archived, in place of the others.")
+    ] = False,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="The studies that are to be removed, in place of the others.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many studies to list, newest first.")] = 50,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -106,7 +112,14 @@ def studies(
     }
     with connect(server) as client:
         matching = client.studies(
-            state=state, prefix=prefix, owner=owner, schedule=schedule, tag=tag, **times
+            state=state,
+            prefix=prefix,
+            owner=owner,
+            schedule=schedule,
+            tag=tag,
+            archived=archived or None,
+            deleted=deleted or None,
+            **times,
         )
         found = list(itertools.islice(matching, limit))
     if as_json:
@@ -126,7 +139,7 @@ def studies(
             for study in found
         ],
         empty="No studies match."
-        if state or prefix or owner or schedule or tag or any(times.values())
+        if state or prefix or owner or schedule or tag or archived or deleted or any(times.values())
         else "No studies.",
     )
 

@@ -31,6 +31,13 @@ def show_study(found: StudyView, dashboard_url: str) -> None:
         ("objective", f"{definition['objective']['direction']} {found.metric}"),
         ("model", definition["model"]["id"]),
     ]
+    if found.archived_at:
+        rows.append(("archived", moment(found.archived_at)))
+    if found.deleted_at:
+        until = (
+            f"{moment(found.deleted_at)} by {found.deleted_by}; restorable until {moment(found.removal_at)}"
+        )
+        rows.append(("deleted", until))
     if found.note:
         rows.append(("note", one_line(found.note)))
     if found.base_seed is not None:

@@ -36,6 +36,7 @@ from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study
 from service.db.transitions import advance_study, append_event, start
+from service.definitions.stored import require_definition
 from service.optuna_store.storage import Storage, StorageInternalError
 from service.optuna_store.studies import ensure_study
 from service.range_tests.commands import make
@@ -139,7 +140,7 @@ def _read_range_test(database: Database, storage: Storage, study_id: str) -> Non
 
 
 def _conclude(session: Session, study: Study) -> tuple[list[Corner], Narrowed, str]:
-    definition = StudyDefinition.model_validate(study.definition)
+    definition = require_definition(study)
     test = definition.search.learning_rate_range_test
     assert test is not None  # a range test always has one
     corners = read_corners(session, study, definition)
@@ -188,7 +189,7 @@ def _starting_point(session: Session, study_id: str) -> tuple[StudyDefinition, S
     study = _locked(session, study_id)
     if not _still_waits(study):
         return None
-    definition = StudyDefinition.model_validate(study.definition)
+    definition = require_definition(study)
     if definition.search.learning_rate_range_test is None:
         return definition, None
     if study.range_test_id is None:

@@ -347,7 +347,8 @@ def _repeats_to_ask(snapshot: Snapshot) -> list[AskRepeat]:
 
 def _cut_of_repeats(snapshot: Snapshot, cut: Stop | None) -> Stop | None:
     """What keeps repeats from going on: a budget, or a fault that all of them would share."""
-    fatal = next((t.fatal_reason for t in snapshot.again if t.fatal_reason is not None), None)
+    again = [t for t in snapshot.again if t.number >= snapshot.limits.since]
+    fatal = next((t.fatal_reason for t in again if t.fatal_reason is not None), None)
     return Stop(reason=fatal) if fatal is not None else cut
 
 
@@ -373,6 +374,8 @@ def _repeats_in_words(snapshot: Snapshot) -> str:
         return ""
     recipes, seeds = len({w.of for w in wanted}), len({w.seed for w in wanted})
     who = "the best was" if recipes == 1 else f"the {recipes} best were"
-    completed = sum(t.outcome is AttemptState.COMPLETED for t in snapshot.again)
+    of_these = {(w.of, w.seed) for w in wanted}
+    again = [t for t in snapshot.again if (t.repeat_of, t.seed) in of_these]
+    completed = sum(t.outcome is AttemptState.COMPLETED for t in again)
     share = "" if completed == len(wanted) else f", {completed} of {len(wanted)} runs completed"
     return f"; {who} run again with {counted(seeds, 'seed')}{' each' if recipes > 1 else ''}{share}"

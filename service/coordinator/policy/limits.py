@@ -31,3 +31,5 @@ class Limits:
     exhausts: str | None = None
     """What has no further configuration after that many trials: the grid, or the search space."""
     repeats: Repeats | None = None
+    since: int = 0
+    """Number of the first trial after the study was last extended when it had ended."""

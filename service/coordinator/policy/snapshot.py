@@ -65,7 +65,8 @@ class TrialSnapshot:
     feasible: bool = True
     """It breaks no constraint."""
     settled: bool = False
-    """It was cancelled, and yet its end is one of the search's: a person has stopped this trial."""
+    """It was cancelled, and yet its end is one of the search's: a person has stopped this trial, or it was
+    cancelled by an end of the study that an extension has taken back."""
     fatal_reason: str | None = None
     """The trial failed, or cannot begin, for a reason in the study's model or data."""
 

@@ -10,6 +10,9 @@ come before 8 to 11, so that what a search has reached is not rewritten by the c
 comes before those, too: what is put down can be taken up again, and what is ended cannot. But for the pause,
 which a person may take back, nothing here can cease to hold: each looks at counts that only grow, or at ends
 in the order in which they were recorded.
+
+In a study that was extended after its end, 2 to 5 look at the trials since then alone: what had ended it does
+not end it again at once. The best value that there is to improve on is still the best of all.
 """
 
 from __future__ import annotations
@@ -37,11 +40,12 @@ def forced_stop(snapshot: Snapshot) -> Stop | None:
     """
     if snapshot.cancel_requested:
         return Stop(state=StudyState.CANCELLED, reason="cancelled on request")
-    fatal = next((t for t in snapshot.search if t.fatal_reason is not None), None)
+    search = [t for t in snapshot.search if t.number >= snapshot.limits.since]
+    fatal = next((t for t in search if t.fatal_reason is not None), None)
     if fatal is not None:
         return Stop(state=StudyState.FAILED, reason=str(fatal.fatal_reason))
     allowed = snapshot.limits.max_failed_trials
-    failed = sum(t.outcome is AttemptState.FAILED for t in snapshot.search)
+    failed = sum(t.outcome is AttemptState.FAILED for t in search)
     if allowed is not None and failed > allowed:
         return Stop(
             state=StudyState.FAILED,
@@ -97,7 +101,7 @@ def _target_reached(snapshot: Snapshot) -> str | None:
     if target is None:
         return None
     for trial in _by_end(snapshot):
-        value = trial.value
+        value = trial.value if trial.number >= limits.since else None
         if value is not None and trial.feasible and not _better(snapshot, target, than=value):
             has = f"trial {trial.number} has {limits.metric} {value:.6g}"
             return f"budget.target_value of {target:g} reached: {has}"
@@ -118,7 +122,7 @@ def _no_improvement(snapshot: Snapshot) -> str | None:
             best is None or best.value is None or _better(snapshot, value, than=best.value)
         ):
             best, since = trial, 0
-        elif best is not None:
+        elif best is not None and trial.number >= limits.since:
             since += 1
         if best is not None and since >= patience:
             held = f"trial {best.number} has the best {limits.metric}, {best.value:.6g}"

@@ -53,6 +53,7 @@ def trial_snapshots(
     deaths: Deaths,
     base_of: Callable[[int], str],
     now: datetime,
+    since: int = 0,
 ) -> Iterator[TrialSnapshot]:
     """Where each trial stands, by number.
 
@@ -64,6 +65,7 @@ def trial_snapshots(
         deaths: of the study; may be empty where no trial was lost that has not ended.
         base_of: the base that a trial trains on, in words.
         now: by the clock of the attempts' ends.
+        since: the number of the first trial after the study was last extended when it had ended.
     """
     by_trial: dict[int, list[Attempt]] = {}
     for attempt in attempts:
@@ -71,7 +73,7 @@ def trial_snapshots(
     for number in sorted(asked):
         if number in ends:
             end = ends[number]
-            stopped = number in stops and end.outcome is AttemptState.CANCELLED
+            stopped = (number in stops or number < since) and end.outcome is AttemptState.CANCELLED
             yield replace(end, settled=True) if stopped else end
             continue
         tries = sorted(by_trial.get(number, ()), key=lambda a: a.ordinal)

@@ -29,6 +29,12 @@ def live_attempts(leased: LeasedStudy) -> dict[int, str]:
     return {row.id: row.worker_id for row in rows}
 
 
+def attempts_of(session: Session, study_id: str, number: int) -> list[Attempt]:
+    """The attempts of one trial so far, oldest first."""
+    of_trial = select(Attempt).where(Attempt.study_id == study_id, Attempt.trial_number == number)
+    return list(session.scalars(of_trial.order_by(Attempt.ordinal)))
+
+
 def are_live(study_id: str) -> tuple[ColumnElement[bool], ...]:
     """Conditions that a study's live attempts meet."""
     return Attempt.study_id == study_id, Attempt.state.in_(LIVE_ATTEMPT_STATES)
@@ -78,7 +84,7 @@ def open_attempt(
     recipe = leased.recipe(number)
 
     def work(session: Session, _: Study) -> tuple[Attempt, list[Attempt], bool]:
-        earlier = leased.attempts_of(session, number)
+        earlier = attempts_of(session, leased.study_id, number)
         suspect = _loading_is_suspect(session, leased.study_id)
         ordinal = len(earlier) + 1
         attempt = Attempt(

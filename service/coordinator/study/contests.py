@@ -19,6 +19,7 @@ from service.analysis import best
 from service.analysis.contest import seed_noise
 from service.champions.lineage import evaluated_recipe, lineage_of, misfit
 from service.champions.verdicts import CHANGED, WINS, Evaluation, Standing, Verdict, judge
+from service.coordinator.study.attempts import attempts_of
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db import reigns
 from service.db.kinds import Contestant, ContestDecision, StudyKind
@@ -50,6 +51,9 @@ def _schedule_of(
     """The schedule whose champion a study is about; None: it is about none."""
     if study.schedule_id is None or leased.kind is not StudyKind.SEARCH or leased.definition.objective.costs:
         return None
+    decided = select(ContestRow.id).where(ContestRow.study_id == study.id)
+    if session.scalars(decided).first() is not None:
+        return None  # it was extended after its end: each sweep decides once
     schedule = session.get(Schedule, study.schedule_id, with_for_update=lock or None)
     return schedule if schedule is not None and schedule.champion else None
 
@@ -180,7 +184,7 @@ def _evaluation(session: Session, leased: LeasedStudy, role: Contestant) -> Eval
         return None
     whose = leased.asked[number].evaluates or {}
     end = leased.ends.get(number)
-    last = next(iter(reversed(leased.attempts_of(session, number))), None)
+    last = next(iter(reversed(attempts_of(session, leased.study_id, number))), None)
     outcome: Mapping[str, Any] = (last.outcome if last is not None else None) or {}
     row = session.get(EvaluationRow, (leased.study_id, number))
     completed = end is not None and end.outcome is AttemptState.COMPLETED

@@ -38,6 +38,10 @@ def fatal_reasons(session: Session, study_id: str) -> dict[int, str]:
     return {attempt.trial_number: attempt.reason for attempt in rows if has_ended(attempt)}
 
 
+LARGE = 200
+"""Completed trials from which on a study keeps the importance of its hyperparameters when it ends."""
+
+
 def importance(storage: Storage, name: str, definition: StudyDefinition) -> dict[str, Any] | None:
     """What readers of a large study would otherwise wait for; None: they make it themselves."""
     # Imported where it is needed: it takes pandas and scipy, which few studies need here.

@@ -6,7 +6,6 @@ two repairs itself when the study is next taken (`load`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -16,11 +15,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition, build_recipe
-from search_spaces.errors import SearchSpaceExhausted
+from search_spaces.errors import RequestRefusedError, SearchSpaceExhausted
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.recipe import Recipe
+from search_spaces.sampling.history import ENQUEUED
 from service import optuna_store
 from service.analysis import outcomes
+from service.control import recipes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
@@ -28,21 +29,21 @@ from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
 from service.coordinator.policy.trial_history import AskedTrial, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
 from service.coordinator.study import ends, verdicts
+from service.coordinator.study.ends import LARGE
 from service.db import trials
 from service.db.database import Database
 from service.db.kinds import StudyKind
 from service.db.models import Attempt, EventRow, Study
-from service.db.transitions import advance_study, append_event, end_trial, put_down, start
+from service.db.transitions import advance_study, append_event, drop_recipes, end_trial, put_down, start
+from service.definitions.stored import extended_since, require_definition
 from service.optuna_store.asking import unfinished_asks
-from service.optuna_store.fences import fenced, raise_fence
+from service.optuna_store.fences import fenced
 from service.optuna_store.held_trials import HeldTrials
 from service.optuna_store.storage import Storage
-from service.optuna_store.studies import ensure_study, find_study_number, read_trials
+from service.optuna_store.studies import ensure_study, find_study_number, frozen_trial, read_trials
 from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import AttemptState, StudyState
 from service.trials import rebuilding
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -54,9 +55,6 @@ _ENDED_AS = {
     "pruned": AttemptState.PRUNED,
     "fail": AttemptState.FAILED,
 }
-
-LARGE = 200
-"""Completed trials from which on a study keeps the importance of its hyperparameters when it ends."""
 
 RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
@@ -81,11 +79,12 @@ class LeasedStudy:
         self.name = study.name
         self.kind = StudyKind(study.kind)
         self.created_at = study.created_at
-        self.definition = StudyDefinition.model_validate(study.definition)
+        self._extended = 0
+        self._read(study)
         self.preparation = NOTHING
         if study.preparation is not None:
             self.preparation = Preparation.model_validate(study.preparation)
-        self.lease = self._fence_off(storage)
+        self.lease = leases.fence_off(database, storage, lease, self.name)
         storage = fenced(storage, self.name, number=self.lease.number, owner=self.lease.owner)
         self._storage = storage
         self.optuna = ensure_study(
@@ -97,7 +96,7 @@ class LeasedStudy:
         )
         self._note_number()
         self.asked: dict[int, AskedTrial] = {}
-        """Every trial that Optuna was asked for."""
+        """By number, all that Optuna was asked for."""
         self.ends: dict[int, TrialSnapshot] = {}
         """The trials that have ended, as Optuna was told."""
         self.exhausted = False
@@ -107,18 +106,22 @@ class LeasedStudy:
         self._recipes: dict[int, Recipe] = {}
         self._order: dict[int, int] = {}
 
+    def _read(self, study: Study) -> None:
+        self.definition: StudyDefinition = require_definition(study)
+        self.since = extended_since(study.extensions)
+        """The number of the first trial after it was last extended when it had ended."""
+        self._extended = len(study.extensions or ())
+
+    def follow(self, session: Session) -> bool:
+        """Read the definition again if it was extended since; whether it was."""
+        present = session.scalars(select(Study.extensions).where(Study.id == self.study_id)).one()
+        if extended := len(present or ()) != self._extended:
+            self._read(session.get_one(Study, self.study_id))
+        return extended
+
     @property
     def study_id(self) -> str:
         return self.lease.study_id
-
-    def _fence_off(self, storage: Storage) -> Lease:
-        """Keep earlier holders from writing to Optuna, before anything is read there; our lease then."""
-        lease = self.lease
-        while True:
-            higher = raise_fence(storage, self.name, number=lease.number, owner=lease.owner)
-            if higher is None:
-                return lease
-            lease = self.database.transact(partial(leases.outrun, lease=lease, number=higher))
 
     def _note_number(self) -> None:
         """Write down where the dashboard shows the study."""
@@ -195,20 +198,24 @@ class LeasedStudy:
         with self.database.read() as session:
             return session.get_one(Study, self.study_id).cancel_requested
 
-    def end(self, state: StudyState, reason: str, settle: Callable[[Session, Study], None]) -> None:
+    def end(self, state: StudyState, reason: str, settle: Callable[[Session, Study], None]) -> bool:
         """Record the study's end, and give the lease back.
 
         Args:
             state: what it becomes.
             reason: why.
             settle: what else is recorded with it.
+
+        Returns:
+            False, with nothing changed, if somebody has extended it since its definition was read.
         """
         completed = sum(end.value is not None for end in self.ends.values())
-        found = None
-        if self.kind is StudyKind.SEARCH and completed >= LARGE:
-            found = ends.importance(self._storage, self.name, self.definition)
+        large = self.kind is StudyKind.SEARCH and completed >= LARGE
+        found = ends.importance(self._storage, self.name, self.definition) if large else None
 
-        def work(session: Session, study: Study) -> None:
+        def work(session: Session, study: Study) -> bool:
+            if len(study.extensions or ()) != self._extended:
+                return False
             if study.state == StudyState.QUEUED and state is StudyState.COMPLETED:
                 advance_study(session, study, StudyState.RUNNING, STARTED)
             settle(session, study)
@@ -216,8 +223,9 @@ class LeasedStudy:
             study.importance = found
             study.lease_owner = None
             study.lease_expires_at = None
+            return True
 
-        self.transact(work)
+        return self.transact(work)
 
     # -- its trials ----------------------------------------------------------------------------
 
@@ -230,7 +238,13 @@ class LeasedStudy:
             self._order = ends.order(session, self.study_id)
             fatal = ends.fatal_reasons(session, self.study_id)
         found = read_trials(self._storage, self.name)
-        self.transact(lambda session, study: rebuilding.rebuild(session, study, found))
+        requested = {t.user_attrs[ENQUEUED]: t.number for t in found if ENQUEUED in t.user_attrs}
+
+        def work(session: Session, study: Study) -> None:
+            rebuilding.rebuild(session, study, found)
+            recipes.note_asked(session, self.study_id, requested)
+
+        self.transact(work)
         for trial in found:
             self.asked[trial.number] = AskedTrial(
                 params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed, evaluates=trial.evaluates
@@ -264,12 +278,24 @@ class LeasedStudy:
                 self._add(trial.number, AskedTrial(params=trial.params))
                 return trial.number
         try:
-            number, params = optuna_store.ask(self.optuna, self.definition, self.preparation)
+            number, params = self._ask()
         except SearchSpaceExhausted:
             self.exhausted = True
             return None
         self._add(number, AskedTrial(params=params))
         return number
+
+    def _ask(self) -> tuple[int, dict[str, Any]]:
+        """What a person has enqueued comes first, the oldest of it first."""
+        while True:
+            with self.database.read() as session:
+                request = recipes.next_request(session, self.study_id)
+            try:
+                return optuna_store.ask(self.optuna, self.definition, self.preparation, request)
+            except RequestRefusedError as error:
+                assert request is not None
+                why = partial(drop_recipes, study_id=self.study_id, reason=str(error), recipe=request.id)
+                self.transact(lambda session, _, why=why: why(session))  # type: ignore[misc]
 
     def ask_repeat(self, of: int, seed: int) -> int:
         """A trial of another one's recipe with a further seed: its number."""
@@ -286,18 +312,16 @@ class LeasedStudy:
         return number
 
     def _add(self, number: int, asked: AskedTrial) -> None:
-        """Have a row for a trial that Optuna was asked for."""
-        self.transact(
-            lambda session, _: trials.add(
-                session,
-                self.study_id,
-                number,
-                asked.params,
-                repeat_of=asked.repeat_of,
-                seed=asked.seed,
-                evaluates=asked.evaluates,
-            )
-        )
+        """Have a row for a trial that Optuna was asked for, and say which request it answers."""
+        request = frozen_trial(self.optuna, number).user_attrs.get(ENQUEUED)
+
+        def work(session: Session, _: Study) -> None:
+            more = {"repeat_of": asked.repeat_of, "seed": asked.seed, "evaluates": asked.evaluates}
+            trials.add(session, self.study_id, number, asked.params, **more)
+            if request is not None:
+                recipes.note_asked(session, self.study_id, {request: number})
+
+        self.transact(work)
         self.asked[number] = asked
 
     def recipe(self, number: int) -> Recipe:
@@ -316,11 +340,6 @@ class LeasedStudy:
     def base(self, number: int) -> str:
         """The base that a trial trains on, in words."""
         return base_of(model_of(self.definition, self.recipe(number)))
-
-    def attempts_of(self, session: Session, number: int) -> list[Attempt]:
-        """The attempts of one trial so far, oldest first."""
-        of_trial = select(Attempt).where(Attempt.study_id == self.study_id, Attempt.trial_number == number)
-        return list(session.scalars(of_trial.order_by(Attempt.ordinal)))
 
     def event(self, attempt: Attempt, kind: str, message: str) -> EventRow:
         return EventRow(study_id=self.study_id, trial_number=attempt.trial_number, kind=kind, message=message)

@@ -172,7 +172,8 @@ class StudyRunner:
         self.renew()  # Whoever has lost the lease must leave the workers alone.
         # Before the end is recorded: nobody would look for the workers of a study that is over.
         self.workers.dismiss()
-        self.study.end(state, reason, contests.settlement(self.study, state, reason))
+        if not self.study.end(state, reason, contests.settlement(self.study, state, reason)):
+            return  # it was extended meanwhile, and goes on with other workers
         self.over = True
         log.info("study %s %s: %s", self.study.name, state, reason)
 
@@ -297,6 +298,9 @@ class StudyRunner:
         study, workers = self.study, self.workers
         with study.database.read() as session:
             workers.put_aside(devices_aside(session))
+            if study.follow(session):
+                self._limits = snapshot_reader.limits_of(study)
+                study.exhausted = False
         snapshot = snapshot_reader.read_snapshot(
             study,
             self._limits,

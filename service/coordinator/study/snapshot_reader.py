@@ -93,6 +93,7 @@ def read_snapshot(
         deaths=Deaths(of_all),
         base_of=leased.base,
         now=now,
+        since=limits.since,
     )
     ends_then = budget.until_action == "end"
     deadline = deadline_reached(study, budget, now)
@@ -154,4 +155,5 @@ def limits_of(study: LeasedStudy) -> Limits:
         no_improvement_trials=budget.no_improvement_trials,
         exhausts=("grid" if grid else "search space") if exhausts else None,
         repeats=again,
+        since=study.since,
     )

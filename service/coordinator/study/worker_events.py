@@ -20,7 +20,7 @@ from service.coordinator.policy.retries import RUNGS_SO_FAR
 from service.coordinator.policy.trial_history import has_ended
 from service.coordinator.policy.waiting import STARTING
 from service.coordinator.study import checkpoints, contests, device_health, pass_costs
-from service.coordinator.study.attempts import are_live
+from service.coordinator.study.attempts import are_live, attempts_of
 from service.coordinator.study.leased_study import LeasedStudy
 from service.coordinator.study.snapshot_reader import rungs_of
 from service.db import trials
@@ -92,7 +92,7 @@ class WorkerEvents:
             attempt.device = event.device
             trains = self._study.asked[attempt.trial_number].evaluates is None
             doing = f"{'training' if trains else 'evaluating'} on {event.device}: {event.data.in_words()}"
-            earlier = self._study.attempts_of(session, attempt.trial_number)[:-1]
+            earlier = attempts_of(session, attempt.study_id, attempt.trial_number)[:-1]
             first_rung = self._first_rung(event)
             again = checkpoints.why_anew(event, attempt, earlier, first_rung=first_rung) if trains else None
             if event.resumed_at_examples > 0:

@@ -15,7 +15,7 @@ from service.db.models.access import (
 )
 from service.db.models.base import NOBODY, Base, new_id, utc_now
 from service.db.models.champions import ContestRow, EvaluationRow, Reign
-from service.db.models.control import EnqueuedRecipe, StudyTag, TrialStop
+from service.db.models.control import EnqueuedRecipe, RemovedStudy, StudyTag, TrialStop
 from service.db.models.machines import Coordinator, Device, PassCostsRow
 from service.db.models.schedules import Schedule, ScheduleEvent
 from service.db.models.studies import EventCounter, EventRow, Study
@@ -40,6 +40,7 @@ __all__ = [
     "PassCostsRow",
     "PendingLogin",
     "Reign",
+    "RemovedStudy",
     "RungReport",
     "Schedule",
     "ScheduleEvent",

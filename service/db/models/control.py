@@ -36,6 +36,29 @@ class TrialStop(Base):
     at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
+class RemovedStudy(Base):
+    """What is left of a study that was removed, so that who looks for it learns what became of it."""
+
+    __tablename__ = "removed_studies"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), index=True)
+    """Which another study may have by now."""
+    kind: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    """How it had ended."""
+    schedule_id: Mapped[str | None] = mapped_column(String(32))
+    fired_for: Mapped[datetime | None]
+    trials: Mapped[int]
+    """How many it had, repeats included."""
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime]
+    deleted_by: Mapped[str] = mapped_column(String(64))
+    removed_at: Mapped[datetime]
+
+
 class EnqueuedRecipe(Base):
     """Parameters that the next trial of a study is to have, all of them or some."""
 

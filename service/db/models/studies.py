@@ -61,6 +61,16 @@ class Study(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    archived_at: Mapped[datetime | None]
+    """Since when lists leave it out; nothing else follows from it."""
+    deleted_at: Mapped[datetime | None]
+    """When somebody asked for its removal, of an ended study only."""
+    deleted_by: Mapped[str | None] = mapped_column(String(64))
+    """The API key of who did."""
+    removal_at: Mapped[datetime | None] = mapped_column(index=True)
+    """Until when that can be taken back, by the database's clock."""
+    removing_at: Mapped[datetime | None]
+    """When a coordinator began to remove it: its artifacts and its trials in Optuna may be gone."""
     swept_at: Mapped[datetime | None]
     """When a coordinator removed the artifacts that are no longer needed, after its end."""
     schedule_id: Mapped[str | None] = mapped_column(String(32))
@@ -78,6 +88,8 @@ class Study(Base):
     """The range test that is this study's first stage, once it has been made."""
     preparation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """A `search_spaces.preparation.Preparation`, written once. A study that needs one waits for it."""
+    extensions: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What it was given beyond `definition`, oldest first (`service.definitions.stored`)."""
     optuna_number: Mapped[int | None]
     """Optuna's own number of it, as in the dashboard's addresses; none before a coordinator has taken it."""
     importance: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -42,6 +42,8 @@ def compare(
     """
     found = [violation for name, rows in later.items() for violation in _known(name, rows, service)]
     for name, study in service.items():
+        if study.removing:
+            continue
         before, after = earlier.get(name, OptunaRows()), later.get(name, OptunaRows())
         found += _ends(name, study, before)
         found += _trials(name, study, after)

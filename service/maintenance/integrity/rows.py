@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, inspect, text
 
 from search_spaces.sampling.history import DRAWN_FOR_KEY, EVALUATES, REPEAT_OF, SEED
+from service.definitions.stored import effective_document
 from service.optuna_store.studies import STUDY_ID_ATTR
 from service.optuna_store.telling import OUTCOME_ATTR
 from service.states import LIVE_ATTEMPT_STATES
@@ -53,6 +54,8 @@ class StudyRows:
     definition: Mapping[str, Any]
     preparation: Mapping[str, Any] | None
     lease_number: int
+    removing: bool = False
+    """A coordinator removes it: what Optuna had of it may be gone."""
     attempts: list[AttemptRow] = field(default_factory=list)
     """By trial and ordinal."""
     ends: dict[int, set[str]] = field(default_factory=dict)
@@ -106,19 +109,21 @@ class OptunaRows:
     """By number, without orphaned trials."""
 
 
+STUDY_COLUMNS = "id, name, state, definition, extensions, preparation, lease_number, removing_at"
+
+
 def read_service(connection: Connection) -> dict[str, StudyRows]:
     """The service's studies by name."""
     found = {
         row.name: StudyRows(
             id=row.id,
             state=row.state,
-            definition=_json(row.definition),
+            definition=effective_document(_json(row.definition), _json(row.extensions)),
             preparation=_json(row.preparation),
             lease_number=row.lease_number,
+            removing=row.removing_at is not None,
         )
-        for row in connection.execute(
-            text("SELECT id, name, state, definition, preparation, lease_number FROM studies")
-        )
+        for row in connection.execute(text(f"SELECT {STUDY_COLUMNS} FROM studies"))
     }
     # What belongs to a study that is gone is a rule's matter, and is thrown away here.
     by_id = defaultdict(StudyRows.empty, {study.id: study for study in found.values()})

@@ -226,8 +226,23 @@ SERVICE_RULES = (
         """,
     ),
     Rule(
+        name="deletions",
+        holds="A study that is deleted has ended, and has the time until which it can be restored.",
+        broken=f"""
+            SELECT s.name, NULL, 'it is ' || s.state || ', deleted at '
+                || coalesce(CAST(s.deleted_at AS TEXT), 'no time') || ', to be removed at '
+                || coalesce(CAST(s.removal_at AS TEXT), 'no time')
+            FROM studies s
+            WHERE (s.deleted_at IS NULL) <> (s.removal_at IS NULL)
+                OR (s.deleted_at IS NULL) <> (s.deleted_by IS NULL)
+                OR (s.deleted_at IS NULL AND s.removing_at IS NOT NULL)
+                OR (s.deleted_at IS NOT NULL AND s.state NOT IN {_OVER})
+        """,
+    ),
+    Rule(
         name="children-of-studies",
-        holds="Every attempt, event, report, evaluation and row of a trial belongs to an existing study.",
+        holds="Every attempt, event, report, evaluation, row of a trial, tag, stop and recipe belongs to an"
+        " existing study.",
         broken="""
             SELECT '', child.trial_number, child.what || ' of study ' || child.study_id || ', which is gone'
             FROM (
@@ -236,6 +251,9 @@ SERVICE_RULES = (
                 UNION ALL SELECT study_id, trial_number, 'a report' FROM rung_reports
                 UNION ALL SELECT study_id, number, 'the row of a trial' FROM trials
                 UNION ALL SELECT study_id, trial_number, 'an evaluation' FROM evaluations
+                UNION ALL SELECT study_id, NULL, 'a tag' FROM study_tags
+                UNION ALL SELECT study_id, trial_number, 'a stop' FROM trial_stops
+                UNION ALL SELECT study_id, trial_number, 'a recipe' FROM enqueued_recipes
             ) child LEFT JOIN studies s ON s.id = child.study_id
             WHERE child.study_id IS NOT NULL AND s.id IS NULL
         """,

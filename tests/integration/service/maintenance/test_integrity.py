@@ -51,6 +51,7 @@ BREAKS: dict[str, tuple[str, ...]] = {
         " SELECT id, name, '0 2 * * *', 'UTC', '{}', false, created_at, created_at"
         " FROM studies WHERE name = 'grid'",
     ),
+    "deletions": ("UPDATE studies SET deleted_at = created_at WHERE name = 'grid'",),
     "children-of-studies": ("UPDATE events SET study_id = 'gone' WHERE kind = 'study_running'",),
     "events-in-order": ("UPDATE events SET position = NULL WHERE kind = 'study_running'",),
     "reigns": (

@@ -72,7 +72,7 @@ def test_an_unknown_parameter_is_answered_with_the_nearest_and_all_others(client
             "value": "running",
             "message": "unknown query parameter",
             "allowed": "state, prefix, owner, schedule, created_after, created_before,"
-            " ended_after, ended_before, tag, limit, cursor",
+            " ended_after, ended_before, tag, archived, deleted, limit, cursor",
             "nearest": "state",
         }
     ]

@@ -1,0 +1,139 @@
+"""The archive, and the deletion of studies: what may be deleted, and until when that can be taken back.
+
+A deletion is a date in the study's row. Until it has come the study is only hidden from lists; then a
+coordinator removes it (`service.coordinator.chores.removal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db.database import database_now
+from service.db.kinds import StudyKind
+from service.db.models import Schedule, Study
+from service.db.transitions import append_event
+from service.errors import BeingRemoved, StillNeeded
+from service.rest.etags import Precondition
+from service.states import ACTIVE_STUDY_STATES, TERMINAL_STUDY_STATES
+from service.studies.queries import get_study
+
+ARCHIVED, UNARCHIVED = "archived", "unarchived"
+DELETED, RESTORED = "deleted", "restored"
+"""Kinds of events that say so, and who asked for it."""
+
+
+def archive(session: Session, ref: str, expected: Precondition, *, asked_by: str) -> Study:
+    """Have lists leave a study out. Raises `NotFound` and `PreconditionFailed`."""
+    study = _expected(session, ref, expected)
+    if study.archived_at is None:
+        study.archived_at = database_now(session)
+        _note(session, study, ARCHIVED, f"archived on request of {asked_by!r}")
+    return study
+
+
+def unarchive(session: Session, ref: str, expected: Precondition, *, asked_by: str) -> Study:
+    """Have lists show a study again. Raises `NotFound` and `PreconditionFailed`."""
+    study = _expected(session, ref, expected)
+    if study.archived_at is not None:
+        study.archived_at = None
+        _note(session, study, UNARCHIVED, f"taken out of the archive on request of {asked_by!r}")
+    return study
+
+
+def delete(session: Session, ref: str, expected: Precondition, *, asked_by: str, grace: timedelta) -> Study:
+    """Have a study removed once a time of grace is over, with the range test that is its first stage.
+
+    Deleting it again changes nothing.
+
+    Raises:
+        NotFound: there is no such study.
+        PreconditionFailed: it is not what was expected.
+        StillNeeded: it has not ended, or another study or a schedule needs it.
+    """
+    study = _expected(session, ref, expected)
+    if study.deleted_at is not None:
+        return study
+    reasons = list(needed_by(session, study))
+    if reasons:
+        raise StillNeeded(f"The study {study.name!r} cannot be deleted: {'; '.join(reasons)}.")
+    at = database_now(session)
+    for each in (study, *own_range_test(session, study)):
+        each.deleted_at, each.deleted_by, each.removal_at = at, asked_by, at + grace
+        until = f"{each.removal_at:%Y-%m-%d %H:%M} UTC"
+        _note(session, each, DELETED, f"deleted on request of {asked_by!r}; it can be restored until {until}")
+    return study
+
+
+def restore(session: Session, ref: str, expected: Precondition, *, asked_by: str) -> Study:
+    """Take a deletion back, with that of its range test. One that is not deleted is left as it is.
+
+    Raises:
+        NotFound: there is no such study, or none any more.
+        PreconditionFailed: it is not what was expected.
+        BeingRemoved: a coordinator removes it.
+    """
+    study = _expected(session, ref, expected)
+    if study.removing_at is not None:
+        raise BeingRemoved(
+            f"The study {study.name!r} cannot be restored: since {study.removing_at:%Y-%m-%d %H:%M:%S} UTC a "
+            "coordinator removes its adapters and its trials."
+        )
+    if study.deleted_at is None:
+        return study
+    for each in (study, *own_range_test(session, study)):
+        if each.deleted_at is not None and each.removing_at is None:
+            each.deleted_at = each.deleted_by = each.removal_at = None
+            _note(session, each, RESTORED, f"restored on request of {asked_by!r}")
+    return study
+
+
+def needed_by(session: Session, study: Study) -> Iterator[str]:
+    """Why a study cannot be removed now, in words."""
+    if study.state not in TERMINAL_STUDY_STATES:
+        yield f"it is {study.state}; cancel it first"
+    if study.kind == StudyKind.RANGE_TEST:
+        staged = select(Study.name).where(Study.range_test_id == study.id, Study.deleted_at.is_(None))
+        for name in session.scalars(staged.order_by(Study.name).limit(1)):
+            yield f"it is the first stage of the study {name!r}; delete that one"
+    names = study.id, study.name
+    source = Study.definition[("warm_start", "from")].as_string()
+    waiting = select(Study.name).where(
+        source.in_(names), Study.preparation.is_(None), Study.state.in_(ACTIVE_STUDY_STATES)
+    )
+    for name in session.scalars(waiting.order_by(Study.name).limit(1)):
+        yield f"the study {name!r} has not begun and is to start from it"
+    if session.scalars(select(Schedule.id).where(Schedule.name.in_(names))).first() is not None:
+        return  # that name means the schedule to its own sweeps
+    of_schedule = Schedule.definition[("warm_start", "from")].as_string()
+    for name in session.scalars(select(Schedule.name).where(of_schedule.in_(names)).limit(1)):
+        yield f"the sweeps of the schedule {name!r} start from it; change its warm_start first"
+
+
+def own_range_test(session: Session, study: Study) -> Iterator[Study]:
+    """The range test that is its first stage and no other study's, if it has ended."""
+    if study.range_test_id is None:
+        return
+    others = select(Study.id).where(
+        Study.range_test_id == study.range_test_id,
+        Study.id != study.id,
+        Study.deleted_at.is_(None),
+    )
+    if session.scalars(others).first() is None:
+        test = get_study(session, study.range_test_id, lock=True)
+        if test.state in TERMINAL_STUDY_STATES:
+            yield test
+
+
+def _expected(session: Session, ref: str, expected: Precondition) -> Study:
+    study = get_study(session, ref, lock=True)
+    expected.check(f"The study {study.name!r}", study.revision)
+    return study
+
+
+def _note(session: Session, study: Study, kind: str, message: str) -> None:
+    study.revision += 1
+    append_event(session, study.id, kind, message)
