@@ -5,7 +5,7 @@ its transaction is committed: whoever has read up to one position has missed non
 there keep their ids as positions, those of schedules come behind those of studies.
 
 Revision ID: 0013
-Revises: 0008
+Revises: 0012
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0008"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 

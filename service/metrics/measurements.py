@@ -10,12 +10,11 @@ from typing import Any
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, load_only
 
-from service.analysis.gpu_hours import gpu_hours
+from service.analysis.gpu_hours import gpu_hours, worker_hours
 from service.db.database import database_now
 from service.db.kinds import WORKER_CAPACITY
 from service.db.models import Attempt, Device, EventRow, Schedule, Study, Trial
 from service.devices import heartbeats
-from service.reports.costs import worker_hours
 from service.states import ACTIVE_STUDY_STATES, LIVE_ATTEMPT_STATES, AttemptState, StudyState
 
 KEPT_AFTER_END = timedelta(hours=1)

@@ -17,7 +17,6 @@ from service.pages.figures.trend import Missed, Sweep, trend_figure
 from service.pages.summary import trend
 from service.schedules import queries
 from service.schedules.schemas import ScheduleEventView, ScheduleView
-from service.studies.queries import list_view
 from service.studies.schemas import ListedStudy
 
 MOST_SWEEPS = 100
@@ -70,7 +69,7 @@ def read_page(session: Session, ref: str) -> SchedulePage:
         schedule = None
     page = queries.list_sweeps(session, ref, limit=MOST_SWEEPS, cursor=None)
     events = queries.list_history(session, ref, before=None, limit=MOST_EVENTS)
-    listed = list_view(session, page.studies)
+    listed = page.items
     prints = queries.fingerprints_of(session, [study.id for study in listed])
     nights = list(_nights(listed, prints))
     missed = [event for event in events if event.kind in _MISSED]

@@ -316,8 +316,15 @@ class LeasedStudy:
         request = frozen_trial(self.optuna, number).user_attrs.get(ENQUEUED)
 
         def work(session: Session, _: Study) -> None:
-            more = {"repeat_of": asked.repeat_of, "seed": asked.seed, "evaluates": asked.evaluates}
-            trials.add(session, self.study_id, number, asked.params, **more)
+            trials.add(
+                session,
+                self.study_id,
+                number,
+                asked.params,
+                repeat_of=asked.repeat_of,
+                seed=asked.seed,
+                evaluates=asked.evaluates,
+            )
             if request is not None:
                 recipes.note_asked(session, self.study_id, {request: number})
 
