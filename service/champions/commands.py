@@ -80,6 +80,8 @@ def promote(session: Session, schedule: Schedule, wanted: Promotion, *, asked_by
     """
     study = get_study(session, wanted.study)
     what = f"Trial {wanted.trial} of the study {study.name!r}"
+    if study.deleted_at is not None:
+        raise ChampionRefused(f"{what} cannot be the champion: the study is deleted; restore it first.")
     definition, now = read_definition(study), read_definition(schedule)
     if definition is None or now is None or study.kind != StudyKind.SEARCH:
         raise ChampionRefused(f"{what} cannot be the champion: the study is no search of this version.")

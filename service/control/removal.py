@@ -12,6 +12,8 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from search_spaces.wording import listed
+from service.db import reigns
 from service.db.database import database_now
 from service.db.kinds import StudyKind
 from service.db.models import Schedule, Study
@@ -99,6 +101,9 @@ def needed_by(session: Session, study: Study) -> Iterator[str]:
         staged = select(Study.name).where(Study.range_test_id == study.id, Study.deleted_at.is_(None))
         for name in session.scalars(staged.order_by(Study.name).limit(1)):
             yield f"it is the first stage of the study {name!r}; delete that one"
+    if kept := sorted(reigns.kept_trials(session, study.id)):
+        of = f"trial {kept[0]}" if len(kept) == 1 else f"trials {listed([str(number) for number in kept])}"
+        yield f"a schedule's champion, or one that a rollback may bring back, is the adapter of its {of}"
     names = study.id, study.name
     source = Study.definition[("warm_start", "from")].as_string()
     waiting = select(Study.name).where(

@@ -32,7 +32,7 @@ class Need:
         role: at least this one; None: nothing, not even a key.
         own: the path parameter that names what is changed: it must be the caller's, or be shared with them,
             unless they are an admin.
-        sharing: whether being shared is not enough: only the owner and admins decide with whom it is.
+        sharing: whether being shared is not enough: only the owner and admins share and delete it.
     """
 
     role: Role | None
@@ -50,7 +50,7 @@ def _change(kind: Kind) -> Need:
     return Need(Role.SUBMITTER, own=kind)
 
 
-def _share(kind: Kind) -> Need:
+def _own(kind: Kind) -> Need:
     return Need(Role.SUBMITTER, own=kind, sharing=True)
 
 
@@ -61,6 +61,13 @@ NEEDS: dict[str, Need] = {
     "POST /login": OPEN,
     "GET /login/openid": OPEN,
     "GET /login/openid/callback": OPEN,
+    "GET /": READ,
+    "GET /pages/{digest}/{name}": READ,
+    "GET /reports/studies/{study}": READ,
+    "GET /reports/studies/{study}/file": READ,
+    "GET /reports/schedules/{schedule}": READ,
+    "GET /reports/schedules/{schedule}/file": READ,
+    "GET /metrics": READ,
     "GET /logout": READ,
     "POST /logout": READ,
     "GET /openapi.json": READ,
@@ -77,13 +84,26 @@ NEEDS: dict[str, Need] = {
     "GET /v1/studies": READ,
     "POST /v1/studies": SUBMIT,
     "GET /v1/studies/{study}": READ,
+    "PATCH /v1/studies/{study}": _change("study"),
+    "DELETE /v1/studies/{study}": _own("study"),
+    "POST /v1/studies/{study}/restore": _own("study"),
+    "POST /v1/studies/{study}/archive": _change("study"),
+    "POST /v1/studies/{study}/unarchive": _change("study"),
+    "POST /v1/studies/{study}/extend": _change("study"),
     "POST /v1/studies/{study}/cancel": _change("study"),
     "POST /v1/studies/{study}/pause": _change("study"),
     "POST /v1/studies/{study}/resume": _change("study"),
     "GET /v1/studies/{study}/access": READ,
-    "PUT /v1/studies/{study}/access": _share("study"),
+    "PUT /v1/studies/{study}/access": _own("study"),
     "GET /v1/studies/{study}/events": READ,
+    "GET /v1/studies/{study}/events/stream": READ,
+    "GET /v1/events": READ,
+    "GET /v1/events/stream": READ,
+    "GET /v1/studies/{study}/enqueued": READ,
     "GET /v1/studies/{study}/trials": READ,
+    "POST /v1/studies/{study}/trials": _change("study"),
+    "POST /v1/studies/{study}/trials/{number}/stop": _change("study"),
+    "GET /v1/studies/{study}/trials/{number}/log": READ,
     "GET /v1/studies/{study}/trials/{number}": READ,
     "GET /v1/studies/{study}/trials/{number}/adapter": READ,
     "GET /v1/studies/{study}/attempts": READ,
@@ -102,9 +122,16 @@ NEEDS: dict[str, Need] = {
     "DELETE /v1/schedules/{schedule}": _change("schedule"),
     "POST /v1/schedules/{schedule}/run": _change("schedule"),
     "GET /v1/schedules/{schedule}/access": READ,
-    "PUT /v1/schedules/{schedule}/access": _share("schedule"),
+    "PUT /v1/schedules/{schedule}/access": _own("schedule"),
     "GET /v1/schedules/{schedule}/studies": READ,
     "GET /v1/schedules/{schedule}/history": READ,
+    "GET /v1/schedules/{schedule}/firings": READ,
+    "GET /v1/schedule-preview": READ,
+    "GET /v1/schedules/{schedule}/champion": READ,
+    "GET /v1/schedules/{schedule}/champion/history": READ,
+    "GET /v1/schedules/{schedule}/champion/adapter": READ,
+    "POST /v1/schedules/{schedule}/champion": _change("schedule"),
+    "POST /v1/schedules/{schedule}/champion/rollback": _change("schedule"),
     "GET /v1/search-spaces": READ,
     "GET /v1/search-spaces/{name}": READ,
     "GET /v1/workers": READ,

@@ -63,6 +63,7 @@ def _only_admin(success: int) -> Outcomes:
 TABLE: dict[str, Row] = {
     "GET /healthz": Row(READ, open=200),
     "GET /readyz": Row(READ, open=503),  # there is no coordinator in the test
+    "GET /metrics": Row(READ),
     "GET /v1/me": Row(READ),
     "GET /v1/keys": Row(_only_admin(200)),
     "POST /v1/keys": Row(_only_admin(201), lambda _: {"owner": "carol"}),
@@ -74,14 +75,27 @@ TABLE: dict[str, Row] = {
     "GET /v1/studies": Row(READ),
     "POST /v1/studies": Row(SUBMIT, _definition),
     "GET /v1/studies/{study}": Row(READ),
+    "PATCH /v1/studies/{study}": Row(SET, lambda _: {"note": "keep"}),
+    "DELETE /v1/studies/{study}": Row(CHANGE),
+    "POST /v1/studies/{study}/restore": Row(CHANGE),
+    "POST /v1/studies/{study}/archive": Row(CHANGE),
+    "POST /v1/studies/{study}/unarchive": Row(CHANGE),
+    "POST /v1/studies/{study}/extend": Row(CHANGE, lambda _: {"trials": 1}),
     "POST /v1/studies/{study}/cancel": Row(CHANGE),
     "POST /v1/studies/{study}/pause": Row(CHANGE),
     "POST /v1/studies/{study}/resume": Row(CHANGE),
     "GET /v1/studies/{study}/access": Row(READ),
     "PUT /v1/studies/{study}/access": Row(SET, lambda _: {"shared": "none"}),
     "GET /v1/studies/{study}/events": Row(READ),
+    "GET /v1/studies/{study}/events/stream": Row(READ),
+    "GET /v1/events": Row(READ),
+    "GET /v1/events/stream": Row(READ),
+    "GET /v1/studies/{study}/enqueued": Row(READ),
     "GET /v1/studies/{study}/trials": Row(READ),
-    "GET /v1/studies/{study}/trials/{number}": Row((404, 404, 404, 404)),  # nothing has run
+    "POST /v1/studies/{study}/trials": Row(CHANGE, lambda _: {"params": {"batch_size": 4}}),
+    "POST /v1/studies/{study}/trials/{number}/stop": Row((403, 404, 403, 404)),  # nothing has run
+    "GET /v1/studies/{study}/trials/{number}/log": Row((404, 404, 404, 404)),
+    "GET /v1/studies/{study}/trials/{number}": Row((404, 404, 404, 404)),
     "GET /v1/studies/{study}/trials/{number}/adapter": Row((404, 404, 404, 404)),
     "GET /v1/studies/{study}/attempts": Row(READ),
     "GET /v1/studies/{study}/best": Row((404, 404, 404, 404)),
@@ -102,6 +116,15 @@ TABLE: dict[str, Row] = {
     "PUT /v1/schedules/{schedule}/access": Row(SET, lambda _: {"shared": "none"}),
     "GET /v1/schedules/{schedule}/studies": Row(READ),
     "GET /v1/schedules/{schedule}/history": Row(READ),
+    "GET /v1/schedules/{schedule}/firings": Row(READ),
+    "GET /v1/schedule-preview": Row((422, 422, 422, 422)),  # no cron expression is given
+    "GET /v1/schedules/{schedule}/champion": Row((404, 404, 404, 404)),
+    "GET /v1/schedules/{schedule}/champion/history": Row(READ),
+    "GET /v1/schedules/{schedule}/champion/adapter": Row((404, 404, 404, 404)),
+    "POST /v1/schedules/{schedule}/champion": Row(
+        (403, 404, 403, 404), lambda _: {"study": "none", "trial": 0}
+    ),
+    "POST /v1/schedules/{schedule}/champion/rollback": Row((403, 404, 403, 404)),
     "GET /v1/search-spaces": Row(READ),
     "GET /v1/search-spaces/{name}": Row(READ),
     "GET /v1/workers": Row(READ),
