@@ -2,7 +2,8 @@
 
 from service.client.connection import AWAY, DEFAULT_SERVER
 from service.client.errors import ClientError, RefusedError, UnexpectedAnswerError, UnreachableError
-from service.client.rest import Arrival, Client
+from service.client.rest import Client
+from service.client.studies import Arrival
 
 __all__ = [
     "AWAY",
