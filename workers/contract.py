@@ -101,9 +101,8 @@ class TrialOrder:
     evaluation: EvaluationSpec
     task: Task = "causal_lm"
     metrics: Mapping[str, str] = field(default_factory=dict)
-    """The study's own metrics: name -> `module:function`."""
     losses: Mapping[str, str] = field(default_factory=dict)
-    """The study's own losses, likewise."""
+    """The study's own metrics and losses: name -> `module:function`."""
     constrained: tuple[str, ...] = ()
     """Metrics that the study's constraints name, which a completed trial must have."""
     micro_batch_size: int | None
@@ -258,9 +257,8 @@ class Report:
     is_best: bool
     """Whether the objective is the best of this attempt so far; its adapter has been saved."""
     gradient_noise_scale: float | None = None
-    """McCandlish et al. 2018 (arXiv 1812.06162): the critical batch size in examples, measured since the
-    beginning; None: no optimizer step could be measured (batches of one never can), or no signal was to be
-    seen in the noise. See `workers.training.noise_scale`."""
+    """The critical batch size in examples, since the beginning; None: no step could be measured, or no signal
+    was to be seen in the noise. See `workers.training.noise_scale`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,12 +285,10 @@ class TrialOutcome:
     """Likewise of its evaluations: one shared by K trials counts a Kth for each."""
     peak_memory_bytes: int = 0
     """Peak allocated on the device, and on CPU peak resident memory of the worker (its libraries included),
-    since the trial that found the worker idle had been loaded. So a trial that has the worker for itself
-    (`trials_per_worker: 1`) is told its own peak, and one in a shared pack that of the pack, which may have
-    been before its time. Outside Linux a CPU's peak is that of the process's whole life."""
+    since the trial that found the worker idle had been loaded: in a shared pack the pack's, perhaps of before
+    its time. Outside Linux a CPU's peak is that of the process's whole life."""
     predicted_memory_bytes: int | None = None
-    """What the cost model said of the whole pack as soon as the trial was in it and a few passes had been
-    measured, here or earlier; None: none were."""
+    """What the cost model said of the pack once the trial was in it; None: no pass was measured yet."""
     trainable_parameters: int | None = None
     """Numbers in the adapter and the new head; None: it was never made."""
     gradient_noise_scale: float | None = None
@@ -337,10 +333,8 @@ class PackCapacity:
 
 @dataclass(frozen=True, kw_only=True)
 class Stalled:
-    """The worker answers, but its training thread hangs. Of no attempt: it concerns all that the worker has.
-
-    Nothing in the process can end the call that hangs, so the process has to be ended.
-    """
+    """The worker answers, but its training thread hangs, and only the end of its process ends the call. Of no
+    attempt: it concerns all that the worker has."""
 
     reason: str
     """What did not end, and for how long, in words."""
@@ -398,11 +392,9 @@ class WorkerInfo:
     newest_attempt: int | None = None
     """The highest of all attempts of its study that it ever took, those that have ended included."""
     device_id: str | None = None
-    """Which GPU it has: `<node>/<the GPU's own UUID>`, or `<node>/<index>` where the UUID is not known. None:
-    it trains on the CPU."""
+    """Its GPU: `<node>/<UUID>`, or `<node>/<index>` where that is not known. None: it trains on the CPU."""
     study_id: str | None = None
     """The study that it was given to; None: it waits for one."""
     num_cpus: float = 1.0
-    """As in its `WorkerSpec`."""
     num_gpus: float = 0.0
-    """Likewise."""
+    """Both as in its `WorkerSpec`."""

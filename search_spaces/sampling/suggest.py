@@ -24,17 +24,15 @@ from functools import cached_property
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial
 
 from search_spaces.definition import StudyDefinition
-from search_spaces.errors import RequestRefusedError, SearchSpaceExhausted, SuggestionError, TrialNumberTaken
-from search_spaces.parameters.choices import encode_choice
+from search_spaces.errors import RequestRefusedError, SearchSpaceExhausted, SuggestionError
 from search_spaces.preparation import NOTHING, Preparation
 from search_spaces.sampling.axes import axes_of
+from search_spaces.sampling.creation import create, encoded, running, storage_of
 from search_spaces.sampling.history import (
-    DRAWN_FOR_KEY,
     ENQUEUED,
     EVALUATES,
     REPEAT_OF,
@@ -120,10 +118,10 @@ def suggest(
         values = suggester.values(number) if request is None else suggester.requested(number, request)
         by_name = distributions(prepared_space(definition, preparation))
         attrs = None if request is None else {ENQUEUED: request.id}
-        made = _create(study, values, by_name, number, user_attrs=attrs)
+        made = create(study, values, by_name, number, user_attrs=attrs)
         if made is not None:
             return made
-        first = next((t for t in _running(study) if t.number >= number), None)
+        first = next((t for t in running(study) if t.number >= number), None)
         if sole_asker and first is not None:
             return Trial(study, first._trial_id)
     raise SuggestionError("another process asks for trials of this study at the same time")
@@ -143,11 +141,11 @@ def complete_suggestion(
         SuggestionError: The algorithm cannot run here.
     """
     if is_searched(trial):
-        storage = _storage(study)
+        storage = storage_of(study)
         params: dict[str, Any] | None = trial.system_attrs.get(SUGGESTION_KEY)
         if params is None:
             others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-            params = _encoded(_Suggester(study, definition, preparation, others).values(trial.number))
+            params = encoded(_Suggester(study, definition, preparation, others).values(trial.number))
             storage.set_trial_system_attr(trial._trial_id, SUGGESTION_KEY, params)
         by_name = distributions(prepared_space(definition, preparation))
         for name, value in params.items():
@@ -211,20 +209,14 @@ def _made(
     """A RUNNING trial with these user attributes: the one that there is, else a new one."""
     for _ in range(RACES):
         # Not `<=` of their items: a value may be a mapping, which has no hash.
-        same = (t for t in _running(study) if all(t.user_attrs.get(key) == attrs[key] for key in attrs))
+        same = (t for t in running(study) if all(t.user_attrs.get(key) == attrs[key] for key in attrs))
         if (found := next(same, None)) is not None:
             return Trial(study, found._trial_id)
         number = len(study.get_trials(deepcopy=False))
-        made = _create(study, values, by_name, number, user_attrs=attrs)
+        made = create(study, values, by_name, number, user_attrs=attrs)
         if made is not None:
             return made
     raise SuggestionError("another process asks for trials of this study at the same time")
-
-
-def _running(study: Study) -> list[FrozenTrial]:
-    """Trials that run, by number, without orphaned ones."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial for trial in running if not is_orphaned(trial)]
 
 
 class _Suggester:
@@ -380,41 +372,3 @@ class _Suggester:
             directions=self._study.directions,
             conditional=self._space.conditional,
         )
-
-
-def _create(
-    study: Study,
-    values: Values,
-    by_name: Mapping[str, BaseDistribution],
-    number: int,
-    user_attrs: dict[str, Any] | None = None,
-) -> Trial | None:
-    """A RUNNING trial of that number. None where another has it: one that was asked for at the same time, or
-    this very one, whose creation was not heard of and tried again.
-    """
-    params = _encoded(values)
-    template = create_trial(
-        state=TrialState.RUNNING,
-        params=params,
-        distributions={name: by_name[name] for name in params},
-        user_attrs=user_attrs,
-        system_attrs={SUGGESTION_KEY: params, DRAWN_FOR_KEY: number},
-    )
-    try:
-        # As Study.add_trial does it, which has no use for what it makes; there is no public call.
-        trial = Trial(study, _storage(study).create_new_trial(study._study_id, template_trial=template))
-    except TrialNumberTaken:
-        return None
-    if trial.number == number:
-        return trial
-    # What was drawn was for another number, and the storage does not look.
-    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    return None
-
-
-def _encoded(values: Values) -> dict[str, Any]:
-    return {name: encode_choice(value) for name, value in values.items()}
-
-
-def _storage(study: Study) -> BaseStorage:
-    return study._storage

@@ -10,11 +10,20 @@ from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from service.coordinator.outages import is_trouble
-from service.coordinator.policy.trial_history import END_EVENTS, has_ended
+from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
+from service.coordinator.policy.trial_history import END_EVENTS, AskedTrial, has_ended
 from service.db.models import Attempt, EventRow
 from service.optuna_store.storage import Storage
+from service.states import AttemptState
 
 log = logging.getLogger(__name__)
+
+ENDED_AS = {
+    "complete": AttemptState.COMPLETED,
+    "pruned": AttemptState.PRUNED,
+    "fail": AttemptState.FAILED,
+}
+"""How a trial ended of which Optuna alone knows."""
 
 
 def order(session: Session, study_id: str) -> dict[int, int]:
@@ -55,3 +64,38 @@ def importance(storage: Storage, name: str, definition: StudyDefinition) -> dict
         log.exception("the importance of hyperparameters of study %s cannot be kept", name)
         return None  # a study must end all the same
     return found.model_dump(mode="json")
+
+
+def ended(
+    number: int,
+    asked: AskedTrial | None,
+    outcome: AttemptState,
+    place: int,
+    *,
+    value: float | None = None,
+    feasible: bool,
+    fatal_reason: str | None = None,
+) -> TrialSnapshot:
+    """A trial that has ended, as decisions look at it.
+
+    Args:
+        number: the trial's.
+        asked: what it was asked for as; None: nobody knows.
+        outcome: how it ended.
+        place: of its end among those of the study.
+        value: the objective.
+        feasible: whether it breaks no constraint.
+        fatal_reason: why every other trial would end like it.
+    """
+    return TrialSnapshot(
+        number=number,
+        phase=TrialPhase.ENDED,
+        repeat_of=None if asked is None else asked.repeat_of,
+        seed=None if asked is None else asked.seed,
+        evaluates=None if asked is None else asked.role,
+        outcome=outcome,
+        end_order=place,
+        value=value,
+        feasible=feasible,
+        fatal_reason=fatal_reason,
+    )

@@ -25,11 +25,11 @@ from service.control import recipes
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
-from service.coordinator.policy.snapshot import TrialPhase, TrialSnapshot
+from service.coordinator.policy.snapshot import TrialSnapshot
 from service.coordinator.policy.trial_history import AskedTrial, has_ended
 from service.coordinator.policy.waiting import WAITING, Standing
 from service.coordinator.study import ends, verdicts
-from service.coordinator.study.ends import LARGE
+from service.coordinator.study.ends import ENDED_AS, LARGE
 from service.db import trials
 from service.db.database import Database
 from service.db.kinds import StudyKind
@@ -49,12 +49,6 @@ T = TypeVar("T")
 
 STARTED = "a coordinator has started it"
 """Why a queued study is running."""
-
-_ENDED_AS = {
-    "complete": AttemptState.COMPLETED,
-    "pruned": AttemptState.PRUNED,
-    "fail": AttemptState.FAILED,
-}
 
 RANGE_TEST_METRIC = "train_loss"
 """What Optuna's study of a range test calls its value: the lowest smoothed train loss."""
@@ -249,9 +243,9 @@ class LeasedStudy:
             self.asked[trial.number] = AskedTrial(
                 params=trial.params, repeat_of=trial.repeat_of, seed=trial.seed, evaluates=trial.evaluates
             )
-            if trial.state in _ENDED_AS:
+            if trial.state in ENDED_AS:
                 # Somebody else who told Optuna of it did not say more than that.
-                outcome = trial.user_attrs.get(OUTCOME_ATTR, _ENDED_AS[trial.state])
+                outcome = trial.user_attrs.get(OUTCOME_ATTR, ENDED_AS[trial.state])
                 self._end(
                     trial.number,
                     AttemptState(outcome),
@@ -401,25 +395,6 @@ class LeasedStudy:
             if found:
                 self.transact(lambda session, _: verdicts.write(session, self.study_id, found))
 
-    def _end(
-        self,
-        number: int,
-        outcome: AttemptState,
-        *,
-        value: float | None = None,
-        feasible: bool,
-        fatal_reason: str | None = None,
-    ) -> None:
-        asked = self.asked.get(number)
-        self.ends[number] = TrialSnapshot(
-            number=number,
-            phase=TrialPhase.ENDED,
-            repeat_of=None if asked is None else asked.repeat_of,
-            seed=None if asked is None else asked.seed,
-            evaluates=None if asked is None else asked.role,
-            outcome=outcome,
-            end_order=self._order.setdefault(number, len(self._order)),
-            value=value,
-            feasible=feasible,
-            fatal_reason=fatal_reason,
-        )
+    def _end(self, number: int, outcome: AttemptState, **known: Any) -> None:
+        place = self._order.setdefault(number, len(self._order))
+        self.ends[number] = ends.ended(number, self.asked.get(number), outcome, place, **known)
