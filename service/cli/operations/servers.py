@@ -50,6 +50,7 @@ def coordinator(home: Home = None, ray_address: RayAddress = None) -> None:
 def _say_ready(url: str) -> None:
     say(
         f"Nightsweep is running at {url}. Press Ctrl-C to stop it.",
+        f"  Overview    {url}/",
         f"  Dashboard   {url}/dashboard",
         f"  API         {url}/docs",
     )

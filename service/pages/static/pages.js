@@ -115,7 +115,8 @@
       let there = document.querySelector(`[data-part="${CSS.escape(name)}"]`);
       if (!there) {
         there = document.importNode(part, false);
-        place ? place.after(there) : main.append(there);
+        const first = main.querySelector("[data-part]");
+        place ? place.after(there) : first ? first.before(there) : main.append(there);
         sources.delete(name);
       }
       place = there;
