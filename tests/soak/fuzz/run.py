@@ -36,6 +36,9 @@ SOUND = {
 }
 """Operations whose bodies a schema says only half of, and what makes right ones."""
 
+BY_STUDY = ("POST /v1/studies/{study}/trials", "POST /v1/studies/{study}/extend")
+"""Operations whose bodies are right or wrong by the definition of the study, which no schema can say."""
+
 MADE_LATER = (
     "GET /v1/studies/{study}/best",
     "GET /v1/studies/{study}/trials/{number}",
@@ -122,7 +125,7 @@ def fuzz(
                     "include-name": name,
                     "checks": {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "422"]}},
                 }
-                for name in SOUND
+                for name in (*SOUND, *BY_STUDY)
             ]
             + [
                 {"include-name": name, "checks": {"ensure_resource_availability": {"enabled": False}}}
