@@ -31,7 +31,7 @@ MEDIA_TYPE = "application/problem+json"
 
 _NAME_FORM = "1 to 200 letters, digits, dots, hyphens and underscores, beginning with a letter or a digit"
 OWNER_FORM = (
-    "1 to 64 letters, digits, dots, hyphens, underscores and the signs @ and +, beginning with a letter or a"
+    "1 to 64 letters, digits, signs @ and +, dots, hyphens and underscores, beginning with a letter or a"
     " digit"
 )
 _FORMS = {

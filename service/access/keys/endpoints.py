@@ -124,7 +124,7 @@ def rotate_key(key: KeyRef, document: Document, change: ChangeOnce) -> Response:
     return change.answer(work)
 
 
-@router.delete("/keys/{key}", status_code=204, responses=declare(404, 408, 413, 422))
+@router.delete("/keys/{key}", status_code=204, responses=declare(404, 422))
 def revoke_key(key: KeyRef, changing: Changing) -> None:
     """Revoke an API key, from the next request on; sessions that were begun with it end. Its owner's studies
     continue."""

@@ -67,7 +67,7 @@ ADD_SCHEMA: dict[str, Any] = {
     "properties": {
         "owner": {
             "type": "string",
-            "maxLength": 64,
+            "pattern": r"^(?!default$)[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$",
             "description": "The name of a person or a team; `default` is the server's own",
         },
         "role": {**_ROLE, "default": Role.SUBMITTER},

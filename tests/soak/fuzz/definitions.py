@@ -156,3 +156,23 @@ def sound_change(number: int) -> dict[str, Any]:
             {"name": f"{PREFIX}dawn-{number}", "definition": sound_definition(number)},
         ]
     )
+
+
+def sound_key(number: int) -> dict[str, Any]:
+    """A key that must be made."""
+    body: dict[str, Any] = {"owner": f"owner-{number % 7}"}
+    if number % 2:
+        body["role"] = ("viewer", "submitter", "admin")[number % 3]
+    if number % 3:
+        body["expires_in"] = ("90d", "1h30m", "12h")[number % 3]
+    return body | ({"label": "laptop"} if number % 5 else {})
+
+
+def sound_key_change(number: int) -> dict[str, Any]:
+    """A change of a key that must be made while it works."""
+    return {"role": "viewer"} if number % 2 else {"label": f"label {number % 9}"}
+
+
+def sound_rotation(number: int) -> dict[str, Any]:
+    """A rotation that must be made while the key works and has not been rotated."""
+    return {"overlap": ("1h", "24h", "30d")[number % 3]} if number % 2 else {}

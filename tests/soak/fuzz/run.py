@@ -25,7 +25,14 @@ from schemathesis.generation.case import Case
 from schemathesis.generation.meta import TestPhase
 from schemathesis.hooks import HookContext
 
-from tests.soak.fuzz.definitions import sound_change, sound_definition, sound_schedule
+from tests.soak.fuzz.definitions import (
+    sound_change,
+    sound_definition,
+    sound_key,
+    sound_key_change,
+    sound_rotation,
+    sound_schedule,
+)
 from tests.soak.fuzz.world import KEY, World
 
 SOUND = {
@@ -33,6 +40,9 @@ SOUND = {
     "POST /v1/range-tests": sound_definition,
     "POST /v1/schedules": sound_schedule,
     "PATCH /v1/schedules/{schedule}": sound_change,
+    "POST /v1/keys": sound_key,
+    "PATCH /v1/keys/{key}": sound_key_change,
+    "POST /v1/keys/{key}/rotate": sound_rotation,
 }
 """Operations whose bodies a schema says only half of, and what makes right ones."""
 

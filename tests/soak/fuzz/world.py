@@ -45,6 +45,7 @@ class World:
     range_tests: tuple[str, ...]
     schedules: tuple[str, ...]
     devices: tuple[str, ...]
+    keys: tuple[str, ...]
 
     def known(self, parameter: str, beside: Container[str]) -> tuple[Any, ...]:
         """Values of a path parameter that lead to something, beside the others of its path."""
@@ -53,6 +54,7 @@ class World:
             "range_test": self.range_tests,
             "schedule": self.schedules,
             "device": self.devices,
+            "key": self.keys,
             "number": (0, 1, 2, 3, 4),
             "name": ("qlora-quick", "qlora-default"),
         }[parameter]
@@ -99,6 +101,7 @@ def make_world(settings: Settings) -> World:
         studies.append(post("/v1/studies", several))
         schedules = [post("/v1/schedules", sound_schedule(number)) for number in range(30)]
         range_tests = [post("/v1/range-tests", sound_definition(number)) for number in range(20, 23)]
+        keys = [post("/v1/keys", {"owner": f"owner-{number}"}) for number in range(12)]
         _run(Lab(studies[6], database, storage), settings, ())
         _run(Lab(studies[7], database, storage), settings, (12.5,))
         with database.write() as session:
@@ -123,6 +126,7 @@ def make_world(settings: Settings) -> World:
         range_tests=tuple(test["id"] for test in range_tests),
         schedules=tuple(schedule["id"] for schedule in schedules),
         devices=("GPU-0b1c",),
+        keys=tuple(key["id"] for key in keys),
     )
 
 

@@ -343,6 +343,18 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "get /v1/schedule-preview": set(),
         "post /v1/schedules/{schedule}/run": asked | {"429"},
         "delete /v1/schedules/{schedule}": {"404", "412"},
+        "get /v1/studies/{study}/access": {"404"},
+        "put /v1/studies/{study}/access": body | {"404"},
+        "get /v1/schedules/{schedule}/access": {"404"},
+        "put /v1/schedules/{schedule}/access": body | {"404"},
+        "get /v1/me": set(),
+        "get /v1/keys": set(),
+        "post /v1/keys": body,
+        "get /v1/keys/{key}": {"404"},
+        "patch /v1/keys/{key}": body | {"404", "409"},
+        "post /v1/keys/{key}/rotate": body | {"404", "409"},
+        "delete /v1/keys/{key}": {"404"},
+        "get /v1/audit": set(),
         "get /v1/workers": set(),
         "post /v1/workers/devices/{device}/restore": {"404", "408", "413"},
     }
@@ -361,14 +373,16 @@ def test_the_openapi_document_declares_the_headers_of_changes(client: TestClient
             sent = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "header"}
             # Every POST that changes something can be repeated; what has a revision can be insisted on.
             assert ("idempotency-key" in sent) == (method == "post"), path
-            revised = path.endswith(("/cancel", "/pause", "/resume", "/run")) or method in ("patch", "delete")
+            changes = path.endswith(("/cancel", "/pause", "/resume", "/run")) or method in ("patch", "delete")
+            without = path.startswith("/v1/keys")  # keys have no revision
+            revised = changes and not without
             assert ("if-match" in sent) == revised, path
             answers = {h for r in operation["responses"].values() for h in r.get("headers", ())}
             assert ("Idempotent-Replayed" in answers) == (method == "post"), path
-            makes = method == "post" and (path.count("/") == 2 or path.endswith("/run"))
+            makes = method == "post" and (path.count("/") == 2 or path.endswith(("/run", "/rotate")))
             assert ("Location" in answers) == makes, path
             one = path.count("/") == 3 and path.split("/")[2] in ("studies", "schedules", "range-tests")
-            tagged = method != "delete" and (one or "Location" in answers or revised)
+            tagged = not without and method != "delete" and (one or "Location" in answers or revised)
             assert ("ETag" in answers) == (tagged or "304" in operation["responses"]), path
             assert ("if-none-match" in sent) == ("304" in operation["responses"]), path
 
