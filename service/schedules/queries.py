@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_
-from sqlalchemy.orm import Session, defer, load_only
+from sqlalchemy.orm import Session, defer
 
 from service.analysis.gpu_hours import gpu_hours
 from service.db.database import database_now
@@ -73,11 +73,11 @@ def list_sweeps(session: Session, ref: str, *, limit: int, cursor: str | None) -
 
 def _gpu_hours(session: Session, study_ids: Sequence[str]) -> dict[str, float]:
     """Study id -> GPU-hours, of those that have attempts."""
-    spans = (Attempt.study_id, Attempt.worker_id, Attempt.gpus, Attempt.started_at, Attempt.ended_at)
-    query = select(Attempt).options(load_only(*spans)).where(Attempt.study_id.in_(study_ids))
-    attempts: dict[str, list[Attempt]] = {}
-    for attempt in session.scalars(query):
-        attempts.setdefault(attempt.study_id, []).append(attempt)
+    columns = (Attempt.study_id, Attempt.worker_id, Attempt.gpus, Attempt.started_at, Attempt.ended_at)
+    attempts: dict[str, list[Any]] = {}
+    # Rows, not objects: a page of large studies has many.
+    for row in session.execute(select(*columns).where(Attempt.study_id.in_(study_ids))):
+        attempts.setdefault(row.study_id, []).append(row)
     now = database_now(session)
     return {study_id: gpu_hours(found, now) for study_id, found in attempts.items()}
 

@@ -227,7 +227,7 @@ def _wait(session: Session, schedule: Schedule, firing: datetime, earlier: Study
         instead = f"the firing of {_clock(schedule, firing)} waits in its place"
         _skipped(session, schedule, schedule.queued_for, instead)
     schedule.queued_for = firing
-    message = f"waits for the end of its sweep {earlier.name!r}: {why} (overlap: {schedule.overlap})"
+    message = f"waits for its sweep {earlier.name!r}: {why} (overlap: {schedule.overlap})"
     history.record(session, schedule, ScheduleEventKind.QUEUED, message, fired_for=firing)
 
 

@@ -51,7 +51,11 @@ def over_while_waiting(session: Session, now: datetime) -> list[str]:
     found = []
     for study_id, window_from, resumed_at, budget in session.execute(waiting.where(_waits_in_window(now))):
         row = Study(window_from=window_from, resumed_at=resumed_at)
-        if deadline_reached(row, BudgetSpec.model_validate(budget), now) is not None:
+        try:
+            reached = deadline_reached(row, BudgetSpec.model_validate(budget), now)
+        except (ValueError, KeyError, OSError):  # stored by another version, or its timezone has gone
+            continue  # the coordinator that takes it says so
+        if reached is not None:
             found.append(study_id)
     return found
 

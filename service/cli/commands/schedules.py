@@ -173,9 +173,8 @@ def add(
     changed, the best recipes of earlier sweeps are evaluated first. With --repeat-configurations, sweeps
     evaluate again what earlier sweeps evaluated on the same data.
     """
-    definition = read_study_file(file)
-    if not cold:
-        definition = _warm(definition, name or definition.get("name"))
+    written = read_study_file(file)
+    definition = written if cold else _warm(written, name or written.get("name"))
     with connect(server) as client:
         schedule = client.add_schedule(
             definition,
@@ -195,6 +194,9 @@ def add(
                 champion=champion,
             ),
         )
+    if definition is not written:
+        warm = f"warm_start: {{from: {schedule.name}}}"
+        say_note(f"Each sweep starts from the best recipes of earlier sweeps ({warm}); with --cold, not.")
     _say(schedule, as_json)
 
 
@@ -380,10 +382,6 @@ def _warm(definition: dict[str, Any], name: object) -> dict[str, Any]:
     """The definition, with a warm start from its own schedule where it has none."""
     if not isinstance(name, str) or definition.get("warm_start") is not None:
         return definition
-    say_note(
-        f"Each sweep starts from the best recipes of earlier sweeps (warm_start: {{from: {name}}})."
-        " With --cold, it does not."
-    )
     return {**definition, "warm_start": {"from": name}}
 
 

@@ -25,7 +25,7 @@ def show_schedule(schedule: ScheduleView) -> None:
         f"  Overlap       {schedule.overlap}",
         f"  Catch up      {schedule.catch_up}",
         f"  Window        {_window(schedule)}",
-        f"  Sweeps' names {schedule.sweep_name or '-'}",
+        f"  Sweep names   {schedule.sweep_name or '-'}",
         f"  Repeats       {_repeats(schedule)}",
         f"  Champion      {'each sweep competes with it' if schedule.champion else 'none wanted'}",
         f"  Studies       {schedule.studies}",

@@ -102,9 +102,7 @@ def test_a_queued_firing_is_made_when_the_sweep_under_way_has_ended(
     assert fire("2026-12-02T22:00:05") == [first]
     assert client.get("/v1/schedules/nightly").json()["queued_for"] == "2026-12-02T22:00:00Z"
     [queued] = _history(client, "queued")
-    assert (
-        queued["message"] == f"waits for the end of its sweep {first!r}: it is still queued (overlap: queue)"
-    )
+    assert queued["message"] == f"waits for its sweep {first!r}: it is still queued (overlap: queue)"
     assert fire("2026-12-03T22:00:05") == [first]
     [skipped] = _history(client, "skipped")
     assert (skipped["fired_for"], "waits in its place" in skipped["message"]) == (
@@ -350,6 +348,16 @@ def test_a_sweep_that_waited_all_night_does_not_begin_by_day(
     study = client.get(f"/v1/studies/{name}").json()
     assert study["state"] == state
     assert study["reason"].startswith("budget.until 06:00 UTC reached (2026-12-02 06:00 UTC)")
+
+
+def test_a_sweep_that_this_version_cannot_read_stops_no_coordinator(
+    client: TestClient, make: Make, fire: Come, service_database: Database
+) -> None:
+    make(until="06:00")
+    [name] = fire("2026-12-01T22:00:05")
+    with service_database.write() as session:
+        session.scalars(select(Study)).one().definition = {}
+    assert fire("2026-12-02T12:00") == [name]
 
 
 def test_the_next_firing_continues_a_sweep_that_its_window_has_paused(

@@ -50,6 +50,7 @@ def _schedules() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.timeout(1200)  # a minute by itself; thousands of transactions beside a busy machine's others
 @pytest.mark.parametrize("begin", [SPRING, AUTUMN], ids=["spring", "autumn"])
 def test_every_firing_of_a_quarter_comes_to_something_exactly_once(
     client: TestClient,

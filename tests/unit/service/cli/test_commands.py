@@ -579,7 +579,7 @@ def test_a_schedule_is_added_from_a_study_file(run: Any, tmp_path: Path) -> None
         "definition": {"name": "tone", "warm_start": {"from": "tone"}},
     }
     assert "Next firing   2026-07-01 20:00:00Z" in result.stdout
-    assert "warm_start: {from: tone}" in result.stderr
+    assert "warm_start: {from: nightly}" in result.stderr
     assert "--cold" in result.stderr
 
 
