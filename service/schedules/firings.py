@@ -36,6 +36,7 @@ _LOOK_BACK = timedelta(days=2)
 _BOUND = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d))?", re.ASCII)
 _TICK = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
+_DAY_OF_A_CHANGE = timedelta(hours=25)
 _NAMED = 3
 """Skipped times that a note names one by one."""
 
@@ -151,9 +152,43 @@ def _cron_problem(cron: object, timezone: str, now: datetime) -> str | None:
 
 def next_firing(cron: str, timezone: str, after: datetime) -> datetime | None:
     """The first firing strictly after an instant, in UTC; None when there is none in 50 years."""
-    firings = (each.astimezone(UTC) for each in CronSim(cron, after.astimezone(ZoneInfo(timezone))))
+    zone = ZoneInfo(timezone)
+    found = _simulated(cron, zone, after)
+    if found is None or not _follows_real_time(cron):
+        return found
+    # Where clocks change by half an hour, cronsim's steps of an hour go past a firing: begin again at the
+    # change, and at the next whole hour that the clocks show.
+    change = _change_between(zone, max(after, found - _DAY_OF_A_CHANGE), found)
+    if change is None:
+        return found
+    whole_hour = change + timedelta(minutes=-change.astimezone(zone).minute % 60)
+    again = [_simulated(cron, zone, start - _SECOND) for start in (change, whole_hour)]
+    return min([found, *(firing for firing in again if firing is not None)])
+
+
+def _simulated(cron: str, zone: ZoneInfo, after: datetime) -> datetime | None:
+    firings = (each.astimezone(UTC) for each in CronSim(cron, after.astimezone(zone)))
     # In the second pass of an hour that the clock repeats, cronsim begins with the first pass again.
     return next((firing for firing in firings if firing > after), None)
+
+
+def _follows_real_time(cron: str) -> bool:
+    minute, hour = cron.split()[:2]
+    return minute.startswith("*") or hour.startswith("*")
+
+
+def _change_between(zone: ZoneInfo, before: datetime, after: datetime) -> datetime | None:
+    """When the clocks change, to the second; None: they show the same offset at both ends."""
+    old = before.astimezone(zone).utcoffset()
+    if after.astimezone(zone).utcoffset() == old:
+        return None
+    while after - before > _SECOND:
+        middle = before + (after - before) / 2
+        if middle.astimezone(zone).utcoffset() == old:
+            before = middle
+        else:
+            after = middle
+    return after.replace(microsecond=0)
 
 
 def latest_firing(cron: str, timezone: str, first: datetime, now: datetime) -> datetime:
@@ -207,10 +242,7 @@ def preview(times: Times, after: datetime, count: int) -> list[Firing]:
 
 
 def _note(cron: str, local: datetime, before: datetime) -> str | None:
-    minute, hour = cron.split()[:2]
-    if minute.startswith("*") or hour.startswith("*"):
-        return _of_real_time(cron, local, before)
-    return _of_fixed_time(cron, local)
+    return _of_real_time(cron, local, before) if _follows_real_time(cron) else _of_fixed_time(cron, local)
 
 
 def _of_fixed_time(cron: str, local: datetime) -> str | None:

@@ -83,7 +83,7 @@ def test_every_firing_of_a_quarter_comes_to_something_exactly_once(
 @pytest.mark.parametrize(("timezone", "cron"), PLACES.items())
 @pytest.mark.parametrize("begin", [SPRING, AUTUMN], ids=["spring", "autumn"])
 def test_the_walk_over_minutes_and_the_product_agree(timezone: str, cron: str, begin: datetime) -> None:
-    for expression in (cron, "*/30 * * * *", "0 */6 * * *", "30 * * * *"):
+    for expression in (cron, "*/30 * * * *", "0 */6 * * *", "30 * * * *", "*/30 2-3 * * *"):
         end = begin + timedelta(days=DAYS)
         expected, at = fired_by_the_clock(expression, timezone, begin, end), begin
         found = []
