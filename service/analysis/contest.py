@@ -194,11 +194,13 @@ def _sentence(
     if decided_by != "metric":
         said += f"{metric} cannot be computed of some of the rows, so eval_loss decides beside it: "
     said += how + (f" by {abs(lead):.2g}" if lead else "")
-    said += f" (95 % interval {low:.2g} to {high:.2g}), p = {p_value:.2g}"
-    if candidates > 1:
-        said += f", which must be below {alpha:.2g} since it was chosen from {counted(candidates, 'trial')}"
-    else:
-        said += f", which must be below {alpha:.2g}"
+    low, high = (-high, -low) if lead < 0 else (low, high)
+    said += f" (95 % interval {low:.2g} to {high:.2g})"
+    if lead > 0:
+        said += (
+            f", {'p < 0.0001' if p_value < 0.0001 else f'p = {p_value:.2g}'}, which must be below {alpha:.2g}"
+        )
+        said += f" since it was chosen from {counted(candidates, 'trial')}" if candidates > 1 else ""
     if seed_noise is not None:
         said += f"; seeds alone move it by {seed_noise:.2g}"
     if not better and decided_by != "metric" and p_value < alpha:

@@ -157,8 +157,9 @@ def roll_back(session: Session, schedule: Schedule, *, asked_by: str) -> Reign:
     of_trial = Attempt.study_id == earlier.study_id, Attempt.trial_number == earlier.trial_number
     attempts = select(Attempt).where(*of_trial).order_by(Attempt.ordinal.desc()).with_for_update()
     last = session.scalars(attempts.limit(1)).one_or_none()
-    if last is not None:
-        _require_there(last, what)
+    if last is None:
+        raise ChampionRefused(f"{what} cannot be the champion again: it has been deleted.")
+    _require_there(last, what)
     now = read_definition(schedule)
     if now is not None:
         _require_fit(earlier.lineage, now, schedule, what)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from search_spaces.wording import SENTENCE_CHARACTERS, shortened
 from service.analysis import best
 from service.analysis.contest import seed_noise
 from service.champions.lineage import evaluated_recipe, lineage_of, misfit
@@ -217,7 +218,7 @@ def _settle(
         study_id=study.id,
         study_name=study.name,
         decision=verdict.decision,
-        why=verdict.why,
+        why=shortened(verdict.why, SENTENCE_CHARACTERS),
         metric=standing.metric,
         champion_reign=standing.reign,
         champion_value=None if champion is None else champion.value,
