@@ -93,6 +93,7 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         | {"loss": "cross_entropy", "focal_gamma": 2.0, "label_smoothing": 0.0, "neftune_alpha": 0.0},
         "repeat_of": None,
         "seed": None,
+        "evaluates": None,
         "value": 1.5,
         "costs": {},
         "feasible": True,
