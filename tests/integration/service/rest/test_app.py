@@ -355,6 +355,11 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "post /v1/keys/{key}/rotate": body | {"404", "409"},
         "delete /v1/keys/{key}": {"404"},
         "get /v1/audit": set(),
+        "get /v1/schedules/{schedule}/champion": {"404"},
+        "get /v1/schedules/{schedule}/champion/history": {"404"},
+        "get /v1/schedules/{schedule}/champion/adapter": {"404"},
+        "post /v1/schedules/{schedule}/champion": body | {"404", "409"},
+        "post /v1/schedules/{schedule}/champion/rollback": {"404", "408", "409", "413"},
         "get /v1/workers": set(),
         "post /v1/workers/devices/{device}/restore": {"404", "408", "413"},
     }
