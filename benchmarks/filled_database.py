@@ -15,7 +15,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.parsing.document import parse_definition
 from service import optuna_store
 from service.db.database import Database, open_database
-from service.db.models import Attempt, EventRow, RungReport, Study
+from service.db.models import Attempt, EventCounter, EventRow, RungReport, Study
 from service.maintenance import integrity, schema
 from service.optuna_store.storage import Storage, close_storage, open_storage
 from service.optuna_store.studies import ensure_study
@@ -167,6 +167,8 @@ def _fill_service(
             for kind, message in (("attempt_dispatched", "sent"), (end, "as its reports said")):
                 events.append(
                     {
+                        # Given, because the counter is slow in a transaction of so many events.
+                        "position": len(events) + 1,
                         "study_id": study_id,
                         "trial_number": number,
                         "kind": kind,
@@ -174,6 +176,7 @@ def _fill_service(
                         "at": at,
                     }
                 )
+    connection.execute(insert(EventCounter), [{"id": 1, "last": len(events)}])
     for table, rows in ((Attempt, attempts), (RungReport, reports), (EventRow, events)):
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
             connection.execute(insert(table), rows[start : start + _ROWS_AT_A_TIME])

@@ -70,6 +70,13 @@ def readings(names: list[str], of: list[int]) -> dict[str, Path_]:
 @contextmanager
 def api(settings: Settings) -> Iterator[int]:
     """A real REST process: its port."""
+    with api_process(settings) as (_, port):
+        yield port
+
+
+@contextmanager
+def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A real REST process, and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -88,7 +95,7 @@ def api(settings: Settings) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-        yield port
+        yield process, port
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from search_spaces.wording import counted
 from service.db.connections import WRITES
 from service.db.errors import is_outage, is_transient
-from service.db.models import Study
+from service.db.models import EventCounter, Study
 from service.errors import BackupError
 from service.maintenance.backup.archive import Manifest, Reader, open_archive
 from service.maintenance.backup.sides import Side, read_sides
@@ -107,7 +107,8 @@ def _lock_tables(side: Side, connection: Connection) -> None:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         names = ", ".join(table.name for table in side.tables)
         connection.execute(text(f"LOCK TABLE {names} IN EXCLUSIVE MODE"))
-    for table in side.tables:
+    # The counter comes last: people know the other tables.
+    for table in sorted(side.tables, key=lambda table: table.name == EventCounter.__tablename__):
         rows = connection.scalar(select(func.count()).select_from(table)) or 0
         if rows:
             where = side.engine.url.render_as_string(hide_password=True)

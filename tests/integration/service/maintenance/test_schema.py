@@ -29,6 +29,7 @@ from service.maintenance import schema
 from service.optuna_store.storage import Storage, open_storage
 from service.settings import Settings
 from tests.support.service.api import LOCAL
+from tests.support.service.events import all_events, happen, happened
 
 
 def test_migrations_make_exactly_what_the_models_say(service_database: database.Database) -> None:
@@ -272,3 +273,50 @@ def test_both_sqlite_files_use_a_write_ahead_log(tmp_path: Path) -> None:
     for name in ("nightsweep.db", "optuna.db"):
         with closing(sqlite3.connect(tmp_path / name)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_events_of_earlier_versions_keep_their_ids_in_the_one_order(empty_settings: Settings) -> None:
+    """What schedules did comes behind them, and what happens from now on behind all."""
+    empty_settings.home.mkdir(exist_ok=True)
+    migrate(empty_settings, command.upgrade, "0008")
+    engine = database.make_engine(empty_settings)
+    now = datetime.now(UTC).isoformat()
+    with engine.execution_options(**{WRITES: True}).begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO schedules (id, name, cron, timezone, definition, enabled, created_at, owner)"
+                " VALUES ('1', 'nightly', '* * * * *', 'UTC', '{}', true, :now, 'ann')"
+            ),
+            {"now": now},
+        )
+        for schedule in ("1", "gone"):
+            connection.execute(
+                text(
+                    "INSERT INTO schedule_events (at, schedule_id, schedule_name, kind, message)"
+                    " VALUES (:now, :schedule, 'nightly', 'skipped', :message)"
+                ),
+                {"now": now, "schedule": schedule, "message": schedule},
+            )
+        for message in ("a", "b", "c"):
+            connection.execute(
+                text("INSERT INTO events (at, kind, message) VALUES (:now, 'cluster_seen', :message)"),
+                {"now": now, "message": message},
+            )
+        connection.execute(text("DELETE FROM events WHERE message = 'b'"))
+    schema.upgrade(empty_settings)
+    opened = database.open_database(empty_settings)
+    happen(opened, happened(None, "new", "cluster_seen"))
+    found = all_events(opened)
+    assert [(event.id, event.message, event.owner) for event in found[:4]] == [
+        (1, "a", None),
+        (3, "c", None),
+        (4, "1", "ann"),
+        (5, "gone", None),
+    ]
+    assert [event.message for event in found[4:]] == ["new"]
+    assert found[4].id > 5
+    opened.dispose()
+    migrate(empty_settings, command.downgrade, "0008")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM events")) == 3
+    engine.dispose()
