@@ -142,7 +142,8 @@ def _planned(study: Study, definition: StudyDefinition) -> int:
 
 def _require_work(session: Session, study: Study, wanted: StudyDefinition, planned: int) -> None:
     """Raise `NothingToExtend` unless a trial or a repeat is left to be asked for."""
-    rows = select(func.count(), func.count(Trial.repeat_of)).where(Trial.study_id == study.id)
+    counts = select(func.count(), func.count(Trial.repeat_of))
+    rows = counts.where(Trial.study_id == study.id, Trial.evaluates.is_(None))
     total, again = session.execute(rows).one()
     if total - again >= planned and again >= repeats_requested(wanted, planned):
         raise NothingToExtend(

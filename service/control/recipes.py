@@ -70,14 +70,17 @@ def enqueue(
 
 
 def _require_room(session: Session, study: Study, planned: int, waiting: int) -> None:
-    of_search = select(func.count()).where(Trial.study_id == study.id, Trial.repeat_of.is_(None))
-    asked = session.scalars(of_search).one()
+    asked = session.scalars(select(func.count()).where(*_of_search(study))).one()
     if asked + waiting >= planned:
         enqueued = f" and {counted(waiting, 'recipe')} enqueued" if waiting else ""
         raise NoTrialsLeft(
             f"The search of the study {study.name!r} has {counted(planned, 'trial')}: {asked} asked for"
             f"{enqueued}, so there is none left for this recipe. Extend the study by one, then enqueue it."
         )
+
+
+def _of_search(study: Study) -> tuple[ColumnElement[bool], ...]:
+    return Trial.study_id == study.id, Trial.repeat_of.is_(None), Trial.evaluates.is_(None)
 
 
 def _require_untried(
@@ -95,7 +98,7 @@ def _require_untried(
     failed = (AttemptState.FAILED, AttemptState.CANCELLED)
     on_grid = definition.search.algorithm == "grid"
     rows = select(Trial.number, Trial.state, Trial.params)
-    for row in session.execute(rows.where(Trial.study_id == study.id, Trial.repeat_of.is_(None))):
+    for row in session.execute(rows.where(*_of_search(study))):
         if (on_grid or row.state not in failed) and space.configuration_key(row.params) == key:
             raise AlreadyTried(f"Trial {row.number} of the study {study.name!r} has this configuration.")
     for recipe in waiting:

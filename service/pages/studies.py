@@ -146,6 +146,7 @@ def _curves(trials: StudyTrials, report: ReportView, ranked: Sequence[TrialRecor
             points=_curve(record) if measured else _losses(record),
         )
         for record in trials.records
+        if record.values.evaluates is None
     ]
     places = {record.number: place for place, record in enumerate(ranked)}
     best = report.best.number if report.best is not None else None
@@ -199,7 +200,7 @@ def _parallel(trials: StudyTrials, ranked: Sequence[TrialRecord]) -> Figure | No
     if trials.definition is None:
         return None
     first = {record.number for record in ranked}
-    others = [r for r in trials.records if r.number not in first and r.values.repeat_of is None]
+    others = [r for r in trials.records if r.number not in first and r.values.searched]
     points = [
         TrialPoint(
             number=record.number,
