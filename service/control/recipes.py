@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_jsonable_python
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from search_spaces.definition import StudyDefinition
 from search_spaces.sampling.plan import planned_trials, prepared_space
-from search_spaces.sampling.requested import Request, Values, read_request
+from search_spaces.sampling.requested import Values, read_request
 from search_spaces.space.search_space import SearchSpace
 from search_spaces.wording import counted
+from service.control.requests import are_waiting
 from service.control.schemas import RecipeView
 from service.db.kinds import StudyKind
 from service.db.models import EnqueuedRecipe, Study, Trial
@@ -58,7 +59,7 @@ def enqueue(
     values, faults = read_request(space, sent, on_grid=definition.search.algorithm == "grid")
     if faults:
         raise Invalid("The recipe", faults)
-    waiting = session.scalars(select(EnqueuedRecipe).where(*_waiting(study.id))).all()
+    waiting = session.scalars(select(EnqueuedRecipe).where(*are_waiting(study.id))).all()
     _require_room(session, study, planned_trials(definition, prepared), len(waiting))
     _require_untried(session, study, definition, space, values, waiting)
     row = EnqueuedRecipe(study_id=study.id, params=to_jsonable_python(values), asked_by=asked_by)
@@ -122,32 +123,4 @@ def _view(row: EnqueuedRecipe) -> RecipeView:
         at=row.at,
         trial_number=row.trial_number,
         reason=row.dropped,
-    )
-
-
-# -- for the coordinator that holds the study -----------------------------------------------------------
-
-
-def next_request(session: Session, study_id: str) -> Request | None:
-    """The oldest recipe that has no trial; None: there is none."""
-    oldest = select(EnqueuedRecipe).where(*_waiting(study_id)).order_by(EnqueuedRecipe.id).limit(1)
-    row = session.scalars(oldest).first()
-    if row is None:
-        return None
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in row.params.items()}
-    return Request(id=row.id, given=given)
-
-
-def note_asked(session: Session, study_id: str, requested: Mapping[int, int]) -> None:
-    """Write down which trials have got recipes: id -> number. Doing so again changes nothing."""
-    for recipe, number in requested.items():
-        this = EnqueuedRecipe.id == recipe, EnqueuedRecipe.study_id == study_id
-        session.execute(update(EnqueuedRecipe).where(*this).values(trial_number=number, dropped=None))
-
-
-def _waiting(study_id: str) -> tuple[ColumnElement[bool], ...]:
-    return (
-        EnqueuedRecipe.study_id == study_id,
-        EnqueuedRecipe.trial_number.is_(None),
-        EnqueuedRecipe.dropped.is_(None),
     )

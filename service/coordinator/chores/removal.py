@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from service.artifacts.layout import Place
 from service.artifacts.local_place import LocalPlace
 from service.artifacts.places import place_behind
-from service.control.removal import needed_by, own_range_test
+from service.control.needs import needed_by, own_range_test
 from service.db import trials
 from service.db.database import Database, database_now
 from service.db.models import NOBODY, Attempt, RemovedStudy, Study, Trial

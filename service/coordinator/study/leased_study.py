@@ -21,7 +21,7 @@ from search_spaces.recipe import Recipe
 from search_spaces.sampling.history import ENQUEUED
 from service import optuna_store
 from service.analysis import outcomes
-from service.control import recipes
+from service.control import requests
 from service.coordinator import leases
 from service.coordinator.cluster.orders import base_of, model_of
 from service.coordinator.leases import Lease
@@ -236,7 +236,7 @@ class LeasedStudy:
 
         def work(session: Session, study: Study) -> None:
             rebuilding.rebuild(session, study, found)
-            recipes.note_asked(session, self.study_id, requested)
+            requests.note_asked(session, self.study_id, requested)
 
         self.transact(work)
         for trial in found:
@@ -283,7 +283,7 @@ class LeasedStudy:
         """What a person has enqueued comes first, the oldest of it first."""
         while True:
             with self.database.read() as session:
-                request = recipes.next_request(session, self.study_id)
+                request = requests.next_request(session, self.study_id)
             try:
                 return optuna_store.ask(self.optuna, self.definition, self.preparation, request)
             except RequestRefusedError as error:
@@ -320,7 +320,7 @@ class LeasedStudy:
                 evaluates=asked.evaluates,
             )
             if request is not None:
-                recipes.note_asked(session, self.study_id, {request: number})
+                requests.note_asked(session, self.study_id, {request: number})
 
         self.transact(work)
         self.asked[number] = asked

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from service.control import recipes
+from service.control import recipes, requests
 from service.control.schemas import RecipeView
+from service.db.models import EnqueuedRecipe
 from service.errors import AlreadyTried, NoTrialsLeft
 from service.maintenance import integrity
 from service.rest.etags import ANYTHING
@@ -91,7 +93,7 @@ def test_a_recipe_whose_configuration_a_trial_got_meanwhile_is_dropped(
     for rank in (4, 8):
         enqueue(lab, study_id, lora_r=rank)
     with lab.database.write() as session:  # as if the first had come a moment later
-        session.execute(recipes.update(recipes.EnqueuedRecipe).values(params={"lora_r": 4}))
+        session.execute(update(EnqueuedRecipe).values(params={"lora_r": 4}))
     lab.run(study_id)
     assert enqueued(lab, study_id) == [
         ("asked", 0, None),
@@ -111,7 +113,7 @@ def test_a_coordinator_that_died_after_the_ask_asks_no_second_time(
         raise Killed
 
     with monkeypatch.context() as deadly:
-        deadly.setattr(recipes, "note_asked", lambda _session, _study, found: die() if found else None)
+        deadly.setattr(requests, "note_asked", lambda _session, _study, found: die() if found else None)
         with pytest.raises(Killed):
             lab.rounds(lambda: False, limit=20)
     lab.crash()
