@@ -91,7 +91,7 @@ class Broadcaster:
             )
         self._followers += 1
         self._wanted.set()
-        if self._polling is None and not self.closed:
+        if (self._polling is None or self._polling.done()) and not self.closed:
             self._polling = asyncio.get_running_loop().create_task(self._poll())
         try:
             yield Follower(self, filters, after)
