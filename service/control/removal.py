@@ -28,7 +28,7 @@ def archive(session: Session, ref: str, expected: Precondition, *, asked_by: str
     study = _expected(session, ref, expected)
     if study.archived_at is None:
         study.archived_at = database_now(session)
-        _note(session, study, ARCHIVED, f"archived on request of {asked_by!r}")
+        record_change(session, study, ARCHIVED, f"archived on request of {asked_by!r}")
     return study
 
 
@@ -37,7 +37,7 @@ def unarchive(session: Session, ref: str, expected: Precondition, *, asked_by: s
     study = _expected(session, ref, expected)
     if study.archived_at is not None:
         study.archived_at = None
-        _note(session, study, UNARCHIVED, f"taken out of the archive on request of {asked_by!r}")
+        record_change(session, study, UNARCHIVED, f"taken out of the archive on request of {asked_by!r}")
     return study
 
 
@@ -61,7 +61,9 @@ def delete(session: Session, ref: str, expected: Precondition, *, asked_by: str,
     for each in (study, *own_range_test(session, study)):
         each.deleted_at, each.deleted_by, each.removal_at = at, asked_by, at + grace
         until = f"{each.removal_at:%Y-%m-%d %H:%M} UTC"
-        _note(session, each, DELETED, f"deleted on request of {asked_by!r}; it can be restored until {until}")
+        record_change(
+            session, each, DELETED, f"deleted on request of {asked_by!r}; it can be restored until {until}"
+        )
     return study
 
 
@@ -84,7 +86,7 @@ def restore(session: Session, ref: str, expected: Precondition, *, asked_by: str
     for each in (study, *own_range_test(session, study)):
         if each.deleted_at is not None and each.removing_at is None:
             each.deleted_at = each.deleted_by = each.removal_at = None
-            _note(session, each, RESTORED, f"restored on request of {asked_by!r}")
+            record_change(session, each, RESTORED, f"restored on request of {asked_by!r}")
     return study
 
 
@@ -94,6 +96,6 @@ def _expected(session: Session, ref: str, expected: Precondition) -> Study:
     return study
 
 
-def _note(session: Session, study: Study, kind: str, message: str) -> None:
+def record_change(session: Session, study: Study, kind: str, message: str) -> None:
     study.revision += 1
     append_event(session, study.id, kind, message)

@@ -36,6 +36,20 @@ _STUDIES = {
     "worker_capacity": "How many trials a worker wants at once, and why.",
     "device_put_aside": "A GPU on which workers died again and again gets no more trials.",
     "lease_repaired": "A lease ran further than any coordinator can ask for; the clock had been wrong.",
+    "labels_changed": "A person changed its tags or its note.",
+    "recipe_enqueued": "A person asked for a trial with certain parameters.",
+    "recipe_dropped": "A recipe that was asked for gets no trial, and why.",
+    "study_extended": "A person gave it more trials, time or GPU-hours.",
+    "archived": "Lists leave it out from now on.",
+    "unarchived": "Lists show it again.",
+    "deleted": "A person deleted it; until a certain time it can be restored.",
+    "removing": "The time of grace is over, and a coordinator removes it.",
+    "restored": "The deletion was taken back.",
+    "champion_crowned": "Its winner is the first champion of its schedule.",
+    "champion_dethroned": "Its winner is better than the champion beyond the noise, and takes its place.",
+    "champion_defended": "Its winner is not better beyond the noise, or that cannot be told.",
+    "champion_unchallenged": "It had no winner to compare with the champion.",
+    "champion_succeeded": "The champion could not be evaluated any more, and its winner follows it.",
 }
 _TRIALS = {
     "attempt_dispatched": "An attempt of the trial was sent to a worker.",
@@ -55,6 +69,9 @@ _TRIALS = {
     "trial_failed": "The trial has failed without an attempt that did: too many attempts were lost.",
     "trial_cancelled": "The trial was stopped while no attempt of it ran.",
     "prune_decided": "A pruning rule has decided to end the trial; the worker is told.",
+    "stop_requested": "A person asked for the end of the trial.",
+    "champion_evaluated": "The champion of its schedule was evaluated on the study's eval data.",
+    "challenger_evaluated": "Likewise the study's own winner.",
     "checkpoint_unusable": "The trial begins again, because no checkpoint of it could be read.",
 }
 _SCHEDULES = {
@@ -63,6 +80,11 @@ _SCHEDULES = {
     f"{SCHEDULE}{ScheduleEventKind.REMOVED}": "A person removed it.",
     f"{SCHEDULE}{ScheduleEventKind.UNCHECKED}": "Its data and model could not be checked in time.",
     f"{SCHEDULE}{ScheduleEventKind.SKIPPED}": "A firing made no sweep, since an earlier one was under way.",
+    f"{SCHEDULE}{ScheduleEventKind.MISSED}": "Firings came and went while no coordinator was there.",
+    f"{SCHEDULE}{ScheduleEventKind.QUEUED}": "A firing waits until the earlier sweep has ended.",
+    f"{SCHEDULE}{ScheduleEventKind.CONTINUED}": "A firing resumed the sweep that its window had paused.",
+    f"{SCHEDULE}{ScheduleEventKind.CANCELLED_EARLIER}": "A firing cancelled the earlier sweep.",
+    f"{SCHEDULE}{ScheduleEventKind.ENDED}": "It has fired for the last time: its end has come.",
     f"{SCHEDULE}{ScheduleEventKind.FAILED}": "A firing made no sweep: its definition cannot be read.",
     f"{SCHEDULE}{ScheduleEventKind.REPAIRED}": "Its next time was out of reach, after a wrong clock.",
 }

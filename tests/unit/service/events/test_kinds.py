@@ -8,19 +8,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.db.kinds import ScheduleEventKind
+from service.db.kinds import Contestant, ContestDecision, ScheduleEventKind
 from service.events.kinds import GROUPS, KINDS, SCHEDULE
 from service.states import TERMINAL_ATTEMPT_STATES, UNFINISHED_ATTEMPT_STATES, AttemptState, StudyState
 from tests.support.checkout import ROOT
 
 PAGE = (ROOT / "docs/reference/events.md").read_text()
-WRITERS = {"append_event": 2, "event": 1, "EventRow": None}
+WRITERS = {"append_event": 2, "record_change": 2, "event": 1, "EventRow": None}
 """Functions that write an event -> where the kind stands among their arguments; None: by name alone."""
 OF_STATES = {
     "study_": set(StudyState),
     "attempt_": set(AttemptState),
     "trial_": TERMINAL_ATTEMPT_STATES - UNFINISHED_ATTEMPT_STATES,
+    "champion_": set(ContestDecision),
 }
+OF_WHOM = {"_evaluated": set(Contestant)}
 
 
 def written() -> Iterator[tuple[Path, int, str]]:
@@ -38,6 +40,10 @@ def written() -> Iterator[tuple[Path, int, str]]:
             given = [*named, *([node.args[at]] if at is not None and len(node.args) > at else [])]
             for argument in given:
                 if isinstance(argument, ast.JoinedStr):
+                    ending = ast.unparse(argument.values[-1]).strip("'\"")
+                    if ending in OF_WHOM:
+                        yield from ((path, node.lineno, f"{who}{ending}") for who in OF_WHOM[ending])
+                        continue
                     prefix = ast.unparse(argument.values[0]).strip("'\"")
                     yield from ((path, node.lineno, f"{prefix}{state}") for state in OF_STATES[prefix])
                 elif ast.unparse(argument) != "kind":  # what a function of this list was given itself
