@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from service.access import keys
+from service.access.keys import commands as keys
 from service.app import create_app
 from service.db.database import Database, database_now
 from service.db.models import EventRow, IdempotencyKey, Study
@@ -165,7 +165,7 @@ def test_what_is_a_key_is_taken(client: TestClient, definition: Make, key: str) 
 
 def test_a_key_is_its_owners(client: TestClient, definition: Make, service_database: Database) -> None:
     tokens = [
-        service_database.transact(lambda session, o=owner: keys.add(session, o)) for owner in ("a", "b")
+        service_database.transact(lambda session, o=owner: keys.add(session, o).key) for owner in ("a", "b")
     ]
     answers = [
         _post(client, definition(name=f"study-{n}"), authorization=f"Bearer {token}")

@@ -14,7 +14,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from service.access import keys
+from service.access.keys import commands as keys
 from service.app import create_app
 from service.coordinator import leases
 from service.coordinator.chores.fingerprints import FingerprintReader
@@ -89,7 +89,7 @@ def _advance(session: Session, name: str, to: StudyState) -> None:
 
 def test_owners_are_counted_apart(settings: Settings, search: Make, service_database: Database) -> None:
     headers = [
-        {"authorization": f"Bearer {service_database.transact(lambda s, o=owner: keys.add(s, o))}"}
+        {"authorization": f"Bearer {service_database.transact(lambda s, o=owner: keys.add(s, o).key)}"}
         for owner in ("alice", "bob")
     ]
     with _client(settings, max_active_studies_per_owner=1) as client:
@@ -174,7 +174,7 @@ def test_a_sweep_over_the_limit_is_a_failed_study_that_says_so(
     settings: Settings, search: Make, service_database: Database
 ) -> None:
     at = datetime(2026, 7, 1, 2, 30, tzinfo=UTC)
-    token = service_database.transact(lambda session: keys.add(session, "alice"))
+    token = service_database.transact(lambda session: keys.add(session, "alice").key)
     headers = {"authorization": f"Bearer {token}"}
     with _client(settings) as client:
         body = {"name": "nightly", "cron": "30 2 * * *", "definition": search("sweep")}
