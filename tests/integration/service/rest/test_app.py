@@ -313,6 +313,15 @@ def test_the_openapi_document_declares_problems_and_nothing_of_fastapis_own(clie
         "get /v1/studies": set(),
         "post /v1/studies": body | {"409", "429"},
         "get /v1/studies/{study}": {"404"},
+        "patch /v1/studies/{study}": asked | body,
+        "delete /v1/studies/{study}": asked,
+        "post /v1/studies/{study}/restore": asked,
+        "post /v1/studies/{study}/archive": asked,
+        "post /v1/studies/{study}/unarchive": asked,
+        "post /v1/studies/{study}/extend": asked | body | {"429"},
+        "get /v1/studies/{study}/enqueued": {"404"},
+        "post /v1/studies/{study}/trials": asked | body,
+        "post /v1/studies/{study}/trials/{number}/stop": asked | body,
         "post /v1/studies/{study}/cancel": asked,
         "post /v1/studies/{study}/pause": asked,
         "post /v1/studies/{study}/resume": asked,
@@ -375,21 +384,29 @@ def test_the_openapi_document_declares_the_headers_of_changes(client: TestClient
     paths = client.get("/openapi.json").json()["paths"]
     for path, operations in paths.items():
         for method, operation in operations.items():
+            what = f"{method} {path}"
             sent = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "header"}
-            # Every POST that changes something can be repeated; what has a revision can be insisted on.
-            assert ("idempotency-key" in sent) == (method == "post"), path
-            changes = path.endswith(("/cancel", "/pause", "/resume", "/run")) or method in ("patch", "delete")
-            without = path.startswith("/v1/keys")  # keys have no revision
-            revised = changes and not without
-            assert ("if-match" in sent) == revised, path
             answers = {h for r in operation["responses"].values() for h in r.get("headers", ())}
-            assert ("Idempotent-Replayed" in answers) == (method == "post"), path
+            of_one = re.match(r"/v1/(studies|schedules|range-tests)/\{", path) is not None
+            # Every POST can be repeated, and so can all changes of studies.
+            repeatable = method == "post" or what in (
+                "patch /v1/studies/{study}",
+                "delete /v1/studies/{study}",
+            )
+            assert ("idempotency-key" in sent) == repeatable, what
+            assert ("Idempotent-Replayed" in answers) == repeatable, what
+            # What has a revision can be insisted on. Champions and sharing have none of their own.
+            without = path.endswith("/access") or "/champion" in path
+            revised = method in ("post", "patch", "delete") and of_one and not without
+            assert ("if-match" in sent) == revised, what
             makes = method == "post" and (path.count("/") == 2 or path.endswith(("/run", "/rotate")))
-            assert ("Location" in answers) == makes, path
-            one = path.count("/") == 3 and path.split("/")[2] in ("studies", "schedules", "range-tests")
-            tagged = not without and method != "delete" and (one or "Location" in answers or revised)
-            assert ("ETag" in answers) == (tagged or "304" in operation["responses"]), path
-            assert ("if-none-match" in sent) == ("304" in operation["responses"]), path
+            assert ("Location" in answers) == makes, what
+            shown = method == "get" and of_one and path.count("/") == 3
+            made = makes and not path.startswith("/v1/keys")
+            changed = revised and "/trials" not in path and what != "delete /v1/schedules/{schedule}"
+            cached = "304" in operation["responses"]
+            assert ("ETag" in answers) == (shown or made or changed or cached), what
+            assert ("if-none-match" in sent) == cached, what
 
 
 @on_sqlite
