@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import HTMLResponse, Response
 
 from service.db.kinds import StudyKind
@@ -13,6 +13,7 @@ from service.pages import overview, schedules, studies
 from service.pages.assets import Name, asset
 from service.pages.errors_as_pages import PageRoute
 from service.pages.rendering import HEADERS, page, whole_file
+from service.rest.authorization.callers import CurrentCaller
 from service.rest.dependencies import OptunaStorage, Reading
 from service.studies.parameters import StudyRef
 from service.studies.queries import get_search, get_study
@@ -22,26 +23,37 @@ ScheduleRef = Annotated[str, Path(description="The schedule's id or name")]
 _READ = ["GET", "HEAD"]
 
 
+async def _person(caller: CurrentCaller) -> str | None:
+    """Who has logged in with this browser; None: nobody did, so nobody can log out."""
+    return None if caller.session_id is None else caller.owner
+
+
+Person = Annotated[str | None, Depends(_person)]
+
+
 @router.api_route("/", methods=_READ)
-def show_overview(session: Reading) -> Response:
+def show_overview(session: Reading, person: Person) -> Response:
     """What runs, what waits, what failed lately, and the schedules."""
     return page(
         "overview.html.j2",
         shown=overview.read_overview(session),
         watched=overview.WATCHED,
         events="/v1/events",
+        person=person,
     )
 
 
 @router.api_route("/reports/studies/{study}", methods=_READ)
-def show_study(study: StudyRef, session: Reading, storage: OptunaStorage) -> Response:
+def show_study(study: StudyRef, session: Reading, storage: OptunaStorage, person: Person) -> Response:
     """The report of a study; of a range test, its page."""
     found = get_study(session, study)
     if found.kind == StudyKind.RANGE_TEST:
         test = studies.read_range_test(session, found)
-        return page("range_test.html.j2", shown=test, watched=test.watched, events=_events(found.id))
+        return page(
+            "range_test.html.j2", shown=test, watched=test.watched, events=_events(found.id), person=person
+        )
     shown = studies.read_page(session, storage, found)
-    return page("study.html.j2", shown=shown, watched=shown.watched, events=_events(found.id))
+    return page("study.html.j2", shown=shown, watched=shown.watched, events=_events(found.id), person=person)
 
 
 @router.api_route("/reports/studies/{study}/file", methods=_READ)
@@ -52,10 +64,10 @@ def save_study(study: StudyRef, session: Reading, storage: OptunaStorage) -> Res
 
 
 @router.api_route("/reports/schedules/{schedule}", methods=_READ)
-def show_schedule(schedule: ScheduleRef, session: Reading) -> Response:
+def show_schedule(schedule: ScheduleRef, session: Reading, person: Person) -> Response:
     """The report of a schedule."""
     shown = schedules.read_page(session, schedule)
-    return page("schedule.html.j2", shown=shown, watched=shown.watched, events="/v1/events")
+    return page("schedule.html.j2", shown=shown, watched=shown.watched, events="/v1/events", person=person)
 
 
 @router.api_route("/reports/schedules/{schedule}/file", methods=_READ)

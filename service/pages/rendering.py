@@ -40,7 +40,13 @@ _MARKS = {
 
 
 def page(
-    template: str, status: int = 200, *, watched: Sequence[str] = (), events: str = "", **given: Any
+    template: str,
+    status: int = 200,
+    *,
+    watched: Sequence[str] = (),
+    events: str = "",
+    person: str | None = None,
+    **given: Any,
 ) -> Response:
     """A page that loads its style and scripts from this server.
 
@@ -49,13 +55,14 @@ def page(
         status: of the answer.
         watched: addresses whose answers change with the page; none: it stays as it is.
         events: where a browser can listen for changes.
+        person: who has logged in, and can log out.
         given: what the template shows.
     """
     links = {name: address(name) for name in get_args(Name)}
     html = (
         _environment()
         .get_template(template)
-        .render(assets=links, file=None, watched=watched, events=events, **given)
+        .render(assets=links, file=None, watched=watched, events=events, person=person, **given)
     )
     return Response(html, status, media_type="text/html", headers=HEADERS)
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from search_spaces.wording import counted
+from service.champions.queries import get_history
+from service.champions.schemas import ContestView, ReignView
 from service.db.database import database_now
 from service.db.kinds import ScheduleEventKind
 from service.errors import NotFound
@@ -21,7 +23,7 @@ from service.studies.schemas import ListedStudy
 
 MOST_SWEEPS = 100
 MOST_EVENTS = 200
-_MISSED = (ScheduleEventKind.SKIPPED, ScheduleEventKind.FAILED)
+_MISSED = (ScheduleEventKind.SKIPPED, ScheduleEventKind.MISSED, ScheduleEventKind.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Night:
     """What differs from the sweep before, by content: `data.train`, `data.eval`, `model`, `objective`."""
     known: bool
     """Whether the content of its data and model is known."""
+    contest: ContestView | None = None
+    """What it decided about the schedule's champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class SchedulePage:
     """The latest first."""
     more: bool
     """Whether there are earlier ones."""
+    champion: ReignView | None
+    """The best adapter so far."""
     missed: Sequence[ScheduleEventView]
     """Firings that made no sweep, the latest first."""
     history: Sequence[ScheduleEventView]
@@ -71,7 +77,8 @@ def read_page(session: Session, ref: str) -> SchedulePage:
     events = queries.list_history(session, ref, before=None, limit=MOST_EVENTS)
     listed = page.items
     prints = queries.fingerprints_of(session, [study.id for study in listed])
-    nights = list(_nights(listed, prints))
+    contests, champion = _contests(session, ref)
+    nights = list(_nights(listed, prints, contests))
     missed = [event for event in events if event.kind in _MISSED]
     name = ref if schedule is None else schedule.name
     return SchedulePage(
@@ -79,6 +86,7 @@ def read_page(session: Session, ref: str) -> SchedulePage:
         schedule=schedule,
         nights=nights[::-1],
         more=page.next_cursor is not None,
+        champion=champion,
         missed=missed,
         history=[event for event in events if event.kind not in _MISSED],
         figure=_figure(nights, missed),
@@ -87,7 +95,21 @@ def read_page(session: Session, ref: str) -> SchedulePage:
     )
 
 
-def _nights(listed: Sequence[ListedStudy], prints: Mapping[str, Mapping[str, str]]) -> Iterator[Night]:
+def _contests(session: Session, ref: str) -> tuple[dict[str, ContestView], ReignView | None]:
+    """Study id -> what it decided about the champion, and who reigns."""
+    try:
+        found = get_history(session, ref, before=None, limit=MOST_SWEEPS)
+    except NotFound:
+        return {}, None
+    reigning = next((reign for reign in found.reigns if reign.until is None), None)
+    return {contest.study_id: contest for contest in found.contests}, reigning
+
+
+def _nights(
+    listed: Sequence[ListedStudy],
+    prints: Mapping[str, Mapping[str, str]],
+    contests: Mapping[str, ContestView],
+) -> Iterator[Night]:
     """The oldest first, each compared with the one before whose data is known."""
     before: Mapping[str, str] = {}
     metric: str | None = None
@@ -96,7 +118,8 @@ def _nights(listed: Sequence[ListedStudy], prints: Mapping[str, Mapping[str, str
         changed = changed_parts(before, known)
         if metric is not None and study.metric is not None and study.metric != metric:
             changed.append("objective")
-        yield Night(study=study, changed=changed, known=bool(known))
+        contest = contests.get(study.id)
+        yield Night(study=study, changed=changed, known=bool(known), contest=contest)
         before, metric = {**before, **known}, study.metric or metric
 
 

@@ -17,8 +17,9 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.db import reigns
 from service.db.database import Database
-from service.db.models import Device, Schedule, ScheduleEvent, Study
+from service.db.models import ContestRow, Device, Schedule, ScheduleEvent, Study
 from service.optuna_store.storage import Storage
 from service.pages import overview
 from service.pages.assets import address
@@ -294,6 +295,33 @@ def test_a_schedule_shows_its_nights_and_breaks_where_data_changed(
     assert get(client, f"/reports/schedules/{schedule_id}").count("<h1>nightly") == 1
 
 
+def test_a_schedule_shows_its_champion_and_what_each_sweep_decided(
+    client: TestClient, definition: Make, service_database: Database
+) -> None:
+    schedule_id = sweeps(client, definition, service_database, [{}, {}])
+    assert "Champion" not in text_of(get(client, "/reports/schedules/nightly"))
+    with service_database.write() as session:
+        schedule = session.get_one(Schedule, schedule_id)
+        study = session.scalars(select(Study).where(Study.name == "night-0")).one()
+        names = {"study_id": study.id, "study_name": study.name}
+        session.add(
+            ContestRow(
+                schedule_id=schedule_id, **names, decision="crowned", why="the first", metric="eval_loss"
+            )
+        )
+        reigns.enthrone(
+            session, schedule, **names, trial_number=3, adapter="/a", lineage={}, why="it is <the> first",
+            ended_why="",
+        )  # fmt: skip
+    text = text_of(get(client, "/reports/schedules/nightly"))
+    assert re.search(
+        r"Trial 3 of night-0 is the best adapter so far, since [^:]+:\d\d:\d\d [^:]+: it is", text
+    )
+    assert "it is &lt;the&gt; first" in text
+    assert "crowned : the first" in text
+    assert "nightsweep champion nightly --download nightly-champion" in text
+
+
 def test_a_removed_schedule_still_has_its_page(
     client: TestClient, definition: Make, service_database: Database
 ) -> None:
@@ -386,9 +414,19 @@ def test_pages_need_the_key(settings: Settings) -> None:
         create_app(settings.model_copy(update={"api_key": SecretStr("k" * 20)})), base_url=LOCAL
     ) as guarded:
         for path in ("/", PAGE, "/reports/schedules/x", address("pages.css")):
-            answer = guarded.get(path, headers=BROWSER)
-            assert answer.status_code == 401
-            assert answer.headers["www-authenticate"].startswith("Basic ")
+            assert expect_problem(guarded.get(path), 401)["title"] == "Unauthorized"
+            led = guarded.get(path, headers=BROWSER, follow_redirects=False)
+            assert (led.status_code, led.headers["location"].partition("?")[0]) == (303, "/login")
+
+
+def test_who_has_logged_in_can_log_out(settings: Settings) -> None:
+    own = settings.model_copy(update={"api_key": SecretStr("k" * 20)})
+    with TestClient(create_app(own), base_url=LOCAL) as guarded:
+        by_key = guarded.get("/", headers={**BROWSER, "authorization": f"Bearer {'k' * 20}"})
+        assert "/logout" not in by_key.text
+        token = guarded.get("/login").text.split('name="csrf_token" value="')[1].split('"')[0]
+        page = guarded.post("/login", data={"key": "k" * 20, "csrf_token": token, "next": "/"})
+        assert '<a href="/logout">Log out default</a>' in page.text
 
 
 def test_a_database_that_is_away_is_said(
