@@ -27,7 +27,7 @@ from service.db.models import Attempt, Study, Trial
 from service.db.transitions import append_event, revive
 from service.definitions.stored import effective_document, read_definition, read_preparation
 from service.errors import BeingCancelled, Conflict, Invalid, NotASearch, NothingToExtend, StillNeeded
-from service.rest.etags import Precondition
+from service.rest.preconditions import Precondition
 from service.states import TERMINAL_STUDY_STATES
 from service.studies.limits import Limits, require_room
 from service.studies.queries import get_study

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.control.documents import Labels
 from service.db.models import Study, StudyTag
 from service.db.transitions import append_event
-from service.rest.etags import Precondition
+from service.rest.preconditions import Precondition
 from service.studies.queries import get_study
 
 LABELLED = "labels_changed"

@@ -26,7 +26,7 @@ from service.db.models import EnqueuedRecipe, Study, Trial
 from service.db.transitions import append_event
 from service.definitions.stored import read_definition, read_preparation
 from service.errors import AlreadyTried, Conflict, Invalid, NotASearch, NoTrialsLeft
-from service.rest.etags import Precondition
+from service.rest.preconditions import Precondition
 from service.states import AttemptState
 from service.studies.pauses import open_study
 

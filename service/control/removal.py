@@ -15,7 +15,7 @@ from service.db.database import database_now
 from service.db.models import Study
 from service.db.transitions import append_event
 from service.errors import BeingRemoved, StillNeeded
-from service.rest.etags import Precondition
+from service.rest.preconditions import Precondition
 from service.studies.queries import get_study
 
 ARCHIVED, UNARCHIVED = "archived", "unarchived"

@@ -9,7 +9,7 @@ from service.db.kinds import StudyKind
 from service.db.models import Trial, TrialStop
 from service.db.transitions import append_event
 from service.errors import AlreadyEnded, NotASearch, NotFound
-from service.rest.etags import Precondition
+from service.rest.preconditions import Precondition
 from service.studies.pauses import open_study
 from service.studies.results import ENDED
 

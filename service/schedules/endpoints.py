@@ -22,8 +22,9 @@ from service.rest.dependencies import (
     TrueOrFalse,
 )
 from service.rest.documents import Document, request_body
-from service.rest.etags import ETAG_HEADER, IfMatch, Precondition, etag
+from service.rest.etags import ETAG_HEADER, IfMatch
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce, Changing
+from service.rest.preconditions import Precondition, etag
 from service.rest.problems import declare
 from service.schedules import commands, queries
 from service.schedules.body_schemas import CHANGE_SCHEMA, CREATE_SCHEMA

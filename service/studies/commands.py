@@ -10,7 +10,7 @@ from service.db.models import NOBODY, Study, new_id
 from service.db.rows import insert
 from service.db.transitions import append_event
 from service.errors import AlreadyEnded, Invalid, NameTaken
-from service.rest.etags import ANYTHING, Precondition
+from service.rest.preconditions import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES
 from service.studies.limits import UNLIMITED, Limits, require_within_limits
 from service.studies.queries import get_study

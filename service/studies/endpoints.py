@@ -26,8 +26,9 @@ from service.rest.dependencies import (
     ServiceResources,
 )
 from service.rest.documents import Document, request_body
-from service.rest.etags import ETAG_HEADER, IfMatch, etag
+from service.rest.etags import ETAG_HEADER, IfMatch
 from service.rest.idempotency import REPLAYED_HEADER, Answer, ChangeOnce
+from service.rest.preconditions import etag
 from service.rest.problems import declare
 from service.studies import commands, pauses, queries
 from service.studies.limits import Limits

@@ -16,7 +16,7 @@ from service.db.models import Study
 from service.db.transitions import append_event, put_down, queue_again, take_back
 from service.definitions.stored import read_definition
 from service.errors import AlreadyEnded, BeingCancelled
-from service.rest.etags import ANYTHING, Precondition
+from service.rest.preconditions import ANYTHING, Precondition
 from service.states import TERMINAL_STUDY_STATES, StudyState
 from service.studies.deadlines import deadline_reached
 from service.studies.queries import get_study

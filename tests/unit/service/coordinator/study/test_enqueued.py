@@ -14,7 +14,7 @@ from service.control.schemas import RecipeView
 from service.db.models import EnqueuedRecipe
 from service.errors import AlreadyTried, NoTrialsLeft
 from service.maintenance import integrity
-from service.rest.etags import ANYTHING
+from service.rest.preconditions import ANYTHING
 from service.states import StudyState
 from service.studies.commands import request_cancel
 from tests.support.service.coordinator import DEFINITION, GRID, CoordinatorLab, Killed

@@ -15,7 +15,7 @@ from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Study
 from service.errors import BeingCancelled, Conflict, Invalid, LimitReached, NothingToExtend
 from service.maintenance import integrity
-from service.rest.etags import ANYTHING
+from service.rest.preconditions import ANYTHING
 from service.states import StudyState
 from service.studies.commands import request_cancel
 from service.studies.limits import UNLIMITED, Limits

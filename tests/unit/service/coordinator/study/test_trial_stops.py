@@ -11,7 +11,7 @@ from service.control.trial_stops import request_stop
 from service.db.models import Trial
 from service.errors import AlreadyEnded
 from service.maintenance import integrity
-from service.rest.etags import ANYTHING
+from service.rest.preconditions import ANYTHING
 from service.states import AttemptState, StudyState
 from service.studies.pauses import request_pause, request_resume
 from tests.support.service.coordinator import DEFINITION, CoordinatorLab
