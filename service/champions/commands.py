@@ -12,6 +12,7 @@ from search_spaces.definition import StudyDefinition
 from search_spaces.errors import Fault
 from search_spaces.faults import shown, unknown_keys
 from search_spaces.preparation import NOTHING
+from search_spaces.values.numbers import read_int
 from service.champions.lineage import lineage_of, misfit
 from service.champions.queries import reign_of
 from service.db import reigns
@@ -52,17 +53,24 @@ def read_promotion(document: Any) -> Promotion:
         raise Invalid("The body", [fault])
     faults = unknown_keys(document, known, "")
     faults += [Fault(path=k, value=None, message="is required") for k in known if k not in document]
-    study, trial = document.get("study"), document.get("trial")
+    study, trial = document.get("study"), _number(document.get("trial"))
     if "study" in document and not (isinstance(study, str) and 0 < len(study) <= 200):
         allowed = "the name or id of a study"
         faults.append(Fault(path="study", value=shown(study), message="is not valid", allowed=allowed))
-    whole = isinstance(trial, int) and not isinstance(trial, bool) and 0 <= trial <= MAX_ID
-    if "trial" in document and not whole:
+    if "trial" in document and (trial is None or not 0 <= trial <= MAX_ID):
         allowed = f"a whole number from 0 to {MAX_ID}"
-        faults.append(Fault(path="trial", value=shown(trial), message="is not valid", allowed=allowed))
+        sent = shown(document["trial"])
+        faults.append(Fault(path="trial", value=sent, message="is not valid", allowed=allowed))
     if faults:
         raise Invalid("The body", faults)
     return Promotion(study=str(study), trial=int(trial or 0))
+
+
+def _number(value: Any) -> int | None:
+    try:
+        return read_int(value)
+    except ValueError:
+        return None
 
 
 def promote(session: Session, schedule: Schedule, wanted: Promotion, *, asked_by: str) -> Reign:

@@ -10,7 +10,7 @@ from typing import Any
 from search_spaces.definition import MAX_TRIALS
 from search_spaces.errors import Fault
 from search_spaces.faults import shown, unknown_keys
-from search_spaces.values.numbers import DURATION_FORMS, parse_duration
+from search_spaces.values.numbers import DURATION_FORMS, parse_duration, read_int
 from service.definitions.labels import LABEL_SCHEMAS, TEXT_PATTERN, label_faults, text_fault
 from service.errors import Invalid
 
@@ -151,8 +151,11 @@ _WHOLE_FORM = f"a whole number from 1 to {MAX_TRIALS:,}"
 def _read_whole(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\+[1-9][0-9]{0,5}", value):
         value = int(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 1 <= value <= MAX_TRIALS else None
+    try:
+        number = read_int(value)
+    except ValueError:
+        return None
+    return number if 1 <= number <= MAX_TRIALS else None
 
 
 def _read_hours(value: Any) -> float | None:

@@ -237,3 +237,7 @@ def test_a_schedule_that_is_renamed_keeps_its_champion_and_one_that_is_removed_d
     [reign] = sweeps.reigns()
     assert reign.ended_why == "the schedule was removed by 'default'"
     assert sweeps.swept(keep=0) == {number}
+
+
+def test_a_number_may_be_written_as_json_writes_numbers() -> None:
+    assert commands.read_promotion({"study": "tone", "trial": 3.0}).trial == 3

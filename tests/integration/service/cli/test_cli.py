@@ -263,7 +263,7 @@ def test_a_cancelled_study_is_asked_to_end(server: Settings, study_file: Path) -
 
 
 def test_a_schedule_lives_from_add_to_remove(server: Settings, study_file: Path) -> None:
-    when = ("--cron", "0 22 * * *", "--timezone", "Europe/Berlin", "--name", "nightly")
+    when = ("--cron", "0 22 * * *", "--timezone", "Europe/Berlin", "--name", "nightly", "--cold")
     added = read_json("schedules", "add", study_file, *when)
     assert (added["name"], added["enabled"], added["studies"]) == ("nightly", True, 0)
     listed = {key: value for key, value in added.items() if key != "definition"}

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
-from service.access import keys
+from service.access.keys import commands as keys
 from service.db import database
 from service.db.models import Study
 from service.db.transitions import advance_study
@@ -181,9 +181,9 @@ def test_a_revoked_key_ends_its_stream_and_no_other(
         ann = keys.add(session, "ann")
     with serving(guarded) as server:
         port = server.config.port
-        with listening(port, key=ann) as hers, listening(port, key="root") as ours:
+        with listening(port, key=ann.key) as hers, listening(port, key="root") as ours:
             with service_database.write() as session:
-                keys.revoke(session, "ann")
+                keys.revoke(session, ann.row.id)
             assert hers.ends()
             happen(service_database, happened(study, "still heard"))
             assert [event.message for event in ours.events(1)] == ["still heard"]

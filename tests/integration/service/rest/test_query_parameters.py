@@ -59,7 +59,8 @@ def test_no_endpoint_ignores_a_parameter_that_it_does_not_have(client: TestClien
         for method in operations:
             answer = client.request(method, f"{filled}?colour=blue")
             found = expect_problem(answer, 422)["faults"]
-            assert [(f["path"], f["value"], f["message"]) for f in found] == [
+            sent = [f for f in found if f["message"] != "is required"]
+            assert [(f["path"], f["value"], f["message"]) for f in sent] == [
                 ("query.colour", "blue", "unknown query parameter")
             ]
 

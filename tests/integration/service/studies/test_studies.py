@@ -169,6 +169,7 @@ def test_an_endless_body_is_not_read_to_its_end(client: TestClient, settings: Se
         headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
         scope = {
             "type": "http",
+            "scheme": "http",
             "method": "POST",
             "path": "/v1/studies",
             "query_string": b"",
@@ -193,6 +194,8 @@ def test_a_body_of_exactly_the_limit_is_read(
 @pytest.mark.parametrize("ref", ["nobody", "%00", "a%20b", "%ED%A0%80", "%FF", "x" * 5000, "..", "'--"])
 def test_there_is_no_such_study(client: TestClient, ref: str) -> None:
     for path in ("", "/trials", "/trials/0", "/best", "/events", "/trials/0/adapter"):
+        if (ref, path) == ("..", "/events"):
+            continue  # to a client that is /v1/events, the events of all studies
         expect_problem(client.get(f"/v1/studies/{ref}{path}"), 404)
     expect_problem(client.post(f"/v1/studies/{ref}/cancel"), 404)
 

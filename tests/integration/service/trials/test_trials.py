@@ -94,6 +94,7 @@ def test_a_trial_merges_optunas_values_with_its_attempts(client: TestClient, lab
         "repeat_of": None,
         "seed": None,
         "evaluates": None,
+        "stop_requested": False,
         "value": 1.5,
         "costs": {},
         "feasible": True,

@@ -157,10 +157,10 @@ def test_a_fault_of_ours_fails_the_study_that_met_it_and_no_other(
     bad, good = lab.submit(name="bad"), lab.submit(name="good")
     ask = optuna_store.ask
 
-    def broken_ask(study: Any, definition: Any, preparation: Any) -> Any:
+    def broken_ask(study: Any, definition: Any, *more: Any) -> Any:
         if definition.name == "bad":
             raise ZeroDivisionError("a bug")
-        return ask(study, definition, preparation)
+        return ask(study, definition, *more)
 
     monkeypatch.setattr(optuna_store, "ask", broken_ask)
     lab.run(bad, good)

@@ -351,7 +351,7 @@ def test_a_warm_start_evaluates_the_best_of_all_nights_again_on_changed_data_onl
         (trial.value, age, trial.number, dict(trial.params))
         for age, study in enumerate(reversed(made))
         for trial in read_trials(schedule.lab.storage, study.name)
-        if trial.value is not None
+        if trial.value is not None and trial.searched
     )
     schedule.data["train"].write_text("other\n")
     third = schedule.next()

@@ -18,7 +18,7 @@ from service.db import reigns
 from service.db.kinds import ContestDecision as Decision
 from service.db.models import ContestRow, EventRow, Reign, Schedule, Study
 from service.optuna_store.studies import read_trials
-from service.schedules.commands import fire
+from service.schedules.sweeps import fire
 from service.states import StudyState
 from service.studies.results import best_of_each, counts_of
 from tests.support.fakes.training import evaluated, loss_of

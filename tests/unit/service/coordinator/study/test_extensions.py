@@ -85,11 +85,11 @@ def test_a_study_that_is_extended_in_the_moment_of_its_end_goes_on(
     study_id = lab.submit(search=RANDOM)
     end, extended = LeasedStudy.end, []
 
-    def extended_first(study: LeasedStudy, state: StudyState, reason: str) -> bool:
+    def extended_first(study: LeasedStudy, state: StudyState, reason: str, settle: Any) -> bool:
         if not extended:
             extended.append(reason)
             extend(lab, study_id, trials=2)
-        return end(study, state, reason)
+        return end(study, state, reason, settle)
 
     monkeypatch.setattr(LeasedStudy, "end", extended_first)
     lab.run(study_id)

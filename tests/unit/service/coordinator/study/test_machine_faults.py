@@ -22,7 +22,7 @@ from service.coordinator.cluster.ray_workers import ClusterError
 from service.coordinator.study import attempts, recovery, snapshot_reader
 from service.coordinator.study.leased_study import LeasedStudy
 from service.db.models import Schedule
-from service.schedules import commands
+from service.schedules import sweeps
 from service.states import StudyState
 from tests.support.service.coordinator import DEFINITION, CoordinatorLab
 from workers.errors import DataError, ModelError
@@ -150,12 +150,12 @@ def test_a_firing_that_meets_a_full_disk_is_made_later(
 ) -> None:
     lab = make_lab()
     with lab.database.write() as session:
-        now = commands.database_now(session)
+        now = sweeps.database_now(session)
         schedule = Schedule(name="n", cron="* * * * *", timezone="UTC", definition=DEFINITION)
         schedule.next_fire_at = now
         session.add(schedule)
-    failing = Failing(commands.fire, fault("ENOSPC"), times=1)
-    monkeypatch.setattr(commands, "fire", failing)
+    failing = Failing(sweeps.fire, fault("ENOSPC"), times=1)
+    monkeypatch.setattr(sweeps, "fire", failing)
     with pytest.raises(OSError, match="No space left"):
         fire_schedules(lab.database)
     fire_schedules(lab.database)
