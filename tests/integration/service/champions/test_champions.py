@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from service.artifacts import commands as artifacts
 from service.artifacts.places import open_places
+from service.champions import commands
 from service.db.database import Database
 from service.db.models import Attempt, Reign, Schedule
 from service.optuna_store.storage import Storage
