@@ -87,7 +87,7 @@ def _post(deployment: Deployment, path: str, body: Any = None) -> Any:
 def _throne(deployment: Deployment, name: str) -> Throne:
     contests = "decision, challenger_trial, round(CAST(challenger_value AS NUMERIC), 5) AS challenger,"
     contests += " round(CAST(champion_value AS NUMERIC), 5) AS champion, data_changed"
-    reigns = "trial_number, until IS NULL AS reigns, promoted_by, contest_id IS NULL AS by_hand"
+    reigns = "trial_number, t.until IS NULL AS reigns, promoted_by, contest_id IS NULL AS by_hand"
     with deployment.service_engine.connect() as connection:
 
         def rows(columns: str, table: str) -> tuple[dict[str, Any], ...]:
