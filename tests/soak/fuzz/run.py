@@ -55,8 +55,11 @@ MADE_LATER = (
     "GET /v1/studies/{study}/best",
     "GET /v1/studies/{study}/trials/{number}",
     "GET /v1/studies/{study}/trials/{number}/adapter",
+    "GET /v1/studies/{study}/trials/{number}/log",
+    "GET /v1/schedules/{schedule}/champion",
+    "GET /v1/schedules/{schedule}/champion/adapter",
 )
-"""What a study has only once its trials run: a new one answers 404, which is no resource lost. The one check
+"""What a study or schedule has only once trials run: a new one answers 404, which is no resource lost. The one check
 that is left out, and the only places."""
 
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "429"]
