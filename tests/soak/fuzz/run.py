@@ -59,8 +59,8 @@ MADE_LATER = (
     "GET /v1/schedules/{schedule}/champion",
     "GET /v1/schedules/{schedule}/champion/adapter",
 )
-"""What a study or schedule has only once trials run: a new one answers 404, which is no resource lost. The one check
-that is left out, and the only places."""
+"""What a study or schedule has only once trials run: a new one answers 404, which is no resource lost. The
+one check that is left out, and the only places."""
 
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "412", "429"]
 """What may be answered to a right request; 412 is for an `If-Match` that names another revision."""
