@@ -72,7 +72,7 @@ def _of_studies(studies: tuple[StudyMeasurements, ...]) -> Iterator[Metric]:
         "nightsweep_pack_slots", "Trials that the worker wants at once.", labels=[*_STUDY, "worker"]
     )
     for study in studies:
-        labels = [study.labels.study, study.labels.owner]
+        labels = [study.study, study.owner]
         _add(trials, labels, study.trials)
         _add(lost, labels, study.lost)
         useful = study.tokens

@@ -39,19 +39,12 @@ _MEASURED = load_only(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
-    """What the series of a study are told apart by."""
-
-    study: str
-    owner: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyMeasurements:
     """One study that is active, or was within the last hour."""
 
-    labels: Labels
-    state: StudyState
+    study: str
+    """Its name."""
+    owner: str
     lease_remaining: float | None
     """Seconds until its lease runs out; None: nobody holds it."""
     gpu_seconds: float
@@ -120,7 +113,7 @@ def _shown_studies(session: Session, now: datetime) -> tuple[list[Any], int]:
     shown = active | (Study.ended_at >= now - KEPT_AFTER_END)
     total = session.scalar(select(func.count()).where(shown)) or 0
     found = session.execute(
-        select(Study.id, Study.name, Study.owner, Study.state, Study.lease_owner, Study.lease_expires_at)
+        select(Study.id, Study.name, Study.owner, Study.lease_owner, Study.lease_expires_at)
         .where(shown)
         .order_by(case((active, 0), else_=1), Study.created_at.desc(), Study.id)
         .limit(MOST_STUDIES)
@@ -184,8 +177,8 @@ def _study(
     latest = {one.data["worker_id"]: one.data["slots"] for one in capacities if one.data is not None}
     leased = row.lease_owner is not None and row.lease_expires_at is not None
     return StudyMeasurements(
-        labels=Labels(study=row.name, owner=row.owner),
-        state=StudyState(row.state),
+        study=row.name,
+        owner=row.owner,
         lease_remaining=(row.lease_expires_at - now).total_seconds() if leased else None,
         gpu_seconds=gpu_hours(attempts, now) * 3600,
         worker_seconds=worker_hours(attempts, now) * 3600,

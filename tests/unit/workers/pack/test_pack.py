@@ -143,15 +143,17 @@ def test_orders_say_whether_decoded_weights_are_kept(
 
 
 @pytest.mark.parametrize("pads", [False, True])
-def test_the_outcome_tells_the_share_of_positions_that_held_a_token(
+def test_the_outcome_and_its_progress_tell_which_positions_held_a_token(
     recorder: Recorder, tmp_path: Path, tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch, pads: bool
 ) -> None:
     device = Device.installed(monkeypatch)
     base = build_tiny_falcon(tmp_path / "falcon") if pads else tiny_base_dir
-    outcome = recorder.outcome(trial_order(tmp_path, base))
+    events = recorder.run(trial_order(tmp_path, base))
+    (outcome,) = of_type(events, TrialOutcome)
     passes = device.of_kind(trained=True)
     real, padded = sum(one.real_tokens for one in passes), sum(one.tokens for one in passes)
     assert outcome.useful_token_share == real / padded
+    assert of_type(events, Progress)[-1].tokens == (real, padded)
     assert (real < padded) == pads
 
 

@@ -12,7 +12,7 @@ from service.db.models import EventRow, Study
 from service.optuna_store.studies import read_trials
 from service.states import AttemptState, StudyState
 from tests.support.service.coordinator import DEFINITION, CoordinatorLab
-from workers.contract import PackCapacity
+from workers.contract import PackCapacity, Progress
 
 
 def search(trials: int, **changes: Any) -> dict[str, Any]:
@@ -41,6 +41,20 @@ def test_packs_fill_up_to_what_is_allowed_and_no_further(
     assert [a.trial_number for a in lab.attempts()] == list(range(20))
     assert (most, fullest <= 8) == (6, True)
     assert lab.cluster.alive == []
+
+
+def test_the_tokens_of_a_trials_passes_are_kept_with_its_attempt(
+    make_lab: Callable[..., CoordinatorLab],
+) -> None:
+    lab = make_lab(patience=1000.0)
+    lab.submit(search=search(1))
+    lab.rounds(lambda: [a.state for a in lab.attempts()] == [AttemptState.RUNNING])
+    (attempt,), (runner,) = lab.attempts(), lab.runners
+    progress = {"attempt_id": attempt.id, "step": 1, "train_loss": 1.0, "learning_rate": 0.1}
+    for seq, tokens in ((100, (30, 40)), (101, (60, 80)), (101, (1, 2))):  # the last one came before
+        runner.events.on_progress(Progress(**progress, examples_seen=seq, tokens=tokens), seq)
+    (attempt,) = lab.attempts()
+    assert (attempt.tokens, attempt.padded_tokens) == (60, 80)
 
 
 def test_trials_spread_over_all_workers_though_one_is_ready_first(
