@@ -19,8 +19,6 @@ from service.db.database import Database
 from service.db.models import Attempt, Study
 from service.states import TERMINAL_ATTEMPT_STATES, TERMINAL_STUDY_STATES
 
-_PENDING = "ends_to_tell"
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyEnd:
@@ -72,21 +70,23 @@ def follow_ends(database: Database, tell: Callable[[End], None]) -> Callable[[],
         What ends this.
     """
 
+    pending = object()  # under which a session keeps what is to be told: each follower its own
+
     def flushed(session: Session, _: object) -> None:
         for row in (*session.new, *session.dirty):
             if isinstance(row, Attempt | Study) and get_history(row, "state").has_changes():
                 end = _end_of(session, row)
                 if end is not None:
-                    session.info.setdefault(_PENDING, []).append(end)
+                    session.info.setdefault(pending, []).append(end)
 
     def committed(session: Session) -> None:
         if not session.in_nested_transaction():
-            for end in session.info.pop(_PENDING, []):
+            for end in session.info.pop(pending, []):
                 tell(end)
 
     def rolled_back(session: Session) -> None:
         if not session.in_nested_transaction():
-            session.info.pop(_PENDING, None)
+            session.info.pop(pending, None)
 
     listeners: tuple[tuple[str, Callable[..., Any]], ...] = (
         ("after_flush", flushed),

@@ -94,6 +94,12 @@ def test_each_end_is_told_once_after_its_commit(service_database: Database, stud
     assert (end.study_id, end.owner, end.state) == (study.id, "anna", "completed")
 
 
+def test_each_of_two_followers_is_told_once(service_database: Database, study: Study) -> None:
+    with following(service_database) as first, following(service_database) as second:
+        service_database.transact(lambda session: end_attempt(session, study))
+    assert len(first) == len(second) == 1
+
+
 def test_what_is_rolled_back_is_not_told(service_database: Database, study: Study) -> None:
     with following(service_database) as found:
         with service_database.write() as session:
