@@ -238,6 +238,10 @@ class StudyRequests(Paged):
         path = f"/v1/studies/{segment(study)}/trials/{number}/adapter"
         self._download(path, {"which": which}, target)
 
+    def report_url(self, study: StudyView) -> str:
+        """The study's page, which keeps itself up to date."""
+        return f"{self.server}/reports/studies/{segment(study.name)}"
+
     def dashboard_url(self, study: StudyView | None = None) -> str:
         """The study's page in Optuna dashboard; the list of studies while it has none."""
         return self.server + ((study and study.dashboard_path) or "/dashboard")

@@ -246,5 +246,6 @@ def _say_submitted(client: Client, study: StudyView) -> None:
         f"Study {study.name} submitted",
         f"  Id          {study.id}",
         f"  Name        {study.name}",
+        f"  Report      {client.report_url(study)}",
         f"  Dashboard   {client.dashboard_url(study)}",
     )

@@ -130,7 +130,7 @@ def test_every_read_prints_something_for_people_and_no_control_codes(run: Any, r
     assert "\x1b" not in result.output
 
 
-def test_submit_sends_the_file_and_prints_id_name_and_dashboard(run: Any, tmp_path: Path) -> None:
+def test_submit_sends_the_file_and_prints_id_name_and_addresses(run: Any, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("name: tone\nsearch: {trials: 3}\n")
     api = FakeApi({"POST /v1/studies": httpx.Response(201, json=study_json(dashboard_path=None))})
     result = run(api, "submit", str(tmp_path / "study.yaml"), "--name", "other")
@@ -139,6 +139,7 @@ def test_submit_sends_the_file_and_prints_id_name_and_dashboard(run: Any, tmp_pa
         "Study tone submitted\n"
         f"  Id          {'5' * 32}\n"
         "  Name        tone\n"
+        f"  Report      {SERVER}/reports/studies/tone\n"
         f"  Dashboard   {SERVER}/dashboard\n"
         "Watch it with: nightsweep watch tone\n"
     ) == result.stdout
